@@ -140,8 +140,8 @@ def _complete(
                 for message in messages:
                     log(Event("warning", data={"message": message}))
                 log.listen(Gauges(config))
-                with reporting_idle_slots(config, log):
-                    _make_all(config, directory, digests, log, backend=RayBackend(config), stop=stop)
+                with RayBackend(config) as ray_backend, reporting_idle_slots(config, log, ray_backend.idle_seats):
+                    _make_all(config, directory, digests, log, backend=ray_backend, stop=stop)
     else:
         for stage in STAGES:
             log(Event("stage_skipped", stage.name))

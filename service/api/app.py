@@ -28,7 +28,6 @@ from service.ray_side.dashboard import Dashboard
 from service.ray_side.jobs import RayJobs
 from service.ray_side.pages import RayPages
 from service.ray_side.pools import RayPools
-from service.ray_side.trainings import RayTrainings
 from service.settings import Settings
 from service.web import STATIC
 
@@ -53,13 +52,13 @@ def create_app(
         database: Migrated database.
         jobs: Client for Ray Jobs.
         pools: Pools of the Ray cluster.
-        dashboard: Ray dashboard, for its pages and the state of Ray Train.
+        dashboard: Ray dashboard, whose pages administrators see.
         notifier: Receives a notification of every committed change of a run.
         wake_reconciler: Starts the next round of the reconciler at once.
     """
     prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
     context = ServiceContext(
-        settings=settings, database=database, jobs=jobs, pools=pools, trainings=RayTrainings(dashboard),
+        settings=settings, database=database, jobs=jobs, pools=pools,
         ray_pages=RayPages(dashboard), notifier=notifier, wake_reconciler=wake_reconciler,
         streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
         sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),

@@ -19,7 +19,6 @@ from service.observability import PrometheusMetrics
 from service.ray_side.jobs import RayJobs
 from service.ray_side.pages import RayPages
 from service.ray_side.pools import RayPools
-from service.ray_side.trainings import RayTrainings
 from service.settings import Settings
 
 
@@ -30,7 +29,6 @@ class ServiceContext:
     Attributes:
         jobs: Client for Ray Jobs; used only to delete the jobs of a deleted run.
         pools: Pools of the Ray cluster.
-        trainings: State of trainings, from Ray Train.
         ray_pages: Pages of the Ray dashboard, for administrators.
         notifier: Receives a notification of every committed change of a run.
         wake_reconciler: Starts the next round of the reconciler at once.
@@ -49,7 +47,6 @@ class ServiceContext:
     database: Database
     jobs: RayJobs
     pools: RayPools
-    trainings: RayTrainings
     ray_pages: RayPages
     notifier: Notifier
     wake_reconciler: Callable[[], None]

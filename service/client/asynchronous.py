@@ -154,10 +154,6 @@ class AsyncClient:
         """Progress of the run's units: the seed, each sub-model and the fine-tune."""
         return (await self._get(schemas.UnitPage, _run_path(run_id, "submodels"))).items
 
-    async def trainings(self, run_id: str) -> list[schemas.Training]:
-        """Each training of a run as Ray Train sees it: state, attempts, workers."""
-        return (await self._get(schemas.TrainingPage, _run_path(run_id, "trainings"))).items
-
     async def clusters(self, run_id: str) -> dict[str, Any]:
         """The report of the document clustering."""
         return await self._get(dict[str, Any], _run_path(run_id, "clusters"))

@@ -135,7 +135,6 @@ class Client:
     wait = _blocking(AsyncClient.wait)
     metrics = _blocking(AsyncClient.metrics)
     units = _blocking(AsyncClient.units)
-    trainings = _blocking(AsyncClient.trainings)
     clusters = _blocking(AsyncClient.clusters)
     report = _blocking(AsyncClient.report)
     logs = _blocking(AsyncClient.logs)

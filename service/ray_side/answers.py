@@ -95,49 +95,6 @@ class GroupList(DashboardAnswer):
     items: list[Group] = Field(validation_alias=AliasPath("data", "result", "result"))
 
 
-class TrainWorker(DashboardAnswer):
-    """A worker in `/api/train/v2/runs/v1`."""
-
-    world_rank: int
-    node_ip: str
-    gpu_ids: list[int] = Field(default_factory=list)
-    status: str | None = None
-
-
-class TrainAttempt(DashboardAnswer):
-    """A group of workers that Ray Train started for a training."""
-
-    status: str
-    status_detail: str | None = None
-    start_time_ns: int
-    end_time_ns: int | None = None
-    workers: list[TrainWorker]
-
-
-class SubmittedJob(DashboardAnswer):
-    """The job whose driver started a training."""
-
-    submission_id: str | None = None
-
-
-class TrainRun(DashboardAnswer):
-    """An element of `/api/train/v2/runs/v1`; its settings are not read because they may contain secrets."""
-
-    name: str
-    status: str
-    status_detail: str | None = None
-    start_time_ns: int
-    end_time_ns: int | None = None
-    attempts: list[TrainAttempt]
-    job_details: SubmittedJob | None = None
-
-
-class TrainRunList(DashboardAnswer):
-    """`/api/train/v2/runs/v1`."""
-
-    train_runs: list[TrainRun]
-
-
 T = TypeVar("T")
 
 

@@ -30,10 +30,6 @@ from service.schemas.runs import (
     RunDetail,
     RunPage,
     StageProgress,
-    Training,
-    TrainingAttempt,
-    TrainingPage,
-    TrainingWorker,
     Unit,
     UnitPage,
 )
@@ -57,6 +53,6 @@ __all__ = [
     "LogPage", "Metrics", "Mistake", "Money", "NewSignInCode", "NewToken", "NewWebhook", "PlannableConfig", "PoolList", "PoolNode",
     "PoolStatus", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "RetryRequest", "Run", "RunChange", "RunDetail",
     "RunPage", "RunRequest", "Scope", "Series", "SessionInfo", "SessionPage", "SessionRequest", "Share", "StageProgress",
-    "TokenInfo", "TokenPage", "TokenRequest", "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit", "UnitPage",
+    "TokenInfo", "TokenPage", "TokenRequest", "Unit", "UnitPage",
     "WebhookInfo", "WebhookPage", "WebhookRequest",
 ]

@@ -1,4 +1,4 @@
-"""Runs, their units and their trainings."""
+"""Runs and their units."""
 
 from __future__ import annotations
 
@@ -110,48 +110,3 @@ class UnitPage(Document):
     """Units of a run, in the order in which they started."""
 
     items: list[Unit]
-
-
-class TrainingWorker(Document):
-    """A worker process of a training."""
-
-    rank: int
-    node: str
-    """Address of the worker's node."""
-    state: str | None
-    """State of the worker's actor in Ray: `ALIVE` or `DEAD`; null if unknown."""
-    gpus: list[int]
-    """Indices of the worker's GPUs on the node."""
-
-
-class TrainingAttempt(Document):
-    """A group of workers that Ray Train started for a training."""
-
-    state: str
-    """State in Ray Train: `PENDING`, `RUNNING`, `FINISHED`, `ERRORED` or `ABORTED`."""
-    detail: str | None
-    """Reason for the state, if Ray Train gives one."""
-    started: float
-    ended: float | None
-    workers: list[TrainingWorker]
-
-
-class Training(Document):
-    """A training of the seed, a sub-model or the fine-tune, as Ray Train reports it."""
-
-    unit: str
-    run_attempt: int
-    """Number of the run's attempt that started this training."""
-    state: str
-    """State in Ray Train: `INITIALIZING`, `SCHEDULING`, `RUNNING`, `RESTARTING`, `RESIZING`, `FINISHED`, `ERRORED` or `ABORTED`."""
-    detail: str | None
-    """Reason for the state, if Ray Train gives one."""
-    started: float
-    ended: float | None
-    attempts: list[TrainingAttempt]
-
-
-class TrainingPage(Document):
-    """Trainings of a run, in the order in which they started."""
-
-    items: list[Training]

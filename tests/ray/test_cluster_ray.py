@@ -12,11 +12,11 @@ import ray
 import torch
 from clustering_corpus import run_config, write_corpus, write_model
 
-from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stop_file import NEVER
-from moedisco_ray.execution.ray.clustering import RayWorkers, VectoriserSlots, build_clusters
+from moedisco_ray.execution.ray.clustering import RayWorkers, build_clusters
+from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.stages.clustering.build import LocalWorkers
 from moedisco_ray.stages.clustering.build import build_clusters as build_here
 from moedisco_ray.stages.clustering.grid import Grid, peak
@@ -49,8 +49,10 @@ def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_threa
     here, there = tmp_path / "here", tmp_path / "there"
     pure = build_here(config, corpus, model, here, LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer")))
     meter = Meter()
-    assert build_clusters(
-        config, corpus_dir=corpus, model_dir=model, directory=there, emit=meter.update, stop=NEVER) == pure
+    with Seats("vectors") as seats:
+        assert build_clusters(
+            config, corpus_dir=corpus, model_dir=model, directory=there, emit=meter.update, stop=NEVER, seats=seats) == pure
+        assert seats.idle("low_mem_gpu") == (2 if vectors == "hidden_state" else 0)     # as many as there are slots and parts
     assert meter.worker_seconds.keys() == ({"low_memory"} if vectors == "hidden_state" else set())
     assert not meter.open
     ours, theirs = files_under(here), files_under(there)
@@ -65,17 +67,6 @@ def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_threa
             assert path.read_bytes() == theirs[name].read_bytes(), name
 
 
-def test_vectors_of_a_model_take_the_slots_that_there_are():
-    pool, events = LowMemoryPool(), []
-    with VectoriserSlots(pool, events.append, NEVER).taken(5) as (count, resources):
-        assert (count, resources) == (2, {"num_cpus": 0, "num_gpus": None, "resources": {"low_mem_gpu": 1}})
-        assert [event.type for event in events] == ["workers_held", "workers_released", "workers_held"]
-        assert events[-1].data["pool"] == "low_memory"
-        assert events[-1].data["workers"] == 2
-    with VectoriserSlots(pool, events.append, NEVER).taken(1) as (count, _):
-        assert count == 1
-
-
 @pytest.mark.parametrize("shards", [1, 3])
 def test_lloyd_on_ray_is_lloyd_here_even_when_a_shard_dies(shards, tmp_path):
     generator = np.random.default_rng(0)
@@ -86,7 +77,7 @@ def test_lloyd_on_ray_is_lloyd_here_even_when_a_shard_dies(shards, tmp_path):
         files.append(tmp_path / f"{f}.parquet")
         write_vectors(files[-1], [ids[i] for i in rows], x_ND[rows])
     pure = fit_kmeans_on_blocks(np.array_split(x_ND, 7), x_ND[:500], 4, restarts=2, iterations=15)
-    workers = RayWorkers(tmp_path, max_actors=shards)
+    workers = RayWorkers(tmp_path, run_on=print, max_actors=shards)
     workers.hold(files)
     origin_D = x_ND[:500].mean(axis=0, dtype=np.float64).astype(np.float32)
     grid = Grid.covering(origin_D, max(workers.ask("peak", None, origin_D)), 3000)
@@ -111,7 +102,8 @@ def test_fewer_documents_than_clusters_is_told(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=5, parts=1)
     with pytest.raises(CorpusError, match=r"clusters.count"):
         build_clusters(
-            run_config(count=6), corpus_dir=corpus, model_dir=tmp_path, directory=tmp_path, emit=Meter().update, stop=NEVER)
+            run_config(count=6), corpus_dir=corpus, model_dir=tmp_path, directory=tmp_path, emit=Meter().update, stop=NEVER,
+            seats=Seats("vectors"))
 
 
 def write_vectors(path, ids, x_ND):

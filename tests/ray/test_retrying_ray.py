@@ -88,4 +88,4 @@ def test_workers_that_cannot_start_are_failures_unless_their_slots_or_a_node_wen
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: str,
 ) -> None:
     monkeypatch.setattr(causes, "_NODE_DEATH_SECONDS", 0.5)
-    assert causes.end_of(ControllerError(failure), UnitStatus(), causes.dead_nodes()).kind == kind
+    assert causes.end_of(causes.failures_of(ControllerError(failure)), UnitStatus(), causes.dead_nodes()).kind == kind

@@ -79,20 +79,3 @@ def dashboard() -> Iterator[Standin]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def training(name: str, submission: str | None, start: int = 1, status: str = "RUNNING", **changes: Any) -> dict[str, Any]:
-    """An element of `/api/train/v2/runs/v1`, as Ray 2.60 writes it."""
-    worker = {
-        "world_rank": 0, "local_rank": 0, "node_rank": 0, "actor_id": "a", "node_id": "n", "node_ip": "10.0.0.7", "pid": 7,
-        "gpu_ids": [0], "status": "ALIVE", "resources": {"resources": {"GPU": 1.0}}, "log_file_path": None}
-    attempt = {
-        "run_id": "r", "attempt_id": "t", "status": status, "status_detail": None, "start_time_ns": start * 10**9,
-        "end_time_ns": None, "resources": [], "workers": [{**worker, "world_rank": 1}, worker]}
-    return {
-        "id": "r", "name": name, "job_id": "01000000", "controller_actor_id": "c", "status": status, "status_detail": None,
-        "start_time_ns": start * 10**9, "end_time_ns": None, "controller_log_file_path": None, "framework_versions": {},
-        "run_settings": {"run_config": {"worker_runtime_env": {"env_vars": {"MOEDISCO_RUN_TOKEN": "mdr_secret"}}}},
-        "attempts": [attempt],
-        "job_details": None if submission is None else {
-            "submission_id": submission, "runtime_env": {"env_vars": {"MOEDISCO_RUN_TOKEN": "mdr_secret"}}}} | changes

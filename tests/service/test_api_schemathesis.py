@@ -5,7 +5,7 @@ import collections
 import pytest
 import schemathesis
 from api_client import demo, service
-from dashboard_standin import dashboard, training
+from dashboard_standin import dashboard
 from hypothesis import HealthCheck, Phase, core, given, seed, settings
 from hypothesis import strategies as st
 from page_runs import finish
@@ -49,7 +49,6 @@ def real(api, ray):
     site.service = api
     webhook = api.admin.post("/v1/webhooks", json={"url": "https://example.org/"}).json()["id"]
     run = finish(site)
-    ray.answers("/api/train/v2/runs/v1", {"train_runs": [training("demo-finetune-0011aabb", f"{run}-1", 3, "FINISHED")]})
     return {
         "run_id": lambda _: run,
         "path": lambda _: "clusters/report.json",

@@ -1,7 +1,7 @@
-"""What the web page shows of Ray: the run's job in the dashboard, and what Ray Train says of its trainings."""
+"""What the web page shows of Ray: the run's job in the dashboard."""
 
 import pytest
-from dashboard_standin import dashboard, training
+from dashboard_standin import dashboard
 from page_runs import begin
 from page_server import site as serve
 from playwright.sync_api import expect
@@ -59,15 +59,3 @@ def test_a_tenant_sees_no_link_to_ray(browser, site):
         page.goto(f"{site.url}/#/pools")
         expect(page.get_by_role("heading", name="Pools")).to_be_visible()
         expect(page.get_by_role("link", name="Ray dashboard")).to_have_count(0)
-
-
-def test_a_runs_trainings_show_their_state_attempts_and_workers(browser, site, ray):
-    run = begin(site)
-    ray.answers("/api/train/v2/runs/v1", {"train_runs": [
-        training("demo-submodel-0-00ffee11", f"{run}-1", status="FINISHED", end_time_ns=95 * 10**9),
-        training("demo-submodel-1-00ffee12", f"{run}-1", 2)]})
-    with browser.new_context() as context:
-        page = opened(context, site, "ann", run)
-        rows = page.get_by_role("region", name="Ray Train").get_by_role("row")
-        expect(rows.nth(1)).to_contain_text("submodel-0finished1210.0.0.71 min 34 s")
-        expect(rows.nth(2)).to_contain_text("submodel-1running12 of 2 alive10.0.0.7")

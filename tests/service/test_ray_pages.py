@@ -1,16 +1,14 @@
-"""The Ray dashboard through the service, and what Ray Train says of a run."""
+"""The Ray dashboard through the service."""
 
 import contextlib
-import threading
 
 import httpx
 import pytest
 from api_client import service
-from dashboard_standin import INDEX, RAY_TOKEN, dashboard, training
+from dashboard_standin import INDEX, RAY_TOKEN, dashboard
 
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.pages import kind_of
-from service.ray_side.trainings import RayTrainings
 from service.serve import _ray
 from service.settings import Settings
 
@@ -91,45 +89,6 @@ def test_every_path_of_a_page_is_known():
     assert not [page for page in others if kind_of(page)]
 
 
-def test_trainings_are_those_of_the_runs_own_jobs(api, ray):
-    run, other = api.submit()["id"], api.submit("bob")["id"]
-    for each in (run, other):
-        api.start(each)
-    ray.answers("/api/train/v2/runs/v1", {"train_runs": [
-        training("demo-finetune-0011aabb", f"{run}-2", 3),
-        training("demo-submodel-0-00ffee11", f"{run}-1", 2, "FINISHED", end_time_ns=5 * 10**9),
-        training("demo-seed-00ffee12", f"{other}-1"),
-        training("theirs", None)]})
-    answer = api.ann.get(f"/v1/runs/{run}/trainings")
-    items = answer.json()["items"]
-    assert [(item["unit"], item["run_attempt"], item["state"]) for item in items] == [
-        ("submodel-0", 1, "FINISHED"), ("finetune", 2, "RUNNING")]
-    assert (items[0]["started"], items[0]["ended"]) == (2.0, 5.0)
-    assert items[1]["attempts"][0]["workers"] == [
-        {"rank": rank, "node": "10.0.0.7", "state": "ALIVE", "gpus": [0]} for rank in (0, 1)]
-    assert "mdr_secret" not in answer.text
-    assert api.bob.get(f"/v1/runs/{run}/trainings").status_code == 404
-    assert len(ray.asked) == 1
-    assert api.bob.get(f"/v1/runs/{other}/trainings").json()["items"][0]["unit"] == "seed"
-    assert len(ray.asked) == 1, "one answer serves all for some seconds"
-
-
-def test_trainings_are_empty_where_ray_knows_none(api, ray):
-    run = api.submit()["id"]
-    assert api.ann.get(f"/v1/runs/{run}/trainings").json() == {"items": []}
-    assert not ray.asked, "a run without a driver has none"
-    api.start(run)
-    ray.answers("/api/train/v2/runs/v1", b"Train state data is not available.", 500)
-    assert api.ann.get(f"/v1/runs/{run}/trainings").json() == {"items": []}
-
-
-def test_trainings_say_when_ray_is_away(tmp_path):
-    with service(tmp_path) as away:
-        run = away.submit()["id"]
-        away.start(run)
-        assert away.ann.get(f"/v1/runs/{run}/trainings").status_code == 503
-
-
 def test_the_dashboard_may_have_another_address_than_the_jobs(tmp_path, ray):
     settings = Settings(state_dir=tmp_path, ray_address="http://head:8265", dashboard_url=ray.url)
     local, jobs, shown = _ray(settings)
@@ -155,26 +114,3 @@ def test_tokens_are_read_anew(tmp_path):
         assert client.headers() == {"Authorization": "Bearer one"}
         path.write_text("two\n")
         assert httpx.Headers(client.headers())["authorization"] == "Bearer two"
-
-
-def test_a_dashboard_that_hangs_holds_one_reader_only():
-    asked, may_answer = threading.Event(), threading.Event()
-    now = [0.0]
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if now[0]:
-            asked.set()
-            assert may_answer.wait(10)
-        return httpx.Response(200, json={"train_runs": [training("demo-seed-00ffee12", "R-1", 1 + int(now[0]))]})
-
-    with contextlib.closing(Dashboard("http://ray:8265", transport=httpx.MockTransport(answer))) as client:
-        trainings = RayTrainings(client, lambda: now[0])
-        assert trainings.read("R", "demo")[0].started == 1.0
-        now[0] = 100.0
-        slow = threading.Thread(target=trainings.read, args=("R", "demo"))
-        slow.start()
-        assert asked.wait(10)
-        assert trainings.read("R", "demo")[0].started == 1.0, "what was known before"
-        may_answer.set()
-        slow.join()
-        assert trainings.read("R", "demo")[0].started == 101.0

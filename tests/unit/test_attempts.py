@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +18,15 @@ from ray.exceptions import (
     RayTaskError,
     RuntimeEnvSetupError,
 )
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.errors import MoeDiscoError, PoolError, RunDirError, StorageError
 from moedisco_ray.core.events import Event
-from moedisco_ray.execution.ray import attempts, causes
+from moedisco_ray.execution.ray import attempts, causes, worker
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
-from moedisco_ray.execution.ray.causes import end_of, last_line
+from moedisco_ray.execution.ray.causes import end_of, failures_of, last_line
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _MailboxActor
 from moedisco_ray.execution.ray.ray_train_internals import (
     InsufficientClusterResourcesError,
@@ -73,6 +73,10 @@ class Mail(EventMailbox):
 
     def status(self, unit: str) -> UnitStatus:
         return UnitStatus(("node",), 3)
+
+
+def end_after(error: TrainingFailedError, status: UnitStatus, dead_before: Collection[str] = ()) -> End:
+    return end_of(failures_of(error), status, dead_before)
 
 
 def of_task(cause: Exception) -> RayTaskError:
@@ -151,13 +155,13 @@ def test_what_cost_work_with_a_machine_or_a_process_is_counted_as_a_loss(
 
 
 def test_words_in_paths_and_source_lines_say_nothing_of_an_end() -> None:
-    end = end_of(WorkerGroupError(BUG, {0: of_task(ValueError("bug"))}), UnitStatus(("node",), 3))
+    end = end_after(WorkerGroupError(BUG, {0: of_task(ValueError("bug"))}), UnitStatus(("node",), 3))
     assert end == End("failed", 3, "bug")
 
 
 def test_a_node_s_end_is_a_preemption_whatever_the_others_say() -> None:
     gone = WorkerHealthCheckFailedError("", NodeDiedError("Task failed because the node it was running on is dead or unavailable."))
-    assert end_of(WorkerGroupError("", {0: of_task(ValueError("bug")), 1: gone}), UnitStatus(("node",), 3)).kind == "preempted"
+    assert end_after(WorkerGroupError("", {0: of_task(ValueError("bug")), 1: gone}), UnitStatus(("node",), 3)).kind == "preempted"
 
 
 def test_slots_that_no_autoscaler_brings_are_not_waited_for(fits: Callable[..., TrainResult | End]) -> None:
@@ -166,19 +170,19 @@ def test_slots_that_no_autoscaler_brings_are_not_waited_for(fits: Callable[..., 
 
 
 def test_who_finds_no_slot_has_lost_no_work() -> None:
-    end = end_of(ControllerError(WorkerGroupStartupTimeoutError(1)), UnitStatus(), {"gone"})
+    end = end_after(ControllerError(WorkerGroupStartupTimeoutError(1)), UnitStatus(), {"gone"})
     assert (end.kind, end.saved) == ("preempted", True)
-    end = end_of(WorkerGroupError("", {0: RuntimeError("the node has died")}), UnitStatus(), {"gone"})
+    end = end_after(WorkerGroupError("", {0: RuntimeError("the node has died")}), UnitStatus(), {"gone"})
     assert (end.kind, end.saved) == ("preempted", False)
 
 
 def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
     mailbox = _MailboxActor()
-    mailbox.set_workers("finetune", mailbox.begin_attempt("finetune"), None, ("gone",))
-    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).kind == "preempted"
+    mailbox.set_workers("finetune", mailbox.begin_attempt("finetune"), ("gone",))
+    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).kind == "preempted"
     mailbox.begin_attempt("finetune")
     unstarted = ControllerError(WorkerGroupStartupFailedError("its image lacks a library"))
-    assert end_of(unstarted, mailbox.status("finetune"), {"gone"}).kind == "died"
+    assert end_after(unstarted, mailbox.status("finetune"), {"gone"}).kind == "died"
 
 
 def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was() -> None:
@@ -186,7 +190,7 @@ def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was
     mailbox.push(progress(500), mailbox.begin_attempt("finetune"))
     assert mailbox.status("finetune") == UnitStatus((), 500, 0.5)
     mailbox.begin_attempt("finetune")
-    end = end_of(WorkerGroupError("", {0: RuntimeError("its image lacks a library")}), mailbox.status("finetune"))
+    end = end_after(WorkerGroupError("", {0: RuntimeError("its image lacks a library")}), mailbox.status("finetune"))
     assert (end.kind, end.step) == ("failed", None)
     assert mailbox.status("finetune").step_seconds == 0.5      # which orders the queue
 
@@ -195,23 +199,23 @@ def test_an_error_s_step_is_the_worker_s_word_and_not_the_last_progress() -> Non
     mailbox = _MailboxActor()
     this = mailbox.begin_attempt("finetune")
     mailbox.set_exit_step("finetune", this, 0)
-    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).step == 0
+    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).step == 0
     this = mailbox.begin_attempt("finetune")
     mailbox.push(progress(500), this)
     assert mailbox.status("finetune").current_step == 500
     mailbox.set_exit_step("finetune", this, 507)
     mailbox.set_exit_step("finetune", this, 508)    # another of the gang, that lost sight of the first
-    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).step == 507
+    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).step == 507
 
 
 def test_a_worker_tells_where_it_was_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[str, str, int]] = []
     mailbox = SimpleNamespace(set_exit_step=SimpleNamespace(remote=lambda *word: word))
-    monkeypatch.setattr(attempts.ray, "wait", lambda words, **_limit: sent.extend(words))
-    with pytest.raises(ValueError, match="bug"), attempts._reporting_exit_step("finetune", mailbox, "this"):
+    monkeypatch.setattr(worker.ray, "wait", lambda words, **_limit: sent.extend(words))
+    with pytest.raises(ValueError, match="bug"), worker._reporting_exit_step("finetune", mailbox, "this"):
         raise ValueError("bug before the first step")
     assert sent == []
-    with pytest.raises(ValueError, match="bug"), attempts._reporting_exit_step("finetune", mailbox, "this") as begins:
+    with pytest.raises(ValueError, match="bug"), worker._reporting_exit_step("finetune", mailbox, "this") as begins:
         for step in (3, 4):
             begins(step)
         raise ValueError("bug")

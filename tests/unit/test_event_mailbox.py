@@ -95,9 +95,9 @@ def say(mailbox: _MailboxActor, attempt: str, word: str, step: int) -> None:
     elif word == "finish":
         mailbox.set_outcome("unit", attempt, step)
     elif word == "control":
-        mailbox.set_controller("unit", attempt, step)
+        mailbox.set_actor("unit", attempt, step)
     else:
-        mailbox.set_workers("unit", attempt, step, (f"node-{step}",))
+        mailbox.set_workers("unit", attempt, (f"node-{step}",), step)
 
 
 @given(st.lists(WORDS))
@@ -110,7 +110,7 @@ def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[
             say(alone, only, word, step)
     assert both.outcome("unit") == alone.outcome("unit")
     assert both.status("unit") == alone.status("unit")
-    assert both.controller("unit") == alone.controller("unit")
+    assert both.actor("unit") == alone.actor("unit")
     assert both.end_attempt("unit") == alone.end_attempt("unit")
     emitted = [step for _, word, step in words if word == "progress"]
     assert [event.data["step"] for event in both.take()] == emitted        # they happened, and are kept

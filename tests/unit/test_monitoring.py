@@ -46,6 +46,6 @@ def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     answers.insert(0, answers[0])
     monkeypatch.setattr(ray_internals, "available_resources_per_node", available)
-    with reporting_idle_slots(small_config(tmp_path), emit, interval=0.001):
+    with reporting_idle_slots(small_config(tmp_path), emit, lambda tag: 2 * (tag == "high_mem_gpu"), interval=0.001):
         assert done.wait(10)
-    assert emitted == [1, 1, 0, 0]
+    assert emitted == [3, 3, 2, 2]      # two more are held by seats without work

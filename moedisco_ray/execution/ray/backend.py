@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import AnyPool, HighMemoryPool, Pool, RunConfig
@@ -21,6 +21,7 @@ from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.gang_cluster import train_gang
 from moedisco_ray.execution.ray.queue import Queue
+from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.tasks import run_on
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.arrival import ends_in
@@ -43,6 +44,18 @@ class RayBackend:
         # If both pools share a tag, reserving slots for the gang would starve the sub-models that the gang waits for.
         self._reserves = config.finetune_pool is self._high and self._high.resource not in config.pools.low_memory.tags
         self._reservation = Reservation(self._high, f"{config.name}-ahead")
+        self._seats = Seats(config.name)
+
+    def __enter__(self) -> Self:
+        self._seats.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._seats.__exit__(*error)
+
+    def idle_seats(self, tag: str) -> int:
+        """Number of slots with a tag that this run holds without work now."""
+        return self._seats.idle(tag)
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
         """Build the corpus with Ray Data over the sources' files."""
@@ -51,15 +64,16 @@ class RayBackend:
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
     ) -> dict[str, Any]:
-        """Build the clusters of documents with Ray Data."""
-        return build_clusters(config, corpus_dir=corpus_dir, model_dir=model, directory=directory, emit=emit, stop=stop)
+        """Build the clusters of documents, with vectors from seats."""
+        return build_clusters(
+            config, corpus_dir=corpus_dir, model_dir=model, directory=directory, emit=emit, stop=stop, seats=self._seats)
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call a function in a Ray task that holds a slot of the pool."""
+        """Call a function on a seat of the low-memory pool, or in a Ray task that holds a slot of the high-memory pool."""
         if not isinstance(pool, HighMemoryPool):
-            return run_on(pool, emit, stop, function, *args, **kwargs)
+            return run_on(pool, emit, stop, self._seats, function, *args, **kwargs)
 
         # Keep the other nodes of the coming gang, which an autoscaler would remove because they are idle meanwhile. Request them
         # only once the function holds its slot: two runs that each hold a part would wait for each other forever.
@@ -72,7 +86,8 @@ class RayBackend:
             emit(event)
 
         self._reservation.hand_over()
-        return run_on(pool, reserve_rest, stop, function, *args, **kwargs)
+        self._seats.end_idle()      # both pools may have the same machines
+        return run_on(pool, reserve_rest, stop, None, function, *args, **kwargs)
 
     @contextlib.contextmanager
     def reachable(self, emit: Emit) -> Iterator[Emit]:
@@ -84,11 +99,11 @@ class RayBackend:
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
-        """Train each job in a Ray Train run; while the last ones train, request the nodes of the next stage."""
+        """Train each job on a seat; while the last ones train, request the nodes of the next stage."""
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._reservation.request, 0)
             trained = train_all(
-                jobs, placement, directory, emit, stop=stop, quorum=quorum, run=self._run,
+                jobs, placement, directory, emit, stop=stop, quorum=quorum, run=self._run, seats=self._seats,
                 observer=self._observer(jobs[0].stage, emit))
             on_failure.pop_all()
         return trained
@@ -97,6 +112,7 @@ class RayBackend:
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
     ) -> Trained:
         """Train a job in consecutive Ray Train runs, each as large as the slots allow."""
+        self._seats.end_idle()
         self._reservation.hand_over()
         return train_gang(job, pool, max_failures, directory, emit, stop=stop, run=self._run)
 
@@ -120,7 +136,7 @@ class RayBackend:
 
 def train_all(
     jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER, quorum: Quorum = ALL,
-    run: str = "run", observer: Observer | None = None,
+    run: str = "run", seats: Seats | None = None, observer: Observer | None = None,
 ) -> list[Trained]:
     """Train all jobs, in parallel while the pool has room; waiting jobs hold no slots.
 
@@ -133,6 +149,7 @@ def train_all(
         stop: Ends the trainers, with checkpoints.
         quorum: How many jobs must finish, and how long to wait for the others.
         run: Prefix of the Ray Train runs' names.
+        seats: The run's seats; None: new ones for these trainings.
         observer: Called at every poll.
 
     Raises:
@@ -146,8 +163,13 @@ def train_all(
     directory.mkdir(parents=True, exist_ok=True)
     end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
     progress = SubmodelProgress(jobs, quorum, placement.workers, directory / "submodel_progress.json")
-    with open_mailbox(emit) as mailbox, ThreadPoolExecutor(len(jobs) + 1, thread_name_prefix="trainer") as threads:
-        context = AttemptContext(run=run, placement=placement, directory=directory, stop_files=(stop, end), mailbox=mailbox)
+    with (
+        contextlib.ExitStack() as stack, open_mailbox(emit) as mailbox,
+        ThreadPoolExecutor(len(jobs) + 1, thread_name_prefix="trainer") as threads,
+    ):
+        context = AttemptContext(
+            run=run, placement=placement, directory=directory, stop_files=(stop, end), mailbox=mailbox,
+            seats=None if placement.workers > 1 else seats or stack.enter_context(Seats(run)))
         queue = Queue(jobs, context, threads, progress)
         try:
             while queue.should_wait:

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import ray
@@ -40,26 +40,28 @@ _RAY_DISK = (
     "the same command again: it resumes")
 
 
-def end_of(error: TrainingFailedError | RayError, status: UnitStatus, dead_before: Collection[str] = ()) -> End:
-    """How an attempt ended, from the error that Ray raised.
+def failures_of(error: TrainingFailedError) -> list[BaseException]:
+    """The errors that ended the workers of a Ray Train run, or kept them from starting."""
+    if isinstance(error, WorkerGroupError):
+        return [unwrapped(failure) for failure in error.worker_failures.values()]
+    return [unwrapped(error.controller_failure) if isinstance(error, ControllerError) else error]
+
+
+def end_of(failures: Sequence[BaseException], status: UnitStatus, dead_before: Collection[str] = ()) -> End:
+    """How an attempt ended, from the errors of its workers.
 
     Args:
-        error: The exception that Ray raised.
+        failures: The errors; none if the workers ended without an error, and without a result.
         status: Last known state of the training.
         dead_before: Ids of the nodes that were dead when the attempt began.
     """
-    if not isinstance(error, TrainingFailedError):
-        return End("died", status.current_step, f"its controller died: {last_line(error)}")
-    failures: list[BaseException] = [error]
-    if isinstance(error, WorkerGroupError):
-        failures = [unwrapped(failure) for failure in error.worker_failures.values()]
-    elif isinstance(error, ControllerError):
-        failures = [unwrapped(error.controller_failure)]
+    if not failures:
+        return End("failed", status.current_step, "its worker ended without a result; see the Ray logs")
     words = " ".join(f"{type(failure).__name__}: {failure}" for failure in failures)
     start_failed = any(isinstance(failure, WorkerGroupStartupFailedError) for failure in failures)
     no_slots = any(isinstance(failure, WorkerGroupStartupTimeoutError) for failure in failures)
     node_lost = (
-        isinstance(error, PreemptionError) or any(node_gone(failure) for failure in failures)
+        any(isinstance(failure, PreemptionError) or node_gone(failure) for failure in failures)
         or not _stay_alive(status.nodes, _NODE_DEATH_SECONDS if _CONNECTION_LOST.search(words) else 0.0)
         or no_slots or (start_failed and _another_node_dies(dead_before)))
     reason = "; ".join(sorted({last_line(failure) for failure in failures}))

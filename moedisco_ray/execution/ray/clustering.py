@@ -1,7 +1,7 @@
 """The cluster stage on Ray.
 
-Ray Data reads the documents, vectorises them on a pool of actors and writes the vectors once. Then a few actors each load some of
-these vector files and keep them for all Lloyd steps; a step sends the centroids and returns sums and counts. A `map_batches` or
+The run's seats, or tasks where no model is needed, write the vectors once. Then a few actors each load some of these vector files
+and keep them for all Lloyd steps; a step sends the centroids and returns sums and counts. A `map_batches` or
 aggregation per step would be shorter, but it plans and starts a new execution every time (0.1 s or more, against milliseconds for a
 call), and loses the distances that an actor keeps from the last step to save most of the computation. Sums are exact: neither
 the number of actors nor the restart of one changes a bit of the result.
@@ -9,33 +9,30 @@ the number of actors nor the restart of one changes a bit of the result.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
-import ray.data
 
-from moedisco_ray.backend import held_workers, vectors_kind
+from moedisco_ray.backend import vectors_kind
 from moedisco_ray.core.config import Pool, RunConfig
-from moedisco_ray.core.events import Emit, Event, StageProgress
+from moedisco_ray.core.events import Emit, StageProgress
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
+from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.tasks import run_on
 from moedisco_ray.stages.clustering.build import build_clusters as build
 from moedisco_ray.stages.clustering.packing import pack_cluster
-from moedisco_ray.stages.clustering.store import Shard, embed_table
-from moedisco_ray.stages.clustering.vectors import load_vectoriser
-
-_READ = ["id", "text", "tokens", "packed", "copies"]
+from moedisco_ray.stages.clustering.store import Shard, embed_parts
 
 
 def build_clusters(
-    config: RunConfig, *, corpus_dir: Path, model_dir: Path, directory: Path, emit: Emit, stop: StopFile,
+    config: RunConfig, *, corpus_dir: Path, model_dir: Path, directory: Path, emit: Emit, stop: StopFile, seats: Seats,
 ) -> dict[str, Any]:
     """Run `clustering.stage.build_clusters` on the connected Ray cluster.
 
@@ -46,106 +43,48 @@ def build_clusters(
         directory: Directory of the new artifact; all nodes must see it.
         emit: Receives the events about held slots, and `stage_progress` events.
         stop: Ends the wait for a slot.
+        seats: The run's seats, which compute vectors.
 
     Raises:
         RunStopped: The run was asked to end before a slot was free.
     """
     node_types = config.pools.low_memory.node_types
     node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
-    slots = None if node_type is None else VectoriserSlots(node_type, emit, stop)
-    workers = RayWorkers(corpus_dir / "tokenizer", slots, name=f"{config.name}-vectors")
+    workers = RayWorkers(corpus_dir / "tokenizer", functools.partial(run_on, node_type, emit, stop, seats), node_type)
     return build(config, corpus_dir, model_dir, directory, workers, emit=emit)
-
-
-@dataclasses.dataclass(frozen=True)
-class VectoriserSlots:
-    """Slots of a pool for the actors that compute vectors.
-
-    Attributes:
-        pool: One node type of a pool.
-        emit: Receives the events about held slots.
-        stop: Ends the wait for the first slot.
-    """
-
-    pool: Pool
-    emit: Emit
-    stop: StopFile
-
-    @contextlib.contextmanager
-    def taken(self, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Wait for one slot, and take all that are free.
-
-        They count as held until the block ends, even while another run's actor has not yet freed a slot.
-
-        Args:
-            most: Maximum number of slots to take.
-
-        Yields:
-            The number of slots, and the resources of one actor.
-        """
-        run_on(self.pool, self.emit, self.stop, wait_for_slot)
-        count = max(1, min(session.room(self.pool, 1), most))
-        with held_workers(self.emit, self.pool, count, "cluster"):
-            yield count, {"num_cpus": 0, "num_gpus": self.pool.gpu or None, "resources": {self.pool.resource: 1}}
-
-
-def wait_for_slot() -> None:
-    """Do nothing. A call in a slot of the pool returns once a slot was free."""
-
-
-class _Embedder:
-    """Actor of Ray Data: a vectoriser that is loaded once; `emit` receives the size of each batch."""
-
-    def __init__(self, vectoriser: Path, device: str, emit: Emit) -> None:
-        self._vectoriser = load_vectoriser(vectoriser, device)
-        self._emit = emit
-
-    def __call__(self, documents: pa.Table) -> pa.Table:
-        vectors = embed_table(self._vectoriser, documents)
-        self._emit(Event("stage_progress", "cluster", data={"done": len(vectors)}))
-        return vectors
 
 
 @dataclasses.dataclass
 class RayWorkers:
-    """`clustering.stage.Workers` with Ray Data, actors and tasks.
+    """`clustering.stage.Workers` with seats, actors and tasks.
 
     Attributes:
         tokenizer: Directory of the corpus' tokenizer.
-        slots: Slots of the vectorising actors; None: each takes a core of any node.
+        run_on: Runs a function on a slot of the vectors' pool, or on any CPU.
+        pool: Node type whose slots compute vectors; None: CPUs of any node.
         max_actors: Maximum number of actors that keep vectors; None: one per CPU.
-        name: Name of the pass over the documents in the Ray dashboard.
     """
 
     tokenizer: Path
-    slots: VectoriserSlots | None = None
+    run_on: Callable[..., None]
+    pool: Pool | None = None
     max_actors: int | None = None
-    name: str = "vectors"
     _actors: list[Any] = dataclasses.field(default_factory=list)
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
-        """Write the documents' vectors in one pass of Ray Data."""
-        paths = [str(path.resolve()) for path in parts]
-        documents = ray.data.read_parquet(paths, override_num_blocks=len(parts))
+        """Write the documents' vectors, on all slots at once. A slot that is lost repeats its parts on another."""
+        slots = _cpus() if self.pool is None else session.room(self.pool, 1)
+        count = max(1, min(slots, len(parts)))
+        files = [path.resolve() for path in parts]
         with (
-            self._take_slots(len(parts)) as (count, resources),
             open_mailbox(lambda event: progress.add(event.data["done"])) as mailbox,
+            ThreadPoolExecutor(count, thread_name_prefix="vectors") as threads,
         ):
-            device = "cuda" if resources.get("num_gpus") else "cpu"
-            vectors = documents.select_columns(_READ).map_batches(
-                _Embedder, fn_constructor_args=(vectoriser.resolve(), device, attempt_emitter(mailbox.handle, "")),
-                batch_size=1024, batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count), zero_copy_batch=True, **resources)
-            vectors.set_name(self.name)
-            vectors.write_parquet(str(directory.resolve()))
-
-    @contextlib.contextmanager
-    def _take_slots(self, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self.slots is None:
-            yield max(1, min(_cpus() - 1, most)), {}    # one core is left for reading
-        else:
-            with self.slots.taken(most) as taken:
-                yield taken
+            embed = functools.partial(
+                self.run_on, embed_parts, vectoriser=vectoriser.resolve(), directory=directory.resolve(),
+                emit=attempt_emitter(mailbox.handle, ""), device="cuda" if self.pool is not None and self.pool.gpu else "cpu")
+            for ended in [threads.submit(embed, files[i::count]) for i in range(count)]:
+                ended.result()
 
     def hold(self, files: Sequence[Path]) -> None:
         """Start one actor per CPU, at most one per file; Ray restarts an actor whose node is lost."""

@@ -74,7 +74,7 @@ class _MailboxActor:
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
         self._statuses: defaultdict[str, UnitStatus] = defaultdict(UnitStatus)
         self._groups: dict[str, PlacementGroup] = {}
-        self._controllers: dict[str, ActorHandle] = {}
+        self._actors: dict[str, ActorHandle] = {}
         self._losses = 0
 
     def push(self, event: Event, attempt: str | None = None) -> None:
@@ -94,22 +94,23 @@ class _MailboxActor:
         self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=(), step=0, exit_step=None)
         return attempt
 
-    def set_controller(self, unit: str, attempt: str, controller: ActorHandle) -> None:
+    def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
         if attempt == self._attempts.get(unit):
-            self._controllers[unit] = controller
+            self._actors[unit] = actor
 
-    def controller(self, unit: str) -> ActorHandle | None:
-        return self._controllers.get(unit)
+    def actor(self, unit: str) -> ActorHandle | None:
+        return self._actors.get(unit)
 
-    def set_workers(self, unit: str, attempt: str, group: PlacementGroup, nodes: tuple[str, ...]) -> None:
+    def set_workers(self, unit: str, attempt: str, nodes: tuple[str, ...], group: PlacementGroup | None = None) -> None:
         if attempt == self._attempts.get(unit):
-            self._groups[unit] = group
+            if group is not None:
+                self._groups[unit] = group
             self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=nodes)
 
     def end_attempt(self, unit: str) -> PlacementGroup | None:
         for hold in list(self._meters[unit].open):
             self.push(Event("workers_released", data={"hold": hold, "unit": unit}))
-        self._controllers.pop(unit, None)
+        self._actors.pop(unit, None)
         return self._groups.pop(unit, None)
 
     def set_exit_step(self, unit: str, attempt: str, step: int) -> None:
@@ -169,9 +170,26 @@ class EventMailbox:
 
     def kill_attempt(self, unit: str) -> None:
         """End the attempt at a unit, if one is under way, whatever its workers do or wait for."""
-        controller = ray.get(self.handle.controller.remote(unit))
-        if controller is not None:
-            ray.kill(controller)
+        actor = ray.get(self.handle.actor.remote(unit))
+        if actor is not None:
+            ray.kill(actor)
+
+    def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
+        """Register the seat of an attempt, which `kill_attempt` would kill."""
+        ray.get(self.handle.set_actor.remote(unit, attempt, actor))
+
+    def start_work(self, unit: str, attempt: str, *, stage: str, pool: str, node: str) -> None:
+        """Note that an attempt has its seat, and meter the seat from now until `end_attempt`.
+
+        Args:
+            unit: Name of the training.
+            attempt: Id of the attempt.
+            stage: Stage of the training.
+            pool: Key of the seat's pool in the meter.
+            node: Id of the seat's node.
+        """
+        self.push(Event("workers_held", stage, data={"hold": uuid.uuid4().hex[:12], "unit": unit, "pool": pool, "workers": 1}))
+        ray.get(self.handle.set_workers.remote(unit, attempt, (node,)))
 
     def count_loss(self) -> None:
         """Count one loss of workers without a final checkpoint, for `losses_per_hour`."""

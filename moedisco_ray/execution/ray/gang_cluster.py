@@ -164,7 +164,7 @@ def train_gang(
     reservation = Reservation(pool, f"{run}-{job.name}-ahead")
     with open_mailbox(emit) as mailbox:
         context = AttemptContext(
-            run=run, placement=placement, directory=directory, stop_files=(stop,), mailbox=mailbox, wait_for_slots=False)
+            run=run, placement=placement, directory=directory, stop_files=(stop,), mailbox=mailbox)
         cluster = RayGangCluster(context, job.name, reservation, directory / "gang.json")
         try:
             result = Gang(job, sizes, cluster, max_failures=max_failures, directory=directory, stop=stop).train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ray.exceptions import RayError
 from ray.util.metrics import Gauge
@@ -54,7 +54,9 @@ class Gauges:
 
 
 @contextlib.contextmanager
-def reporting_idle_slots(config: RunConfig, emit: Emit, interval: float = _POLL_SECONDS) -> Iterator[None]:
+def reporting_idle_slots(
+    config: RunConfig, emit: Emit, idle_seats: Callable[[str], int], interval: float = _POLL_SECONDS,
+) -> Iterator[None]:
     """Emit a `slots_free` event inside the block whenever a pool's number of idle slots changes.
 
     An error of Ray or of a full disk is ignored: the next poll tries again.
@@ -62,6 +64,7 @@ def reporting_idle_slots(config: RunConfig, emit: Emit, interval: float = _POLL_
     Args:
         config: Names the pools. If two share a tag, the slots count for the first.
         emit: Receives the events.
+        idle_seats: Number of slots with a tag that the run itself holds without work.
         interval: Seconds between two polls.
     """
     pools = {pool.resource: key for key, pool in reversed(config.pools.by_key.items())}
@@ -71,7 +74,7 @@ def reporting_idle_slots(config: RunConfig, emit: Emit, interval: float = _POLL_
     def report() -> None:
         nodes = list(ray_internals.available_resources_per_node().values())
         for resource, key in pools.items():
-            slots = idle_slots(nodes, resource)
+            slots = idle_slots(nodes, resource) + idle_seats(resource)
             if slots != reported.get(key, 0):
                 emit(Event("slots_free", data={"pool": key, "slots": slots}))
                 reported[key] = slots

@@ -12,9 +12,8 @@ def work(call: list[ray.ObjectRef]) -> Iterator[Any]:
     """Yield None when the task has begun, then what the function returns.
 
     Args:
-        call: Reference to the function, its arguments and its named arguments. Unpacking them imports torch, which takes seconds in
-            which the slot is held already. The reference is in a list because Ray would fetch a bare one before the task begins.
+        call: Reference to the function with its arguments. Unpacking it imports torch, which takes seconds in which the slot is
+            held already. The reference is in a list because Ray would fetch a bare one before the task begins.
     """
     yield None
-    function, args, kwargs = ray.get(call[0])
-    yield function(*args, **kwargs)
+    yield ray.get(call[0])()

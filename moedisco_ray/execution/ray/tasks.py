@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -15,6 +16,7 @@ from moedisco_ray.core.errors import MoeDiscoError, RunError
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.task_worker import work
 from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 
@@ -27,10 +29,21 @@ _POLL_SECONDS = 1.0
 """Interval between two checks of the stop file (s)."""
 
 
-def run_on(pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `function` in a Ray task that holds one slot of the pool (None: a CPU of any node), and wait for it.
+def run_on(
+    pool: Pool | None, emit: Emit, stop: StopFile, seats: Seats | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
+) -> T:
+    """Call `function` on one slot of the pool (None: on a CPU of any node), and wait for it.
 
-    The slot counts as held from the start of the task on its worker until its end. A task whose worker died waits for another slot.
+    The slot counts as held from the start of the work on it until its end. Work whose worker died waits for another slot.
+
+    Args:
+        pool: One node type of a pool.
+        emit: Receives the events about the held slot.
+        stop: Ends the wait for a slot.
+        seats: Run it on a seat; None: in a Ray task.
+        function: The function.
+        args: Its arguments.
+        kwargs: Its named arguments.
 
     Raises:
         MoeDiscoError: The function raised it.
@@ -38,29 +51,38 @@ def run_on(pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, 
         RunError: The function raised another error, or its worker died four times in a row.
         RunStopped: The run was asked to end before the function began.
     """
-    call = ray.put((function, args, kwargs))
+    call = functools.partial(function, *args, **kwargs)
     for _ in range(_MAX_STARTS):
         stop.check()
         try:
-            result: T = _attempt(function.__name__, call, pool, emit, stop)
+            if pool is not None and seats is not None:
+                return _on_seat(function.__name__, call, pool=pool, emit=emit, stop=stop, seats=seats)
+            return _in_task(function.__name__, call, pool=pool, emit=emit, stop=stop)
         except RayTaskError as error:
             if isinstance(error.cause, (MoeDiscoError, OSError)):
                 raise error.cause from None
             raise RunError(f"{function.__name__}: {error.cause!r}") from error
         except RayError as error:
             lost = error
-        else:
-            return result
     raise RunError(f"{function.__name__}: its worker died repeatedly; see the Ray logs") from lost
 
 
-def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop: StopFile) -> Any:
+def _on_seat(name: str, call: Callable[[], T], *, pool: Pool, emit: Emit, stop: StopFile, seats: Seats) -> T:
+    bundle = Placement(pool, 1, 0).bundle
+    with seats.taken(pool) as seat:
+        wait_for_start(
+            lambda: seat.wait(_POLL_SECONDS), lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), emit, stop)
+        with held_workers(emit, pool, 1):
+            return seat.run(name, call)
+
+
+def _in_task(name: str, call: Callable[[], T], *, pool: Pool | None, emit: Emit, stop: StopFile) -> T:
     bundle: dict[str, float] = {"CPU": 1} if pool is None else {**Placement(pool, 1, 0).bundle}
     resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
     task = ray.remote(work).options(
         name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,
         # Ray's own retry would wait for a slot without a notice, and the wait would be charged.
-        max_retries=0).remote([call])
+        max_retries=0).remote([ray.put(call)])
     with contextlib.ExitStack() as unless_begun:
         # Use force: a task that begins at this moment must not write into a directory that is being removed.
         unless_begun.callback(ray.cancel, task, force=True)
@@ -70,7 +92,8 @@ def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop
         ray.get(next(task))
         unless_begun.pop_all()
     with held_workers(emit, pool, 1):
-        return ray.get(next(task))
+        found: T = ray.get(next(task))
+        return found
 
 
 def wait_for_start(

@@ -38,7 +38,7 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002 - Ray's signature
         """Register the controller, which is this process: killing it ends everything that it started."""
-        ray.get(self._mailbox.set_controller.remote(self._unit, self._attempt, ray.get_runtime_context().current_actor))
+        ray.get(self._mailbox.set_actor.remote(self._unit, self._attempt, ray.get_runtime_context().current_actor))
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """Report that the workers are up, with their nodes and placement group.
@@ -49,7 +49,7 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         self._push("workers_held", {"pool": self._pool, "workers": len(workers)})
         group = ray.get(workers[0].execute_async(get_current_placement_group))
         nodes = tuple(worker.metadata.node_id for worker in workers)
-        ray.get(self._mailbox.set_workers.remote(self._unit, self._attempt, group, nodes))
+        ray.get(self._mailbox.set_workers.remote(self._unit, self._attempt, nodes, group))
         return {}
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature

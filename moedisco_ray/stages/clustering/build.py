@@ -31,8 +31,8 @@ from moedisco_ray.stages.clustering.grid import Array, Grid
 from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans
 from moedisco_ray.stages.clustering.model import ClusterModel
 from moedisco_ray.stages.clustering.report import Sample, cluster_report
-from moedisco_ray.stages.clustering.store import ID, Shard, embed_table, id_array, token_arrays, weights
-from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind, load_vectoriser
+from moedisco_ray.stages.clustering.store import ID, Shard, embed_parts, id_array, token_arrays, weights
+from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind
 
 Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
 """Function of (parts, assignments, cluster number, directory) that packs the tokens of a cluster and returns their index."""
@@ -75,11 +75,7 @@ class LocalWorkers:
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write one vector file per part."""
         with self._held():
-            loaded = load_vectoriser(vectoriser)
-            for part in parts:
-                vectors = embed_table(loaded, pq.read_table(part))
-                pq.write_table(vectors, directory / part.name)
-                progress.add(len(vectors))
+            embed_parts(parts, vectoriser, directory, lambda event: progress.add(event.data["done"]))
 
     def hold(self, files: Sequence[Path]) -> None:
         """Load all files into one shard."""

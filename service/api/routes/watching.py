@@ -29,7 +29,7 @@ from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_d
 from service.database import ingest, metrics, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
-from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, TrainingPage, Unit, UnitPage
+from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, Unit, UnitPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
 reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=DRIVER)
@@ -112,12 +112,6 @@ def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
     """List the units of a run: the seed, each sub-model and the fine-tune."""
     with context.database.read() as session:
         return UnitPage(items=[Unit.of(row) for row in runs.units(session, run.id)])
-
-
-@router.get("/trainings", responses=problems(404))
-def list_trainings(run: VisibleRun, context: InContext) -> TrainingPage:
-    """List the trainings that Ray Train knows, with state, attempts and workers; empty after a restart of Ray."""
-    return TrainingPage(items=context.trainings.read(run.id, run.name) if run.attempt else [])
 
 
 @router.get("/clusters", responses=problems(404))

@@ -1,4 +1,4 @@
-/** Table of the units of a run. */
+/** Table of the trainings of a run: the seed, each sub-model, and the fine-tune. */
 
 import { html } from "../lib.js";
 import { Meter, Sheet } from "../parts/small.js";
@@ -7,8 +7,8 @@ import { secondsLeft } from "./fold.js";
 import { byUnit, unitTone } from "./palette.js";
 
 const COLUMNS = [
-  ["Unit", ""], ["Status", ""], ["Progress", ""], ["Step", "number"], ["Loss", "number"], ["Tokens/s", "number"],
-  ["Left", "number"], ["Restarts", "number"], ["Node", ""],
+  ["Training", ""], ["Status", ""], ["Progress", ""], ["Step", "number"], ["Loss", "number"], ["Tokens/s", "number"],
+  ["Left", "number"], ["Attempts", "number"], ["Workers", ""],
 ];
 
 /** @param {{units: Map<string, import("./fold.js").Unit>, active: boolean}} props `active`: whether the run has a driver. */
@@ -17,7 +17,7 @@ export function UnitTable({ units, active }) {
   if (!rows.length) return null;
   const training = active ? rows.filter((unit) => unit.status !== "done").length : 0;
   return html`
-    <${Sheet} title="Units" note=${training ? `${training} of ${rows.length} training` : plural(rows.length, "unit")}>
+    <${Sheet} title="Trainings" note=${training ? `${training} of ${rows.length} training` : plural(rows.length, "training")}>
       <table class="rows units" role="table">
         <thead role="rowgroup">
           <tr role="row">
@@ -43,7 +43,7 @@ function UnitRow({ unit, active }) {
       <td role="cell" class="number" data-label="loss">${decimal(unit.loss, 3)}</td>
       <td role="cell" class="number" data-label="tokens/s">${speed ? count(unit.tokens_per_second) : "–"}</td>
       <td role="cell" class="number" data-label="left">${left === null ? "–" : duration(left)}</td>
-      <td role="cell" class="number" data-label="restarts">${unit.restarts}</td>
-      <td role="cell" class="soft" data-label="on">${unit.workers > 1 ? `${unit.workers} workers` : (unit.node ?? "–")}</td>
+      <td role="cell" class="number" data-label="attempts">${unit.restarts + 1}</td>
+      <td role="cell" class="soft" data-label="on">${unit.node ? `${unit.workers} on ${unit.node}` : "–"}</td>
     </tr>`;
 }

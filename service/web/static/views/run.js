@@ -14,7 +14,6 @@ import { Logs } from "../run/logs.js";
 import { Money } from "../run/money.js";
 import { Results } from "../run/results.js";
 import { StageTrack } from "../run/stages.js";
-import { Trainings } from "../run/trainings.js";
 import { UnitTable } from "../run/units.js";
 
 const POOL_SECONDS = 10;
@@ -45,7 +44,6 @@ export function RunView({ id }) {
       <${StageTrack} stages=${progress.stages} active=${active} />
       <${CurvesSheet} live=${live} version=${live.curvesVersion} />
       <${UnitTable} units=${progress.units} active=${active} />
-      <${Trainings} id=${id} attempt=${run.attempt} active=${active} />
       <${Money} run=${run} changed=${() => live.refresh()} />
       <${Sheet} title="Pools" span="half"><${PoolBars} pools=${pools} /></${Sheet}>
       <${Clusters} sizes=${progress.sizes} clusters=${clusters} evaluation=${report?.evaluation} />

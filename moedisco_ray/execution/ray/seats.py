@@ -1,0 +1,164 @@
+"""Seats: long-lived actors that each hold one slot of a pool and run one piece of work after the other.
+
+A process that has imported torch and holds its GPU takes milliseconds to begin the next sub-model; a new one takes seconds, and a
+Ray Train run with one worker starts five more processes on the head node. So a run starts a seat when work needs a slot, and keeps
+it for the work that follows. A seat whose work failed is ended, so that nothing of a broken process remains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from typing import ParamSpec, Self, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError
+
+from moedisco_ray.core.config import Pool
+from moedisco_ray.execution.ray import ray_internals
+from moedisco_ray.execution.ray.seat_actor import Seat as SeatActor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_IDLE_SECONDS = 30.0
+"""Time for which a run keeps a seat without work (s): more than between most stages, and a short wait for another run."""
+_POLL_SECONDS = 1.0
+"""Interval between two looks for seats that are to be ended (s)."""
+_ANSWER_SECONDS = 5.0
+"""Timeout of an idle seat's answer before it gets work (s)."""
+
+
+@dataclasses.dataclass
+class Seat:
+    """One seat.
+
+    Attributes:
+        actor: The process; killing it frees the slot.
+        pool: Node type whose slot it holds.
+        node_id: Id of its node; empty until the seat has a slot.
+        idle_since: When its last work ended; infinite while it works.
+    """
+
+    actor: ActorHandle
+    pool: Pool
+    node_id: str = ""
+    idle_since: float = float("inf")
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until the seat has its slot; returns whether it has.
+
+        Raises:
+            RayError: Its process ended, or Ray cannot start one.
+        """
+        with contextlib.suppress(GetTimeoutError):
+            self.node_id = ray.get(self.actor.node.remote(), timeout=seconds)
+            return True
+        return False
+
+    def run(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in the seat, which Ray's state shows under a name.
+
+        Raises:
+            RayError: The function raised an error, or the seat's process ended.
+        """
+        found: T = ray.get(self.actor.run.options(name=name).remote(function, *args, **kwargs))
+        return found
+
+    def end(self) -> None:
+        """End the process, whatever it does or waits for."""
+        ray.kill(self.actor)
+
+
+class Seats:
+    """The seats of a run. Threads may use them at the same time.
+
+    Args:
+        run: Prefix of the actors' names.
+        clock: Returns seconds.
+    """
+
+    def __init__(self, run: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._run = run
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._idle: list[Seat] = []
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._end_unused, name="seats", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._closed.set()
+        self._thread.join()
+        self.end_idle()
+
+    @contextlib.contextmanager
+    def taken(self, pool: Pool) -> Iterator[Seat]:
+        """A seat of a node type for the block: an idle one, or a new one, which may still wait for its slot.
+
+        It becomes idle at the end of the block, or is ended if the block raises an error.
+        """
+        seat = self._take_idle(pool) or self._start(pool)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(seat.end)
+            yield seat
+            on_failure.pop_all()
+        seat.idle_since = self._clock()
+        with self._lock:
+            self._idle.append(seat)
+
+    def idle(self, tag: str) -> int:
+        """Number of slots with a tag that are held without work now."""
+        with self._lock:
+            return sum(seat.pool.resource == tag for seat in self._idle)
+
+    def end_idle(self, where: Callable[[Seat], bool] = lambda _seat: True) -> None:
+        """End the idle seats that match a condition."""
+        with self._lock:
+            matching = [seat for seat in self._idle if where(seat)]
+            self._idle = [seat for seat in self._idle if seat not in matching]
+        for seat in matching:
+            seat.end()
+
+    def _take_idle(self, pool: Pool) -> Seat | None:
+        self.end_idle(_on(ray_internals.draining_nodes()))
+        while True:
+            with self._lock:
+                seat = next((seat for seat in reversed(self._idle) if seat.pool.key == pool.key), None)
+                if seat is None:
+                    return None
+                self._idle.remove(seat)
+            seat.idle_since = float("inf")
+            with contextlib.suppress(RayError):     # it ended with its node while it was idle
+                if seat.wait(_ANSWER_SECONDS):
+                    return seat
+            seat.end()
+
+    def _start(self, pool: Pool) -> Seat:
+        # A pool's limit on workers includes idle seats of its other node types.
+        self.end_idle(lambda seat: seat.pool.name == pool.name)
+        actor = ray.remote(SeatActor).options(
+            name=f"{self._run}-{pool.key}-{uuid.uuid4().hex[:8]}", num_cpus=0, num_gpus=pool.gpu, resources={pool.resource: 1})
+        return Seat(actor.remote(), pool)
+
+    def _end_unused(self) -> None:
+        while not self._closed.wait(_POLL_SECONDS):
+            with contextlib.suppress(RayError):
+                self.end_idle(_on(ray_internals.draining_nodes()))
+                self.end_idle(_idle_before(self._clock() - _IDLE_SECONDS))
+
+
+def _on(nodes: Collection[str]) -> Callable[[Seat], bool]:
+    return lambda seat: seat.node_id in nodes
+
+
+def _idle_before(time: float) -> Callable[[Seat], bool]:
+    return lambda seat: seat.idle_since < time

@@ -1,0 +1,154 @@
+"""The training function of each worker: in a seat for one worker, and in each process of a gang."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import ray
+import ray.train
+import torch
+from ray.actor import ActorHandle
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from moedisco_ray.core.errors import MoeDiscoError
+from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.execution.ray import ray_internals
+from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, loss_rate_reader
+from moedisco_ray.training import TrainJob, TrainResult, World, train
+
+_NOTICE_SECONDS = 1.0
+"""Minimum interval between two checks for a preemption notice (s): each check is a message to another process."""
+_LAST_MESSAGE_SECONDS = 10.0
+"""Timeout of a worker's last message to the driver (s): the driver's machine may be gone."""
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def train_on_seat(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, name: str) -> None:
+    """Train in this process, as the only worker of a Ray Train run in local mode.
+
+    Args:
+        job: The training.
+        stop_files: Each of them ends the training, with a checkpoint, once it exists.
+        mailbox: Receives events and the outcome.
+        attempt_id: Id of the attempt in the mailbox.
+        name: Name of the Ray Train run.
+    """
+    try:
+        TorchTrainer(
+            functools.partial(train_on_worker, job, stop_files, mailbox, attempt_id),
+            scaling_config=ScalingConfig(num_workers=0, use_gpu=torch.cuda.is_available()), run_config=RunConfig(name=name)).fit()
+    finally:
+        gc.collect()    # the model and its gradients refer to each other; the next sub-model needs their memory
+        torch.cuda.empty_cache()
+
+
+def train_on_worker(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str) -> None:
+    """The training function, as `train_on_seat`; it sends what `training.train` returns, or its error, to the mailbox."""
+    context = ray.train.get_context()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
+    emit = attempt_emitter(mailbox, attempt_id)
+    if world.rank == 0:
+        emit(Event("unit_started", job.stage, job.name, {
+            "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
+            "node": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}))
+    preempted = _preemption_check(world)
+    with _reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
+        try:
+            with _logging(job, world, emit) as logged:
+                outcome: TrainResult | MoeDiscoError = train(
+                    job, world, logged, lambda: any(stop.requested for stop in stop_files) | preempted(), begin_step,
+                    losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour))
+        except MoeDiscoError as error:
+            outcome = error  # returned, not raised: the worker itself is healthy
+    if world.rank == 0 or isinstance(outcome, MoeDiscoError):
+        ray.get(mailbox.set_outcome.remote(job.name, attempt_id, outcome))
+
+
+@contextlib.contextmanager
+def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
+    """Write a worker's progress, warnings and errors to LOGS/NAME.RANK.log, in the run directory, which outlives the node.
+
+    Yields:
+        An `Emit` that also logs progress.
+    """
+    if job.logs is None:
+        yield emit
+        return
+    job.logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(job.logs / f"{job.name}.{world.rank}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(capture=True)
+    log = logging.getLogger(f"moedisco.{job.name}")
+    log.setLevel(logging.INFO)
+
+    def logged(event: Event) -> None:
+        if event.type == "progress":
+            log.info(
+                "step %(step)d of %(steps)d, loss %(loss).4f, learning rate %(lr).3g, %(tokens_per_second).0f tokens/s", event.data)
+        emit(event)
+
+    try:
+        node = f"{ray.util.get_node_ip_address()}, process {os.getpid()}, {world.device}"
+        log.info("%s: worker %d of %d on %s", job.name, world.rank, world.size, node)
+        yield logged
+        log.info("ended")
+    except BaseException:
+        log.exception("died")
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def _reporting_exit_step(unit: str, mailbox: ActorHandle, attempt_id: str) -> Iterator[Callable[[int], None]]:
+    """Report the current step to the driver when the block ends, even after an error: the last progress event may be old.
+
+    Yields:
+        A function to call with each step that begins.
+    """
+    current: int | None = None
+
+    def begin_step(step: int) -> None:
+        nonlocal current
+        current = step
+
+    try:
+        yield begin_step
+    finally:
+        if current is not None:
+            ray.wait([mailbox.set_exit_step.remote(unit, attempt_id, current)], timeout=_LAST_MESSAGE_SECONDS)
+
+
+def _preemption_check(world: World) -> Callable[[], bool]:
+    """A function that returns whether a node of the training is about to be taken away.
+
+    Ray Train's check is collective: each worker of a gang must make it at every call. In a seat Ray Train has no controller to ask.
+    """
+    if world.size > 1:
+        return lambda: ray.train.get_preemption_info() is not None
+    node = ray.get_runtime_context().get_node_id()
+    checked_at = 0.0
+
+    def preempted() -> bool:
+        nonlocal checked_at
+        now = time.monotonic()
+        if now - checked_at < _NOTICE_SECONDS:
+            return False
+        checked_at = now
+        return node in ray_internals.draining_nodes()
+
+    return preempted
