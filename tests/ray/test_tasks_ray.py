@@ -17,7 +17,7 @@ from ray import cloudpickle
 from small_run import small_config
 from waiting import until
 
-from moedisco_ray.core.config import HighMemoryPool
+from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Pool
 from moedisco_ray.core.errors import CorpusError, RunError, RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
@@ -25,7 +25,7 @@ from moedisco_ray.execution.ray.backend import RayBackend
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 
-POOL = HighMemoryPool()
+SLOTS = {"high_mem_gpu": 3, "low_mem_gpu": 2}
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 
 
@@ -36,17 +36,30 @@ class Occupant:
         """Answers once it lives."""
 
 
+@pytest.fixture(params=[HighMemoryPool, LowMemoryPool], ids=["task", "seat"])
+def pool(request: pytest.FixtureRequest) -> Pool:
+    """A pool whose slots run tasks, or seats."""
+    made: Pool = request.param()
+    return made
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[RayBackend]:
+    with RayBackend(small_config(tmp_path)) as opened:
+        yield opened
+
+
 @contextlib.contextmanager
-def occupied(slots: int = 3) -> Iterator[Callable[[], None]]:
-    """Hold slots of the high-memory pool inside the block; gives what frees them earlier."""
-    until(lambda: ray.available_resources().get(POOL.resource, 0) == 3)
-    occupant = ray.remote(num_cpus=0, resources={POOL.resource: slots})(Occupant).remote()
+def occupied(pool: Pool) -> Iterator[Callable[[], None]]:
+    """Hold all slots of a pool inside the block; gives what frees them earlier."""
+    slots = SLOTS[pool.resource]
+    until(lambda: ray.available_resources().get(pool.resource, 0) == slots)
+    occupant = ray.remote(num_cpus=0, resources={pool.resource: slots})(Occupant).remote()
     ray.get(occupant.here.remote())
     try:
         yield lambda: ray.kill(occupant)
     finally:
         ray.kill(occupant)
-        until(lambda: ray.available_resources().get(POOL.resource, 0) == 3)
 
 
 def double(number: int, by: int = 2) -> int:
@@ -84,28 +97,31 @@ def types(events: list[Event]) -> list[str]:
     return [event.type for event in events]
 
 
-def test_a_run_that_waits_for_a_slot_says_so_is_not_charged_and_can_be_stopped(tmp_path: Path) -> None:
-    backend, events = RayBackend(small_config(tmp_path)), list[Event]()
+def test_a_run_that_waits_for_a_slot_says_so_is_not_charged_and_can_be_stopped(
+    backend: RayBackend, pool: Pool, tmp_path: Path,
+) -> None:
+    events = list[Event]()
     stop, mark = StopFile(tmp_path / "stop"), tmp_path / "mark"
-    with occupied(), ThreadPoolExecutor(1) as thread:
-        call = thread.submit(backend.call, POOL, events.append, stop, leave, mark)
+    with occupied(pool), ThreadPoolExecutor(1) as thread:
+        call = thread.submit(backend.call, pool, events.append, stop, leave, mark)
         try:
             until(lambda: events)
         finally:
             stop.request("cancelled")
         with pytest.raises(RunStopped, match="cancelled"):
             call.result()
-        assert [event.data for event in events] == [{"message": "waits for 1 high_mem_gpu: 0 of 3 are free"}]
+        assert [event.data for event in events] == [
+            {"message": f"waits for 1 {pool.resource}: 0 of {SLOTS[pool.resource]} are free"}]
         assert types(events) == ["warning"]
     # The slots are free again, and its task is not among those that wait for one.
-    assert backend.call(POOL, events.append, NEVER, double, 3) == 6
+    assert backend.call(pool, events.append, NEVER, double, 3) == 6
     assert not mark.exists()
 
 
-def test_a_slot_is_held_from_when_the_function_begins_until_it_ends(tmp_path: Path) -> None:
-    backend, events, stop = RayBackend(small_config(tmp_path)), list[Event](), StopFile(tmp_path / "stop")
-    with occupied() as free, ThreadPoolExecutor(1) as thread:
-        call = thread.submit(backend.call, POOL, events.append, stop, double, 3, by=5)
+def test_a_slot_is_held_from_when_the_function_begins_until_it_ends(backend: RayBackend, pool: Pool, tmp_path: Path) -> None:
+    events, stop = list[Event](), StopFile(tmp_path / "stop")
+    with occupied(pool) as free, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(backend.call, pool, events.append, stop, double, 3, by=5)
         try:
             until(lambda: events)
             assert types(events) == ["warning"]
@@ -114,39 +130,39 @@ def test_a_slot_is_held_from_when_the_function_begins_until_it_ends(tmp_path: Pa
         finally:
             stop.request("the test ends")
     assert types(events) == ["warning", "workers_held", "workers_released"]
-    assert events[1].data | {"hold": ""} == {"hold": "", "pool": "high_memory", "workers": 1}
+    assert events[1].data | {"hold": ""} == {"hold": "", "pool": pool.key, "workers": 1}
     assert events[1].data["hold"] == events[2].data["hold"]
 
 
-def test_what_holds_no_pool_is_not_metered(tmp_path: Path) -> None:
+def test_what_holds_no_pool_is_not_metered(backend: RayBackend) -> None:
     events: list[Event] = []
-    assert RayBackend(small_config(tmp_path)).call(None, events.append, NEVER, double, 3) == 6
+    assert backend.call(None, events.append, NEVER, double, 3) == 6
     assert events == []
 
 
-def test_errors_come_through_as_they_were_raised(tmp_path: Path) -> None:
-    backend, events = RayBackend(small_config(tmp_path)), list[Event]()
+def test_errors_come_through_as_they_were_raised(backend: RayBackend, pool: Pool, tmp_path: Path) -> None:
+    events = list[Event]()
     with pytest.raises(CorpusError, match="add some") as caught:
-        backend.call(POOL, events.append, NEVER, refuse)
+        backend.call(pool, events.append, NEVER, refuse)
     assert type(caught.value) is CorpusError
     with pytest.raises(RunError, match="fail: ZeroDivisionError"):
-        backend.call(POOL, events.append, NEVER, fail)
+        backend.call(pool, events.append, NEVER, fail)
     with pytest.raises(FileNotFoundError):
-        backend.call(POOL, events.append, NEVER, leave, tmp_path / "nowhere" / "mark")
+        backend.call(pool, events.append, NEVER, leave, tmp_path / "nowhere" / "mark")
     assert types(events) == ["workers_held", "workers_released"] * 3
 
 
-def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(tmp_path: Path) -> None:
-    backend, events, held = RayBackend(small_config(tmp_path)), list[Event](), tmp_path / "held"
+def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(backend: RayBackend, pool: Pool, tmp_path: Path) -> None:
+    events, held = list[Event](), tmp_path / "held"
 
     def emit(event: Event) -> None:
         events.append(event)
         if event.type == "workers_held":
             held.touch()
 
-    assert backend.call(POOL, emit, NEVER, die_at_first, held, mark=tmp_path / "mark") == "lives"
+    assert backend.call(pool, emit, NEVER, die_at_first, held, mark=tmp_path / "mark") == "lives"
     assert types(events) == ["workers_held", "workers_released"] * 2
     held.unlink()   # of the slot of the one that lived
     with pytest.raises(RunError, match="die: its worker died repeatedly"):
-        backend.call(POOL, emit, NEVER, die, held)
+        backend.call(pool, emit, NEVER, die, held)
     assert types(events) == ["workers_held", "workers_released"] * 6

@@ -72,14 +72,16 @@ def check_story(client: Client, run_id: str, events: list[Event]) -> None:
 
 
 def check_dashboard(service: RealService, run_id: str) -> None:
-    """Ray shows the run's job and its Train runs under its name."""
+    """Ray shows the run's job, its sub-models on their seats, and the gang's Train run under the run's name."""
     cluster = LocalRay(service.home / "state").find()
     assert cluster is not None
     with contextlib.closing(Dashboard(cluster.dashboard_url, cluster.token_path)) as dashboard:
         job = next(job for job in dashboard.get("/api/jobs/") if job["submission_id"] == f"{run_id}-2")
         assert job["metadata"]["job_name"] == "small (attempt 2)"
+        tasks = dashboard.get("/api/v0/tasks?limit=1000")["data"]["result"]["result"]
+        assert {"small-submodel-0", "small-submodel-1"} <= {task["name"] for task in tasks if task["type"] == "ACTOR_TASK"}
         trained = {run["name"].rpartition("-")[0] for run in dashboard.get("/api/train/v2/runs/v1")["train_runs"]}
-        assert {"small-submodel-0", "small-submodel-1", "small-finetune"} <= trained
+        assert trained == {"small-finetune"}
 
 
 def reload(model: Path) -> None:

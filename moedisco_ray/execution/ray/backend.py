@@ -113,8 +113,9 @@ class RayBackend:
     ) -> Trained:
         """Train a job in consecutive Ray Train runs, each as large as the slots allow."""
         self._seats.end_idle()
-        self._reservation.hand_over()
-        return train_gang(job, pool, max_failures, directory, emit, stop=stop, run=self._run)
+        # The gang takes over what is reserved for it: a request of its own would be for further nodes.
+        reserved = self._reservation if pool is self._high else None
+        return train_gang(job, pool, max_failures, directory, emit, stop=stop, run=self._run, reservation=reserved)
 
     def _observer(self, stage: str, emit: Emit) -> Observer | None:
         if stage != "submodels" or not self._reserves or not session.autoscales():

@@ -139,6 +139,7 @@ class RayGangCluster:
 
 def train_gang(
     job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER, run: str = "run",
+    reservation: Reservation | None = None,
 ) -> Trained:
     """Train a job with as many workers as a pool has, within its bounds.
 
@@ -150,6 +151,7 @@ def train_gang(
         emit: Receives the workers' events.
         stop: Ends the training, with a checkpoint.
         run: Prefix of the Ray Train runs' names.
+        reservation: What an earlier stage has requested for the gang; None: nothing.
 
     Raises:
         MoeDiscoError: An error of this package, such as a full disk.
@@ -161,7 +163,7 @@ def train_gang(
     directory.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(job.batch, pool.fewest_workers, pool.most_workers)
     placement = Placement(pool, sizes.fewest, max_failures)
-    reservation = Reservation(pool, f"{run}-{job.name}-ahead")
+    reservation = reservation or Reservation(pool, f"{run}-{job.name}-ahead")
     with open_mailbox(emit) as mailbox:
         context = AttemptContext(
             run=run, placement=placement, directory=directory, stop_files=(stop,), mailbox=mailbox)

@@ -1,0 +1,222 @@
+"""What it costs to train many small sub-models on a few slots, in three forms of one-worker training on Ray:
+
+seats          the product: one long-lived actor per slot, which runs Ray Train in local mode, one sub-model after the other
+trainer        a new Ray Train run with one worker for each sub-model
+long-trainer   one Ray Train run with one worker per slot, which trains a fixed list of sub-models, one after the other
+
+All three run the same training function. Targets: the next sub-model's first step less than 1 s after the end of the one before
+it; at most 20 MB on the head node for each sub-model that trains. `--jobs 256 --slots 64 --rounds 1 --arms seats` asks whether one
+machine holds 64 at once, and what the queue adds: the seconds in which a slot has no sub-model although some wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import logging
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from benchmarks.harness import environment, interleave, spread, write_result
+from moedisco_ray.backend import Placement
+from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stop_file import NEVER
+from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
+from moedisco_ray.execution.ray.backend import train_all
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, open_mailbox
+from moedisco_ray.execution.ray.session import NO_DASHBOARD
+from moedisco_ray.execution.ray.worker import train_on_worker
+from moedisco_ray.models import hf_config, random_weights, write_checkpoint
+from moedisco_ray.training import TrainJob
+from moedisco_ray.training.packed_tokens import write_packed
+
+SIZES = Architecture(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1, num_experts_per_tok=1)
+VOCABULARY, LENGTH, BATCH = 64, 16, 4
+ARMS = ("seats", "trainer", "long-trainer")
+WORKERS = ("ray::Seat", "ray::RayTrainWorker")
+"""Processes that hold a slot; on a real cluster they are on other machines than the head."""
+
+
+def make_jobs(directory: Path, count: int, steps: int) -> list[TrainJob]:
+    """Equal tiny sub-models on the same random tokens."""
+    config = hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0)
+    write_checkpoint(config, random_weights(config, 0), directory / "model")
+    tokens = np.random.default_rng(0).integers(1, VOCABULARY, 2 * steps * BATCH * LENGTH)
+    write_packed(directory / "tokens", [[tokens]], 0, VOCABULARY)
+    return [
+        TrainJob(
+            stage="submodels", name=f"submodel-{i}", model=directory / "model", packed_dirs=(directory / "tokens",),
+            output=directory / str(i) / "trained", checkpoints=directory / str(i) / "steps", steps=steps, sequence_length=LENGTH,
+            optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH), checkpoint_every=10 * steps, log_every=1)
+        for i in range(count)]
+
+
+def train_long(jobs: Sequence[TrainJob], slots: int, directory: Path, mailbox: EventMailbox) -> None:
+    """Train every `slots`-th job in one Ray Train run."""
+    attempts = {job.name: mailbox.begin_attempt(job.name) for job in jobs}
+
+    def fit(first: int) -> None:
+        TorchTrainer(
+            functools.partial(_train_list, jobs[first::slots], mailbox.handle, attempts),
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"low_mem_gpu": 1}),
+            run_config=RunConfig(name=f"long-{first}", storage_path=str(directory))).fit()
+
+    with ThreadPoolExecutor(slots) as threads:
+        list(threads.map(fit, range(slots)))
+
+
+def _train_list(jobs: Sequence[TrainJob], mailbox: Any, attempts: dict[str, str]) -> None:
+    for job in jobs:
+        train_on_worker(job, (), mailbox, attempts[job.name])
+
+
+def run(arm: str, jobs: Sequence[TrainJob], slots: int, directory: Path) -> list[Event]:
+    """Train all jobs; returns the events."""
+    events: list[Event] = []
+    placement = Placement(LowMemoryPool(max_workers=slots), 1, 0)
+    if arm == "seats":
+        train_all(jobs, placement, directory, events.append, run="seats")
+        return events
+    with open_mailbox(events.append) as mailbox:
+        if arm == "long-trainer":
+            train_long(jobs, slots, directory, mailbox)
+            return events
+        context = AttemptContext(
+            run="trainer", placement=placement, directory=directory, stop_files=(NEVER,), mailbox=mailbox, seats=None)
+        with ThreadPoolExecutor(slots) as threads:
+            list(threads.map(lambda job: attempt(job, context), jobs))
+    return events
+
+
+def gaps(events: Sequence[Event], slots: int) -> list[float]:
+    """Seconds from a sub-model's last step to the next one's first, in the order in which slots became free.
+
+    A sub-model that ends frees a slot, and the next one that has not begun takes it; so the i-th end is followed by the first step
+    of the (i + slots)-th sub-model.
+    """
+    steps: defaultdict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.type == "progress" and event.unit is not None:
+            steps[event.unit].append(event.time)
+    begins = sorted(times[0] for times in steps.values())
+    ends = sorted(times[-1] for times in steps.values())
+    return [begin - end for begin, end in zip(begins[slots:], ends, strict=False)]
+
+
+@contextmanager
+def watching_memory(samples: list[tuple[int, float]], interval: float = 0.5) -> Iterator[None]:
+    """Record, several times a second, how many workers exist and what all other processes of this Ray session hold (MB)."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(interval):
+            samples.append(memory())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def memory() -> tuple[int, float]:
+    """Number of workers, and proportional set size of Ray's other processes and of this one (MB)."""
+    workers, held = 0, 0.0
+    for process in Path("/proc").iterdir():
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if command.startswith(WORKERS):
+                workers += 1
+            elif "ray" in command.split("/")[-1] or command.startswith("ray::") or process.name == str(os.getpid()):
+                lines = (process / "smaps_rollup").read_text().splitlines()
+                held += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+        except (OSError, StopIteration):
+            continue    # it ended meanwhile, or is no process
+    return workers, held
+
+
+def measure(arm: str, count: int, slots: int, steps: int) -> dict[str, float]:
+    """One arm: seconds between sub-models, memory on the head per sub-model, and seconds of the whole."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local", num_cpus=slots, resources={"low_mem_gpu": slots}, include_dashboard=False, runtime_env=dict(NO_DASHBOARD),
+        log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
+    samples: list[tuple[int, float]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = make_jobs(Path(scratch), count, steps)
+        jobs = [dataclasses.replace(job, logs=None) for job in jobs]
+        _, before = memory()
+        began = time.monotonic()
+        with watching_memory(samples):
+            events = run(arm, jobs, slots, Path(scratch) / "ray")
+        seconds = time.monotonic() - began
+    ray.shutdown()
+    between = gaps(events, slots)
+    full = [held for workers, held in samples if workers >= slots] or [max(held for _, held in samples)]
+    first = min(event.time for event in events if event.type == "progress")
+    training = sum(steps_seconds(events).values())
+    return {
+        "first_step": first - min(event.time for event in events),
+        "next_step": statistics.median(between),
+        "slowest_next_step": max(between),
+        "head_mb_per_submodel": (statistics.median(full) - before) / slots,
+        "head_mb": max(held for _, held in samples),
+        "seconds": seconds,
+        "idle_share": sum(between) / (sum(between) + training),
+    }
+
+
+def steps_seconds(events: Sequence[Event]) -> dict[str, float]:
+    """Seconds from the first to the last step of each sub-model."""
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.type == "progress" and event.unit is not None:
+            times[event.unit].append(event.time)
+    return {unit: each[-1] - each[0] for unit, each in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arm", choices=ARMS)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--result", default="seats", help="name of the result file")
+    arguments = parser.parse_args()
+    if arguments.arm:
+        print(json.dumps(measure(arguments.arm, arguments.jobs, arguments.slots, arguments.steps)))
+        return
+    sizes = ("--jobs", str(arguments.jobs), "--slots", str(arguments.slots), "--steps", str(arguments.steps))
+    rounds = interleave(__spec__.name, arguments.arms.split(","), arguments.rounds, *sizes)
+    write_result(arguments.result, {
+        **environment(f"python -m benchmarks.seats {' '.join(sizes)}"),
+        "setting": {"jobs": arguments.jobs, "slots": arguments.slots, "steps": arguments.steps, "rounds": arguments.rounds},
+        "arms": {
+            arm: {name: spread([result[name] for result in results]) for name in results[0]} for arm, results in rounds.items()},
+    })
+
+
+if __name__ == "__main__":
+    main()
