@@ -179,33 +179,34 @@ def test_who_finds_no_slot_has_lost_no_work() -> None:
 def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
     mailbox = _MailboxActor()
     mailbox.set_workers("finetune", mailbox.begin_attempt("finetune"), ("gone",))
-    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).kind == "preempted"
+    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.statuses(["finetune"])["finetune"]).kind == "preempted"
     mailbox.begin_attempt("finetune")
     unstarted = ControllerError(WorkerGroupStartupFailedError("its image lacks a library"))
-    assert end_after(unstarted, mailbox.status("finetune"), {"gone"}).kind == "died"
+    assert end_after(unstarted, mailbox.statuses(["finetune"])["finetune"], {"gone"}).kind == "died"
 
 
 def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was() -> None:
     mailbox = _MailboxActor()
     mailbox.push(progress(500), mailbox.begin_attempt("finetune"))
-    assert mailbox.status("finetune") == UnitStatus((), 500, 0.5)
+    assert mailbox.statuses(["finetune"])["finetune"] == UnitStatus((), 500, 0.5)
     mailbox.begin_attempt("finetune")
-    end = end_after(WorkerGroupError("", {0: RuntimeError("its image lacks a library")}), mailbox.status("finetune"))
+    error = WorkerGroupError("", {0: RuntimeError("its image lacks a library")})
+    end = end_after(error, mailbox.statuses(["finetune"])["finetune"])
     assert (end.kind, end.step) == ("failed", None)
-    assert mailbox.status("finetune").step_seconds == 0.5      # which orders the queue
+    assert mailbox.statuses(["finetune"])["finetune"].step_seconds == 0.5      # which orders the queue
 
 
 def test_an_error_s_step_is_the_worker_s_word_and_not_the_last_progress() -> None:
     mailbox = _MailboxActor()
     this = mailbox.begin_attempt("finetune")
     mailbox.set_exit_step("finetune", this, 0)
-    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).step == 0
+    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.statuses(["finetune"])["finetune"]).step == 0
     this = mailbox.begin_attempt("finetune")
     mailbox.push(progress(500), this)
-    assert mailbox.status("finetune").current_step == 500
+    assert mailbox.statuses(["finetune"])["finetune"].current_step == 500
     mailbox.set_exit_step("finetune", this, 507)
     mailbox.set_exit_step("finetune", this, 508)    # another of the gang, that lost sight of the first
-    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).step == 507
+    assert end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.statuses(["finetune"])["finetune"]).step == 507
 
 
 def test_a_worker_tells_where_it_was_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[
         if not outlived:
             say(alone, only, word, step)
     assert both.outcome("unit") == alone.outcome("unit")
-    assert both.status("unit") == alone.status("unit")
+    assert both.statuses(["unit"])["unit"] == alone.statuses(["unit"])["unit"]
     assert both.actor("unit") == alone.actor("unit")
     assert both.end_attempt("unit") == alone.end_attempt("unit")
     emitted = [step for _, word, step in words if word == "progress"]
@@ -122,8 +122,8 @@ def test_a_new_attempt_is_nowhere_yet() -> None:
         say(mailbox, mailbox.begin_attempt("unit"), word, 7)
     mailbox.begin_attempt("unit")
     assert mailbox.outcome("unit") is None
-    assert mailbox.status("unit") == UnitStatus(step_seconds=0.5)
-    assert mailbox.status("unit").current_step is None
+    assert mailbox.statuses(["unit"])["unit"] == UnitStatus(step_seconds=0.5)
+    assert mailbox.statuses(["unit"])["unit"].current_step is None
 
 
 @pytest.mark.parametrize("raises", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +40,9 @@ class Mail(EventMailbox):
 
     def status(self, unit: str) -> UnitStatus:
         return UnitStatus(("node",) if unit == "placed" else ())
+
+    def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
+        return {unit: self.status(unit) for unit in units}
 
     def losses_per_hour(self) -> float:
         return 0.1
@@ -115,7 +118,7 @@ def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behi
     queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mailbox = _MailboxActor()
-    monkeypatch.setattr(mail, "status", mailbox.status)
+    monkeypatch.setattr(mail, "statuses", mailbox.statuses)
     monkeypatch.setattr(checkpoint, "steps", lambda _location: [5])
     queue.start()
     mailbox.push(Event("progress", "submodels", "unplaced", {"step": 9, "tokens": 9, "tokens_per_second": 0.5}))

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -125,8 +125,8 @@ class _MailboxActor:
     def outcome(self, unit: str) -> Any:
         return self._outcomes.get(unit)
 
-    def status(self, unit: str) -> UnitStatus:
-        return self._statuses[unit]
+    def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
+        return {unit: self._statuses[unit] for unit in units}
 
     def count_loss(self) -> None:
         self._losses += 1
@@ -197,7 +197,11 @@ class EventMailbox:
 
     def status(self, unit: str) -> UnitStatus:
         """The last known state of a unit."""
-        found: UnitStatus = ray.get(self.handle.status.remote(unit))
+        return self.statuses([unit])[unit]
+
+    def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
+        """The last known states of units, in one message."""
+        found: dict[str, UnitStatus] = ray.get(self.handle.statuses.remote(units))
         return found
 
     def losses_per_hour(self) -> float:

@@ -185,7 +185,7 @@ class Queue:
         return Counter(pool.key for _, pool in self._running.values())
 
     def _statuses(self) -> dict[str, UnitStatus]:
-        return {job.name: self._context.mailbox.status(job.name) for job in self._jobs}
+        return self._context.mailbox.statuses([job.name for job in self._jobs])
 
     def _order(self, room: int) -> list[Need]:
         """Needs of the waiting trainings that could start, in the order in which to start them."""
@@ -249,7 +249,7 @@ class Queue:
         """Warn about missing slots while no training has a worker or will have one soon."""
         placement, mailbox = self._context.placement, self._context.mailbox
         running = [job.name for job, _ in self._running.values()]
-        if any(mailbox.status(name).nodes for name in running):
+        if any(status.nodes for status in mailbox.statuses(running).values()):
             self._wait_notice.reset()
             return
         # A training that has begun waits for slots of its own node type, even if slots of another are free.
