@@ -163,8 +163,9 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     shared = shared_hidden_size(family, architecture)
     held = norms + attention + width * architecture.num_experts_per_tok * expert
     held += width * (hidden + 4 * shared) if shared else 0
-    # Autocast makes more low-precision copies of inputs. `norms` counts one each for queries and for the router or the first half
-    # of a single expert. These are for keys and values, for the second half of a single expert, and three for the shared expert.
+    # Autocast copies the input of each matrix product to bf16. `norms` holds the copies for the query projection and for the router
+    # (with one expert: its gate projection). More copies: for keys, for values, for a single expert's up projection, and three for
+    # the shared expert.
     casts = 2 + (architecture.num_experts == 1) + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden
 

@@ -53,7 +53,7 @@ class SaveCost:
 
     Attributes:
         stall: Time for which training stands still (s).
-        latency: Time until the checkpoint is stored, the stall included (s); None: the stall.
+        latency: Time until the checkpoint is stored, the stall included (s); None: the same as `stall`.
     """
 
     stall: float

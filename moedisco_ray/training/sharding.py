@@ -44,7 +44,7 @@ def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrained
 
 
 def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:
-    """Context for forward passes: bf16 arithmetic on fp32 weights; FSDP has its own."""
+    """Context for forward passes: bf16 arithmetic on fp32 weights; FSDP casts by itself."""
     if world.size == 1 and optimizer.state == "fp32" and compute_dtype(optimizer, world.device) is torch.bfloat16:
         return torch.autocast(torch.device(world.device).type, torch.bfloat16)
     return contextlib.nullcontext()

@@ -305,7 +305,7 @@ def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], floa
     def latest() -> float:
         nonlocal known, asked_at
         if answers and ray.wait(answers, timeout=0)[0]:
-            with contextlib.suppress(RayActorError):    # the mailbox is gone; the worker ends at its next other call
+            with contextlib.suppress(RayActorError):    # the mailbox is gone; sending the next event ends the worker
                 known = ray.get(answers.pop())
         if not answers and clock() - asked_at >= _LOSS_RATE_SECONDS:
             asked_at = clock()

@@ -76,7 +76,7 @@ class Seat:
 
 
 class Seats:
-    """The seats of a run. Threads may use them at the same time.
+    """Starts a run's seats, lends them to work, and ends them. Threads may call it at the same time.
 
     Args:
         run: Prefix of the actors' names.

@@ -208,7 +208,7 @@ def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
             f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter documents "
             "(corpus.sources.*.documents)")
     if held_out == 0:
-        # In a source with two or more groups, one is always held out. So each source here has a single group.
+        # A source with two or more groups of documents always has one for validation, so every source has a single group.
         sources = config.corpus.sources
         raise CorpusError(
             "corpus.sources", sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
