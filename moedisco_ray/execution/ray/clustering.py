@@ -82,7 +82,7 @@ class RayWorkers:
         ):
             embed = functools.partial(
                 self.run_on, embed_parts, vectoriser=vectoriser.resolve(), directory=directory.resolve(),
-                emit=attempt_emitter(mailbox.handle, ""), device="cuda" if self.pool is not None and self.pool.gpu else "cpu")
+                events=attempt_emitter(mailbox.handle, ""), device="cuda" if self.pool is not None and self.pool.gpu else "cpu")
             for ended in [threads.submit(embed, files[i::count]) for i in range(count)]:
                 ended.result()
 

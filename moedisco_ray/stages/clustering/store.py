@@ -28,21 +28,21 @@ from moedisco_ray.stages.clustering.vectors import Vectoriser, adjust, load_vect
 ID = pa.binary(16)
 
 
-def embed_parts(parts: Sequence[Path], vectoriser: Path, directory: Path, emit: Emit, device: str = "cpu") -> None:
+def embed_parts(parts: Sequence[Path], vectoriser: Path, directory: Path, events: Emit, device: str = "cpu") -> None:
     """Write one vector file, with the part's name, for each part of the corpus.
 
     Args:
         parts: Files of documents.
         vectoriser: Directory of the fitted vectoriser.
         directory: Directory of the vector files.
-        emit: Receives a `stage_progress` event with the number of documents of each part.
+        events: Receives a `stage_progress` event with the number of documents of each part.
         device: Device of the model whose hidden states are the vectors.
     """
     loaded = load_vectoriser(vectoriser, device)
     for part in parts:
         vectors = embed_table(loaded, pq.read_table(part, columns=["id", "text", "tokens", "packed", "copies"]))
         pq.write_table(vectors, directory / part.name)
-        emit(Event("stage_progress", "cluster", data={"done": len(vectors)}))
+        events(Event("stage_progress", "cluster", data={"done": len(vectors)}))
 
 
 def embed_table(vectoriser: Vectoriser, documents: pa.Table) -> pa.Table:
