@@ -17,6 +17,7 @@ from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.execution.ray.clustering import RayWorkers, build_clusters
 from moedisco_ray.execution.ray.seats import Seats
+from moedisco_ray.execution.ray.tasks import Slot
 from moedisco_ray.stages.clustering.build import LocalWorkers
 from moedisco_ray.stages.clustering.build import build_clusters as build_here
 from moedisco_ray.stages.clustering.grid import Grid, peak
@@ -77,7 +78,7 @@ def test_lloyd_on_ray_is_lloyd_here_even_when_a_shard_dies(shards, tmp_path):
         files.append(tmp_path / f"{f}.parquet")
         write_vectors(files[-1], [ids[i] for i in rows], x_ND[rows])
     pure = fit_kmeans_on_blocks(np.array_split(x_ND, 7), x_ND[:500], 4, restarts=2, iterations=15)
-    workers = RayWorkers(tmp_path, run_on=print, max_actors=shards)
+    workers = RayWorkers(tmp_path, Slot(None, Meter().update, NEVER), max_actors=shards)
     workers.hold(files)
     origin_D = x_ND[:500].mean(axis=0, dtype=np.float64).astype(np.float32)
     grid = Grid.covering(origin_D, max(workers.ask("peak", None, origin_D)), 3000)

@@ -109,7 +109,7 @@ def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seat
             mailbox.set_actor(job.name, attempt_id, seat.actor)
             seat.wait()
             mailbox.start_work(job.name, attempt_id, stage=job.stage, pool=pool.key, node=seat.node_id)
-            seat.run(name, train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name)
+            seat.run(name, functools.partial(train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name))
     except RayError as error:
         return [unwrapped(error)]
     return []

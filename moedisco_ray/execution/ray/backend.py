@@ -22,7 +22,7 @@ from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailb
 from moedisco_ray.execution.ray.gang_cluster import train_gang
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.ray.seats import Seats
-from moedisco_ray.execution.ray.tasks import run_on
+from moedisco_ray.execution.ray.tasks import Slot
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.arrival import ends_in
 from moedisco_ray.policies.quorum import ALL, Quorum
@@ -73,7 +73,7 @@ class RayBackend:
     ) -> T:
         """Call a function on a seat of the low-memory pool, or in a Ray task that holds a slot of the high-memory pool."""
         if not isinstance(pool, HighMemoryPool):
-            return run_on(pool, emit, stop, self._seats, function, *args, **kwargs)
+            return Slot(pool, emit, stop, self._seats).run(function, *args, **kwargs)
 
         # Keep the other nodes of the coming gang, which an autoscaler would remove because they are idle meanwhile. Request them
         # only once the function holds its slot: two runs that each hold a part would wait for each other forever.
@@ -87,7 +87,7 @@ class RayBackend:
 
         self._reservation.hand_over()
         self._seats.end_idle()      # both pools may have the same machines
-        return run_on(pool, reserve_rest, stop, None, function, *args, **kwargs)
+        return Slot(pool, reserve_rest, stop).run(function, *args, **kwargs)
 
     @contextlib.contextmanager
     def reachable(self, emit: Emit) -> Iterator[Emit]:

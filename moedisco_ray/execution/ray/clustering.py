@@ -10,8 +10,7 @@ the number of actors nor the restart of one changes a bit of the result.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from typing import Any
 import ray
 
 from moedisco_ray.backend import vectors_kind
-from moedisco_ray.core.config import Pool, RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Emit, StageProgress
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.seats import Seats
-from moedisco_ray.execution.ray.tasks import run_on
+from moedisco_ray.execution.ray.tasks import Slot
 from moedisco_ray.stages.clustering.build import build_clusters as build
 from moedisco_ray.stages.clustering.packing import pack_cluster
 from moedisco_ray.stages.clustering.store import Shard, embed_parts
@@ -50,7 +49,7 @@ def build_clusters(
     """
     node_types = config.pools.low_memory.node_types
     node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
-    workers = RayWorkers(corpus_dir / "tokenizer", functools.partial(run_on, node_type, emit, stop, seats), node_type)
+    workers = RayWorkers(corpus_dir / "tokenizer", Slot(node_type, emit, stop, seats))
     return build(config, corpus_dir, model_dir, directory, workers, emit=emit)
 
 
@@ -60,31 +59,31 @@ class RayWorkers:
 
     Attributes:
         tokenizer: Directory of the corpus' tokenizer.
-        run_on: Runs a function on a slot of the vectors' pool, or on any CPU.
-        pool: Node type whose slots compute vectors; None: CPUs of any node.
+        slot: Where vectors are computed.
         max_actors: Maximum number of actors that keep vectors; None: one per CPU.
     """
 
     tokenizer: Path
-    run_on: Callable[..., None]
-    pool: Pool | None = None
+    slot: Slot
     max_actors: int | None = None
     _actors: list[Any] = dataclasses.field(default_factory=list)
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write the documents' vectors, on all slots at once. A slot that is lost repeats its parts on another."""
-        slots = _cpus() if self.pool is None else session.room(self.pool, 1)
+        pool = self.slot.pool
+        slots = _cpus() if pool is None else session.room(pool, 1)
         count = max(1, min(slots, len(parts)))
         files = [path.resolve() for path in parts]
         with (
             open_mailbox(lambda event: progress.add(event.data["done"])) as mailbox,
             ThreadPoolExecutor(count, thread_name_prefix="vectors") as threads,
         ):
-            embed = functools.partial(
-                self.run_on, embed_parts, vectoriser=vectoriser.resolve(), directory=directory.resolve(),
-                events=attempt_emitter(mailbox.handle, ""), device="cuda" if self.pool is not None and self.pool.gpu else "cpu")
-            for ended in [threads.submit(embed, files[i::count]) for i in range(count)]:
-                ended.result()
+            def embed(share: Sequence[Path]) -> None:
+                self.slot.run(
+                    embed_parts, share, vectoriser=vectoriser.resolve(), directory=directory.resolve(),
+                    events=attempt_emitter(mailbox.handle, ""), device="cuda" if pool is not None and pool.gpu else "cpu")
+
+            list(threads.map(embed, [files[i::count] for i in range(count)]))
 
     def hold(self, files: Sequence[Path]) -> None:
         """Start one actor per CPU, at most one per file; Ray restarts an actor whose node is lost."""

@@ -16,6 +16,6 @@ class Seat:
         found: str = ray.get_runtime_context().get_node_id()
         return found
 
-    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function; its first call imports torch."""
-        return function(*args, **kwargs)
+    def run(self, function: Callable[[], Any]) -> Any:
+        """Call a function; the first call imports torch."""
+        return function()

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from typing import ParamSpec, Self, TypeVar
+from typing import Self, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -23,7 +23,6 @@ from moedisco_ray.core.config import Pool
 from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.seat_actor import Seat as SeatActor
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _IDLE_SECONDS = 30.0
@@ -61,13 +60,13 @@ class Seat:
             return True
         return False
 
-    def run(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(self, name: str, function: Callable[[], T]) -> T:
         """Call a function in the seat, which Ray's state shows under a name.
 
         Raises:
             RayError: The function raised an error, or the seat's process ended.
         """
-        found: T = ray.get(self.actor.run.options(name=name).remote(function, *args, **kwargs))
+        found: T = ray.get(self.actor.run.options(name=name).remote(function))
         return found
 
     def end(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 import ray
@@ -29,71 +30,74 @@ _POLL_SECONDS = 1.0
 """Interval between two checks of the stop file (s)."""
 
 
-def run_on(
-    pool: Pool | None, emit: Emit, stop: StopFile, seats: Seats | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
-) -> T:
-    """Call `function` on one slot of the pool (None: on a CPU of any node), and wait for it.
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where a function runs: on a slot of a pool, or on a CPU of any node.
 
-    The slot counts as held from the start of the work on it until its end. Work whose worker died waits for another slot.
-
-    Args:
-        pool: One node type of a pool.
+    Attributes:
+        pool: One node type of a pool; None: a CPU, unmetered.
         emit: Receives the events about the held slot.
         stop: Ends the wait for a slot.
-        seats: Run it on a seat; None: in a Ray task.
-        function: The function.
-        args: Its arguments.
-        kwargs: Its named arguments.
-
-    Raises:
-        MoeDiscoError: The function raised it.
-        OSError: The function raised it.
-        RunError: The function raised another error, or its worker died four times in a row.
-        RunStopped: The run was asked to end before the function began.
+        seats: The run's seats, to run on one of them; None: run in a Ray task.
     """
-    call = functools.partial(function, *args, **kwargs)
-    for _ in range(_MAX_STARTS):
-        stop.check()
-        try:
-            if pool is not None and seats is not None:
-                return _on_seat(function.__name__, call, pool=pool, emit=emit, stop=stop, seats=seats)
-            return _in_task(function.__name__, call, pool=pool, emit=emit, stop=stop)
-        except RayTaskError as error:
-            if isinstance(error.cause, (MoeDiscoError, OSError)):
-                raise error.cause from None
-            raise RunError(f"{function.__name__}: {error.cause!r}") from error
-        except RayError as error:
-            lost = error
-    raise RunError(f"{function.__name__}: its worker died repeatedly; see the Ray logs") from lost
 
+    pool: Pool | None
+    emit: Emit
+    stop: StopFile
+    seats: Seats | None = None
 
-def _on_seat(name: str, call: Callable[[], T], *, pool: Pool, emit: Emit, stop: StopFile, seats: Seats) -> T:
-    bundle = Placement(pool, 1, 0).bundle
-    with seats.taken(pool) as seat:
-        wait_for_start(
-            lambda: seat.wait(_POLL_SECONDS), lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), emit, stop)
-        with held_workers(emit, pool, 1):
-            return seat.run(name, call)
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function there, and wait for it.
 
+        A slot counts as held from the start of the work on it until its end. Work whose worker died waits for another slot.
 
-def _in_task(name: str, call: Callable[[], T], *, pool: Pool | None, emit: Emit, stop: StopFile) -> T:
-    bundle: dict[str, float] = {"CPU": 1} if pool is None else {**Placement(pool, 1, 0).bundle}
-    resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
-    task = ray.remote(work).options(
-        name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,
-        # Ray's own retry would wait for a slot without a notice, and the wait would be charged.
-        max_retries=0).remote([ray.put(call)])
-    with contextlib.ExitStack() as unless_begun:
-        # Use force: a task that begins at this moment must not write into a directory that is being removed.
-        unless_begun.callback(ray.cancel, task, force=True)
-        wait_for_start(
-            lambda: bool(ray.wait([task], timeout=_POLL_SECONDS)[0]),
-            lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), emit, stop)
-        ray.get(next(task))
-        unless_begun.pop_all()
-    with held_workers(emit, pool, 1):
-        found: T = ray.get(next(task))
-        return found
+        Raises:
+            MoeDiscoError: The function raised it.
+            OSError: The function raised it.
+            RunError: The function raised another error, or its worker died four times in a row.
+            RunStopped: The run was asked to end before the function began.
+        """
+        call = functools.partial(function, *args, **kwargs)
+        for _ in range(_MAX_STARTS):
+            self.stop.check()
+            try:
+                if self.pool is not None and self.seats is not None:
+                    return self._on_seat(function.__name__, call, self.pool, self.seats)
+                return self._in_task(function.__name__, call)
+            except RayTaskError as error:
+                if isinstance(error.cause, (MoeDiscoError, OSError)):
+                    raise error.cause from None
+                raise RunError(f"{function.__name__}: {error.cause!r}") from error
+            except RayError as error:
+                lost = error
+        raise RunError(f"{function.__name__}: its worker died repeatedly; see the Ray logs") from lost
+
+    def _on_seat(self, name: str, call: Callable[[], T], pool: Pool, seats: Seats) -> T:
+        bundle = Placement(pool, 1, 0).bundle
+        with seats.taken(pool) as seat:
+            self._wait_for_start(lambda: seat.wait(_POLL_SECONDS), bundle)
+            with held_workers(self.emit, pool, 1):
+                return seat.run(name, call)
+
+    def _in_task(self, name: str, call: Callable[[], T]) -> T:
+        bundle: dict[str, float] = {"CPU": 1} if self.pool is None else {**Placement(self.pool, 1, 0).bundle}
+        resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
+        task = ray.remote(work).options(
+            name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,
+            # Ray's own retry would wait for a slot without a notice, and the wait would be charged.
+            max_retries=0).remote([ray.put(call)])
+        with contextlib.ExitStack() as unless_begun:
+            # With force: a task that begins at this very moment must not write into a directory that is being removed.
+            unless_begun.callback(ray.cancel, task, force=True)
+            self._wait_for_start(lambda: bool(ray.wait([task], timeout=_POLL_SECONDS)[0]), bundle)
+            ray.get(next(task))
+            unless_begun.pop_all()
+        with held_workers(self.emit, self.pool, 1):
+            found: T = ray.get(next(task))
+            return found
+
+    def _wait_for_start(self, started: Callable[[], bool], bundle: Mapping[str, float]) -> None:
+        wait_for_start(started, lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), self.emit, self.stop)
 
 
 def wait_for_start(
