@@ -22,11 +22,17 @@ IMAGE_PARAMETER = "/vendor/image"
 """Stands for the vendor's public parameter, which moto does not have."""
 
 
-class _Template(yaml.SafeLoader):
-    """Reads a stack's template; its functions as None."""
+class Template(yaml.SafeLoader):
+    """Reads a stack's template, with its functions in their long form."""
 
 
-_Template.add_multi_constructor("!", lambda _loader, _tag, _node: None)
+def _function(loader, name, node):
+    construct = {yaml.ScalarNode: loader.construct_scalar, yaml.SequenceNode: loader.construct_sequence}[type(node)]
+    arguments = construct(node, deep=True) if isinstance(node, yaml.SequenceNode) else construct(node)
+    return {name if name == "Ref" else f"Fn::{name}": arguments}
+
+
+Template.add_multi_constructor("!", _function)
 
 
 def empty():
@@ -67,16 +73,17 @@ def deploy_account(url):
     image = client(url, "ec2").describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
     client(url, "ssm").put_parameter(Name=IMAGE_PARAMETER, Value=image, Type="String")
     stacks = client(url, "cloudformation")
-    given = {"Bucket": "corpus", "Zone": "us-east-1a", "SshFrom": "203.0.113.7/32"}
+    # moto's stacks cannot make a service-linked role.
+    given = {"Bucket": "corpus", "Zone": "us-east-1a", "SshFrom": "203.0.113.7/32", "SpotRole": "exists"}
     template = (ROOT / "cluster_yaml" / "aws-account.yaml").read_text()
     stacks.create_stack(
         StackName="moedisco", TemplateBody=re.sub(r"/aws/service/deeplearning/\S+", IMAGE_PARAMETER, template),
         Capabilities=["CAPABILITY_NAMED_IAM"],
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()])
-    disk = stacks.describe_stack_resource(StackName="moedisco", LogicalResourceId="StateDisk")["StackResourceDetail"]
+    disk, = client(url, "ec2").describe_volumes()["Volumes"]
     # moto's stacks leave out a volume's tags.
-    volume = yaml.load(template, _Template)["Resources"]["StateDisk"]["Properties"]
-    client(url, "ec2").create_tags(Resources=[disk["PhysicalResourceId"]], Tags=volume["Tags"])
+    volume = yaml.load(template, Template)["Resources"]["StateDisk"]["Properties"]
+    client(url, "ec2").create_tags(Resources=[disk["VolumeId"]], Tags=volume["Tags"])
 
 
 def instances(url, *states):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
-from aws_offline import REGION, aws_server, client, deploy_account
+from aws_offline import REGION, Template, aws_server, client, deploy_account
 from cluster_files import FOLDER
 
 
@@ -30,6 +33,23 @@ def permissions(url, role):
 def actions(statements):
     return {action for statement in statements
             for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])}
+
+
+def test_cloudformation_accepts_the_template():
+    linter = Path(sys.executable).with_name("cfn-lint")
+    done = subprocess.run(
+        [linter, FOLDER / "aws-account.yaml", "--regions", REGION], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_stack_makes_the_spot_role_unless_the_account_has_it_and_never_deletes_it():
+    template = yaml.load((FOLDER / "aws-account.yaml").read_text(), Template)
+    role = template["Resources"]["SpotServiceRole"]
+    assert role["Type"] == "AWS::IAM::ServiceLinkedRole"
+    assert role["Properties"] == {"AWSServiceName": "spot.amazonaws.com"}
+    assert (role["DeletionPolicy"], role["UpdateReplacePolicy"]) == ("Retain", "Retain")
+    assert template["Parameters"]["SpotRole"]["Default"] == "create"
+    assert template["Conditions"][role["Condition"]] == {"Fn::Equals": [{"Ref": "SpotRole"}, "create"]}
 
 
 def test_workers_read_the_one_bucket_and_may_do_nothing_else(aws):
