@@ -9,6 +9,7 @@ source "$here/environment.sh"
 
 mkdir -p "$MOEDISCO_HOME"/{state,config} "$MOEDISCO_RUNS" "$MOEDISCO_DATA"
 ulimit -n 65536 2>/dev/null || true
+export BOTO_CREATE_MAX_RETRIES=1    # AWS: once in each zone, as `spot_fallback` asks; Ray would repeat each request five times
 ray=(
     ray start --head --port=6379 --object-manager-port=8076 --dashboard-host=127.0.0.1
     "--autoscaling-config=$HOME/ray_bootstrap_config.yaml" --disable-usage-stats

@@ -8,7 +8,7 @@ name=$1
 shift
 if [ -d /run/systemd/system ]; then
     environment=/etc/$name.env
-    env | grep -E '^(RAY|MOEDISCO|XDG|AWS|PATH|HOME)[A-Za-z0-9_]*=' | sudo install -m 600 -o "$USER" /dev/stdin "$environment"
+    env | grep -E '^(RAY|MOEDISCO|XDG|AWS|BOTO|PATH|HOME)[A-Za-z0-9_]*=' | sudo install -m 600 -o "$USER" /dev/stdin "$environment"
     sudo tee "/etc/systemd/system/$name.service" >/dev/null <<UNIT
 [Unit]
 Description=MoE-DisCo: $name

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import botocore.exceptions
@@ -25,6 +27,7 @@ from ray.autoscaler.tags import (
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.autoscaling import spot_fallback
 
 RAY = Path(sys.executable).with_name("ray")
@@ -48,6 +51,14 @@ def aws(server, monkeypatch, tmp_path):
     return server
 
 
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    """What the autoscaler tells the runs, as (key, node types)."""
+    told = []
+    monkeypatch.setattr(ray_internals, "kv_put_from_head", lambda key, value, _namespace: told.append((key, json.loads(value))))
+    return told
+
+
 @pytest.fixture
 def config(aws):
     return bootstrap_aws(prepare_config(cluster_file()))
@@ -59,13 +70,14 @@ def provider(config):
 
 
 def start(provider, config, name, kind="worker"):
-    provider.create_node(config["available_node_types"][name]["node_config"], {
+    node_type = config["available_node_types"][name]
+    provider.create_node_with_resources_and_labels(node_type["node_config"], {
         TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: name, TAG_RAY_NODE_STATUS: "up-to-date", TAG_RAY_LAUNCH_CONFIG: "test",
-        TAG_RAY_NODE_NAME: name}, 1)
+        TAG_RAY_NODE_NAME: name}, 1, node_type["resources"], node_type.get("labels", {}))
 
 
-def asked_for(provider, refuse):
-    """Types that the provider asks for from now on, as (type, spot); those that `refuse` are out of capacity."""
+def asked_for(provider, refuse, code="InsufficientInstanceCapacity"):
+    """Types that the provider asks for from now on, as (type, spot); those that `refuse` get the code as an answer."""
     asked = []
 
     def answer(params, **_):
@@ -75,7 +87,7 @@ def asked_for(provider, refuse):
             asked.append(what)
         if refuse(*what):
             raise botocore.exceptions.ClientError(
-                {"Error": {"Code": "InsufficientInstanceCapacity", "Message": "there is none"}}, "RunInstances")
+                {"Error": {"Code": code, "Message": "there is none"}}, "RunInstances")
 
     provider.ec2_fail_fast.meta.client.meta.events.register("before-call.ec2.RunInstances", answer)
     return asked
@@ -122,6 +134,69 @@ def test_a_gang_of_the_high_pool_falls_back_to_on_demand(aws, config, provider):
     assert asked[0] == ("p5.4xlarge", True)
     assert asked[-1] == ("p5.4xlarge", False)
     assert {machine["InstanceType"] for machine in instances(aws)[1:]} == {"p5.4xlarge"}
+
+
+@pytest.mark.parametrize(("code", "remedy"), [
+    ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", "correct the account or the cluster file"),
+    ("UnauthorizedOperation", "correct the account or the cluster file"),
+    ("InvalidAMIID.NotFound", "correct the account or the cluster file"),
+    ("MaxSpotInstanceCountExceeded", "request a higher quota, or lower max_workers of low-t4-spot in the cluster file"),
+])
+def test_a_refusal_that_waiting_does_not_cure_leads_to_no_other_type_and_is_reported(
+        aws, config, provider, published, caplog, code, remedy):
+    start(provider, config, "head", "head")
+    asked = asked_for(provider, lambda _, spot: spot, code)
+    turns = Turns(config, provider, instances(aws)[0]["InstanceId"])
+    caplog.set_level("WARNING", logger=spot_fallback.__name__)
+    deadline = time.monotonic() + 60
+    while not published:
+        assert time.monotonic() < deadline
+        turns.take(BUNDLE["low_memory"])
+    for _ in range(10):
+        turns.take(BUNDLE["low_memory"])
+    assert set(asked) == {("g4dn.xlarge", True)}
+    assert len(instances(aws)) == 1
+    key, told = published[-1]
+    assert (key, list(told)) == ("launch_failures", ["low-t4-spot"])
+    _, text = told["low-t4-spot"]
+    assert text.startswith(f"the cloud refuses to start low-t4-spot (Node Launch Exception ({code}): there is none): {remedy};")
+    assert [record.getMessage() for record in caplog.records if record.name == spot_fallback.__name__] == [text]
+
+
+def test_a_zone_that_lacks_capacity_counts_more_than_one_that_does_not_offer_the_machine(aws, config, provider):
+    subnets = config["available_node_types"]["high-h100-spot"]["node_config"]["SubnetIds"]
+    assert len(subnets) > 1
+
+    def answer(params, **_):
+        code = "InsufficientInstanceCapacity" if params["body"]["SubnetId"] == subnets[0] else "Unsupported"
+        raise botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "no"}}, "RunInstances")
+
+    provider.ec2_fail_fast.meta.client.meta.events.register("before-call.ec2.RunInstances", answer)
+    with pytest.raises(ray_internals.NodeLaunchException, match="InsufficientInstanceCapacity"):
+        start(provider, config, "high-h100-spot")
+
+
+def test_a_gang_stays_in_one_zone_and_other_workers_take_any(aws, config, provider):
+    subnets = config["available_node_types"]["high-h100-spot"]["node_config"]["SubnetIds"]
+    full = {subnets[0]}
+
+    def answer(params, **_):
+        if params["body"]["SubnetId"] in full:
+            raise botocore.exceptions.ClientError(
+                {"Error": {"Code": "InsufficientInstanceCapacity", "Message": "no"}}, "RunInstances")
+
+    provider.ec2_fail_fast.meta.client.meta.events.register("before-call.ec2.RunInstances", answer)
+    start(provider, config, "high-h100-spot")
+    full.clear()
+    start(provider, config, "high-h100")
+    start(provider, config, "low-t4-spot")
+    zones = {}
+    for machine in instances(aws):
+        zones.setdefault(machine["InstanceType"], []).append(machine["SubnetId"])
+    assert zones == {"p5.4xlarge": [subnets[1]] * 2, "g4dn.xlarge": [subnets[0]]}
+    full.add(subnets[1])
+    with pytest.raises(ray_internals.NodeLaunchException, match="InsufficientInstanceCapacity"):
+        start(provider, config, "high-h100-spot")
 
 
 def test_work_for_processors_never_starts_a_big_gpu(aws, config, provider):

@@ -9,8 +9,7 @@ drains a node in its last seconds, and the autoscaler on a small head node, shou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from ray._common.network_utils import parse_address
 from ray._private import services, state
@@ -18,6 +17,10 @@ from ray._private import services, state
 # Ray's only command for draining, `ray drain-node`, is hidden from `ray --help`, accepts unknown nodes, and lists no draining ones.
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub leaves it out
 from ray.autoscaler._private.providers import _get_node_provider_cls
+
+# The error of Ray's AWS launcher, and the tags of what it launches.
+from ray.autoscaler.node_launch_exception import NodeLaunchException
+from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_USER_NODE_TYPE
 
 # The record of node types that a cloud refuses is internal to the autoscaler.
 from ray.autoscaler.v2 import autoscaler
@@ -31,13 +34,14 @@ from ray.core.generated.instance_manager_pb2 import Instance
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 __all__ = [
-    "CHECKED_WITH", "DRAIN_NODE_REASON_PREEMPTION", "CloudResourceMonitor", "GcsClient", "Instance", "available_resources_per_node",
-    "cluster_address", "draining_nodes", "kv_get", "kv_put", "max_cluster_resources", "node_provider_class",
-    "set_cloud_resource_monitor",
+    "CHECKED_WITH", "DRAIN_NODE_REASON_PREEMPTION", "TAG_RAY_LAUNCH_REQUEST", "TAG_RAY_USER_NODE_TYPE", "CloudResourceMonitor",
+    "GcsClient", "Instance", "NodeLaunchException", "available_resources_per_node", "cluster_address", "draining_nodes", "kv_get",
+    "kv_put", "kv_put_from_head", "max_cluster_resources", "node_provider_class", "set_cloud_resource_monitor",
 ]
 
 CHECKED_WITH = "2.60"
 """Ray version with which every entry of this module was checked."""
+_KV_TIMEOUT_S = 5
 
 
 def available_resources_per_node() -> dict[str, dict[str, float]]:
@@ -82,12 +86,24 @@ def kv_put(key: str, value: str, namespace: str) -> None:
     _internal_kv_put(key, value, namespace=namespace)
 
 
+def kv_put_from_head(key: str, value: str, namespace: str) -> None:
+    """Store a value from a process on the head that is no driver, such as the autoscaler; see `kv_put`.
+
+    Raises:
+        ConnectionError: No Ray cluster runs on this machine.
+        RpcError: The Ray cluster does not respond.
+    """
+    address = services.canonicalize_bootstrap_address_or_die("auto")
+    GcsClient(address=address).internal_kv_put(
+        key.encode(), value.encode(), overwrite=True, namespace=namespace.encode(), timeout=_KV_TIMEOUT_S)
+
+
 def node_provider_class(provider: str) -> type:
     """Ray's launcher for a cloud, whose libraries this imports; the public provider type `external` gives no class to extend."""
     found: type = _get_node_provider_cls({"type": provider})
     return found
 
 
-def set_cloud_resource_monitor(monitor: type[Any]) -> None:
-    """Replace the class of the autoscaler's record of refused node types; Ray has no setting for it."""
+def set_cloud_resource_monitor(monitor: Callable[[], CloudResourceMonitor]) -> None:
+    """Replace what makes the autoscaler's record of refused node types; Ray has no setting for it."""
     autoscaler.CloudResourceMonitor = monitor

@@ -1,0 +1,84 @@
+"""Why a cloud does not start nodes: missing capacity, a quota, or a mistake that someone must correct.
+
+The autoscaler's process on the head publishes the failures that waiting does not cure. Runs that wait for nodes warn about them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import ray
+
+from moedisco_ray.execution.ray import ray_internals
+
+_NAMESPACE = "moedisco"
+_KEY = "launch_failures"
+_VALID_SECONDS = 300.0
+"""Time for which a published failure counts (s); the autoscaler repeats a failed request long before, as long as it is needed."""
+_MAX_LENGTH = 400
+"""Maximum length of an error's text; some clouds append pages of details."""
+
+_CAPACITY = frozenset({
+    "InsufficientInstanceCapacity", "SpotMaxPriceTooLow",
+    "ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "stockout",
+    "AllocationFailed", "OverconstrainedAllocationRequest", "OverconstrainedZonalAllocationRequest", "SkuNotAvailable",
+    "ZonalAllocationFailed",
+})
+"""Error codes of AWS, Google Cloud and Azure, in this order, for machines that they do not have at present."""
+_QUOTA = frozenset({
+    "InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded",
+    "QUOTA_EXCEEDED", "quotaExceeded",
+    "QuotaExceeded",
+})
+"""Error codes of the three clouds for machines that the account's quota does not allow."""
+
+Kind = Literal["capacity", "quota", "other"]
+
+
+def kind_of(error: str) -> Kind:
+    """Classify a cloud's error by its text, in which all three clouds name their error codes.
+
+    Only missing capacity passes with time, so only it justifies a more expensive node type. A quota lasts until someone raises it,
+    and there is often another quota for on-demand machines: falling back to these would be permanent.
+    """
+    words = set(re.findall(r"\w+", error))
+    if words & _CAPACITY:
+        return "capacity"
+    if words & _QUOTA or ("OperationNotAllowed" in words and "quota" in error.lower()):     # as Azure says it
+        return "quota"
+    return "other"
+
+
+def message(node_type: str, error: str) -> str:
+    """A sentence for the user about a failure that waiting does not cure."""
+    remedy = {
+        "quota": f"request a higher quota, or lower max_workers of {node_type} in the cluster file",
+        "other": "correct the account or the cluster file",
+    }[kind_of(error)]
+    text = " ".join(error.split())
+    shown = text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
+    return f"the cloud refuses to start {node_type} ({shown}): {remedy}; the autoscaler keeps trying"
+
+
+def publish(messages: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
+    """Publish the present failures to all runs, from the autoscaler's process; without a Ray cluster, do nothing.
+
+    Args:
+        messages: A sentence for each node type that fails.
+        clock: Returns the time (s since the epoch).
+    """
+    now = clock()
+    with contextlib.suppress(ConnectionError, ray.exceptions.RpcError):     # the autoscaler's log has them, too
+        ray_internals.kv_put_from_head(_KEY, json.dumps({name: [now, text] for name, text in messages.items()}), _NAMESPACE)
+
+
+def published(clock: Callable[[], float] = time.time) -> dict[str, str]:
+    """Sentences about the node types that the cloud refuses at present, by node type."""
+    kept = ray_internals.kv_get(_KEY, _NAMESPACE) if ray.is_initialized() else None
+    now = clock()
+    return {} if kept is None else {name: text for name, (at, text) in json.loads(kept).items() if now - at < _VALID_SECONDS}
