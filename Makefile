@@ -1,6 +1,7 @@
 # make demo          start a service and train a small model with it, on CPU, in minutes
 # make test          run the test suite
 # make docs          write the reference pages anew and build build/docs, with every link checked
+# make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
 # make check         run what CI runs: lint, types, import contracts, tests
 # make test-chaos    kill processes at seeded moments (CHAOS_SEEDS=30: half an hour)
 # make test-cluster  run `ray up` for a quarter of an hour; needs root and Debian's openssh-server, iproute2 and rsync
@@ -11,10 +12,11 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3.14 python
 	$$each -c '$(FITS)' 2>/dev/null && echo $$each && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+LOCK := cluster_yaml/node/requirements.txt
 # Ray's workers have one thread each, and tests compare results with theirs bit for bit.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-chaos test-cluster check lint unit docs bench clean
+.PHONY: demo test test-chaos test-cluster check lint unit docs lock bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
@@ -44,16 +46,23 @@ docs: $(INSTALLED)
 	$(BIN)/python -m docs.generate
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# Keeps the versions that the file has, unless called as `make lock UPGRADE=--upgrade`. All nodes are x86-64 machines with Python 3.11.
+lock: $(INSTALLED)
+	UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --extra nodes $(UPGRADE) \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-build --generate-hashes --no-annotate \
+		--no-emit-index-url --no-emit-find-links --quiet --output-file $(LOCK)
+
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run_all
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(LOCK)
 	@echo "installing into .venv (a few minutes the first time)"
 	@if [ -x $(BIN)/python ]; then :; \
 	elif [ -n "$(PYTHON)" ]; then $(PYTHON) -m venv .venv; \
 	elif command -v uv >/dev/null; then uv venv --quiet --seed --python '>=3.11,<3.15' .venv; \
 	else echo "Python 3.11 to 3.14 with venv is missing: install it (Debian: apt install python3-venv), or uv" >&2; exit 1; fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@sed -n 's/^\(.*==[^ ]*\).*/\1/p' $(LOCK) >.venv/constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

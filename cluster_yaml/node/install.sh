@@ -1,27 +1,50 @@
 #!/usr/bin/env bash
-# Installs this project into ~/moedisco/.venv with the tested package versions; fast if it is already installed.
-#   install.sh [FURTHER PACKAGE...]
+# Installs the packages of requirements.txt and this project into ~/moedisco/.venv. Skips what a baked image or an earlier call installed.
+# Takes packages from the folder `wheels` of the bucket that ~/moedisco/bucket names, if it exists; pip checks their hashes.
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv=$project/.venv
-pins=$project/cluster_yaml/node/constraints.txt
-sources() { find "$project/moedisco_ray" "$project/service" "$project/pyproject.toml" "$pins" -type f -not -name '*.pyc'; }
-stamp=$venv/.installed-$( (sources | sort | xargs -d '\n' sha256sum; echo "$@") | sha256sum | cut -c1-16)
-[ -e "$stamp" ] && exit
+lock=$project/cluster_yaml/node/requirements.txt
+wheels=$project/wheels
+sources() { find "$project/moedisco_ray" "$project/service" "$project/pyproject.toml" -type f -not -name '*.pyc' | sort; }
+packages_stamp=$venv/.packages-$(sha256sum <"$lock" | cut -c1-16)
+project_stamp=$venv/.project-$(sources | xargs -d '\n' sha256sum | sha256sum | cut -c1-16)
 
-if ! [ -x "$venv/bin/python" ]; then
-    if command -v python3.11 >/dev/null; then
-        python3.11 -m venv "$venv"
-    else # an image with another Python: uv installs the tested version
+fetch_wheels() {
+    local bucket
+    mkdir -p "$wheels"
+    bucket=$(cat "$project/bucket" 2>/dev/null) || return 0
+    case $bucket in
+        s3://*) aws s3 sync --only-show-errors "$bucket/wheels" "$wheels" ;;
+        gs://*) gcloud storage rsync "$bucket/wheels" "$wheels" ;;
+        abfs://*) AZCOPY_AUTO_LOGIN_TYPE=MSI azcopy copy "https://${bucket#abfs://}/wheels/*" "$wheels" --output-level=quiet ;;
+    esac || echo "moedisco: no wheels in $bucket; installing from the package index" >&2
+}
+
+make_venv() {
+    local python
+    if ! python=$(command -v python3.11); then # uv installs the tested version
         command -v pip3 >/dev/null || { sudo apt-get update -q && sudo apt-get install -qy python3-pip; }
-        pip3 install --quiet --user "$(grep '^uv==' "$pins")"
-        "$HOME/.local/bin/uv" venv --seed --python 3.11 "$venv"
+        pip3 install --quiet --user --require-hashes --find-links "$wheels" --requirement <(sed -n '/^uv==/,/[^\\]$/p' "$lock")
+        "$HOME/.local/bin/uv" python install --quiet 3.11
+        python=$("$HOME/.local/bin/uv" python find 3.11)
     fi
+    "$python" -m venv "$venv"
+}
+
+if ! [ -e "$packages_stamp" ]; then
+    fetch_wheels
+    [ -x "$venv/bin/python" ] || make_venv
+    "$venv/bin/pip" install --quiet --require-hashes --only-binary=:all: --find-links "$wheels" --requirement "$lock"
+    rm -rf "$wheels"
+    touch "$packages_stamp"
 fi
-"$venv/bin/pip" install --quiet --disable-pip-version-check --constraint "$pins" "$project" "$@"
+if ! [ -e "$project_stamp" ]; then
+    "$venv/bin/pip" install --quiet --no-index --no-deps --no-build-isolation --force-reinstall "$project"
+    touch "$project_stamp"
+fi
 
 # Ray starts nodes through a login shell, which must find this `ray` first, and the cluster's token.
 line="source $project/cluster_yaml/node/environment.sh"
 grep -qxF "$line" ~/.bashrc 2>/dev/null || printf '%s\n%s\n' "$line" "$(cat ~/.bashrc 2>/dev/null)" >~/.bashrc
-touch "$stamp"

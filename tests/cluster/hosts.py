@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+LOCK = Path(__file__).resolve().parents[2] / "cluster_yaml" / "node" / "requirements.txt"
 SITE_PACKAGES = Path(sys.executable).parents[1] / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
 HOME = "/home/host"
 SSHD = Path("/usr/sbin/sshd")
@@ -168,9 +170,12 @@ def install_dependencies(venv):
         script = venv / "bin" / name
         script.write_text(f"#!{HOME}/moedisco/.venv/bin/python\nfrom {module} import main\nmain()\n")
         script.chmod(0o755)
-    settings = venv.parents[1] / ".config" / "pip"
-    settings.mkdir(parents=True)
-    (settings / "pip.conf").write_text("[install]\nno-index = true\nno-deps = true\nno-build-isolation = false\n")
+    packages_stamp(venv).touch()
+
+
+def packages_stamp(venv):
+    """The file by which install.sh recognises that an environment has the locked packages."""
+    return venv / f".packages-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]}"
 
 
 def run(*command):

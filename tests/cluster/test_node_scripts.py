@@ -43,7 +43,9 @@ def test_the_image_runs_unprivileged_and_says_how_it_is():
     text = (FOLDER / "Dockerfile").read_text()
     assert "\nUSER 1000\n" in text
     assert "\nHEALTHCHECK " in text
-    assert "\nARG TORCH_INDEX=\n" in text
+    assert "RUN pip install --require-hashes --only-binary=:all: --requirement requirements.txt\n" in text
+    assert [line for line in text.splitlines() if "pip install" in line][1:] == [
+        "RUN pip install --no-index --no-deps --no-build-isolation ."]
 
 
 @pytest.fixture(scope="module")
