@@ -77,7 +77,7 @@ def test_labels_are_such_as_ray_takes(name):
     for each in labels:
         validate_node_label_syntax(each)
         assert each.keys() >= {"moedisco/pool", "moedisco/market"}
-        assert each["moedisco/pool"] in ("low_memory", "high_memory")
+        assert each["moedisco/pool"] in ("low_memory", "high_memory", "cpu")
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -102,14 +102,34 @@ def test_each_pool_has_spot_types_in_order_of_price_and_then_one_on_demand(name)
         assert priorities == sorted(priorities, reverse=True)
         assert len(set(priorities)) == len(priorities)
         spot = [each for each, kind in kinds if market(kind) == "spot"]
-        assert len(spot) >= 2, tier
+        assert len(spot) >= (1 if tier == "cpu" else 2), tier
         assert [market(kind) for _, kind in kinds] == ["spot"] * len(spot) + ["on-demand"]
-        tag = {"low_memory": "low_mem_gpu", "high_memory": "high_mem_gpu"}[tier]
+        tag = {"low_memory": "low_mem_gpu", "high_memory": "high_mem_gpu", "cpu": "CPU"}[tier]
         cheapest = [prices[each] for each in spot]
         assert cheapest == sorted(cheapest)
         fallback = kinds[-1][1]
         assert any(kind["resources"] == fallback["resources"] for _, kind in kinds[:-1]), "the fallback does what a spot type does"
         assert all(tag in kind["resources"] for _, kind in kinds)
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_text_processing_has_nodes_of_its_own(name):
+    kinds = workers(load(name)).values()
+    for kind in kinds:
+        if pool(kind) == "cpu":
+            assert kind["resources"] == {"CPU": 16}
+            assert "guestAccelerators" not in kind["node_config"]
+        else:
+            assert kind["resources"]["CPU"] == 0
+    assert {market(kind) for kind in kinds if pool(kind) == "cpu"} == {"spot", "on-demand"}
+
+
+def test_a_gang_is_in_one_zone_where_the_file_decides_it():
+    # On AWS, `spot_fallback` does: see test_aws_offline.
+    assert "," not in load("gcp-spot")["provider"]["availability_zone"]
+    for kind in workers(load("azure-spot")).values():
+        zone = kind["node_config"]["azure_arm_parameters"].get("availability_zone")
+        assert zone == ("1" if pool(kind) == "high_memory" else None)
 
 
 @pytest.mark.parametrize("name", CLOUDS)

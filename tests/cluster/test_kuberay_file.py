@@ -98,14 +98,18 @@ def test_groups_start_empty_and_name_one_tag_for_each_gpu(cluster):
     assert cluster["autoscalerOptions"]["version"] == "v2"
     for group in cluster["workerGroupSpecs"]:
         assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
-        tag, = [name for name in group["resources"] if name.endswith("_mem_gpu")]
-        limits = [container["resources"]["limits"] for container in group["template"]["spec"]["containers"]]
-        assert int(group["resources"][tag]) == int(group["resources"]["GPU"]) == sum(each["nvidia.com/gpu"] for each in limits)
+        limit, = [container["resources"]["limits"] for container in group["template"]["spec"]["containers"]]
         validate_node_label_syntax(group["labels"])
+        if group["labels"]["moedisco/pool"] == "cpu":
+            assert group["resources"] == {"CPU": limit["cpu"]}
+            continue
+        tag, = [name for name in group["resources"] if name.endswith("_mem_gpu")]
+        assert int(group["resources"][tag]) == int(group["resources"]["GPU"]) == limit["nvidia.com/gpu"]
+        assert group["resources"]["CPU"] == "0"
 
 
 def test_each_pool_falls_back_from_spot_to_on_demand(cluster):
-    for tier in ("low_memory", "high_memory"):
+    for tier in ("low_memory", "high_memory", "cpu"):
         groups = [group for group in cluster["workerGroupSpecs"] if group["labels"]["moedisco/pool"] == tier]
         priorities = {group["labels"]["moedisco/market"]: group["priority"] for group in groups}
         assert priorities["spot"] > priorities["on-demand"]
@@ -113,6 +117,25 @@ def test_each_pool_falls_back_from_spot_to_on_demand(cluster):
         for group in groups:
             selects_spot = "cloud.google.com/gke-spot" in group["template"]["spec"]["nodeSelector"]
             assert selects_spot == (group["labels"]["moedisco/market"] == "spot")
+
+
+def test_text_processing_needs_no_gpu_and_stays_off_gpu_nodes(cluster):
+    groups = [group["template"]["spec"] for group in cluster["workerGroupSpecs"] if group["labels"]["moedisco/pool"] == "cpu"]
+    assert len(groups) == 2
+    for pod in groups:
+        assert "nvidia.com/gpu" not in str(pod)
+
+
+def test_a_gang_is_in_one_zone(cluster):
+    for group in cluster["workerGroupSpecs"]:
+        rules = group["template"]["spec"].get("affinity", {}).get("podAffinity", {}).get(
+            "requiredDuringSchedulingIgnoredDuringExecution", [])
+        if group["labels"]["moedisco/pool"] == "high_memory":
+            rule, = rules
+            assert rule["topologyKey"] == "topology.kubernetes.io/zone"
+            assert rule["labelSelector"]["matchLabels"] == group["template"]["metadata"]["labels"]
+        else:
+            assert not rules
 
 
 def test_nothing_runs_as_root_or_with_a_right_it_does_not_need(cluster):
