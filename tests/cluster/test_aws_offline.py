@@ -53,7 +53,7 @@ def aws(server, monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
-    """What the autoscaler says the runs, as (key, node types)."""
+    """What the autoscaler publishes for the runs, as (key, node types)."""
     told = []
     monkeypatch.setattr(ray_internals, "kv_put_from_head", lambda key, value, _namespace: told.append((key, json.loads(value))))
     return told
