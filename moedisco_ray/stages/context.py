@@ -116,7 +116,7 @@ def finetune_seed(config: RunConfig) -> int:
 
 
 def cluster_tokens(context: Context) -> list[int]:
-    """Tokens of each cluster."""
+    """Number of tokens of each cluster."""
     return [entry.tokens for entry in context.summary("cluster", ClusterSummary).clusters]
 
 

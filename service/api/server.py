@@ -169,7 +169,8 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(
             app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
             http=DeadlineProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
-            # This limit is higher than that of `Connections`: only connections with requests in progress can reach it.
+            # Higher than the limit of `Connections`, which closes waiting connections first; requests in progress it never closes,
+            # so only these can reach uvicorn's limit.
             limit_concurrency=self.capacity.connections + 2 * SPARE,
             timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
             forwarded_allow_ips=settings.forwarded_allow_ips or None, proxy_headers=bool(settings.forwarded_allow_ips)))

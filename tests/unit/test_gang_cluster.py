@@ -14,7 +14,7 @@ from moedisco_ray.execution.ray import gang_cluster
 from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox
-from moedisco_ray.execution.ray.gang_cluster import RayGangCluster
+from moedisco_ray.execution.ray.gang_cluster import _RayGangCluster
 from moedisco_ray.training import TrainJob, TrainResult
 
 
@@ -45,22 +45,22 @@ def job(tmp_path: Path) -> TrainJob:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], RayGangCluster]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], _RayGangCluster]:
     """A new driver's."""
     monkeypatch.setattr(gang_cluster.session, "autoscales", lambda: False)
-    monkeypatch.setattr(RayGangCluster, "emit", Driver.emit)
+    monkeypatch.setattr(_RayGangCluster, "emit", Driver.emit)
 
-    def new(driver: Driver) -> RayGangCluster:
+    def new(driver: Driver) -> _RayGangCluster:
         pool = HighMemoryPool()
         context = AttemptContext(
             run="run", placement=Placement(pool, 1, 0), directory=tmp_path, stop_files=(), mailbox=driver)
-        return RayGangCluster(context, "finetune", Reservation(pool, "ahead"), tmp_path / "gang.json", lambda: driver.now)
+        return _RayGangCluster(context, "finetune", Reservation(pool, "ahead"), tmp_path / "gang.json", lambda: driver.now)
 
     return new
 
 
 def test_a_driver_that_dies_loses_seconds_of_an_attempt_and_its_next_counts_nothing_twice(
-    job: TrainJob, cluster: Callable[[Driver], RayGangCluster], monkeypatch: pytest.MonkeyPatch,
+    job: TrainJob, cluster: Callable[[Driver], _RayGangCluster], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     outcome = TrainResult(10, 10, (), 1.0, 0, finished=True)
     seen: list[float] = []

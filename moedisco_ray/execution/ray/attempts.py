@@ -42,7 +42,8 @@ class AttemptContext:
         directory: Directory of Ray Train's own state; all nodes must see it.
         stop_files: The attempts end as soon as one of these files exists.
         mailbox: Carries the workers' events to the driver.
-        seats: Seats for trainings with one worker; None: the training is a gang.
+        seats: The run's warm processes that hold a slot each; a training with one worker runs in one of them. None: the training
+            is a gang.
     """
 
     run: str

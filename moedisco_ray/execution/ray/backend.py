@@ -91,7 +91,7 @@ class RayBackend:
 
     @contextlib.contextmanager
     def reachable(self, emit: Emit) -> Iterator[Emit]:
-        """Yield an `emit` that delivers through a mailbox of its own until the block ends."""
+        """Yield an `emit` that workers may call: a mailbox actor passes their events to `emit` until the block ends."""
         with open_mailbox(emit) as mailbox:
             yield attempt_emitter(mailbox.handle, "")
 

@@ -28,7 +28,7 @@ _SAVE_SECONDS = 10.0
 """Interval between two saves of the held worker-seconds (s); a driver that dies loses those since its last save."""
 
 
-class RayGangCluster:
+class _RayGangCluster:
     """A `GangCluster` on the connected Ray cluster.
 
     Args:
@@ -57,36 +57,30 @@ class RayGangCluster:
 
     @property
     def free_slots(self) -> int:
-        """See `GangCluster`; includes the slots that are reserved for the gang."""
+        # The slots that are reserved for the gang are free for it.
         return session.free_workers(self._context.placement.bundle) + self._reservation.held
 
     @property
     def boot_seconds(self) -> float:
-        """See `GangCluster`."""
         return boot_seconds(self._reservation.boot_times) if self._autoscales else float("inf")
 
     @property
     def max_slots(self) -> float:
-        """See `GangCluster`."""
         return session.max_slots(self._context.placement.pool)
 
     @property
     def status(self) -> UnitStatus:
-        """See `GangCluster`."""
         return self._context.mailbox.status(self._name)
 
     @property
     def worker_hours(self) -> float:
-        """See `GangCluster`."""
         return sum(self.held.values()) / HOUR
 
     def request(self, workers: int) -> None:
-        """See `GangCluster`; does nothing without an autoscaler."""
         if self._autoscales:
             self._reservation.request(workers)
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
-        """See `GangCluster`."""
         self._workers = workers
         context = dataclasses.replace(
             self._context, placement=dataclasses.replace(self._context.placement, workers=workers),
@@ -97,20 +91,16 @@ class RayGangCluster:
             self._save()
 
     def save_held(self) -> None:
-        """See `GangCluster`; saves every few seconds, however often it is called."""
         if self._clock() - self._saved_at >= _SAVE_SECONDS:
             self._save()
 
     def emit(self, event: Event) -> None:
-        """See `GangCluster`."""
         self._context.mailbox.push(event)
 
     def check(self) -> None:
-        """See `GangCluster`."""
         self._context.mailbox.check()
 
     def wait_message(self, workers: int) -> str:
-        """See `GangCluster`."""
         return session.wait_message([self._context.placement.bundle], workers, self.free_slots)
 
     @property
@@ -167,7 +157,7 @@ def train_gang(
     with open_mailbox(emit) as mailbox:
         context = AttemptContext(
             run=run, placement=placement, directory=directory, stop_files=(stop,), mailbox=mailbox)
-        cluster = RayGangCluster(context, job.name, reservation, directory / "gang.json")
+        cluster = _RayGangCluster(context, job.name, reservation, directory / "gang.json")
         try:
             result = Gang(job, sizes, cluster, max_failures=max_failures, directory=directory, stop=stop).train()
         finally:

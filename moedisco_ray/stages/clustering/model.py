@@ -47,7 +47,7 @@ class ClusterModel:
         Args:
             texts: Texts of N documents.
             tokens: Token ids of the same documents.
-            balanced: Whether to add the prices to the costs, as in training.
+            balanced: Whether to add each cluster's balancing price to its costs, as in training.
         """
         cost_NE = self.costs(texts, tokens)
         return (cost_NE + self.prices_E if balanced else cost_NE).argmin(axis=1)

@@ -88,7 +88,7 @@ class RouterMeter:
         self._tokens += len(self._document_T)
 
     def statistics(self) -> RouterStatistics:
-        """Everything counted so far."""
+        """Counts and entropies over all tokens that the routers have seen so far."""
         return RouterStatistics(
             layers=tuple(int(name.removesuffix(ROUTER).rsplit(".", 1)[-1]) for name, _ in self._routers),
             selections_RGE=self._selections_RGE.cpu().numpy(),

@@ -73,7 +73,7 @@ def publish(messages: Mapping[str, str], clock: Callable[[], float] = time.time)
         clock: Returns the time (s since the epoch).
     """
     now = clock()
-    with contextlib.suppress(ConnectionError, ray.exceptions.RpcError):     # the autoscaler's log has them, too
+    with contextlib.suppress(ConnectionError, ray.exceptions.RpcError):     # the autoscaler's log has these failures too
         ray_internals.kv_put_from_head(_KEY, json.dumps({name: [now, text] for name, text in messages.items()}), _NAMESPACE)
 
 
