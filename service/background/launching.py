@@ -1,4 +1,4 @@
-"""Starts and stops drivers: their files on disk and their Ray Jobs."""
+"""Starts and stops drivers: writes and removes their files, submits and stops their Ray Jobs."""
 
 from __future__ import annotations
 

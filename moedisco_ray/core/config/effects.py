@@ -54,7 +54,7 @@ def leaves(section: type[BaseModel], prefix: str = "", outer: NoEffect | Resolve
     Args:
         section: The section's class.
         prefix: Dotted path of the section, with a trailing dot.
-        outer: Marker of the section itself.
+        outer: `NoEffect` or `Resolved` if the section itself is marked with it; it then holds for all settings of the section.
     """
     for name, info in section.model_fields.items():
         marker = _marker(info) or outer

@@ -102,7 +102,7 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
 
 
 def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seats: Seats) -> Sequence[BaseException]:
-    """Train on a seat, which may have to wait for its slot first; returns the error that ended it, if any."""
+    """Train in a warm process, once one has a slot of the pool; returns the error that ended the training, if any."""
     pool, mailbox = context.placement.pool, context.mailbox
     name = f"{context.run}-{job.name}"
     try:

@@ -45,7 +45,7 @@ class Reservation:
 
     @property
     def held(self) -> int:
-        """Number of requested slots that are held, all or none, not counting draining nodes."""
+        """Number of held slots, without those on draining nodes; 0 until all requested slots are held."""
         table = placement_group_table(self._group) if self._group is not None else {}
         if table.get("state") != "CREATED":
             return 0

@@ -51,7 +51,7 @@ def __getattr__(name: str) -> type:
 
 
 class _WithErrors:
-    """Mixin for a node provider: keeps the errors that Ray does not pass on, for the monitor that it installs."""
+    """Mixin for a node provider: installs a `RefusalMonitor`, and keeps for it the cloud's errors, which Ray drops."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         self._errors: Errors = {}
