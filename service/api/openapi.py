@@ -42,7 +42,7 @@ _WITH_BODY = (400, 413)
 
 
 def problems(*statuses: int, body: bool = False) -> Responses:
-    """Documentation of a route's error responses: the given statuses, those that every route can have and, with `body`, those of routes that read JSON."""
+    """Document a route's error responses: the given statuses, those of every route and, with `body`, those of reading JSON."""
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
 

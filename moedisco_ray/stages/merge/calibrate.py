@@ -145,8 +145,9 @@ def _load_matched(
 ) -> Tensor:
     """Add a multiple of one vector v to each cluster's router row, so that top-1 loads equal the clusters' shares.
 
-    v is chosen so that v . x > 0 for most inputs x of the router. Adding b_c v to row c adds b_c (v . x) to a token's logit c. Dividing all its logits by v . x > 0 keeps their order and leaves b_c as a
-    bias, which `load_offsets` finds. The few tokens with v . x <= 0 are left out.
+    v is chosen so that v . x > 0 for most inputs x of the router. Adding b_c v to row c adds b_c (v . x) to a token's logit c.
+    Dividing all its logits by v . x > 0 keeps their order and leaves b_c as a bias, which `load_offsets` finds. The few tokens with
+    v . x <= 0 are left out.
     """
     clusters = len(direction_CD)
     constant_D = constant_direction(total)
