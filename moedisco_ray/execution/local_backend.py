@@ -17,7 +17,6 @@ from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
-from moedisco_ray.stages.clustering.packing import pack_cluster
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train_in_turns
 
 P = ParamSpec("P")
@@ -36,9 +35,8 @@ class LocalBackend:
     ) -> dict[str, Any]:
         """Build the clusters of documents in this process."""
         stop.check()
-        pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
         held = functools.partial(held_workers, emit, vectors_kind(config, model, {}), 1, "cluster")
-        return build_clusters(config, corpus_dir, model, directory, LocalWorkers(pack, held), emit=emit)
+        return build_clusters(config, corpus_dir, model, directory, LocalWorkers(held), emit=emit)
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,

@@ -3,8 +3,8 @@
 A packed directory holds documents as one stream of token ids. An end-of-sequence token follows each document, and a
 beginning-of-sequence token precedes it if the tokenizer adds one:
 
-    part-00000.npy ...   1-D little-endian uint16, or uint32 for a vocabulary above 65,536 entries
-    index.json           {"tokens", "documents", "dtype", "parts"}
+    *.npy        1-D little-endian uint16, or uint32 for a vocabulary above 65,536 entries
+    index.json   {"tokens", "documents", "dtype", "parts"}
 
 Shapes: L sequence length.
 """
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 import json
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,14 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
+class Piece(NamedTuple):
+    """One written file of packed tokens. Names sort in the order of the stream."""
+
+    name: str
+    documents: int
+    tokens: int
+
+
 def write_packed(
     directory: Path, parts: Iterable[Iterable[Ids]], eos: int, vocab_size: int, bos: int | None = None,
 ) -> dict[str, Any]:
@@ -46,32 +55,63 @@ def write_packed(
         bos: Token that begins each document; None: no such token.
 
     Returns:
-        The written index: tokens (including those between documents), documents, dtype, parts.
+        The written index; see `write_index`.
 
     Raises:
         CorpusError: An id does not fit the vocabulary.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    dtype = token_dtype(vocab_size)
-    end = np.array([eos], dtype=np.int64)
-    begin = np.array([] if bos is None else [bos], dtype=np.int64)
-    names: list[str] = []
-    documents = tokens = 0
+    pieces: list[Piece] = []
     for part in parts:
-        pieces: list[Ids] = []
-        for document in part:
-            pieces += (begin, document, end)
-        if not pieces:
-            continue
-        packed = np.concatenate(pieces)
-        if packed.min() < 0 or packed.max() >= vocab_size:
-            raise CorpusError("tokenizer", int(packed.max()), f"a token id is outside the vocabulary of {vocab_size}")
-        name = f"part-{len(names):05d}.npy"
-        np.save(directory / name, packed.astype(dtype), allow_pickle=False)
-        names.append(name)
-        documents += len(pieces) // 3
-        tokens += len(packed)
-    index = {"tokens": tokens, "documents": documents, "dtype": dtype.name, "parts": names}
+        if documents := list(part):
+            lengths = np.array([len(document) for document in documents])
+            path = directory / f"part-{len(pieces):05d}.npy"
+            pieces.append(write_piece(path, np.concatenate(documents), lengths, eos=eos, vocab_size=vocab_size, bos=bos))
+    return write_index(directory, pieces, vocab_size)
+
+
+def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, vocab_size: int, bos: int | None = None) -> Piece:
+    """Write one file of packed tokens. A repeated call replaces the file by the same one.
+
+    Args:
+        path: File to write; its directory must exist.
+        ids: Token ids of all documents, one after the other, without special tokens.
+        lengths: Number of ids of each document.
+        eos: Token that ends each document.
+        vocab_size: Upper bound of the ids (exclusive); decides the type on disk.
+        bos: Token that begins each document; None: no such token.
+
+    Raises:
+        CorpusError: An id does not fit the vocabulary.
+    """
+    stops = np.cumsum(lengths + (1 if bos is None else 2))
+    special = [(eos, stops - 1)] if bos is None else [(eos, stops - 1), (bos, stops - lengths - 2)]
+    packed = np.empty(int(stops[-1]) if len(stops) else 0, dtype=np.int64)
+    inside = np.ones(len(packed), dtype=bool)
+    for token, places in special:
+        inside[places] = False
+        packed[places] = token
+    packed[inside] = ids
+    if packed.min(initial=0) < 0 or packed.max(initial=0) >= vocab_size:
+        raise CorpusError("tokenizer", int(packed.max()), f"a token id is outside the vocabulary of {vocab_size}")
+    # Two attempts of one task may write at the same time.
+    draft = path.with_suffix(f".{uuid.uuid4().hex}")
+    with draft.open("wb") as file:
+        np.save(file, packed.astype(token_dtype(vocab_size)), allow_pickle=False)
+    draft.replace(path)
+    return Piece(path.name, len(lengths), len(packed))
+
+
+def write_index(directory: Path, pieces: Iterable[Piece], vocab_size: int) -> dict[str, Any]:
+    """Make the pieces in a directory one stream, in the order of their names.
+
+    Returns:
+        The written index: tokens (including those between documents), documents, dtype, parts.
+    """
+    ordered = sorted(pieces)
+    index = {
+        "tokens": sum(piece.tokens for piece in ordered), "documents": sum(piece.documents for piece in ordered),
+        "dtype": token_dtype(vocab_size).name, "parts": [piece.name for piece in ordered]}
     write_json(directory / INDEX, index)
     return index
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +20,6 @@ from moedisco_ray.stages.clustering.build import LocalWorkers
 from moedisco_ray.stages.clustering.build import build_clusters as build_here
 from moedisco_ray.stages.clustering.grid import Grid, peak
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
-from moedisco_ray.stages.clustering.packing import pack_cluster
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),
@@ -48,7 +45,7 @@ def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_threa
     corpus, model = write_corpus(tmp_path / "corpus", parts=parts), write_model(tmp_path / "model")
     config = run_config(method=method, vectors=vectors)
     here, there = tmp_path / "here", tmp_path / "there"
-    pure = build_here(config, corpus, model, here, LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer")))
+    pure = build_here(config, corpus, model, here, LocalWorkers())
     meter = Meter()
     with Seats("vectors") as seats:
         assert build_clusters(
@@ -78,7 +75,7 @@ def test_lloyd_on_ray_is_lloyd_here_even_when_a_shard_dies(shards, tmp_path):
         files.append(tmp_path / f"{f}.parquet")
         write_vectors(files[-1], [ids[i] for i in rows], x_ND[rows])
     pure = fit_kmeans_on_blocks(np.array_split(x_ND, 7), x_ND[:500], 4, restarts=2, iterations=15)
-    workers = RayWorkers(tmp_path, Slot(None, Meter().update, NEVER), max_actors=shards)
+    workers = RayWorkers(Slot(None, Meter().update, NEVER), max_actors=shards)
     workers.hold(files)
     origin_D = x_ND[:500].mean(axis=0, dtype=np.float64).astype(np.float32)
     grid = Grid.covering(origin_D, max(workers.ask("peak", None, origin_D)), 3000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.blocks import squared_distances
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters, documents_needed, first_documents
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans_on_blocks
-from moedisco_ray.stages.clustering.packing import pack_cluster
 from moedisco_ray.stages.clustering.report import Sample, cluster_report, silhouette
 from moedisco_ray.stages.clustering.store import weights
 from moedisco_ray.stages.clustering.vectors.random import RandomCosts
@@ -45,8 +43,7 @@ def model_dir(tmp_path_factory):
 
 
 def build(corpus, model_dir, directory, **clusters):
-    workers = LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer"))
-    return build_clusters(run_config(**clusters), corpus, model_dir, directory, workers)
+    return build_clusters(run_config(**clusters), corpus, model_dir, directory, LocalWorkers())
 
 
 def read(directory):
@@ -57,8 +54,7 @@ def build_for(tokens, corpus, model_dir, directory, **clusters):
     """Build clusters for sub-models that train on this number of tokens."""
     config = run_config(**clusters)
     config = config.model_copy(update={"tokens": Tokens(total=2 * tokens, seed_share=0.0, finetune_share=0.5)})
-    workers = LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer"))
-    return build_clusters(config, corpus, model_dir, directory, workers)
+    return build_clusters(config, corpus, model_dir, directory, LocalWorkers())
 
 
 def assigned_anew(corpus, directory):
@@ -197,9 +193,7 @@ def test_the_sample_is_the_smallest_ids(corpus):
 
 def test_a_report_of_one_cluster_and_one_source():
     sample = Sample(["a word", "another word"], ["x", "x"], np.eye(2, dtype=np.float32), np.zeros(2, np.int64))
-    report = cluster_report(
-        sample, np.zeros((1, 2)), count=1, clusters_N=np.zeros(2, np.int64), weights_N=np.array([3, 4]),
-        sources_N=np.zeros(2, np.int64))
+    report = cluster_report(sample, np.zeros((1, 2)), tokens_E=np.array([7]), documents_PE=np.array([[2]]))
     assert report["nmi"] is None
     assert report["silhouette"] is None
     assert report["balance"] == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.stages.corpus.documents import DOCUMENTS, document_id
-from moedisco_ray.stages.text.packing import pack, part_path
+from moedisco_ray.stages.text.packing import pack_part, part_path
+from moedisco_ray.training.packed_tokens import write_index
 
 EOS = 0
+ENCODER = SimpleNamespace(eos=EOS, bos=None, vocab_size=10)
 document = st.tuples(st.lists(st.integers(1, 9), max_size=4), st.integers(1, 4))    # tokens, copies
 parts = st.lists(st.lists(document, max_size=6), max_size=3)
 
@@ -32,6 +35,15 @@ def write(directory, found):
     return paths
 
 
+def pack(found, directory, keeps=None):
+    """Pack the parts one by one, the last first, and make them one stream."""
+    directory.mkdir()
+    tables = [pq.read_table(path) for path in write(directory, found)]
+    masks = keeps or [None] * len(tables)
+    pieces = [pack_part(tables[i], i, directory, ENCODER, masks[i]) for i in reversed(range(len(tables)))]
+    return write_index(directory, itertools.chain(*pieces), ENCODER.vocab_size)
+
+
 def packed(directory, index):
     pieces = [np.load(directory / name) for name in index["parts"]]
     return np.concatenate([np.empty(0, dtype=np.uint16), *pieces]).tolist()
@@ -41,7 +53,7 @@ def packed(directory, index):
 @given(parts)
 def test_each_document_is_packed_as_often_as_it_has_copies_pass_after_pass(found):
     with tempfile.TemporaryDirectory() as scratch:
-        index = pack(write(Path(scratch), found), Path(scratch) / "shards", EOS, 10)
+        index = pack(found, Path(scratch) / "shards")
         stream = packed(Path(scratch) / "shards", index)
     flat = [row for rows in found for row in rows]
     expected = [tokens for c in range(4) for tokens, copies in flat if copies > c]
@@ -56,12 +68,8 @@ def test_packing_by_cluster_is_a_partition_of_packing_all(found, clusters, seed)
     generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
     members = [generator.integers(clusters, size=len(rows)) for rows in found]
     with tempfile.TemporaryDirectory() as scratch:
-        paths = write(Path(scratch), found)
-        whole = pack(paths, Path(scratch) / "all", EOS, 10)
-        indices = [
-            pack(paths, Path(scratch) / str(k), EOS, 10, keep=lambda _, part, k=k: members[part] == k)
-            for k in range(clusters)
-        ]
+        whole = pack(found, Path(scratch) / "all")
+        indices = [pack(found, Path(scratch) / str(k), [own == k for own in members]) for k in range(clusters)]
         for k, index in enumerate(indices):
             flat = [row for rows in found for row in rows]
             mine = [row for row, member in zip(flat, itertools.chain(*members), strict=True) if member == k]

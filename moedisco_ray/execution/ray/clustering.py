@@ -10,10 +10,10 @@ the number of actors nor the restart of one changes a bit of the result.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -26,8 +26,10 @@ from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailb
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.tasks import Slot
 from moedisco_ray.stages.clustering.build import build_clusters as build
-from moedisco_ray.stages.clustering.packing import pack_cluster
 from moedisco_ray.stages.clustering.store import Shard, embed_parts
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def build_clusters(
@@ -49,7 +51,7 @@ def build_clusters(
     """
     node_types = config.pools.low_memory.node_types
     node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
-    workers = RayWorkers(corpus_dir / "tokenizer", Slot(node_type, emit, stop, seats))
+    workers = RayWorkers(Slot(node_type, emit, stop, seats))
     return build(config, corpus_dir, model_dir, directory, workers, emit=emit)
 
 
@@ -58,12 +60,10 @@ class RayWorkers:
     """`clustering.stage.Workers` with seats, actors and tasks.
 
     Attributes:
-        tokenizer: Directory of the corpus' tokenizer.
         slot: Where vectors are computed.
         max_actors: Maximum number of actors that keep vectors; None: one per CPU.
     """
 
-    tokenizer: Path
     slot: Slot
     max_actors: int | None = None
     _actors: list[Any] = dataclasses.field(default_factory=list)
@@ -103,14 +103,17 @@ class RayWorkers:
             ray.kill(actor)
         self._actors = []
 
-    def pack(
-        self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
-    ) -> list[dict[str, Any]]:
-        """Pack each cluster in a task of its own."""
-        paths = [[path.resolve() for path in group] for group in (parts, assignments)]
-        tokenizer = self.tokenizer.resolve()
-        pack = ray.remote(pack_cluster)
-        return ray.get([pack.remote(*paths, k, directory.resolve() / str(k), tokenizer) for k in range(count)])
+    def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """Apply the function to each item in a task of its own."""
+        stored, call = ray.put(function), ray.remote(_call)
+        running = [call.remote(stored, item) for item in items]
+        while running:
+            done, running = ray.wait(running)
+            yield from ray.get(done)
+
+
+def _call(function: Callable[[T], R], item: T) -> R:
+    return function(item)
 
 
 def _cpus() -> int:

@@ -1,19 +1,21 @@
 """The whole cluster stage. `Workers`, in this process or on Ray, carry out every step that touches all documents.
 
-The driver holds ids, weights and float32 costs of all N documents: 4 E + 32 bytes per document for E clusters, and about twice
-that while it balances. With E = 8, 10 million documents take 1.3 GB. Vectors stay with the workers.
+The driver holds samples of fixed size, and a few kilobytes per part and cluster; its memory does not depend on the number of
+documents. Vectors stay with the workers. Every part is assigned and packed in a task of its own.
 
-Shapes: N documents, S documents of the sample, D dimensions, E clusters.
+Shapes: S documents of the sample, D dimensions, E clusters, P sources.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,24 +27,27 @@ from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import cluster_warnings
 from moedisco_ray.plan.estimate import CLUSTERED
-from moedisco_ray.stages.clustering.assign import assign_balanced
+from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, fit_assignment
 from moedisco_ray.stages.clustering.blocks import Statistics, reduce
 from moedisco_ray.stages.clustering.grid import Array, Grid
 from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans
 from moedisco_ray.stages.clustering.model import ClusterModel
+from moedisco_ray.stages.clustering.packing import Packed, Part, Plan, finish_part
 from moedisco_ray.stages.clustering.report import Sample, cluster_report
-from moedisco_ray.stages.clustering.store import ID, Shard, embed_parts, id_array, token_arrays, weights
+from moedisco_ray.stages.clustering.store import Shard, embed_parts, id_array, token_arrays, weights
 from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind
+from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.training.packed_tokens import write_index
 
-Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
-"""Function of (parts, assignments, cluster number, directory) that packs the tokens of a cluster and returns their index."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Workers(Protocol):
     """Carries out the steps of clustering that touch every document."""
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
-        """Write vector files (see `store`) of all documents into `directory`, and count the documents in `progress`."""
+        """Write a vector file (see `store`) of each part into `directory`, with the part's name; count documents in `progress`."""
 
     def hold(self, files: Sequence[Path]) -> None:
         """Load the vector files into one or more `store.Shard`s."""
@@ -53,22 +58,18 @@ class Workers(Protocol):
     def release(self) -> None:
         """Free the shards."""
 
-    def pack(
-        self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
-    ) -> list[dict[str, Any]]:
-        """Pack every cluster k into `directory`/k; return the indices."""
+    def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
+        """Apply a picklable function to each item; return the results in any order."""
 
 
 class LocalWorkers:
     """Workers that run in this process.
 
     Args:
-        pack: Function that packs one cluster.
         held: Returns a context manager around the embedding, such as one that meters its worker-seconds.
     """
 
-    def __init__(self, pack: Pack, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
-        self._pack = pack
+    def __init__(self, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
         self._held = held
         self._shard: Shard | None = None
 
@@ -89,15 +90,14 @@ class LocalWorkers:
         """Free the shard."""
         self._shard = None
 
-    def pack(
-        self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
-    ) -> list[dict[str, Any]]:
-        """Pack one cluster after the other."""
-        return [self._pack(parts, assignments, k, directory / str(k)) for k in range(count)]
+    def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
+        """Apply the function to one item after the other."""
+        return map(function, items)
 
 
 def build_clusters(
     config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers, *, emit: Emit = discard,
+    balance_documents: int = BALANCE_DOCUMENTS,
 ) -> dict[str, Any]:
     """Cluster the training documents that are needed and write the artifact: model, assignments, packed tokens, report.
 
@@ -108,6 +108,7 @@ def build_clusters(
         directory: Directory of the artifact; must exist.
         workers: Workers that carry out the steps that touch every document.
         emit: Receives `stage_progress` events.
+        balance_documents: Number of documents on which the balance of the clusters is fitted.
 
     Returns:
         Figures of the stage: `clusters` (`documents` and `tokens` of each), `inertia` and `iterations` (None unless the
@@ -122,7 +123,8 @@ def build_clusters(
         raise CorpusError(
             "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
     with _first_parts(parts, documents, directory / "documents.scratch") as chosen:
-        return _build(config, chosen, documents, model_dir=model_dir, directory=directory, workers=workers, emit=emit)
+        stage = _Stage(config, corpus_dir, model_dir, directory, workers, emit, balance_documents)
+        return stage.build(chosen, documents)
 
 
 def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
@@ -156,52 +158,100 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[l
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _build(
-    config: RunConfig, parts: Sequence[Path], documents: int, *, model_dir: Path, directory: Path, workers: Workers, emit: Emit,
-) -> dict[str, Any]:
-    settings = config.clusters
-    sampled = first_documents(parts, max(settings.sample, settings.count))
-    inputs = FitInputs(
-        texts=sampled["text"].to_pylist(), tokens=token_arrays(sampled), weights_S=weights(sampled), ids_S=id_array(sampled["id"]),
-        model_dir=model_dir, max_tokens=config.corpus.sequence_length, settings=settings, seed=config.seed)
-    by_distance = settings.method == "kmeans"
-    vectoriser = kind(settings.vectors if by_distance else settings.method).fit(inputs)
-    model_path, scratch = directory / "cluster_model", directory / "vectors.scratch"
-    try:
-        for path in (model_path, scratch, directory / "assignments"):
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """Arguments of `build_clusters`."""
+
+    config: RunConfig
+    corpus_dir: Path
+    model_dir: Path
+    directory: Path
+    workers: Workers
+    emit: Emit
+    balance_documents: int
+
+    def build(self, parts: Sequence[Path], documents: int) -> dict[str, Any]:
+        """Cluster all documents of the parts and write the artifact."""
+        config, settings, workers = self.config, self.config.clusters, self.workers
+        sampled = first_documents(parts, max(settings.sample, settings.count))
+        inputs = FitInputs(
+            texts=sampled["text"].to_pylist(), tokens=token_arrays(sampled), weights_S=weights(sampled),
+            ids_S=id_array(sampled["id"]), model_dir=self.model_dir, max_tokens=config.corpus.sequence_length, settings=settings,
+            seed=config.seed)
+        by_distance = settings.method == "kmeans"
+        vectoriser = kind(settings.vectors if by_distance else settings.method).fit(inputs)
+        model_path, scratch = self.directory / "cluster_model", self.directory / "vectors.scratch"
+        try:
+            for path in (model_path, scratch, self.directory / "assignments"):
+                path.mkdir(parents=True, exist_ok=True)
+            vectoriser.save(model_path)
+            workers.embed(parts, model_path, scratch, StageProgress(self.emit, "cluster", "vectors", documents))
+            vectors = [scratch / path.name for path in parts]
+            workers.hold(vectors)
+            if by_distance:
+                raw_SD = _sample_vectors(workers, sampled["id"][-1].as_py())
+                vectoriser.centre(raw_SD)
+                x_SD = adjust(raw_SD, vectoriser.centre_D)
+                fit = self._fit_kmeans(vectoriser.centre_D, x_SD, documents)
+            else:
+                x_SD, fit = kind("mean_token").fit(inputs).embed(inputs.texts, inputs.tokens), None
+            centroids_ED = fit.centroids_KD if fit else None
+            rule, loads = fit_assignment(
+                workers.ask, vectoriser.centre_D, centroids_ED, last=nth_id(parts, min(self.balance_documents, documents)),
+                documents=documents, capacity=settings.capacity)
+            workers.release()
+            ClusterModel(vectoriser, centroids_ED, rule.prices_E).save(model_path)
+            packed, indices = self._pack(parts, vectors, rule)
+        finally:
+            workers.release()
+            shutil.rmtree(scratch, ignore_errors=True)
+        clusters_S = _first_clusters([self.directory / "assignments" / path.name for path in parts], len(sampled))
+        sample = Sample(inputs.texts, sampled["source"].to_pylist(), x_SD, clusters_S)
+        report = cluster_report(sample, centroids_ED, tokens_E=loads.tokens_E, documents_PE=_by_source(packed))
+        return self._write_report(report, fit, x_SD.shape[1], indices)
+
+    def _pack(
+        self, parts: Sequence[Path], vectors: Sequence[Path], rule: Assignment,
+    ) -> tuple[list[Packed], list[dict[str, Any]]]:
+        """Assign and pack every part; return the figures of the parts in order, and the index of each cluster's tokens."""
+        directory, tokenizer = self.directory.absolute(), self.corpus_dir.absolute() / "tokenizer"
+        shards = [directory / "shards" / str(k) for k in range(len(rule.prices_E))]
+        for path in shards:
             path.mkdir(parents=True, exist_ok=True)
-        vectoriser.save(model_path)
-        workers.embed(parts, model_path, scratch, StageProgress(emit, "cluster", "vectors", documents))
-        workers.hold(sorted(scratch.glob("*.parquet")))
-        if by_distance:
-            raw_SD = _sample_vectors(workers, sampled["id"][-1].as_py())
-            vectoriser.centre(raw_SD)
-            x_SD = adjust(raw_SD, vectoriser.centre_D)
-            iterations = StageProgress(emit, "cluster", "k-means iterations")
-            fit = _fit(config, workers, vectoriser.centre_D, x_SD, iterations, documents=documents)
-        else:
-            x_SD, fit = kind("mean_token").fit(inputs).embed(inputs.texts, inputs.tokens), None
-        centroids_ED = fit.centroids_KD if fit else None
-        ids_N, weights_N, cost_NE = _costs(workers, vectoriser.centre_D, centroids_ED)
-    finally:
-        workers.release()
-        shutil.rmtree(scratch, ignore_errors=True)
-    clusters_N, prices_E = assign_balanced(cost_NE, weights_N, ids_N, settings.capacity)
-    ClusterModel(vectoriser, centroids_ED, prices_E).save(model_path)
-    assignments = write_assignments(parts, ids_N, clusters_N, directory / "assignments")
-    indices = workers.pack(parts, assignments, settings.count, directory / "shards")
-    sample = Sample(inputs.texts, sampled["source"].to_pylist(), x_SD, clusters_N[: len(sampled)])
-    report = cluster_report(
-        sample, centroids_ED, count=settings.count, clusters_N=clusters_N, weights_N=weights_N, sources_N=_source_codes(parts))
-    report |= {
-        "method": settings.method, "vectors": settings.vectors if by_distance else "mean_token", "dimensions": x_SD.shape[1],
-        "inertia": fit.inertia if fit else None, "inertias": list(fit.inertias) if fit else [],
-        "iterations": fit.iterations if fit else None, "shard_tokens": [index["tokens"] for index in indices]}
-    report["warnings"] = cluster_warnings([entry["documents"] for entry in report["clusters"]])
-    write_json(directory / "report.json", report)
-    figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance", "warnings")}
-    sizes = [{key: entry[key] for key in ("documents", "tokens")} for entry in report["clusters"]]
-    return {"clusters": sizes, **figures}
+        plan = Plan(rule, directory, tokenizer)
+        items = [Part(i, *map(Path.absolute, files)) for i, files in enumerate(zip(parts, vectors, strict=True))]
+        packed = sorted(self.workers.each(functools.partial(finish_part, plan=plan), items), key=lambda part: part.number)
+        vocab_size = Encoder(tokenizer).vocab_size
+        indices = [
+            write_index(path, (piece for part in packed for piece in part.pieces[k]), vocab_size) for k, path in enumerate(shards)]
+        return packed, indices
+
+    def _fit_kmeans(self, centre_D: Array | None, x_SD: Array, documents: int) -> Fit:
+        origin_D = x_SD.mean(axis=0, dtype=np.float64).astype(np.float32)
+        grid = Grid.covering(origin_D, max(self.workers.ask("peak", centre_D, origin_D)), documents)
+        progress = StageProgress(self.emit, "cluster", "k-means iterations")
+
+        def step(centroids_RKD: Array, running: Sequence[int]) -> Statistics:
+            progress.add(1)
+            return reduce(self.workers.ask("step", centre_D, grid, centroids_RKD, running))
+
+        settings = self.config.clusters
+        return fit_kmeans(
+            step, x_SD, grid, settings.count, restarts=settings.restarts, iterations=ITERATIONS, seed=self.config.seed)
+
+    def _write_report(
+        self, report: dict[str, Any], fit: Fit | None, dimensions: int, indices: Sequence[dict[str, Any]],
+    ) -> dict[str, Any]:
+        settings = self.config.clusters
+        report |= {
+            "method": settings.method, "vectors": settings.vectors if settings.method == "kmeans" else "mean_token",
+            "dimensions": dimensions, "inertia": fit.inertia if fit else None, "inertias": list(fit.inertias) if fit else [],
+            "iterations": fit.iterations if fit else None, "shard_tokens": [index["tokens"] for index in indices]}
+        report["warnings"] = cluster_warnings([entry["documents"] for entry in report["clusters"]])
+        write_json(self.directory / "report.json", report)
+        figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance", "warnings")}
+        sizes = [{key: entry[key] for key in ("documents", "tokens")} for entry in report["clusters"]]
+        return {"clusters": sizes, **figures}
 
 
 def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
@@ -217,63 +267,37 @@ def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
     return pa.concat_tables(tables).slice(0, count)
 
 
-def write_assignments(parts: Sequence[Path], ids_N: Array, clusters_N: Array, directory: Path) -> list[Path]:
-    """Write one file of assignments per part, with the same name and the same order of rows.
-
-    Args:
-        parts: Files of the corpus' documents, in ascending order of id.
-        ids_N: Ids of the documents, in the same order.
-        clusters_N: Cluster of each document.
-        directory: Directory for the assignments.
-    """
-    paths, start = [], 0
-    for part in parts:
-        stop = start + pq.read_metadata(part).num_rows
-        table = pa.table({
-            "id": pa.array([value.ljust(16, b"\0") for value in ids_N[start:stop].tolist()], ID),
-            "cluster": pa.array(clusters_N[start:stop].astype(np.int32))})
-        pq.write_table(table, directory / part.name)
-        paths.append(directory / part.name)
-        start = stop
-    return paths
+def nth_id(parts: Sequence[Path], count: int) -> bytes:
+    """Id of document number `count`, counted from 1 in ascending order of id."""
+    for path in parts:
+        rows = pq.read_metadata(path).num_rows
+        if count <= rows:
+            found: bytes = pq.read_table(path, columns=["id"])["id"][count - 1].as_py()
+            return found
+        count -= rows
+    raise IndexError(count)
 
 
-def own_documents(assignments: Path, cluster: int) -> Array:
-    """Mask of the documents of a part that belong to a cluster, bool [n]."""
-    owned_N: Array = pq.read_table(assignments, columns=["cluster"])["cluster"].to_numpy() == cluster
-    return owned_N
+def _first_clusters(assignments: Sequence[Path], count: int) -> Array:
+    """Clusters of the first `count` documents, int64."""
+    found: list[Array] = []
+    for path in assignments:
+        found.append(pq.read_table(path, columns=["cluster"])["cluster"].to_numpy().astype(np.int64))
+        if sum(map(len, found)) >= count:
+            break
+    return np.concatenate(found)[:count]
 
 
-def _fit(
-    config: RunConfig, workers: Workers, centre_D: Array | None, x_SD: Array, progress: StageProgress, *, documents: int,
-) -> Fit:
-    origin_D = x_SD.mean(axis=0, dtype=np.float64).astype(np.float32)
-    grid = Grid.covering(origin_D, max(workers.ask("peak", centre_D, origin_D)), documents)
-
-    def step(centroids_RKD: Array, running: Sequence[int]) -> Statistics:
-        progress.add(1)
-        return reduce(workers.ask("step", centre_D, grid, centroids_RKD, running))
-
-    settings = config.clusters
-    return fit_kmeans(
-        step, x_SD, grid, settings.count, restarts=settings.restarts, iterations=ITERATIONS, seed=config.seed)
+def _by_source(packed: Sequence[Packed]) -> Array:
+    """Documents of each source in each cluster, int64 [P, E], with the sources in order of their first documents."""
+    found: dict[str, Array] = {}
+    for part in packed:
+        for name, documents_E in zip(part.sources, part.documents_PE, strict=True):
+            found[name] = found.get(name, 0) + documents_E
+    return np.stack(list(found.values()))
 
 
 def _sample_vectors(workers: Workers, last: bytes) -> Array:
     ids, vectors = zip(*workers.ask("sample", last), strict=True)
     order = np.argsort(np.concatenate(ids), kind="stable")
     return np.concatenate(vectors)[order]
-
-
-def _costs(workers: Workers, centre_D: Array | None, centroids_ED: Array | None) -> tuple[Array, Array, Array]:
-    """Ids, weights and costs of all documents, in ascending order of id."""
-    columns = [np.concatenate(column) for column in zip(*workers.ask("costs", centre_D, centroids_ED), strict=True)]
-    order = np.argsort(columns[0], kind="stable")
-    ids_N, weights_N, cost_NE = (column[order] for column in columns)
-    return ids_N, weights_N, cost_NE
-
-
-def _source_codes(parts: Sequence[Path]) -> Array:
-    columns = [pq.read_table(path, columns=["source"])["source"] for path in parts]
-    names = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
-    return names.dictionary_encode().unify_dictionaries().combine_chunks().indices.to_numpy()

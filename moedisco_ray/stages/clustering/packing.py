@@ -1,32 +1,91 @@
-"""Pack the documents of one cluster. The module imports quickly, since it runs in separate tasks."""
+"""Assign the documents of one part to clusters and pack them. The module imports quickly, since it runs in separate tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
-from typing import Any
 
-from moedisco_ray.stages.clustering.build import own_documents
-from moedisco_ray.stages.text.packing import pack
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moedisco_ray.stages.clustering.balance import Assignment
+from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.store import ID, id_array, tokens_of, vector_matrix, weights
+from moedisco_ray.stages.text.packing import PACKED_COLUMNS, pack_part
 from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.training.packed_tokens import Piece
 
 
-def pack_cluster(
-    parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path,
-) -> dict[str, Any]:
-    """Pack the documents of a cluster.
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Files of one part.
 
-    Args:
-        parts: Files of the corpus' documents.
-        assignments: File of assignments for each part.
-        cluster: Number of the cluster.
-        directory: Directory of the packed tokens.
-        tokenizer: Directory of the corpus' tokenizer.
-
-    Returns:
-        The index of the packed tokens.
+    Attributes:
+        number: Position among all parts.
+        documents: Documents of the corpus.
+        vectors: Vector file of the same documents, in the same order.
     """
-    encoder = Encoder(tokenizer)
-    return pack(
-        parts, directory, eos=encoder.eos, vocab_size=encoder.vocab_size, bos=encoder.bos,
-        keep=lambda _, part: own_documents(assignments[part], cluster))
+
+    number: int
+    documents: Path
+    vectors: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Settings for the assignment and packing of every part.
+
+    Attributes:
+        rule: Rule that assigns documents to clusters.
+        directory: The cluster artifact, with the directories `assignments` and `shards/0` to `shards/E-1`.
+        tokenizer: Directory of the corpus' tokenizer.
+    """
+
+    rule: Assignment
+    directory: Path
+    tokenizer: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Figures of an assigned and packed part.
+
+    Attributes:
+        number: Position of the part.
+        sources: Names of the sources, in order of their first documents.
+        documents_PE: Number of documents of each source in each cluster.
+        tokens_E: Training tokens in each cluster.
+        pieces: Packed tokens of each cluster.
+    """
+
+    number: int
+    sources: tuple[str, ...]
+    documents_PE: Array
+    tokens_E: Array
+    pieces: tuple[tuple[Piece, ...], ...]
+
+
+def finish_part(part: Part, plan: Plan) -> Packed:
+    """Assign a part's documents, write `assignments/<name of the part>`, and pack them into pieces of every cluster's tokens.
+
+    The documents are read once, for all clusters. The file of assignments has the columns `id` and `cluster`. A repeated call
+    replaces every file by the same one.
+    """
+    table = pq.read_table(part.documents, columns=["id", "source", "packed", *PACKED_COLUMNS])
+    ids_N, count = id_array(table["id"]), len(plan.rule.prices_E)
+    clusters_N = plan.rule.clusters(ids_N, vector_matrix(pq.read_table(part.vectors, columns=["vector"])))
+    assigned = pa.table({"id": table["id"].cast(ID), "cluster": clusters_N.astype(np.int32)})
+    pq.write_table(assigned, plan.directory / "assignments" / part.documents.name)
+    encoder = Encoder(plan.tokenizer)
+    pieces = tuple(
+        tuple(pack_part(table, part.number, plan.directory / "shards" / str(k), encoder, clusters_N == k))
+        for k in range(count))
+    sources, codes_N = _encode(table["source"])
+    documents_PE = np.bincount(codes_N * count + clusters_N, minlength=len(sources) * count).reshape(-1, count)
+    return Packed(part.number, sources, documents_PE, tokens_of(clusters_N, weights(table), count), pieces)
+
+
+def _encode(names: pa.ChunkedArray) -> tuple[tuple[str, ...], Array]:
+    encoded = pa.concat_arrays(names.chunks or [pa.array([], names.type)]).dictionary_encode()
+    return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy().astype(np.int64)

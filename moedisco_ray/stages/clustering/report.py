@@ -1,6 +1,6 @@
 """The cluster report: sizes, cohesion, typical words, examples, agreement with named sources, and a map.
 
-Shapes: N documents, S documents of the sample, D dimensions, T terms, E clusters.
+Shapes: N documents, S documents of the sample, D dimensions, T terms, E clusters, P sources.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from sklearn.decomposition import PCA
-from sklearn.metrics import normalized_mutual_info_score, silhouette_score
+from sklearn.metrics import mutual_info_score, silhouette_score
 
 from moedisco_ray.stages.clustering.blocks import squared_distances
 from moedisco_ray.stages.clustering.grid import Array
@@ -42,18 +43,14 @@ class Sample:
     clusters_S: Array
 
 
-def cluster_report(
-    sample: Sample, centroids_ED: Array | None, *, count: int, clusters_N: Array, weights_N: Array, sources_N: Array,
-) -> dict[str, Any]:
+def cluster_report(sample: Sample, centroids_ED: Array | None, *, tokens_E: Array, documents_PE: Array) -> dict[str, Any]:
     """Make the contents of `clusters/report.json`, except for the figures of k-means.
 
     Args:
         sample: Sample documents for words, examples, silhouette and map.
         centroids_ED: Centroids; None uses the mean of each cluster's sample vectors.
-        count: Number of clusters, E.
-        clusters_N: Cluster of every document.
-        weights_N: Training tokens of every document.
-        sources_N: Integer code of every document's source.
+        tokens_E: Training tokens in each cluster, int64.
+        documents_PE: Number of documents of each source in each cluster, int64.
 
     Returns:
         A dictionary with these keys:
@@ -64,9 +61,8 @@ def cluster_report(
         - `nmi`: normalized mutual information of cluster and source, arithmetic mean; None with one source
         - `map`: `x`, `y`, `cluster` and `source` of each point
     """
-    E = count
-    documents_E = np.bincount(clusters_N, minlength=E)
-    tokens_E = np.array([weights_N[clusters_N == k].sum() for k in range(E)])
+    E = len(tokens_E)
+    documents_E = documents_PE.sum(axis=0)
     terms = top_terms(sample.texts, sample.clusters_S, E)
     examples = nearest_texts(sample, _means(sample, E) if centroids_ED is None else centroids_ED)
     return {
@@ -75,9 +71,19 @@ def cluster_report(
             for k in range(E)],
         "balance": float(tokens_E.max() / tokens_E.mean()),
         "silhouette": silhouette(sample.x_SD, sample.clusters_S),
-        "nmi": float(normalized_mutual_info_score(sources_N, clusters_N)) if len(np.unique(sources_N)) > 1 else None,
+        "nmi": mutual_information(documents_PE) if len(documents_PE) > 1 else None,
         "map": _map(sample),
     }
+
+
+def mutual_information(counts_PE: Array) -> float:
+    """Normalized mutual information from a contingency table, int64 [P, E].
+
+    It is scikit-learn's `normalized_mutual_info_score`, which needs the labels of all documents.
+    """
+    entropies = [_entropy(counts_PE.sum(axis=axis)) for axis in (1, 0)]
+    shared = mutual_info_score(None, None, contingency=sparse.csr_matrix(counts_PE[:, counts_PE.any(axis=0)]))
+    return float(shared / np.mean(entropies)) if shared else 0.0
 
 
 def top_terms(texts: Sequence[str], clusters_S: Array, count: int, terms: int = 10) -> list[list[str]]:
@@ -115,6 +121,11 @@ def silhouette(x_SD: Array, clusters_S: Array) -> float | None:
     if not 2 <= len(np.unique(clusters_S)) < len(clusters_S):
         return None
     return float(silhouette_score(x_SD, clusters_S))
+
+
+def _entropy(counts: Array) -> float:
+    counts, total = counts[counts > 0], counts.sum()
+    return float(-np.sum((counts / total) * (np.log(counts) - np.log(total))))
 
 
 def _means(sample: Sample, count: int) -> Array:

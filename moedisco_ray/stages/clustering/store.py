@@ -6,7 +6,7 @@ A vector file is Parquet with three columns:
 - `weight`: tokens that the document adds to training, with special tokens, times its copies (int64)
 - `vector`: fixed-size list of float32, before centring
 
-Shapes: N documents, D dimensions, K clusters, R restarts.
+Shapes: N documents, D dimensions, K or E clusters, R restarts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.stages.clustering.blocks import Block, Statistics, cluster_costs
+from moedisco_ray.stages.clustering.balance import Assignment, Loads, document_costs
+from moedisco_ray.stages.clustering.blocks import Block, Statistics
 from moedisco_ray.stages.clustering.grid import Array, Grid, peak
 from moedisco_ray.stages.clustering.vectors import Vectoriser, adjust, load_vectoriser
 
@@ -68,9 +69,20 @@ def weights(documents: pa.Table) -> Array:
     return documents["packed"].to_numpy().astype(np.int64) * documents["copies"].to_numpy().astype(np.int64)
 
 
+def tokens_of(clusters_N: Array, weights_N: Array, count: int) -> Array:
+    """Tokens in each cluster, int64 [count]; exact up to 2^53."""
+    return np.bincount(clusters_N, weights_N, minlength=count).astype(np.int64)
+
+
 def id_array(column: pa.ChunkedArray) -> Array:
     """Ids as numpy S16 [N], which sort like bytes."""
     return np.array(column.to_pylist(), dtype="S16")
+
+
+def vector_matrix(table: pa.Table) -> Array:
+    """The `vector` column of a vector file, float32 [N, D]."""
+    x_ND: Array = pc.list_flatten(table["vector"]).to_numpy().reshape(len(table), -1).astype(np.float32)
+    return x_ND
 
 
 class Shard:
@@ -84,10 +96,8 @@ class Shard:
 
     def __init__(self, files: Sequence[Path]) -> None:
         table = pa.concat_tables([pq.read_table(path, columns=["id", "weight", "vector"]) for path in files])
-        self._ids_N = id_array(table["id"])
+        self._ids_N, self._x_ND = id_array(table["id"]), vector_matrix(table)
         self._weights_N = table["weight"].to_numpy()
-        flat = pc.list_flatten(table["vector"]).to_numpy()
-        self._x_ND = flat.reshape(len(table), -1).astype(np.float32)
         self._blocks: dict[bytes, Block] = {}
 
     def sample(self, last: bytes) -> tuple[Array, Array]:
@@ -106,8 +116,13 @@ class Shard:
             self._blocks = {key: Block(grid.snap(adjust(self._x_ND, centre_D)), grid)}
         return self._blocks[key].step(centroids_RKD, running)
 
-    def costs(self, centre_D: Array | None, centroids_KD: Array | None) -> tuple[Array, Array, Array]:
-        """Ids, weights, and costs in each cluster, float32 [N, K]; see `blocks.cluster_costs`."""
+    def costs(self, last: bytes, centre_D: Array | None, centroids_ED: Array | None) -> tuple[Array, Array, Array]:
+        """Ids, weights, and float32 costs [N, E] of the documents with an id up to `last`."""
         self._blocks = {}
-        cost_NK = cluster_costs(adjust(self._x_ND, centre_D), centroids_KD).astype(np.float32)
-        return self._ids_N, self._weights_N, cost_NK
+        chosen = self._ids_N <= np.bytes_(last)
+        return self._ids_N[chosen], self._weights_N[chosen], document_costs(self._x_ND[chosen], centre_D, centroids_ED)
+
+    def loads(self, rule: Assignment) -> Loads:
+        """Documents and tokens in each cluster under a rule."""
+        clusters_N, count = rule.clusters(self._ids_N, self._x_ND), len(rule.prices_E)
+        return Loads(np.bincount(clusters_N, minlength=count), tokens_of(clusters_N, self._weights_N, count))

@@ -1,4 +1,4 @@
-"""Finish one bucket: its staged documents become a training part and a validation part of the corpus."""
+"""Finish one bucket: its staged documents become a training part, a validation part and packed tokens of the corpus."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from moedisco_ray.stages.corpus.documents import (
 )
 from moedisco_ray.stages.corpus.staging import Bucket, read_bucket
 from moedisco_ray.stages.text.cutting import Cutter
-from moedisco_ray.stages.text.packing import part_path
+from moedisco_ray.stages.text.packing import pack_part, part_path
 from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.training.packed_tokens import Piece
 
 Tokens = NDArray[np.int32]
 
@@ -68,12 +69,14 @@ class Finished:
         duplicates: Number of documents that were dropped as duplicates.
         train: Per input: training documents, packed tokens of one pass (with copies and special tokens), bytes of text.
         validation: Per input: the same three figures for the validation documents.
+        pieces: Packed tokens of the training documents.
     """
 
     index: int
     duplicates: int
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
+    pieces: tuple[Piece, ...]
 
 
 def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
@@ -113,21 +116,24 @@ def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]
 
 
 def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path) -> Finished:
-    """Tokenize a bucket and write its training and validation parts.
+    """Tokenize a bucket, write its training and validation parts, and pack the training tokens.
 
     Args:
         bucket: The bucket of staged documents.
         rules: Settings that decide which documents are kept, held out and repeated.
         tokenizer: Directory of a saved tokenizer.
-        directory: Parent of `train/` and `validation/`, which are made when absent.
+        directory: Parent of `train/`, `validation/` and `shards/`, which are made when absent.
     """
-    train, validation, duplicates = split_bucket(bucket, rules)
     encoder = Encoder(tokenizer)
-    return Finished(
-        bucket.index, duplicates,
-        _write(train, encoder, rules, part_path(directory / "train", bucket.index), held_out=False),
-        _write(validation, encoder, rules, part_path(directory / "validation", bucket.index), held_out=True),
-    )
+    train, validation, duplicates = split_bucket(bucket, rules)
+    held_out, found = _finish(validation, encoder, rules, held_out=True)
+    _write(held_out, part_path(directory / "validation", bucket.index))
+    trained, figures = _finish(train, encoder, rules, held_out=False)
+    _write(trained, part_path(directory / "train", bucket.index))
+    shards = directory / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+    pieces = pack_part(trained, bucket.index, shards, encoder)
+    return Finished(bucket.index, duplicates, figures, found, tuple(pieces))
 
 
 def sample_texts(buckets: Iterable[Bucket], rules: Rules, characters: int) -> Iterator[str]:
@@ -177,7 +183,8 @@ def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Ta
     return cut, [tokens for each in parts for _, tokens in each]
 
 
-def _write(table: pa.Table, encoder: Encoder, rules: Rules, path: Path, *, held_out: bool) -> NDArray[np.int64]:
+def _finish(table: pa.Table, encoder: Encoder, rules: Rules, *, held_out: bool) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Tokenize documents; return them with the schema `DOCUMENTS`, and their figures (see `Finished`)."""
     names = rules.names
     table, tokens = _cut_by_tokens(table, encoder, rules.document_tokens)
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
@@ -195,7 +202,10 @@ def _write(table: pa.Table, encoder: Encoder, rules: Rules, path: Path, *, held_
         table["group"],
         pa.array(np.full(len(order), held_out)),
     ], schema=DOCUMENTS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(finished, path, row_group_size=_ROW_GROUP, compression="zstd")
     figures = [np.ones(len(order)), packed * table["copies"].to_numpy(), pc.binary_length(table["text"]).to_numpy()]
-    return np.stack([np.bincount(order, values, minlength=len(names)) for values in figures], axis=1).astype(np.int64)
+    return finished, np.stack([np.bincount(order, values, minlength=len(names)) for values in figures], axis=1).astype(np.int64)
+
+
+def _write(documents: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(documents, path, row_group_size=_ROW_GROUP, compression="zstd")

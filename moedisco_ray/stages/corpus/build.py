@@ -22,10 +22,9 @@ from moedisco_ray.stages.corpus.readers import UNIT_BYTES, Unit, plan_units
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
 from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
 from moedisco_ray.stages.text.cutting import Limits
-from moedisco_ray.stages.text.packing import pack, part_path
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.stages.text.unseen import Skipped
-from moedisco_ray.training.packed_tokens import TokenStream
+from moedisco_ray.training.packed_tokens import TokenStream, write_index
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,8 +51,8 @@ def build(
 ) -> dict[str, Any]:
     """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
 
-    The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket in memory, the caller at most one
-    part; more text makes more buckets and parts, not larger ones.
+    The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket in memory, the caller no documents;
+    more text makes more buckets, not larger ones.
 
     Args:
         config: The run's configuration.
@@ -103,8 +102,7 @@ def build(
     shutil.rmtree(scratch)
     _check_split(config, finished)
 
-    parts = [part_path(directory / "train", bucket.index) for bucket in buckets]
-    pack(parts, directory / "shards", eos=encoder.eos, vocab_size=encoder.vocab_size, bos=encoder.bos)
+    write_index(directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size)
     TokenStream([directory / "shards"], config.corpus.sequence_length)  # raises if there are too few tokens for one window
     summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped, listings)
     for source, listing in zip(inputs, listings, strict=True):

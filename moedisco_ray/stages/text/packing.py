@@ -1,23 +1,18 @@
-"""Pack documents into files of tokens."""
+"""Pack the documents of one part into pieces of packed tokens, so that every part can be packed in a task of its own."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moedisco_ray.training.packed_tokens import write_packed
+from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.training.packed_tokens import Piece, write_piece
 
-Keep = Callable[[pa.Table, int], NDArray[np.bool_]]
-"""Selects documents to pack: takes a part's table (without `text`) and the part's number; returns a mask of the rows."""
-
-_COLUMNS = ["id", "source", "copies", "tokens"]
+PACKED_COLUMNS = ["copies", "tokens"]
+"""Columns of a part that packing reads."""
 
 
 def part_path(directory: Path, index: int) -> Path:
@@ -25,46 +20,41 @@ def part_path(directory: Path, index: int) -> Path:
     return directory / f"part-{index:05d}.parquet"
 
 
-def pack(
-    parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, *, keep: Keep | None = None, bos: int | None = None,
-) -> dict[str, Any]:
-    """Pack each document as often as the column `copies` of its table says. Memory is bounded by one part.
+def pack_part(
+    documents: pa.Table, part: int, directory: Path, encoder: Encoder, keep: NDArray[np.bool_] | None = None,
+) -> list[Piece]:
+    """Pack each document of a part as often as its column `copies` says.
 
-    Pass c over all parts, c = 0, 1, ..., packs the documents with more than c copies, in the order of the parts. So the copies of a
-    document are a whole pass apart.
+    Pass c, c = 0, 1, ..., packs the documents with more than c copies into one piece. The names of the pieces sort by pass, then by
+    part. So the copies of a document are a whole pass over all parts apart.
 
     Args:
-        parts: Files of documents, in order.
-        directory: Directory of the packed tokens.
-        eos: End-of-sequence token.
-        vocab_size: Vocabulary size of the tokenizer.
-        keep: Selection of documents, for example those of a cluster; None selects all documents.
-        bos: Token before each document; None for no such token.
+        documents: The part's documents, with the columns `copies` and `tokens`.
+        part: Number of the part.
+        directory: Directory of the packed tokens; must exist.
+        encoder: The tokenizer, for its special tokens and its vocabulary.
+        keep: Mask of the documents to pack, for example those of a cluster; None packs all documents.
 
     Returns:
-        The index of the packed tokens; see `write_packed`.
+        The pieces, without empty ones. `packed_tokens.write_index` makes the pieces of all parts one stream.
     """
-    most = [_most_copies(path) for path in parts]
-    passes = (
-        _documents(path, i, c, keep)
-        for c in range(max(most, default=0))
-        for i, path in enumerate(parts) if most[i] > c
-    )
-    return write_packed(directory, passes, eos, vocab_size, bos)
-
-
-def _most_copies(path: Path) -> int:
-    column = pq.read_table(path, columns=["copies"])["copies"].to_numpy()
-    return int(column.max(initial=0))
-
-
-def _documents(path: Path, part: int, above: int, keep: Keep | None) -> Iterator[NDArray[np.int32]]:
-    table = pq.read_table(path, columns=_COLUMNS)
-    chosen = table["copies"].to_numpy() > above
+    copies = documents["copies"].to_numpy()
     if keep is not None:
-        chosen &= keep(table, part)
-    for chunk in table["tokens"].filter(pa.array(chosen)).chunks:
-        values = chunk.values.to_numpy()
+        copies = np.where(keep, copies, 0)
+    pieces: list[Piece] = []
+    for above in range(int(copies.max(initial=0))):
+        ids, lengths = token_lists(documents["tokens"].filter(pa.array(copies > above)))
+        name = f"pass-{above:05d}-part-{part:05d}.npy" if above else f"part-{part:05d}.npy"
+        pieces.append(write_piece(
+            directory / name, ids, lengths, eos=encoder.eos, bos=encoder.bos, vocab_size=encoder.vocab_size))
+    return pieces
+
+
+def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """A column of token lists as the tokens of all documents, one after the other, and the number of tokens of each."""
+    flat, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+    for chunk in column.chunks:
         offsets = chunk.offsets.to_numpy()
-        for start, stop in itertools.pairwise(offsets):
-            yield values[start:stop]
+        flat.append(chunk.values.to_numpy()[offsets[0]:offsets[-1]])
+        lengths.append(np.diff(offsets).astype(np.int64))
+    return np.concatenate(flat), np.concatenate(lengths)
