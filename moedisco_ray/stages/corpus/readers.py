@@ -16,10 +16,10 @@ from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.locations import first_line
 from moedisco_ray.stages.corpus import plain_text, rows
 from moedisco_ray.stages.corpus.files import File
-from moedisco_ray.stages.corpus.rows import ColumnError
+from moedisco_ray.stages.corpus.rows import ColumnError, Text
 from moedisco_ray.stages.corpus.sources import Input
 from moedisco_ray.stages.corpus.streams import NotTextError
-from moedisco_ray.stages.text.cutting import Document, Kept, cut_document
+from moedisco_ray.stages.text.cutting import Document, Kept, cut_document, cut_stream
 from moedisco_ray.stages.text.unseen import Skipped
 
 UNIT_BYTES = 64 << 20
@@ -139,17 +139,22 @@ def _documents(source: Input, piece: Slice) -> Iterator[Document]:
         return read[settings.documents](file, limits)
     return (
         document if kept is None else document._replace(kept=kept)
-        for text, kept in _texts(piece, settings.text_column) if text and not text.isspace()
-        for document in cut_document(text, limits.part))
+        for text, kept in _texts(piece, settings.text_column) for document in _cut(text, limits.part))
 
 
-def _texts(piece: Slice, column: str) -> Iterator[tuple[str, Kept | None]]:
+def _cut(text: Text, about: int) -> Iterator[Document]:
+    if not isinstance(text, str):
+        return cut_stream(text, about)
+    return cut_document(text, about) if text and not text.isspace() else iter(())
+
+
+def _texts(piece: Slice, column: str) -> Iterator[tuple[Text, Kept | None]]:
     if piece.file.format == "parquet":
         return rows.parquet(piece.file, column, piece.start, piece.stop)
     return ((text, None) for text in _other_texts(piece, column))
 
 
-def _other_texts(piece: Slice, column: str) -> Iterator[str]:
+def _other_texts(piece: Slice, column: str) -> Iterator[Text]:
     if piece.file.format == "arrow":
         return rows.arrow(piece.file, column)
     if piece.file.format == "jsonl":

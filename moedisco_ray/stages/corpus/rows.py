@@ -1,9 +1,14 @@
-"""Read the texts of a named column in JSON Lines, CSV, Parquet and the Arrow files of saved data sets."""
+"""Read the texts of a named column in JSON Lines, CSV, Parquet and the Arrow files of saved data sets.
+
+A text of up to 16 MB is a string. A longer one is an iterator of its UTF-8 bytes in pieces, so that it is never held as a whole in
+Python; read it before the next text.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,10 +17,19 @@ from pyarrow import csv
 
 from moedisco_ray.stages.corpus.documents import DOCUMENTS
 from moedisco_ray.stages.corpus.files import File
-from moedisco_ray.stages.corpus.streams import NotTextError, decode, read_lines
+from moedisco_ray.stages.corpus.long_json import read_member
+from moedisco_ray.stages.corpus.streams import CHUNK, LinePart, NotTextError, decode, read_lines
 from moedisco_ray.stages.text.cutting import Kept
 
+Text = str | Iterator[bytes]
+"""A text, or the UTF-8 bytes of a long one in pieces."""
+
+_LONG = 16 << 20
+"""Bytes above which a text is read in pieces."""
 _ROWS = 1024
+"""Maximum number of rows that are read at once."""
+_ROWS_BYTES = 64 << 20
+"""Target size of the rows that are read at once (bytes)."""
 _TEXT = "text"
 _KEPT = ("group", "held_out")
 _CSV_BLOCK = 16 << 20
@@ -26,14 +40,17 @@ class ColumnError(ValueError):
     """A column is missing in a file or holds no text. The message names the file."""
 
 
-def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterator[str]:
+def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterator[Text]:
     """Texts of the objects whose lines begin in bytes [start, stop) of the file.
 
     Raises:
         NotTextError: A line is not UTF-8 or not a JSON object.
         ColumnError: An object lacks the key, or the value is not text.
     """
-    for at, line in _whole_lines(file, start, stop):
+    for at, line in _lines(file, start, stop):
+        if not isinstance(line, bytes):
+            yield from _long_text(file, line, column, at)
+            continue
         try:
             row = json.loads(decode(line, at))
         except NotTextError:
@@ -51,7 +68,7 @@ def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterato
             raise _no_text(file, type(text).__name__)
 
 
-def comma_separated(file: File, column: str, delimiter: str) -> Iterator[str]:
+def comma_separated(file: File, column: str, delimiter: str) -> Iterator[Text]:
     """Texts of a column of CSV with a header, read in blocks.
 
     Raises:
@@ -68,7 +85,7 @@ def comma_separated(file: File, column: str, delimiter: str) -> Iterator[str]:
             yield from _strings(batch.column(0))
 
 
-def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[str, Kept | None]]:
+def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[Text, Kept | None]]:
     """Texts of row groups [start, stop). If an earlier run wrote the file, each has that run's side of the validation split.
 
     Raises:
@@ -79,14 +96,16 @@ def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[t
     with file.file_system().open_input_file(file.path) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
         _check_column(file, column, table.schema_arrow)
         columns = [column, *(_KEPT if column == _TEXT and _is_ours(table.schema_arrow) else ())]
-        groups = list(range(start, table.num_row_groups if stop is None else stop))
-        for batch in table.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns):
-            texts = batch.column(column).to_pylist()
-            kept = _kept(batch) if len(columns) > 1 else [None] * len(texts)
-            yield from (pair for pair in zip(texts, kept, strict=True) if pair[0] is not None)
+        for group in range(start, table.num_row_groups if stop is None else stop):
+            rows = _rows_at_once(table.metadata.row_group(group), column)
+            for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                kept = _kept(batch) if len(columns) > 1 else [None] * len(batch)
+                for text, side in zip(_cells(batch.column(column)), kept, strict=True):
+                    if text is not None:
+                        yield text, side
 
 
-def arrow(file: File, column: str) -> Iterator[str]:
+def arrow(file: File, column: str) -> Iterator[Text]:
     """Texts of an Arrow stream that `save_to_disk` wrote.
 
     Raises:
@@ -100,19 +119,68 @@ def arrow(file: File, column: str) -> Iterator[str]:
             yield from _strings(batch.column(number))
 
 
-def _whole_lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    parts: list[bytes] = []
-    first = 0
-    for at, data, ends in read_lines(file, start, stop):
-        first = first if parts else at
-        parts.append(data)
-        if ends:
-            line = b"".join(parts)
-            parts.clear()
-            if line.strip():
-                yield first, line
-    if line := b"".join(parts).strip():
-        yield first, line
+def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, bytes | Iterator[LinePart]]]:
+    """Offset and bytes of each line that is not blank; the parts of a line of more than `_LONG` bytes."""
+    held: list[LinePart] = []
+    parts = read_lines(file, start, stop)
+    for part in parts:
+        held.append(part)
+        if part.ends:
+            if line := _joined(held):
+                yield held[0].at, line
+            held = []
+        elif part.at - held[0].at > _LONG:
+            rest = _rest_of_line(parts)
+            yield held[0].at, itertools.chain(held, rest)
+            for _ in rest:      # what was not read of it
+                pass
+            held = []
+    if held and (line := _joined(held)):
+        yield held[0].at, line
+
+
+def _joined(parts: Sequence[LinePart]) -> bytes:
+    line = b"".join(part.data for part in parts)
+    return line if line.strip() else b""
+
+
+def _rest_of_line(parts: Iterator[LinePart]) -> Iterator[LinePart]:
+    for part in parts:
+        yield part
+        if part.ends:
+            return
+
+
+def _long_text(file: File, line: Iterable[LinePart], column: str, at: int) -> Iterator[Text]:
+    found = read_member(_characters(line), column, f"the line at byte {at}")
+    if not isinstance(found, dict):
+        yield (_without_surrogates(piece).encode() for piece in found)
+    elif column not in found:
+        raise _no_column(file, found)
+    elif found[column] != "n":      # of null
+        raise _no_text(file, {"[": "list", "{": "dict"}.get(found[column], "number"))
+
+
+def _characters(line: Iterable[LinePart]) -> Iterator[str]:
+    """Decode the parts of a line; a character may begin in one part and end in the next."""
+    left = b""
+    for part in line:
+        data = left + part.data
+        cut = _whole_characters(data)
+        yield decode(data[:cut], part.at - len(left))
+        left = data[cut:]
+    if left:
+        yield decode(left, part.at + len(part.data) - len(left))
+
+
+def _whole_characters(data: bytes) -> int:
+    """Number of leading bytes of UTF-8 that end between characters."""
+    for back in range(1, min(4, len(data)) + 1):
+        first = data[-back]
+        if first & 0xC0 != 0x80:
+            needed = 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+            return len(data) - back if needed > back else len(data)
+    return len(data)
 
 
 def _csv_options(delimiter: str) -> dict[str, Any]:
@@ -131,8 +199,32 @@ def _header(file: File, delimiter: str) -> list[str]:
     return names
 
 
-def _strings(column: Any) -> list[str]:
-    return [text for text in column.to_pylist() if text is not None]
+def _strings(column: Any) -> Iterator[Text]:
+    return (text for text in _cells(column) if text is not None)
+
+
+def _cells(column: Any) -> Iterator[Text | None]:
+    """Texts of a column of strings, and None for nulls."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column.nbytes <= _LONG:
+        yield from column.to_pylist()
+        return
+    for cell in column:
+        buffer = cell.as_buffer() if cell.is_valid else None
+        if buffer is None or buffer.size <= _LONG:
+            yield cell.as_py()
+        else:
+            yield _slices(memoryview(buffer))
+
+
+def _slices(data: memoryview) -> Iterator[bytes]:
+    return (data[start:start + CHUNK].tobytes() for start in range(0, len(data), CHUNK))
+
+
+def _rows_at_once(group: Any, column: str) -> int:
+    sizes = [group.column(i).total_uncompressed_size for i in range(group.num_columns) if group.column(i).path_in_schema == column]
+    return max(1, min(_ROWS, _ROWS_BYTES * group.num_rows // max(1, *sizes, 1)))
 
 
 def _is_ours(schema: Any) -> bool:

@@ -7,6 +7,7 @@ and the places of cuts depend only on the text and the configuration.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -141,7 +142,21 @@ def cut_document(text: str, about: int) -> Iterator[Document]:
     if len(text) * 4 <= longest or len(data := text.encode()) <= longest:
         yield Document(text, begins=True)
         return
-    yield from grouped(piece.decode() for piece in _whole(data, about))
+    yield from grouped(piece.decode() for piece in _cut([data], about))
+
+
+def cut_stream(data: Iterable[bytes], about: int) -> Iterator[Document]:
+    """Yield the documents of `cut_document` from a text in pieces of UTF-8, and hold only a few of them."""
+    longest = about + about // 2
+    pieces = iter(data)
+    begun = b""
+    for piece in pieces:
+        begun += piece
+        if len(begun) > longest:
+            yield from grouped(part.decode() for part in _cut(itertools.chain([begun], pieces), about))
+            return
+    if (text := begun.decode()) and not text.isspace():
+        yield Document(text, begins=True)
 
 
 def grouped(texts: Iterable[str]) -> Iterator[Document]:
@@ -153,9 +168,10 @@ def grouped(texts: Iterable[str]) -> Iterator[Document]:
             begins = False
 
 
-def _whole(data: bytes, about: int) -> Iterator[bytes]:
+def _cut(data: Iterable[bytes], about: int) -> Iterator[bytes]:
     cutter = Cutter(about)
-    yield from cutter.feed(data)
+    for piece in data:
+        yield from cutter.feed(piece)
     yield from cutter.finish()
 
 
