@@ -44,7 +44,7 @@ def write_vectors(directory, x_ND, weights_N, files, salt=0):
 
 
 def crowded(n, e, seed):
-    """Costs of documents of which most are nearest to the first clusters, and their tokens."""
+    """Costs and tokens of documents; most documents are nearest to the first clusters."""
     generator = np.random.default_rng(seed)
     return (generator.random((n, e)) + np.linspace(0, 1, e)).astype(np.float32), generator.integers(1, 200, n)
 
@@ -107,8 +107,9 @@ def test_the_stage_balances_documents_beyond_the_sample(vectors, tmp_path):
     summaries = []
     for name, documents in (("sampled", 200), ("whole", 1500)):
         (tmp_path / name).mkdir()
+        config = run_config(vectors=vectors)
         summaries.append(build_clusters(
-            run_config(vectors=vectors, overlap=0.2), corpus, model, tmp_path / name, LocalWorkers(), balance_documents=documents))
+            config, corpus, model, tmp_path / name, LocalWorkers(), balance_documents=documents))
     sampled, whole = summaries
     assert sum(entry["documents"] for entry in sampled["clusters"]) == 1500
     assert sampled["balance"] <= 1.05 * 1.01      # a document is 1 % of a cluster's tenth part

@@ -78,6 +78,9 @@ class Corpus(Section):
     """Tokens per training sequence."""
     max_document_tokens: int | None = Field(None, ge=16, le=LARGEST)
     """Maximum length of a document (tokens); longer ones are cut at blank lines, line ends or sentence ends. Null: 8 sequences."""
+    near_duplicates: float | None = Field(None, ge=0.3, le=1)
+    """Drop a document whose similarity with another one is at least this, such as 0.8: the Jaccard similarity of their sets of five
+    consecutive words, estimated by MinHash. The document of the earlier source stays. Null: only equal texts are dropped."""
 
     @property
     def document_tokens(self) -> int:

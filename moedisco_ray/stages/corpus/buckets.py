@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from moedisco_ray.stages.corpus.documents import (
     DOCUMENTS,
     HELD_OUT,
+    STAGED,
     TRAINED,
     copies,
     dedupe_and_sort,
@@ -24,7 +26,9 @@ from moedisco_ray.stages.corpus.documents import (
     is_validation,
     validation_hash,
 )
-from moedisco_ray.stages.corpus.staging import Bucket, read_bucket
+from moedisco_ray.stages.corpus.near_duplicates import Banding, list_documents, without
+from moedisco_ray.stages.corpus.scatter import Scattered, read_pieces
+from moedisco_ray.stages.corpus.staging import Bucket, distinct_documents
 from moedisco_ray.stages.text.cutting import Cutter
 from moedisco_ray.stages.text.packing import pack_part, part_path
 from moedisco_ray.stages.text.tokenizer import Encoder
@@ -66,7 +70,8 @@ class Finished:
 
     Attributes:
         index: Number of the bucket.
-        duplicates: Number of documents that were dropped as duplicates.
+        duplicates: Number of documents that were dropped as equal to another one.
+        near_duplicates: Number of documents that were dropped as similar to another one.
         train: Per input: training documents, packed tokens of one pass (with copies and special tokens), bytes of text.
         validation: Per input: the same three figures for the validation documents.
         pieces: Packed tokens of the training documents.
@@ -74,6 +79,7 @@ class Finished:
 
     index: int
     duplicates: int
+    near_duplicates: int
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     pieces: tuple[Piece, ...]
@@ -81,7 +87,7 @@ class Finished:
 
 def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
     """Smallest and largest validation hash of each of S inputs in a bucket, [S, 2]; infinite for an input without documents."""
-    table = dedupe_and_sort(read_bucket(bucket, ("id", "group", "order", "side")))
+    table = distinct_documents(bucket, ("id", "group", "order", "side"))
     groups, order = id_matrix(table, "group"), table["order"].to_numpy()
     wanted = copies(groups, np.array(rules.weights)[order]) > 0
     hashes = _hashes(table, rules)[wanted]
@@ -91,17 +97,37 @@ def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
     return found
 
 
-def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]:
+class Split(NamedTuple):
+    """Documents of a bucket (id, group, order, text, copies), sorted by id.
+
+    Attributes:
+        duplicates: Number of documents that were dropped as equal to another one.
+        near_duplicates: Number of documents that were dropped as similar to another one.
+    """
+
+    train: pa.Table
+    validation: pa.Table
+    duplicates: int
+    near_duplicates: int
+
+
+def list_bucket(bucket: Bucket, rules: Rules, banding: Banding, key_buckets: int, directory: Path) -> Scattered:
+    """Write the documents of a bucket, listed for the search for near duplicates; see `near_duplicates.list_documents`."""
+    table = distinct_documents(bucket)
+    wanted = copies(id_matrix(table, "group"), np.array(rules.weights)[table["order"].to_numpy()]) > 0
+    path = directory / f"listed-{bucket.index:06d}.arrow"
+    return list_documents(bucket.index, table.filter(pa.array(wanted)), banding, key_buckets, path)
+
+
+def split_bucket(bucket: Bucket, rules: Rules) -> Split:
     """Split a bucket into training and validation documents, and count its duplicates.
 
     A validation document has one copy, whatever its source's weight. A document that an earlier run held out stays held out. A
     document that an earlier run trained on stays in training if that run also held out documents of the source.
-
-    Returns:
-        Training and validation documents (id, group, order, text, copies), sorted by id, and the number of duplicates.
     """
-    staged = read_bucket(bucket)
-    table = dedupe_and_sort(staged)
+    staged = read_pieces(bucket.staged, STAGED)
+    unequal = dedupe_and_sort(staged)
+    table = without(unequal, bucket.dropped)
     groups, order = id_matrix(table, "group"), table["order"].to_numpy()
     times = copies(groups, np.array(rules.weights)[order])
     smallest = np.array(rules.smallest)[order]
@@ -112,7 +138,7 @@ def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]
     times = np.where(held_out, np.minimum(times, 1), times).astype(np.int32)
     table = table.append_column("copies", pa.array(times))
     train, validation = (table.filter(pa.array(wanted & part)) for part in (~held_out, held_out))
-    return train, validation, len(staged) - len(table)
+    return Split(train, validation, len(staged) - len(unequal), len(unequal) - len(table))
 
 
 def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path) -> Finished:
@@ -125,7 +151,7 @@ def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path
         directory: Parent of `train/`, `validation/` and `shards/`, which are made when absent.
     """
     encoder = Encoder(tokenizer)
-    train, validation, duplicates = split_bucket(bucket, rules)
+    train, validation, duplicates, near_duplicates = split_bucket(bucket, rules)
     held_out, found = _finish(validation, encoder, rules, held_out=True)
     _write(held_out, part_path(directory / "validation", bucket.index))
     trained, figures = _finish(train, encoder, rules, held_out=False)
@@ -133,14 +159,14 @@ def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path
     shards = directory / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     pieces = pack_part(trained, bucket.index, shards, encoder)
-    return Finished(bucket.index, duplicates, figures, found, tuple(pieces))
+    return Finished(bucket.index, duplicates, near_duplicates, figures, found, tuple(pieces))
 
 
 def sample_texts(buckets: Iterable[Bucket], rules: Rules, characters: int) -> Iterator[str]:
     """Yield training texts in order of id (a uniform sample) until they hold `characters` characters."""
     held = 0
     for bucket in buckets:
-        for batch in split_bucket(bucket, rules)[0].select(["text"]).to_batches(max_chunksize=_ROW_GROUP):
+        for batch in split_bucket(bucket, rules).train.select(["text"]).to_batches(max_chunksize=_ROW_GROUP):
             for text in batch.column(0).to_pylist():
                 yield text
                 held += len(text)

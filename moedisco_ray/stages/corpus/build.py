@@ -16,9 +16,11 @@ from moedisco_ray.core.config import RunConfig, tokenizer_directory
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import corpus_warnings
-from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, sample_texts, survey_bucket
+from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, list_bucket, sample_texts, survey_bucket
 from moedisco_ray.stages.corpus.files import Listing, list_files
+from moedisco_ray.stages.corpus.near_duplicates import Banding, compare_listed
 from moedisco_ray.stages.corpus.readers import UNIT_BYTES, Unit, plan_units
+from moedisco_ray.stages.corpus.scatter import gather
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
 from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
 from moedisco_ray.stages.text.cutting import Limits
@@ -64,7 +66,7 @@ def build(
     Returns:
         A dictionary with these keys:
 
-        - documents, validation_documents, duplicates: numbers of documents
+        - documents, validation_documents, duplicates, near_duplicates: numbers of documents
         - tokens (of one pass, as packed), validation_tokens, bytes (of training text), vocab_size
         - sources: per name documents, tokens, bytes, validation_documents, files, empty_files
         - skipped_files: number of files that `on_error: skip` left out
@@ -95,6 +97,9 @@ def build(
         tuple(source.name for source in inputs), tuple(source.settings.weight for source in inputs),
         config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
     buckets = plan_buckets(staged, count)
+    if config.corpus.near_duplicates is not None:
+        banding = Banding.of(config.corpus.near_duplicates)
+        buckets = _find_near_duplicates(buckets, rules, banding, staged, scratch / "near", map_tasks)
     rules = _with_extremes(rules, list(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
     encoder = _encoder(config, buckets, rules, directory / "tokenizer")
     finish = functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory)
@@ -135,6 +140,18 @@ def _stage_all(
         waiting = [unit for unit, before in zip(shortened, units, strict=True) if unit != before]
         units = shortened
     return list(staged.values()), skipped
+
+
+def _find_near_duplicates(
+    buckets: Sequence[Bucket], rules: Rules, banding: Banding, staged: Sequence[Staged], directory: Path, map_tasks: MapTasks,
+) -> list[Bucket]:
+    """The buckets with the ids of the near duplicates among their documents."""
+    count = banding.key_buckets(sum(report.documents for report in staged))
+    listing = functools.partial(list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory)
+    listed = gather(map_tasks(listing, buckets), count)
+    compare = functools.partial(compare_listed, banding=banding, buckets=len(buckets), directory=directory)
+    dropped = gather(map_tasks(compare, listed), len(buckets))
+    return [dataclasses.replace(bucket, dropped=found) for bucket, found in zip(buckets, dropped, strict=True)]
 
 
 def _finish_all(
@@ -224,6 +241,7 @@ def _summary(finished: Sequence[Finished], names: Sequence[str], vocab_size: int
         "documents": documents,
         "validation_documents": held_out,
         "duplicates": sum(report.duplicates for report in finished),
+        "near_duplicates": sum(report.near_duplicates for report in finished),
         "tokens": tokens,
         "validation_tokens": held_out_tokens,
         "bytes": size,

@@ -1,23 +1,20 @@
-"""Read every text once and stage its documents on disk, divided into buckets by id.
+"""Read every text once and stage its documents on disk, divided into buckets by id; see `scatter`.
 
-A task reads one unit (some files, or part of a file) and writes one Arrow file. Each record batch in it holds documents of one
-bucket. The task returns the bucket of each batch, so that a later task reads only the batches of its bucket. There is one file per
-unit for any number of buckets. A task needs a few megabytes of memory, however much it reads.
+A task reads one unit (some files, or part of a file) and needs a few megabytes of memory, however much it reads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from moedisco_ray.stages.corpus.documents import STAGED, bucket_of, id_matrix, staged_table
+from moedisco_ray.stages.corpus.documents import STAGED, bucket_of, dedupe_and_sort, id_matrix, staged_table
+from moedisco_ray.stages.corpus.near_duplicates import without
 from moedisco_ray.stages.corpus.readers import Unit, read_unit
+from moedisco_ray.stages.corpus.scatter import Pieces, Scattered, Scatterer, gather, read_pieces
 from moedisco_ray.stages.text.cutting import Document
 from moedisco_ray.stages.text.unseen import Skipped
 
@@ -32,21 +29,16 @@ _FLUSH_CHARACTERS = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Staged:
+class Staged(Scattered):
     """Result of a task that staged one unit.
 
     Attributes:
         order: Position of the unit's input (see `Input`) among all inputs.
-        path: The Arrow file with the documents.
-        batches: Bucket of each record batch in the file.
         documents: Number of documents read, with duplicates.
         skipped: Files that could not be read, if the source says `on_error: skip`; the unit must be read again without them.
     """
 
-    index: int
     order: int
-    path: Path
-    batches: tuple[int, ...]
     documents: int
     skipped: tuple[Skipped, ...]
 
@@ -56,12 +48,15 @@ class Bucket:
     """All staged documents whose ids are in one range.
 
     Attributes:
-        pieces: Staged files with documents of the bucket, each with the positions of the record batches that hold them.
+        count: Number of buckets.
+        staged: The documents.
+        dropped: Ids of near duplicates among them; None if none were looked for.
     """
 
     index: int
     count: int
-    pieces: tuple[tuple[Path, tuple[int, ...]], ...]
+    staged: Pieces
+    dropped: Pieces | None = None
 
 
 def bucket_count(text_bytes: int) -> int:
@@ -77,50 +72,29 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CH
     Raises:
         CorpusError: The unit cannot be read; see `read_unit`.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"unit-{unit.index:06d}.arrow"
-    owners: list[int] = []
     documents = 0
     group = b""
     skipped: list[Skipped] = []
-    # Each attempt writes to its own draft: if a node loses its network, its attempt and a second one may run at the same time.
-    draft = path.with_suffix(f".{uuid.uuid4().hex}")
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(pa.OSFile(str(draft), "wb"))
-        writer = stack.enter_context(pa.ipc.new_file(sink, STAGED))
+    with Scatterer(path, STAGED) as scatterer:
         for chunk in _chunks(read_unit(unit, skipped), flush):
             table = staged_table(chunk, unit.source.order, group)
             group = table["group"][-1].as_py()
             documents += len(chunk)
-            owner = bucket_of(id_matrix(table), buckets)
-            order = np.argsort(owner, kind="stable")
-            for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
-                owners.append(int(owner[rows[0]]))
-                writer.write_batch(table.take(pa.array(rows)).combine_chunks().to_batches()[0])
-    draft.replace(path)
+            scatterer.write(table, bucket_of(id_matrix(table), buckets))
     return Staged(
-        index=unit.index, order=unit.source.order, path=path, batches=tuple(owners), documents=documents, skipped=tuple(skipped))
+        index=unit.index, order=unit.source.order, path=path, batches=tuple(scatterer.batches), documents=documents,
+        skipped=tuple(skipped))
 
 
 def plan_buckets(staged: Iterable[Staged], count: int) -> list[Bucket]:
     """Collect the record batches of each bucket, in the order of the units."""
-    pieces: list[list[tuple[Path, tuple[int, ...]]]] = [[] for _ in range(count)]
-    for report in sorted(staged, key=lambda report: report.index):
-        positions: dict[int, list[int]] = {}
-        for position, bucket in enumerate(report.batches):
-            positions.setdefault(bucket, []).append(position)
-        for bucket, batches in positions.items():
-            pieces[bucket].append((report.path, tuple(batches)))
-    return [Bucket(index, count, tuple(found)) for index, found in enumerate(pieces)]
+    return [Bucket(pieces.index, count, pieces) for pieces in gather(staged, count)]
 
 
-def read_bucket(bucket: Bucket, columns: Sequence[str] = tuple(STAGED.names)) -> pa.Table:
-    """All staged documents of a bucket, with duplicates, in no particular order."""
-    batches: list[pa.RecordBatch] = []
-    for path, positions in bucket.pieces:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as staged:
-            batches += [staged.get_batch(position).select(columns) for position in positions]
-    return pa.Table.from_batches(batches, schema=pa.schema([STAGED.field(name) for name in columns]))
+def distinct_documents(bucket: Bucket, columns: Sequence[str] = tuple(STAGED.names)) -> pa.Table:
+    """The bucket's documents without duplicates and near duplicates, sorted by id."""
+    return without(dedupe_and_sort(read_pieces(bucket.staged, STAGED, columns)), bucket.dropped)
 
 
 def _chunks(documents: Iterable[Document], characters: int) -> Iterable[Sequence[Document]]:

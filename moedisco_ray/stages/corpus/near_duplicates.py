@@ -1,0 +1,191 @@
+"""Find documents that nearly repeat another one, by MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998).
+
+A document is the set of its runs of five words. 128 minimal hashes of the set (a *sketch*) estimate the Jaccard similarity of two
+documents: it is the share of hashes that are equal. A *band* is some consecutive hashes; documents that are similar enough almost
+surely agree in a band. So every document is listed under the key of each of its bands, and only documents with a common key are
+compared.
+
+The work is divided like that on documents: a task lists the documents of one bucket of ids under their keys, a second task
+compares the documents of one range of keys, and a third reads from its bucket of ids what the second tasks found. No task holds
+more than one bucket, and the result does not depend on the buckets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from rensa import RMinHash
+
+from moedisco_ray.stages.corpus.documents import HELD_OUT, ID_BYTES, Ids, bucket_of, id_column, id_matrix
+from moedisco_ray.stages.corpus.scatter import Pieces, Scattered, Scatterer, read_pieces
+
+_HASHES = 128
+"""Hashes of a sketch: a similarity of 0.8 is estimated with a standard error of 0.035."""
+_SEED = 1
+_WORDS = 5
+_RECALL = 0.99
+"""Minimum probability that two documents with exactly the wanted similarity are compared."""
+_BYTE_CHANCE = 1 / 256
+"""Probability that the last bytes of two different hashes are equal. A listed sketch has only these bytes (Li and König 2010)."""
+_KEYS_BYTES = 128 << 20
+"""Bytes of listed documents that one comparing task holds."""
+_CHUNK = 4096
+"""Number of documents that are sketched at once."""
+_COMPARED = 64
+"""Number of first documents under a key with which the others are compared; more than that hardly ever differ."""
+_WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+")
+"""A word; of Chinese and Japanese, which have no spaces, a character."""
+
+LISTED = pa.schema([
+    ("key", pa.uint64()), ("rank", pa.int32()), ("id", pa.binary(ID_BYTES)), ("sketch", pa.binary(_HASHES))])
+"""Schema of documents listed under the keys of their bands. Of similar documents, the one with the lowest rank and id stays."""
+DROPPED = pa.schema([("id", pa.binary(ID_BYTES))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Banding:
+    """Division of a sketch into bands.
+
+    Attributes:
+        similarity: Jaccard similarity from which on documents are near duplicates.
+        rows: Hashes of a band.
+        bands: Number of bands.
+    """
+
+    similarity: float
+    rows: int
+    bands: int
+
+    @classmethod
+    def of(cls, similarity: float) -> Banding:
+        """The bands with the most hashes, so that few dissimilar documents are compared, that miss hardly any similar ones."""
+        fitting = [
+            rows for rows in range(1, _HASHES + 1) if 1 - (1 - similarity**rows) ** (_HASHES // rows) >= _RECALL]
+        rows = max(fitting, default=1)
+        return cls(similarity, rows, _HASHES // rows)
+
+    def key_buckets(self, documents: int) -> int:
+        """Number of buckets of keys for a number of documents."""
+        listed = documents * self.bands * (_HASHES + ID_BYTES + 12)
+        return max(1, -(-listed // _KEYS_BYTES))
+
+    def keys(self, hashes_NH: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """Key of each band of some sketches, uint64 [N, bands]."""
+        keys_NB = np.tile(np.arange(self.bands, dtype=np.uint64), (len(hashes_NH), 1))
+        banded_NBR = hashes_NH[:, :self.bands * self.rows].reshape(-1, self.bands, self.rows)
+        for row in range(self.rows):
+            keys_NB = _mix(keys_NB ^ banded_NBR[:, :, row])
+        return keys_NB
+
+
+def shingles(text: str) -> list[str]:
+    """The runs of five words of a text, or the text itself if it has fewer words."""
+    words = _WORD.findall(text.casefold())
+    if len(words) < _WORDS:
+        return [" ".join(words) or text]
+    return [" ".join(words[i:i + _WORDS]) for i in range(len(words) - _WORDS + 1)]
+
+
+def sketches(texts: list[str]) -> NDArray[np.uint32]:
+    """Minimal hashes of each text, uint32 [N, 128]."""
+    rows = RMinHash.digest_matrix_from_token_sets([shingles(text) for text in texts], _HASHES, _SEED).to_rows()
+    return np.array(rows, dtype=np.uint32).reshape(-1, _HASHES)
+
+
+def list_documents(index: int, documents: pa.Table, banding: Banding, buckets: int, path: Path) -> Scattered:
+    """Write documents to `path`, listed under the keys of their bands, in batches by range of keys.
+
+    Args:
+        index: Number of the documents' bucket.
+        documents: Distinct documents with the columns id, order, side, text.
+        banding: Division of the sketches.
+        buckets: Number of ranges of keys.
+        path: File to write.
+    """
+    with Scatterer(path, LISTED) as scatterer:
+        for start in range(0, len(documents), _CHUNK):
+            chunk = documents.slice(start, _CHUNK)
+            hashes_NH = sketches(chunk["text"].to_pylist())
+            keys_B = banding.keys(hashes_NH).ravel()
+            rows = np.repeat(np.arange(len(chunk)), banding.bands)
+            # A document that an earlier run held out stays: its copy in the training text would be trained on.
+            rank = np.where(chunk["side"].to_numpy() == HELD_OUT, -1, chunk["order"].to_numpy()).astype(np.int32)
+            sketch = hashes_NH.astype(np.uint8)     # the last byte of each
+            listed = pa.table([
+                pa.array(keys_B), pa.array(rank[rows]), id_column(id_matrix(chunk)[rows].tobytes()),
+                pa.FixedSizeBinaryArray.from_buffers(pa.binary(_HASHES), len(rows), [None, pa.py_buffer(sketch[rows].tobytes())]),
+            ], schema=LISTED)
+            scatterer.write(listed, _ranges(keys_B, buckets))
+    return Scattered(index, path, tuple(scatterer.batches))
+
+
+def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Path) -> Scattered:
+    """Compare the documents under each key in a range; write the ids of near duplicates to `directory`, by bucket of ids.
+
+    A document is a near duplicate if one with a lower rank, or an equal rank and a lower id, is similar enough, whether or not that
+    one is a near duplicate too.
+    """
+    table = read_pieces(pieces, LISTED)
+    keys, rank = table["key"].to_numpy(), table["rank"].to_numpy()
+    ids = id_matrix(table)
+    order = np.lexsort((*ids.T[::-1], rank, keys))
+    sketches_NH = _matrix(table["sketch"])
+    dropped: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+    starts = np.flatnonzero(np.diff(keys[order], prepend=np.uint64(0)) != 0) if len(order) else np.empty(0, np.int64)
+    for start, stop in itertools.pairwise(sorted({0, *starts.tolist(), len(order)})):
+        if stop - start > 1:
+            rows = order[start:stop]
+            dropped.append(rows[_repeats(sketches_NH[rows], banding.similarity)])
+    found: Ids = np.unique(ids[np.concatenate(dropped)], axis=0)
+    path = directory / f"dropped-{pieces.index:06d}.arrow"
+    with Scatterer(path, DROPPED) as scatterer:
+        if len(found):
+            scatterer.write(pa.table([id_column(found.tobytes())], schema=DROPPED), bucket_of(found, buckets))
+    return Scattered(pieces.index, path, tuple(scatterer.batches))
+
+
+def without(documents: pa.Table, dropped: Pieces | None) -> pa.Table:
+    """The documents whose ids were not dropped."""
+    if dropped is None or not dropped.files:
+        return documents
+    return documents.filter(pa.array(~np.isin(_words(id_matrix(documents)), _words(id_matrix(read_pieces(dropped, DROPPED))))))
+
+
+def _repeats(sketches_NH: NDArray[np.uint8], similarity: float) -> NDArray[np.bool_]:
+    """Whether each of some documents is similar enough to an earlier one, [N]."""
+    repeats_N = np.zeros(len(sketches_NH), dtype=bool)
+    for i, earlier_H in enumerate(sketches_NH[:_COMPARED]):
+        equal_N = (sketches_NH[i + 1:] == earlier_H).mean(axis=1)
+        repeats_N[i + 1:] |= (equal_N - _BYTE_CHANCE) / (1 - _BYTE_CHANCE) >= similarity
+    return repeats_N
+
+
+def _ranges(keys: NDArray[np.uint64], buckets: int) -> NDArray[np.int64]:
+    return (((keys >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
+
+
+def _matrix(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    def rows() -> Iterator[NDArray[np.uint8]]:
+        yield np.empty(0, dtype=np.uint8)
+        for chunk in column.chunks:
+            yield np.frombuffer(chunk.buffers()[1], np.uint8, count=len(chunk) * _HASHES, offset=chunk.offset * _HASHES)
+    return np.concatenate(list(rows())).reshape(-1, _HASHES)
+
+
+def _words(ids: Ids) -> NDArray[np.void]:
+    return np.ascontiguousarray(ids).view(np.dtype((np.void, ID_BYTES)))[:, 0]
+
+
+def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
