@@ -1,0 +1,209 @@
+"""How the corpus and cluster stages grow with the text.
+
+assignment   balance the clusters of synthetic documents whose vectors are in files of 100,000, and write every document's cluster;
+             the driver and the tasks are processes of their own, and the peak memory of each is measured
+corpus       the whole corpus stage on one core, with a tokenizer that exists already, against `tokenizers` alone on the same texts
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from benchmarks.harness import environment, interleave, ratios, spread, write_result
+from moedisco_ray.core.config import check_config
+from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, fit_assignment
+from moedisco_ray.stages.clustering.store import Shard, id_array, vector_matrix
+from moedisco_ray.stages.corpus import build
+from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
+
+CLUSTERS, DIMENSIONS, FILE_DOCUMENTS, CAPACITY = 64, 64, 100_000, 1.05
+VOCABULARY, SEQUENCE = 4096, 1024
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
+def write_vectors(file: int, files: int, centroids_KD: NDArray[np.float64], directory: Path) -> Path:
+    """One vector file: documents around the centroids, in clusters of unequal size, with ids in the file's range."""
+    generator = np.random.Generator(np.random.Philox(key=[0, file]))
+    shares_K = np.random.default_rng(1).dirichlet(np.full(CLUSTERS, 3.0))
+    near_ND = centroids_KD[generator.choice(CLUSTERS, FILE_DOCUMENTS, p=shares_K)]
+    x_ND = near_ND + generator.normal(size=(FILE_DOCUMENTS, DIMENSIONS))
+    low, high = (edge * 2**32 // files for edge in (file, file + 1))
+    ids = np.sort(generator.integers(low, high, FILE_DOCUMENTS)).astype(">u4").view(np.uint8).reshape(-1, 4)
+    rest = generator.integers(0, 256, (FILE_DOCUMENTS, 12)).astype(np.uint8)
+    raw = np.concatenate([ids, rest], axis=1).tobytes()
+    path = directory / f"part-{file:05d}.parquet"
+    pq.write_table(pa.table({
+        "id": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), FILE_DOCUMENTS, [None, pa.py_buffer(raw)]),
+        "weight": generator.integers(50, 2000, FILE_DOCUMENTS),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float32).ravel()), DIMENSIONS)}), path)
+    return path
+
+
+def ask_file(path: Path, method: str, arguments: tuple[Any, ...]) -> tuple[Any, float]:
+    return getattr(Shard([path]), method)(*arguments), peak_mb()
+
+
+def assign_file(path: Path, rule: Assignment, directory: Path) -> tuple[NDArray[np.int64], float]:
+    """Write the clusters of a file's documents; return the tokens of each cluster."""
+    table = pq.read_table(path)
+    clusters_N = rule.clusters(id_array(table["id"]), vector_matrix(table))
+    pq.write_table(pa.table({"id": table["id"], "cluster": clusters_N.astype(np.int32)}), directory / path.name)
+    return np.bincount(clusters_N, table["weight"].to_numpy(), minlength=CLUSTERS).astype(np.int64), peak_mb()
+
+
+def measure_assignment(documents: int, workers: int) -> dict[str, Any]:
+    centroids_KD = np.random.default_rng(2).normal(size=(CLUSTERS, DIMENSIONS)) * 0.6
+    files = documents // FILE_DOCUMENTS
+    peaks: list[float] = [0.0]
+    passes: list[str] = []
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=50) as pool,
+    ):
+        vectors, assigned = Path(scratch) / "vectors", Path(scratch) / "assigned"
+        vectors.mkdir()
+        assigned.mkdir()
+        write = functools.partial(write_vectors, files=files, centroids_KD=centroids_KD, directory=vectors)
+        paths = list(pool.map(write, range(files)))
+        before = peak_mb()
+
+        def ask(method: str, *arguments: Any) -> list[Any]:
+            passes.append(method)
+            answers, found = zip(*pool.map(functools.partial(ask_file, method=method, arguments=arguments), paths), strict=True)
+            peaks.extend(found)
+            return list(answers)
+
+        started = time.perf_counter()
+        sample = min(BALANCE_DOCUMENTS, documents)
+        last = pq.read_table(paths[(sample - 1) // FILE_DOCUMENTS], columns=["id"])["id"][(sample - 1) % FILE_DOCUMENTS].as_py()
+        rule, _ = fit_assignment(ask, None, centroids_KD, last=last, documents=documents, capacity=CAPACITY)
+        fitted = time.perf_counter()
+        tokens, found = zip(*pool.map(functools.partial(assign_file, rule=rule, directory=assigned), paths), strict=True)
+        tokens_E = np.sum(tokens, axis=0)
+        return {
+            "documents": documents, "driver_peak_mb": peak_mb(), "driver_before_mb": before, "task_peak_mb": max(*peaks, *found),
+            "load_passes": passes.count("loads"), "fit_seconds": fitted - started, "assign_seconds": time.perf_counter() - fitted,
+            "largest_over_mean": float(tokens_E.max() / tokens_E.mean())}
+
+
+def sentences(seed: int) -> Iterator[str]:
+    """Endless documents of about 2 KB: frequent and rare made-up words, as in a natural text."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, 7]))
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    chances = 1.0 / np.arange(1, len(letters) + 1)
+    words = np.array(["".join(generator.choice(letters, n, p=chances / chances.sum())) for n in generator.integers(2, 10, 20_000)])
+    likely = 1.0 / np.arange(1, len(words) + 1)
+    likely /= likely.sum()
+    while True:
+        for row in generator.choice(words, (256, 330), p=likely):
+            yield " ".join(row) + "."
+
+
+def write_corpus(directory: Path, size: int) -> list[Path]:
+    """JSON Lines of `size` bytes in files of 50 MB."""
+    paths: list[Path] = []
+    texts = sentences(0)
+    while size > 0:
+        paths.append(directory / f"text-{len(paths):03d}.jsonl")
+        room = min(size, 50_000_000)
+        size -= room
+        with paths[-1].open("w", encoding="utf-8") as file:
+            while room > 0:
+                room -= file.write(json.dumps({"text": next(texts)}) + "\n")
+    return paths
+
+
+def measure_corpus(arm: str, megabytes: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        tokenizer = home / "tokenizer"
+        save_trained(train_bpe(itertools.islice(sentences(1), 2000), VOCABULARY), tokenizer)
+        (home / "text").mkdir()
+        paths = write_corpus(home / "text", megabytes * 1_000_000)
+        started, cpu = time.perf_counter(), time.process_time()
+        if arm == "stage":
+            config = check_config({
+                "name": "scale", "corpus": {"sources": [{"path": str(home / "text")}], "sequence_length": SEQUENCE},
+                "tokenizer": {"path": str(tokenizer)}})
+            (home / "corpus").mkdir()
+            tokens = build(config, home / "corpus")["tokens"]
+        else:
+            tokens = bare(paths, tokenizer)
+        spent, seconds = time.process_time() - cpu, time.perf_counter() - started
+        return {"mb_per_core_second": megabytes / spent, "seconds": seconds, "tokens": tokens, "peak_mb": peak_mb()}
+
+
+def bare(paths: list[Path], directory: Path) -> int:
+    """Tokens of all texts, by the library alone."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokens = 0
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            while rows := list(itertools.islice(file, 512)):
+                encoded = tokenizer.encode_batch_fast([json.loads(row)["text"] for row in rows], add_special_tokens=False)
+                tokens += sum(len(encoding.ids) for encoding in encoded)
+    return tokens
+
+
+def corpus_cell(megabytes: int, rounds: int) -> dict[str, Any]:
+    found = interleave(__spec__.name, ["stage", "bare"], rounds, "--size", str(megabytes))
+    speeds = {arm: [result["mb_per_core_second"] for result in results] for arm, results in found.items()}
+    return {
+        "mb_per_core_second": {arm: spread(values) for arm, values in speeds.items()},
+        "stage_over_bare": ratios(speeds["stage"], speeds["bare"]),
+        "peak_mb": statistics.median(result["peak_mb"] for result in found["stage"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arm", choices=["assignment", "stage", "bare"])
+    parser.add_argument("--size", type=int, default=0, help="documents of the assignment, megabytes of the corpus")
+    parser.add_argument("--documents", type=int, nargs="*", default=[1_000_000, 5_000_000])
+    parser.add_argument("--megabytes", type=int, nargs="*", default=[200, 800])
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.arm:
+        assign = arguments.arm == "assignment"
+        print(json.dumps(
+            measure_assignment(arguments.size, arguments.workers) if assign else measure_corpus(arguments.arm, arguments.size)))
+        return
+    workers = "--workers", str(arguments.workers)
+    assignment = [
+        interleave(__spec__.name, ["assignment"], 1, "--size", str(documents), *workers)["assignment"][0]
+        for documents in arguments.documents]
+    write_result("corpus_scale", {
+        **environment("python -m benchmarks.corpus_scale"),
+        "setting": {
+            "clusters": CLUSTERS, "dimensions": DIMENSIONS, "capacity": CAPACITY, "workers": arguments.workers,
+            "rounds": arguments.rounds, "vocabulary": VOCABULARY, "sequence_length": SEQUENCE},
+        "targets": {"driver_peak_mb": 1000, "stage_over_bare": 0.8},
+        "assignment": assignment,
+        "corpus": {str(megabytes): corpus_cell(megabytes, arguments.rounds) for megabytes in arguments.megabytes},
+    })
+
+
+if __name__ == "__main__":
+    main()
