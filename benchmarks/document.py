@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT, spread
 from benchmarks.study.compare.figures import Drawing, figure_paths, plot_comparison
 from benchmarks.study.quality import absolutes, result_files
 from benchmarks.study.quality import section as quality_section
@@ -139,6 +139,34 @@ def checkpoint_stall() -> str:
         measured within one training. *Slower by* compares two trainings; other work on the machine can give it either sign.
         The policy's intervals are at least 15 s.""",
         table(["arm", "share of stalls", "slower by", "stall, s", "safe after, s", "interval, s"], rows),
+        "\n".join(verdicts), made_with(result))
+
+
+def corpus_scale() -> str:
+    result = read("corpus_scale")
+    setting, targets = result["setting"], result["targets"]
+    assignment = [
+        [f"{cell['documents']:,}", *(number(cell[name]) for name in ("driver_peak_mb", "task_peak_mb", "load_passes")),
+         f"{cell['largest_over_mean']:.4f}", number(cell["fit_seconds"]), number(cell["assign_seconds"])]
+        for cell in result["assignment"]]
+    corpus = [
+        [f"{int(size):,}", *(span(cell["mb_per_core_second"][arm]) for arm in ("stage", "bare")), span(cell["stage_over_bare"]),
+         number(cell["peak_mb"])]
+        for size, cell in result["corpus"].items()]
+    verdicts = [
+        at_most("driver's peak memory in MB, most documents", spread([result["assignment"][-1]["driver_peak_mb"]]),
+                targets["driver_peak_mb"]),
+        *(at_least(f"stage / bare, {size} MB", cell["stage_over_bare"], targets["stage_over_bare"])
+          for size, cell in result["corpus"].items())]
+    return section(
+        "Corpus and clusters as the text grows",
+        f"""Balanced assignment of synthetic documents to {setting["clusters"]} clusters, from vectors of {setting["dimensions"]}
+        dimensions in files, with a capacity of {setting["capacity"]} times the mean: the driver fits prices on a sample, and tasks
+        in {setting["workers"]} processes add up the loads and assign the documents. Peaks include about 400 MB of libraries.
+        The corpus stage, from JSON Lines to packed tokens in one process, is compared with `tokenizers` alone in MB of text per
+        second of processor time.""",
+        table(["documents", "driver, MB", "largest task, MB", "passes", "largest / mean", "fit, s", "assign, s"], assignment),
+        table(["MB of text", "stage, MB/s", "bare, MB/s", "stage / bare", "peak of the stage, MB"], corpus),
         "\n".join(verdicts), made_with(result))
 
 
@@ -304,6 +332,8 @@ def page() -> str:
         checkpoint_stall(), simulator()]
     if (RESULTS / "makespan.json").exists():    # needs a machine that does nothing else for most of an hour
         parts.append(makespan())
+    if (RESULTS / "corpus_scale.json").exists():
+        parts.append(corpus_scale())
     parts.append(ranking())
     if quality_section.results():     # hours of measuring, apart from `make bench`
         parts.append(quality())

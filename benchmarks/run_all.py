@@ -7,6 +7,7 @@ import sys
 
 if __name__ == "__main__":
     modules = (
-        "submodel_step", "kmeans", "ray_overhead", "service_load", "checkpoint_stall", "study.simulation", "makespan", "document")
+        "submodel_step", "kmeans", "ray_overhead", "service_load", "checkpoint_stall", "study.simulation", "makespan",
+        "corpus_scale", "document")
     for module in modules:
         subprocess.run([sys.executable, "-m", f"benchmarks.{module}"], check=True)

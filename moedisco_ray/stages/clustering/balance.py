@@ -23,7 +23,7 @@ Ask = Callable[..., list[Any]]
 """`Workers.ask`: calls a method of every shard."""
 
 BALANCE_DOCUMENTS = 100_000
-"""Number of documents on which prices are fitted: 26 MB of costs and about 200 MB of working memory with 64 clusters. A cluster's
+"""Number of documents on which prices are fitted. With 64 clusters, their costs take 26 MB, and fitting 0.3 GB. A cluster's
 load in the sample is exact to about 4 % then, which the corrections remove."""
 TOLERANCE = 0.005
 """Excess over the capacity, as a share of it, at which the corrections end."""

@@ -39,7 +39,7 @@ _KEYS_BYTES = 128 << 20
 _CHUNK = 4096
 """Number of documents that are sketched at once."""
 _COMPARED = 64
-"""Number of first documents under a key with which the others are compared; more than that hardly ever differ."""
+"""Number of documents under a key with which the later ones are compared, to bound the work on text that very many share."""
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+")
 """A word; of Chinese and Japanese, which have no spaces, a character."""
 
