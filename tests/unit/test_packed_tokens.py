@@ -88,3 +88,11 @@ def test_the_order_depends_on_seed_and_epoch_and_not_on_the_batch():
     assert np.array_equal(order, np.concatenate([batch_indices(7, step, 8, 100) for step in range(25)]))
     assert not np.array_equal(order[:100], order[100:])
     assert not np.array_equal(order[:100], np.concatenate([batch_indices(8, step, 5, 100) for step in range(20)]))
+
+
+@pytest.mark.parametrize(("bos", "expected"), [
+    (None, [5, 6, EOS, EOS, 7, EOS]), (1, [1, 5, 6, EOS, 1, EOS, 1, 7, EOS]), (EOS, [EOS, 5, 6, EOS, EOS, EOS, EOS, 7, EOS])])
+def test_special_tokens_surround_each_document(tmp_path, bos, expected):
+    index = write_packed(tmp_path, [[np.array(ids, np.int32) for ids in ([5, 6], [], [7])]], EOS, 10, bos)
+    assert np.load(tmp_path / index["parts"][0]).tolist() == expected
+    assert (index["documents"], index["tokens"]) == (3, len(expected))
