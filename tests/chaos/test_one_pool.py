@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from failing_jobs import here, make_job
-from ray.util import placement_group_table
+from ray.util import list_named_actors, placement_group_table
 from spot_nodes import SpotNodes
 from waiting import until
 
@@ -86,12 +86,18 @@ def test_what_waits_holds_nothing(nodes: SpotNodes, tmp_path: Path) -> None:
     most = 0
     with running(jobs, tmp_path / "ray") as run:
         while not run.trained.done():
-            most = max(most, len(groups()))
+            most = max(most, len(seats()))
+            assert not groups()
     assert len(run.trained.result()) == len(names)
     assert most == 1
     assert [event.type for event in run.events if event.type in ("unit_started", "unit_finished")] == [
         "unit_started", "unit_finished"] * len(names)
     nodes.check_nothing_is_left()
+
+
+def seats() -> list[str]:
+    """Names of seats that hold or await a slot."""
+    return [name for name in list_named_actors() if name.startswith("run-low_memory-")]
 
 
 def groups() -> list[str]:
