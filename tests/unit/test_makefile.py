@@ -22,10 +22,11 @@ mkdir -p .venv/bin && cp {true} .venv/bin/python
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A directory with the Makefile, and `path/` as the only folder of the search path."""
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "cluster_yaml/node/requirements.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "path").mkdir()
-    for tool in ("mkdir", "cp", "touch"):
+    for tool in ("mkdir", "cp", "sed", "touch"):
         (tmp_path / "path" / tool).symlink_to(program(tool))
     return tmp_path
 

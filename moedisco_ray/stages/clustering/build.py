@@ -123,7 +123,9 @@ def build_clusters(
         raise CorpusError(
             "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
     with _first_parts(parts, documents, directory / "documents.scratch") as chosen:
-        stage = _Stage(config, corpus_dir, model_dir, directory, workers, emit, balance_documents)
+        stage = _Stage(
+            config, corpus_dir=corpus_dir, model_dir=model_dir, directory=directory, workers=workers, emit=emit,
+            balance_documents=balance_documents)
         return stage.build(chosen, documents)
 
 

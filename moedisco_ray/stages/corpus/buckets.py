@@ -159,7 +159,8 @@ def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path
     shards = directory / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     pieces = pack_part(trained, bucket.index, shards, encoder)
-    return Finished(bucket.index, duplicates, near_duplicates, figures, found, tuple(pieces))
+    return Finished(
+        bucket.index, duplicates, near_duplicates, train=figures, validation=found, pieces=tuple(pieces))
 
 
 def sample_texts(buckets: Iterable[Bucket], rules: Rules, characters: int) -> Iterator[str]:

@@ -99,7 +99,9 @@ def build(
     buckets = plan_buckets(staged, count)
     if config.corpus.near_duplicates is not None:
         banding = Banding.of(config.corpus.near_duplicates)
-        buckets = _find_near_duplicates(buckets, rules, banding, staged, scratch / "near", map_tasks)
+        buckets = _find_near_duplicates(
+            buckets, rules, banding, documents=sum(report.documents for report in staged), directory=scratch / "near",
+            map_tasks=map_tasks)
     rules = _with_extremes(rules, list(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
     encoder = _encoder(config, buckets, rules, directory / "tokenizer")
     finish = functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory)
@@ -143,10 +145,10 @@ def _stage_all(
 
 
 def _find_near_duplicates(
-    buckets: Sequence[Bucket], rules: Rules, banding: Banding, staged: Sequence[Staged], directory: Path, map_tasks: MapTasks,
+    buckets: Sequence[Bucket], rules: Rules, banding: Banding, *, documents: int, directory: Path, map_tasks: MapTasks,
 ) -> list[Bucket]:
     """The buckets with the ids of the near duplicates among their documents."""
-    count = banding.key_buckets(sum(report.documents for report in staged))
+    count = banding.key_buckets(documents)
     listing = functools.partial(list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory)
     listed = gather(map_tasks(listing, buckets), count)
     compare = functools.partial(compare_listed, banding=banding, buckets=len(buckets), directory=directory)
