@@ -23,7 +23,9 @@ from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.plan import build_plan
-from moedisco_ray.plan.cluster_file import disagreements, load_cluster
+from moedisco_ray.plan.capacity import cluster_needs, lacking
+from moedisco_ray.plan.cluster_checks import disagreements
+from moedisco_ray.plan.cluster_file import load_cluster
 from moedisco_ray.plan.machine import known_machine, measured_machine
 
 _USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130
@@ -146,9 +148,10 @@ def plan(
         output_console().print(plan_view(worked_out))
     if cluster is not None:
         started = load_cluster(cluster)
-        found = disagreements(started, checked, worked_out)
+        found = (*disagreements(started, checked, worked_out), *lacking(started, checked, worked_out))
         if not as_json:
-            output_console().print(cluster_view(started, str(cluster), agrees=not found))
+            output_console().print(
+                cluster_view(started, cluster_needs(started, checked, worked_out), str(cluster), agrees=not found))
         for each in found:
             _complain(str(each))
         if found:

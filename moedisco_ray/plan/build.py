@@ -16,6 +16,7 @@ from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
+from moedisco_ray.plan.storage import StageStorage, Trained, plan_storage
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 
@@ -87,6 +88,8 @@ class Plan(BaseModel):
     """Speed of each pool's workers, and its source."""
     bill: Bill
     """The planned bill of all stages."""
+    storage: tuple[StageStorage, ...]
+    """Bytes that the stages store and move, in pipeline order."""
     assumptions: str
 
 
@@ -139,6 +142,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         estimates=estimates,
         speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.node_types),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
+        storage=plan_storage(config, {stage.stage: _trained(stage) for stage in stages}, vocab_size, machine.text_bytes),
         assumptions=_ASSUMPTIONS + "".join(
             f"; time and cost of {setting} are not known and not included" for setting in left_out(config)),
     )
@@ -151,6 +155,14 @@ def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Tra
             workers_per_unit=stage.workers if stage.stage == "finetune" else 1, types=stage.types,
             experts=config.model.architecture.num_experts // (1 if stage.stage == "finetune" else config.clusters.count))
         for stage in stages}
+
+
+def _trained(stage: StagePlan) -> Trained:
+    workers = stage.workers if stage.stage == "finetune" else 1
+    return Trained(
+        pool=stage.pool, units=stage.units, workers=workers, steps=stage.steps, hours=stage.cost.hours / stage.cost.waves,
+        weights=stage.memory.weights * workers, optimizer=stage.memory.optimizer * workers, tokens=stage.cost.tokens,
+        synced=0 if stage.sync is None else stage.sync.bytes)
 
 
 def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:

@@ -1,8 +1,8 @@
-"""Check a configuration against the nodes that a cluster file starts: resources, GPUs, memory, number of workers and prices.
+"""The nodes that a cluster file starts: resources, GPUs, memory, disks, number and prices.
 
-Ray ignores a file's top-level `metadata`. There, `moedisco.node_types` holds the facts that Ray has no field for: `gpu_memory_gb`
-and `price_per_hour` of each node type. In a file for existing hosts (`provider: local`), `moedisco.hosts` holds each host's node
-type. A RayCluster of KubeRay has the same facts as annotations of each worker group's pods.
+Ray ignores a file's top-level `metadata`. There, `moedisco.node_types` holds the facts that Ray has no field for, such as
+`gpu_memory_gb` and `price_per_hour` of each node type, the head's included. In a file for existing hosts (`provider: local`),
+`moedisco.hosts` holds each host's node type. A RayCluster of KubeRay has the same facts as annotations of each group's pods.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moedisco_ray.core.config import Pool, RunConfig
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.plan.build import Plan
 from moedisco_ray.plan.memory import GIB
 
 ANNOTATION_PREFIX = "moedisco/"
-_PRICE_TOLERANCE = 0.01
+_QUANTITIES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+"""Units of Kubernetes' quantities (bytes)."""
 
 
 class NodeFacts(BaseModel):
@@ -36,6 +35,12 @@ class NodeFacts(BaseModel):
     """Memory of one GPU (GB)."""
     price_per_hour: Annotated[float, Field(ge=0)]
     """Price of the whole node (dollars per hour)."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory of the machine (GB); null: unknown, and not checked."""
+    disk_gb: Annotated[float, Field(gt=0)] | None = None
+    """Disk of the machine (GB); null: unknown, and not checked."""
+    transfer_price_per_gb: Annotated[float, Field(ge=0)] = 0
+    """Price of data between the storage and the node (dollars per GB); 0 inside the storage's region."""
     resources: dict[str, Annotated[int, Field(ge=0)]] = {}
     """Resources that a node offers to Ray; only for existing hosts, which Ray does not start."""
     labels: dict[str, str] = {}
@@ -64,6 +69,9 @@ class NodeType:
         resources: Resources of a node.
         gpu_memory_gb: Memory of one GPU (GB).
         price_per_hour: Dollars per node-hour.
+        memory_gb: Memory of the machine (GB); None: unknown.
+        disk_gb: Disk of the machine (GB); None: unknown.
+        transfer_price_per_gb: Dollars per GB between the storage and a node.
     """
 
     name: str
@@ -71,6 +79,9 @@ class NodeType:
     resources: Mapping[str, int]
     gpu_memory_gb: float
     price_per_hour: float
+    memory_gb: float | None = None
+    disk_gb: float | None = None
+    transfer_price_per_gb: float = 0
 
     @property
     def gpus(self) -> int:
@@ -88,38 +99,40 @@ class NodeType:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cluster:
-    """The worker nodes that a cluster file can start.
+class Head:
+    """The head's machine.
 
     Attributes:
-        types: Node types, in the order of the cluster file.
-        most: Maximum number of nodes of all types together; None: no such limit.
+        name: Its node type in the cluster file.
+        memory_gb: Memory (GB); None: unknown.
+        disk_gb: Disk (GB); None: unknown.
+    """
+
+    name: str
+    memory_gb: float | None = None
+    disk_gb: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The nodes that a cluster file can start.
+
+    Attributes:
+        types: Types of worker nodes, in the order of the cluster file.
+        head: The head's machine.
+        limit: The file's setting that limits the number of workers.
+        most: Maximum number of worker nodes of all types together; None: no such limit.
     """
 
     types: tuple[NodeType, ...]
+    head: Head
+    limit: str
     most: int | None = None
 
     def room(self, resource: str) -> int:
         """Maximum amount of a resource that the nodes offer at the same time."""
         each = sorted((node.resources.get(resource, 0) for node in self.types for _ in range(node.most)), reverse=True)
         return sum(each[:self.most])
-
-
-@dataclasses.dataclass(frozen=True)
-class Disagreement:
-    """A setting that contradicts a cluster file.
-
-    Attributes:
-        field: Dotted path of the setting.
-        remedy: What the cluster file says instead, and what to change.
-    """
-
-    field: str
-    value: object
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.value!r}: {self.remedy}"
 
 
 def load_cluster(path: Path) -> Cluster:
@@ -153,101 +166,66 @@ def read_cluster(documents: Iterable[Any], source: str) -> Cluster:
             if "provider" in document:
                 return _launcher_cluster(document)
             if document.get("kind") == "RayCluster":
-                return Cluster(tuple(_kuberay_type(group) for group in document["spec"]["workerGroupSpecs"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError("--cluster", source, f"lacks a part that every cluster file has ({error!r})") from error
+                return _kuberay_cluster(document["spec"])
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError("--cluster", source, f"{'.'.join(map(str, first['loc']))} {plain_words(first)}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError("--cluster", source, f"lacks a part that every cluster file has ({error!r})") from error
     raise ConfigError("--cluster", source, "is neither a file for `ray up` nor a RayCluster")
-
-
-def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
-    """All contradictions between a cluster file and a configuration's pools; `plan` gives the memory of workers."""
-    low, high = config.pools.low_memory, config.pools.high_memory
-    # In a mixed pool, no sub-model runs on a type that is too small for it. So each type only needs its configured memory.
-    of_low = (
-        [each for i, kind in enumerate(low.node_types)
-         for each in _of_pool(
-             cluster, kind, f"{_path(low)}.types.{i}", need_gb=kind.memory_gb, count="max_workers", workers=kind.max_workers)]
-        if low.mixed else _of_pool(
-            cluster, low, _path(low), need_gb=_need_gb(plan, low), count="max_workers", workers=low.max_workers))
-    return (*of_low, *_of_pool(
-        cluster, high, _path(high), need_gb=_need_gb(plan, high), count="workers", workers=high.most_workers))
-
-
-def _path(pool: Pool) -> str:
-    return f"pools.{pool.name}"
-
-
-def _need_gb(plan: Plan, pool: Pool) -> float:
-    """Memory of the largest worker of a pool (GB)."""
-    return max((stage.memory.total for stage in plan.stages if stage.pool == pool.name), default=0) / GIB
-
-
-def _of_pool(cluster: Cluster, pool: Pool, path: str, *, need_gb: float, count: str, workers: int) -> list[Disagreement]:
-    offering = [node for node in cluster.types if node.most and pool.resource in node.slots]
-    if not offering:
-        has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"
-        return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
-    found = [*_of_gpus(offering, pool), *_of_memory(offering, pool, need_gb, path)]
-    room = cluster.room(pool.resource)
-    if workers > room:
-        found.append(Disagreement(
-            f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or let the file start more"))
-    prices = [node.worker_price(pool.resource) for node in offering]
-    lowest, highest = min(prices), max(prices)
-    if not lowest * (1 - _PRICE_TOLERANCE) <= pool.price_per_hour <= highest * (1 + _PRICE_TOLERANCE):
-        found.append(Disagreement(
-            f"{path}.price_per_hour", pool.price_per_hour,
-            f"a worker costs {lowest:.2f} to {highest:.2f} on {_names(offering)}; set what you expect to pay"))
-    return found
-
-
-def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:
-    crowded = [node for node in offering if node.resources[pool.resource] * pool.gpu > node.gpus]
-    idle = [node for node in offering if node.gpus and not pool.gpu]
-    checks = (
-        (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
-        (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"))
-    return [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in checks if nodes]
-
-
-def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) -> list[Disagreement]:
-    small = [node for node in offering if pool.gpu and node.gpus and need_gb > node.gpu_memory_gb]
-    if not small:
-        return []
-    least = min(node.gpu_memory_gb for node in small)
-    return [Disagreement(
-        f"{path}.memory_gb", pool.memory_gb,
-        f"a worker needs {need_gb:.1f} GB and a GPU of {_names(small)} has only {least:g}; "
-        f"set it to {least:g} to see what would fit, or max_workers of {_names(small)} to 0")]
 
 
 def _launcher_cluster(document: Mapping[str, Any]) -> Cluster:
     metadata = ClusterMetadata.model_validate(document["metadata"]["moedisco"])
-    if document["provider"]["type"] == "local":
-        hosts = [metadata.hosts[address] for address in document["provider"]["worker_ips"]]
-        return Cluster(tuple(
-            NodeType(name, hosts.count(name), facts.resources, facts.gpu_memory_gb, facts.price_per_hour)
-            for name, facts in metadata.node_types.items() if name in hosts))
-    most = document["max_workers"]
-    return Cluster(tuple(
-        NodeType(
-            name, kind.get("max_workers", most), kind["resources"],
-            metadata.node_types[name].gpu_memory_gb, metadata.node_types[name].price_per_hour)
-        for name, kind in document["available_node_types"].items() if name != document["head_node_type"]), most)
+    provider = document["provider"]
+    if provider["type"] == "local":
+        hosts = [metadata.hosts[address] for address in provider["worker_ips"]]
+        types = tuple(
+            _node_type(name, hosts.count(name), facts.resources, facts) for name, facts in metadata.node_types.items()
+            if name in hosts)
+        return Cluster(types, _head(metadata, metadata.hosts.get(provider["head_ip"], "head")), "provider.worker_ips")
+    most, head = document["max_workers"], document["head_node_type"]
+    types = tuple(
+        _node_type(name, kind.get("max_workers", most), kind["resources"], metadata.node_types[name])
+        for name, kind in document["available_node_types"].items() if name != head)
+    return Cluster(types, _head(metadata, head), "max_workers", most)
+
+
+def _head(metadata: ClusterMetadata, name: str) -> Head:
+    facts = metadata.node_types.get(name)
+    return Head(name) if facts is None else Head(name, facts.memory_gb, facts.disk_gb)
+
+
+def _node_type(name: str, most: int, resources: Mapping[str, int], facts: NodeFacts) -> NodeType:
+    return NodeType(
+        name, most, resources, facts.gpu_memory_gb, facts.price_per_hour, memory_gb=facts.memory_gb, disk_gb=facts.disk_gb,
+        transfer_price_per_gb=facts.transfer_price_per_gb)
+
+
+def _kuberay_cluster(spec: Mapping[str, Any]) -> Cluster:
+    template = spec["headGroupSpec"]["template"]
+    facts = NodeFacts.model_validate({"price_per_hour": 0} | _pod_facts(template))    # its price is the Kubernetes cluster's
+    types = tuple(_kuberay_type(group) for group in spec["workerGroupSpecs"])
+    return Cluster(types, Head("headGroupSpec", facts.memory_gb, facts.disk_gb), "maxReplicas")
 
 
 def _kuberay_type(group: Mapping[str, Any]) -> NodeType:
-    pods = group["template"]
-    facts = NodeFacts.model_validate({
+    template = group["template"]
+    gpus = sum(int(container["resources"]["limits"].get("nvidia.com/gpu", 0)) for container in template["spec"]["containers"])
+    resources = {name: int(amount) for name, amount in group["resources"].items()} | {"GPU": gpus}
+    return _node_type(group["groupName"], group["maxReplicas"], resources, NodeFacts.model_validate(_pod_facts(template)))
+
+
+def _pod_facts(template: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts about a pod: its annotations, and the memory limit of its containers."""
+    noted = {
         key.removeprefix(ANNOTATION_PREFIX).replace("-", "_"): value
-        for key, value in pods["metadata"]["annotations"].items() if key.startswith(ANNOTATION_PREFIX)})
-    gpus = sum(int(container["resources"]["limits"].get("nvidia.com/gpu", 0)) for container in pods["spec"]["containers"])
-    resources = {name: int(amount) for name, amount in group["resources"].items()}
-    return NodeType(group["groupName"], group["maxReplicas"], resources | {"GPU": gpus}, facts.gpu_memory_gb, facts.price_per_hour)
+        for key, value in template.get("metadata", {}).get("annotations", {}).items() if key.startswith(ANNOTATION_PREFIX)}
+    limits = [container["resources"]["limits"]["memory"] for container in template["spec"]["containers"]]
+    return {"memory_gb": sum(_gigabytes(limit) for limit in limits)} | noted
 
 
-def _names(types: Iterable[NodeType]) -> str:
-    return ", ".join(node.name for node in types)
+def _gigabytes(quantity: str) -> float:
+    """A memory quantity of Kubernetes, such as 8Gi, in GB."""
+    unit = quantity.lstrip("0123456789.")
+    return float(quantity.removesuffix(unit)) * _QUANTITIES[unit] / GIB

@@ -62,7 +62,7 @@ def test_metadata_names_the_types_of_the_file(name):
     config = load(name)
     metadata = ClusterMetadata.model_validate(config["metadata"]["moedisco"])
     if name == "on-prem":
-        assert set(metadata.hosts) == set(config["provider"]["worker_ips"])
+        assert set(metadata.hosts) == {config["provider"]["head_ip"], *config["provider"]["worker_ips"]}
         assert set(metadata.hosts.values()) == set(metadata.node_types)
     else:
         assert set(metadata.node_types) == set(config["available_node_types"])

@@ -20,7 +20,8 @@ from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import GIB, build_plan
-from moedisco_ray.plan.cluster_file import disagreements, load_cluster, read_cluster
+from moedisco_ray.plan.cluster_checks import disagreements
+from moedisco_ray.plan.cluster_file import load_cluster, read_cluster
 
 
 @pytest.fixture(scope="module")

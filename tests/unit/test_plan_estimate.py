@@ -144,7 +144,8 @@ def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
     known = machine.measured_machine(config, here=True)
     assert known.probe is not None
     assert machine.measure() == known.probe         # cached
-    planned = by_stage(build_plan(config, Machine(probe=known.probe.model_copy(update={"start_up_seconds": 0.0}), text_bytes=1)))
+    plan = build_plan(config, Machine(probe=known.probe.model_copy(update={"start_up_seconds": 0.0}), text_bytes=1))
+    planned = by_stage(plan)
     spent, began = {}, 0.0
 
     def listen(event):
@@ -159,6 +160,17 @@ def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
     total = sum(planned[stage].worker_seconds for stage in spent)
     assert total / 3 < sum(spent.values()) < total * 3
     check_one_bill(directory, config)
+    check_stored(directory, plan)
+
+
+def check_stored(directory, plan):
+    """Models and optimizer states are stored in the sizes that a plan names; JSON files and a tokenizer are small next to them."""
+    folders = {stage.name: stage.directory for stage in STAGES}
+    for stage in plan.storage:
+        if stage.stage in ("seed", "decompose", "submodels", "merge", "finetune", "export"):
+            files = [path for path in (directory / folders[stage.stage]).rglob("*") if path.is_file() and path.suffix != ".json"]
+            found = sum({path.stat().st_ino: path.stat().st_size for path in files}.values())
+            assert found == pytest.approx(stage.stored, rel=0.15), stage.stage
 
 
 def check_one_bill(directory, config):

@@ -10,6 +10,7 @@ from rich.text import Text
 from moedisco_ray.cli.display.formatting import count, gigabytes, plain_table
 from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.plan import Parameters, Plan, StagePlan
+from moedisco_ray.plan.capacity import ClusterNeeds
 from moedisco_ray.plan.cluster_file import Cluster
 
 
@@ -18,7 +19,7 @@ def plan_view(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [
         Text.assemble(
             (plan.name, "bold"), f"  {plan.family}, {_parts(plan)}, vocabulary {plan.vocab_size:,}"),
-        *(Padding(table(plan), (1, 0, 0, 0)) for table in (_parameters, _memory, _cost)),
+        *(Padding(table(plan), (1, 0, 0, 0)) for table in (_parameters, _memory, _cost, _storage)),
     ]
     if any(stage.types for stage in plan.stages):
         parts.append(Padding(_types(plan), (1, 0, 0, 0)))
@@ -39,15 +40,24 @@ def plan_view(plan: Plan) -> RenderableType:
     return Group(*parts)
 
 
-def cluster_view(cluster: Cluster, file: str, *, agrees: bool) -> RenderableType:
-    """The node types of a cluster file, and whether the pools agree with them."""
+def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bool) -> RenderableType:
+    """The nodes of a cluster file, what the head needs, the price of traffic, and whether the pools agree with the file."""
     table = plain_table("node type", "workers", "of", "GB per GPU", "dollars per worker-hour")
     for node in cluster.types:
         for tag, slots in node.slots.items():
             memory = f"{node.gpu_memory_gb:g}" if node.gpus else ""
             table.add_row(node.name, f"up to {slots * node.most}", tag, memory, f"{node.worker_price(tag):.2f}")
+    head = cluster.head
+    of_head = (
+        f"The head needs {needs.head_memory_gb:.1f} of {_stated(head.memory_gb)} GB memory and {needs.head_disk_gb:g} of "
+        f"{_stated(head.disk_gb)} GB disk; the file lets {needs.submodels} sub-models train at once")
+    network = f"Network: {gigabytes(needs.moved_bytes)} GB between storage and nodes, {format_dollars(needs.transfer_dollars)}"
     verdict = Text(f"The pools agree with {file}", "green") if agrees else Text(f"The pools contradict {file}:", "bold red")
-    return Group(Padding(table, (1, 0)), verdict)
+    return Group(Padding(table, (1, 0)), Text(of_head), Text(network), verdict)
+
+
+def _stated(size: float | None) -> str:
+    return "unknown" if size is None else f"{size:g}"
 
 
 def _parts(plan: Plan) -> str:
@@ -106,6 +116,19 @@ def _cost(plan: Plan) -> Table:
         table.add_row(
             Text("full training (estimate)", "dim"), "high-memory", "", "", count(plan.tokens), format_seconds(full.seconds), "",
             format_dollars(full.dollars))
+    return table
+
+
+def _storage(plan: Plan) -> Table:
+    table = plain_table("GB", "stored", "checkpoints", "disk per node", "disk per worker", "moved")
+    for stage in plan.storage:
+        disks = ("", "") if stage.pool == "cpu" else (gigabytes(stage.node_disk), gigabytes(stage.worker_disk))
+        table.add_row(stage.stage, gigabytes(stage.stored), gigabytes(stage.checkpoints), *disks, gigabytes(stage.moved))
+    table.add_section()
+    peak = max((stage.checkpoints for stage in plan.storage), default=0)
+    table.add_row(
+        Text("run directory", "bold"), gigabytes(sum(stage.stored for stage in plan.storage)), gigabytes(peak), "", "",
+        gigabytes(sum(stage.moved for stage in plan.storage)))
     return table
 
 

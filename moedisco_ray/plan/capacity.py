@@ -1,0 +1,135 @@
+"""Check that the machines of a cluster file have the memory and disk for what runs on them, and price the traffic.
+
+Memory and disk that a file does not state are not checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.plan.build import Plan
+from moedisco_ray.plan.cluster_checks import Disagreement
+from moedisco_ray.plan.cluster_file import Cluster, NodeType
+from moedisco_ray.plan.memory import GIB
+
+HEAD_PROCESSES_MB = 2000
+"""Memory of the head's own processes (MB): Ray's GCS, raylet, dashboard, agents and autoscaler, and the service."""
+DRIVER_MB = 600
+"""Memory of a run's driver on the head (MB), torch included (`benchmarks/seats.py`)."""
+SEAT_MB = 20
+"""Memory on the head for each sub-model that trains (MB), at most: a warm seat has no process there (`benchmarks/seats.py`)."""
+GANG_MB = 700
+"""Memory on the head for the gang (MB): controller and helper actors of its TorchTrainer (`benchmarks/seats.py`, arm `trainer`)."""
+WORKER_PROCESS_GB = 3.0
+"""Memory of a worker's process on its machine (GB), without the copy of a checkpoint: CUDA libraries, torch, Ray's raylet."""
+SYSTEM_DISK_GB = 60
+"""Disk for operating system, GPU driver, installed packages and Ray's logs (GB)."""
+STATE_DISK_GB = 20
+"""Disk of the head for the service's database and the logs of all runs (GB); runs are in storage."""
+_USABLE_MEMORY = 0.95
+"""Share of a machine's memory above which Ray ends processes."""
+_MB_PER_GB = 1024
+
+
+class ClusterNeeds(BaseModel):
+    """What a run needs from a cluster file's machines."""
+
+    model_config = ConfigDict(frozen=True)
+
+    head_memory_gb: float
+    """Memory of the head if all the nodes that the file allows train sub-models (GB)."""
+    head_disk_gb: float
+    submodels: int
+    """Number of sub-models that the file's nodes train at the same time."""
+    moved_bytes: int
+    """Bytes that nodes read from storage and write to it."""
+    transfer_dollars: float
+    """Price of these bytes, each stage on the pool's most expensive node type."""
+
+
+def cluster_needs(cluster: Cluster, config: RunConfig, plan: Plan) -> ClusterNeeds:
+    """Memory and disk of the head, and traffic with its price."""
+    submodels = _submodels(cluster, config)
+    return ClusterNeeds(
+        head_memory_gb=head_memory_mb(submodels, gang=_has_gang(config)) / _MB_PER_GB, head_disk_gb=SYSTEM_DISK_GB + STATE_DISK_GB,
+        submodels=submodels, moved_bytes=sum(stage.moved for stage in plan.storage),
+        transfer_dollars=sum(
+            stage.moved / GIB * max((node.transfer_price_per_gb for node in _nodes_of(cluster, config, stage.pool)), default=0)
+            for stage in plan.storage))
+
+
+def head_memory_mb(submodels: int, *, gang: bool) -> int:
+    """Memory of the head for one run (MB).
+
+    Args:
+        submodels: Number of sub-models that train at the same time.
+        gang: Whether a gang trains the whole MoE.
+    """
+    return HEAD_PROCESSES_MB + DRIVER_MB + SEAT_MB * submodels + GANG_MB * gang
+
+
+def usable_mb(memory_gb: float) -> int:
+    """Memory of a machine that processes may use (MB)."""
+    return math.floor(memory_gb * _MB_PER_GB * _USABLE_MEMORY)
+
+
+def lacking(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
+    """The machines of a cluster file that cannot hold what the file's number of workers puts on them."""
+    nodes = (node for node in cluster.types if node.most)
+    return (*_of_head(cluster, config), *(each for node in nodes for each in _of_node(cluster, node, config, plan)))
+
+
+def _of_head(cluster: Cluster, config: RunConfig) -> Iterator[Disagreement]:
+    head, submodels, gang = cluster.head, _submodels(cluster, config), _has_gang(config)
+    need = head_memory_mb(submodels, gang=gang)
+    if head.memory_gb is not None and need > usable_mb(head.memory_gb):
+        fewer = (usable_mb(head.memory_gb) - head_memory_mb(0, gang=gang)) // SEAT_MB
+        lower = f"let the file start at most {fewer} (`{cluster.limit}`), or give" if fewer > 0 else "give"
+        yield Disagreement(
+            f"{head.name}.memory_gb", head.memory_gb,
+            f"the head needs {need / _MB_PER_GB:.1f} GB, and 5 % free, for the {submodels} sub-models that may train at once"
+            f"; {lower} it more memory")
+    disk = SYSTEM_DISK_GB + STATE_DISK_GB
+    if head.disk_gb is not None and disk > head.disk_gb:
+        yield Disagreement(f"{head.name}.disk_gb", head.disk_gb, f"the head needs {disk} GB; give it a larger disk")
+
+
+def _of_node(cluster: Cluster, node: NodeType, config: RunConfig, plan: Plan) -> Iterator[Disagreement]:
+    memory, disk = 0.0, 0.0
+    for stage in plan.storage:
+        if stage.pool == "cpu":
+            with_cores = sum(each.most for each in cluster.types if each.resources.get("CPU"))
+            disk = max(disk, stage.node_disk / GIB / with_cores if node.resources.get("CPU") else 0.0)
+        elif node in _nodes_of(cluster, config, stage.pool):
+            workers = min(stage.workers, max(node.slots.get(tag, 0) for tag in config.pools.at(stage.pool).tags))
+            disk = max(disk, (stage.node_disk + workers * stage.worker_disk) / GIB)
+            memory = max(memory, workers * (stage.worker_memory / GIB + WORKER_PROCESS_GB))
+    if node.memory_gb is not None and memory * _MB_PER_GB > usable_mb(node.memory_gb):
+        yield Disagreement(
+            f"{node.name}.memory_gb", node.memory_gb,
+            f"a node needs {memory:.1f} GB, and 5 % free, because checkpoints wait there until they are stored; choose a larger "
+            "machine, or set the maximum number of nodes to 0")
+    disk += SYSTEM_DISK_GB
+    if node.disk_gb is not None and disk > node.disk_gb:
+        yield Disagreement(
+            f"{node.name}.disk_gb", node.disk_gb,
+            f"a node needs {disk:.0f} GB for system, inputs, results and a checkpoint; give it a larger disk, or set the maximum "
+            "number of nodes to 0")
+
+
+def _nodes_of(cluster: Cluster, config: RunConfig, pool: str) -> list[NodeType]:
+    if pool == "cpu":
+        return [node for node in cluster.types if node.most and node.resources.get("CPU")]
+    return [node for node in cluster.types if node.most and set(config.pools.at(pool).tags) & set(node.slots)]
+
+
+def _submodels(cluster: Cluster, config: RunConfig) -> int:
+    return sum(cluster.room(tag) for tag in config.pools.low_memory.tags)
+
+
+def _has_gang(config: RunConfig) -> bool:
+    return config.tokens.finetune > 0

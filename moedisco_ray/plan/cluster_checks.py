@@ -1,0 +1,96 @@
+"""Check a configuration's pools against the nodes of a cluster file: resources, GPUs, memory, number of workers, prices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from moedisco_ray.core.config import Pool, RunConfig
+from moedisco_ray.plan.build import Plan
+from moedisco_ray.plan.cluster_file import Cluster, NodeType
+from moedisco_ray.plan.memory import GIB
+
+_PRICE_TOLERANCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Disagreement:
+    """A setting that contradicts a cluster file.
+
+    Attributes:
+        field: Dotted path of the setting.
+        remedy: What the cluster file says instead, and what to change.
+    """
+
+    field: str
+    value: object
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.value!r}: {self.remedy}"
+
+
+def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
+    """All contradictions between a cluster file and a configuration's pools; `plan` gives the memory of workers."""
+    low, high = config.pools.low_memory, config.pools.high_memory
+    # In a mixed pool, no sub-model runs on a type that is too small for it. So each type only needs its configured memory.
+    of_low = (
+        [each for i, kind in enumerate(low.node_types)
+         for each in _of_pool(
+             cluster, kind, f"{_path(low)}.types.{i}", need_gb=kind.memory_gb, count="max_workers", workers=kind.max_workers)]
+        if low.mixed else _of_pool(
+            cluster, low, _path(low), need_gb=_need_gb(plan, low), count="max_workers", workers=low.max_workers))
+    return (*of_low, *_of_pool(
+        cluster, high, _path(high), need_gb=_need_gb(plan, high), count="workers", workers=high.most_workers))
+
+
+def _path(pool: Pool) -> str:
+    return f"pools.{pool.name}"
+
+
+def _need_gb(plan: Plan, pool: Pool) -> float:
+    """Memory of the largest worker of a pool (GB)."""
+    return max((stage.memory.total for stage in plan.stages if stage.pool == pool.name), default=0) / GIB
+
+
+def _of_pool(cluster: Cluster, pool: Pool, path: str, *, need_gb: float, count: str, workers: int) -> list[Disagreement]:
+    offering = [node for node in cluster.types if node.most and pool.resource in node.slots]
+    if not offering:
+        has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"
+        return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
+    found = [*_of_gpus(offering, pool), *_of_memory(offering, pool, need_gb, path)]
+    room = cluster.room(pool.resource)
+    if workers > room:
+        found.append(Disagreement(
+            f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or let the file start more"))
+    prices = [node.worker_price(pool.resource) for node in offering]
+    lowest, highest = min(prices), max(prices)
+    if not lowest * (1 - _PRICE_TOLERANCE) <= pool.price_per_hour <= highest * (1 + _PRICE_TOLERANCE):
+        found.append(Disagreement(
+            f"{path}.price_per_hour", pool.price_per_hour,
+            f"a worker costs {lowest:.2f} to {highest:.2f} on {_names(offering)}; set what you expect to pay"))
+    return found
+
+
+def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:
+    crowded = [node for node in offering if node.resources[pool.resource] * pool.gpu > node.gpus]
+    idle = [node for node in offering if node.gpus and not pool.gpu]
+    checks = (
+        (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
+        (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"))
+    return [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in checks if nodes]
+
+
+def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) -> list[Disagreement]:
+    small = [node for node in offering if pool.gpu and node.gpus and need_gb > node.gpu_memory_gb]
+    if not small:
+        return []
+    least = min(node.gpu_memory_gb for node in small)
+    return [Disagreement(
+        f"{path}.memory_gb", pool.memory_gb,
+        f"a worker needs {need_gb:.1f} GB and a GPU of {_names(small)} has only {least:g}; "
+        f"set it to {least:g} to see what would fit, or max_workers of {_names(small)} to 0")]
+
+
+def _names(types: Iterable[NodeType]) -> str:
+    return ", ".join(node.name for node in types)
