@@ -2,7 +2,6 @@
 
 from moedisco_ray.models.checkpoint import (
     DEFAULT_SHARD_BYTES,
-    STORED_DTYPES,
     Checkpoint,
     open_checkpoint,
     read_config,
@@ -35,11 +34,12 @@ from moedisco_ray.models.hf import (
 )
 from moedisco_ray.models.initial_weights import RandomWeights, random_weights
 from moedisco_ray.models.layout import ModelMap, Place, canonical_state, memory_state
+from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 from moedisco_ray.models.speed import specialise
 
 __all__ = [
     "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "STORED_DTYPES", "Checkpoint", "Family", "ModelMap", "Part", "Place",
-    "RandomWeights", "Role", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state", "check_complete",
+    "RandomWeights", "Role", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state", "check_complete",
     "check_experts", "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "group_size",
     "hf_config", "load_model", "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_dense", "random_weights",
     "read_config", "same_bits", "save_model", "skeleton", "specialise", "submodel_config", "upcycled_config",

@@ -8,6 +8,7 @@ can read.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,14 +24,13 @@ from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.models.layout import ModelMap, Place
+from moedisco_ray.models.shard_file import STORED_DTYPES, ShardFile, Stored
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
-"""Maximum size of a safetensors file (bytes); a writer holds one file in memory."""
-STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Supported dtypes by their names in safetensors files."""
+"""Maximum size of a safetensors file (bytes)."""
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -71,6 +71,23 @@ class Checkpoint(Mapping[str, Tensor]):
             return stored
         return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
 
+    def layout(self, dtype: torch.dtype | None = None) -> dict[str, Stored]:
+        """Shape and dtype of every canonical tensor, in order; only headers are read.
+
+        Args:
+            dtype: Dtype to announce for all tensors; None: the stored ones.
+
+        Raises:
+            CheckpointError: A tensor's dtype is not in `STORED_DTYPES`.
+        """
+        found = {}
+        for key in self:
+            stored = dtype or self.dtype(key)
+            if stored is None:
+                raise CheckpointError("tensor", key, f"of {self.directory} is none of {', '.join(STORED_DTYPES)}; convert it")
+            found[key] = Stored(self.shape(key), stored)
+        return found
+
     def dtype(self, key: str) -> torch.dtype | None:
         """Dtype of a canonical tensor, None if it is not in `STORED_DTYPES`; only the file's header is read."""
         stored = self._places[key].key
@@ -107,48 +124,38 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
 
 
 def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
-                     max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> int:
-    """Write a model directory from a stream of canonical tensors, with at most one file in memory.
+                     max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, layout: Mapping[str, Stored] | None = None) -> int:
+    """Write a model directory from a stream of canonical tensors.
+
+    With a layout one tensor is in memory at a time, without one a file. Tensors of files that are mapped into memory do not count.
 
     Args:
         directory: Target directory, created if missing. It is incomplete until the function returns.
         tensors: Canonical names and tensors, each name once.
         config: Values of `config.json`.
         max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
+        layout: Shape and dtype of every tensor, in the order of `tensors`; None: unknown.
 
     Returns:
         Size of all tensors in bytes.
 
     Raises:
-        CheckpointError: A tensor occurs twice, or there are no tensors.
+        CheckpointError: A tensor occurs twice, there are no tensors, or they are not those of the layout.
         OSError: The disk is full or broken.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    drafts: list[tuple[Path, list[str]]] = []
-    shard: dict[str, Tensor] = {}
-    seen: set[str] = set()
-    total = size = 0
-
-    for key, tensor in tensors:
-        if key in seen:
-            raise CheckpointError("tensor", key, "is written twice")
-        seen.add(key)
-        if shard and size + tensor.nbytes > max_shard_bytes:
-            drafts.append(_write_shard(directory, len(drafts), shard))
-            shard, size = {}, 0
-        shard[key] = _contiguous_copy(tensor)
-        size += tensor.nbytes
-        total += tensor.nbytes
-    if not seen:
+    sizes: dict[str, int] = {}
+    write = _write_shards(directory, _once(tensors, sizes), max_shard_bytes) if layout is None else _fill_shards(
+        directory, _once(tensors, sizes), layout, max_shard_bytes)
+    drafts = list(write)
+    if not sizes:
         raise CheckpointError(str(directory), None, "no tensor to write")
-    drafts.append(_write_shard(directory, len(drafts), shard))
-
     if len(drafts) == 1:
         drafts[0][0].replace(directory / _SINGLE)
     else:
-        _name_shards(directory, drafts, total)
+        _name_shards(directory, drafts, sum(sizes.values()))
     write_config(directory, config)
-    return total
+    return sum(sizes.values())
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -200,14 +207,69 @@ def _open(path: Path) -> Any:
         raise CheckpointError("checkpoint", str(path), f"the file is missing or broken ({error})") from error
 
 
+def _once(tensors: Iterable[tuple[str, Tensor]], sizes: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors; their sizes in bytes are added to `sizes`."""
+    for key, tensor in tensors:
+        if key in sizes:
+            raise CheckpointError("tensor", key, "is written twice")
+        sizes[key] = tensor.nbytes
+        yield key, tensor
+
+
+def _write_shards(
+    directory: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int,
+) -> Iterator[tuple[Path, list[str]]]:
+    shard: dict[str, Tensor] = {}
+    size = number = 0
+    for key, tensor in tensors:
+        if shard and size + tensor.nbytes > max_shard_bytes:
+            yield _write_shard(directory, number, shard)
+            shard, size, number = {}, 0, number + 1
+        shard[key] = _contiguous_copy(tensor)
+        size += tensor.nbytes
+    if shard:
+        yield _write_shard(directory, number, shard)
+
+
+def _fill_shards(
+    directory: Path, tensors: Iterator[tuple[str, Tensor]], layout: Mapping[str, Stored], max_shard_bytes: int,
+) -> Iterator[tuple[Path, list[str]]]:
+    for number, shard in enumerate(_planned_shards(layout, max_shard_bytes)):
+        path = _draft(directory, number)
+        with ShardFile(path, shard) as file:
+            for key, tensor in itertools.islice(tensors, len(shard)):
+                file.put(key, tensor)
+            file.complete()
+        yield path, list(shard)
+    for key, _ in tensors:
+        raise CheckpointError("tensor", key, "was not announced")
+
+
+def _planned_shards(layout: Mapping[str, Stored], max_shard_bytes: int) -> Iterator[dict[str, Stored]]:
+    shard: dict[str, Stored] = {}
+    size = 0
+    for key, stored in layout.items():
+        if shard and size + stored.nbytes > max_shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[key] = stored
+        size += stored.nbytes
+    if shard:
+        yield shard
+
+
 def _contiguous_copy(tensor: Tensor) -> Tensor:
     # A view would keep its whole base tensor alive, and safetensors refuses two views of one storage.
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
+def _draft(directory: Path, number: int) -> Path:
+    return directory / f".shard-{number:05d}.draft"
+
+
 def _write_shard(directory: Path, number: int, shard: dict[str, Tensor]) -> tuple[Path, list[str]]:
-    path = directory / f".shard-{number:05d}.draft"
+    path = _draft(directory, number)
     try:
         save_file(shard, path, metadata={"format": "pt"})
     except SafetensorError as error:

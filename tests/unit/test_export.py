@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.run_record import RunReport
-from moedisco_ray.models import ModelMap, hf_config, save_model, write_config
+from moedisco_ray.models import ModelMap, hf_config, open_checkpoint, save_model, write_config
+from moedisco_ray.models.layer_stream import streamed_model
 from moedisco_ray.stages.export import directory as export_directory
 from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.export.origin import Origin
-from moedisco_ray.stages.export.samples import _draw, continue_prompts, generate_samples
+from moedisco_ray.stages.export.samples import _draw, continue_prompts
 
 VOCAB, POSITIONS, EXPERTS = 320, 48, 4
 TEXTS = ("def f(x): return x  # Größe 漢字", "hello world the cat sat on the mat")
@@ -236,17 +237,15 @@ def test_the_lines_on_the_card_work(exported):
 
 def test_a_model_that_reloads_differently_is_an_error(exported, tokenizer_dir, tmp_path, monkeypatch):
     root, _ = exported
-    load = export_directory.load_model
+    original = export_directory.open_streamed
 
-    def broken(directory, dtype):
-        model = load(directory, dtype)
+    def broken(directory, **settings):
+        model = original(directory, **settings)
         if directory == tmp_path / "model":
-            experts = model.model.layers[0].mlp.experts
-            with torch.no_grad():
-                experts.down_proj[[0, 1]] = experts.down_proj[[1, 0]]
+            model.model.rotary_emb.inv_freq.mul_(2)
         return model
 
-    monkeypatch.setattr(export_directory, "load_model", broken)
+    monkeypatch.setattr(export_directory, "open_streamed", broken)
     with pytest.raises(RunError, match="logits"):
         export(root / "trained" / "qwen3_moe", tokenizer_dir, tmp_path / "model", REPORT)
 
@@ -276,12 +275,14 @@ def _canonical(directory):
 def test_samples_are_the_same_every_time(exported, tokenizer_dir):
     root, built = exported
     prompts = ("the cat", "", "hello " * 60)
-    first = generate_samples(root / "olmoe", tokenizer_dir, prompts, 12, seed=5)
-    again = continue_prompts(built["olmoe"], AutoTokenizer.from_pretrained(tokenizer_dir), prompts, 12, 5)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    streamed = streamed_model(open_checkpoint(root / "olmoe"), built["olmoe"].config, dtype=torch.float32, resident=False)
+    first = continue_prompts(streamed, tokenizer, prompts, 12, 5)
+    again = continue_prompts(built["olmoe"], tokenizer, prompts, 12, 5)
     assert first == again
     assert [sample["prompt"] for sample in first] == list(prompts)
     assert all(sample["text"] for sample in first)
-    assert generate_samples(root / "olmoe", tokenizer_dir, prompts, 12, seed=6) != first
+    assert continue_prompts(streamed, tokenizer, prompts, 12, 6) != first
 
 
 def test_samples_end_where_positions_end(exported, tokenizer_dir):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,6 @@ from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import (
     ModelMap,
-    canonical_shapes,
     differences,
     load_model,
     moe_blocks,
@@ -24,9 +26,10 @@ from moedisco_ray.models import (
 )
 from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.stages.decompose import write_submodels
+from moedisco_ray.stages.merge import build, calibrate
 from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import build_merged
-from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrate
+from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
 from moedisco_ray.stages.merge.router_init import ridge_strength, statistics
 from moedisco_ray.stages.merge.tensors import merge
 
@@ -243,11 +246,10 @@ def test_the_same_seed_gives_the_same_bits_and_groups_share_their_direction(tmp_
 def test_wrong_inputs_are_told(tmp_path):
     config = tiny_config("qwen3_moe", CLUSTERS)
     parts = separate_branches(config, tmp_path / "parts")
-    model = load_model(parts[0])
-    with pytest.raises(CheckpointError, match="no calibration data"):
-        calibrate(model, 1, [], RouterSettings("ridge"))
-    with pytest.raises(CheckpointError, match="names a cluster"):
-        calibrate(model, 1, batches(), RouterSettings("ridge"))
+    stored = open_checkpoint(parts[0])
+    for data, message in (([], "no calibration data"), (batches(), "names a cluster")):
+        with pytest.raises(CheckpointError, match=message):
+            next(calibrated(stored.items(), stored.config, 1, data, settings=RouterSettings("ridge"), report=[]))
     with pytest.raises(CheckpointError):
         merged(tiny_config("qwen3_moe", 2 * CLUSTERS), parts, tmp_path / "merged")
     other = tiny_config("olmoe", CLUSTERS)
@@ -256,11 +258,42 @@ def test_wrong_inputs_are_told(tmp_path):
         merged(config, [*parts[:3], tmp_path / "olmoe"], tmp_path / "merged")
 
 
-def test_the_model_is_left_as_it_was_but_for_its_routers(tmp_path):
-    config = tiny_config("mixtral", CLUSTERS)
-    write_checkpoint(tmp_path, random_tensors(config).items(), config)
-    model = load_model(tmp_path).train()
-    calibrate(model, CLUSTERS, batches(), RouterSettings("ridge"))
-    assert model.training
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert canonical_shapes(model.config).keys() == random_tensors(config).keys()
+class Passes:
+    """Counts the forward passes of every decoder layer."""
+
+    def __init__(self, monkeypatch):
+        self.counts = Counter()
+        original = calibrate.layer_step
+
+        def counting(model, layer):
+            step = original(model, layer)
+
+            def counted(hidden):
+                self.counts[layer] += 1
+                return step(hidden)
+
+            return counted
+
+        monkeypatch.setattr(calibrate, "layer_step", counting)
+
+
+def test_calibration_passes_through_a_layer_at_most_twice(tmp_path, monkeypatch):
+    config = tiny_config("olmoe", CLUSTERS, num_hidden_layers=6)
+    parts = separate_branches(config, tmp_path / "parts")
+    passes = Passes(monkeypatch)
+    merged(config, parts, tmp_path / "merged")
+    assert passes.counts == {**dict.fromkeys(range(5), 2 * len(batches())), 5: len(batches())}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bf16_model_is_merged_in_bf16_and_small_files_hold_the_same(family, tmp_path, monkeypatch):
+    config = tiny_config(family, CLUSTERS)
+    write_submodels(random_tensors(config, torch.bfloat16), config, CLUSTERS, tmp_path / "parts")
+    parts = sorted((tmp_path / "parts").iterdir())
+    merged(config, parts, tmp_path / "one")
+    monkeypatch.setattr(build, "write_checkpoint", functools.partial(write_checkpoint, max_shard_bytes=2000))
+    merged(config, parts, tmp_path / "many")
+    one, many = open_checkpoint(tmp_path / "one"), open_checkpoint(tmp_path / "many")
+    assert {one.dtype(key) for key in one} == {torch.bfloat16}
+    assert differences(one, many) == []
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3

@@ -134,7 +134,7 @@ def _upcycling(config: RunConfig, packed: int) -> dict[Reader, float]:
 
 
 def _passes(config: RunConfig, router: str) -> float:
-    """Passes through the whole model that calibrate the routers; each ends at its router's layer: 1/l, 2/l, ... of l layers.
+    """Passes through the whole model that calibrate the routers: every layer twice, but the last of l layers once.
 
     0 if rows are kept unchanged and no scale has to be matched: the run then measures its routers, but the recipe does not need it.
     """
@@ -142,7 +142,7 @@ def _passes(config: RunConfig, router: str) -> float:
     normalises = family.always_normalises or whole.norm_topk_prob
     if router == "concat" and (normalises or not config.merge.from_data):
         return 0.0
-    return (whole.num_hidden_layers + 1) / 2
+    return 2 - 1 / whole.num_hidden_layers
 
 
 def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int) -> dict[Reader, float]:

@@ -31,6 +31,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.models.layer_stream import StoredEmbedding
 from moedisco_ray.plan import build_plan
 
 TOKENS = {"total": 8000, "seed_share": 0.25, "finetune_share": 0.25}
@@ -119,7 +120,7 @@ class Counting(LocalBackend):
     @contextlib.contextmanager
     def _counted(self, name: str) -> Iterator[None]:
         def count(module: nn.Module, inputs: Any) -> None:
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, nn.Embedding | StoredEmbedding):
                 self.given[name] += inputs[0].numel()
 
         handle = register_module_forward_pre_hook(count)
@@ -150,8 +151,8 @@ def test_as_much_is_counted_as_models_are_given(tmp_path: Path) -> None:
     given = run(config)
     reads = actual_reads(config, "finetune")
     assert reads["cluster"] == {"submodel_states": given["build_clusters"]}
-    # Calibration of two layers takes two passes, the first ending halfway.
-    assert given["merge_submodels"] == 2 * 1024
+    # Calibration of two layers looks the tokens up once, and passes through the first layer twice.
+    assert given["merge_submodels"] == 1024
     assert reads["merge"] == {"whole_states": 1.5 * 1024}
     # The merged and the finished model; the seed; each sub-model on its own cluster, which the seed determines.
     held_out = read_json(config.directory / "evaluation" / "evaluation.json")
@@ -174,7 +175,7 @@ def test_upcycling_is_calibrated_where_a_scale_has_to_be_matched(tmp_path: Path,
     base = base.model_copy(update={"model": base.model.model_copy(update={
         "config": base.model.architecture.model_copy(update={"norm_topk_prob": normalised})})})
     config = arm_config(base, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 8000)
-    assert run(config)["write_whole"] == 2 * 1024    # the run looks at its routers in any case
+    assert run(config)["write_whole"] == 1024    # the run looks at its routers in any case
     reads = actual_reads(config, "finetune")
     assert reads == expected_reads(config, "finetune", config.directory / "corpus")
     assert reads["merge"] == {"whole_states": passes * 1024}

@@ -23,12 +23,11 @@ from moedisco_ray.models import (
     ModelMap,
     Role,
     config_values,
-    load_model,
     open_checkpoint,
-    read_config,
     write_checkpoint,
     write_config,
 )
+from moedisco_ray.models.layer_stream import open_streamed
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
 from moedisco_ray.stages.export.card import model_card
 from moedisco_ray.stages.export.origin import Origin, end_tokens, for_all_readers, tokens_of
@@ -42,14 +41,14 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def export(
     model_dir: Path, tokenizer_dir: Path, directory: Path, report: RunReport, *, prompts: Sequence[str] = (),
     sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", advance: Advance = no_advance,
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
-    """Write the exported directory, load it again, and compare it with the trained model.
+    """Write the exported directory, read it again, and compare it with the trained model.
 
     These parts of the model that the run started from are kept: configuration fields, tokenizer, chat template, end-of-text tokens,
     generation settings, dtype and licence. Weight files that already have the right dtype and one tensor per expert, under the
     family's usual names, are hard-linked, or copied where that is not possible. Others are rewritten tensor by tensor. The
-    comparison holds one model in memory at a time.
+    comparison and the samples hold one decoder layer in memory at a time, unless the whole model is small.
 
     Args:
         model_dir: The trained model.
@@ -62,6 +61,7 @@ def export(
         prefix: Token before a document, for the samples; None: the token that ends a document.
         origin: The model that the run started from; None: random weights.
         dtype: Dtype of the weights; `auto`: that of `origin`, or, with random weights, that of the trained model.
+        device: Device that the samples are computed on. The comparison runs on the CPU, where results do not depend on timing.
         advance: Receives the number of files written.
 
     Returns:
@@ -76,14 +76,15 @@ def export(
     trained = open_checkpoint(model_dir)
     stored_in = _DTYPES.get(dtype) or (trained["model.norm.weight"].dtype if origin is None else origin.dtype())
     as_they_are = all(trained.dtype(key) == stored_in for key in trained)
-    _write_weights(model_dir, directory, None if as_they_are else stored_in)
+    _write_weights(trained, directory, None if as_they_are else stored_in)
     advance(weight_files := _files(directory))
     weights = open_checkpoint(directory)
     positions = int(weights.config["max_position_embeddings"])
     tokenizer = _write_tokenizer(tokenizer_dir, directory, positions if origin is None else None)
     _write_configs(tokenizer, stored_in, directory, origin)
     advance(_files(directory) - weight_files)
-    model = _verified(model_dir, directory, stored_in)
+    _verify(model_dir, directory, stored_in)
+    model = open_streamed(directory, dtype=stored_in, device=device)
     total, active = count_parameters(weights)
     figures = {
         "parameters": total,
@@ -141,18 +142,15 @@ def _belongs(path: Path) -> bool:
     return path.suffix in _SUFFIXES or path.name.startswith(_LICENCE_PREFIXES)
 
 
-def _write_weights(model_dir: Path, directory: Path, dtype: torch.dtype | None) -> None:
-    config = read_config(model_dir)
-    model_map = ModelMap(str(config.get("model_type")))
-    if dtype is not None:
-        write_checkpoint(directory, ((key, tensor.to(dtype)) for key, tensor in open_checkpoint(model_dir).items()), config)
-    elif _is_classic(stored_names(model_dir), model_map):
-        for path in [*model_dir.glob("*.safetensors"), *model_dir.glob("*.safetensors.index.json")]:
+def _write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | None) -> None:
+    if dtype is None and _is_classic(stored_names(trained.directory), trained.model_map):
+        for path in [*trained.directory.glob("*.safetensors"), *trained.directory.glob("*.safetensors.index.json")]:
             _link(path, directory / path.name)
-        write_config(directory, config)
+        write_config(directory, trained.config)
     else:
-        write_checkpoint(directory, open_checkpoint(model_dir).items(), config)
-    check_classic(stored_names(directory), model_map)
+        tensors = ((key, tensor if dtype is None else tensor.to(dtype)) for key, tensor in trained.items())
+        write_checkpoint(directory, tensors, trained.config, layout=trained.layout(dtype))
+    check_classic(stored_names(directory), trained.model_map)
 
 
 def _is_classic(names: Sequence[str], model_map: ModelMap) -> bool:
@@ -198,17 +196,15 @@ def _write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, direc
     write_config(directory, for_all_readers(values, dtype))
 
 
-def _verified(model_dir: Path, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
-    expected = _probe_logits(load_model(model_dir, dtype))
-    model = load_model(directory, dtype)
-    if not torch.equal(_probe_logits(model), expected):
+def _verify(model_dir: Path, directory: Path, dtype: torch.dtype) -> None:
+    expected, found = (_probe_logits(open_streamed(each, dtype=dtype)) for each in (model_dir, directory))
+    if not torch.equal(found, expected):
         raise RunError(f"the exported model in {directory} does not give the trained model's logits")
-    return model
 
 
 @torch.inference_mode()
 def _probe_logits(model: PreTrainedModel) -> Tensor:
     length = min(64, int(model.config.max_position_embeddings))
     tokens = torch.arange(2 * length).mul(7919).remainder(int(model.config.vocab_size)).view(2, length)
-    logits: Tensor = model.eval()(input_ids=tokens, use_cache=False).logits
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits

@@ -6,25 +6,16 @@ Shapes: V entries of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from moedisco_ray.models import load_model
+from moedisco_ray.models.layer_stream import device_of_model
 
 _TEMPERATURE = 0.7
 _TOP_K = 40
-
-
-def generate_samples(
-    model_dir: Path, tokenizer_dir: Path, prompts: Sequence[str], tokens: int, seed: int,
-) -> list[dict[str, str]]:
-    """Load a model and let it continue each prompt; see `continue_prompts`."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
-    return continue_prompts(load_model(model_dir), tokenizer, prompts, tokens, seed)
 
 
 def continue_prompts(
@@ -65,7 +56,7 @@ def continue_prompts(
 def _continue(
     model: PreTrainedModel, ids: list[int], draws: np.random.Generator, *, tokens: int, vocabulary: int, ends: Collection[int],
 ) -> list[int]:
-    inputs = torch.tensor([ids], device=model.device)
+    inputs = torch.tensor([ids], device=device_of_model(model))
     cache = DynamicCache(config=model.config)   # updated in place by the model
     written: list[int] = []
     while len(written) < tokens:
@@ -76,7 +67,7 @@ def _continue(
         if token in ends:
             break
         written.append(token)
-        inputs = torch.tensor([[token]], device=model.device)
+        inputs = torch.tensor([[token]], device=device_of_model(model))
     return written
 
 

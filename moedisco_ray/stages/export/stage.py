@@ -12,7 +12,7 @@ from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import ExportSummary
 from moedisco_ray.core.report import build_report
 from moedisco_ray.core.run_record import RunReport
-from moedisco_ray.stages.context import Context
+from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.export.origin import Origin
 from moedisco_ray.stages.text.tokenizer import Encoder
@@ -25,13 +25,14 @@ def run(context: Context, draft: Draft) -> None:
         config.finetune_pool, export_model, context.of("finetune"), tokenizer=context.of("corpus") / "tokenizer",
         directory=draft.path, report=build_report(context.directory, config), prompts=config.evaluation.prompts,
         sample_tokens=config.evaluation.sample_tokens, seed=config.seed, start=config.model,
-        own_tokens=not config.tokenizer.replace, dtype=config.export.dtype)
+        own_tokens=not config.tokenizer.replace, dtype=config.export.dtype,
+        device=device_of(config.finetune_pool))
     draft.summary.update(ExportSummary.model_validate(figures).to_json())
 
 
 def export_model(
     model: Path, *, tokenizer: Path, directory: Path, report: RunReport, prompts: Sequence[str], sample_tokens: int,
-    seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"], events: Emit = discard,
+    seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"], device: str, events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the Hugging Face directory and let the model continue a few prompts.
 
@@ -46,6 +47,7 @@ def export_model(
         start: The run's model section, which names what the run started from.
         own_tokens: Whether the run kept the tokenizer of its start.
         dtype: Dtype of the weights; see `export`.
+        device: Device that the samples are computed on.
         events: Takes `stage_progress` events.
 
     Returns:
@@ -54,5 +56,5 @@ def export_model(
     origin = Origin(start.init.directory, own_tokens) if isinstance(start.init, LocalInit) else None
     return export(
         model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed,
-        prefix=Encoder(tokenizer).prefix, origin=origin, dtype=dtype,
+        prefix=Encoder(tokenizer).prefix, origin=origin, dtype=dtype, device=device,
         advance=StageProgress(events, "export", "files written").add)

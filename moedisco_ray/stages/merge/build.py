@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
@@ -16,21 +15,17 @@ from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.models import (
     Checkpoint,
     ModelMap,
-    Role,
+    Stored,
     canonical_shapes,
     check_complete,
     check_experts,
     expert_count,
-    load_model,
-    model_tensors,
     open_checkpoint,
-    specialise,
     write_checkpoint,
 )
-from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrate
+from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
 from moedisco_ray.stages.merge.tensors import TensorReport, merge
-
-_JOINED = ".joined"
+from moedisco_ray.stages.scoring import default_dtype
 
 
 def build_merged(
@@ -39,8 +34,7 @@ def build_merged(
 ) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
-    The first pass joins the tensors as a stream. The second pass loads the joined model, calibrates its routers, and writes it
-    again with the changed tensors; it holds the merged model in memory once.
+    Tensors are joined, calibrated and written layer by layer; one layer is in memory at a time.
 
     Args:
         submodels: Directories of the sub-models, in the clusters' order.
@@ -50,7 +44,7 @@ def build_merged(
         batches: Calibration data: token ids of B windows [B, L], and the cluster of each window [B].
         directory: Directory of the merged model and of `merge.json`.
         router: How routers are calibrated.
-        device: Device that the merged model runs on and must fit.
+        device: Device that the merged model runs on, one layer at a time.
         advance: Receives the number of tensors merged.
 
     Returns:
@@ -61,26 +55,20 @@ def build_merged(
     """
     model_map = ModelMap(str(config.get("model_type")))
     opened = [_open(path, model_map) for path in submodels]
+    layout = _layout(opened, config)
     origin = _open(start, model_map)
     reports: list[TensorReport] = []
-    joined = directory / _JOINED
+    layers: list[dict[str, Any]] = []
 
-    def stream() -> Iterator[tuple[str, Tensor]]:
+    def joined() -> Iterator[tuple[str, Tensor]]:
         for tensor, entry in merge(opened, origin, model_map, weights):
             reports.append(entry)
             advance(1)
             yield entry.key, tensor
 
-    write_checkpoint(joined, stream(), config)
-    stored = open_checkpoint(joined)
-    check_complete(stored, canonical_shapes(config))
-    check_experts(stored, model_map, expert_count(config))
-
-    model = specialise(load_model(joined).to(device))
-    layers = calibrate(model, len(submodels), batches, router)
-    write_checkpoint(directory, _overlaid(stored, model, layers), config)
-    del stored
-    shutil.rmtree(joined)
+    finished = calibrated(
+        joined(), config, len(submodels), batches, settings=router, report=layers, device=device, dtype=default_dtype(device))
+    write_checkpoint(directory, finished, config, layout=layout)
 
     result = {"weights": list(weights), "tensors": [entry.to_dict() for entry in reports], "layers": layers}
     write_json(directory / "merge.json", result)
@@ -95,14 +83,19 @@ def _open(directory: Path, model_map: ModelMap) -> Checkpoint:
     return opened
 
 
-def _overlaid(stored: Checkpoint, model: PreTrainedModel, layers: list[dict[str, Any]]) -> Iterator[tuple[str, Tensor]]:
-    """The stored tensors, with those that the calibration changed taken from the model in memory."""
-    rescaled = {entry["layer"] for entry in layers if entry["scale"] != 1.0}
-    changed = dict(model_tensors(model))
-    for key in stored:
-        role = stored.model_map.classify(key)
-        kept = stored[key]
-        if role.role is Role.ROUTER or (role.role is Role.EXPERT and role.part == "down" and role.layer in rescaled):
-            yield key, changed[key].to("cpu", kept.dtype)
-        else:
-            yield key, kept
+def _layout(submodels: Sequence[Checkpoint], config: Mapping[str, Any]) -> dict[str, Stored]:
+    """Shape of every tensor of the merged model, with the dtype that it has in the first sub-model."""
+    shapes, first = canonical_shapes(config), submodels[0]
+    names = first.model_map
+    groups = names.experts(first)
+    stored = first.layout()
+    dtypes: dict[str, torch.dtype] = {}
+    for key, (_, dtype) in stored.items():
+        role = names.classify(key)
+        keys = [key]
+        if role.layer is not None and role.expert is not None:
+            keys = [names.renumbered(key, k * groups[role.layer] + role.expert) for k in range(len(submodels))]
+        dtypes.update(dict.fromkeys(keys, dtype))
+    check_complete(dtypes, shapes)
+    check_experts(dtypes, names, expert_count(config))
+    return {key: Stored(shape, dtypes[key]) for key, shape in shapes.items()}

@@ -1,7 +1,8 @@
-"""Calibrate the merged model's routers layer by layer, on its own hidden states.
+"""Calibrate the merged model's routers layer by layer, on its own hidden states, while its tensors pass by.
 
-The router's input at layer l depends on the routers of all layers before it, so layers are calibrated in order: stop the
-forward pass at layer l, collect the inputs, set the router rows, and continue with layer l + 1.
+The router's input at layer l depends on the routers of all layers before it. So the layers are calibrated in order: compute the
+inputs of the router of layer l, set its rows, and run the whole layer for the inputs of layer l + 1. One layer is on the device at
+a time. Its hidden states are in the host's memory, in the dtype of the model; sums over them are float64 on the device.
 
 If the weights of the selected experts are not normalised to sum to one, experts that were trained at a weight of 1 get a smaller
 weight after the merge. To keep the output's scale, `match_scale` multiplies a layer's `down_proj` by the ratio of the mean weight
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +26,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.models import ModelMap, group_size, moe_blocks
+from moedisco_ray.models import ModelMap, group_size, moe_blocks, specialise
+from moedisco_ray.models.layer_stream import EMBEDDING, Step, device_of_model, layer_step, loaded, streamed_model
 from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
 RouterMethod = Literal["ridge", "random", "concat"]
@@ -52,57 +55,141 @@ class RouterSettings:
     seed: int = 0
 
 
-class _LayerReachedError(Exception):
-    """Ends a forward pass at the layer whose input is collected."""
+class _RouterReachedError(Exception):
+    """Ends a forward pass at the router whose input is collected."""
 
 
-@torch.no_grad()
-def calibrate(
-    model: PreTrainedModel, clusters: int, batches: Sequence[Batch], settings: RouterSettings,
-) -> list[dict[str, Any]]:
-    """Replace the concatenated router rows of a merged model by calibrated ones, in place.
+def calibrated(
+    tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], clusters: int, batches: Sequence[Batch], *,
+    settings: RouterSettings, report: list[dict[str, Any]], device: str = "cpu", dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[str, Tensor]]:
+    """Replace the concatenated router rows of a merged model by calibrated ones, as its tensors pass by.
 
     The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction of cluster k,
     which is the same for the whole group. In a group of one expert, the row in the sub-model is untrained and counts as zero.
     The method `concat` leaves all rows as they are.
 
-    Returns:
-        Per MoE layer: `layer`, `accuracy` (share of tokens whose top-1 expert is in the group of their own cluster),
-        `top1_load_C` (share of tokens whose top-1 expert is in each group), `group_load_C` (share of top-k selections per
-        group), `load_E` (the same per expert), `weight_sum` (mean sum of the selected weights), `scale` (factor on `down_proj`).
+    Args:
+        tensors: Canonical tensors of the merged model: the embedding, each layer in turn, norm and head.
+        config: `config.json` of the merged model.
+        clusters: Number of groups of experts.
+        batches: Calibration data.
+        settings: How routers are calibrated.
+        report: Receives one entry per MoE layer: `layer`, `scale` (factor on `down_proj`), `accuracy` (share of tokens whose top-1
+            expert is in the group of their own cluster), `top1_load_C` (share of tokens whose top-1 expert is in each group),
+            `group_load_C` (share of top-k selections per group), `load_E` (the same per expert), `weight_sum` (mean sum of the
+            selected weights).
+        device: Device that one layer at a time runs on.
+        dtype: Dtype of the layer and its hidden states.
+
+    Yields:
+        Every tensor in its stored dtype, a layer sorted by name, with calibrated router rows and rescaled `down_proj`.
 
     Raises:
         CheckpointError: There is no calibration data, or a cluster index is out of range.
     """
+    _check(batches, clusters)
+    names = ModelMap(str(config.get("model_type")))
+    window: dict[str, Tensor] = {}      # tensors of the layer at hand; the model below reads its weights from here
+    model = specialise(streamed_model(window, config, dtype=dtype, device=device, resident=False))
+    layers = _Layers(model, names, clusters, batches, settings)
+    for layer, keys in itertools.groupby(tensors, lambda item: names.classify(item[0]).layer):
+        window.update(keys)
+        if layer is not None:
+            entry = layers.calibrate(layer, window)
+            report.extend([] if entry is None else [entry])
+        elif EMBEDDING in window:
+            layers.embed()
+        yield from ((key, window[key]) for key in sorted(window, key=names.sort_key))
+        window.clear()
+
+
+def _check(batches: Sequence[Batch], clusters: int) -> None:
     if not batches:
         raise CheckpointError("merge.calibration_tokens", None, "gave no calibration data; there must be some")
     if any(cluster_B.min() < 0 or cluster_B.max() >= clusters for _, cluster_B in batches):
         raise CheckpointError("clusters", clusters, "the calibration data names a cluster beyond these")
-    normalises = _normalises(model)
-    was_training = model.training
-    model.eval()
-    report = []
-    for layer, block in moe_blocks(model).items():
+
+
+class _Layers:
+    """The calibration data on its way through the layers of a model, which are calibrated in order."""
+
+    def __init__(
+        self, model: PreTrainedModel, names: ModelMap, clusters: int, batches: Sequence[Batch], settings: RouterSettings,
+    ) -> None:
+        self._model, self._names, self._clusters, self._settings = model, names, clusters, settings
+        self._batches, self._device = batches, device_of_model(model)
+        self._blocks = moe_blocks(model)
+        self._states: list[Tensor] = []     # hidden states [B, L, D] of each batch, in the host's memory
+
+    @torch.no_grad()
+    def embed(self) -> None:
+        """Compute the inputs of the first layer."""
+        embed: Any = self._model.get_input_embeddings()
+        self._states = [embed(torch.as_tensor(tokens_BL, dtype=torch.long)).cpu() for tokens_BL, _ in self._batches]
+
+    @torch.no_grad()
+    def calibrate(self, layer: int, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+        """Calibrate a layer's router and run the layer; return the report's entry, None for a layer without experts.
+
+        Args:
+            layer: Index of the layer.
+            tensors: Canonical tensors of the layer; calibrated ones are replaced.
+        """
+        module: Any = self._model.get_submodule(f"model.layers.{layer}")
+        step = layer_step(self._model, layer)
+        with loaded(module):
+            entry = self._set_router(layer, step, tensors) if layer in self._blocks else None
+            if layer + 1 < int(self._model.config.num_hidden_layers):
+                for number, hidden_BLD in enumerate(self._states):
+                    self._states[number] = step(hidden_BLD.to(self._device)).cpu()
+        return entry
+
+    def _set_router(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        block, settings, key = self._blocks[layer], self._settings, self._names.router_key(layer)
         router: Any = block.get_submodule("gate")
-        rows_ED = router.weight
-        group = group_size(len(rows_ED), clusters)
-        inputs = list(_router_inputs(model, block, batches))
-        own_ED = rows_ED.double().cpu()
+        stored_ED = tensors[key]
+        group = group_size(len(stored_ED), self._clusters)
+        inputs = [
+            (x_TD, torch.as_tensor(cluster_B, dtype=torch.long).repeat_interleave(tokens_BL.shape[1]).to(self._device))
+            for x_TD, (tokens_BL, cluster_B) in zip(self._router_inputs(block, step), self._batches, strict=True)]
+        own_ED = stored_ED.to(self._device, torch.float64)
         if settings.method != "concat":
-            total = _total(inputs, clusters)
+            total = _total(inputs, self._clusters)
             carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
             direction_CD = directions(settings.method, total, settings.seed + layer)
             if settings.match_load:
                 direction_CD = _load_matched(direction_CD, carried_ED, inputs, total)
-            rows_ED.copy_(carried_ED + direction_CD.repeat_interleave(group, dim=0))
-        entry = _measure(rows_ED.double().cpu(), own_ED, inputs, clusters, min(router.top_k, len(rows_ED)))
-        scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if settings.match_scale and not normalises else 1.0
+            tensors[key] = (carried_ED + direction_CD.repeat_interleave(group, dim=0)).to("cpu", stored_ED.dtype)
+            router.weight.copy_(tensors[key])
+        rows_ED = tensors[key].to(self._device, torch.float64)
+        entry = _measure(rows_ED, own_ED, inputs, self._clusters, min(router.top_k, len(rows_ED)))
+        scaled = settings.match_scale and not _normalises(self._model)
+        scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if scaled else 1.0
         if scale != 1.0:
             experts: Any = block.get_submodule("experts")
             experts.down_proj.mul_(scale)
-        report.append({"layer": layer, "scale": scale, **entry})
-    model.train(was_training)
-    return report
+            for expert in range(len(rows_ED)):
+                down = self._names.expert_key(layer, expert, "down")
+                tensors[down] = (tensors[down].float() * scale).to(tensors[down].dtype)
+        return {"layer": layer, "scale": scale, **entry}
+
+    def _router_inputs(self, block: nn.Module, step: Step) -> list[Tensor]:
+        """Inputs x_TD of one MoE block on all batches, in the host's memory."""
+        caught: list[Tensor] = []
+
+        def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            caught.append(inputs[0].flatten(0, 1).cpu())
+            raise _RouterReachedError
+
+        handle = block.register_forward_pre_hook(stop)
+        try:
+            for hidden_BLD in self._states:
+                with contextlib.suppress(_RouterReachedError):
+                    step(hidden_BLD.to(self._device))
+        finally:
+            handle.remove()
+        return caught
 
 
 def _normalises(model: PreTrainedModel) -> bool:
@@ -110,34 +197,9 @@ def _normalises(model: PreTrainedModel) -> bool:
     return family.always_normalises or bool(model.config.norm_topk_prob)
 
 
-def _router_inputs(
-    model: PreTrainedModel, block: nn.Module, batches: Sequence[Batch],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs x_TD of one MoE block on all batches, with the cluster of each token's document."""
-    device = next(model.parameters()).device
-    caught: list[Tensor] = []
-
-    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        caught.append(inputs[0])
-        raise _LayerReachedError
-
-    handle = block.register_forward_pre_hook(stop)
-    try:
-        for tokens_BL, cluster_B in batches:
-            with contextlib.suppress(_LayerReachedError):
-                model(input_ids=torch.as_tensor(tokens_BL, dtype=torch.long, device=device), use_cache=False)
-            x_TD = caught.pop().flatten(0, 1).cpu()
-            cluster_T = torch.as_tensor(cluster_B, dtype=torch.long).repeat_interleave(tokens_BL.shape[1])
-            yield x_TD, cluster_T
-    finally:
-        handle.remove()
-
-
 def _total(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics:
-    total = statistics(*inputs[0], clusters)
-    for x_TD, cluster_T in inputs[1:]:
-        total += statistics(x_TD, cluster_T, clusters)
-    return total
+    first, *others = (statistics(x_TD.to(cluster_T.device), cluster_T, clusters) for x_TD, cluster_T in inputs)
+    return sum(others, first)
 
 
 def _load_matched(
@@ -153,7 +215,7 @@ def _load_matched(
     constant_D = constant_direction(total)
     logits = []
     for input_TD, _ in inputs:
-        x_TD = input_TD.double()
+        x_TD = input_TD.to(direction_CD.device, torch.float64)
         own_TC = (x_TD @ carried_ED.T).view(len(x_TD), clusters, -1).amax(2)
         constant_T = x_TD @ constant_D
         positive_T = constant_T > _LEAST_CONSTANT
@@ -170,11 +232,10 @@ def _measure(
     experts = len(rows_ED)
     group = experts // clusters
     own_CgD = own_ED.view(clusters, group, -1)
-    load_E = torch.zeros(experts, dtype=torch.float64)
-    first_C = torch.zeros(clusters, dtype=torch.float64)
+    load_E, first_C = (torch.zeros(size, dtype=torch.float64, device=rows_ED.device) for size in (experts, clusters))
     tokens, hits, weight_sum, branch_sum = 0, 0, 0.0, 0.0
     for input_TD, cluster_T in inputs:
-        x_TD = input_TD.double()
+        x_TD = input_TD.to(rows_ED.device, torch.float64)
         chosen = torch.softmax(x_TD @ rows_ED.T, dim=1).topk(top_k, dim=1)
         load_E += torch.bincount(chosen.indices.flatten(), minlength=experts)
         first_T = chosen.indices[:, 0] // group
@@ -182,7 +243,8 @@ def _measure(
         hits += int((first_T == cluster_T).sum())
         tokens += len(x_TD)
         weight_sum += float(chosen.values.sum())
-        branch_Tg = torch.softmax(torch.einsum("td,cgd->tcg", x_TD, own_CgD), dim=2)[torch.arange(len(x_TD)), cluster_T]
+        branch_TCg = torch.softmax(torch.einsum("td,cgd->tcg", x_TD, own_CgD), dim=2)
+        branch_Tg = branch_TCg[torch.arange(len(x_TD), device=x_TD.device), cluster_T]
         branch_sum += float(branch_Tg.topk(min(top_k, group), dim=1).values.sum())
     load_E /= load_E.sum()
     return {

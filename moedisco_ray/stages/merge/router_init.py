@@ -7,7 +7,7 @@ is not saturated, so gradients reach the router in the fine-tune, whichever meth
 A direction v_D along which all inputs are nearly equal replaces the bias: the least-squares solution of X v = 1. Adding
 b_c v to row c adds b_c (v . x) to its logit, so that offsets b_C can give every cluster its share of the tokens.
 
-Shapes: T tokens, D hidden, C clusters. Everything inside is float64.
+Shapes: T tokens, D hidden, C clusters. Everything inside is float64, on the device of the router's inputs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def ridge_directions(total: Statistics) -> Tensor:
 
 def ridge_solution(total: Statistics, lam: float) -> Tensor:
     """The plain ridge solution (X^T X + lam I)^-1 X^T Y without intercept, w_DC."""
-    regularised = total.xx_DD + lam * torch.eye(len(total.xx_DD), dtype=torch.float64)
+    regularised = total.xx_DD + lam * torch.eye(len(total.xx_DD), dtype=torch.float64, device=total.xx_DD.device)
     return torch.linalg.solve(regularised, total.xy_DC)
 
 
@@ -79,7 +79,7 @@ def ridge_strength(total: Statistics) -> float:
     eigen_D = eigen_D.clamp(min=0.0)
     squares_D = (basis_DD.T @ total.xy_DC).square().sum(1)
     tokens = total.count_C.sum()
-    lam_S = _STRENGTHS * eigen_D.mean()
+    lam_S = _STRENGTHS.to(eigen_D.device) * eigen_D.mean()
     filter_SD = 1.0 / (eigen_D + lam_S[:, None])
     residual_S = tokens - 2 * filter_SD @ squares_D + filter_SD.square() @ (eigen_D * squares_D)
     free_S = tokens - filter_SD @ eigen_D
@@ -108,7 +108,8 @@ def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tenso
     """
     tokens, clusters = logits_TC.shape
     wanted_C = (share_C * tokens).round().long().clamp(0, tokens)
-    offset_C = torch.zeros(clusters, dtype=torch.float64)
+    wanted = wanted_C.tolist()
+    offset_C = torch.zeros(clusters, dtype=torch.float64, device=logits_TC.device)
     for _ in range(sweeps if clusters > 1 else 0):
         load_C = torch.bincount((logits_TC + offset_C).argmax(1), minlength=clusters)
         if int((load_C - wanted_C).abs().max()) <= 1:
@@ -118,14 +119,14 @@ def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tenso
             others_TC[:, c] = -torch.inf
             need_T = (others_TC.amax(1) - logits_TC[:, c]).sort().values
             edges = torch.cat([need_T[:1] - 1, need_T, need_T[-1:] + 1])
-            offset_C[c] = edges[wanted_C[c]:wanted_C[c] + 2].mean()
+            offset_C[c] = edges[wanted[c]:wanted[c] + 2].mean()
     return offset_C - offset_C.mean()
 
 
 def random_directions(total: Statistics, seed: int) -> Tensor:
     """Random directions, as a baseline; w_CD, normalised."""
     generator = torch.Generator().manual_seed(seed)
-    w_CD = torch.randn(total.xy_DC.T.shape, generator=generator, dtype=torch.float64)
+    w_CD = torch.randn(total.xy_DC.T.shape, generator=generator, dtype=torch.float64).to(total.xy_DC.device)
     return normalised(w_CD, total)
 
 

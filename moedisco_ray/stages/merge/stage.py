@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,7 @@ from moedisco_ray.core.records import MergeSummary, TrainingSummary
 from moedisco_ray.models import (
     ModelMap,
     canonical_shapes,
-    load_model,
     open_checkpoint,
-    save_model,
-    specialise,
     write_checkpoint,
 )
 from moedisco_ray.models.initial_weights import with_seed
@@ -27,9 +23,10 @@ from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer
 from moedisco_ray.stages.context import COMMON, Context, device_of
 from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import build_merged
-from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrate
+from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
 from moedisco_ray.stages.merge.calibration_text import calibration, sample
 from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
+from moedisco_ray.stages.scoring import default_dtype
 from moedisco_ray.stages.start import Start, untrained_moe
 
 
@@ -95,7 +92,7 @@ def write_whole(
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
     Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts into every group and begins with random router
-    rows. Unless `settings.router` is `random`, experts are rescaled as in a merge; see `match_scale` in `calibrate`.
+    rows. Unless `settings.router` is `random`, experts are rescaled as in a merge; see the module `calibrate`.
 
     Args:
         start: The run's start.
@@ -114,16 +111,13 @@ def write_whole(
     if trained_seed is None:
         write_checkpoint(directory, source.items(), config)
         return {"layers": []}
-    joined = directory / ".joined"
     names = ModelMap(start.model.family)
-
+    layers: list[dict[str, Any]] = []
     upcycled = with_seed(open_checkpoint(trained_seed), source, names, fresh_router=True)
-    write_checkpoint(joined, upcycled.items(), config)
-    model = specialise(load_model(joined).to(device))
-    layers = calibrate(
-        model, clusters, batches, RouterSettings("concat", match_scale=settings.from_data, seed=start.seed))
-    save_model(model.cpu(), directory)
-    shutil.rmtree(joined)
+    router = RouterSettings("concat", match_scale=settings.from_data, seed=start.seed)
+    write_checkpoint(directory, calibrated(
+        upcycled.items(), config, clusters, batches, settings=router, report=layers, device=device, dtype=default_dtype(device),
+    ), config)
     optimizer_state = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_optimizer_state else None
     if optimizer_state is not None:
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}

@@ -1,0 +1,165 @@
+"""Streamed models give the bits of models in memory; files written tensor by tensor are those of safetensors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moe_models import LENGTH, VOCAB, moe, random_tensors, tiny_config
+from safetensors.torch import save_file
+from transformers import DynamicCache
+
+from moedisco_ray.core.config import FAMILIES
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.models import Stored, check_same, load_model, open_checkpoint, specialise, write_checkpoint
+from moedisco_ray.models.layer_stream import final_states, grouped, loaded, open_streamed, streamed_model
+from moedisco_ray.models.shard_file import ShardFile
+
+TOKENS = torch.arange(2 * LENGTH).mul(7).remainder(VOCAB).view(2, LENGTH)
+
+
+def on_device(model):
+    return [parameter for parameter in model.parameters() if not parameter.is_meta]
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_streamed_model_gives_the_bits_of_the_model_in_memory(family, dtype, resident, tmp_path):
+    config = tiny_config(family, num_hidden_layers=3, tie_word_embeddings=family == "olmoe")
+    write_checkpoint(tmp_path, random_tensors(config, dtype).items(), config, max_shard_bytes=4000)
+    mask = torch.ones_like(TOKENS)
+    mask[1, 9:] = 0
+    for change in (lambda model: model, specialise):
+        memory = change(load_model(tmp_path, dtype)).eval()
+        model = change(streamed_model(open_checkpoint(tmp_path), memory.config, dtype=dtype, resident=resident))
+        with torch.inference_mode():
+            assert torch.equal(model(TOKENS).logits, memory(TOKENS).logits)
+            plain, masked = final_states(model, [TOKENS, TOKENS], masks=[None, mask])
+            assert torch.equal(plain, memory.base_model(TOKENS).last_hidden_state)
+            assert torch.equal(masked, memory.base_model(TOKENS, attention_mask=mask).last_hidden_state)
+            with loaded(model.lm_head):
+                assert torch.equal(model.lm_head(plain), memory(TOKENS).logits)
+        assert len(on_device(model)) == (len(list(model.parameters())) if resident else 1)
+
+
+def test_generation_with_a_cache_gives_the_same_bits(tmp_path):
+    config = tiny_config("qwen3_moe")
+    write_checkpoint(tmp_path, random_tensors(config).items(), config)
+    memory = load_model(tmp_path).eval()
+    model = streamed_model(open_checkpoint(tmp_path), config, dtype=torch.float32, resident=False)
+    found = []
+    for each in (memory, model):
+        cache = DynamicCache(config=each.config)
+        with torch.inference_mode():
+            found.append([each(TOKENS[:1, at:at + 4], None, None, cache, use_cache=True).logits for at in (0, 4, 8)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_one_layer_is_loaded_at_a_time_and_once_for_all_batches():
+    config = tiny_config("olmoe", num_hidden_layers=5)
+    tensors = random_tensors(config)
+    model = streamed_model(tensors, config, dtype=torch.float32, resident=False)
+    most, passes = [], []
+    for layer in model.model.layers:
+        load = layer.streamed_part.load
+        layer.streamed_part.load = lambda load=load: (passes.append(1), load())
+    with torch.inference_mode():
+        list(final_states(model, [TOKENS] * 4, after=lambda _: most.append(sum(map(torch.numel, on_device(model))))))
+    assert len(passes) == 5
+    layer = sum(tensor.numel() for key, tensor in tensors.items() if key.startswith("model.layers.0."))
+    assert max(most) <= layer + len(tensors["model.norm.weight"])
+    assert len(most) == 5 * 4
+
+
+def test_groups_fit_in_memory_and_keep_the_order(monkeypatch):
+    config = tiny_config("olmoe")
+    model = streamed_model(random_tensors(config), config, dtype=torch.float32)
+    monkeypatch.setattr("moedisco_ray.models.layer_stream._CPU_STATES", 100 * 16 * 4)
+    groups = list(grouped([30, 30, 30, 30, 200, 1], lambda positions: positions, model, torch.float32))
+    assert groups == [[30, 30, 30], [30], [200], [1]]
+
+
+@pytest.mark.parametrize("change", ["missing", "shape"])
+def test_weights_that_do_not_fit_the_configuration_are_an_error(change, tmp_path):
+    config = tiny_config("qwen3_moe")
+    tensors = random_tensors(config)
+    key = "model.layers.1.mlp.experts.2.up_proj.weight"
+    if change == "shape":
+        tensors[key] = tensors[key][:-1]
+    else:
+        del tensors[key]
+        tensors["model.layers.1.mlp.experts.4.up_proj.weight"] = torch.zeros(8, 16)
+    write_checkpoint(tmp_path, tensors.items(), config)
+    with pytest.raises(CheckpointError, match="has shape" if change == "shape" else "is missing"):
+        open_streamed(tmp_path, dtype=torch.float32)(TOKENS)
+
+
+@settings(max_examples=40, deadline=None)
+@given(moe(), st.integers(500, 9000))
+def test_a_layout_gives_the_bytes_of_the_librarys_own_writer(tmp_path_factory, case, limit):
+    config, tensors, _ = case
+    home = tmp_path_factory.mktemp("files")
+    layout = {key: Stored(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
+    write_checkpoint(home / "held", tensors.items(), config, limit)
+    write_checkpoint(home / "streamed", tensors.items(), config, limit, layout=layout)
+    held, streamed = ({path.name: path.read_bytes() for path in (home / name).iterdir()} for name in ("held", "streamed"))
+    assert held == streamed
+    check_same(open_checkpoint(home / "streamed"), tensors)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(
+    st.text(min_size=1, max_size=8), st.tuples(
+        st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.lists(st.integers(0, 4), max_size=3)),
+    min_size=1, max_size=6).filter(lambda names: "__metadata__" not in names), st.randoms(use_true_random=False))
+def test_a_file_of_any_dtypes_and_names_is_the_librarys(tmp_path_factory, named, random):
+    home = tmp_path_factory.mktemp("file")
+    tensors = {key: torch.randn(shape).to(dtype) for key, (dtype, shape) in named.items()}
+    save_file(tensors, home / "library", metadata={"format": "pt"})
+    order = list(tensors)
+    random.shuffle(order)
+    with ShardFile(home / "ours", {key: Stored(tuple(t.shape), t.dtype) for key, t in tensors.items()}) as file:
+        for key in order:
+            file.put(key, tensors[key])
+        file.complete()
+    assert (home / "ours").read_bytes() == (home / "library").read_bytes()
+
+
+@pytest.mark.parametrize(("written", "message"), [
+    ([("a", torch.ones(2)), ("a", torch.ones(2))], "twice"),
+    ([("a", torch.ones(2))], "was not written"),
+    ([("a", torch.ones(2)), ("b", torch.ones(3, dtype=torch.bfloat16)), ("c", torch.ones(1))], "not announced"),
+    ([("c", torch.ones(1))], "not announced"),
+    ([("a", torch.ones(3))], "was announced"),
+    ([("a", torch.ones(2, dtype=torch.float16))], "was announced"),
+])
+def test_tensors_that_are_not_those_of_the_layout_are_an_error(tmp_path, written, message):
+    layout = {"a": Stored((2,), torch.float32), "b": Stored((3,), torch.bfloat16)}
+    with pytest.raises(CheckpointError, match=message):
+        write_checkpoint(tmp_path, written, {}, layout=layout)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_dtype_that_model_files_do_not_have_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has dtype torch\.int64"):
+        ShardFile(tmp_path / "file", {"a": Stored((1,), torch.int64)})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_configuration_of_transformers_4_gives_the_same_rotation(family, tmp_path):
+    """A published `config.json` names rope_theta and rope_scaling at its top."""
+    config = tiny_config(family)
+    rope = config.pop("rope_parameters")
+    assert rope
+    config |= {"rope_theta": 777.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    write_checkpoint(tmp_path, random_tensors(config).items(), config)
+    assert "rope_parameters" not in json.loads((tmp_path / "config.json").read_text())
+    memory = load_model(tmp_path).eval()
+    values = streamed_model(open_checkpoint(tmp_path), config, dtype=torch.float32)
+    for model in (values, open_streamed(tmp_path, dtype=torch.float32)):
+        with torch.inference_mode():
+            assert torch.equal(model(TOKENS).logits, memory(TOKENS).logits)
