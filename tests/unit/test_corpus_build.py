@@ -162,9 +162,9 @@ save_trained(train_bpe(["some text"], 300), folder / "tokenizer")
 files = list_files(item.field, item.settings).files
 count = max(1, files[0].size // (1 << 20))
 units = readers.plan_units([(item, files)])
-staged = [staging.stage_unit(unit, folder / "staged", count, flush=1 << 20) for unit in units]
+staged = [staging.stage_unit(unit, folder / "staged", count, file_bytes=1 << 20) for unit in units]
 rules = buckets.Rules((item.name,), (1.0,), 0.1, 0, 8192, (0.0,), (1.0,))
-for bucket in staging.plan_buckets(staged, count):
+for bucket in staging.shuffle_documents(staged, folder / "staged", count, map):
     buckets.finish_bucket(bucket, rules, folder / "tokenizer", folder)
 status = Path('/proc/self/status').read_text().splitlines()
 print(next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024)

@@ -126,7 +126,7 @@ def peak():
     return next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024
 before = peak()
 for unit in readers.plan_units([(item, list_files(item.field, item.settings).files)]):
-    staging.stage_unit(unit, path.parent / "staged", 4, flush=1 << 20)
+    staging.stage_unit(unit, path.parent / "staged", 4, file_bytes=1 << 20)
 print(peak() - before)
 """
 

@@ -191,7 +191,7 @@ for name in sys.argv[1:]:
     for documents in ("auto", "line"):
         (item,) = expand_sources([Source(path=str(path), documents=documents)], path.parent, Limits(1024, 8192))
         (unit,) = plan_units([(item, list_files(item.field, item.settings).files)], 1 << 40)
-        staged = stage_unit(unit, path.parent / ("staged-" + documents), 4, flush=1 << 20)
+        staged = stage_unit(unit, path.parent / ("staged-" + documents), 4, file_bytes=1 << 20)
         assert staged.documents >= path.stat().st_size // 74_000     # bytes of the longest part
     status = Path('/proc/self/status').read_text().splitlines()
     print(next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024)

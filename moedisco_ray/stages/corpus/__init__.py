@@ -8,8 +8,8 @@ plain_text cut plain text into documents
 rows       read the text column of JSON Lines, CSV, Parquet and Arrow files
 readers    read the documents of a slice of a file of any format
 documents  identity, duplicates, validation split and copies as functions of document ids
-scatter    divide rows among tasks through files
-staging    read every text once and scatter it into ranges of ids ("buckets") on disk
+shuffle    divide rows among tasks through files
+staging    read every text once and divide its documents into ranges of ids ("buckets") on disk
 near_duplicates  find documents that nearly repeat another one
 buckets    finish one bucket: deduplicate, split, tokenize, write
 build      the whole stage

@@ -27,7 +27,7 @@ from moedisco_ray.stages.corpus.documents import (
     validation_hash,
 )
 from moedisco_ray.stages.corpus.near_duplicates import Banding, list_documents, without
-from moedisco_ray.stages.corpus.scatter import Scattered, read_pieces
+from moedisco_ray.stages.corpus.shuffle import Scattered, read_pieces
 from moedisco_ray.stages.corpus.staging import Bucket, distinct_documents
 from moedisco_ray.stages.text.cutting import Cutter
 from moedisco_ray.stages.text.packing import pack_part, part_path
@@ -115,7 +115,7 @@ def list_bucket(bucket: Bucket, rules: Rules, banding: Banding, key_buckets: int
     """Write the documents of a bucket, listed for the search for near duplicates; see `near_duplicates.list_documents`."""
     table = distinct_documents(bucket)
     wanted = copies(id_matrix(table, "group"), np.array(rules.weights)[table["order"].to_numpy()]) > 0
-    path = directory / f"listed-{bucket.index:06d}.arrow"
+    path = directory / "buckets" / f"bucket-{bucket.index:06d}"
     return list_documents(bucket.index, table.filter(pa.array(wanted)), banding, key_buckets, path)
 
 

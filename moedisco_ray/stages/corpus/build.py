@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,34 +18,20 @@ from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import corpus_warnings
 from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, list_bucket, sample_texts, survey_bucket
 from moedisco_ray.stages.corpus.files import Listing, list_files
-from moedisco_ray.stages.corpus.near_duplicates import Banding, compare_listed
+from moedisco_ray.stages.corpus.near_duplicates import DROPPED, LISTED, Banding, by_id, by_key, compare_listed
 from moedisco_ray.stages.corpus.readers import UNIT_BYTES, Unit, plan_units
-from moedisco_ray.stages.corpus.scatter import gather
+from moedisco_ray.stages.corpus.shuffle import Digits, MapTasks, in_this_process, shuffle
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
-from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
+from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, shuffle_documents, stage_unit
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.stages.text.unseen import Skipped
 from moedisco_ray.training.packed_tokens import TokenStream, write_index
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
 """Characters of training text that a new tokenizer is trained on."""
 LISTED_FILES = 20
 """Maximum number of unread files that a summary lists by name; it counts all of them."""
-
-
-class MapTasks(Protocol):
-    """A function that applies a picklable function to each item and returns the results in any order."""
-
-    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]: ...  # noqa: D102
-
-
-def in_this_process(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
-    """Run one task after the other in this process."""
-    return map(function, items)
 
 
 def build(
@@ -96,7 +82,7 @@ def build(
     rules = Rules(
         tuple(source.name for source in inputs), tuple(source.settings.weight for source in inputs),
         config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
-    buckets = plan_buckets(staged, count)
+    buckets = shuffle_documents(staged, scratch / "staged", count, map_tasks)
     if config.corpus.near_duplicates is not None:
         banding = Banding.of(config.corpus.near_duplicates)
         buckets = _find_near_duplicates(
@@ -149,10 +135,12 @@ def _find_near_duplicates(
 ) -> list[Bucket]:
     """The buckets with the ids of the near duplicates among their documents."""
     count = banding.key_buckets(documents)
-    listing = functools.partial(list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory)
-    listed = gather(map_tasks(listing, buckets), count)
-    compare = functools.partial(compare_listed, banding=banding, buckets=len(buckets), directory=directory)
-    dropped = gather(map_tasks(compare, listed), len(buckets))
+    listing = functools.partial(list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory / "listed")
+    listed = shuffle(
+        map_tasks(listing, buckets), directory / "listed", LISTED, by_key(count), Digits.of(count), map_tasks)
+    compare = functools.partial(compare_listed, banding=banding, buckets=len(buckets), directory=directory / "dropped")
+    dropped = shuffle(
+        map_tasks(compare, listed), directory / "dropped", DROPPED, by_id(len(buckets)), Digits.of(len(buckets)), map_tasks)
     return [dataclasses.replace(bucket, dropped=found) for bucket, found in zip(buckets, dropped, strict=True)]
 
 

@@ -97,6 +97,11 @@ def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
     return ((prefix * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
 
 
+def bucket_of_rows(table: pa.Table, buckets: int) -> NDArray[np.int64]:
+    """Bucket [n] of each row of a table, by its id."""
+    return bucket_of(id_matrix(table), buckets)
+
+
 def dedupe_and_sort(table: pa.Table) -> pa.Table:
     """Keep one row per id, sorted by id.
 

@@ -13,6 +13,7 @@ more than one bucket, and the result does not depend on the buckets.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -23,8 +24,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from moedisco_ray.stages.corpus.documents import HELD_OUT, ID_BYTES, Ids, bucket_of, id_column, id_matrix
-from moedisco_ray.stages.corpus.scatter import Pieces, Scattered, Scatterer, read_pieces
+from moedisco_ray.stages.corpus.documents import HELD_OUT, ID_BYTES, Ids, bucket_of_rows, id_column, id_matrix
+from moedisco_ray.stages.corpus.shuffle import Buckets, Digits, Pieces, Scattered, read_pieces, scatter
 
 _HASHES = 128
 """Hashes of a sketch: a similarity of 0.8 is estimated with a standard error of 0.035."""
@@ -99,35 +100,33 @@ def sketches(texts: list[str]) -> NDArray[np.uint32]:
     return np.array(rows, dtype=np.uint32).reshape(-1, _HASHES)
 
 
+def by_key(buckets: int) -> Buckets:
+    """Function that returns the range of keys of each listed document."""
+    return functools.partial(_range_of_rows, buckets=buckets)
+
+
+def by_id(buckets: int) -> Buckets:
+    """Function that returns the bucket of each dropped document."""
+    return functools.partial(bucket_of_rows, buckets=buckets)
+
+
 def list_documents(index: int, documents: pa.Table, banding: Banding, buckets: int, path: Path) -> Scattered:
-    """Write documents to `path`, listed under the keys of their bands, in batches by range of keys.
+    """Write documents, listed under the keys of their bands and divided by ranges of keys.
 
     Args:
         index: Number of the documents' bucket.
         documents: Distinct documents with the columns id, order, side, text.
         banding: Division of the sketches.
         buckets: Number of ranges of keys.
-        path: File to write.
+        path: Beginning of the names of the files to write.
     """
-    with Scatterer(path, LISTED) as scatterer:
-        for start in range(0, len(documents), _CHUNK):
-            chunk = documents.slice(start, _CHUNK)
-            hashes_NH = sketches(chunk["text"].to_pylist())
-            keys_B = banding.keys(hashes_NH).ravel()
-            rows = np.repeat(np.arange(len(chunk)), banding.bands)
-            # A document that an earlier run held out stays: its copy in the training text would be trained on.
-            rank = np.where(chunk["side"].to_numpy() == HELD_OUT, -1, chunk["order"].to_numpy()).astype(np.int32)
-            sketch = hashes_NH.astype(np.uint8)     # the last byte of each
-            listed = pa.table([
-                pa.array(keys_B), pa.array(rank[rows]), id_column(id_matrix(chunk)[rows].tobytes()),
-                pa.FixedSizeBinaryArray.from_buffers(pa.binary(_HASHES), len(rows), [None, pa.py_buffer(sketch[rows].tobytes())]),
-            ], schema=LISTED)
-            scatterer.write(listed, _ranges(keys_B, buckets))
-    return Scattered(index, path, tuple(scatterer.batches))
+    listed = (_listed(documents.slice(start, _CHUNK), banding) for start in range(0, len(documents), _CHUNK))
+    return Scattered(index, scatter(listed, path, LISTED, by_key(buckets), Digits.of(buckets)))
 
 
 def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Path) -> Scattered:
-    """Compare the documents under each key in a range; write the ids of near duplicates to `directory`, by bucket of ids.
+    """Compare the documents under each key in a range; write the ids of near duplicates below `directory`, divided by
+    bucket of ids.
 
     A document is a near duplicate if one with a lower rank, or an equal rank and a lower id, is similar enough, whether or not that
     one is a near duplicate too.
@@ -144,11 +143,9 @@ def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Pa
             rows = order[start:stop]
             dropped.append(rows[_repeats(sketches_NH[rows], banding.similarity)])
     found: Ids = np.unique(ids[np.concatenate(dropped)], axis=0)
-    path = directory / f"dropped-{pieces.index:06d}.arrow"
-    with Scatterer(path, DROPPED) as scatterer:
-        if len(found):
-            scatterer.write(pa.table([id_column(found.tobytes())], schema=DROPPED), bucket_of(found, buckets))
-    return Scattered(pieces.index, path, tuple(scatterer.batches))
+    rows = pa.table([id_column(found.tobytes())], schema=DROPPED)
+    path = directory / "keys" / f"keys-{pieces.index:06d}"
+    return Scattered(pieces.index, scatter([rows], path, DROPPED, by_id(buckets), Digits.of(buckets)))
 
 
 def without(documents: pa.Table, dropped: Pieces | None) -> pa.Table:
@@ -167,7 +164,20 @@ def _repeats(sketches_NH: NDArray[np.uint8], similarity: float) -> NDArray[np.bo
     return repeats_N
 
 
-def _ranges(keys: NDArray[np.uint64], buckets: int) -> NDArray[np.int64]:
+def _listed(chunk: pa.Table, banding: Banding) -> pa.Table:
+    hashes_NH = sketches(chunk["text"].to_pylist())
+    rows = np.repeat(np.arange(len(chunk)), banding.bands)
+    # A document that an earlier run held out stays: its copy in the training text would be trained on.
+    rank = np.where(chunk["side"].to_numpy() == HELD_OUT, -1, chunk["order"].to_numpy()).astype(np.int32)
+    sketch = hashes_NH.astype(np.uint8)     # the last byte of each
+    return pa.table([
+        pa.array(banding.keys(hashes_NH).ravel()), pa.array(rank[rows]), id_column(id_matrix(chunk)[rows].tobytes()),
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(_HASHES), len(rows), [None, pa.py_buffer(sketch[rows].tobytes())]),
+    ], schema=LISTED)
+
+
+def _range_of_rows(listed: pa.Table, buckets: int) -> NDArray[np.int64]:
+    keys = listed["key"].to_numpy()
     return (((keys >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
 
 

@@ -1,20 +1,32 @@
-"""Read every text once and stage its documents on disk, divided into buckets by id; see `scatter`.
+"""Read every text once and stage its documents on disk, divided by ranges of ids; see `shuffle`.
 
-A task reads one unit (some files, or part of a file) and needs a few megabytes of memory, however much it reads.
+A task reads one unit (some files, or part of a file) and holds the documents of at most two files of the shuffle, however much it
+reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from moedisco_ray.stages.corpus.documents import STAGED, bucket_of, dedupe_and_sort, id_matrix, staged_table
+from moedisco_ray.stages.corpus.documents import STAGED, bucket_of_rows, dedupe_and_sort, staged_table
 from moedisco_ray.stages.corpus.near_duplicates import without
 from moedisco_ray.stages.corpus.readers import Unit, read_unit
-from moedisco_ray.stages.corpus.scatter import Pieces, Scattered, Scatterer, gather, read_pieces
+from moedisco_ray.stages.corpus.shuffle import (
+    FILE_BYTES,
+    Buckets,
+    Digits,
+    MapTasks,
+    Pieces,
+    Scattered,
+    read_pieces,
+    scatter,
+    shuffle,
+)
 from moedisco_ray.stages.text.cutting import Document
 from moedisco_ray.stages.text.unseen import Skipped
 
@@ -24,8 +36,8 @@ _SMALL_BUCKET_BYTES = 1 << 20
 """Minimum bytes of text per bucket. A small corpus is divided down to this size, so that several cores can work on it."""
 _FEW_BUCKETS = 8
 """Maximum number of buckets smaller than `BUCKET_BYTES`."""
-_FLUSH_CHARACTERS = 8 << 20
-"""Characters of text that a reading task collects before it writes them."""
+_CHUNK_CHARACTERS = 8 << 20
+"""Characters of text that a reading task collects as Python strings."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,13 +60,12 @@ class Bucket:
     """All staged documents whose ids are in one range.
 
     Attributes:
-        count: Number of buckets.
+        index: Number of the bucket.
         staged: The documents.
         dropped: Ids of near duplicates among them; None if none were looked for.
     """
 
     index: int
-    count: int
     staged: Pieces
     dropped: Pieces | None = None
 
@@ -64,37 +75,45 @@ def bucket_count(text_bytes: int) -> int:
     return max(1, -(-text_bytes // BUCKET_BYTES), min(_FEW_BUCKETS, text_bytes // _SMALL_BUCKET_BYTES))
 
 
-def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CHARACTERS) -> Staged:
-    """Read a unit and write its documents, sorted by bucket, to `directory`.
+def stage_unit(unit: Unit, directory: Path, buckets: int, file_bytes: int = FILE_BYTES) -> Staged:
+    """Read a unit and write its documents, divided by bucket, below `directory`.
 
-    A second run overwrites the same file with the same bytes, so a task that died can be started again.
+    A second run overwrites the same files with the same bytes, so a task that died can be started again.
 
     Raises:
         CorpusError: The unit cannot be read; see `read_unit`.
     """
-    path = directory / f"unit-{unit.index:06d}.arrow"
     documents = 0
-    group = b""
     skipped: list[Skipped] = []
-    with Scatterer(path, STAGED) as scatterer:
-        for chunk in _chunks(read_unit(unit, skipped), flush):
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal documents
+        group = b""
+        for chunk in _chunks(read_unit(unit, skipped), min(file_bytes, _CHUNK_CHARACTERS)):
             table = staged_table(chunk, unit.source.order, group)
             group = table["group"][-1].as_py()
             documents += len(chunk)
-            scatterer.write(table, bucket_of(id_matrix(table), buckets))
-    return Staged(
-        index=unit.index, order=unit.source.order, path=path, batches=tuple(scatterer.batches), documents=documents,
-        skipped=tuple(skipped))
+            yield table
+
+    files = scatter(
+        tables(), directory / "units" / f"unit-{unit.index:06d}", STAGED, _by_id(buckets), Digits.of(buckets),
+        file_bytes=file_bytes)
+    return Staged(index=unit.index, order=unit.source.order, files=files, documents=documents, skipped=tuple(skipped))
 
 
-def plan_buckets(staged: Iterable[Staged], count: int) -> list[Bucket]:
-    """Collect the record batches of each bucket, in the order of the units."""
-    return [Bucket(pieces.index, count, pieces) for pieces in gather(staged, count)]
+def shuffle_documents(staged: Iterable[Staged], directory: Path, count: int, map_tasks: MapTasks) -> list[Bucket]:
+    """Divide the staged documents into buckets."""
+    pieces = shuffle(staged, directory, STAGED, _by_id(count), Digits.of(count), map_tasks)
+    return [Bucket(found.index, found) for found in pieces]
 
 
 def distinct_documents(bucket: Bucket, columns: Sequence[str] = tuple(STAGED.names)) -> pa.Table:
     """The bucket's documents without duplicates and near duplicates, sorted by id."""
     return without(dedupe_and_sort(read_pieces(bucket.staged, STAGED, columns)), bucket.dropped)
+
+
+def _by_id(buckets: int) -> Buckets:
+    return functools.partial(bucket_of_rows, buckets=buckets)
 
 
 def _chunks(documents: Iterable[Document], characters: int) -> Iterable[Sequence[Document]]:
