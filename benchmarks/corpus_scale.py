@@ -1,7 +1,7 @@
 """How the corpus and cluster stages grow with the text.
 
-assignment   balance the clusters of synthetic documents whose vectors are in files of 100,000, and write every document's cluster;
-             the driver and the tasks are processes of their own, and the peak memory of each is measured
+assignment   cluster synthetic documents whose vectors are in files of 100,000, balance the clusters, and write every document's
+             cluster; the driver and the tasks are processes of their own, and the peak memory of each is measured
 corpus       the whole corpus stage on one core, with a tokenizer that exists already, against `tokenizers` alone on the same texts
 """
 
@@ -28,12 +28,14 @@ from tokenizers import Tokenizer
 
 from benchmarks.harness import environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import check_config
-from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, fit_assignment
-from moedisco_ray.stages.clustering.store import Shard, id_array, vector_matrix
+from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, Loads, fit_assignment
+from moedisco_ray.stages.clustering.build import CENTROID_DOCUMENTS
+from moedisco_ray.stages.clustering.kmeans import fit_kmeans_on_blocks
+from moedisco_ray.stages.clustering.store import clusters_in, first_costs, first_vectors, loads_of
 from moedisco_ray.stages.corpus import build
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
-CLUSTERS, DIMENSIONS, FILE_DOCUMENTS, CAPACITY = 64, 64, 100_000, 1.05
+CLUSTERS, DIMENSIONS, FILE_DOCUMENTS, SAMPLE, CAPACITY = 64, 64, 100_000, 10_000, 1.05
 VOCABULARY, SEQUENCE = 4096, 1024
 
 
@@ -61,14 +63,14 @@ def write_vectors(file: int, files: int, centroids_KD: NDArray[np.float64], dire
     return path
 
 
-def ask_file(path: Path, method: str, arguments: tuple[Any, ...]) -> tuple[Any, float]:
-    return getattr(Shard([path]), method)(*arguments), peak_mb()
+def count_file(path: Path, rule: Assignment) -> tuple[Loads, float]:
+    return loads_of(path, rule), peak_mb()
 
 
 def assign_file(path: Path, rule: Assignment, directory: Path) -> tuple[NDArray[np.int64], float]:
     """Write the clusters of a file's documents; return the tokens of each cluster."""
-    table = pq.read_table(path)
-    clusters_N = rule.clusters(id_array(table["id"]), vector_matrix(table))
+    table = pq.read_table(path, columns=["id", "weight"])
+    clusters_N = clusters_in(path, rule)
     pq.write_table(pa.table({"id": table["id"], "cluster": clusters_N.astype(np.int32)}), directory / path.name)
     return np.bincount(clusters_N, table["weight"].to_numpy(), minlength=CLUSTERS).astype(np.int64), peak_mb()
 
@@ -77,7 +79,7 @@ def measure_assignment(documents: int, workers: int) -> dict[str, Any]:
     centroids_KD = np.random.default_rng(2).normal(size=(CLUSTERS, DIMENSIONS)) * 0.6
     files = documents // FILE_DOCUMENTS
     peaks: list[float] = [0.0]
-    passes: list[str] = []
+    passes = 0
     with (
         tempfile.TemporaryDirectory() as scratch,
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=50) as pool,
@@ -89,22 +91,26 @@ def measure_assignment(documents: int, workers: int) -> dict[str, Any]:
         paths = list(pool.map(write, range(files)))
         before = peak_mb()
 
-        def ask(method: str, *arguments: Any) -> list[Any]:
-            passes.append(method)
-            answers, found = zip(*pool.map(functools.partial(ask_file, method=method, arguments=arguments), paths), strict=True)
+        def loads(rule: Assignment) -> Loads:
+            nonlocal passes
+            passes += 1
+            answers, found = zip(*pool.map(functools.partial(count_file, rule=rule), paths), strict=True)
             peaks.extend(found)
-            return list(answers)
+            return Loads(*np.sum(answers, axis=0))
 
         started = time.perf_counter()
         sample = min(BALANCE_DOCUMENTS, documents)
-        last = pq.read_table(paths[(sample - 1) // FILE_DOCUMENTS], columns=["id"])["id"][(sample - 1) % FILE_DOCUMENTS].as_py()
-        rule, _ = fit_assignment(ask, None, centroids_KD, last=last, documents=documents, capacity=CAPACITY)
+        fit = fit_kmeans_on_blocks([first_vectors(paths, CENTROID_DOCUMENTS * CLUSTERS)], first_vectors(paths, SAMPLE), CLUSTERS)
+        clustered = time.perf_counter()
+        costs = first_costs(paths, sample, None, fit.centroids_KD)
+        rule, _ = fit_assignment(costs, loads, None, fit.centroids_KD, documents=documents, capacity=CAPACITY)
         fitted = time.perf_counter()
         tokens, found = zip(*pool.map(functools.partial(assign_file, rule=rule, directory=assigned), paths), strict=True)
         tokens_E = np.sum(tokens, axis=0)
         return {
             "documents": documents, "driver_peak_mb": peak_mb(), "driver_before_mb": before, "task_peak_mb": max(*peaks, *found),
-            "load_passes": passes.count("loads"), "fit_seconds": fitted - started, "assign_seconds": time.perf_counter() - fitted,
+            "load_passes": passes, "kmeans_seconds": clustered - started, "fit_seconds": fitted - clustered,
+            "assign_seconds": time.perf_counter() - fitted,
             "largest_over_mean": float(tokens_E.max() / tokens_E.mean())}
 
 

@@ -12,35 +12,46 @@ from clustering_corpus import run_config, write_corpus, write_model
 from sklearn.metrics import normalized_mutual_info_score
 
 from moedisco_ray.stages.clustering.assign import assign_balanced
-from moedisco_ray.stages.clustering.balance import TOLERANCE, fit_assignment
-from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters, nth_id
+from moedisco_ray.stages.clustering.balance import TOLERANCE, Loads, fit_assignment
+from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
 from moedisco_ray.stages.clustering.report import mutual_information
-from moedisco_ray.stages.clustering.store import Shard
+from moedisco_ray.stages.clustering.store import (
+    clusters_in,
+    embed_parts,
+    first_costs,
+    first_vectors,
+    loads_of,
+    read_vectors,
+    token_arrays,
+    weights,
+)
+from moedisco_ray.stages.clustering.vectors.random import RandomCosts
 
 
-class Shards:
-    """Several shards in this process, and a record of the sizes of their answers."""
+class Files:
+    """Vector files of documents with random ids, in ascending order, and the answers that the driver gets about them."""
 
-    def __init__(self, files):
-        self.shards = [Shard([path]) for path in files]
-        self.sizes = []
+    def __init__(self, directory, x_ND, weights_N, files):
+        ids = [hashlib.blake2b(f"{i}".encode(), digest_size=16).digest() for i in range(len(x_ND))]
+        order = np.array(sorted(range(len(ids)), key=lambda i: ids[i]))
+        self.ids_N, self.x_ND, self.weights_N = np.array(ids, dtype="S16")[order], x_ND[order], weights_N[order]
+        self.paths = []
+        self.answers = []
+        for f, rows in enumerate(np.array_split(order, files)):
+            self.paths.append(directory / f"{files}-{f}.parquet")
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND[rows].ravel()), x_ND.shape[1])
+            pq.write_table(pa.table({
+                "id": pa.array([ids[i] for i in rows], pa.binary(16)), "weight": weights_N[rows], "vector": vectors}),
+                self.paths[-1])
 
-    def ask(self, method, *args):
-        answers = [getattr(shard, method)(*args) for shard in self.shards]
-        self.sizes += [(method, sum(array.nbytes for array in answer)) for answer in answers]
-        return answers
+    def loads(self, rule):
+        found = [loads_of(path, rule) for path in self.paths]
+        self.answers += found
+        return Loads(*np.sum(found, axis=0))
 
-
-def write_vectors(directory, x_ND, weights_N, files, salt=0):
-    """Vector files of documents with random ids; returns the files, and the sorted ids."""
-    ids = [hashlib.blake2b(f"{salt} {i}".encode(), digest_size=16).digest() for i in range(len(x_ND))]
-    paths = []
-    for f, rows in enumerate(np.array_split(np.random.default_rng(1).permutation(len(ids)), files)):
-        paths.append(directory / f"{files}-{f}.parquet")
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND[rows].ravel()), x_ND.shape[1])
-        pq.write_table(pa.table({
-            "id": pa.array([ids[i] for i in rows], pa.binary(16)), "weight": weights_N[rows], "vector": vectors}), paths[-1])
-    return paths, sorted(ids)
+    def fit(self, sample, capacity=1.05):
+        costs = first_costs(self.paths, sample, None, None)
+        return fit_assignment(costs, self.loads, None, None, documents=len(self.ids_N), capacity=capacity)
 
 
 def crowded(n, e, seed):
@@ -52,22 +63,21 @@ def crowded(n, e, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_clusters_of_many_documents_keep_the_capacity_within_the_tolerance(seed, tmp_path):
     x_NE, weights_N = crowded(30_000, 8, seed)
-    files, ids = write_vectors(tmp_path, x_NE, weights_N, 3)
-    shards = Shards(files)
-    rule, loads = fit_assignment(shards.ask, None, None, last=ids[999], documents=len(ids), capacity=1.05)
-    assert loads.documents_E.sum() == len(ids)
+    files = Files(tmp_path, x_NE, weights_N, 3)
+    rule, loads = files.fit(3000)
+    assert loads.documents_E.sum() == 30_000
     assert loads.tokens_E.sum() == weights_N.sum()
     assert loads.tokens_E.max() <= 1.05 * (1 + TOLERANCE) * weights_N.sum() / 8
     assert not len(rule.moved_M)
-    passes = [size for method, size in shards.sizes if method == "loads"]
-    assert len(passes) <= 6 * len(files)
-    assert set(passes) == {2 * 8 * 8}     # two int64 per cluster, whatever the number of documents
+    assert len(files.answers) <= 6 * 3
+    # Two int64 per cluster, whatever the number of documents.
+    assert {answer.documents_E.nbytes + answer.tokens_E.nbytes for answer in files.answers} == {2 * 8 * 8}
     # The sample alone is not enough: its prices are off by its sampling error.
-    assert len(passes) > len(files)
+    assert len(files.answers) > 3
     # The cost is near that of balancing with all documents at hand.
-    every_N, _ = assign_balanced(x_NE, weights_N, np.arange(len(ids)).astype("S16"), 1.05)
+    every_N, _ = assign_balanced(x_NE, weights_N, np.arange(30_000).astype("S16"), 1.05)
     clusters_N = (x_NE + rule.prices_E).argmin(axis=1)
-    cost, least = (weights_N @ x_NE[np.arange(len(ids)), chosen] for chosen in (clusters_N, every_N))
+    cost, least = (weights_N @ x_NE[np.arange(30_000), chosen] for chosen in (clusters_N, every_N))
     assert cost <= 1.001 * least
 
 
@@ -75,8 +85,7 @@ def test_the_rule_does_not_depend_on_the_files(tmp_path):
     x_NE, weights_N = crowded(5000, 4, 0)
     rules = []
     for count in (1, 4):
-        files, ids = write_vectors(tmp_path, x_NE, weights_N, count)
-        rule, loads = fit_assignment(Shards(files).ask, None, None, last=ids[499], documents=len(ids), capacity=1.05)
+        rule, loads = Files(tmp_path, x_NE, weights_N, count).fit(500)
         rules.append((rule.prices_E.tolist(), loads.tokens_E.tolist(), loads.documents_E.tolist()))
     assert rules[0] == rules[1]
 
@@ -84,21 +93,20 @@ def test_the_rule_does_not_depend_on_the_files(tmp_path):
 @pytest.mark.parametrize("capacity", [1.0, 1.05, None])
 def test_few_documents_are_balanced_exactly(capacity, tmp_path):
     x_NE, weights_N = crowded(600, 4, 5)
-    files, ids = write_vectors(tmp_path, x_NE, weights_N, 2)
-    rule, loads = fit_assignment(Shards(files).ask, None, None, last=ids[-1], documents=len(ids), capacity=capacity)
-    shard = Shard(files)
-    expected_N, prices_E = assign_balanced(shard._x_ND, shard._weights_N, shard._ids_N, capacity)
-    np.testing.assert_array_equal(rule.clusters(shard._ids_N, shard._x_ND), expected_N)
+    files = Files(tmp_path, x_NE, weights_N, 2)
+    rule, loads = files.fit(600, capacity)
+    expected_N, prices_E = assign_balanced(files.x_ND, files.weights_N, files.ids_N, capacity)
+    np.testing.assert_array_equal(rule.clusters(files.ids_N, files.x_ND), expected_N)
+    np.testing.assert_array_equal(np.concatenate([clusters_in(path, rule) for path in files.paths]), expected_N)
     np.testing.assert_array_equal(rule.prices_E, prices_E)
-    np.testing.assert_array_equal(loads.tokens_E, np.bincount(expected_N, shard._weights_N, minlength=4))
+    np.testing.assert_array_equal(loads.tokens_E, np.bincount(expected_N, files.weights_N, minlength=4))
 
 
 def test_documents_that_are_all_alike_end_the_corrections(tmp_path):
-    files, ids = write_vectors(tmp_path, np.zeros((400, 3), np.float32), np.ones(400, np.int64), 1)
-    shards = Shards(files)
-    _, loads = fit_assignment(shards.ask, None, None, last=ids[99], documents=400, capacity=1.05)
+    files = Files(tmp_path, np.zeros((400, 3), np.float32), np.ones(400, np.int64), 1)
+    _, loads = files.fit(100)
     assert loads.documents_E.sum() == 400
-    assert sum(method == "loads" for method, _ in shards.sizes) == 1
+    assert len(files.answers) == 1
 
 
 @pytest.mark.parametrize("vectors", ["tfidf_svd", "mean_token"])
@@ -120,13 +128,45 @@ def test_the_stage_balances_documents_beyond_the_sample(vectors, tmp_path):
     assert (labels[0] == labels[1]).mean() > 0.9
 
 
-def test_the_sample_ends_at_the_nth_id(tmp_path):
-    corpus = write_corpus(tmp_path, parts=3)
+@pytest.mark.parametrize("rows", [1, 7, 8192])
+def test_files_are_written_and_read_in_blocks(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("moedisco_ray.stages.clustering.store._ROWS", rows)
+    corpus = write_corpus(tmp_path, documents=60, parts=3)
     parts = sorted((corpus / "train").iterdir())
-    ids = pa.concat_tables([pq.read_table(path) for path in parts])["id"].to_pylist()
-    assert [nth_id(parts, n) for n in (1, 100, 240)] == [ids[0], ids[99], ids[239]]
-    with pytest.raises(IndexError):
-        nth_id(parts, 241)
+    pq.write_table(pq.read_table(parts[1]).slice(0, 0), parts[1])      # a part may have validation documents alone
+    documents = pa.concat_tables([pq.read_table(path) for path in parts])
+    (tmp_path / "vectors").mkdir()
+    vectoriser = RandomCosts(4, 0)
+    vectoriser.save(tmp_path / "vectors")
+    events = []
+    embed_parts(parts, tmp_path / "vectors", tmp_path / "vectors", events.append)
+    files = [tmp_path / "vectors" / path.name for path in parts]
+    assert sorted(path.name for path in (tmp_path / "vectors").glob("part*")) == [path.name for path in parts]
+    assert [event.data["done"] for event in events] == [pq.read_metadata(path).num_rows for path in parts]
+    blocks = list(read_vectors(files))
+    assert max(len(block.ids_N) for block in blocks) <= rows
+    expected_ND = vectoriser.embed(documents["text"].to_pylist(), token_arrays(documents))
+    np.testing.assert_array_equal(np.concatenate([block.x_ND for block in blocks]), expected_ND)
+    np.testing.assert_array_equal(np.concatenate([block.weights_N for block in blocks]), weights(documents))
+    assert np.concatenate([block.ids_N for block in blocks]).tolist() == np.array(documents["id"].to_pylist(), "S16").tolist()
+    for count in (1, 20, len(documents)):
+        np.testing.assert_array_equal(first_vectors(files, count), expected_ND[:count])
+        costs = first_costs(files, count, None, None)
+        np.testing.assert_array_equal(costs.cost_NE, expected_ND[:count])
+        assert len(costs.ids_N) == len(costs.weights_N) == count
+
+
+def test_k_means_is_fitted_on_a_sample_of_many_documents(tmp_path, monkeypatch):
+    """Documents after the first 3 x 64 do not change the centroids."""
+    monkeypatch.setattr("moedisco_ray.stages.clustering.build.CENTROID_DOCUMENTS", 64)
+    corpus, model = write_corpus(tmp_path / "corpus", documents=900, parts=3), write_model(tmp_path / "model")
+    fits = []
+    for name in ("all", "fewer"):
+        (tmp_path / name).mkdir()
+        build_clusters(run_config(sample=150), corpus, model, tmp_path / name, LocalWorkers())
+        fits.append(np.load(tmp_path / name / "cluster_model" / "clusters.npz")["centroids"])
+        (corpus / "train" / "part-00002.parquet").unlink(missing_ok=True)
+    np.testing.assert_array_equal(*fits)
 
 
 @pytest.mark.parametrize("seed", range(5))

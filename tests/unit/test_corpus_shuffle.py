@@ -1,4 +1,4 @@
-"""The shuffle through files: every row arrives in its bucket, and the number of reads grows with the rows, not with their square."""
+"""The shuffle through files: every row arrives in its bucket, in a number of reads that grows with the rows alone."""
 
 from __future__ import annotations
 

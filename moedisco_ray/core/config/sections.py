@@ -155,8 +155,8 @@ class Clusters(Section):
     """Maximum size of a cluster (tokens), as a multiple of the mean cluster size. Null: no limit (the paper)."""
     restarts: int = Field(4, ge=1, le=64)
     sample: int = Field(10_000, ge=16, le=LARGEST)
-    """Number of sample documents for k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette
-    and the 2-D map."""
+    """Number of sample documents for k-means (at least 256 per cluster), the tf-idf vocabulary, the language models of
+    `likelihood`, the silhouette and the 2-D map."""
 
 
 Precision = Literal["fp32", "bf16"]

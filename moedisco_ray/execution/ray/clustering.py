@@ -1,10 +1,8 @@
 """The cluster stage on Ray.
 
-The run's seats, or tasks where no model is needed, write the vectors once. Then a few actors each load some of these vector files
-and keep them for all Lloyd steps; a step sends the centroids and returns sums and counts. A `map_batches` or
-aggregation per step would be shorter, but it plans and starts a new execution every time (0.1 s or more, against milliseconds for a
-call), and loses the distances that an actor keeps from the last step to save most of the computation. Sums are exact: neither
-the number of actors nor the restart of one changes a bit of the result.
+The run's seats, or tasks where no model is needed, write the vectors of each part. The driver fits the clusters on a sample of
+them. Then a task per part counts its documents in each cluster, once for every correction of the balance, and a last one assigns
+and packs them. The tasks exchange a few numbers per cluster with the driver.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailb
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.tasks import Slot
 from moedisco_ray.stages.clustering.build import build_clusters as build
-from moedisco_ray.stages.clustering.store import Shard, embed_parts
+from moedisco_ray.stages.clustering.store import embed_parts
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -57,16 +55,13 @@ def build_clusters(
 
 @dataclasses.dataclass
 class RayWorkers:
-    """`clustering.stage.Workers` with seats, actors and tasks.
+    """`clustering.build.Workers` with seats and tasks.
 
     Attributes:
         slot: Where vectors are computed.
-        max_actors: Maximum number of actors that keep vectors; None: one per CPU.
     """
 
     slot: Slot
-    max_actors: int | None = None
-    _actors: list[Any] = dataclasses.field(default_factory=list)
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write the documents' vectors, on all slots at once. A slot that is lost repeats its parts on another."""
@@ -84,24 +79,6 @@ class RayWorkers:
                     events=attempt_emitter(mailbox.handle, ""), device="cuda" if pool is not None and pool.gpu else "cpu")
 
             list(threads.map(embed, [files[i::count] for i in range(count)]))
-
-    def hold(self, files: Sequence[Path]) -> None:
-        """Start one actor per CPU, at most one per file; Ray restarts an actor whose node is lost."""
-        count = max(1, min(len(files), self.max_actors or _cpus()))
-        # The actors request no CPU, because the request might never be granted.
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Shard)
-        self._actors = [actor.remote([path.resolve() for path in files[i::count]]) for i in range(count)]
-
-    def ask(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of all actors at once."""
-        stored = [ray.put(arg) for arg in args]
-        return ray.get([getattr(actor, method).remote(*stored) for actor in self._actors])
-
-    def release(self) -> None:
-        """Stop the actors."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
 
     def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Apply the function to each item in a task of its own."""

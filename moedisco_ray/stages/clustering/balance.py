@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from moedisco_ray.stages.clustering.blocks import cluster_costs
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors import adjust
 
-Ask = Callable[..., list[Any]]
-"""`Workers.ask`: calls a method of every shard."""
-
 BALANCE_DOCUMENTS = 100_000
 """Number of documents on which prices are fitted. With 64 clusters, their costs take 26 MB, and fitting 0.3 GB. A cluster's
 load in the sample is exact to about 4 % then, which the corrections remove."""
@@ -29,10 +26,6 @@ TOLERANCE = 0.005
 """Excess over the capacity, as a share of it, at which the corrections end."""
 _CORRECTIONS = 5
 """Maximum number of corrections; two are usual."""
-_ROWS = 8192
-"""Number of documents whose costs are computed at once, to bound memory."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Assignment:
     """A rule that assigns a document to a cluster from the document's vector alone.
@@ -53,16 +46,20 @@ class Assignment:
 
     def clusters(self, ids_N: Array, x_ND: Array) -> Array:
         """Cluster of each document, int64 [N], from its id and its vector before centring."""
-        clusters_N = np.empty(len(ids_N), dtype=np.int64)
-        for start in range(0, len(ids_N), _ROWS):
-            rows = slice(start, start + _ROWS)
-            costs_NE = document_costs(x_ND[rows], self.centre_D, self.centroids_ED)
-            clusters_N[rows] = (costs_NE + self.prices_E).argmin(axis=1)
+        clusters_N = (document_costs(x_ND, self.centre_D, self.centroids_ED) + self.prices_E).argmin(axis=1)
         if len(self.moved_M):
             places_N = np.minimum(np.searchsorted(self.moved_M, ids_N), len(self.moved_M) - 1)
             moved_N = self.moved_M[places_N] == ids_N
             clusters_N[moved_N] = self.moved_to_M[places_N[moved_N]]
         return clusters_N
+
+
+class Costs(NamedTuple):
+    """Ids, tokens, and costs in each cluster (float32 [N, E]) of documents, in ascending order of id."""
+
+    ids_N: Array
+    weights_N: Array
+    cost_NE: Array
 
 
 class Loads(NamedTuple):
@@ -78,7 +75,8 @@ def document_costs(x_ND: Array, centre_D: Array | None, centroids_ED: Array | No
 
 
 def fit_assignment(
-    ask: Ask, centre_D: Array | None, centroids_ED: Array | None, *, last: bytes, documents: int, capacity: float | None,
+    sample: Costs, loads_of: Callable[[Assignment], Loads], centre_D: Array | None, centroids_ED: Array | None, *, documents: int,
+    capacity: float | None,
 ) -> tuple[Assignment, Loads]:
     """Fit the rule that assigns documents to clusters.
 
@@ -87,28 +85,28 @@ def fit_assignment(
     prices found.
 
     Args:
-        ask: Calls a method of every `store.Shard`.
+        sample: Costs of the first documents.
+        loads_of: Function that returns the loads of all documents under a rule.
         centre_D: Centre of the vectors; None for none.
         centroids_ED: Centroids; None if the vectors are costs.
-        last: Largest id in the sample.
         documents: Number of all documents.
         capacity: Maximum load as a multiple of the mean; None assigns the nearest cluster.
     """
-    ids_N, weights_N, cost_NE = _sample_costs(ask, last, centre_D, centroids_ED)
+    ids_N, weights_N, cost_NE = sample
     E = cost_NE.shape[1]
     nearest = Assignment(centre_D, centroids_ED, np.zeros(E), ids_N[:0], np.empty(0, dtype=np.int64))
     if capacity is None or E == 1:
-        return nearest, _loads(ask, nearest)
+        return nearest, loads_of(nearest)
     if len(ids_N) == documents:
         clusters_N, prices_E = assign_balanced(cost_NE, weights_N, ids_N, capacity)
         moved_N = clusters_N != (cost_NE + prices_E).argmin(axis=1)
         exact = dataclasses.replace(nearest, prices_E=prices_E, moved_M=ids_N[moved_N], moved_to_M=clusters_N[moved_N])
-        return exact, _loads(ask, exact)
+        return exact, loads_of(exact)
     prices_E = balancing_prices(cost_NE, weights_N, capacity)
     found: list[tuple[float, Assignment, Loads]] = []
     for _ in range(_CORRECTIONS + 1):
         rule = dataclasses.replace(nearest, prices_E=prices_E)
-        loads = _loads(ask, rule)
+        loads = loads_of(rule)
         shares_E = loads.tokens_E / max(int(loads.tokens_E.sum()), 1)
         excess = float(shares_E.max()) * E / capacity - 1
         found.append((excess, rule, loads))
@@ -120,16 +118,3 @@ def fit_assignment(
     _, rule, loads = min(found, key=lambda attempt: attempt[0])
     return rule, loads
 
-
-def _sample_costs(
-    ask: Ask, last: bytes, centre_D: Array | None, centroids_ED: Array | None,
-) -> tuple[Array, Array, Array]:
-    """Ids, weights and costs of the sample, in ascending order of id."""
-    columns = [np.concatenate(column) for column in zip(*ask("costs", last, centre_D, centroids_ED), strict=True)]
-    order = np.argsort(columns[0], kind="stable")
-    ids_N, weights_N, cost_NE = (column[order] for column in columns)
-    return ids_N, weights_N, cost_NE
-
-
-def _loads(ask: Ask, rule: Assignment) -> Loads:
-    return Loads(*np.sum(ask("loads", rule), axis=0))

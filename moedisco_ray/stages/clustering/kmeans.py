@@ -1,8 +1,7 @@
 """K-means by Lloyd's algorithm from sufficient statistics per block, for several restarts at once.
 
-In each step the driver sends the centroids to the blocks, each block returns sums and counts of its clusters, and the driver adds
-them up and moves the centroids. Blocks may be arrays in this process or belong to remote actors: `fit_kmeans` only calls a `step`
-function.
+In each step every block of vectors returns sums and counts of its clusters, which are added up and move the centroids. `fit_kmeans`
+only calls a `step` function.
 
 The result depends only on the set of vectors: it has the same bits for any division into blocks and any order. Two properties
 ensure that:
@@ -188,16 +187,17 @@ def _lloyd(
 
 def fit_kmeans_on_blocks(
     blocks: Iterable[Array], sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = ITERATIONS, seed: int = 0,
-    tolerance: float = 1e-4, initial_RKD: Array | None = None,
+    tolerance: float = 1e-4, initial_RKD: Array | None = None, on_step: Callable[[], None] = lambda: None,
 ) -> Fit:
-    """Run `fit_kmeans` on arrays [N_b, D] in this process."""
+    """Run `fit_kmeans` on arrays [N_b, D] in this process; call `on_step` before every pass over them."""
     arrays = list(blocks)
-    origin_D = sample_SD.astype(np.float64).mean(axis=0).astype(np.float32)
+    origin_D = sample_SD.mean(axis=0, dtype=np.float64).astype(np.float32)
     documents = sum(map(len, arrays))
     grid = Grid.covering(origin_D, max(peak(x, origin_D) for x in [*arrays, sample_SD]), documents)
     held = [Block(grid.snap(x), grid) for x in arrays]
 
     def step(centroids_RKD: Array, running: Sequence[int]) -> Statistics:
+        on_step()
         return reduce(block.step(centroids_RKD, running) for block in held)
 
     return fit_kmeans(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from moedisco_ray.stages.clustering.balance import Assignment
 from moedisco_ray.stages.clustering.grid import Array
-from moedisco_ray.stages.clustering.store import ID, id_array, tokens_of, vector_matrix, weights
+from moedisco_ray.stages.clustering.store import ID, clusters_in, tokens_of, weights
 from moedisco_ray.stages.text.packing import PACKED_COLUMNS, pack_part
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.training.packed_tokens import Piece
@@ -73,8 +73,7 @@ def finish_part(part: Part, plan: Plan) -> Packed:
     replaces every file by the same one.
     """
     table = pq.read_table(part.documents, columns=["id", "source", "packed", *PACKED_COLUMNS])
-    ids_N, count = id_array(table["id"]), len(plan.rule.prices_E)
-    clusters_N = plan.rule.clusters(ids_N, vector_matrix(pq.read_table(part.vectors, columns=["vector"])))
+    clusters_N, count = clusters_in(part.vectors, plan.rule), len(plan.rule.prices_E)
     assigned = pa.table({"id": table["id"].cast(ID), "cluster": clusters_N.astype(np.int32)})
     pq.write_table(assigned, plan.directory / "assignments" / part.documents.name)
     encoder = Encoder(plan.tokenizer)

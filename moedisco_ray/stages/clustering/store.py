@@ -1,4 +1,4 @@
-"""Document vectors: the files on disk, and shards of them in memory that compute clustering steps.
+"""Files of document vectors, which are written and read in blocks, so that memory does not depend on the size of a file.
 
 A vector file is Parquet with three columns:
 
@@ -6,14 +6,16 @@ A vector file is Parquet with three columns:
 - `weight`: tokens that the document adds to training, with special tokens, times its copies (int64)
 - `vector`: fixed-size list of float32, before centring
 
-Shapes: N documents, D dimensions, K or E clusters, R restarts.
+Shapes: N documents, D dimensions, E clusters.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +23,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.stages.clustering.balance import Assignment, Loads, document_costs
-from moedisco_ray.stages.clustering.blocks import Block, Statistics
-from moedisco_ray.stages.clustering.grid import Array, Grid, peak
-from moedisco_ray.stages.clustering.vectors import Vectoriser, adjust, load_vectoriser
+from moedisco_ray.stages.clustering.balance import Assignment, Costs, Loads, document_costs
+from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
 ID = pa.binary(16)
+_ROWS = 8192
+"""Maximum number of rows in a block: 8 MB of vectors of 256 dimensions."""
+_EMBEDDED = ["id", "text", "tokens", "packed", "copies"]
 
 
 def embed_parts(parts: Sequence[Path], vectoriser: Path, directory: Path, events: Emit, device: str = "cpu") -> None:
-    """Write one vector file, with the part's name, for each part of the corpus.
+    """Write one vector file, with the part's name, for each part of the corpus; hold one block of documents at a time.
 
     Args:
         parts: Files of documents.
@@ -41,15 +45,17 @@ def embed_parts(parts: Sequence[Path], vectoriser: Path, directory: Path, events
     """
     loaded = load_vectoriser(vectoriser, device)
     for part in parts:
-        vectors = embed_table(loaded, pq.read_table(part, columns=["id", "text", "tokens", "packed", "copies"]))
-        pq.write_table(vectors, directory / part.name)
-        events(Event("stage_progress", "cluster", data={"done": len(vectors)}))
+        path = directory / part.name
+        # Each attempt writes its own draft: a first one may still run when a second one has begun.
+        draft = path.with_suffix(f".{uuid.uuid4().hex}")
+        _write_tables((embed_table(loaded, documents) for documents in _blocks(part, _EMBEDDED)), draft)
+        draft.replace(path)
+        events(Event("stage_progress", "cluster", data={"done": pq.read_metadata(path).num_rows}))
 
 
 def embed_table(vectoriser: Vectoriser, documents: pa.Table) -> pa.Table:
     """Vectorise a table of documents (`id`, `text`, `tokens`, `packed`, `copies`) into rows of a vector file."""
-    tokens = token_arrays(documents)
-    x_ND = vectoriser.embed(documents["text"].to_pylist(), tokens)
+    x_ND = vectoriser.embed(documents["text"].to_pylist(), token_arrays(documents))
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), x_ND.shape[1])
     return pa.table({"id": documents["id"].cast(ID), "weight": weights(documents), "vector": vectors})
 
@@ -76,53 +82,78 @@ def tokens_of(clusters_N: Array, weights_N: Array, count: int) -> Array:
 
 def id_array(column: pa.ChunkedArray) -> Array:
     """Ids as numpy S16 [N], which sort like bytes."""
-    return np.array(column.to_pylist(), dtype="S16")
+    return np.concatenate([
+        np.empty(0, dtype="S16"),
+        *(np.frombuffer(chunk.buffers()[1], dtype="S16", count=len(chunk), offset=chunk.offset * ID.byte_width)
+          for chunk in column.cast(ID).chunks if len(chunk))])
 
 
-def vector_matrix(table: pa.Table) -> Array:
-    """The `vector` column of a vector file, float32 [N, D]."""
-    x_ND: Array = pc.list_flatten(table["vector"]).to_numpy().reshape(len(table), -1).astype(np.float32)
-    return x_ND
+class Vectors(NamedTuple):
+    """Rows of vector files: ids, weights, and vectors before centring (float32 [N, D])."""
+
+    ids_N: Array
+    weights_N: Array
+    x_ND: Array
 
 
-class Shard:
-    """Some vector files in memory: 8 D bytes per document in k-means, 32 for id, weight and norm, 12 per running restart.
+def read_vectors(files: Iterable[Path]) -> Iterator[Vectors]:
+    """Yield the rows of vector files in order, in blocks of at most 8,192."""
+    for path in files:
+        for table in _blocks(path, ["id", "weight", "vector"]):
+            x_ND = pc.list_flatten(table["vector"]).to_numpy().reshape(len(table), table["vector"].type.list_size)
+            yield Vectors(id_array(table["id"]), table["weight"].to_numpy(), x_ND)
 
-    A new shard of the same files returns the same results: its memory of earlier steps only saves work.
 
-    Args:
-        files: Vector files, whose rows are kept in this order.
-    """
+def first_vectors(files: Sequence[Path], count: int) -> Array:
+    """The first `count` vectors before centring, float32 [count, D]."""
+    return np.concatenate([block.x_ND for block in _first(files, count)])
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        table = pa.concat_tables([pq.read_table(path, columns=["id", "weight", "vector"]) for path in files])
-        self._ids_N, self._x_ND = id_array(table["id"]), vector_matrix(table)
-        self._weights_N = table["weight"].to_numpy()
-        self._blocks: dict[bytes, Block] = {}
 
-    def sample(self, last: bytes) -> tuple[Array, Array]:
-        """Ids and vectors (before centring) of the documents with an id up to `last`."""
-        chosen = self._ids_N <= np.bytes_(last)
-        return self._ids_N[chosen], self._x_ND[chosen]
+def first_costs(files: Sequence[Path], count: int, centre_D: Array | None, centroids_ED: Array | None) -> Costs:
+    """Costs of the first `count` documents, computed block by block."""
+    blocks = [
+        (block.ids_N, block.weights_N, document_costs(block.x_ND, centre_D, centroids_ED)) for block in _first(files, count)]
+    return Costs(*map(np.concatenate, zip(*blocks, strict=True)))
 
-    def peak(self, centre_D: Array | None, origin_D: Array) -> float:
-        """Largest absolute coordinate relative to the origin."""
-        return peak(adjust(self._x_ND, centre_D), origin_D)
 
-    def step(self, centre_D: Array | None, grid: Grid, centroids_RKD: Array, running: Sequence[int]) -> Statistics:
-        """Statistics of a Lloyd step; see `blocks.Block.step`."""
-        key = grid.origin_D.tobytes()
-        if key not in self._blocks:
-            self._blocks = {key: Block(grid.snap(adjust(self._x_ND, centre_D)), grid)}
-        return self._blocks[key].step(centroids_RKD, running)
+def clusters_in(file: Path, rule: Assignment) -> Array:
+    """Cluster of each document of a vector file, int64 [N]."""
+    blocks = [rule.clusters(block.ids_N, block.x_ND) for block in read_vectors([file])]
+    return np.concatenate([np.empty(0, dtype=np.int64), *blocks])
 
-    def costs(self, last: bytes, centre_D: Array | None, centroids_ED: Array | None) -> tuple[Array, Array, Array]:
-        """Ids, weights, and float32 costs [N, E] of the documents with an id up to `last`."""
-        self._blocks = {}
-        chosen = self._ids_N <= np.bytes_(last)
-        return self._ids_N[chosen], self._weights_N[chosen], document_costs(self._x_ND[chosen], centre_D, centroids_ED)
 
-    def loads(self, rule: Assignment) -> Loads:
-        """Documents and tokens in each cluster under a rule."""
-        clusters_N, count = rule.clusters(self._ids_N, self._x_ND), len(rule.prices_E)
-        return Loads(np.bincount(clusters_N, minlength=count), tokens_of(clusters_N, self._weights_N, count))
+def loads_of(file: Path, rule: Assignment) -> Loads:
+    """Documents and tokens of a vector file in each cluster."""
+    count = len(rule.prices_E)
+    loads = Loads(np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64))
+    for block in read_vectors([file]):
+        clusters_N = rule.clusters(block.ids_N, block.x_ND)
+        loads = Loads(
+            loads.documents_E + np.bincount(clusters_N, minlength=count),
+            loads.tokens_E + tokens_of(clusters_N, block.weights_N, count))
+    return loads
+
+
+def _first(files: Sequence[Path], count: int) -> Iterator[Vectors]:
+    for block in read_vectors(files):
+        yield Vectors(*(column[:count] for column in block))
+        count -= len(block.ids_N)
+        if count <= 0:
+            return
+
+
+def _blocks(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Blocks of a Parquet file's rows; of a file without rows, one empty block."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        if not file.metadata.num_rows:
+            yield schema.empty_table()
+        for batch in file.iter_batches(_ROWS, columns=columns):
+            yield pa.Table.from_batches([batch]).select(columns)
+
+
+def _write_tables(tables: Iterator[pa.Table], path: Path) -> None:
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema, use_dictionary=False) as file:
+        for table in itertools.chain([first], tables):
+            file.write_table(table)

@@ -82,7 +82,7 @@ def build(
     rules = Rules(
         tuple(source.name for source in inputs), tuple(source.settings.weight for source in inputs),
         config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
-    buckets = shuffle_documents(staged, scratch / "staged", count, map_tasks)
+    buckets = shuffle_documents(staged, scratch / "staged", count, map_tasks=map_tasks)
     if config.corpus.near_duplicates is not None:
         banding = Banding.of(config.corpus.near_duplicates)
         buckets = _find_near_duplicates(
@@ -137,10 +137,11 @@ def _find_near_duplicates(
     count = banding.key_buckets(documents)
     listing = functools.partial(list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory / "listed")
     listed = shuffle(
-        map_tasks(listing, buckets), directory / "listed", LISTED, by_key(count), Digits.of(count), map_tasks)
+        map_tasks(listing, buckets), directory / "listed", LISTED, by_key(count), Digits.of(count), map_tasks=map_tasks)
     compare = functools.partial(compare_listed, banding=banding, buckets=len(buckets), directory=directory / "dropped")
     dropped = shuffle(
-        map_tasks(compare, listed), directory / "dropped", DROPPED, by_id(len(buckets)), Digits.of(len(buckets)), map_tasks)
+        map_tasks(compare, listed), directory / "dropped", DROPPED, by_id(len(buckets)), Digits.of(len(buckets)),
+        map_tasks=map_tasks)
     return [dataclasses.replace(bucket, dropped=found) for bucket, found in zip(buckets, dropped, strict=True)]
 
 

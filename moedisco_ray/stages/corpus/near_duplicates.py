@@ -125,8 +125,7 @@ def list_documents(index: int, documents: pa.Table, banding: Banding, buckets: i
 
 
 def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Path) -> Scattered:
-    """Compare the documents under each key in a range; write the ids of near duplicates below `directory`, divided by
-    bucket of ids.
+    """Compare the documents under each key in a range; write the ids of near duplicates below `directory`, by bucket.
 
     A document is a near duplicate if one with a lower rank, or an equal rank and a lower id, is similar enough, whether or not that
     one is a near duplicate too.

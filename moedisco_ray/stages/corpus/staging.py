@@ -103,7 +103,7 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, file_bytes: int = FILE
 
 def shuffle_documents(staged: Iterable[Staged], directory: Path, count: int, map_tasks: MapTasks) -> list[Bucket]:
     """Divide the staged documents into buckets."""
-    pieces = shuffle(staged, directory, STAGED, _by_id(count), Digits.of(count), map_tasks)
+    pieces = shuffle(staged, directory, STAGED, _by_id(count), Digits.of(count), map_tasks=map_tasks)
     return [Bucket(found.index, found) for found in pieces]
 
 
