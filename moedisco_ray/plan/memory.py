@@ -14,10 +14,11 @@ residual stream (4 under autocast, else s), a token costs in one layer:
   its weight: s (2D + 4F); a layer's only expert, which runs as a dense one: 4sF; a shared expert: s (D + 4S);
 * under autocast, every linear layer casts its own copy of the input: sD more for each further layer with the same input.
 
-The last norm adds (4 + r + s) D. Logits add sV, an fp32 copy where s < 4, the log-softmax and its gradient: 4V each.
+The last norm adds (4 + r + s) D, and the gradient of its output 4D. Logits, their copies and their gradient take 16V, but at most
+64 MiB in all, because the loss is computed in tiles (`training.cross_entropy`).
 
-The optimizer steps after the activations are freed. With `pure_bf16` it handles one tensor at a time and holds fp32 copies of the
-gradient, both moments, the weight and the random bits: 20 bytes per element of the largest tensor. So the peak has either the
+The optimizer steps after the activations are freed. With `pure_bf16` it handles at most 2^24 elements of a tensor at a time and
+holds fp32 copies of the gradient, both moments, the weight and the random bits: 20 bytes per element. So the peak has either the
 activations and compute copies, or these copies, whichever is larger.
 
 Compute copies are an upper bound in sharded training: 10 bytes per parameter of the largest block in bf16 (gathered weights 2,
@@ -43,9 +44,13 @@ GIB = 2**30
 
 _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
-"""Temporary memory of the optimizer's step (bytes per element of the largest tensor); the fused fp32 AdamW needs none."""
+"""Temporary memory of the optimizer's step (bytes per element that it handles at once); the fused fp32 AdamW needs none."""
+_STEP_ELEMENTS = 2**24
+"""Maximum elements that the step handles at once; equal to `training.optimizer.STEP_ELEMENTS`, see `_LOGITS_BYTES`."""
 _GATHERED_BYTES = {2: 10, 4: 12}
 """Memory of the largest block that sharded training gathers (bytes per parameter), by bytes per number in matrix products."""
+_LOGITS_BYTES = 64 * 2**20
+"""Maximum memory of logits (bytes); equal to `training.cross_entropy.LOGITS_BYTES`, which a plan without torch cannot import."""
 _FIXED_OVERHEAD = 1 * GIB
 _FRAGMENTATION = 0.05
 
@@ -105,10 +110,9 @@ def worker_memory(
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4
     copies = _GATHERED_BYTES[width] * parameters.largest_block if workers > 1 else width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
-    activations = tokens * activation_bytes_per_token(
-        family, architecture, vocab_size, width, residual=4 if autocast else width,
-        checkpointing=optimizer.gradient_checkpointing)
-    stepping = _STEP_BYTES[optimizer.state] * -(-parameters.largest_tensor // workers)
+    activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
+        family, architecture, width, residual=4 if autocast else width, checkpointing=optimizer.gradient_checkpointing)
+    stepping = _STEP_BYTES[optimizer.state] * min(_STEP_ELEMENTS, -(-parameters.largest_tensor // workers))
     step = max(0, stepping - activations - copies)
     held = weights + gradients + optimizer_state + copies + activations + step
     return Memory(
@@ -130,15 +134,13 @@ def model_memory(
 
 
 def activation_bytes_per_token(
-    family: FamilyName, architecture: Architecture, vocab_size: int, width: int, *, residual: int,
-    checkpointing: bool,
+    family: FamilyName, architecture: Architecture, width: int, *, residual: int, checkpointing: bool,
 ) -> int:
-    """Bytes of activations per token of the micro-batch, by the formula in the docstring of this module.
+    """Bytes of activations per token of the micro-batch, without logits, by the formula in the docstring of this module.
 
     Args:
         family: The model's family.
         architecture: Sizes of the model.
-        vocab_size: Rows of the head.
         width: Bytes per number in a matrix product.
         residual: Bytes per number on the residual stream.
         checkpointing: Whether layers are recomputed in the backward pass.
@@ -146,8 +148,7 @@ def activation_bytes_per_token(
     layer = layer_bytes_per_token(family, architecture, width, residual)
     layers, hidden = architecture.num_hidden_layers, architecture.hidden_size
     kept = layers * residual * hidden + layer if checkpointing else layers * layer
-    logits = vocab_size * (width + (4 if width < 4 else 0) + 8)
-    return kept + (4 + residual + width) * hidden + logits
+    return kept + (4 + residual + width + 4) * hidden
 
 
 def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width: int, residual: int) -> int:

@@ -22,7 +22,7 @@ class MicroBatch:
 
     Attributes:
         inputs_BL: Token ids.
-        targets_BL: Token that follows each position.
+        targets_BL: Token that follows each position; -100 in a padding sequence.
         weights_B: 0 for a padding sequence, else 1; None: no padding.
     """
 
@@ -72,4 +72,5 @@ class Batches:
             part = tokens[start:start + self._micro_batch]
             filled = start + len(part) > real
             weights_B = (torch.arange(start, start + len(part), device=device) < real).float() if filled else None
-            yield MicroBatch(part[:, :-1], part[:, 1:], weights_B)
+            targets_BL = part[:, 1:] if weights_B is None else part[:, 1:].masked_fill(weights_B[:, None] == 0, -100)
+            yield MicroBatch(part[:, :-1], targets_BL, weights_B)

@@ -1,7 +1,4 @@
-"""The metrics of a training: loss, gradient norm, speed and held-out loss, as events; a loss that is not finite is an error.
-
-Axes: B sequences, L positions, V vocabulary, T = B L tokens.
-"""
+"""The metrics of a training: loss, gradient norm, speed and held-out loss, as events; a loss that is not finite is an error."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import time
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import NotFiniteError
@@ -135,9 +131,7 @@ class HeldOutLoss:
         self._model.eval()
         for inputs_BL, targets_BL in held_out.batches(sequences * self._job.sequence_length):
             with autocast(self._job.optimizer, self._world):
-                logits_BLV = self._model(input_ids=inputs_BL.to(self._world.device), use_cache=False).logits
-            targets_T = targets_BL.flatten().to(self._world.device)
-            nats += cross_entropy(logits_BLV.flatten(0, 1).float(), targets_T, reduction="sum").double()
+                nats += self._model(inputs_BL.to(self._world.device), targets_BL.to(self._world.device)).double()
             tokens += int((targets_BL != -100).sum())
         self._model.train()
         return nats.item() / tokens

@@ -7,7 +7,7 @@ The load-balance loss is f P, a product of two means over the global batch (see 
 constant, taken from the *previous* global batch: it is exact, known before the first micro-batch, and the same on every worker. So
 the load-balance losses of micro-batches and workers add up too. f is part of a checkpoint.
 
-Axes: B sequences, L positions, V vocabulary, T = B L tokens, N routers (MoE layers), E experts, K top-k.
+Axes: B sequences, L positions, T = B L tokens, N routers (MoE layers), E experts, K top-k.
 """
 
 from __future__ import annotations
@@ -19,25 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 ROUTER = ".mlp.gate"
 """Suffix of a router's module name in transformers 5, in every supported family; the module returns logits, scores, indices."""
-
-
-def token_loss(logits_BLV: Tensor, targets_BL: Tensor, weights_B: Tensor | None = None) -> Tensor:
-    """Cross-entropy in nats, summed over all tokens; computed in fp32.
-
-    Args:
-        logits_BLV: Logits of any floating-point dtype.
-        targets_BL: Token that follows each position.
-        weights_B: Weight of each sequence; None: all 1.
-    """
-    logits_TV = logits_BLV.flatten(0, 1).float()
-    if weights_B is None:
-        return cross_entropy(logits_TV, targets_BL.flatten(), reduction="sum")
-    loss_T = cross_entropy(logits_TV, targets_BL.flatten(), reduction="none")
-    return loss_T.view_as(targets_BL).sum(dim=1) @ weights_B
 
 
 def routers(model: nn.Module) -> dict[str, Any]:

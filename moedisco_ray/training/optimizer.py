@@ -21,6 +21,8 @@ LARGEST_NORM = 1.0
 """Maximum norm of a gradient, to which larger ones are clipped; the usual value for language models."""
 DECAY = 0.2
 """Share of the steps in which `wsd` decays: the 10 to 20 % that its paper finds sufficient."""
+STEP_ELEMENTS = 2**24
+"""Maximum elements that `RoundingAdamW` updates at once (320 MiB of fp32 copies): an embedding alone would need several GB."""
 _FINAL_SHARE = 0.1
 """Final learning rate of the cosine, as a share of the peak."""
 
@@ -131,17 +133,28 @@ class RoundingAdamW(torch.optim.Optimizer):
     def _update(
         group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, generator: torch.Generator,
     ) -> None:
-        beta1, beta2 = group["betas"]
-        weight, gradient = _local(parameter), _local(parameter.grad).float()
-        moment, square = _local(state["exp_avg"]), _local(state["exp_avg_sq"])
-        moment_fp32 = moment.float().lerp_(gradient, 1 - beta1)
-        square_fp32 = square.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        moment.copy_(moment_fp32)
-        _round_into(square, square_fp32, generator)
-        denominator = square_fp32.sqrt_().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
-        weight_fp32 = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
-        weight_fp32.addcdiv_(moment_fp32, denominator, value=-group["lr"] / (1 - beta1**step))
-        _round_into(weight, weight_fp32, generator)
+        tensors = (_local(each) for each in (parameter, state["exp_avg"], state["exp_avg_sq"]))
+        gradient = _local(parameter.grad).reshape(-1)
+        weight, moment, square = (each.view(-1) for each in tensors)
+        split = (torch.split(each, STEP_ELEMENTS) for each in (weight, gradient, moment, square))
+        for parts in zip(*split, strict=True):
+            _update_part(group, *parts, step=step, generator=generator)
+
+
+def _update_part(
+    group: dict[str, Any], weight: Tensor, gradient: Tensor, moment: Tensor, square: Tensor, *, step: int,
+    generator: torch.Generator,
+) -> None:
+    beta1, beta2 = group["betas"]
+    gradient_fp32 = gradient.float()
+    moment_fp32 = moment.float().lerp_(gradient_fp32, 1 - beta1)
+    square_fp32 = square.float().mul_(beta2).addcmul_(gradient_fp32, gradient_fp32, value=1 - beta2)
+    moment.copy_(moment_fp32)
+    _round_into(square, square_fp32, generator)
+    denominator = square_fp32.sqrt_().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+    weight_fp32 = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
+    weight_fp32.addcdiv_(moment_fp32, denominator, value=-group["lr"] / (1 - beta1**step))
+    _round_into(weight, weight_fp32, generator)
 
 
 def _round_into(target: Tensor, value: Tensor, generator: torch.Generator) -> None:

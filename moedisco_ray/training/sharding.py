@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.models import load_model, specialise
+from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.job import World
 
 
@@ -25,7 +26,7 @@ def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
 
 
 def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrainedModel:
-    """Load a model for training, with the precision and gradient checkpointing of the optimizer settings.
+    """Load a model for training, with the precision and gradient checkpointing of the optimizer settings; see `SummedLoss`.
 
     With several workers only rank 0 reads the weights; no other worker ever holds a whole model.
 
@@ -43,6 +44,16 @@ def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrained
     return model
 
 
+class SummedLoss:
+    """Base class that makes a causal language model return its loss: logits of all tokens at once can be larger than the model."""
+
+    def forward(self, input_ids: Tensor, targets_BL: Tensor) -> Tensor:
+        """Cross-entropy in nats, summed over all tokens of inputs and targets [B, L]; a target of -100 is left out."""
+        model: Any = self
+        hidden_BLD = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return summed_cross_entropy(hidden_BLD.flatten(0, 1), model.get_output_embeddings().weight, targets_BL.flatten())
+
+
 def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:
     """Context for forward passes: bf16 arithmetic on fp32 weights; FSDP casts by itself."""
     if world.size == 1 and optimizer.state == "fp32" and compute_dtype(optimizer, world.device) is torch.bfloat16:
@@ -58,6 +69,9 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
     # `specialise` also freezes the routers of one-expert layers: they get no gradient, but would get weight decay.
     specialise(model).train()
+    kind = type(model)
+    # Sharded training gathers the head's weight while `forward` of the whole model runs, so the loss is computed there.
+    model.__class__ = type(kind.__name__, (SummedLoss, kind), {})
     if optimizer.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model

@@ -20,7 +20,7 @@ from moedisco_ray.training.sharding import autocast
 class Stepper:
     """Makes optimizer steps.
 
-    Axes: B sequences of a micro-batch, L positions, V vocabulary, T = B L tokens, N routers, E experts.
+    Axes: B sequences of a micro-batch, L positions, T = B L tokens, N routers, E experts.
 
     Attributes:
         optimizer: Optimizer of the model's trainable parameters.
@@ -80,8 +80,8 @@ class Stepper:
 
     def _forward(self, micro: MicroBatch) -> Tensor:
         with autocast(self._job.optimizer, self._world):
-            logits_BLV = self._model(input_ids=micro.inputs_BL, use_cache=False).logits
-        return objective.token_loss(logits_BLV, micro.targets_BL, micro.weights_B)
+            loss_sum: Tensor = self._model(micro.inputs_BL, micro.targets_BL)
+        return loss_sum
 
 
 def _gathered(tensor: Tensor) -> Tensor:

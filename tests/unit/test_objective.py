@@ -9,12 +9,12 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.models import hf_config, skeleton, specialise
+from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.objective import (
     RouterProbe,
     RouterSums,
     load_balance_loss,
     routers,
-    token_loss,
     uniform_fractions,
     z_loss,
 )
@@ -48,19 +48,10 @@ def recorded(model: torch.nn.Module, ids: Tensor, weights: Tensor | None = None)
 def test_token_loss_is_hugging_faces_loss_times_its_tokens() -> None:
     model, ids = tiny(), tokens()
     with torch.no_grad():
-        out = model(input_ids=ids, labels=ids)
-    ours = token_loss(out.logits[:, :-1], ids[:, 1:])
-    assert ours / (B * (L - 1)) == pytest.approx(out.loss.item(), rel=1e-6)
-
-
-def test_token_loss_weighs_sequences_and_is_fp32_for_bf16_logits() -> None:
-    logits, targets = torch.randn(B, L, V, generator=torch.Generator().manual_seed(2)), tokens()
-    weights = torch.tensor([1.0, 0.0, 0.5])
-    each = torch.stack([token_loss(logits[i:i + 1], targets[i:i + 1]) for i in range(B)])
-    torch.testing.assert_close(token_loss(logits, targets, weights), each @ weights)
-    rounded = logits.bfloat16()
-    assert token_loss(rounded, targets).dtype is torch.float32
-    torch.testing.assert_close(token_loss(rounded, targets), token_loss(rounded.float(), targets))
+        loss = model(input_ids=ids, labels=ids).loss
+        hidden_TD = model.base_model(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
+        ours = summed_cross_entropy(hidden_TD, model.lm_head.weight, ids[:, 1:].flatten())
+    assert ours / (B * (L - 1)) == pytest.approx(loss.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -116,9 +107,10 @@ def test_activation_checkpointing_changes_neither_sums_nor_gradients() -> None:
         for _ in range(2):  # a second pass would trip over anything that the first recomputation left behind
             model.zero_grad()
             with probe.recording():
-                logits = model(input_ids=tokens(), use_cache=False).logits
+                hidden_BLD = model.base_model(input_ids=tokens(), use_cache=False).last_hidden_state
             sums = probe.sums()
-            loss = token_loss(logits, tokens()) / T + z_loss(sums.log_partition_N, T)
+            loss = summed_cross_entropy(hidden_BLD.flatten(0, 1), model.lm_head.weight, tokens().flatten()) / T
+            loss += z_loss(sums.log_partition_N, T)
             (loss + load_balance_loss(sums.probabilities_NE, sums.selections_NE / T, T)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)

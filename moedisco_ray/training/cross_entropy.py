@@ -1,0 +1,100 @@
+"""Cross-entropy of a language model from its last hidden states, without the logits of all tokens at once.
+
+Logits are computed in tiles of some tokens and some words of the vocabulary, once for the loss and again for its gradients, as in
+Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), but with plain matrix products.
+Everything after a product is fp32. (`torch.nn.functional.linear_cross_entropy` returns the sum in the dtype of the product, which
+is three digits in bf16, and adds up the head's gradient in that dtype, chunk by chunk.)
+
+Axes: T tokens, V vocabulary, D hidden size; t and v are the tokens and words of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+LOGITS_BYTES = 64 * 2**20
+"""Maximum memory of logits, of copies of them and of their gradients during a training step (bytes)."""
+_BYTES_PER_LOGIT = 16
+"""A logit in fp32, the product in its dtype, a temporary copy, and the gradient in the product's dtype."""
+_TILE_TOKENS = 2_048
+"""Maximum tokens of a tile, so that a tile has enough words for a fast matrix product."""
+_IGNORED = -100
+
+
+def summed_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
+    """Cross-entropy in nats, summed over all tokens.
+
+    A batch whose logits fit into `LOGITS_BYTES` is computed at once.
+
+    Args:
+        hidden_TD: Outputs of the model's last norm, of any floating-point dtype.
+        head_VD: Weight of the output head.
+        targets_T: Token that follows each position; -100 excludes a position.
+    """
+    if len(hidden_TD) * len(head_VD) * _BYTES_PER_LOGIT <= LOGITS_BYTES:
+        return cross_entropy(linear(hidden_TD, head_VD).float(), targets_T, reduction="sum")
+    device = hidden_TD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = _TiledCrossEntropy.apply(hidden_TD, head_VD, targets_T, dtype)  # type: ignore[no-untyped-call]  # torch's
+    return loss
+
+
+class _TiledCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
+        log_partition_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf, dtype=torch.float32)
+        logit_T = torch.zeros_like(log_partition_T)     # of the target
+        for tokens, words, logits_tv, _, _ in _tiles(hidden_TD, head_VD, dtype):
+            log_partition_T[tokens] = torch.logaddexp(log_partition_T[tokens], logits_tv.logsumexp(dim=1))
+            column_t, inside_t = _columns(targets_T[tokens], words)
+            logit_T[tokens] += torch.where(inside_t, logits_tv.gather(1, column_t[:, None])[:, 0], 0)
+        ctx.save_for_backward(hidden_TD, head_VD, targets_T, log_partition_T)
+        ctx.dtype = dtype
+        return torch.where(targets_T == _IGNORED, 0, log_partition_T - logit_T).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_TD, head_VD, targets_T, log_partition_T = ctx.saved_tensors
+        weight_T = torch.where(targets_T == _IGNORED, 0, gradient)
+        hidden_gradient_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
+        head_gradient_VD = torch.empty_like(head_VD)
+        sum_vD = torch.empty(0)
+        for tokens, words, logits_tv, hidden_tD, head_vD in _tiles(hidden_TD, head_VD, ctx.dtype):
+            gradient_tv = logits_tv.sub_(log_partition_T[tokens, None]).exp_()      # of the logits: softmax - one-hot target
+            column_t, inside_t = _columns(targets_T[tokens], words)
+            gradient_tv.scatter_add_(1, column_t[:, None], -inside_t.float()[:, None])
+            gradient_tv = gradient_tv.mul_(weight_T[tokens, None]).to(ctx.dtype)
+            hidden_gradient_TD[tokens] += gradient_tv @ head_vD
+            part_vD = (gradient_tv.T @ hidden_tD).float()
+            sum_vD = part_vD if tokens.start == 0 else sum_vD.add_(part_vD)
+            if tokens.stop == len(hidden_TD):
+                head_gradient_VD[words] = sum_vD
+        return hidden_gradient_TD.to(hidden_TD.dtype), head_gradient_VD, None, None
+
+
+def _tiles(hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+    """Tokens and words of each tile, its logits [t, v] in fp32, and their factors; all tokens of some words follow each other."""
+    count, vocabulary = len(hidden_TD), len(head_VD)
+    rows = min(count, _TILE_TOKENS)
+    columns = max(1, LOGITS_BYTES // (_BYTES_PER_LOGIT * rows))
+    for first_word in range(0, vocabulary, columns):
+        words = slice(first_word, min(first_word + columns, vocabulary))
+        head_vD = head_VD[words].to(dtype)
+        for first_token in range(0, count, rows):
+            tokens = slice(first_token, min(first_token + rows, count))
+            hidden_tD = hidden_TD[tokens].to(dtype)
+            logits_tv = hidden_tD @ head_vD.T
+            yield tokens, words, logits_tv.float(), hidden_tD, head_vD
+
+
+def _columns(targets_t: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """Column of each target in a tile, and whether it is there; if it is not, the column is 0."""
+    column_t = targets_t - words.start
+    inside_t = (column_t >= 0) & (targets_t < words.stop)
+    return torch.where(inside_t, column_t, 0), inside_t

@@ -1,0 +1,86 @@
+"""The cross-entropy in tiles against the one of all logits."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from torch.profiler import ProfilerActivity, profile
+
+from moedisco_ray.training import cross_entropy as module
+from moedisco_ray.training.cross_entropy import LOGITS_BYTES, summed_cross_entropy
+
+
+def inputs(tokens: int, vocabulary: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, head, and targets of which every seventh is excluded."""
+    random = torch.Generator().manual_seed(tokens + vocabulary)
+    hidden_TD = torch.randn(tokens, width, generator=random)
+    head_VD = torch.randn(vocabulary, width, generator=random) / width ** 0.5
+    targets_T = torch.randint(vocabulary, (tokens,), generator=random)
+    targets_T[::7] = -100
+    return hidden_TD.to(dtype).requires_grad_(), head_VD.to(dtype).requires_grad_(), targets_T
+
+
+def whole(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients from the logits of all tokens at once."""
+    hidden_TD, head_VD = hidden_TD.detach().requires_grad_(), head_VD.detach().requires_grad_()
+    logits_TV = linear(hidden_TD, head_VD)
+    loss = cross_entropy(logits_TV.float() if logits_TV.dtype is torch.bfloat16 else logits_TV, targets_T, reduction="sum")
+    return loss.detach(), *torch.autograd.grad(loss, (hidden_TD, head_VD))
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Relative error of a tensor."""
+    return float(torch.linalg.vector_norm(found.double() - exact) / torch.linalg.vector_norm(exact))
+
+
+@given(tokens=st.integers(1, 40), vocabulary=st.integers(2, 60), tile=st.integers(16, 400), rows=st.integers(1, 50))
+@settings(max_examples=60, deadline=None)
+def test_tiles_of_any_size_give_the_loss_and_gradients_of_all_logits(tokens: int, vocabulary: int, tile: int, rows: int) -> None:
+    hidden_TD, head_VD, targets_T = inputs(tokens, vocabulary, 8)
+    exact, *gradients = whole(hidden_TD.double(), head_VD.double(), targets_T)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LOGITS_BYTES", tile)
+        patch.setattr(module, "_TILE_TOKENS", rows)
+        loss = summed_cross_entropy(hidden_TD, head_VD, targets_T)
+        torch.autograd.backward(3 * loss)
+    assert hidden_TD.grad is not None
+    assert head_VD.grad is not None
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-6)
+    torch.testing.assert_close(hidden_TD.grad.double(), 3 * gradients[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head_VD.grad.double(), 3 * gradients[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_are_as_exact_as_all_logits_and_take_64_mib(dtype: torch.dtype) -> None:
+    hidden_TD, head_VD, targets_T = inputs(2_500, 10_000, 64, dtype)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss = summed_cross_entropy(hidden_TD, head_VD, targets_T)
+        torch.autograd.backward(loss)
+    sizes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    gradients = 6 * (hidden_TD.numel() + head_VD.numel())    # in fp32, and in the dtype
+    assert max(itertools.accumulate(sizes)) < LOGITS_BYTES + gradients
+    assert hidden_TD.grad is not None
+    assert head_VD.grad is not None
+    exact, *exact_gradients = whole(hidden_TD.double(), head_VD.double(), targets_T)
+    plain, *plain_gradients = whole(hidden_TD, head_VD, targets_T)
+    assert error(loss.detach(), exact) < max(1e-6, 1.5 * error(plain, exact))
+    for ours, rounded, true in zip((hidden_TD.grad, head_VD.grad), plain_gradients, exact_gradients, strict=True):
+        assert error(ours, true) < max(1e-6, 1.5 * error(rounded, true))
+
+
+def test_autocast_multiplies_in_bf16_and_keeps_the_gradients_of_fp32_weights() -> None:
+    hidden_TD, head_VD, targets_T = inputs(700, 10_000, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = summed_cross_entropy(hidden_TD, head_VD, targets_T)
+    torch.autograd.backward(loss)
+    rounded, *gradients = whole(hidden_TD.bfloat16(), head_VD.bfloat16(), targets_T)
+    assert head_VD.grad is not None
+    assert loss.dtype is head_VD.grad.dtype is torch.float32
+    assert error(loss.detach(), rounded.double()) < 1e-5
+    assert error(head_VD.grad, gradients[1].double()) < 1e-2
