@@ -17,7 +17,7 @@ from moedisco_ray.training.cross_entropy import LOGITS_BYTES, summed_cross_entro
 
 
 def inputs(tokens: int, vocabulary: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, head, and targets of which every seventh is excluded."""
+    """Hidden states, head, and targets; every seventh is excluded."""
     random = torch.Generator().manual_seed(tokens + vocabulary)
     hidden_TD = torch.randn(tokens, width, generator=random)
     head_VD = torch.randn(vocabulary, width, generator=random) / width ** 0.5

@@ -207,7 +207,7 @@ def test_two_billion_parameters_in_fp32_do_not_fit_24_gb_and_the_remedy_makes_th
 
 def test_the_cheapest_setting_is_tried_first():
     plan = build_plan(config(submodels={"optimizer": {"batch_tokens": 65_536, "precision": "pure_bf16"}}))
-    assert plan.stages[0].remedy.settings == ("submodels.optimizer.micro_batch=1",)
+    assert plan.stages[0].remedy.settings == ("submodels.optimizer.micro_batch=2",)
 
 
 def test_too_small_a_card_is_told_how_much_it_would_take():
