@@ -34,6 +34,16 @@ def joined(location: Location, *parts: str) -> Location:
     return "/".join([place.rstrip("/"), *parts]) + sign + options
 
 
+def parent(location: Location) -> tuple[Location, str]:
+    """The folder that contains a location, and the location's name in it; a URI's options stay with the folder."""
+    if not is_uri(location):
+        path = Path(location).absolute()
+        return path.parent, path.name
+    place, sign, options = str(location).partition("?")
+    folder, _, name = place.rstrip("/").rpartition("/")
+    return folder + sign + options, name
+
+
 def is_uri(location: Location) -> bool:
     """Whether a location is a URI, not a local path."""
     return isinstance(location, str) and "://" in location

@@ -33,9 +33,13 @@ class SubmodelProgress:
     Args:
         jobs: The trainings, including those that an earlier driver finished.
         quorum: Number of trainings that must finish, and how long to wait for the others.
-        workers: Number of workers of each training.
+        workers: Number of workers of each training, until `self.workers` says otherwise.
         path: File of the stored progress; its directory must exist.
         clock: Returns seconds.
+
+    Attributes:
+        finished: Results of the finished trainings, by name.
+        workers: Number of workers of the newest attempt at each training, by name.
     """
 
     def __init__(
@@ -43,11 +47,14 @@ class SubmodelProgress:
     ) -> None:
         self._jobs = jobs
         self._quorum = quorum
-        self._workers = workers
+        self.workers = dict.fromkeys((job.name for job in jobs), workers)
         self._path = path
         self._clock = clock
-        kept: dict[str, Any] = read_json(path) if path.exists() else {"seconds": 0.0, "ended": {}, "speeds": {}, "held": {}}
+        kept: dict[str, Any] = read_json(path) if path.exists() else {
+            "seconds": 0.0, "ended": {}, "speeds": {}, "held": {}, "walls": {}}
         self._held_before: Held = kept["held"]
+        self._walls: dict[str, float] = kept["walls"]
+        self._counted = {unit: sum(held.values()) for unit, held in self._held_before.items()}
         self._ended: dict[str, float] = kept["ended"]
         self._speeds: dict[str, float] = kept["speeds"]
         self._began = clock() - kept["seconds"]
@@ -105,8 +112,8 @@ class SubmodelProgress:
 
     def trained(self, job: TrainJob, held: Held) -> Trained:
         """The result of a training so far, given the worker-seconds that this driver used."""
-        total = self._held(held).get(job.name, {})
-        seconds = sum(total.values()) / self._workers
+        total = self._count(held).get(job.name, {})
+        seconds = self._walls.get(job.name, 0.0)
         if job.name in self.finished:
             return Trained(self.finished[job.name], seconds, total)
         result = dataclasses.replace(read_partial_result(job), finished=False)
@@ -124,11 +131,19 @@ class SubmodelProgress:
         if now or self._clock() - self._saved_at >= _SAVE_SECONDS:
             self._saved_at = self._clock()
             write_json(self._path, {
-                "seconds": self.seconds, "ended": self._ended, "speeds": self._speeds, "held": self._held(held())})
+                "seconds": self.seconds, "ended": self._ended, "speeds": self._speeds, "held": self._count(held()),
+                "walls": self._walls})
 
-    def _held(self, held: Held) -> dict[str, dict[str, float]]:
+    def _count(self, held: Held) -> dict[str, dict[str, float]]:
+        """Worker-seconds over all drivers; those since the last count, divided by the workers, are added to the wall times."""
         units = dict.fromkeys([*self._held_before, *held])
-        return {unit: dict(Counter(self._held_before.get(unit, {})) + Counter(held.get(unit, {}))) for unit in units}
+        totals: dict[str, dict[str, float]] = {
+            unit: dict(Counter(self._held_before.get(unit, {})) + Counter(held.get(unit, {}))) for unit in units}
+        for unit, pools in totals.items():
+            total = sum(pools.values())
+            self._walls[unit] = self._walls.get(unit, 0.0) + (total - self._counted.get(unit, 0.0)) / self.workers.get(unit, 1)
+            self._counted[unit] = total
+        return totals
 
     def _state(self, name: str) -> State:
         if name in self.finished:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -43,7 +45,7 @@ def start(hosts, command):
     hosts.execute("lab", "env", "-i", f"HOME={HOME}", f"PATH={BIN}:/usr/bin:/bin", "bash", "-c", command)
 
 
-def configuration(hosts, name, tokens):
+def configuration(hosts, name, tokens, workers):
     text = hosts.base / "text"
     text.mkdir(exist_ok=True)
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
@@ -51,6 +53,7 @@ def configuration(hosts, name, tokens):
     return small_config(
         Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
         tokens={"seed_share": 0.02, **tokens}, clusters={"count": 2, "vectors": "hidden_state"},
+        pools={"low_memory": {"max_workers": 2}, "high_memory": {"workers": workers}},
     ).model_copy(update={"name": name, "output": Path("runs")})
 
 
@@ -68,6 +71,15 @@ def watch(client, run_id, timeline, seconds=900):
         time.sleep(0.5)
 
 
+def launched(hosts):
+    """Nodes that the autoscaler has launched so far, by type, as its log says."""
+    logs = (hosts.base / "lab" / "tmp" / "ray").glob("session_2*/logs/monitor.log")
+    found = Counter()
+    for count, node_type in re.findall(r"Adding (\d+) node\(s\) of type (\w+)", "".join(log.read_text() for log in logs)):
+        found[node_type] += int(count)
+    return found
+
+
 def test_pools_come_with_the_work_and_go_after_it(host):
     start(host, "ray get-auth-token --generate")
     start(host, f"{FOLDER}/local-fake.sh >{HOME}/ray.log 2>&1")
@@ -79,12 +91,19 @@ def test_pools_come_with_the_work_and_go_after_it(host):
     until(saved.exists, 120, "the service's address")
     with host.tunnel("lab", 8300) as port, Client(f"http://127.0.0.1:{port}", json.loads(saved.read_text())["token"]) as client:
         until(lambda: client_answers(client), 60, "the service")
-        asked(client, configuration(host, "short", {"total": 200_000}))
+        asked(client, configuration(host, "short", {"total": 200_000}, workers=1))
+        first = launched(host)
         # The cluster knows now how long a node of the high pool takes, which is no minutes: this run asks later.
-        left, since_start, to_end = asked(client, configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}))
+        long = configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}, workers=2)
+        left, since_start, to_end = asked(client, long)
         assert left < BOOT
         assert since_start > to_end
         assert to_end < 2 * BOOT
+        second = launched(host) - first
+    # One high-memory node has the slots of merge and gang: at the hand-over from one to the other, no further one is launched.
+    assert first["high"] == second["high"] == 1, (first, second)
+    # Two are for the sub-models, and one may be for what follows the gang.
+    assert max(first["low"], second["low"]) <= 3, (first, second)
 
 
 def asked(client, config):

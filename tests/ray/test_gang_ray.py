@@ -6,18 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 from small_run import small_config
 from waiting import until
 
 from moedisco_ray.backend import Placement, Trained
+from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
-from moedisco_ray.execution.ray.gang_cluster import train_gang
+from moedisco_ray.execution.ray.backend import train_gang
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -80,6 +82,20 @@ def test_a_fixed_gang_makes_the_same_bits_again(cluster: Cluster, undisturbed: P
         train(job(undisturbed, tmp_path / name, 60), 2)
     once, again = (tmp_path / name / "trained" / "model.safetensors" for name in ("once", "again"))
     assert once.read_bytes() == again.read_bytes()
+
+
+def test_ray_train_knows_the_metrics_and_the_newest_checkpoint(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    add_node(cluster, 2)
+    kept = tmp_path / "name-of-the-run"
+    stale = {"ray_version": ray.__version__, "checkpoint_results": [{"checkpoint_dir_name": "steps/gone", "metrics": {}}]}
+    kept.mkdir()
+    write_json(kept / "checkpoint_manager_snapshot.json", stale)     # an earlier attempt's: its checkpoint was deleted since
+    trained = train(job(undisturbed, kept, 60), 2)
+    known = read_json(kept / "checkpoint_manager_snapshot.json")["latest_checkpoint_result"]
+    assert (kept / known["checkpoint_dir_name"] / "manifest.json").exists()
+    assert known["checkpoint_dir_name"] == f"steps/step-{60:07}"
+    assert known["metrics"]["step"] == 60
+    assert known["metrics"]["loss"] == pytest.approx(trained.result.losses[-1], rel=0.2)
 
 
 def test_two_gangs_on_a_pool_that_holds_one_both_finish(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from waiting import until
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import read_json, read_manifest
+from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.errors import RunDirError, UserError
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.execution.ray.backend import train_all
+from moedisco_ray.execution.ray.backend import train_gang
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -145,7 +146,7 @@ def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, undisturbed: P
             optimizer=config.finetune.optimizer, checkpoint_every=5, load_balance=0.01, z_loss=0.001)
 
     events: list[Event] = []
-    [gang] = train_all([job("gang")], Placement(config.pools.high_memory, 2, 0), tmp_path / "ray", events.append)
+    gang = train_gang(job("gang"), HighMemoryPool(workers=2), 0, tmp_path / "ray", events.append)
     [alone] = LOCAL.train_all([job("alone")], Placement(config.pools.high_memory, 1, 0), tmp_path, events.append)
     assert [event.data["workers"] for event in events if event.type == "unit_started"] == [2]
     assert gang.worker_seconds == pytest.approx(2 * gang.seconds)

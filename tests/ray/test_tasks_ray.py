@@ -166,3 +166,22 @@ def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(backend: 
     with pytest.raises(RunError, match="die: its worker died repeatedly"):
         backend.call(pool, emit, NEVER, die, held)
     assert types(events) == ["workers_held", "workers_released"] * 6
+
+
+def test_a_seat_sees_no_gpu_that_it_does_not_hold(backend: RayBackend) -> None:
+    seen = backend.call(LowMemoryPool(), lambda _: None, NEVER, os.environ.get, "CUDA_VISIBLE_DEVICES")
+    assert seen == ""     # Ray Train's local mode would train on a GPU that another seat holds
+
+
+def test_an_error_of_a_gpu_reaches_no_later_work(backend: RayBackend) -> None:
+    def process() -> int:
+        return backend.call(LowMemoryPool(), lambda _: None, NEVER, os.getpid)
+
+    def breaks() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    before = process()
+    assert process() == before
+    with pytest.raises(RunError, match="illegal memory access"):
+        backend.call(LowMemoryPool(), lambda _: None, NEVER, breaks)
+    assert process() != before

@@ -72,16 +72,19 @@ def check_story(client: Client, run_id: str, events: list[Event]) -> None:
 
 
 def check_dashboard(service: RealService, run_id: str) -> None:
-    """Ray shows the run's job, its sub-models on their seats, and the gang's Train run under the run's name."""
+    """Ray shows the run's job, its data set, its sub-models on their seats, and the gang's Train runs under the run's name."""
     cluster = LocalRay(service.home / "state").find()
     assert cluster is not None
     with contextlib.closing(Dashboard(cluster.dashboard_url, cluster.token_path)) as dashboard:
-        job = next(job for job in dashboard.get("/api/jobs/") if job["submission_id"] == f"{run_id}-2")
-        assert job["metadata"]["job_name"] == "small (attempt 2)"
+        jobs = {job["submission_id"]: job for job in dashboard.get("/api/jobs/")}
+        names = {attempt: jobs[f"{run_id}-{attempt}"]["metadata"]["job_name"] for attempt in (1, 2)}
+        assert names == {1: "small (attempt 1)", 2: "small (attempt 2)"}
+        data = dashboard.get(f"/api/data/datasets/{jobs[f'{run_id}-1']['job_id']}")["datasets"]
+        assert {entry["dataset"].partition("_")[0] for entry in data} == {"small-corpus"}
         tasks = dashboard.get("/api/v0/tasks?limit=1000")["data"]["result"]["result"]
         assert {"small-submodel-0", "small-submodel-1"} <= {task["name"] for task in tasks if task["type"] == "ACTOR_TASK"}
-        trained = {run["name"].rpartition("-")[0] for run in dashboard.get("/api/train/v2/runs/v1")["train_runs"]}
-        assert trained == {"small-finetune"}
+        gangs = dashboard.get("/api/train/v2/runs/v1")["train_runs"]
+        assert [run["name"] for run in gangs] == ["small-finetune"] * 2     # the first driver's, and the second's
 
 
 def reload(model: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_run_saves_to_its_storage_goes_on_from_there_and_leaves_nothing(tmp_pa
         pipeline.run(config, (ask,), backend=LocalBackend(), stop=stop)
     theirs = storage / "small-of-another-run" / "step"
     theirs.mkdir(parents=True)
-    assert list(storage.glob("small-*/finetune-*/finetune/steps/step-*"))
+    assert list(storage.glob("small-*/finetune-*/small-finetune/steps/step-*"))
     assert not list(config.directory.glob("checkpoints/**/step-*"))
     events: list[Event] = []
     pipeline.run(config, (events.append,), backend=LocalBackend())

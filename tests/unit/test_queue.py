@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from moedisco_ray.execution.ray import backend, event_mailbox
 from moedisco_ray.execution.ray import queue as module
 from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _MailboxActor
+from moedisco_ray.execution.ray.forecast import RESTART_SECONDS
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.quorum import ALL
@@ -80,7 +83,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(event_mailbox.ray, "get", lambda value: value)
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
-    monkeypatch.setattr(module.session, "room", lambda _pool, _workers: 2)
+    monkeypatch.setattr(module.session, "room", lambda _pool: 2)
     monkeypatch.setattr(module.session, "slots_staying", lambda _pool: 2)
     monkeypatch.setattr(module.session, "free_workers", lambda _bundle: 0)
     jobs = [
@@ -122,16 +125,29 @@ def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behi
     monkeypatch.setattr(checkpoint, "steps", lambda _location: [5])
     queue.start()
     mailbox.push(Event("progress", "submodels", "unplaced", {"step": 9, "tokens": 9, "tokens_per_second": 0.5}))
-    assert sorted(queue.seconds_left[0]) == [2.0, 20.0]
+    assert sorted(queue.seconds_left[0]) == [2.0, 20.0 + RESTART_SECONDS]
     mail.kill_attempt("unplaced")
     while not queue.seconds_left[1]:
         queue.poll()
-    assert queue.seconds_left[1] == [10.0]
+    assert queue.seconds_left[1] == [10.0 + RESTART_SECONDS]
     mailbox.begin_attempt("unplaced")
     queue.start()
-    assert sorted(queue.seconds_left[0]) == [10.0, 20.0]
+    assert sorted(queue.seconds_left[0]) == [10.0 + RESTART_SECONDS, 20.0 + RESTART_SECONDS]
     end.request("ended")
     queue.wait_for_ends()
+
+
+def test_the_forecast_counts_the_starts_of_what_waits(queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch) -> None:
+    mailbox = _MailboxActor()
+    monkeypatch.setattr(mail, "statuses", mailbox.statuses)
+    attempt = mailbox.begin_attempt("placed")
+    mailbox.set_workers("placed", attempt, ("node",))
+    event = Event("progress", "submodels", "placed", {"step": 4, "tokens": 4, "tokens_per_second": 0.5}, time=time.time() + 7)
+    assert queue.seconds_left[1] == [math.inf, math.inf]
+    mailbox.push(event, attempt)
+    assert queue.seconds_left[1] == pytest.approx([20 + 7, 20 + 7], abs=0.5)    # as long as the first one's start took
+    mailbox.push(dataclasses.replace(event, time=time.time() + 90), attempt)
+    assert queue.seconds_left[1] == pytest.approx([20 + 7, 20 + 7], abs=0.5)    # not as long as its steps take
 
 
 @pytest.mark.parametrize(("there", "grace", "warned"), [
@@ -203,7 +219,7 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(mail))
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
-    monkeypatch.setattr(module.session, "room", lambda _pool, _workers: 1)
+    monkeypatch.setattr(module.session, "room", lambda _pool: 1)
     job = TrainJob(
         stage="submodels", name="placed", model=tmp_path, packed_dirs=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
         steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)

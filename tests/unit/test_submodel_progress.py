@@ -75,6 +75,22 @@ def test_one_on_a_slow_machine_is_given_the_time_that_such_a_machine_takes(jobs:
     assert submodel_progress.verdict({"a": 9.0, "b": 0.125}).seconds == pytest.approx(4 * 20 - 20)
 
 
+def test_the_time_of_a_gang_that_changes_size_is_not_its_worker_seconds(jobs: list[TrainJob], tmp_path: Path) -> None:
+    path, held = tmp_path / "submodel_progress.json", 0.0
+    for driver in range(2):
+        progress, held_here = SubmodelProgress(jobs[:1], ALL, 1, path), 0.0
+        for workers in (2, 4):
+            progress.workers["a"] = workers
+            for _ in range(3):
+                held_here += 10.0 * workers
+                progress.save(lambda held_here=held_here: {"a": {"high_memory": held_here}}, now=True)
+        held += held_here
+        trained = progress.trained(jobs[0], {"a": {"high_memory": held_here}})
+        assert trained.held == {"high_memory": held}
+        assert trained.seconds == pytest.approx(60.0 * (driver + 1))
+        assert trained.workers == pytest.approx(3.0)
+
+
 def test_a_later_driver_decides_from_what_is_there(jobs: list[TrainJob], tmp_path: Path) -> None:
     clock = Clock()
     first = SubmodelProgress(jobs, Quorum(1, patience=1.5), 1, tmp_path / "submodel_progress.json", clock)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +17,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.errors import NotFiniteError, PoolError, StorageError
+from moedisco_ray.core.locations import first_line
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray.causes import dead_nodes, end_of, failures_of, last_line, unwrapped
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox
 from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterResourcesError
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.train_callbacks import SlotReporter
+from moedisco_ray.execution.ray.train_reports import forget_earlier_run, ray_train_run
 from moedisco_ray.execution.ray.worker import train_on_seat, train_on_worker
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
@@ -119,16 +120,17 @@ def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seat
 def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequence[BaseException] | End:
     """Train in a Ray Train run; returns the errors that ended its workers, if any, or the end of its controller."""
     placement, mailbox = context.placement, context.mailbox
+    storage_path, name = ray_train_run(job)
     trainer = TorchTrainer(
         # Arguments are bound here: the controller would unpickle a `train_loop_config`, and import all of `training` for that.
         functools.partial(train_on_worker, job, context.stop_files, mailbox.handle, attempt_id),
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
         run_config=RunConfig(
-            # A unique name, because Ray Train would restore the state of an earlier run with the same name.
-            name=f"{context.run}-{job.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(context.directory.absolute()),
-            # The driver decides what follows, and waits for slots itself.
+            name=name, storage_path=str(storage_path),
+            # The driver decides what follows, as for sub-models: Ray Train restarts without the history of what failed, counts a
+            # node that dies without a notice as a failure, and ends a run as finished if workers that saved upon a notice return
+            # before its controller, which looks every 2 s, has seen the notice.
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             callbacks=[SlotReporter(
                 stage=job.stage, unit=job.name, pool=placement.pool.key, mailbox=mailbox.handle, attempt=attempt_id)],
@@ -136,10 +138,13 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_SECONDS),
     )
     try:
+        forget_earlier_run(storage_path, name)
         trainer.fit()
     except TrainingFailedError as error:
         return failures_of(error)
     except RayError as error:
         mailbox.kill_attempt(job.name)  # the unreachable controller may be alive, and would run alongside the next one
         return End("died", mailbox.status(job.name).current_step, f"its controller died: {last_line(error)}")
+    except OSError as error:
+        return End("storage", mailbox.status(job.name).current_step, f"{storage_path} does not answer ({first_line(error)})")
     return []

@@ -19,12 +19,13 @@ from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
 from moedisco_ray.execution.ray.clustering import build_clusters
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
-from moedisco_ray.execution.ray.gang_cluster import train_gang
+from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.tasks import Slot
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.arrival import ends_in
+from moedisco_ray.policies.gang import Sizes
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.training import TrainJob
 
@@ -137,21 +138,21 @@ class RayBackend:
 
 def train_all(
     jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER, quorum: Quorum = ALL,
-    run: str = "run", seats: Seats | None = None, observer: Observer | None = None,
+    run: str = "run", seats: Seats | None = None, observer: Observer | None = None, gang: GangSize | None = None,
 ) -> list[Trained]:
     """Train all jobs, in parallel while the pool has room; waiting jobs hold no slots.
 
     Args:
         jobs: The trainings; results come in their order.
         placement: Pool and number of the workers.
-        directory: Directory of Ray Train's own state, the file that ends the trainers, and the jobs' progress; all nodes must see
-            it.
+        directory: Directory of the files that end the trainers, and of the jobs' progress; all nodes must see it.
         emit: Receives the workers' events.
         stop: Ends the trainers, with checkpoints.
         quorum: How many jobs must finish, and how long to wait for the others.
         run: Prefix of the Ray Train runs' names.
         seats: The run's seats; None: new ones for these trainings.
         observer: Called at every poll.
+        gang: Decides the number of workers of the only job; None: each job trains on a seat.
 
     Raises:
         MoeDiscoError: An error of this package, such as a full disk, from the first job that has one.
@@ -170,15 +171,15 @@ def train_all(
     ):
         context = AttemptContext(
             run=run, placement=placement, directory=directory, stop_files=(stop, end), mailbox=mailbox,
-            seats=None if placement.workers > 1 else seats or stack.enter_context(Seats(run)))
-        queue = Queue(jobs, context, threads, progress)
+            seats=None if gang is not None else seats or stack.enter_context(Seats(run)))
+        queue = Queue(jobs, context, threads, progress, gang)
         try:
             while queue.should_wait:
                 stop.check()
                 mailbox.check()
                 queue.start()
                 if observer is not None:
-                    observer(*queue.seconds_left, session.room(placement.pool, placement.workers), queue.stretch)
+                    observer(*queue.seconds_left, session.room(placement.pool), queue.stretch)
                 queue.poll()
             end.request("enough")
             queue.leave_unfinished()
@@ -187,3 +188,26 @@ def train_all(
             end.request("ended")
             queue.wait_for_ends()
         return queue.results
+
+
+def train_gang(
+    job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER, run: str = "run",
+    reservation: Reservation | None = None,
+) -> Trained:
+    """Train a job, as `train_all`, with as many workers as a pool has, within its bounds.
+
+    Args:
+        job: The training.
+        pool: The workers' pool, with the bounds on their number.
+        max_failures: Maximum number of restarts of failed workers. Losing a machine or changing size is not a failure.
+        directory: As in `train_all`.
+        emit: Receives the workers' events.
+        stop: Ends the training, with a checkpoint.
+        run: Prefix of names that Ray shows.
+        reservation: What an earlier stage has requested for the gang; None: nothing.
+    """
+    sizes = Sizes(job.batch, pool.fewest_workers, pool.most_workers)
+    placement = Placement(pool, sizes.fewest, max_failures)
+    gang = GangSize(placement, sizes, reservation or Reservation(pool, f"{run}-{job.name}-ahead"))
+    [trained] = train_all([job], placement, directory, emit, stop=stop, run=run, gang=gang)
+    return trained

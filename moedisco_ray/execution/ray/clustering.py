@@ -66,7 +66,7 @@ class RayWorkers:
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write the documents' vectors, on all slots at once. A slot that is lost repeats its parts on another."""
         pool = self.slot.pool
-        slots = _cpus() if pool is None else session.room(pool, 1)
+        slots = _cpus() if pool is None else session.room(pool)
         count = max(1, min(slots, len(parts)))
         files = [path.resolve() for path in parts]
         with (

@@ -36,6 +36,8 @@ class UnitStatus:
         step: Last step that the newest attempt reported; 0 if it has reported none.
         step_seconds: Seconds per step, as last reported by any attempt.
         stall: Seconds for which the newest checkpoint halted training.
+        held_at: When the newest attempt got its workers (s since the epoch); None while it has none.
+        start_seconds: Seconds from getting workers to the first progress event, in the newest attempt that got so far.
         exit_step: Current step (from 0) when the first worker of the newest attempt ended; None if no worker reported it.
     """
 
@@ -43,6 +45,8 @@ class UnitStatus:
     step: int = 0
     step_seconds: float | None = None
     stall: float = 0.0
+    held_at: float | None = dataclasses.field(default=None, compare=False)
+    start_seconds: float | None = dataclasses.field(default=None, compare=False)
     exit_step: int | None = None
 
     @property
@@ -58,7 +62,10 @@ class UnitStatus:
         if event.type != "progress":
             return self
         speed = data["tokens_per_second"] * data["step"] / data["tokens"] if data["tokens"] else 0.0
-        return dataclasses.replace(self, step=data["step"], step_seconds=1 / speed if speed else self.step_seconds)
+        first = self.held_at is not None and not self.step
+        return dataclasses.replace(
+            self, step=data["step"], step_seconds=1 / speed if speed else self.step_seconds,
+            start_seconds=event.time - (self.held_at or 0.0) if first else self.start_seconds)
 
 
 class _MailboxActor:
@@ -91,7 +98,7 @@ class _MailboxActor:
     def begin_attempt(self, unit: str) -> str:
         self._attempts[unit] = attempt = uuid.uuid4().hex
         self._outcomes.pop(unit, None)
-        self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=(), step=0, exit_step=None)
+        self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=(), step=0, held_at=None, exit_step=None)
         return attempt
 
     def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
@@ -105,7 +112,7 @@ class _MailboxActor:
         if attempt == self._attempts.get(unit):
             if group is not None:
                 self._groups[unit] = group
-            self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=nodes)
+            self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=nodes, held_at=time.time())
 
     def end_attempt(self, unit: str) -> PlacementGroup | None:
         for hold in list(self._meters[unit].open):

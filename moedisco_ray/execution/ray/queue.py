@@ -1,14 +1,17 @@
-"""A queue of trainings over a pool that grows and shrinks: all that fit run at once, the longest remaining ones start first."""
+"""A queue of trainings over a pool that grows and shrinks: all that fit run at once, the longest remaining ones start first.
+
+Sub-models train on one slot each. A gang is a queue of one training, on as many slots as `GangSize` says.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import itertools
-import math
 import time
+import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -16,15 +19,17 @@ from moedisco_ray.backend import Trained
 from moedisco_ray.core.config import Pool
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import histories, session
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.autoscaling.demand import Demand
 from moedisco_ray.execution.ray.event_mailbox import UnitStatus
+from moedisco_ray.execution.ray.forecast import RESTART_SECONDS, Forecast
+from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.execution.ray.sync_thread import SyncThread
 from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
-from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch, interval
-from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first, soonest_done
+from moedisco_ray.policies.ordering import Remaining
 from moedisco_ray.policies.placement import Need, ask_for, place_all
 from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.training import TrainJob, TrainResult
@@ -34,22 +39,39 @@ _POLL_SECONDS = 1.0
 """Interval between two checks of trainings and slots (s)."""
 _START_SECONDS = 60.0
 """Wait before a warning that no slot is free (s): our own starting trainers may hold the slots without a report yet."""
-_RESTART_SECONDS = 30.0
-"""Assumed time from getting a slot to the next step, for a training that lost its slot (s)."""
 _STOP_SECONDS = 120.0
 """Maximum time for stopped trainers to save a checkpoint (s)."""
 
 Outcome = TrainResult | End
 
 
+@dataclasses.dataclass
+class _Attempt:
+    """An attempt under way.
+
+    Attributes:
+        pool: Node type of its workers.
+        workers: Number of workers.
+        before: Status of the training before the attempt; until the attempt reports, this is still the newest status.
+        end: Ends this attempt alone, with a checkpoint; None: only the context's files end it.
+    """
+
+    job: TrainJob
+    pool: Pool
+    workers: int
+    before: UnitStatus
+    end: StopFile | None = None
+
+
 class Queue:
     """The waiting and the running trainings.
 
     Args:
-        jobs: The trainings, all with the same number of workers.
+        jobs: The trainings; only one if it is a gang.
         context: What the attempts of these trainings share.
         threads: Executor with one thread for each job, and one more.
         progress: Records the outcome of each job.
+        gang: Decides the number of workers, which train in a Ray Train run of their own; None: each job trains on a seat.
 
     Raises:
         PoolError: A job fits no node type of a mixed pool.
@@ -57,17 +79,19 @@ class Queue:
 
     def __init__(
         self, jobs: Sequence[TrainJob], context: AttemptContext, threads: ThreadPoolExecutor, progress: SubmodelProgress,
+        gang: GangSize | None = None,
     ) -> None:
         self._jobs = jobs
         self._context = context
         self._threads = threads
         self._progress = progress
+        self._gang = gang
         self._pools = {node_type.key: node_type for node_type in context.placement.pool.node_types}
-        self._demand = Demand(self._pools, f"{context.run}-waiting") if session.autoscales() else None
+        self._demand = Demand(self._pools, f"{context.run}-waiting") if gang is None and session.autoscales() else None
         self._waiting: dict[str, TrainJob] = {}
         self._saved_steps = dict.fromkeys((job.name for job in jobs), 0)
         self._queueing: dict[Future[int | None], TrainJob] = {}
-        self._running: dict[Future[Outcome], tuple[TrainJob, Pool]] = {}
+        self._running: dict[Future[Outcome], _Attempt] = {}
         self._histories = {job.name: histories.remembered(job, context.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
         self._wait_notice = WaitNotice(context.mailbox.push)
@@ -89,7 +113,8 @@ class Queue:
             TrainingError: Too many trainings were given up.
         """
         fastest = max(pool.speed for pool in self._pools.values())
-        speeds = {job.name: fastest for job in self._jobs} | {job.name: pool.speed for job, pool in self._running.values()}
+        speeds = {job.name: fastest for job in self._jobs} | {
+            each.job.name: each.pool.speed for each in self._running.values()}
         return self._progress.verdict(speeds).action == "wait"
 
     @property
@@ -100,36 +125,31 @@ class Queue:
 
     @property
     def seconds_left(self) -> tuple[list[float], list[float]]:
-        """Expected seconds left of each running and each waiting training; infinite until one of them has reported its speed."""
-        status = self._statuses()
-        timed = [Remaining(name, 1, 1.0, each.step_seconds) for name, each in status.items() if each.step_seconds]
-        factor = calibration(timed) if timed else math.inf
-        running = [self._remaining(job, status[job.name], status[job.name].step) for job, _ in self._running.values()]
-        waiting = longest_first([self._remaining(job, status[job.name]) for job in self._waiting.values()], factor)
-        return [expected_seconds(unit, factor) for unit in running], [expected_seconds(unit, factor) for unit in waiting]
+        """Expected seconds left of each running and each waiting training; see `Forecast.seconds_left`."""
+        return self._forecast(self._waiting.values()).seconds_left()
 
     @property
     def stretch(self) -> float:
         """Factor on the remaining seconds that accounts for lost nodes and checkpoints."""
-        cost = SaveCost(max((status.stall for status in self._statuses().values()), default=0.0))
-        restart = _RESTART_SECONDS + (0.0 if self._demand is None else self._demand.boot_seconds)
-        rate = self._context.mailbox.losses_per_hour()
-        return expected_stretch(interval(cost, rate), cost.stall, HOUR / rate, restart)
+        boot = 0.0 if self._demand is None else self._demand.boot_seconds
+        return self._forecast(self._waiting.values()).stretch(self._context.mailbox.losses_per_hour(), boot)
 
     def start(self) -> None:
         """Begin all trainings that fit, the one with most work first, each on the cheapest node type that it fits."""
-        placement = self._context.placement
-        room = session.room(placement.pool, placement.workers)
-        free = {key: session.room(pool, placement.workers) - self._taken[key] for key, pool in self._pools.items()}
+        room = session.room(self._context.placement.pool)
         order = self._order(room)
-        placed = place_all(order, placement.types(free))
         slot_for_each = room >= len(self._waiting) + len(self._running) + len(self._queueing)
-        for name, key in itertools.islice(placed.items(), max(0, room - len(self._running))):
-            job, pool = self._waiting.pop(name), self._pools[key]
-            context = dataclasses.replace(self._context, placement=placement.on(pool))
+        for name, pool, workers in self._placed(order, room):
+            job = self._waiting.pop(name)
+            end = None if self._gang is None else StopFile(self._context.directory / f"end-{uuid.uuid4().hex}")
+            context = dataclasses.replace(
+                self._context, placement=dataclasses.replace(self._context.placement, pool=pool, workers=workers),
+                stop_files=(*self._context.stop_files, *([] if end is None else [end])))
             adjusted = histories.adjusted(job, self._histories[name], self._context.mailbox.losses_per_hour())
             adjusted = self._sync.with_stay(adjusted, slot_for_each=slot_for_each)
-            self._running[self._threads.submit(attempt, adjusted, context)] = job, pool
+            self._progress.workers[name] = workers
+            begun = _Attempt(job, pool, workers, self._context.mailbox.status(name), end)
+            self._running[self._threads.submit(attempt, adjusted, context)] = begun
         self._request_nodes([need for need in order if need.name in self._waiting])
         self._update_wait_notice()
 
@@ -142,15 +162,16 @@ class Queue:
         wait(futures, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
         done = [future for future in self._running if future.done()]
         for future in done:
-            job, pool = self._running.pop(future)
+            ended = self._running.pop(future)
             outcome = future.result()
             if isinstance(outcome, End):
-                self._handle_end(job, outcome)
+                self._handle_end(ended, outcome)
             elif not outcome.finished:
                 self._context.stop_files[0].check()
-                self._enqueue(job)
+                self._enqueue(ended.job)
             else:
-                self._finish(job, outcome, pool)
+                self._finish(ended.job, outcome, ended.pool)
+        self._grow()
         self._move_queued()
         self._progress.save(self._context.mailbox.held, now=bool(done))
 
@@ -158,9 +179,11 @@ class Queue:
         """Wait while trainings that were asked to end save a checkpoint; kill those that wait for slots or hang."""
         if self._demand is not None:
             self._demand.request({})
+        if self._gang is not None:
+            self._gang.request(0)
         deadline = time.monotonic() + _STOP_SECONDS
         while running := wait(self._running, timeout=_POLL_SECONDS).not_done:
-            for name in [self._running[future][0].name for future in running]:
+            for name in [self._running[future].job.name for future in running]:
                 if time.monotonic() >= deadline or not self._context.mailbox.status(name).nodes:
                     self._context.mailbox.kill_attempt(name)
         self._progress.save(self._context.mailbox.held, now=True)
@@ -168,10 +191,10 @@ class Queue:
     def leave_unfinished(self) -> None:
         """Report the unfinished trainings, once those that run, and were asked to end, have saved a checkpoint."""
         self.wait_for_ends()
-        for future, (job, pool) in self._running.items():
+        for future, ended in self._running.items():
             outcome = future.result()
             if isinstance(outcome, TrainResult) and outcome.finished:
-                self._finish(job, outcome, pool)
+                self._finish(ended.job, outcome, ended.pool)
         self._running.clear()
         for job, trained in zip(self._jobs, self.results, strict=True):
             if trained.contribution != "finished":
@@ -181,42 +204,67 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=True)
 
     @property
-    def _taken(self) -> Counter[str]:
-        return Counter(pool.key for _, pool in self._running.values())
+    def _running_jobs(self) -> list[TrainJob]:
+        return [each.job for each in self._running.values()]
 
-    def _statuses(self) -> dict[str, UnitStatus]:
-        return self._context.mailbox.statuses([job.name for job in self._jobs])
+    def _forecast(self, waiting: Iterable[TrainJob]) -> Forecast:
+        status = self._context.mailbox.statuses([job.name for job in self._jobs])
+        return Forecast(
+            [self._remaining(job, status[job.name], status[job.name].step) for job in self._running_jobs],
+            [self._remaining(job, status[job.name]) for job in waiting], status)
 
     def _order(self, room: int) -> list[Need]:
         """Needs of the waiting trainings that could start, in the order in which to start them."""
         startable = [job for job in self._waiting.values() if self._sync.startable(job)]
-        if not startable:
-            return []
-        status = self._statuses()
-        waiting = [self._remaining(job, status[job.name]) for job in startable]
-        running = [self._remaining(job, status[job.name], status[job.name].step) for job, _ in self._running.values()]
-        factor = calibration([*waiting, *running])
-        order = soonest_done(waiting, [expected_seconds(unit, factor) for unit in running], room, factor)
-        return [self._needs[unit.name] for unit in order]
+        return [self._needs[name] for name in self._forecast(startable).order(room)] if startable else []
+
+    def _placed(self, order: Sequence[Need], room: int) -> list[tuple[str, Pool, int]]:
+        """Name, node type and number of workers of each training to start now."""
+        if self._gang is not None:
+            workers = self._gang.to_start() if order else None
+            return [] if workers is None else [(order[0].name, self._context.placement.pool, workers)]
+        taken = Counter(each.pool.key for each in self._running.values())
+        free = {key: session.room(pool) - taken[key] for key, pool in self._pools.items()}
+        placed = place_all(order, self._context.placement.types(free))
+        return [
+            (name, self._pools[key], 1) for name, key in itertools.islice(placed.items(), max(0, room - len(self._running)))]
+
+    def _grow(self) -> None:
+        """End a gang with a checkpoint if a larger one would finish sooner."""
+        for each in self._running.values():
+            status = self._context.mailbox.status(each.job.name)
+            reported = status.step and status.step_seconds and status != each.before
+            if self._gang is None or each.end is None or each.end.requested or not reported:
+                continue
+            seconds_left = (each.job.steps - status.step) * (status.step_seconds or 0.0)
+            larger = self._gang.larger(each.workers, seconds_left, status.start_seconds or RESTART_SECONDS)
+            if larger is not None:
+                self._context.mailbox.push(Event("worker_restarted", each.job.stage, each.job.name, {
+                    "kind": "grown", "step": status.step,
+                    "reason": f"it continues with {larger} workers in place of {each.workers}"}))
+                each.end.request("grows")
 
     def _request_nodes(self, order: Sequence[Need]) -> None:
         """Request an autoscaler's nodes for waiting trainings; if a node type does not come, request the next one that fits."""
         if self._demand is None:
             return
-        placement, workers = self._context.placement, self._context.placement.workers
-        types = placement.types({key: session.max_workers(pool) // workers - self._taken[key] for key, pool in self._pools.items()})
+        placement = self._context.placement
+        taken = Counter(each.pool.key for each in self._running.values())
+        types = placement.types({key: session.max_workers(pool) - taken[key] for key, pool in self._pools.items()})
         found = ask_for(order, types, self._demand.absent)
-        left = max(0, session.max_workers(placement.pool) // workers - len(self._running))
-        requested = Counter([found[need.name] for need in order if need.name in found][:left])
-        self._demand.request({key: count * workers for key, count in requested.items()})
+        left = max(0, session.max_workers(placement.pool) - len(self._running))
+        self._demand.request(Counter([found[need.name] for need in order if need.name in found][:left]))
 
     def _finish(self, job: TrainJob, result: TrainResult, pool: Pool) -> None:
         self._progress.finish(job.name, result, pool.speed)
         self._emit_finished(job)
 
-    def _handle_end(self, job: TrainJob, end: End) -> None:
-        placement = self._context.placement
-        decision = histories.follow(job, self._histories[job.name], end, placement.max_failures, placement.workers)
+    def _handle_end(self, ended: _Attempt, end: End) -> None:
+        job = ended.job
+        if self._gang is not None:
+            self._gang.forget_growth()
+        max_failures = self._context.placement.max_failures
+        decision = histories.follow(job, self._histories[job.name], end, max_failures, ended.workers)
         if isinstance(decision, GiveUp):
             self._progress.give_up(job.name, decision.reason, diverged=decision.diverged)
             self._sync.drop(job)
@@ -248,20 +296,20 @@ class Queue:
     def _update_wait_notice(self) -> None:
         """Warn about missing slots while no training has a worker or will have one soon."""
         placement, mailbox = self._context.placement, self._context.mailbox
-        running = [job.name for job, _ in self._running.values()]
+        running = [job.name for job in self._running_jobs]
         if any(status.nodes for status in mailbox.statuses(running).values()):
             self._wait_notice.reset()
             return
         # A training that has begun waits for slots of its own node type, even if slots of another are free.
         need_gb = min((self._needs[name].memory_gb for name in self._waiting), default=0.0)
-        begun = {pool.key for _, pool in self._running.values()}
+        begun = {each.pool.key for each in self._running.values()}
         fitting = [pool for key, pool in self._pools.items() if (key in begun if begun else pool.memory_gb >= need_gb)]
         bundles = [placement.on(pool).bundle for pool in fitting]
         free = sum(session.free_workers(bundle) for bundle in bundles)
-        if free:
+        if free >= placement.workers:
             self._wait_notice.reset()
         else:
-            grace = _START_SECONDS if any(session.slots_staying(pool) for pool in fitting) else GRACE_SECONDS
+            grace = _START_SECONDS if running and any(session.slots_staying(pool) for pool in fitting) else GRACE_SECONDS
             self._wait_notice.waiting(lambda: session.wait_message(bundles, placement.workers, free), grace)
 
     def _emit_finished(self, job: TrainJob) -> None:

@@ -1,5 +1,8 @@
 """All private API of Ray Train that the package uses; `ray_internals` names the Ray version that it was checked with."""
 
+# The file that makes Ray Train restore an earlier run of the same name; no public function deletes it.
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
 # The public errors of Ray Train carry these as causes; without them, missing slots look like a failed worker.
 from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
@@ -12,6 +15,6 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 __all__ = [
-    "ControllerCallback", "InsufficientClusterResourcesError", "WorkerGroupCallback", "WorkerGroupStartupFailedError",
-    "WorkerGroupStartupTimeoutError", "WorkerHealthCheckFailedError",
+    "CHECKPOINT_MANAGER_SNAPSHOT_FILENAME", "ControllerCallback", "InsufficientClusterResourcesError", "WorkerGroupCallback",
+    "WorkerGroupStartupFailedError", "WorkerGroupStartupTimeoutError", "WorkerHealthCheckFailedError",
 ]

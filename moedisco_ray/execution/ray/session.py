@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ from moedisco_ray.execution.ray import ray_internals
 
 _CONNECT_SECONDS = 10.0
 """Timeout for a Ray cluster to accept a connection (s)."""
+VIEW_SECONDS = 2.0
+"""Age of the autoscaler's view of free slots, at most (s): Ray collects the view every second."""
+_FREE_SECONDS = 10.0
+"""Maximum wait for freed slots (s): other work may take them before this process sees them free."""
+_FREE_POLL_SECONDS = 0.1
+"""Interval between two looks at freed slots (s)."""
 
 NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
 """Runtime environment for a Ray cluster without a dashboard.
@@ -87,6 +94,14 @@ def free_workers(bundle: Mapping[str, float]) -> int:
         for node, available in ray_internals.available_resources_per_node().items() if node not in draining)
 
 
+def wait_until_free(tag: str, slots: int) -> None:
+    """Wait until the autoscaler knows that this number of slots with a tag is free; other work may take them meanwhile."""
+    deadline = time.monotonic() + _FREE_SECONDS
+    while free_workers({tag: 1}) < slots and time.monotonic() < deadline:
+        time.sleep(_FREE_POLL_SECONDS)
+    time.sleep(VIEW_SECONDS)
+
+
 def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int) -> str:
     """A sentence that says which slots workers wait for.
 
@@ -107,10 +122,9 @@ def autoscales() -> bool:
     return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
 
 
-def room(pool: Pool, workers: int) -> int:
-    """Number of trainings with this number of workers that may run at once now, over all node types of a pool."""
-    room_now = sum(slots_staying(node_type) // workers for node_type in pool.node_types)
-    return min(room_now, max_workers(pool) // workers)
+def room(pool: Pool) -> int:
+    """Number of one-worker trainings that may run at once now, over all node types of a pool."""
+    return min(sum(slots_staying(node_type) for node_type in pool.node_types), max_workers(pool))
 
 
 def max_workers(pool: Pool) -> int:

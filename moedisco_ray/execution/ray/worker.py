@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import logging
 import os
 import time
@@ -22,6 +21,7 @@ from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, loss_rate_reader
+from moedisco_ray.execution.ray.train_reports import TrainReports
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 _NOTICE_SECONDS = 1.0
@@ -41,34 +41,43 @@ def train_on_seat(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorH
         attempt_id: Id of the attempt in the mailbox.
         name: Name of the Ray Train run.
     """
-    try:
-        TorchTrainer(
-            functools.partial(train_on_worker, job, stop_files, mailbox, attempt_id),
-            scaling_config=ScalingConfig(num_workers=0, use_gpu=torch.cuda.is_available()), run_config=RunConfig(name=name)).fit()
-    finally:
-        gc.collect()    # the model and its gradients refer to each other; the next sub-model needs their memory
-        torch.cuda.empty_cache()
+    TorchTrainer(
+        functools.partial(train_on_worker, job, stop_files, mailbox, attempt_id, in_gang=False),
+        scaling_config=ScalingConfig(num_workers=0, use_gpu=torch.cuda.is_available()), run_config=RunConfig(name=name)).fit()
 
 
-def train_on_worker(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str) -> None:
-    """The training function, as `train_on_seat`; it sends what `training.train` returns, or its error, to the mailbox."""
+def train_on_worker(
+    job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, *, in_gang: bool = True,
+) -> None:
+    """The training function, as `train_on_seat`; it sends what `training.train` returns, or its error, to the mailbox.
+
+    The workers of a gang also report to Ray Train. In a seat nothing would read the reports.
+    """
     context = ray.train.get_context()
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
-    emit = attempt_emitter(mailbox, attempt_id)
+    reports = TrainReports(job, world)
+    emit = reports.noting(attempt_emitter(mailbox, attempt_id))
     if world.rank == 0:
         emit(Event("unit_started", job.stage, job.name, {
             "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
             "node": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}))
     preempted = _preemption_check(world)
+
+    def should_stop() -> bool:
+        if in_gang:
+            reports.send_if_due()
+        return any(stop.requested for stop in stop_files) | preempted()
+
     with _reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
         try:
             with _logging(job, world, emit) as logged:
                 outcome: TrainResult | MoeDiscoError = train(
-                    job, world, logged, lambda: any(stop.requested for stop in stop_files) | preempted(), begin_step,
-                    losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour))
+                    job, world, logged, should_stop, begin_step, losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour))
+            if in_gang:
+                reports.send()
         except MoeDiscoError as error:
             outcome = error  # returned, not raised: the worker itself is healthy
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):

@@ -29,9 +29,11 @@ def make_job(
     section = tuning or config.submodels
     steps = steps_for(tokens, section.optimizer)
     home = context.checkpoints(stage) / name
+    # Ray Train shows the folder's name as that of a gang's run.
+    checkpoints = joined(context.storage(stage), f"{config.name}-{name}", "steps")
     return TrainJob(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
-        output=(home / "trained").absolute(), checkpoints=joined(context.storage(stage), name, "steps"), steps=steps,
+        output=(home / "trained").absolute(), checkpoints=checkpoints, steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
         checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,

@@ -87,17 +87,17 @@ class Storage:
         key = self._key(existing=True)
         for _ in range(2):   # the file may be intact and only its transfer damaged
             with contextlib.suppress(ValueError):
-                manifest = self.retrying(lambda: self._manifest(_name(step)))
+                manifest = self.retrying(lambda: self._manifest(folder_name(step)))
                 if manifest.is_signed(step, key):
                     return manifest.files
         self.discard(step)
         raise StorageError(
-            f"{MANIFEST} of checkpoint {_name(step)} in {self.location} was not written by this training for this step: it was "
-            "changed, or copied from elsewhere; the checkpoint is deleted")
+            f"{MANIFEST} of checkpoint {folder_name(step)} in {self.location} was not written by this training for this step: it "
+            "was changed, or copied from elsewhere; the checkpoint is deleted")
 
     def draft_path(self, step: int) -> str:
         """Path at which a checkpoint is written."""
-        return self._path(f".{_name(step)}.draft" if self._on_disk else _name(step))
+        return self._path(f".{folder_name(step)}.draft" if self._on_disk else folder_name(step))
 
     def begin(self, step: int) -> None:
         """Prepare for a new checkpoint: delete what interrupted saves have left."""
@@ -122,7 +122,7 @@ class Storage:
 
     def discard(self, step: int) -> None:
         """Delete a checkpoint."""
-        self.retrying(lambda: self._delete(_name(step)))
+        self.retrying(lambda: self._delete(folder_name(step)))
 
     def abandon(self, step: int) -> None:
         """Delete a failed draft from a disk; in an object store the next `begin` does it."""
@@ -155,13 +155,13 @@ class Storage:
             StorageError: The checksum was wrong in two reads. The checkpoint is deleted, so that the next attempt resumes from the
                 one before.
         """
-        data = self.retrying(lambda: self._get(f"{_name(step)}/{name}"))
+        data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}"))
         if Checksum.of(data) != checksum:   # the file may be intact and only its transfer damaged
-            _log.warning("%s: %s of %s has a wrong checksum; reading it again", self.location, name, _name(step))
-            data = self.retrying(lambda: self._get(f"{_name(step)}/{name}"))
+            _log.warning("%s: %s of %s has a wrong checksum; reading it again", self.location, name, folder_name(step))
+            data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}"))
         if Checksum.of(data) != checksum:
             self.discard(step)
-            raise StorageError(f"{name} of checkpoint {_name(step)} in {self.location} is damaged; the checkpoint is deleted")
+            raise StorageError(f"{name} of checkpoint {folder_name(step)} in {self.location} is damaged; the checkpoint is deleted")
         return data
 
     def retrying(self, operation: Callable[[], T]) -> T:
@@ -188,8 +188,8 @@ class Storage:
     def _rename_draft(self, step: int, files: Iterable[str]) -> None:
         for file in files:
             _sync(f"{self.draft_path(step)}/{file}")
-        self._delete(_name(step))
-        self._system.move(self.draft_path(step), self._path(_name(step)))
+        self._delete(folder_name(step))
+        self._system.move(self.draft_path(step), self._path(folder_name(step)))
         _sync(self._root)
 
     def _names(self) -> list[str]:
@@ -268,7 +268,8 @@ class Storage:
         return ConfigError("checkpoint.storage", str(self.location), remedy)
 
 
-def _name(step: int) -> str:
+def folder_name(step: int) -> str:
+    """Name of the folder of a checkpoint."""
     return f"step-{step:07d}"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from moedisco_ray.core.config import Pool
-from moedisco_ray.execution.ray import ray_internals
+from moedisco_ray.execution.ray import ray_internals, session
 from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
 from moedisco_ray.policies import arrival
 from moedisco_ray.policies.arrival import Advice
@@ -66,11 +66,18 @@ class Reservation:
             self.workers = workers
 
     def hand_over(self) -> None:
-        """Remove the request just before the work requests its own slots. Call `record` once the work has begun."""
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
-            self.workers = 0
+        """Remove the request just before the work requests its own slots. Call `record` once the work has begun.
+
+        It returns when the autoscaler knows that the slots are free. Earlier, it would take the work's request for one more.
+        """
+        if self._group is None:
+            return
+        held = self.held
+        remove_placement_group(self._group)
+        self._group = None
+        self.workers = 0
+        if held:
+            session.wait_until_free(self._pool.resource, held)
 
     def record(self) -> None:
         """Store the boot times of nodes that have arrived since the last call."""

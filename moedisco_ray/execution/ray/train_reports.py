@@ -1,0 +1,85 @@
+"""What a gang reports to Ray Train: its metrics, and its checkpoints by reference.
+
+Ray Train copies no checkpoint: the workers have written it, chunk by chunk, below the run's Ray Train directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.locations import Location, joined, parent, resolve
+from moedisco_ray.execution.ray.ray_train_internals import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from moedisco_ray.training import TrainJob, World
+from moedisco_ray.training.checkpoints.storage import folder_name
+from moedisco_ray.training.consensus import from_rank_zero
+
+_REPORT_SECONDS = 10.0
+"""Minimum time between two reports (s): Ray Train's controller takes one every 2 s, and a worker waits while the last one waits."""
+
+
+def ray_train_run(job: TrainJob) -> tuple[Location, str]:
+    """Storage path and name of a gang's Ray Train run; its directory contains the job's checkpoints."""
+    return parent(parent(job.checkpoints)[0])
+
+
+def forget_earlier_run(storage_path: Location, name: str) -> None:
+    """Delete Ray Train's list of an earlier attempt's checkpoints: it would refuse to start if one of them was deleted since.
+
+    The workers resume from the newest checkpoint whose checksums are right, not from the newest in Ray Train's list.
+
+    Raises:
+        OSError: The storage cannot be reached.
+    """
+    system, path = resolve(joined(storage_path, name, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+    with contextlib.suppress(FileNotFoundError):
+        system.delete_file(path)
+
+
+class TrainReports:
+    """Collects events of a gang's worker and reports the newest of each kind. All workers must report equally often.
+
+    Args:
+        job: The training.
+        world: This process.
+        clock: Returns seconds.
+    """
+
+    def __init__(self, job: TrainJob, world: World, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = parent(job.checkpoints)[1]
+        self._world = world
+        self._clock = clock
+        self._sent_at = clock()
+        self._metrics: dict[str, Any] = {}
+        self._step: int | None = None
+
+    def noting(self, emit: Emit) -> Emit:
+        """An `emit` that also notes what the next report holds."""
+        def noted(event: Event) -> None:
+            if event.type == "progress":
+                self._metrics = dict(event.data)
+            elif event.type == "checkpoint":
+                self._step = event.data["step"]
+            emit(event)
+
+        return noted
+
+    def send_if_due(self) -> None:
+        """Report if rank 0 has news and its last report is old enough."""
+        if from_rank_zero(lambda: bool(self._metrics) and self._clock() - self._sent_at >= _REPORT_SECONDS, self._world):
+            self.send()
+
+    def send(self) -> None:
+        """Report the newest metrics, and the newest checkpoint since the last report."""
+        storage = ray.train.get_context().get_storage()
+        step, self._step = self._step, None
+        checkpoint = None if step is None else Checkpoint(
+            storage.build_checkpoint_path_from_name(f"{self._folder}/{folder_name(step)}"), storage.storage_filesystem)
+        self._sent_at = self._clock()
+        ray.train.report(self._metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)

@@ -1,0 +1,123 @@
+"""What a seat's process does between two pieces of work; a stand-in for torch keeps a made-up GPU's memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moedisco_ray.execution.ray import seat_actor
+from moedisco_ray.execution.ray.seat_actor import Seat, clear
+
+
+class Cycle:
+    """An object that refers to itself, as a model and its gradients do."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@dataclasses.dataclass
+class Cuda:
+    """As much of `torch.cuda` as a seat needs.
+
+    Attributes:
+        used: Bytes that some tensor holds.
+        cached: Bytes that torch keeps for later tensors.
+        broken: Whether a kernel has failed that nothing has waited for yet.
+    """
+
+    used: int = 0
+    cached: int = 0
+    broken: bool = False
+    initialized: bool = True
+    compiled: int = 8
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        return {"torch": self, "torch._dynamo": self}
+
+    @property
+    def cuda(self) -> Cuda:
+        return self
+
+    @property
+    def compiler(self) -> Cuda:
+        return self
+
+    def reset(self) -> None:
+        self.compiled = 0
+
+    def is_initialized(self) -> bool:
+        return self.initialized
+
+    def synchronize(self) -> None:
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def empty_cache(self) -> None:
+        self.cached = 0
+
+    def reset_peak_memory_stats(self) -> None:
+        pass
+
+    def memory_allocated(self) -> int:
+        return self.used
+
+
+@pytest.fixture
+def seat(monkeypatch: pytest.MonkeyPatch) -> Seat:
+    monkeypatch.setattr(seat_actor.ray, "get_gpu_ids", lambda: [0])
+    monkeypatch.setattr(seat_actor.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    return Seat()
+
+
+def test_memory_and_compiled_code_do_not_outlive_the_work() -> None:
+    gpu, left = Cuda(used=5, cached=7), Cycle()
+    gone = weakref.ref(left)
+    del left
+    assert clear(gpu.modules) == 5
+    assert (gpu.cached, gpu.compiled, gone()) == (0, 0, None)
+
+
+def test_a_process_that_used_no_gpu_makes_no_context_on_it() -> None:
+    gpu = Cuda(used=5, cached=7, broken=True, initialized=False)
+    assert clear(gpu.modules) == clear({}) == 0
+    assert gpu.cached == 7
+
+
+def test_an_error_that_breaks_the_gpu_s_context_fails_the_work_that_made_it(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Cuda()
+    monkeypatch.setattr(seat_actor, "sys", gpu)
+
+    def breaks() -> str:
+        gpu.broken = True
+        return "it seems to have worked"
+
+    assert seat.run(lambda: "well") == "well"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        seat.run(breaks)
+
+
+def test_memory_that_stays_ends_the_seat_before_its_next_work(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Cuda()
+    monkeypatch.setattr(seat_actor, "sys", gpu)
+
+    def leaks(size: int) -> None:
+        gpu.used = size
+
+    seat.run(lambda: leaks(1 << 20))
+    assert seat.node()
+    seat.run(lambda: leaks(1 << 30))
+    with pytest.raises(RuntimeError, match=f"{1 << 30} bytes"):
+        seat.node()
+
+
+def test_a_seat_imports_neither_torch_nor_the_package_s_heavy_parts() -> None:
+    script = "import sys, moedisco_ray.execution.ray.seat_actor; print(sorted({'torch', 'numpy', 'ray.train'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"
