@@ -40,9 +40,7 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """Compute the weighted sum of the selected experts' outputs: tokens are sorted by expert, and each expert runs once.
 
-    The result is deterministic. On a GPU the loop over experts would wait for the device, so transformers' `grouped_mm` is called
-    instead. Under autocast the loop is used on a GPU too, because `grouped_mm` ignores autocast and would compute in fp32, the
-    dtype of the weights.
+    The result is deterministic. On a GPU the loop over experts would wait for the device, so `grouped_experts` is called instead.
 
     Args:
         self: The experts' module, with `gate_up_proj` w_EGD and `down_proj` w_EDF.
@@ -53,8 +51,8 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     Returns:
         Output tokens y_TD.
     """
-    if x_TD.is_cuda and not torch.is_autocast_enabled("cuda"):
-        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, x_TD, expert_TK, weight_TK)
+    if x_TD.is_cuda:
+        return grouped_experts(self, x_TD, expert_TK, weight_TK)
     T, K = expert_TK.shape
     flat_S = expert_TK.reshape(-1)
     order_S = torch.argsort(flat_S, stable=True)
@@ -70,6 +68,29 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     inverse_S = torch.empty_like(order_S)
     inverse_S[order_S] = torch.arange(T * K, device=order_S.device)
     return y_SD[inverse_S].view(T, K, -1).sum(dim=1).to(x_TD.dtype)
+
+
+def grouped_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """Compute `sorted_experts` with transformers' grouped matrix product: two kernels for all experts, and no wait for the device.
+
+    The grouped product ignores autocast and would compute in the dtype of the weights, so autocast's dtype is applied here.
+    """
+    device = x_TD.device.type
+    experts = _CastExperts(self, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else self
+    y_TD: Tensor = ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, x_TD, expert_TK, weight_TK)
+    return y_TD
+
+
+class _CastExperts:
+    """An experts' module with its weights in another dtype; their gradients reach the module's own weights."""
+
+    def __init__(self, experts: nn.Module, dtype: torch.dtype) -> None:
+        self._experts = experts
+        for name, weight in experts.named_parameters(recurse=False):
+            setattr(self, name, weight.to(dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._experts, name)
 
 
 def _one_expert_forward(block: Any, hidden_states: Tensor) -> Tensor:

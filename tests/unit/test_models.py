@@ -35,6 +35,7 @@ from moedisco_ray.models import (
 )
 from moedisco_ray.models import checkpoint as checkpoint_module
 from moedisco_ray.models.hf import from_values
+from moedisco_ray.models.speed import grouped_experts, sorted_experts
 
 TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH) % VOCAB
 
@@ -304,6 +305,28 @@ def test_the_end_token_is_trained():
     model = build(tiny_config("olmoe", num_experts=1))
     model(input_ids=torch.zeros(1, 8, dtype=torch.long), labels=TOKENS[:1, :8]).loss.backward()
     assert model.get_input_embeddings().weight.grad[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_path_of_gpus_computes_what_the_path_of_cpus_computes(autocast):
+    model = specialise(build(tiny_config("qwen3_moe", 4)))
+    experts = model.model.layers[0].mlp.experts
+    random = torch.Generator().manual_seed(5)
+    expert_TK = torch.stack([torch.randperm(4, generator=random)[:2] for _ in range(24)])
+    weight_TK = torch.rand(24, 2, generator=random)
+    found = []
+    for path in (sorted_experts, grouped_experts):
+        experts.zero_grad()
+        x_TD = torch.randn(24, model.config.hidden_size, generator=torch.Generator().manual_seed(6)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y_TD = path(experts, x_TD, expert_TK, weight_TK)
+        y_TD.square().sum().backward()
+        found.append([y_TD, x_TD.grad, experts.gate_up_proj.grad, experts.down_proj.grad])
+    for loop, grouped in zip(*found, strict=True):
+        assert loop.dtype == grouped.dtype == torch.float32
+        assert torch.linalg.vector_norm(loop - grouped) < (2e-2 if autocast else 1e-6) * torch.linalg.vector_norm(loop)
+    exact_TD = sorted_experts(experts, x_TD, expert_TK, weight_TK)
+    assert torch.allclose(found[1][0], exact_TD, rtol=1e-5) is not autocast, "bf16 rounds"
 
 
 @pytest.mark.parametrize("normalised", [True, False])
