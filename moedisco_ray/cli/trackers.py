@@ -15,7 +15,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import BILL_FIGURES, Event
 
-_FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second")
+_FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
 
 
 class Tracker(Protocol):

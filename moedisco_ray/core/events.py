@@ -20,7 +20,7 @@ EventType = Literal[
     "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; at most one a second
     "stage_finished",   # stage, seconds, summary
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
-    "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
+    "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second, mfu
     "checkpoint",       # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was safe)
     "evaluation",       # stage, unit, step, tokens, held_out_loss: held-out loss during training
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step

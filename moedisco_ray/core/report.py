@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -66,10 +67,12 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     summaries = {name: manifest.summary for name, manifest in manifests.items()}
     evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))
     events = [*EventLog.parse(read("events.jsonl") or b""), *([] if last is None else [last])]
-    stalls = _stalls(events)
+    stalls, utilisation = _stalls(events), _mfu(events)
     bill = _bill(events, config, _document(read("comparison.json")).get("quality"))
     stages = [
-        _stage(name, manifest, evaluation.stages.get(name, Figures()), stalls.get(name, 0.0), config=config, bill=bill)
+        _stage(
+            name, manifest, evaluation.stages.get(name, Figures()), stalls.get(name, 0.0), mfu=utilisation.get(name), config=config,
+            bill=bill)
         for name, manifest in manifests.items()]
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
     return RunReport(
@@ -175,15 +178,21 @@ def report_verdict(report: RunReport) -> str | None:
 
 
 def report_notes(report: RunReport) -> list[str]:
-    """Notes below the table: sub-models that the merge did not wait for, and problems of the text or its clusters."""
+    """Notes below the table: problems of the text or its clusters, sub-models that the merge did not wait for, and speed."""
     return [
         *report.corpus.warnings, *report.clusters.warnings, *(
         f"{unit.name} is not finished: the merge took "
         + (f"its checkpoint of step {unit.steps} of {unit.planned_steps}" if unit.contribution == "checkpoint"
            else "its seed, untrained")
         + f" ({unit.reason})"
-        for stage in report.stages for unit in stage.unfinished)
+        for stage in report.stages for unit in stage.unfinished),
+        *(_speed(stage) for stage in report.stages if stage.tokens_per_second_per_worker),
     ]
+
+
+def _speed(stage: StageReport) -> str:
+    share = "" if stage.mfu is None else f", {100 * stage.mfu:.0f} % of the cards' peak (MFU)"
+    return f"{stage.name} trained {stage.tokens_per_second_per_worker or 0:,.0f} tokens/s per worker{share}"
 
 
 def _stalls(events: Iterable[Event]) -> dict[str, float]:
@@ -195,13 +204,23 @@ def _stalls(events: Iterable[Event]) -> dict[str, float]:
     return stalls
 
 
+def _mfu(events: Iterable[Event]) -> dict[str, float]:
+    """Mean model FLOPs utilisation of each stage's trainings, over their reports of progress."""
+    shares: defaultdict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.type == "progress" and event.stage is not None and event.data.get("mfu") is not None:
+            shares[event.stage].append(event.data["mfu"])
+    return {stage: statistics.fmean(each) for stage, each in shares.items()}
+
+
 def _stage(
-    name: str, manifest: Manifest, measured: Figures, stall: float, *, config: RunConfig, bill: Bill,
+    name: str, manifest: Manifest, measured: Figures, stall: float, *, mfu: float | None, config: RunConfig, bill: Bill,
 ) -> StageReport:
     units = TrainingSummary.model_validate(manifest.summary).units if name in _TRAINING else []
     tokens = sum(unit.tokens for unit in units)
     lines = [line for line in bill.lines if line.stage == name]
     training_seconds = sum(unit.seconds for unit in units)
+    worked = sum(unit.seconds * unit.workers for unit in units)
     trained = [(unit.loss, unit.tokens) for unit in units if unit.tokens and unit.loss is not None]
     report = StageReport(
         name=name,
@@ -210,7 +229,9 @@ def _stage(
         seconds=manifest.seconds,
         tokens=tokens if name in _TRAINING else None,
         worker_seconds=sum(line.worker_seconds or 0.0 for line in lines),
-        training_worker_seconds=sum(unit.seconds * unit.workers for unit in units) if units else None,
+        training_worker_seconds=worked if units else None,
+        tokens_per_second_per_worker=tokens / worked if worked else None,
+        mfu=mfu,
         stalled=stall / training_seconds if training_seconds else None,
         dollars=sum(line.dollars or 0.0 for line in lines),
         loss=sum(loss * count for loss, count in trained) / tokens if trained else None,

@@ -49,6 +49,10 @@ class StageReport(Record):
     """Seconds summed over workers, their start-up included; 0 if the stage holds no priced slot."""
     training_worker_seconds: float | None = None
     """Seconds of the training loops, summed over workers, without start-ups."""
+    tokens_per_second_per_worker: float | None = None
+    """Tokens of the training loops per second and worker."""
+    mfu: float | None = None
+    """Model FLOPs utilisation: the share of the cards' peak speed that training reached; null on CPUs and unknown cards."""
     stalled: float | None = None
     """Share of the training time in which training stood still while checkpoints were saved."""
     dollars: float

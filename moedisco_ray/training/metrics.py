@@ -10,8 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moedisco_ray.core.config import read_architecture
 from moedisco_ray.core.errors import NotFiniteError
 from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.models import read_config
+from moedisco_ray.plan.cards import peak_flops
+from moedisco_ray.plan.cost import flops_per_token
+from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import HeldOut, TrainJob, World
 from moedisco_ray.training.sharding import autocast
@@ -38,6 +43,8 @@ class TrainingMetrics:
         self._updated_at = time.monotonic()
         self._logged_at = self._updated_at
         self._logged_step = progress.step
+        self._flops_per_token = job_flops_per_token(job)
+        self._peak = _peak_flops(world)
 
     def add(self, loss_sum: Tensor, grad_norm: Tensor) -> None:
         """Add a step.
@@ -87,6 +94,7 @@ class TrainingMetrics:
         steps = self.progress.step - self._logged_step
         now = time.monotonic()
         if self._world.rank == 0 and steps:
+            speed = steps * self._job.step_tokens / max(now - self._logged_at, 1e-9)
             self._emit(Event("progress", self._job.stage, self._job.name, {
                 "step": self.progress.step,
                 "steps": self._job.steps,
@@ -94,10 +102,26 @@ class TrainingMetrics:
                 "loss": sum(self.progress.losses[-steps:]) / steps,
                 "lr": lr,
                 "grad_norm": self._last_norm,
-                "tokens_per_second": steps * self._job.step_tokens / max(now - self._logged_at, 1e-9),
-            }))
+                "tokens_per_second": speed,
+            } | ({} if self._peak is None else {"mfu": speed * self._flops_per_token / self._peak})))
         self._logged_step = self.progress.step
         self._logged_at = now
+
+
+def job_flops_per_token(job: TrainJob) -> float:
+    """Floating-point operations of a training step per token, without recomputation, as MFU counts them."""
+    family = read_config(job.model)["model_type"]
+    architecture = read_architecture(job.model, family)
+    parameters = count_parameters(family, architecture, architecture.vocab_size or 0)
+    return flops_per_token(parameters, architecture, job.sequence_length, checkpointing=False)
+
+
+def _peak_flops(world: World) -> float | None:
+    """Peak FLOP/s of all workers; None for CPUs and unknown cards."""
+    if not world.device.startswith("cuda"):
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(world.device))
+    return None if peak is None else peak * world.size
 
 
 class HeldOutLoss:

@@ -130,6 +130,7 @@ class Fold:
         loss, speed = values.number(data.get("loss")), values.number(data.get("tokens_per_second"))
         tokens = _known(data, "tokens", unit.tokens)
         unit.status, unit.step, unit.tokens, unit.loss, unit.tokens_per_second = "running", step, tokens, loss, speed
+        unit.mfu = values.number(data.get("mfu"))
         unit.steps = _known(data, "steps", unit.steps)
         self._reach(unit.unit, step)
         points = self.points.setdefault(unit.unit, [])
@@ -138,7 +139,8 @@ class Fold:
         self.rewound[unit.unit] = min(step, self.rewound.get(unit.unit, step))
         points.append({
             "run_id": self._run_id, "unit": unit.unit, "step": step, "tokens": tokens, "time": event.time, "loss": loss,
-            "lr": values.number(data.get("lr")), "grad_norm": values.number(data.get("grad_norm")), "tokens_per_second": speed})
+            "lr": values.number(data.get("lr")), "grad_norm": values.number(data.get("grad_norm")), "tokens_per_second": speed,
+            "mfu": unit.mfu})
 
     def _reach(self, unit: str, step: int) -> None:
         # An invalid, huge step must not overflow the column.
@@ -168,4 +170,4 @@ def _known(data: Mapping[str, Any], key: str, otherwise: int) -> int:
 def _new_unit(run_id: str, stage: str, name: str, started: float) -> UnitRow:
     return UnitRow(
         run_id=run_id, unit=name, stage=stage, status="running", step=0, steps=0, tokens=0, loss=None, tokens_per_second=None,
-        restarts=0, workers=1, node=None, started=started, ended=None)
+        mfu=None, restarts=0, workers=1, node=None, started=started, ended=None)

@@ -16,7 +16,7 @@ _FETCHED = 20_000
 """Maximum number of points of a curve that is loaded whole. Of longer curves, only each bucket's minimum and maximum are loaded."""
 _MOST_BUCKETS = 10_000
 """Maximum number of buckets per curve: each adds two parameters to a statement, which can have at most 32,766."""
-_FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second")
+_FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
 
 
 @dataclasses.dataclass(frozen=True)

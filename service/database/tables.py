@@ -163,6 +163,7 @@ class UnitRow(Table):
     tokens: Mapped[int] = mapped_column(default=0)
     loss: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
+    mfu: Mapped[float | None]
     restarts: Mapped[int] = mapped_column(default=0)
     workers: Mapped[int] = mapped_column(default=1)
     node: Mapped[str | None]
@@ -184,6 +185,7 @@ class Point(Table):
     lr: Mapped[float | None]
     grad_norm: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
+    mfu: Mapped[float | None]
 
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - as above
 

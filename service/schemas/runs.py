@@ -99,6 +99,8 @@ class Unit(Document):
     tokens: int
     loss: float | None
     tokens_per_second: float | None
+    mfu: float | None = None
+    """Model FLOPs utilisation: the share of the cards' peak speed; null on CPUs and unknown cards."""
     restarts: int
     workers: int
     node: str | None

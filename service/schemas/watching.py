@@ -56,7 +56,7 @@ class Metrics(Document):
     series: list[Series]
 
 
-Figure = Literal["loss", "lr", "grad_norm", "tokens_per_second"]
+Figure = Literal["loss", "lr", "grad_norm", "tokens_per_second", "mfu"]
 
 
 class LogFile(Document):

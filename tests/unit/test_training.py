@@ -19,10 +19,13 @@ from tiny_training import BATCH, RECIPE, L, V, ignore, never, run, stop_after, v
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.config import Optimizer, read_architecture
 from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, save_model
+from moedisco_ray.plan.cards import peak_flops
+from moedisco_ray.plan.cost import flops_per_token
+from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import (
     TrainJob,
     TrainResult,
@@ -36,6 +39,7 @@ from moedisco_ray.training import (
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.manifest import HashingStream
 from moedisco_ray.training.checkpoints.storage import Storage
+from moedisco_ray.training.metrics import TrainingMetrics, job_flops_per_token
 from moedisco_ray.training.optimizer import BETAS, DECAY, LARGEST_NORM, RoundingAdamW, adamw
 from moedisco_ray.training.packed_tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training.sharding import trainable
@@ -175,7 +179,7 @@ def test_learns_and_reports(job: TrainJob) -> None:
         ("progress", "finetune", "finetune", step) for step in (10, 20, 30, 40, 41)]
     assert [e.data["loss"] for e in events] == pytest.approx(
         [np.mean(result.losses[i:min(i + 10, 41)]) for i in range(0, 41, 10)])
-    assert set(events[0].data) == {"step", "steps", "tokens", "loss", "lr", "grad_norm", "tokens_per_second"}
+    assert set(events[0].data) == {"step", "steps", "tokens", "loss", "lr", "grad_norm", "tokens_per_second"}, "CPUs have no MFU"
     assert all(math.isfinite(value) and value > 0 for e in events for value in e.data.values())
 
 
@@ -403,3 +407,26 @@ def test_without_a_checkpoint_it_stands_where_it_starts(job: TrainJob) -> None:
     assert read_partial_result(job) == TrainResult(0, 0, (), 0.0, 0, finished=False)
     write_partial_result(job)
     check_same(weights(job.output), weights(job.model))
+
+
+def test_mfu_is_the_share_of_the_cards_peak(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    flops = job_flops_per_token(job)
+    architecture = read_architecture(job.model, "qwen3_moe")
+    assert flops == flops_per_token(
+        count_parameters("qwen3_moe", architecture, V), architecture, job.sequence_length, checkpointing=False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100-SXM4-80GB")
+    events: list[Event] = []
+    progress = checkpoint.Progress()
+    metrics = TrainingMetrics(job, World(size=2, device="cuda:0"), events.append, progress)
+    progress.step, progress.losses = 1, [1.0]
+    metrics.log(0.1)
+    data = events[0].data
+    assert data["mfu"] == pytest.approx(data["tokens_per_second"] * flops / (2 * 312e12))
+
+
+@pytest.mark.parametrize(("name", "tflops"), [
+    ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA L40S", 362),
+    ("NVIDIA L4", 121), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA A10G", 70), ("Tesla T4", 65), ("NVIDIA RTX A6000", 155)])
+def test_peaks_are_those_of_the_data_sheets(name: str, tflops: float) -> None:
+    assert peak_flops(name) == tflops * 1e12
+    assert peak_flops("Card of the future") is None

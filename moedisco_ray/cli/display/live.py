@@ -127,7 +127,7 @@ def _seconds(stage: StageState, now: float) -> Text:
 
 def _unit_table(units: dict[str, UnitState]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    for justify in ("left", "left", "right", "right", "right", "right"):
+    for justify in ("left", "left", "right", "right", "right", "right", "right"):
         table.add_column(justify=justify)
     for name, unit in list(units.items())[:_MOST_UNITS]:
         left = unit.seconds_left
@@ -137,6 +137,7 @@ def _unit_table(units: dict[str, UnitState]) -> RenderableType:
             f"{unit.step}/{unit.steps}",
             "" if unit.loss is None else f"loss {unit.loss:.3f}",
             f"{count(unit.tokens_per_second)} tokens/s" if unit.tokens_per_second else "",
+            "" if unit.mfu is None else f"{percent(unit.mfu)} MFU",
             "" if left is None else "done" if unit.done == 1 else f"{format_seconds(left)} left",
         )
     if len(units) > _MOST_UNITS:

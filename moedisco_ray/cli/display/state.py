@@ -37,6 +37,7 @@ class UnitState:
     tokens: int = 0
     loss: float | None = None
     tokens_per_second: float = 0.0
+    mfu: float | None = None
 
     @property
     def done(self) -> float:
@@ -156,6 +157,7 @@ class RunState:
             unit.step = data["step"]
         unit.loss = data.get("loss", unit.loss)
         unit.tokens_per_second = data.get("tokens_per_second", unit.tokens_per_second)
+        unit.mfu = data.get("mfu", unit.mfu)
         if event.type in ("progress", "unit_finished"):
             unit.tokens = data.get("tokens", unit.tokens)
         if event.type == "worker_restarted":

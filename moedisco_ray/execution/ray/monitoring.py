@@ -32,6 +32,7 @@ class Gauges:
         self._begun: set[str] = set()
         self._loss = Gauge("moedisco_loss", "Training loss, nats per token", ("run", "unit"))
         self._speed = Gauge("moedisco_tokens_per_second", "Training speed", ("run", "unit"))
+        self._mfu = Gauge("moedisco_mfu", "Share of the cards' peak FLOP/s that training reaches", ("run", "unit"))
         self._dollars = Gauge("moedisco_dollars", "Spent since the driver began, at the configuration's prices", ("run", "pool"))
         self._waiting = Gauge("moedisco_submodels_waiting", "Sub-models that no worker has begun yet", ("run",))
 
@@ -46,6 +47,8 @@ class Gauges:
             unit = {**run, "unit": event.unit}
             self._loss.set(event.data["loss"], unit)
             self._speed.set(event.data["tokens_per_second"], unit)
+            if event.data.get("mfu") is not None:
+                self._mfu.set(event.data["mfu"], unit)
         if event.stage == "submodels":
             if event.unit is not None:
                 self._begun.add(event.unit)

@@ -3,13 +3,15 @@
 import { html, useMemo, useState } from "../lib.js";
 import { LineChart } from "../parts/line_chart.js";
 import { Choices, Sheet } from "../parts/small.js";
-import { count, decimal } from "../words.js";
+import { count, decimal, percent } from "../words.js";
 import { smooth } from "./curves.js";
 import { byUnit, unitDash, unitTone } from "./palette.js";
 
 /** Maximum number of lines that are readable with their raw values behind them. */
 const FEW = 8;
-const FIGURES = [["loss", "loss"], ["lr", "learning rate"], ["grad_norm", "gradient norm"], ["tokens_per_second", "tokens/s"]];
+const FIGURES = [
+  ["loss", "loss"], ["lr", "learning rate"], ["grad_norm", "gradient norm"], ["tokens_per_second", "tokens/s"], ["mfu", "MFU"],
+];
 /** Format with enough decimals to distinguish two ticks: 1 for a step of 0.5, 2 for one of 0.25. */
 function plain(value, step) {
   const whole = (digits) => Number.isInteger(Number((step * 10 ** digits).toFixed(6)));
@@ -17,12 +19,13 @@ function plain(value, step) {
 }
 
 const scientific = (value) => (value === 0 ? "0" : value.toExponential(1));
-const AXES = { loss: plain, lr: scientific, grad_norm: plain, tokens_per_second: count };
+const AXES = { loss: plain, lr: scientific, grad_norm: plain, tokens_per_second: count, mfu: percent };
 const FORMATS = {
   loss: (value) => decimal(value, 3),
   lr: scientific,
   grad_norm: (value) => decimal(value, 2),
   tokens_per_second: count,
+  mfu: percent,
 };
 
 /** @param {{live: import("./live.js").LiveRun, curves: Map<string, import("./curves.js").Curve>, version: unknown}} props

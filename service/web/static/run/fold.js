@@ -3,7 +3,7 @@
  * @typedef {{type: string, stage: string | null, unit: string | null, data: Record<string, any>, time: number,
  *   position: number}} RunEvent
  * @typedef {{unit: string, stage: string, status: "running" | "restarting" | "done", step: number, steps: number, tokens: number,
- *   loss: number | null, tokens_per_second: number | null, restarts: number, workers: number, node: string | null,
+ *   loss: number | null, tokens_per_second: number | null, mfu: number | null, restarts: number, workers: number, node: string | null,
  *   started: number | null, ended: number | null}} Unit
  * @typedef {{name: string, status: "waiting" | "running" | "done" | "reused" | "failed", started: number | null,
  *   seconds: number | null}} Stage
@@ -11,7 +11,7 @@
  */
 
 const FRESH = {
-  status: "running", step: 0, steps: 0, tokens: 0, loss: null, tokens_per_second: null, restarts: 0, workers: 1, node: null,
+  status: "running", step: 0, steps: 0, tokens: 0, loss: null, tokens_per_second: null, mfu: null, restarts: 0, workers: 1, node: null,
   started: null, ended: null,
 };
 
@@ -38,7 +38,7 @@ function foldUnit(progress, { type, stage, unit: name, data, time }) {
   // Ignored because its `steps` are the steps made, not those planned
   if (type === "unit_let_go") data = {};
   const unit = { ...(progress.units.get(name) ?? { ...FRESH, unit: name, stage: stage ?? "" }) };
-  for (const key of ["step", "steps", "loss", "tokens_per_second", "workers", "node"]) if (data[key] != null) unit[key] = data[key];
+  for (const key of ["step", "steps", "loss", "tokens_per_second", "mfu", "workers", "node"]) if (data[key] != null) unit[key] = data[key];
   // In unit_started, `tokens` is the planned number; in other events, the number trained on so far
   if (type !== "unit_started" && data.tokens != null) unit.tokens = data.tokens;
   if (type === "unit_started") Object.assign(unit, { status: "running", started: unit.started ?? time, ended: null });

@@ -2,7 +2,7 @@
 
 import { html } from "../lib.js";
 import { Meter, Sheet } from "../parts/small.js";
-import { count, decimal, duration, plural, whole } from "../words.js";
+import { count, decimal, duration, percent, plural, whole } from "../words.js";
 import { secondsLeft } from "./fold.js";
 import { byUnit, unitTone } from "./palette.js";
 
@@ -41,7 +41,8 @@ function UnitRow({ unit, active }) {
       <td role="cell" class="full progress"><${Meter} share=${unit.step / (unit.steps || 1)} tone=${tone["--tone"]} /></td>
       <td role="cell" class="number" data-label="step">${whole(unit.step)}<span class="soft"> / ${whole(unit.steps)}</span></td>
       <td role="cell" class="number" data-label="loss">${decimal(unit.loss, 3)}</td>
-      <td role="cell" class="number" data-label="tokens/s">${speed ? count(unit.tokens_per_second) : "–"}</td>
+      <td role="cell" class="number" data-label="tokens/s">${speed ? count(unit.tokens_per_second) : "–"}
+        ${speed && unit.mfu != null && html`<span class="soft"> ${percent(unit.mfu)} MFU</span>`}</td>
       <td role="cell" class="number" data-label="left">${left === null ? "–" : duration(left)}</td>
       <td role="cell" class="number" data-label="attempts">${unit.restarts + 1}</td>
       <td role="cell" class="soft" data-label="on">${unit.node ? `${unit.workers} on ${unit.node}` : "–"}</td>

@@ -1,0 +1,18 @@
+"""Peak speed of GPUs, for the share of it that training reaches (model FLOPs utilisation, MFU).
+
+Dense bf16 products with fp32 sums, from the vendor's data sheets, without sparsity. T4 and V100 have no bf16: fp16.
+"""
+
+from __future__ import annotations
+
+_PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A800": 312, "L40S": 362, "L40": 181,
+    "L4": 121, "RTX 6000 Ada": 364, "A6000": 155, "A40": 150, "A10G": 70, "A10": 125, "RTX 5090": 209, "RTX 4090": 165,
+    "RTX 3090": 71, "V100": 125, "T4": 65,
+}
+"""Peak by part of the name that CUDA gives a card (TFLOP/s); the first match counts."""
+
+
+def peak_flops(card: str) -> float | None:
+    """Peak FLOP/s of a card by the name that CUDA gives it; None: not in the table."""
+    return next((tflops * 1e12 for name, tflops in _PEAK_TFLOPS.items() if name in card), None)

@@ -1,0 +1,23 @@
+"""Model FLOPs utilisation of units and of the points of their curves."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+TABLES = ("units", "points")
+
+
+def upgrade() -> None:
+    """Add the columns."""
+    for table in TABLES:
+        op.add_column(table, sa.Column("mfu", sa.Float()))
+
+
+def downgrade() -> None:
+    """Drop the columns."""
+    for table in TABLES:
+        op.drop_column(table, "mfu")
