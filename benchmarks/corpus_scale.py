@@ -12,7 +12,10 @@ import functools
 import itertools
 import json
 import multiprocessing
+import os
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,6 +40,8 @@ from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
 CLUSTERS, DIMENSIONS, FILE_DOCUMENTS, SAMPLE, CAPACITY = 64, 64, 100_000, 10_000, 1.05
 VOCABULARY, SEQUENCE = 4096, 1024
+ARM_MEGABYTES = 600
+"""Text that an arm reads of each size, in as many rounds as that takes (MB)."""
 
 
 def peak_mb() -> float:
@@ -127,36 +132,32 @@ def sentences(seed: int) -> Iterator[str]:
             yield " ".join(row) + "."
 
 
-def write_corpus(directory: Path, size: int) -> list[Path]:
+def write_corpus(directory: Path, size: int) -> None:
     """JSON Lines of `size` bytes in files of 50 MB."""
-    paths: list[Path] = []
     texts = sentences(0)
-    while size > 0:
-        paths.append(directory / f"text-{len(paths):03d}.jsonl")
+    for number in itertools.count():
         room = min(size, 50_000_000)
+        if room <= 0:
+            return
         size -= room
-        with paths[-1].open("w", encoding="utf-8") as file:
+        with (directory / f"text-{number:03d}.jsonl").open("w", encoding="utf-8") as file:
             while room > 0:
                 room -= file.write(json.dumps({"text": next(texts)}) + "\n")
-    return paths
 
 
-def measure_corpus(arm: str, megabytes: int) -> dict[str, float]:
+def measure_corpus(arm: str, megabytes: int, text: Path) -> dict[str, float]:
+    """Tokenize the texts in one thread; the tokenizer is next to their directory."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = text.parent / "tokenizer"
     with tempfile.TemporaryDirectory() as scratch:
-        home = Path(scratch)
-        tokenizer = home / "tokenizer"
-        save_trained(train_bpe(itertools.islice(sentences(1), 2000), VOCABULARY), tokenizer)
-        (home / "text").mkdir()
-        paths = write_corpus(home / "text", megabytes * 1_000_000)
         started, cpu = time.perf_counter(), time.process_time()
         if arm == "stage":
             config = check_config({
-                "name": "scale", "corpus": {"sources": [{"path": str(home / "text")}], "sequence_length": SEQUENCE},
+                "name": "scale", "corpus": {"sources": [{"path": str(text)}], "sequence_length": SEQUENCE},
                 "tokenizer": {"path": str(tokenizer)}})
-            (home / "corpus").mkdir()
-            tokens = build(config, home / "corpus")["tokens"]
+            tokens = build(config, Path(scratch))["tokens"]
         else:
-            tokens = bare(paths, tokenizer)
+            tokens = bare(sorted(text.iterdir()), tokenizer)
         spent, seconds = time.process_time() - cpu, time.perf_counter() - started
         return {"mb_per_core_second": megabytes / spent, "seconds": seconds, "tokens": tokens, "peak_mb": peak_mb()}
 
@@ -174,7 +175,12 @@ def bare(paths: list[Path], directory: Path) -> int:
 
 
 def corpus_cell(megabytes: int, rounds: int) -> dict[str, Any]:
-    found = interleave(__spec__.name, ["stage", "bare"], rounds, "--size", str(megabytes))
+    with tempfile.TemporaryDirectory() as scratch:
+        text = Path(scratch) / "text"
+        text.mkdir()
+        write_corpus(text, megabytes * 1_000_000)
+        save_trained(train_bpe(itertools.islice(sentences(1), 2000), VOCABULARY), text.parent / "tokenizer")
+        found = interleave(__spec__.name, ["stage", "bare"], rounds, "--size", str(megabytes), "--text", str(text))
     speeds = {arm: [result["mb_per_core_second"] for result in results] for arm, results in found.items()}
     return {
         "mb_per_core_second": {arm: spread(values) for arm, values in speeds.items()},
@@ -186,29 +192,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=["assignment", "stage", "bare"])
     parser.add_argument("--size", type=int, default=0, help="documents of the assignment, megabytes of the corpus")
+    parser.add_argument("--text", type=Path, help="directory of the corpus")
     parser.add_argument("--documents", type=int, nargs="*", default=[1_000_000, 5_000_000])
     parser.add_argument("--megabytes", type=int, nargs="*", default=[200, 800])
-    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    if arguments.arm:
-        assign = arguments.arm == "assignment"
-        print(json.dumps(
-            measure_assignment(arguments.size, arguments.workers) if assign else measure_corpus(arguments.arm, arguments.size)))
+    if arguments.arm == "assignment":
+        print(json.dumps(measure_assignment(arguments.size, arguments.workers)))
         return
-    workers = "--workers", str(arguments.workers)
-    assignment = [
-        interleave(__spec__.name, ["assignment"], 1, "--size", str(documents), *workers)["assignment"][0]
-        for documents in arguments.documents]
-    write_result("corpus_scale", {
-        **environment("python -m benchmarks.corpus_scale"),
+    if arguments.arm:
+        print(json.dumps(measure_corpus(arguments.arm, arguments.size, arguments.text)))
+        return
+    result: dict[str, Any] = {
+        **environment(shlex.join(["python", "-m", "benchmarks.corpus_scale", *sys.argv[1:]])),
         "setting": {
             "clusters": CLUSTERS, "dimensions": DIMENSIONS, "capacity": CAPACITY, "workers": arguments.workers,
-            "rounds": arguments.rounds, "vocabulary": VOCABULARY, "sequence_length": SEQUENCE},
-        "targets": {"driver_peak_mb": 1000, "stage_over_bare": 0.8},
-        "assignment": assignment,
-        "corpus": {str(megabytes): corpus_cell(megabytes, arguments.rounds) for megabytes in arguments.megabytes},
-    })
+            "text_per_arm": ARM_MEGABYTES, "vocabulary": VOCABULARY, "sequence_length": SEQUENCE},
+        "targets": {"driver_peak_mb": 1000, "stage_over_bare": 0.8}, "assignment": [], "corpus": {}}
+    for documents in arguments.documents:
+        sizes = "--size", str(documents), "--workers", str(arguments.workers)
+        result["assignment"] += interleave(__spec__.name, ["assignment"], 1, *sizes)["assignment"]
+        write_result("corpus_scale", result)
+    for megabytes in arguments.megabytes:
+        result["corpus"][str(megabytes)] = corpus_cell(megabytes, max(1, ARM_MEGABYTES // megabytes))
+        write_result("corpus_scale", result)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from moedisco_ray.core.errors import CheckpointError, ConfigError
 ENCODING = "encoding.json"
 """Name of the file with an `Encoding`, next to a prepared tokenizer's own files."""
 END_OF_TEXT = "<|endoftext|>"
-_CHUNK_CHARACTERS = 1 << 20
+_CHUNK_CHARACTERS = 1 << 17
 """Characters to encode at once; limited, because the library's results take hundreds of bytes per token."""
 
 
