@@ -33,7 +33,7 @@ from benchmarks.harness import environment, interleave, ratios, spread, write_re
 from moedisco_ray.core.config import check_config
 from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.build import CENTROID_DOCUMENTS
-from moedisco_ray.stages.clustering.kmeans import fit_kmeans_on_blocks
+from moedisco_ray.stages.clustering.kmeans import fit_kmeans
 from moedisco_ray.stages.clustering.store import clusters_in, first_costs, first_vectors, loads_of
 from moedisco_ray.stages.corpus import build
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
@@ -105,7 +105,7 @@ def measure_assignment(documents: int, workers: int) -> dict[str, Any]:
 
         started = time.perf_counter()
         sample = min(BALANCE_DOCUMENTS, documents)
-        fit = fit_kmeans_on_blocks([first_vectors(paths, CENTROID_DOCUMENTS * CLUSTERS)], first_vectors(paths, SAMPLE), CLUSTERS)
+        fit = fit_kmeans(first_vectors(paths, CENTROID_DOCUMENTS * CLUSTERS), first_vectors(paths, SAMPLE), CLUSTERS)
         clustered = time.perf_counter()
         costs = first_costs(paths, sample, None, fit.centroids_KD)
         rule, _ = fit_assignment(costs, loads, None, fit.centroids_KD, documents=documents, capacity=CAPACITY)

@@ -21,7 +21,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from benchmarks.harness import environment, interleave, ratios, spread, write_result
 from moedisco_ray.stages.clustering.blocks import squared_distances
-from moedisco_ray.stages.clustering.kmeans import fit_kmeans_on_blocks
+from moedisco_ray.stages.clustering.kmeans import fit_kmeans
 
 SETTINGS = {
     "50k x 64, K 16": (50_000, 64, 16),
@@ -42,9 +42,7 @@ def vectors(n: int, d: int, k: int) -> NDArray[np.float32]:
 
 def fit(arm: str, x_ND: NDArray[np.float32], k: int, seed: int) -> NDArray[np.floating]:
     if arm == "ours":
-        blocks = [x_ND[i:i + BLOCK] for i in range(0, len(x_ND), BLOCK)]
-        return fit_kmeans_on_blocks(blocks, x_ND[:SAMPLE], k, restarts=RESTARTS, iterations=ITERATIONS,
-                                   seed=seed).centroids_KD
+        return fit_kmeans(x_ND, x_ND[:SAMPLE], k, restarts=RESTARTS, iterations=ITERATIONS, seed=seed).centroids_KD
     if arm == "lloyd":
         return KMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed).fit(x_ND).cluster_centers_
     return MiniBatchKMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, batch_size=4096, random_state=seed).fit(x_ND).cluster_centers_

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from moedisco_ray.stages.clustering.blocks import Block, block_statistics, reduce, squared_distances
+from moedisco_ray.stages.clustering.blocks import Block, squared_distances
 from moedisco_ray.stages.clustering.grid import Grid, peak
-from moedisco_ray.stages.clustering.kmeans import fit_kmeans_on_blocks, seed_centroids, update
+from moedisco_ray.stages.clustering.kmeans import fit_kmeans, seed_centroids, update
 
 
 def blobs(n=600, d=12, k=5, seed=0, spread=1.5):
@@ -24,10 +24,9 @@ def grid_of(x_ND):
     return Grid.covering(origin_D, peak(x_ND, origin_D), len(x_ND))
 
 
-def cut(x_ND, seed):
-    generator = np.random.default_rng(seed)
-    x_ND = x_ND[generator.permutation(len(x_ND))]
-    return np.split(x_ND, np.sort(generator.integers(0, len(x_ND), size=generator.integers(1, 9))))
+def step_of(x_ND, centroids_RKD, grid):
+    """A step without memory of earlier ones."""
+    return Block(x_ND, grid).step(centroids_RKD, range(len(centroids_RKD)))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40), st.floats(1e-6, 1e6))
@@ -44,13 +43,13 @@ def test_a_snapped_vector_is_a_float32_on_the_grid_close_to_the_original(seed, d
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 3))
-def test_centroids_are_the_same_bits_for_any_blocks_in_any_order(seed, k, restarts):
+def test_centroids_are_the_same_bits_for_any_order(seed, k, restarts):
     x_ND = blobs(seed=seed % 1000)
-    whole, parts = (
-        fit_kmeans_on_blocks(blocks, x_ND[:200], k, restarts=restarts, iterations=20, seed=1)
-        for blocks in ([x_ND], cut(x_ND, seed)))
-    np.testing.assert_array_equal(whole.centroids_KD, parts.centroids_KD)
-    assert whole.inertias == parts.inertias
+    one, other = (
+        fit_kmeans(vectors, x_ND[:200], k, restarts=restarts, iterations=20, seed=1)
+        for vectors in (x_ND, np.random.default_rng(seed).permutation(x_ND)))
+    np.testing.assert_array_equal(one.centroids_KD, other.centroids_KD)
+    assert one.inertias == other.inertias
 
 
 def test_float32_sums_would_not_have_passed_that():
@@ -65,7 +64,7 @@ def test_statistics_are_those_of_the_float64_labels(seed, k):
     grid = grid_of(x_ND)
     snapped_ND = grid.snap(x_ND)
     centroids_RKD = np.random.default_rng(seed).normal(size=(2, k, x_ND.shape[1]))
-    statistics = block_statistics(snapped_ND, centroids_RKD, grid)
+    statistics = step_of(snapped_ND, centroids_RKD, grid)
     for r in range(2):
         d_NK = squared_distances(snapped_ND, centroids_RKD[r])
         labels_N = d_NK.argmin(axis=1)
@@ -86,7 +85,7 @@ def test_memory_of_earlier_steps_changes_nothing_and_inertia_never_rises(seed, k
     last_R = np.full(2, np.inf)
     for _ in range(12):
         remembered = block.step(centroids_RKD, [0, 1])
-        fresh = block_statistics(snapped_ND, centroids_RKD, grid)
+        fresh = step_of(snapped_ND, centroids_RKD, grid)
         np.testing.assert_array_equal(remembered.sums_RKD, fresh.sums_RKD)
         np.testing.assert_array_equal(remembered.counts_RK, fresh.counts_RK)
         for r in range(2):
@@ -98,19 +97,19 @@ def test_memory_of_earlier_steps_changes_nothing_and_inertia_never_rises(seed, k
         centroids_RKD = update(remembered, centroids_RKD, grid, snapped_ND)
 
 
-def test_ties_go_to_the_first_cluster_whatever_the_block():
+def test_ties_go_to_the_first_cluster():
     x_ND = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
     grid = Grid.covering(np.zeros(4, np.float32), 1.0, len(x_ND))
     centroids_KD = np.stack([np.zeros(4), np.zeros(4), np.ones(4)])    # all as far from every vector as their twin
-    assert reduce([block_statistics(x_ND, centroids_KD[None], grid)]).counts_RK.tolist() == [[200, 0, 0]]
+    assert step_of(x_ND, centroids_KD[None], grid).counts_RK.tolist() == [[200, 0, 0]]
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(800, 16, 6), (500, 3, 4), (700, 130, 8)])
 def test_same_centroids_and_labels_as_scikit_learn_from_the_same_start(n, d, k):
     x_ND = blobs(n, d, k, seed=n)
     start_KD = x_ND[np.random.default_rng(1).choice(n, k, replace=False)]
-    ours = fit_kmeans_on_blocks(
-        np.array_split(x_ND, 3), x_ND, k, iterations=300, tolerance=0.0, initial_RKD=start_KD[None].astype(np.float64))
+    ours = fit_kmeans(
+        x_ND, x_ND, k, iterations=300, tolerance=0.0, initial_RKD=start_KD[None].astype(np.float64))
     theirs = KMeans(k, init=start_KD, n_init=1, max_iter=300, tol=0.0).fit(x_ND)
     np.testing.assert_allclose(ours.centroids_KD, theirs.cluster_centers_, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(squared_distances(x_ND, ours.centroids_KD).argmin(axis=1), theirs.labels_)
@@ -119,7 +118,7 @@ def test_same_centroids_and_labels_as_scikit_learn_from_the_same_start(n, d, k):
 
 def test_seeding_is_as_good_as_scikit_learns():
     x_ND = blobs(2000, 16, 10, spread=3.0)
-    ours = fit_kmeans_on_blocks([x_ND], x_ND, 10, restarts=4, iterations=100)
+    ours = fit_kmeans(x_ND, x_ND, 10, restarts=4, iterations=100)
     theirs = KMeans(10, n_init=4, random_state=0).fit(x_ND)
     assert ours.inertia <= theirs.inertia_ * 1.01
     assert len(ours.inertias) == 4
@@ -130,17 +129,17 @@ def test_an_empty_cluster_moves_to_the_farthest_sample_point():
     x_ND = np.array([[0, 0], [0.125, 0], [8, 0], [8.125, 0], [-64, 0]], np.float32)
     grid = Grid.covering(np.zeros(2, np.float32), 64.0, 5)
     centroids_RKD = np.array([[[0.0, 0], [8, 0], [1000, 1000]]])
-    moved_RKD = update(block_statistics(x_ND, centroids_RKD, grid), centroids_RKD, grid, x_ND)
+    moved_RKD = update(step_of(x_ND, centroids_RKD, grid), centroids_RKD, grid, x_ND)
     np.testing.assert_array_equal(moved_RKD[0, 2], [-64, 0])
 
 
 def test_identical_documents_still_end():
     x_ND = np.ones((50, 3), np.float32)
-    fit = fit_kmeans_on_blocks([x_ND], x_ND, 4, iterations=10)
+    fit = fit_kmeans(x_ND, x_ND, 4, iterations=10)
     assert fit.inertia == 0
     np.testing.assert_array_equal(fit.centroids_KD, np.ones((4, 3)))
 
 
 def test_more_clusters_than_sample_vectors_is_an_error():
     with pytest.raises(ValueError, match="cannot seed 4"):
-        fit_kmeans_on_blocks([np.ones((3, 2), np.float32)], np.ones((3, 2), np.float32), 4)
+        fit_kmeans(np.ones((3, 2), np.float32), np.ones((3, 2), np.float32), 4)

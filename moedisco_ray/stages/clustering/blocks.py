@@ -1,4 +1,4 @@
-"""One block's part of a Lloyd step: labels of its vectors, and exact sums and counts per cluster.
+"""Lloyd steps of a block of vectors: their labels, and exact sums and counts per cluster.
 
 A label is always the argmin over k of `squared_distances`, a float64 formula of one row and one centroid; ties take the
 smallest k. Three measures make it fast:
@@ -14,7 +14,7 @@ smallest k. Three measures make it fast:
 * **Add only changes.** Sums are exact, so moving a row from one cluster to another gives the same sums as adding up all
   rows again.
 
-A block remembers labels and gaps only to save work: a block that lost them (its worker died) gives the same results.
+A block remembers labels and gaps only to save work: a new block of the same vectors gives the same results.
 
 Shapes: N documents, M documents of a chunk, D dimensions, K clusters, R restarts.
 """
@@ -22,7 +22,7 @@ Shapes: N documents, M documents of a chunk, D dimensions, K clusters, R restart
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
@@ -40,7 +40,7 @@ _Change = tuple[Array, Array, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Sufficient statistics of some vectors for a Lloyd step. The statistics of several blocks add up exactly.
+    """Sufficient statistics of some vectors for a Lloyd step.
 
     Attributes:
         sums_RKD: Sum of each cluster's vectors in units of `Grid.step`, int64.
@@ -52,10 +52,6 @@ class Statistics:
     counts_RK: Array
     squares: int
 
-    def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(
-            self.sums_RKD + other.sums_RKD, self.counts_RK + other.counts_RK, self.squares + other.squares)
-
     def inertias(self, centroids_RKD: Array, grid: Grid) -> Array:
         """Sum of squared distances to the nearest centroid, per restart [R].
 
@@ -65,12 +61,6 @@ class Statistics:
         cross_R = (centroids_RKD * (self.sums_RKD * grid.step)).sum(axis=(1, 2))
         norms_R = (self.counts_RK * np.square(centroids_RKD).sum(axis=2)).sum(axis=1)
         return np.maximum(self.squares * grid.square_step - 2 * cross_R + norms_R, 0.0)
-
-
-def reduce(statistics: Iterable[Statistics]) -> Statistics:
-    """Add up the statistics of one or more blocks."""
-    first, *rest = statistics
-    return sum(rest, start=first)
 
 
 def squared_distances(x_ND: Array, centroids_KD: Array) -> Array:
@@ -90,11 +80,6 @@ def squared_distances(x_ND: Array, centroids_KD: Array) -> Array:
 def cluster_costs(x_ND: Array, centroids_KD: Array | None) -> Array:
     """Cost of each document in each cluster, float64 [N, K]: squared distances; without centroids, the vectors themselves."""
     return x_ND.astype(np.float64) if centroids_KD is None else squared_distances(x_ND, centroids_KD)
-
-
-def block_statistics(x_ND: Array, centroids_RKD: Array, grid: Grid) -> Statistics:
-    """Statistics of one block of snapped vectors for R sets of centroids, computed without memory of earlier steps."""
-    return Block(x_ND, grid).step(centroids_RKD, range(len(centroids_RKD)))
 
 
 @dataclasses.dataclass

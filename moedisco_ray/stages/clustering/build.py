@@ -30,7 +30,7 @@ from moedisco_ray.core.findings import cluster_warnings
 from moedisco_ray.plan.estimate import CLUSTERED
 from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.grid import Array
-from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans_on_blocks
+from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans
 from moedisco_ray.stages.clustering.model import ClusterModel
 from moedisco_ray.stages.clustering.packing import Packed, Part, Plan, finish_part
 from moedisco_ray.stages.clustering.report import Sample, cluster_report
@@ -224,8 +224,8 @@ class _Stage:
 
     def _fit_kmeans(self, x_ND: Array, sample_SD: Array) -> Fit:
         settings, progress = self.config.clusters, StageProgress(self.emit, "cluster", "k-means iterations")
-        return fit_kmeans_on_blocks(
-            [x_ND], sample_SD, settings.count, restarts=settings.restarts, iterations=ITERATIONS, seed=self.config.seed,
+        return fit_kmeans(
+            x_ND, sample_SD, settings.count, restarts=settings.restarts, iterations=ITERATIONS, seed=self.config.seed,
             on_step=lambda: progress.add(1))
 
     def _write_report(

@@ -1,16 +1,12 @@
-"""K-means by Lloyd's algorithm from sufficient statistics per block, for several restarts at once.
+"""K-means by Lloyd's algorithm, for several restarts at once.
 
-In each step every block of vectors returns sums and counts of its clusters, which are added up and move the centroids. `fit_kmeans`
-only calls a `step` function.
-
-The result depends only on the set of vectors: it has the same bits for any division into blocks and any order. Two properties
-ensure that:
+The result depends only on the set of vectors: it has the same bits for any order. Two properties ensure that:
 
 * vectors are on a `Grid`, so that sums are exact;
 * a label is argmin_k of squared distances in float64, each computed from its own row only (`blocks.squared_distances`).
 
 Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as in scikit-learn).
-Lloyd steps on the sample refine the seeds (Bradley and Fayyad 1998), which saves passes over all vectors.
+Lloyd steps on the sample refine the seeds (Bradley and Fayyad 1998), which saves steps with all vectors.
 
 Shapes: N documents, S documents of the sample, D dimensions, K clusters, R restarts.
 """
@@ -18,23 +14,15 @@ Shapes: N documents, S documents of the sample, D dimensions, K clusters, R rest
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from moedisco_ray.stages.clustering.blocks import Block, Statistics, block_statistics, reduce, squared_distances
+from moedisco_ray.stages.clustering.blocks import Block, Statistics, squared_distances
 from moedisco_ray.stages.clustering.grid import Array, Grid, peak
 
 ITERATIONS = 50
 """Maximum number of Lloyd steps per restart; nearly all restarts converge earlier."""
-Step = Callable[[Array, Sequence[int]], Statistics]
-"""Function that returns the statistics of all vectors; takes the centroids [R, K, D] of the restarts that still run, and their
-indices."""
-
-__all__ = [
-    "Block", "Fit", "Statistics", "Step", "block_statistics", "fit_kmeans", "fit_kmeans_on_blocks", "reduce",
-    "seed_centroids", "update",
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +33,7 @@ class Fit:
         centroids_KD: Centroids in the coordinates of the original vectors, float64.
         inertia: Sum of squared distances to the nearest centroid.
         iterations: Lloyd steps of the best restart.
-        steps: Passes over the data for all restarts together.
+        steps: Steps of the restart that took the most.
         inertias: Inertia of every restart.
     """
 
@@ -98,7 +86,7 @@ def update(statistics: Statistics, centroids_RKD: Array, grid: Grid, sample_SD: 
     """Compute the next centroids: cluster means; an empty cluster moves to the sample point farthest from all centroids.
 
     Args:
-        statistics: Statistics over all blocks for the current centroids.
+        statistics: Statistics of all vectors for the current centroids.
         centroids_RKD: Current centroids, float64.
         grid: Grid of the vectors.
         sample_SD: Sample vectors, snapped to the grid.
@@ -117,41 +105,42 @@ def update(statistics: Statistics, centroids_RKD: Array, grid: Grid, sample_SD: 
 
 
 def fit_kmeans(
-    step: Step, sample_SD: Array, grid: Grid, k: int, *, restarts: int, iterations: int, seed: int,
-    tolerance: float = 1e-4, initial_RKD: Array | None = None,
+    x_ND: Array, sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = ITERATIONS, seed: int = 0,
+    tolerance: float = 1e-4, initial_RKD: Array | None = None, on_step: Callable[[], None] = lambda: None,
 ) -> Fit:
-    """Run Lloyd's algorithm on vectors that only `step` can access.
+    """Cluster vectors.
 
     A restart ends when its centroids move by no more than `tolerance` times the mean variance (scikit-learn's rule),
     or after `iterations` steps. The other restarts continue.
 
     Args:
-        step: Function that returns the statistics over all blocks of vectors, which are snapped to `grid`.
-        sample_SD: Sample of the original vectors, in an order that depends only on the documents.
-        grid: Grid of the vectors.
+        x_ND: Vectors.
+        sample_SD: Sample of the vectors, in an order that depends only on the documents.
         k: Number of clusters.
-        restarts: Number of restarts over all vectors. Three times as many seedings are tried on the sample, and the best are used.
+        restarts: Number of restarts with all vectors. Three times as many seedings are tried on the sample, and the best are used.
         iterations: Maximum Lloyd steps per restart.
         seed: Seed of the seeding.
         tolerance: Convergence threshold; with 0 a restart runs until no centroid moves.
         initial_RKD: Initial centroids, used instead of seeding.
+        on_step: Called before each step with all vectors.
 
     Raises:
         ValueError: The sample has fewer than k rows.
     """
     if len(sample_SD) < k:
         raise ValueError(f"{len(sample_SD)} sample vectors cannot seed {k} clusters")
+    origin_D = sample_SD.mean(axis=0, dtype=np.float64).astype(np.float32)
+    grid = Grid.covering(origin_D, max(peak(x_ND, origin_D), peak(sample_SD, origin_D)), len(x_ND))
     sample_SD = grid.snap(sample_SD)
     still = tolerance * float(sample_SD.astype(np.float64).var(axis=0).mean())
     if initial_RKD is None:
         generators = [np.random.Generator(np.random.Philox(key=[seed, r])) for r in range(_SEEDINGS * restarts)]
         seeds_RKD = np.stack([seed_centroids(sample_SD, k, generator) for generator in generators])
-        alone = Block(sample_SD, grid)
-        refined = _lloyd(alone.step, seeds_RKD, sample_SD, grid, iterations=iterations, still=still)
+        refined = _lloyd(Block(sample_SD, grid), seeds_RKD, sample_SD, grid, iterations=iterations, still=still)
         start_RKD = refined.centroids_RKD[np.argsort(refined.inertias_R, kind="stable")[:restarts]]
     else:
         start_RKD = np.asarray(initial_RKD, np.float64) - grid.origin_D
-    outcome = _lloyd(step, start_RKD, sample_SD, grid, iterations=iterations, still=still)
+    outcome = _lloyd(Block(grid.snap(x_ND), grid), start_RKD, sample_SD, grid, iterations=iterations, still=still, on_step=on_step)
     best = int(outcome.inertias_R.argmin())
     return Fit(
         outcome.centroids_RKD[best] + grid.origin_D, float(outcome.inertias_R[best]), int(outcome.steps_R[best]),
@@ -168,12 +157,14 @@ class _Outcome:
 
 
 def _lloyd(
-    step: Step, centroids_RKD: Array, sample_SD: Array, grid: Grid, *, iterations: int, still: float,
+    block: Block, centroids_RKD: Array, sample_SD: Array, grid: Grid, *, iterations: int, still: float,
+    on_step: Callable[[], None] = lambda: None,
 ) -> _Outcome:
     running = list(range(len(centroids_RKD)))
     outcome = _Outcome(centroids_RKD.copy(), np.full(len(running), np.inf), np.zeros(len(running), np.int64))
     for number in range(1, iterations + 1):
-        statistics = step(centroids_RKD, running)
+        on_step()
+        statistics = block.step(centroids_RKD, running)
         moved_RKD = update(statistics, centroids_RKD, grid, sample_SD)
         outcome.centroids_RKD[running], outcome.steps_R[running] = centroids_RKD, number
         outcome.inertias_R[running] = statistics.inertias(centroids_RKD, grid)
@@ -183,23 +174,3 @@ def _lloyd(
         if not running:
             break
     return outcome
-
-
-def fit_kmeans_on_blocks(
-    blocks: Iterable[Array], sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = ITERATIONS, seed: int = 0,
-    tolerance: float = 1e-4, initial_RKD: Array | None = None, on_step: Callable[[], None] = lambda: None,
-) -> Fit:
-    """Run `fit_kmeans` on arrays [N_b, D] in this process; call `on_step` before every pass over them."""
-    arrays = list(blocks)
-    origin_D = sample_SD.mean(axis=0, dtype=np.float64).astype(np.float32)
-    documents = sum(map(len, arrays))
-    grid = Grid.covering(origin_D, max(peak(x, origin_D) for x in [*arrays, sample_SD]), documents)
-    held = [Block(grid.snap(x), grid) for x in arrays]
-
-    def step(centroids_RKD: Array, running: Sequence[int]) -> Statistics:
-        on_step()
-        return reduce(block.step(centroids_RKD, running) for block in held)
-
-    return fit_kmeans(
-        step, sample_SD, grid, k, restarts=restarts, iterations=iterations, seed=seed, tolerance=tolerance,
-        initial_RKD=initial_RKD)
