@@ -25,6 +25,7 @@ from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.policies.gang import Sizes
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
+from moedisco_ray.training.checkpoints import checkpoint
 
 STEPS = 1000
 
@@ -158,7 +159,7 @@ def gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gang:
         monkeypatch.setattr(queue, "attempt", cluster.attempt)
         monkeypatch.setattr(queue, "_POLL_SECONDS", 0.001)
         monkeypatch.setattr(queue, "GRACE_SECONDS", cluster.grace)
-        monkeypatch.setattr(queue.checkpoint, "steps", lambda _location: [])
+        monkeypatch.setattr(checkpoint, "steps", lambda _location: [])
         monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(cluster))
         for name, found in (
             ("autoscales", True), ("room", 8), ("slots_staying", 0), ("free_workers", 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def remembered(job: TrainJob, workers: int) -> History:
     values = read_json(path)
     skip = values.pop("skip")
     return History(**values, skip=Skip(**skip) if skip else None)
+
+
+def newest_checkpoint(job: TrainJob) -> int | None:
+    """Step of the newest checkpoint, 0 without one; None if the storage does not respond, since it only orders the queue."""
+    with contextlib.suppress(StorageError):
+        return max(checkpoint.steps(job.checkpoints), default=0)
+    return None
 
 
 def _share(job: TrainJob, workers: int) -> int:

@@ -5,7 +5,6 @@ Sub-models train on one slot each. A gang is a queue of one training, on as many
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import time
@@ -17,7 +16,6 @@ from typing import Any
 
 from moedisco_ray.backend import Trained
 from moedisco_ray.core.config import Pool
-from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import histories, session
@@ -30,10 +28,9 @@ from moedisco_ray.execution.ray.sync_thread import SyncThread
 from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.ordering import Remaining
-from moedisco_ray.policies.placement import Need, ask_for, place_all
+from moedisco_ray.policies.placement import Need, place_all
 from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.training import TrainJob, TrainResult
-from moedisco_ray.training.checkpoints import checkpoint
 
 _POLL_SECONDS = 1.0
 """Interval between two checks of trainings and slots (s)."""
@@ -150,7 +147,8 @@ class Queue:
             self._progress.workers[name] = workers
             begun = _Attempt(job, pool, workers, self._context.mailbox.status(name), end)
             self._running[self._threads.submit(attempt, adjusted, context)] = begun
-        self._request_nodes([need for need in order if need.name in self._waiting])
+        if self._demand is not None:
+            self._demand.request_for([need for need in order if need.name in self._waiting], self._context.placement, self._taken)
         self._update_wait_notice()
 
     def poll(self) -> None:
@@ -207,6 +205,10 @@ class Queue:
     def _running_jobs(self) -> list[TrainJob]:
         return [each.job for each in self._running.values()]
 
+    @property
+    def _taken(self) -> Counter[str]:
+        return Counter(each.pool.key for each in self._running.values())
+
     def _forecast(self, waiting: Iterable[TrainJob]) -> Forecast:
         status = self._context.mailbox.statuses([job.name for job in self._jobs])
         return Forecast(
@@ -223,8 +225,7 @@ class Queue:
         if self._gang is not None:
             workers = self._gang.to_start() if order else None
             return [] if workers is None else [(order[0].name, self._context.placement.pool, workers)]
-        taken = Counter(each.pool.key for each in self._running.values())
-        free = {key: session.room(pool) - taken[key] for key, pool in self._pools.items()}
+        free = {key: session.room(pool) - self._taken[key] for key, pool in self._pools.items()}
         placed = place_all(order, self._context.placement.types(free))
         return [
             (name, self._pools[key], 1) for name, key in itertools.islice(placed.items(), max(0, room - len(self._running)))]
@@ -243,17 +244,6 @@ class Queue:
                     "kind": "grown", "step": status.step,
                     "reason": f"it continues with {larger} workers in place of {each.workers}"}))
                 each.end.request("grows")
-
-    def _request_nodes(self, order: Sequence[Need]) -> None:
-        """Request an autoscaler's nodes for waiting trainings; if a node type does not come, request the next one that fits."""
-        if self._demand is None:
-            return
-        placement = self._context.placement
-        taken = Counter(each.pool.key for each in self._running.values())
-        types = placement.types({key: session.max_workers(pool) - taken[key] for key, pool in self._pools.items()})
-        found = ask_for(order, types, self._demand.absent)
-        left = max(0, session.max_workers(placement.pool) - len(self._running))
-        self._demand.request(Counter([found[need.name] for need in order if need.name in found][:left]))
 
     def _finish(self, job: TrainJob, result: TrainResult, pool: Pool) -> None:
         self._progress.finish(job.name, result, pool.speed)
@@ -277,7 +267,7 @@ class Queue:
 
     def _enqueue(self, job: TrainJob) -> None:
         """Queue a job once its newest checkpoint is known; a thread looks it up, because the storage may be slow or down."""
-        self._queueing[self._threads.submit(_newest_checkpoint, job)] = job
+        self._queueing[self._threads.submit(histories.newest_checkpoint, job)] = job
 
     def _move_queued(self) -> None:
         for future in [future for future in self._queueing if future.done()]:
@@ -302,7 +292,7 @@ class Queue:
             return
         # A training that has begun waits for slots of its own node type, even if slots of another are free.
         need_gb = min((self._needs[name].memory_gb for name in self._waiting), default=0.0)
-        begun = {each.pool.key for each in self._running.values()}
+        begun = self._taken
         fitting = [pool for key, pool in self._pools.items() if (key in begun if begun else pool.memory_gb >= need_gb)]
         bundles = [placement.on(pool).bundle for pool in fitting]
         free = sum(session.free_workers(bundle) for bundle in bundles)
@@ -317,9 +307,3 @@ class Queue:
         self._context.mailbox.push(Event("unit_finished", job.stage, job.name, {
             "steps": trained.result.steps, "tokens": trained.result.tokens, "loss": trained.result.loss,
             "seconds": round(trained.seconds, 3), "restored_step": trained.result.restored_step}))
-
-
-def _newest_checkpoint(job: TrainJob) -> int | None:
-    with contextlib.suppress(StorageError):     # not fatal: the step only orders the queue
-        return max(checkpoint.steps(job.checkpoints), default=0)
-    return None

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Pool
+from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
 from moedisco_ray.policies.arrival import boot_seconds, gives_way
+from moedisco_ray.policies.placement import Need, ask_for
 
 _ABSENT_SECONDS = 600.0
 """Time for which a node type that did not come is not requested again (s); Ray itself remembers it for the same time."""
@@ -31,6 +35,7 @@ class Demand:
     """
 
     def __init__(self, node_types: Mapping[str, Pool], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pools = node_types
         self._requests = {key: _Requests(node_type, f"{name}-{key}", clock) for key, node_type in node_types.items()}
 
     @property
@@ -42,6 +47,19 @@ class Demand:
     def boot_seconds(self) -> float:
         """Expected seconds until a node comes, for the slowest node type."""
         return max(requests.boot_seconds for requests in self._requests.values())
+
+    def request_for(self, order: Sequence[Need], placement: Placement, taken: Counter[str]) -> None:
+        """Request slots for waiting trainings; if a node type does not come, those of the next one that fits.
+
+        Args:
+            order: Needs of the trainings, the first to start first.
+            placement: The pool.
+            taken: Number of trainings that hold or await a slot of their own, by node type.
+        """
+        types = placement.types({key: session.max_workers(pool) - taken[key] for key, pool in self._pools.items()})
+        found = ask_for(order, types, self.absent)
+        left = max(0, session.max_workers(placement.pool) - taken.total())
+        self.request(Counter([found[need.name] for need in order if need.name in found][:left]))
 
     def request(self, slots: Mapping[str, int]) -> None:
         """Set the number of requested slots of each node type; 0 for those left out."""
