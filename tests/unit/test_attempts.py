@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +125,15 @@ def test_a_worker_s_own_words_go_before_what_the_others_died_of(fits: Callable[.
 def test_without_a_word_it_is_what_ray_says(fits: Callable[..., TrainResult | End]) -> None:
     assert fits(ALONE, None) == End("failed", 3, "gloo: timed out waiting for the others")
     assert fits(None, None) == End("failed", 3, "its worker ended without a result; see the Ray logs")
+
+
+def test_a_storage_that_ray_train_cannot_reach_is_tried_again_and_a_full_disk_is_not(
+    fits: Callable[..., TrainResult | End], tmp_path: Path,
+) -> None:
+    away = fits(OSError("When creating key: curlCode: 7"), None)
+    assert away == End("storage", 3, f"{tmp_path.parent} does not answer (When creating key: curlCode: 7)")
+    with pytest.raises(RunDirError, match="disk"):
+        fits(OSError(errno.ENOSPC, "No space left on device"), None)
 
 
 @pytest.mark.parametrize("error", [

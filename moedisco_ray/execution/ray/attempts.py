@@ -16,10 +16,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from moedisco_ray.backend import Placement
+from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import NotFiniteError, PoolError, StorageError
 from moedisco_ray.core.locations import first_line
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.execution.ray.causes import dead_nodes, end_of, failures_of, last_line, unwrapped
+from moedisco_ray.execution.ray.causes import FULL, dead_nodes, end_of, failures_of, last_line, unwrapped
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox
 from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterResourcesError
 from moedisco_ray.execution.ray.seats import Seats
@@ -146,5 +147,7 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
         mailbox.kill_attempt(job.name)  # the unreachable controller may be alive, and would run alongside the next one
         return End("died", mailbox.status(job.name).current_step, f"its controller died: {last_line(error)}")
     except OSError as error:
+        if error.errno in FULL:
+            raise disk_full(context.directory) from error
         return End("storage", mailbox.status(job.name).current_step, f"{storage_path} does not answer ({first_line(error)})")
     return []

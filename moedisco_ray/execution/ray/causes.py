@@ -33,7 +33,8 @@ _CONNECTION_LOST = re.compile(r"actor \S+ is unavailable|connection (closed|rese
 _NODE_GONE = re.compile(
     r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)
 """Ray's error texts for an actor that died with its node."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a full disk."""
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
 _RAY_DISK = (
     "the disk that Ray keeps its files on is full; free some space there, or name another directory with this variable, and run "
@@ -132,7 +133,7 @@ def reporting_full_disk_of_a_task(directory: Path) -> Iterator[None]:
         if any(isinstance(cause, OutOfDiskError) for cause in causes):
             raise RunDirError("RAY_TMPDIR", None, _RAY_DISK) from error
         # Ray Data wraps a task's error and keeps only its text.
-        if any(getattr(cause, "errno", None) in _FULL for cause in causes) or _NO_SPACE.search(str(error)):
+        if any(getattr(cause, "errno", None) in FULL for cause in causes) or _NO_SPACE.search(str(error)):
             raise disk_full(directory) from error
         raise
 
