@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def streamed_model(
     Raises:
         ConfigError: transformers cannot build the model.
     """
-    model = skeleton(config)
+    model = skeleton(config).to(dtype)
     base: Any = model.base_model
     base.rotary_emb = type(base.rotary_emb)(config=model.config).to(device)
     weights = _Weights(tensors, ModelMap(str(model.config.model_type)), device, dtype)
@@ -127,37 +128,41 @@ def loaded(module: nn.Module) -> Iterator[nn.Module]:
 
 def final_states(
     model: PreTrainedModel, inputs: Iterable[Tensor], *, masks: Sequence[Tensor | None] | None = None,
-    before: Callable[[int], None] | None = None, after: Callable[[int], None] | None = None,
+    before: Callable[[int], None] | None = None, after: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """The last hidden state of every batch: all batches pass through a layer before the next layer is loaded.
+    """The last hidden state of every batch.
 
-    The hidden states of all batches are in memory; see `grouped`.
+    If the model is streamed and does not stay in memory, all batches pass through a layer before the next layer is loaded; the
+    hidden states of all batches are in memory then, see `grouped`.
 
     Args:
         model: A model, streamed or in memory.
         inputs: Token ids [B, L] of each batch, on the model's device.
         masks: Attention mask [B, L] of each batch; None: every position is real.
-        before: Receives the number of the batch before each layer runs on it.
-        after: Receives the number of the batch after each layer has run on it.
+        before: Receives the number of a batch before layers run on it.
+        after: Receives the number of a batch and how many layers have run on it since the last call.
 
     Yields:
         Hidden states [B, L, D] of each batch in turn.
     """
     base: Any = model.base_model
+    run = _Observed(before, after)
+    if all(_stays(layer) for layer in base.layers):
+        for number, tokens_BL in enumerate(inputs):
+            with run.on(number, len(base.layers)):
+                hidden_BLD = base(tokens_BL, attention_mask=_mask(masks, number), use_cache=False).last_hidden_state
+            yield hidden_BLD
+        return
     states = [base.embed_tokens(tokens_BL) for tokens_BL in inputs]
     for index, layer in enumerate(base.layers):
         step = layer_step(model, index)
         with loaded(layer):
             for number, hidden_BLD in enumerate(states):
-                if before is not None:
-                    before(number)
-                states[number] = step(hidden_BLD, None if masks is None else masks[number])
-                if after is not None:
-                    after(number)
+                with run.on(number, 1):
+                    states[number] = step(hidden_BLD, _mask(masks, number))
     states.reverse()
-    with loaded(base.norm):
-        while states:
-            yield base.norm(states.pop())
+    while states:
+        yield base.norm(states.pop())
 
 
 def layer_step(model: PreTrainedModel, index: int) -> Step:
@@ -179,17 +184,16 @@ def layer_step(model: PreTrainedModel, index: int) -> Step:
     return step
 
 
-def grouped(items: Iterable[T], positions: Callable[[T], int], model: PreTrainedModel, dtype: torch.dtype) -> Iterator[list[T]]:
+def grouped(items: Iterable[T], positions: Callable[[T], int], model: PreTrainedModel) -> Iterator[list[T]]:
     """Cut batches into groups whose hidden states fit in memory together; a group is at least one batch.
 
     Args:
         items: The batches.
         positions: Returns the number of positions of a batch, padding included.
         model: The model that they pass through.
-        dtype: Dtype of the hidden states.
     """
     limit = _GPU_STATES if device_of_model(model).type == "cuda" else _CPU_STATES
-    each = int(model.config.hidden_size) * dtype.itemsize
+    each = int(model.config.hidden_size) * model.dtype.itemsize
     group: list[T] = []
     size = 0
     for item in items:
@@ -201,6 +205,32 @@ def grouped(items: Iterable[T], positions: Callable[[T], int], model: PreTrained
         size += added
     if group:
         yield group
+
+
+@dataclasses.dataclass(frozen=True)
+class _Observed:
+    """Calls the observers of `final_states` around a run of layers."""
+
+    before: Callable[[int], None] | None
+    after: Callable[[int, int], None] | None
+
+    @contextlib.contextmanager
+    def on(self, number: int, layers: int) -> Iterator[None]:
+        if self.before is not None:
+            self.before(number)
+        yield
+        if self.after is not None:
+            self.after(number, layers)
+
+
+def _mask(masks: Sequence[Tensor | None] | None, number: int) -> Tensor | None:
+    return None if masks is None else masks[number]
+
+
+def _stays(module: nn.Module) -> bool:
+    """Whether the weights of a part of a model stay in memory."""
+    part: _Part | None = getattr(module, "streamed_part", None)
+    return part is None or part.keep
 
 
 class _Weights:
@@ -228,7 +258,7 @@ class _Part:
     """Loads the weights of one module before it runs, and frees them afterwards unless `keep` is set."""
 
     def __init__(self, module: nn.Module, prefix: str, weights: _Weights, *, keep: bool) -> None:
-        self._module, self._prefix, self._weights, self._keep = module, prefix, weights, keep
+        self._module, self._prefix, self._weights, self.keep = module, prefix, weights, keep
         self._passing = False       # whether the weights are loaded for one forward pass only
         self.is_loaded = False
         module.streamed_part = self     # type: ignore[assignment]  # found again by `loaded`
@@ -241,7 +271,7 @@ class _Part:
         self.is_loaded = True
 
     def free(self) -> None:
-        if not self._keep:
+        if not self.keep:
             self._module.to("meta")
             self.is_loaded = False
 

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.sections import precision_on
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.core.events import Advance, no_advance
+from moedisco_ray.models.layer_stream import device_of_model, final_states, grouped, loaded
 from moedisco_ray.stages.text.validation import Documents
 
 _PADDING = -100
@@ -33,7 +34,7 @@ _LOGITS = 2**25
 """Maximum number of logits in memory: 128 MB in fp32."""
 
 Observe = Callable[[Tensor, Tensor], None]
-"""Function called before each batch with `real_BL` (false at padding) and `document_B`, the document number of each window."""
+"""Function called before layers run on a batch, with `real_BL` (false at padding) and `document_B`, the document of each window."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +113,8 @@ def document_nats(
         prefix: The token before each document.
         sequence_length: Maximum positions of a window.
         batch_tokens: Maximum positions of a batch, padding included, unless one window is longer.
-        observe: Called before each batch.
-        advance: Receives the number of tokens of each batch, after its forward pass.
+        observe: Called before layers run on a batch; several times if the model's layers are loaded one at a time.
+        advance: Receives the number of tokens of each batch, in parts if layers are loaded one at a time.
 
     Returns:
         Nats [N], float64.
@@ -144,22 +145,44 @@ def predict_tokens(
     nats_NT = [np.zeros(len(document)) for document in tokens]
     likeliest_NT = [np.zeros(len(document), dtype=np.bool_) for document in tokens]
     lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
+    batches = plan_batches(lengths_N, sequence_length, batch_tokens)
     with _evaluating(model), torch.inference_mode():
-        for windows in plan_batches(lengths_N, sequence_length, batch_tokens):
-            inputs_BL, targets_BL = fill(tokens, windows, prefix)
-            documents_B = torch.from_numpy(windows[:, 0]).to(model.device)
-            if observe is not None:
-                observe((targets_BL != _PADDING).to(model.device), documents_B)
-            nats_BL, likeliest_BL = _predict_windows(model, inputs_BL.to(model.device), targets_BL.to(model.device))
-            for (document, start, length), nats_L, likeliest_L in zip(
-                    windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True):
-                nats_NT[document][start:start + length] = nats_L[:length]
-                likeliest_NT[document][start:start + length] = likeliest_L[:length]
-            advance(int(windows[:, 2].sum()))
+        for group in grouped(batches, lambda windows: len(windows) * int(windows[0, 2]), model):
+            filled = [fill(tokens, windows, prefix) for windows in group]
+            predicted = _predict_group(model, group, filled, observe, advance)
+            for windows, (nats_BL, likeliest_BL) in zip(group, predicted, strict=True):
+                for (document, start, length), nats_L, likeliest_L in zip(
+                        windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True):
+                    nats_NT[document][start:start + length] = nats_L[:length]
+                    likeliest_NT[document][start:start + length] = likeliest_L[:length]
     for number, nats_T in enumerate(nats_NT):
         if not np.isfinite(nats_T).all():
             raise RunError(f"the model's likelihood of validation document {number} is not finite: its weights are broken")
     return list(zip(nats_NT, likeliest_NT, strict=True))
+
+
+def _predict_group(
+    model: PreTrainedModel, group: Sequence[NDArray[np.int64]], filled: Sequence[tuple[Tensor, Tensor]],
+    observe: Observe | None, advance: Advance,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Nats and hits [B, L] of every batch of a group; see `final_states`."""
+    device, layers = device_of_model(model), int(model.config.num_hidden_layers)
+    targets = [targets_BL.to(device) for _, targets_BL in filled]
+    passed = [0] * len(group)
+
+    def before(number: int) -> None:
+        if observe is not None:
+            observe(targets[number] != _PADDING, torch.from_numpy(group[number][:, 0]).to(device))
+
+    def after(number: int, count: int) -> None:
+        real, done = int(group[number][:, 2].sum()), passed[number]
+        passed[number] += count
+        advance(real * (done + count) // layers - real * done // layers)
+
+    states = final_states(model, (inputs_BL.to(device) for inputs_BL, _ in filled), before=before, after=after)
+    with loaded(model.get_output_embeddings()) as head:
+        for hidden_BLD, targets_BL in zip(states, targets, strict=True):
+            yield _predict_windows(head, hidden_BLD, targets_BL)
 
 
 def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_tokens: int) -> Iterator[NDArray[np.int64]]:
@@ -209,13 +232,12 @@ def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], prefix
     return torch.from_numpy(inputs_BL), torch.from_numpy(targets_BL)
 
 
-def _predict_windows(model: PreTrainedModel, inputs_BL: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
+def _predict_windows(head: nn.Module, hidden_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
     # The head runs on real positions only, in chunks: the logits of a large vocabulary can be larger than the model.
     real_BL = targets_BL != _PADDING
-    hidden_TD = model.base_model(input_ids=inputs_BL, use_cache=False).last_hidden_state[real_BL]
-    targets_T = targets_BL[real_BL]
-    head = model.get_output_embeddings()
-    size = max(1, _LOGITS // head.weight.shape[0])
+    hidden_TD, targets_T = hidden_BLD[real_BL], targets_BL[real_BL]
+    weight_VD: Any = head.weight
+    size = max(1, _LOGITS // len(weight_VD))
     nats_BL = torch.zeros(real_BL.shape, dtype=torch.float64, device=real_BL.device)
     likeliest_BL = torch.zeros_like(real_BL)
     pieces = [

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.errors import CheckpointError, CorpusError
+from moedisco_ray.models import layer_stream
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.vectors import load_vectoriser
 from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
@@ -100,6 +101,15 @@ def test_hidden_state_is_the_mean_last_hidden_state_of_the_first_tokens(model_di
     centred_ND = raw_ND - raw_ND.mean(axis=0)
     np.testing.assert_allclose(
         vectoriser.transform(*documents), centred_ND / np.linalg.norm(centred_ND, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_hidden_states_of_a_model_that_does_not_stay_in_memory_are_the_same(model_dir, documents, monkeypatch):
+    texts, tokens = documents
+    expected = HiddenState(model_dir, 16).embed(texts, tokens)
+    monkeypatch.setattr(layer_stream, "RESIDENT_BYTES", 0)
+    for states in (1, 2**30):
+        monkeypatch.setattr(layer_stream, "_CPU_STATES", states)
+        np.testing.assert_array_equal(HiddenState(model_dir, 16).embed(texts, tokens), expected)
 
 
 def test_batches_of_hidden_states_differ_by_rounding_alone(model_dir, documents):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CorpusError, RunError
-from moedisco_ray.models import hf_config, save_model
+from moedisco_ray.models import hf_config, layer_stream, save_model
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats, log_weights
 from moedisco_ray.stages.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages, evaluate_unseen
 from moedisco_ray.stages.evaluate.routers import RouterMeter, dead_experts, entropy, expert_load, normalized_mutual_information
@@ -314,6 +314,20 @@ def test_sources_are_reported_where_they_say_something(tmp_path, sources, report
     found = evaluate(
         tmp_path / "model", load_documents([tmp_path / "part.parquet"], 200), prefix=EOS, sequence_length=LENGTH)
     assert [entry["source"] for entry in found["sources"]] == reported
+
+
+@pytest.mark.parametrize("states", [1, 2**30])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_does_not_stay_in_memory_gives_the_same_figures(family, states, tmp_path, documents, monkeypatch):
+    save_model(tiny_model(family), tmp_path)
+    labels = np.arange(len(documents)) % 3
+    settings = {"prefix": EOS, "sequence_length": LENGTH, "batch_tokens": 50}
+    counts = []
+    expected = evaluate(tmp_path, documents, labels, **settings)
+    monkeypatch.setattr(layer_stream, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(layer_stream, "_CPU_STATES", states)     # 1: every batch is a group of its own
+    assert evaluate(tmp_path, documents, labels, **settings, advance=counts.append) == expected
+    assert sum(counts) == sum(map(len, documents.tokens))
 
 
 def test_a_run_measures_every_model_and_submodels_on_their_own_cluster(tmp_path, documents):

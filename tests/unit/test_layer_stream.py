@@ -63,23 +63,26 @@ def test_one_layer_is_loaded_at_a_time_and_once_for_all_batches():
     config = tiny_config("olmoe", num_hidden_layers=5)
     tensors = random_tensors(config)
     model = streamed_model(tensors, config, dtype=torch.float32, resident=False)
-    most, passes = [], []
+    most, passes, order = [], [], []
     for layer in model.model.layers:
         load = layer.streamed_part.load
         layer.streamed_part.load = lambda load=load: (passes.append(1), load())
     with torch.inference_mode():
-        list(final_states(model, [TOKENS] * 4, after=lambda _: most.append(sum(map(torch.numel, on_device(model))))))
+        list(final_states(
+            model, [TOKENS] * 4, before=order.append,
+            after=lambda *_: most.append(sum(map(torch.numel, on_device(model))))))
     assert len(passes) == 5
     layer = sum(tensor.numel() for key, tensor in tensors.items() if key.startswith("model.layers.0."))
     assert max(most) <= layer + len(tensors["model.norm.weight"])
     assert len(most) == 5 * 4
+    assert order == [0, 1, 2, 3] * 5
 
 
 def test_groups_fit_in_memory_and_keep_the_order(monkeypatch):
     config = tiny_config("olmoe")
     model = streamed_model(random_tensors(config), config, dtype=torch.float32)
     monkeypatch.setattr("moedisco_ray.models.layer_stream._CPU_STATES", 100 * 16 * 4)
-    groups = list(grouped([30, 30, 30, 30, 200, 1], lambda positions: positions, model, torch.float32))
+    groups = list(grouped([30, 30, 30, 30, 200, 1], lambda positions: positions, model))
     assert groups == [[30, 30, 30], [30], [200], [1]]
 
 

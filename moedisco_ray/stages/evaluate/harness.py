@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.task_files import Rows, read_task_file
-from moedisco_ray.models import load_model
+from moedisco_ray.models.layer_stream import open_streamed
 from moedisco_ray.stages.scoring import default_dtype, predict_tokens
 
 Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
@@ -139,7 +139,7 @@ def evaluate_tasks(
         ConfigError: A file holds no multiple-choice or completion tasks.
     """
     posed = {path.stem: read_task_file(f"evaluation.lm_eval.{i}", path)[:limit] for i, path in enumerate(paths)}
-    model = load_model(model_dir, dtype or default_dtype(device)).to(device)
+    model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
     lm = ScoredLM(model, encode, prefix, sequence_length)
     found = evaluate(lm, {"tasks": {name: pose(name, rows) for name, rows in posed.items()}}, log_samples=False)
     return [_figures(name, rows, found["results"][name]) for name, rows in posed.items()]

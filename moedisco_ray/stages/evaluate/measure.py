@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from moedisco_ray.core.events import Advance, no_advance
-from moedisco_ray.models import load_model, specialise
+from moedisco_ray.models import specialise
+from moedisco_ray.models.layer_stream import open_streamed
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.stages.evaluate.routers import (
     RouterMeter,
@@ -68,7 +69,7 @@ def evaluate(
     columns = max(1, len(clusters))
     groups = max(1, len(sources)) * columns
     # Do not call `specialise`, which bypasses routers with a single expert: the hooks need every router to run.
-    model = load_model(model_dir, dtype or default_dtype(device)).to(device)
+    model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
             model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
@@ -89,7 +90,7 @@ def evaluate_stages(
     prefix: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
-    """Measure the model of every training stage; one model is in memory at a time.
+    """Measure the model of every training stage; one decoder layer is in memory at a time.
 
     Args:
         models: Model directory of each stage with a model of its own (`seed`, `merge`, `finetune`); `finetune` is required.
@@ -115,7 +116,7 @@ def evaluate_stages(
     def score(directory: Path, chosen: Documents) -> Score:
         if not len(chosen):
             return Score()
-        model = load_model(directory, dtype or default_dtype(device)).to(device)
+        model = open_streamed(directory, dtype=dtype or default_dtype(device), device=device)
         return perplexity(specialise(model), chosen, **settings)
 
     stages: dict[str, Any] = {
@@ -147,7 +148,7 @@ def evaluate_unseen(
     Returns:
         The figures of `Score.to_dict`, and `sources`: the same per source, with `source`, in the documents' order.
     """
-    model = load_model(model_dir, dtype or default_dtype(device)).to(device)
+    model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
     nats_N = document_nats(
         model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens)
     scores = document_scores(documents, nats_N)
@@ -163,7 +164,7 @@ def evaluate_ensemble(
     submodels: Sequence[Path], documents: Documents, distances: Distances, top_k: int | None, *, prefix: int, sequence_length: int,
     device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
-    """Measure the sub-models as an ensemble; one of them is in memory at a time.
+    """Measure the sub-models as an ensemble; one decoder layer is in memory at a time.
 
     Args:
         submodels: Directories of the sub-models, in the clusters' order.
@@ -180,7 +181,7 @@ def evaluate_ensemble(
     """
     def nats() -> Iterator[list[NDArray[np.float64]]]:
         for directory in submodels:
-            model = specialise(load_model(directory, default_dtype(device)).to(device))
+            model = specialise(open_streamed(directory, dtype=default_dtype(device), device=device))
             yield token_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance)
 
     scores = document_scores(documents, ensemble_nats(documents, nats(), distances, top_k))

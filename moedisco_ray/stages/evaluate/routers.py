@@ -12,10 +12,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import RunError
+from moedisco_ray.models.layer_stream import device_of_model
 from moedisco_ray.training.objective import ROUTER
 
 DEAD_LOAD = 0.01
@@ -52,13 +54,13 @@ class RouterMeter:
         RunError: The model has no router.
     """
 
-    def __init__(self, model: nn.Module, group_N: NDArray[np.int64], groups: int) -> None:
+    def __init__(self, model: PreTrainedModel, group_N: NDArray[np.int64], groups: int) -> None:
         self._routers = [(name, module) for name, module in model.named_modules() if name.endswith(ROUTER)]
         if not self._routers:
             raise RunError(f"the model has no module named '*{ROUTER}': it is no Mixture-of-Experts known here")
         weight: Any = self._routers[0][1].weight
         self._experts = int(weight.shape[0])
-        device = weight.device
+        device = device_of_model(model)
         shape = (len(self._routers), groups, self._experts)
         self._group_N = torch.from_numpy(group_N).to(device)
         self._selections_RGE = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -82,10 +84,9 @@ class RouterMeter:
             self._handles.pop().remove()
 
     def observe(self, real_BL: Tensor, document_B: Tensor) -> None:
-        """Set which positions of the next forward pass are real, and which document each row belongs to."""
+        """Set which positions of the batch that runs next are real, and which document each row belongs to."""
         self._real_T = real_BL.flatten()
         self._document_T = document_B[:, None].expand_as(real_BL)[real_BL]
-        self._tokens += len(self._document_T)
 
     def statistics(self) -> RouterStatistics:
         """Counts and entropies over all tokens that the routers have seen so far."""
@@ -99,6 +100,7 @@ class RouterMeter:
 
     def _count(self, number: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
         logits, _, indices = output
+        self._tokens += len(self._document_T) if number == 0 else 0
         log_TE = torch.log_softmax(logits.reshape(-1, self._experts)[self._real_T].float(), dim=-1)
         chosen_TK = indices.reshape(len(self._real_T), -1)[self._real_T]
         group_T = self._group_N[self._document_T]

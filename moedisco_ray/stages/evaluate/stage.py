@@ -42,11 +42,11 @@ class Readers:
     """Functions of other stages that the evaluation needs; the pipeline passes them in.
 
     Attributes:
-        clusters: Opens a saved cluster model.
+        clusters: Opens a saved cluster model, which computes vectors on the given device.
         unseen: Samples text that was not trained on.
     """
 
-    clusters: Callable[[Path], Clusters]
+    clusters: Callable[[Path, str], Clusters]
     unseen: Callable[..., Unseen]
 
 
@@ -91,7 +91,7 @@ def evaluate(
     documents, sequence_length = load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
     encoder = Encoder(corpus / "tokenizer")
     began = time.monotonic()
-    clusters = None if cluster_model is None else readers.clusters(cluster_model)
+    clusters = None if cluster_model is None else readers.clusters(cluster_model, device)
     labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
     labelling = time.monotonic() - began
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())

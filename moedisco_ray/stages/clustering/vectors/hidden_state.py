@@ -9,22 +9,25 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from moedisco_ray.models import load_model
+from moedisco_ray.models.layer_stream import final_states, grouped, open_streamed
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
+from moedisco_ray.stages.scoring import default_dtype
 
 _MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 
 
 class HiddenState(Vectoriser):
     """Mean last hidden state over the first tokens of a document; zero for a document without tokens.
+
+    Unless the model is small, one decoder layer is in memory at a time. On a GPU it is in bf16; the means are fp32.
 
     On a CPU each document is computed separately, so its vector does not depend on other documents, to the last bit. On a GPU,
     documents of similar length share a batch. Padding on the right does not affect a causal model's earlier tokens, so only
@@ -42,13 +45,12 @@ class HiddenState(Vectoriser):
     def __init__(self, model_dir: Path, max_tokens: int, device: str = "cpu", batch_tokens: int = 32_768) -> None:
         self._model_dir, self._max_tokens = model_dir, max_tokens
         self._batch_tokens = 0 if torch.device(device).type == "cpu" else batch_tokens
-        model: Any = load_model(model_dir)
-        self._model = model.base_model.to(device).eval()
+        self._model = open_streamed(model_dir, dtype=default_dtype(device), device=device)
         self._device = device
 
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
-        """Load the seed model; `centre` computes the mean afterwards."""
+        """Open the seed model; `centre` computes the mean afterwards."""
         return cls(inputs.model_dir, inputs.max_tokens)
 
     @torch.inference_mode()
@@ -56,20 +58,23 @@ class HiddenState(Vectoriser):
         """Mean hidden states before centring, float32 [N, D]."""
         x_ND = np.zeros((len(tokens), self._model.config.hidden_size), dtype=np.float32)
         lengths_N = np.minimum([len(document) for document in tokens], self._max_tokens).astype(np.int64)
-        for rows in _batches(lengths_N, self._batch_tokens):
-            longest = int(lengths_N[rows].max())
-            tokens_BL = np.zeros((len(rows), longest), dtype=np.int64)
-            for b, i in enumerate(rows):
-                tokens_BL[b, : lengths_N[i]] = tokens[i][: lengths_N[i]]
-            lengths_B = torch.from_numpy(lengths_N[rows]).to(self._device)
-            mask_BL = torch.arange(longest, device=self._device) < lengths_B[:, None]
-            x_ND[rows] = self._mean(torch.from_numpy(tokens_BL).to(self._device), mask_BL).cpu().numpy()
+        batches = _batches(lengths_N, self._batch_tokens)
+        for group in grouped(batches, lambda rows: len(rows) * int(lengths_N[rows].max()), self._model):
+            filled = [self._fill(tokens, rows, lengths_N[rows]) for rows in group]
+            states = final_states(
+                self._model, (tokens_BL for tokens_BL, _ in filled), masks=[mask_BL.long() for _, mask_BL in filled])
+            for rows, (_, mask_BL), hidden_BLD in zip(group, filled, states, strict=True):
+                x_ND[rows] = _mean(hidden_BLD.float(), mask_BL).cpu().numpy()
         return x_ND
 
-    def _mean(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        hidden_BLD = self._model(input_ids=tokens_BL, attention_mask=mask_BL.long(), use_cache=False).last_hidden_state
-        weights_BL = mask_BL.to(hidden_BLD.dtype) / mask_BL.sum(dim=1, keepdim=True)
-        return torch.einsum("bld,bl->bd", hidden_BLD, weights_BL)
+    def _fill(self, tokens: Sequence[Array], rows: Array, lengths_B: Array) -> tuple[Tensor, Tensor]:
+        """Tokens [B, L] of a batch, padded on the right, and which positions are real [B, L]."""
+        longest = int(lengths_B.max())
+        tokens_BL = np.zeros((len(rows), longest), dtype=np.int64)
+        for b, i in enumerate(rows):
+            tokens_BL[b, : lengths_B[b]] = tokens[i][: lengths_B[b]]
+        mask_BL = torch.arange(longest, device=self._device) < torch.from_numpy(lengths_B).to(self._device)[:, None]
+        return torch.from_numpy(tokens_BL).to(self._device), mask_BL
 
     def centre(self, sample_ND: Array) -> None:
         """Set the centre to the mean of the embedded sample."""
@@ -92,6 +97,11 @@ class HiddenState(Vectoriser):
         if (directory / "vectoriser.safetensors").exists():
             loaded.centre_D = load_file(directory / "vectoriser.safetensors")["centre"]
         return loaded
+
+
+def _mean(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    weights_BL = mask_BL.to(hidden_BLD.dtype) / mask_BL.sum(dim=1, keepdim=True)
+    return torch.einsum("bld,bl->bd", hidden_BLD, weights_BL)
 
 
 def _batches(lengths_N: Array, batch_tokens: int) -> Iterator[Array]:
