@@ -1,6 +1,7 @@
 """Model families: roles of tensors, checkpoints in one canonical form, building and loading models."""
 
 from moedisco_ray.models.checkpoint import (
+    BACKBONE,
     DEFAULT_SHARD_BYTES,
     Checkpoint,
     open_checkpoint,
@@ -38,7 +39,8 @@ from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 from moedisco_ray.models.speed import specialise
 
 __all__ = [
-    "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "STORED_DTYPES", "Checkpoint", "Family", "ModelMap", "Part", "Place",
+    "BACKBONE", "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "STORED_DTYPES", "Checkpoint",
+    "Family", "ModelMap", "Part", "Place",
     "RandomWeights", "Role", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state", "check_complete",
     "check_experts", "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "group_size",
     "hf_config", "load_model", "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_dense", "random_weights",

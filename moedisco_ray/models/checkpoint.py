@@ -28,6 +28,8 @@ from moedisco_ray.models.shard_file import STORED_DTYPES, ShardFile, Stored
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+BACKBONE = "backbone"
+"""Name of a directory with the tensors that the model directories next to it have in common."""
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
 """Maximum size of a safetensors file (bytes)."""
@@ -109,7 +111,7 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
     model_map = ModelMap(str(config.get("model_type"))) if names is None else names
     files: dict[str, Any] = {}
     places: dict[str, Place] = {}
-    for path in _weight_files(directory):
+    for path in weight_files(directory):
         file = _open(path)
         for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
             if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
@@ -124,7 +126,8 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
 
 
 def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
-                     max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, layout: Mapping[str, Stored] | None = None) -> int:
+                     max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, layout: Mapping[str, Stored] | None = None,
+                     with_backbone: bool = False) -> int:
     """Write a model directory from a stream of canonical tensors.
 
     With a layout one tensor is in memory at a time, without one a file. Tensors of files that are mapped into memory do not count.
@@ -135,9 +138,11 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
         config: Values of `config.json`.
         max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
         layout: Shape and dtype of every tensor, in the order of `tensors`; None: unknown.
+        with_backbone: Whether the tensors in the directory `BACKBONE` next to this one belong to the model too. The index names
+            their files by relative paths, so the model can be read as long as both directories have the same parent.
 
     Returns:
-        Size of all tensors in bytes.
+        Size of the written tensors in bytes.
 
     Raises:
         CheckpointError: A tensor occurs twice, there are no tensors, or they are not those of the layout.
@@ -150,10 +155,10 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
     drafts = list(write)
     if not sizes:
         raise CheckpointError(str(directory), None, "no tensor to write")
-    if len(drafts) == 1:
+    if len(drafts) == 1 and not with_backbone:
         drafts[0][0].replace(directory / _SINGLE)
     else:
-        _name_shards(directory, drafts, sum(sizes.values()))
+        _name_shards(directory, drafts, sum(sizes.values()), _backbone_files(directory) if with_backbone else {})
     write_config(directory, config)
     return sum(sizes.values())
 
@@ -179,7 +184,12 @@ def write_config(directory: Path, config: Mapping[str, Any]) -> None:
     write_json(directory / "config.json", dict(sorted(config.items())))
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory, which may include those of the directory `BACKBONE` next to it.
+
+    Raises:
+        CheckpointError: There are none, or the index cannot be read or names a file elsewhere.
+    """
     if (directory / _INDEX).is_file():
         index = directory / _INDEX
         try:
@@ -187,7 +197,7 @@ def _weight_files(directory: Path) -> list[Path]:
                 names = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError("checkpoint", str(index), f"the index cannot be read ({error!r})") from error
-        if outside := [name for name in names if Path(name).name != name]:
+        if outside := [name for name in names if Path(name).name != name.removeprefix(f"../{BACKBONE}/")]:
             raise CheckpointError("checkpoint", str(index), f"names a file outside its directory: {outside[0]}")
         return sorted(directory / name for name in names)
     if (directory / _SINGLE).is_file():
@@ -278,8 +288,14 @@ def _write_shard(directory: Path, number: int, shard: dict[str, Tensor]) -> tupl
     return path, list(shard)
 
 
-def _name_shards(directory: Path, drafts: list[tuple[Path, list[str]]], total: int) -> None:
-    weight_map = {}
+def _backbone_files(directory: Path) -> dict[str, str]:
+    """The file of every tensor of the backbone, relative to a directory next to it."""
+    files = weight_files(directory.parent / BACKBONE)
+    return {key: f"../{BACKBONE}/{path.name}" for path in files for key in _open(path).keys()}  # noqa: SIM118  # no mapping
+
+
+def _name_shards(directory: Path, drafts: list[tuple[Path, list[str]]], total: int, shared: Mapping[str, str]) -> None:
+    weight_map = dict(shared)
     for number, (path, keys) in enumerate(drafts, start=1):
         name = f"model-{number:05d}-of-{len(drafts):05d}.safetensors"
         path.replace(directory / name)

@@ -15,8 +15,8 @@ from transformers.utils import logging as hf_logging
 
 from moedisco_ray.core.config import Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.core.read_roots import check_folder
-from moedisco_ray.models.checkpoint import DEFAULT_SHARD_BYTES, read_config, write_checkpoint
+from moedisco_ray.core.read_roots import check_folder, check_inside
+from moedisco_ray.models.checkpoint import DEFAULT_SHARD_BYTES, read_config, weight_files, write_checkpoint
 from moedisco_ray.models.families import Role
 from moedisco_ray.models.layout import ModelMap, canonical_state
 
@@ -129,6 +129,8 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     ModelMap(str(read_config(directory).get("model_type")))
     try:
         check_folder(directory)     # transformers opens the files itself, not by `opened`
+        for path in weight_files(directory):
+            check_inside(path)
         with _no_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,

@@ -3,6 +3,11 @@
 Sub-model k of C has the whole backbone and shared expert, and the k-th group of g = E / C routed experts of every layer
 with their router rows, renumbered from 0. It is a model of the same family; with g = 1 it is equivalent to a dense model.
 
+    DIRECTORY/backbone/     backbone and shared expert, written once
+              K/            the experts and router rows of sub-model K; its index also names the files of the backbone
+
+So `DIRECTORY/K` is a Hugging Face directory, which everything opens as such, and the whole takes little more space than the MoE.
+
 Shapes: E experts, D hidden, g experts per group.
 """
 
@@ -17,6 +22,7 @@ from torch import Tensor
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import (
+    BACKBONE,
     DEFAULT_SHARD_BYTES,
     ModelMap,
     Role,
@@ -63,7 +69,7 @@ def write_common_start(start: Start, *, clusters: int, directory: Path) -> None:
 
 
 def decompose(
-    source: Mapping[str, Tensor], model_map: ModelMap, num_experts: int, clusters: int, cluster: int,
+    source: Mapping[str, Tensor], model_map: ModelMap, num_experts: int, clusters: int, cluster: int, *, backbone: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one sub-model, in the source's order. Experts of other groups are never read.
 
@@ -73,6 +79,7 @@ def decompose(
         num_experts: Experts of every MoE layer, E.
         clusters: Number of sub-models.
         cluster: Index k of this sub-model.
+        backbone: Whether to include the tensors that all sub-models have in common.
 
     Raises:
         CheckpointError: A tensor is unknown or missing, or a layer has another number of experts.
@@ -85,10 +92,16 @@ def decompose(
         role = model_map.classify(key)
         if role.role is Role.ROUTER:
             yield key, _rows(key, source[key], num_experts, slice(first, first + group))
-        elif role.expert is None:
+        elif role.expert is not None:
+            if first <= role.expert < first + group:
+                yield model_map.renumbered(key, role.expert - first), source[key]
+        elif backbone:
             yield key, source[key]
-        elif first <= role.expert < first + group:
-            yield model_map.renumbered(key, role.expert - first), source[key]
+
+
+def backbone_of(source: Mapping[str, Tensor], model_map: ModelMap) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that all sub-models have in common."""
+    return ((key, source[key]) for key in source if model_map.classify(key).role in (Role.BACKBONE, Role.SHARED_EXPERT))
 
 
 def _rows(key: str, w_ED: Tensor, num_experts: int, rows: slice) -> Tensor:
@@ -101,7 +114,7 @@ def write_submodels(
     source: Mapping[str, Tensor], config: Mapping[str, Any], clusters: int, directory: Path,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> list[int]:
-    """Write every sub-model to `directory`/k, one after another; at most one safetensors file is in memory.
+    """Write the backbone once, and the experts of every sub-model to `directory`/k.
 
     Args:
         source: Canonical tensors of the whole MoE.
@@ -111,7 +124,7 @@ def write_submodels(
         max_shard_bytes: As in `write_checkpoint`.
 
     Returns:
-        Bytes of each sub-model.
+        Bytes of each sub-model, the backbone included.
 
     Raises:
         CheckpointError: The source's tensors are not those that its configuration describes.
@@ -121,7 +134,9 @@ def write_submodels(
     check_complete(source, canonical_shapes(config))
     num_experts = expert_count(config)
     values = submodel_config(config, group_size(num_experts, clusters))
+    common = write_checkpoint(directory / BACKBONE, backbone_of(source, model_map), values, max_shard_bytes)
     return [
-        write_checkpoint(directory / str(cluster), decompose(source, model_map, num_experts, clusters, cluster), values,
-                         max_shard_bytes)
+        common + write_checkpoint(
+            directory / str(cluster), decompose(source, model_map, num_experts, clusters, cluster, backbone=False), values,
+            max_shard_bytes, with_backbone=True)
         for cluster in range(clusters)]

@@ -77,6 +77,7 @@ class TrainJob:
         held_out: Text to evaluate the loss on during training; None: no evaluation.
         optimizer_state: Directory of the optimizer state to start with; None: start with an empty one.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
+        drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
     """
 
     stage: str
@@ -101,6 +102,12 @@ class TrainJob:
     held_out: HeldOut | None = None
     optimizer_state: Path | None = None
     with_optimizer_state: bool = False
+    drop_checkpoints: bool = False
+
+    @property
+    def result_file(self) -> Path:
+        """File with the result of a finished training whose checkpoints are deleted."""
+        return self.output.parent / "result.json"
 
     @property
     def key_file(self) -> Path:

@@ -18,7 +18,7 @@ from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.metrics import HeldOutLoss, TrainingMetrics
 from moedisco_ray.training.optimizer import learning_rate, set_learning_rate
 from moedisco_ray.training.optimizer_state import load_optimizer_state
-from moedisco_ray.training.results import write_model
+from moedisco_ray.training.results import drop_checkpoints, finished_result, write_model
 from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.stepper import Stepper
 from moedisco_ray.training.sync.member import SyncMember
@@ -52,6 +52,8 @@ def train_in_turns(
 ) -> Generator[None, None, TrainResult]:
     """Train from the newest checkpoint, if one exists, and write the model; yield while waiting at a sync point.
 
+    A finished training whose checkpoints are deleted is not repeated.
+
     Every worker of a training must call it. Trainings in one process take turns where they yield.
 
     Args:
@@ -72,6 +74,19 @@ def train_in_turns(
         RunDirError: The disk is full.
         StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
     """
+    recorded = finished_result(job)
+    if recorded is not None:
+        return recorded
+    result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour)
+    if result.finished and job.drop_checkpoints and world.rank == 0:
+        drop_checkpoints(job, result)
+    return result
+
+
+def _train_in_turns(
+    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], *, on_step: Callable[[int], None],
+    losses_per_hour: Callable[[], float] | None,
+) -> Generator[None, None, TrainResult]:
     model = trainable(job.model, job.optimizer, world)
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:

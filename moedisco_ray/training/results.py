@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import shutil
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.artifacts import reporting_full_disk
-from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_json
+from moedisco_ray.core.errors import RunDirError, StorageError
 from moedisco_ray.models import ModelMap, canonical_state, save_model
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.training.checkpoints import checkpoint
@@ -50,12 +52,34 @@ def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: T
         dist.barrier()
 
 
+def drop_checkpoints(job: TrainJob, result: TrainResult) -> None:
+    """Record the result of a finished training, whose output is complete, and delete its checkpoints.
+
+    The record is written first. If the process dies before, the training resumes from its last checkpoint and comes back here; if
+    it dies later, the checkpoints that are left are deleted with those of the stage.
+    """
+    write_json(job.result_file, dataclasses.asdict(result))
+    with contextlib.suppress(StorageError):     # not fatal: the stage deletes them too
+        checkpoint.remove(job.checkpoints)
+
+
+def finished_result(job: TrainJob) -> TrainResult | None:
+    """The recorded result of a finished training; None if there is no record."""
+    if not job.drop_checkpoints or not job.result_file.is_file() or not job.output.is_dir():
+        return None
+    values = read_json(job.result_file)
+    return TrainResult(**{**values, "losses": tuple(values["losses"])})
+
+
 def read_partial_result(job: TrainJob) -> TrainResult:
-    """The result of a training up to its newest checkpoint; 0 steps if there is no checkpoint.
+    """The result of a training: the recorded one, or that of its newest checkpoint; 0 steps if there is no checkpoint.
 
     Raises:
         StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
     """
+    finished = finished_result(job)
+    if finished is not None:
+        return finished
     step = checkpoint.latest(job.checkpoints)
     progress = checkpoint.Progress() if step is None else checkpoint.read_progress(checkpoint.storage_of(job), step)
     return TrainResult(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_models import LENGTH, VOCAB, model_map, moe, random_tensors, tiny_config
 
+from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.models import (
@@ -20,6 +21,7 @@ from moedisco_ray.models import (
     differences,
     expert_count,
     load_model,
+    model_tensors,
     open_checkpoint,
     random_weights,
     submodel_config,
@@ -182,6 +184,31 @@ def test_submodels_on_disk_load_and_merge_back(family, tmp_path):
     assert all(torch.isfinite(model(torch.arange(LENGTH)[None] % VOCAB).logits).all() for model in models)
     opened = [open_checkpoint(tmp_path / "parts" / str(k)) for k in range(4)]
     check_same(dict(joined(opened, model_map(config))), tensors)
+
+
+def test_sixty_submodels_take_little_more_space_than_the_model_and_can_be_moved(tmp_path):
+    """The structure of Qwen1.5-MoE: 60 routed experts, a shared one four times as wide, small widths."""
+    config = tiny_config("qwen2_moe", 60, hidden_size=128, moe_intermediate_size=64, shared_expert_intermediate_size=256)
+    tensors = random_tensors(config, torch.bfloat16)
+    write_submodels(tensors, config, 60, tmp_path / "draft")
+    source = sum(tensor.nbytes for tensor in tensors.values())
+    assert sum(path.stat().st_size for path in (tmp_path / "draft").rglob("*") if path.is_file()) < 1.2 * source
+    (tmp_path / "draft").rename(tmp_path / "decomposed")
+    model = load_model(tmp_path / "decomposed" / "59", torch.bfloat16)
+    check_same(dict(model_tensors(model)), dict(decompose(tensors, model_map(config), 60, 60, 59)))
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "../backbone/../x.safetensors", "../backbone/sub/x.safetensors"])
+def test_an_index_names_no_file_but_its_own_and_the_backbones(tmp_path, name):
+    config = tiny_config("olmoe")
+    write_submodels(random_tensors(config), config, 2, tmp_path)
+    index = tmp_path / "1" / "model.safetensors.index.json"
+    values = read_json(index)
+    values["weight_map"]["model.norm.weight"] = name
+    write_json(index, values)
+    for load in (open_checkpoint, load_model):
+        with pytest.raises(CheckpointError, match="outside its directory"):
+            load(tmp_path / "1")
 
 
 @settings(max_examples=20, deadline=None)

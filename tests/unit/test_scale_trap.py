@@ -51,8 +51,12 @@ def experts_of_one_seed(config, group, path):
     seed = {key: tensor * (1.0 if key.endswith("norm.weight") else 0.3)
             for key, tensor in random_tensors(submodel_config(config, group), seed=3).items()}
     whole = with_seed(seed, random_weights(config, 1), model_map(config))
-    write_submodels(whole, config, expert_total(config) // group, path)
-    return sorted(path.iterdir())
+    return submodels(whole, config, expert_total(config) // group, path)
+
+
+def submodels(whole, config, clusters, path):
+    write_submodels(whole, config, clusters, path)
+    return [path / str(k) for k in range(clusters)]
 
 
 def expert_total(config):
@@ -145,8 +149,7 @@ def test_unnormalised_weights_keep_the_branches_output_scale_only_when_matched(f
 
 def separate_branches(config, path):
     """Sub-models with a common backbone and experts of their own, one per cluster."""
-    write_submodels(random_tensors(config, seed=2), config, CLUSTERS, path)
-    return sorted(path.iterdir())
+    return submodels(random_tensors(config, seed=2), config, CLUSTERS, path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -288,8 +291,7 @@ def test_calibration_passes_through_a_layer_at_most_twice(tmp_path, monkeypatch)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bf16_model_is_merged_in_bf16_and_small_files_hold_the_same(family, tmp_path, monkeypatch):
     config = tiny_config(family, CLUSTERS)
-    write_submodels(random_tensors(config, torch.bfloat16), config, CLUSTERS, tmp_path / "parts")
-    parts = sorted((tmp_path / "parts").iterdir())
+    parts = submodels(random_tensors(config, torch.bfloat16), config, CLUSTERS, tmp_path / "parts")
     merged(config, parts, tmp_path / "one")
     monkeypatch.setattr(build, "write_checkpoint", functools.partial(write_checkpoint, max_shard_bytes=2000))
     merged(config, parts, tmp_path / "many")

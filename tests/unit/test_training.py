@@ -32,6 +32,7 @@ from moedisco_ray.training import (
     World,
     learning_rate,
     read_partial_result,
+    results,
     steps_for,
     train,
     write_partial_result,
@@ -401,6 +402,41 @@ def test_the_model_of_a_checkpoint_is_what_the_training_would_have_written(
     files = {path.relative_to(whole.output) for path in whole.output.rglob("*") if path.is_file()}
     assert {path.relative_to(part.output) for path in part.output.rglob("*") if path.is_file()} == files
     assert all((part.output / file).read_bytes() == (whole.output / file).read_bytes() for file in files)
+
+
+def test_a_finished_training_keeps_its_result_and_no_checkpoints(job: TrainJob) -> None:
+    job = dataclasses.replace(job, steps=4, checkpoint_every=2, drop_checkpoints=True)
+    result = run(job)
+    assert checkpoint.steps(job.checkpoints) == []
+    assert read_partial_result(job) == result
+    before = {path: path.stat().st_mtime_ns for path in job.output.rglob("*")}
+    assert run(job) == result   # a driver that starts again
+    assert {path: path.stat().st_mtime_ns for path in job.output.rglob("*")} == before
+
+
+@pytest.mark.parametrize("dies_in", ["write_json", "rename"])
+def test_a_training_that_dies_before_its_record_is_complete_resumes(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, dies_in: str,
+) -> None:
+    job = dataclasses.replace(job, steps=4, checkpoint_every=2, drop_checkpoints=True)
+    expected = run(variant(job, "other", drop_checkpoints=False))
+    with monkeypatch.context() as patched:
+        if dies_in == "rename":
+            patched.setattr(Path, "rename", _die)
+        else:
+            patched.setattr(results, "write_json", _die)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    assert checkpoint.latest(job.checkpoints) == 4
+    again = run(job)
+    assert again.losses == expected.losses
+    assert (again.finished, again.restored_step) == (True, 4)
+    check_same(weights(job.output), weights(variant(job, "other").output))
+    assert checkpoint.steps(job.checkpoints) == []
+
+
+def _die(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_without_a_checkpoint_it_stands_where_it_starts(job: TrainJob) -> None:

@@ -13,6 +13,7 @@ from moedisco_ray.core.config import Merge
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import MergeSummary, TrainingSummary
 from moedisco_ray.models import (
+    BACKBONE,
     ModelMap,
     canonical_shapes,
     open_checkpoint,
@@ -47,7 +48,7 @@ def run(context: Context, draft: Draft) -> None:
     common = context.of("submodels") / COMMON
     result = context.call_with_events(
         pool, merge_submodels, context.start, submodels=context.submodels,
-        common=common if common.is_dir() else context.of("decompose") / "0",
+        common=common if common.is_dir() else context.of("decompose") / BACKBONE,
         tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=calibration(context),
         settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
         directory=draft.path)

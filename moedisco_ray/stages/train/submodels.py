@@ -30,7 +30,7 @@ def run(context: Context, draft: Draft) -> None:
     ]
     sync_directory = context.checkpoints("submodels") / "sync"
     seed_state = restored_optimizer_state(context.of("seed")) if config.submodels.keep_optimizer_state else None
-    jobs = [dataclasses.replace(job, sync=plan, optimizer_state=seed_state, with_optimizer_state=True)
+    jobs = [dataclasses.replace(job, sync=plan, optimizer_state=seed_state, with_optimizer_state=True, drop_checkpoints=True)
             for job, plan in zip(jobs, sync_plans([job.steps for job in jobs], config.submodels, sync_directory), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum)
