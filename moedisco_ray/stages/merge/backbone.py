@@ -19,7 +19,8 @@ from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import same_bits
 
 BackboneRule = Literal["uniform", "token_weighted"]
-_CHUNK = 1 << 22    # elements combined at a time: 32 MB per sub-model in float64
+_CHUNK = 1 << 22
+"""Elements of all sub-models that are combined at a time: 32 MB in float64."""
 
 
 def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:
@@ -58,8 +59,9 @@ def combine(key: str, copies: Sequence[Tensor], start: Tensor, weights: Sequence
     weight_C1 = torch.tensor(weights, dtype=torch.float64)[:, None]
     merged_N = torch.empty_like(flat_CN[0])
     norm, distance_C = 0.0, torch.zeros(len(copies), dtype=torch.float64)
-    for at in range(0, len(merged_N), _CHUNK):
-        chunk = slice(at, at + _CHUNK)
+    size = max(1, _CHUNK // len(copies))
+    for at in range(0, len(merged_N), size):
+        chunk = slice(at, at + size)
         start_M = start_N[chunk].double()
         delta_CM = torch.stack([flat_N[chunk].double() for flat_N in flat_CN]) - start_M
         moved_M = (weight_C1 * delta_CM).sum(0)

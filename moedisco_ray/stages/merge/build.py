@@ -55,7 +55,7 @@ def build_merged(
     """
     model_map = ModelMap(str(config.get("model_type")))
     opened = [_open(path, model_map) for path in submodels]
-    layout = _layout(opened, config)
+    layout = merged_layout(opened, config)
     origin = _open(start, model_map)
     reports: list[TensorReport] = []
     layers: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ def _open(directory: Path, model_map: ModelMap) -> Checkpoint:
     return opened
 
 
-def _layout(submodels: Sequence[Checkpoint], config: Mapping[str, Any]) -> dict[str, Stored]:
+def merged_layout(submodels: Sequence[Checkpoint], config: Mapping[str, Any]) -> dict[str, Stored]:
     """Shape of every tensor of the merged model, with the dtype that it has in the first sub-model."""
     shapes, first = canonical_shapes(config), submodels[0]
     names = first.model_map

@@ -93,15 +93,21 @@ def calibrated(
     window: dict[str, Tensor] = {}      # tensors of the layer at hand; the model below reads its weights from here
     model = specialise(streamed_model(window, config, dtype=dtype, device=device, resident=False))
     layers = _Layers(model, names, clusters, batches, settings)
-    for layer, keys in itertools.groupby(tensors, lambda item: names.classify(item[0]).layer):
-        window.update(keys)
+    for layer, found in by_layer(tensors, names):
+        window.update(found)
         if layer is not None:
             entry = layers.calibrate(layer, window)
             report.extend([] if entry is None else [entry])
         elif EMBEDDING in window:
             layers.embed()
-        yield from ((key, window[key]) for key in sorted(window, key=names.sort_key))
+        yield from ((key, window[key]) for key in found)
         window.clear()
+
+
+def by_layer(tensors: Iterable[tuple[str, Tensor]], names: ModelMap) -> Iterator[tuple[int | None, dict[str, Tensor]]]:
+    """The tensors of each layer, sorted by name, with the layer's index; None: those before or after the layers."""
+    for layer, found in itertools.groupby(tensors, lambda item: names.classify(item[0]).layer):
+        yield layer, dict(sorted(found, key=lambda item: names.sort_key(item[0])))
 
 
 def _check(batches: Sequence[Batch], clusters: int) -> None:
