@@ -130,7 +130,7 @@ def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
         stage="submodels", name=f"submodel-{number}", model=run.directory / "decomposed" / str(number),
         packed_dirs=(run.directory / "clusters" / "shards" / str(number),), output=given.output, checkpoints=given.checkpoints,
         steps=given.steps, sequence_length=64, optimizer=Optimizer(lr=2e-3, batch_tokens=256), checkpoint_every=10, keep=2,
-        seed=1 + number, log_every=1, logs=run.directory / "logs", with_optimizer_state=True,
+        seed=1 + number, log_every=1, logs=run.directory / "logs", with_optimizer_state=True, drop_checkpoints=True,
         load_balance=0.05, z_loss=0.004,
         sync=SyncPlan(given.sync.directory, at, Outer(lr=0.9, momentum=0.5), 600.0))
 
