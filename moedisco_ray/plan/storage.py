@@ -144,8 +144,10 @@ class _Planner:
             case "cluster" if self._config.tokens.decoupled:
                 return self._cluster()
             case "decompose" if "submodels" in self._trained:
+                # The backbone is written once, so the parts take the space of the whole model.
                 part = self._trained["submodels"]
-                return self._models(name, stored=part.units * part.weights, read=part.weights)
+                stored = min(self._whole, part.units * part.weights) if "finetune" in self._trained else part.units * part.weights
+                return self._models(name, stored=stored, read=part.weights)
             case "merge" | "export":
                 size = self._whole + (self._kept if name == "merge" else 0)
                 return self._models(name, stored=size, read=size)
