@@ -64,7 +64,8 @@ def write_vectors(file: int, files: int, centroids_KD: NDArray[np.float64], dire
     pq.write_table(pa.table({
         "id": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), FILE_DOCUMENTS, [None, pa.py_buffer(raw)]),
         "weight": generator.integers(50, 2000, FILE_DOCUMENTS),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float32).ravel()), DIMENSIONS)}), path)
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float32).ravel()), DIMENSIONS)}), path,
+        row_group_size=8192)        # as the stage writes them
     return path
 
 
