@@ -3,6 +3,7 @@
 # All nodes must share $MOEDISCO_RUNS (runs) and $MOEDISCO_DATA (text and models that runs may read).
 #   head.sh [INPUT_ROOT...] [--OPTION...]   further directories or URIs such as s3://BUCKET/PREFIX that runs may read; options of
 #                                           the service, such as --storage-root=s3://BUCKET/PREFIX for checkpoints
+# With MOEDISCO_JOIN_HOST, the address of this head for machines that join from outside, it also runs their gateway.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/environment.sh"
@@ -30,4 +31,9 @@ if [ -d /run/systemd/system ]; then
 else
     "${ray[@]}"
     MOEDISCO_GCS=${RAY_HEAD_IP:-127.0.0.1}/6379 "$here/keep.sh" moedisco "${serve[@]}"
+fi
+
+if [ -n "${MOEDISCO_JOIN_HOST:-}" ]; then
+    MOEDISCO_GCS=${RAY_HEAD_IP:-127.0.0.1}/6379 MOEDISCO_AFTER=moedisco-ray.service "$here/keep.sh" moedisco-join \
+        sudo "$(command -v moedisco)" join-gateway "--public-host=$MOEDISCO_JOIN_HOST" "--ray-token-file=$HOME/.ray/auth_token"
 fi

@@ -4,7 +4,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 if [ -d /run/systemd/system ]; then
-    for name in moedisco moedisco-node-agent moedisco-ray; do
+    for name in moedisco moedisco-join moedisco-node-agent moedisco-ray; do
         if systemctl --quiet is-enabled "$name" 2>/dev/null; then sudo systemctl disable --quiet --now "$name"; fi
     done
 fi

@@ -17,7 +17,7 @@ from moedisco_ray.plan.cluster_file import Cluster, NodeType
 from moedisco_ray.plan.memory import GIB
 
 HEAD_PROCESSES_MB = 2000
-"""Memory of the head's own processes (MB): Ray's GCS, raylet, dashboard, agents and autoscaler, and the service."""
+"""Memory of the head's own processes (MB): 520 when idle for Ray's GCS, raylet, dashboard, agents and autoscaler; they grow."""
 DRIVER_MB = 600
 """Memory of a run's driver on the head (MB), torch included (`benchmarks/seats.py`)."""
 SEAT_MB = 20

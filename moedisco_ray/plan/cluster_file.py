@@ -42,9 +42,9 @@ class NodeFacts(BaseModel):
     transfer_price_per_gb: Annotated[float, Field(ge=0)] = 0
     """Price of data between the storage and the node (dollars per GB); 0 inside the storage's region."""
     resources: dict[str, Annotated[int, Field(ge=0)]] = {}
-    """Resources that a node offers to Ray; only for existing hosts, which Ray does not start."""
+    """Resources that a node offers to Ray; only for machines that Ray does not start: existing hosts, and machines that join."""
     labels: dict[str, str] = {}
-    """Ray labels of a node; only for existing hosts, which Ray does not start."""
+    """Ray labels of a node; only for existing hosts."""
 
 
 class ClusterMetadata(BaseModel):
@@ -57,6 +57,8 @@ class ClusterMetadata(BaseModel):
     node_types: dict[str, NodeFacts]
     hosts: dict[str, str] = {}
     """Node type by host address; only for `provider: local`."""
+    joining: dict[str, Annotated[int, Field(ge=0)]] = {}
+    """Maximum number of machines of each node type that join with `moedisco join`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ class NodeType:
         memory_gb: Memory of the machine (GB); None: unknown.
         disk_gb: Disk of the machine (GB); None: unknown.
         transfer_price_per_gb: Dollars per GB between the storage and a node.
+        joins: Whether such machines join by themselves; the file's limit does not count them.
     """
 
     name: str
@@ -82,6 +85,7 @@ class NodeType:
     memory_gb: float | None = None
     disk_gb: float | None = None
     transfer_price_per_gb: float = 0
+    joins: bool = False
 
     @property
     def gpus(self) -> int:
@@ -131,8 +135,9 @@ class Cluster:
 
     def room(self, resource: str) -> int:
         """Maximum amount of a resource that the nodes offer at the same time."""
-        each = sorted((node.resources.get(resource, 0) for node in self.types for _ in range(node.most)), reverse=True)
-        return sum(each[:self.most])
+        started = [node for node in self.types if not node.joins]
+        each = sorted((node.resources.get(resource, 0) for node in started for _ in range(node.most)), reverse=True)
+        return sum(each[:self.most]) + sum(node.most * node.resources.get(resource, 0) for node in self.types if node.joins)
 
 
 def load_cluster(path: Path) -> Cluster:
@@ -183,12 +188,19 @@ def _launcher_cluster(document: Mapping[str, Any]) -> Cluster:
         types = tuple(
             _node_type(name, hosts.count(name), facts.resources, facts) for name, facts in metadata.node_types.items()
             if name in hosts)
-        return Cluster(types, _head(metadata, metadata.hosts.get(provider["head_ip"], "head")), "provider.worker_ips")
+        return Cluster(
+            types + _joining(metadata), _head(metadata, metadata.hosts.get(provider["head_ip"], "head")), "provider.worker_ips")
     most, head = document["max_workers"], document["head_node_type"]
     types = tuple(
         _node_type(name, kind.get("max_workers", most), kind["resources"], metadata.node_types[name])
         for name, kind in document["available_node_types"].items() if name != head)
-    return Cluster(types, _head(metadata, head), "max_workers", most)
+    return Cluster(types + _joining(metadata), _head(metadata, head), "max_workers", most)
+
+
+def _joining(metadata: ClusterMetadata) -> tuple[NodeType, ...]:
+    return tuple(
+        dataclasses.replace(_node_type(name, most, metadata.node_types[name].resources, metadata.node_types[name]), joins=True)
+        for name, most in metadata.joining.items())
 
 
 def _head(metadata: ClusterMetadata, name: str) -> Head:

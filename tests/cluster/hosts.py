@@ -43,7 +43,7 @@ class Hosts:
         self.address = {name: f"{subnet}.{10 + i}" for i, name in enumerate(names)}
         self.key = base / "key"
         # The kernel takes its time to forget an interface: each bridge has a name of its own.
-        self._bridge = f"md{secrets.token_hex(4)}"
+        self.bridge = f"md{secrets.token_hex(4)}"
         self._gateway = f"{subnet}.1"
         self._inits = {}
 
@@ -51,9 +51,9 @@ class Hosts:
         require_tools()
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.base / "hostkey")
-        run("ip", "link", "add", self._bridge, "type", "bridge")
-        run("ip", "addr", "add", f"{self._gateway}/24", "dev", self._bridge)
-        run("ip", "link", "set", self._bridge, "up")
+        run("ip", "link", "add", self.bridge, "type", "bridge")
+        run("ip", "addr", "add", f"{self._gateway}/24", "dev", self.bridge)
+        run("ip", "link", "set", self.bridge, "up")
         for name in self.address:
             self._connect(name)
             self._furnish(name)
@@ -66,7 +66,7 @@ class Hosts:
             with contextlib.suppress(subprocess.CalledProcessError):
                 run("ip", "netns", "del", self._namespace(name))
         with contextlib.suppress(subprocess.CalledProcessError):
-            run("ip", "link", "del", self._bridge)
+            run("ip", "link", "del", self.bridge)
 
     def home(self, name):
         return self.base / name / "home"
@@ -109,22 +109,26 @@ class Hosts:
 
     def execute(self, name, *command):
         """What a command that runs on a host prints."""
-        entered = ["nsenter", f"--target={self._init_pid(name)}", "--all", *map(str, command)]
+        entered = [*self.enter(name), *map(str, command)]
         return subprocess.run(entered, capture_output=True, text=True, check=True, timeout=60).stdout
 
+    def enter(self, name):
+        """The words before a command with which it runs on a host."""
+        return ["nsenter", f"--target={self._init_pid(name)}", "--all"]
+
     def _namespace(self, name):
-        return f"{self._bridge}-{name}"
+        return f"{self.bridge}-{name}"
 
     def _init_pid(self, name):
         outer = self._inits[name].pid
         return int(Path(f"/proc/{outer}/task/{outer}/children").read_text().split()[0])
 
     def _connect(self, name):
-        space, cable = self._namespace(name), f"{self._bridge}{list(self.address).index(name)}"
+        space, cable = self._namespace(name), f"{self.bridge}{list(self.address).index(name)}"
         inside = ("ip", "netns", "exec", space)
         run("ip", "netns", "add", space)
         run("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
-        run("ip", "link", "set", cable, "master", self._bridge, "up")
+        run("ip", "link", "set", cable, "master", self.bridge, "up")
         run(*inside, "ip", "addr", "add", f"{self.address[name]}/24", "dev", "eth0")
         run(*inside, "ip", "link", "set", "eth0", "up")
         run(*inside, "ip", "link", "set", "lo", "up")

@@ -14,6 +14,7 @@ from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import GIB, build_plan
 from moedisco_ray.plan.capacity import cluster_needs, head_memory_mb, lacking, usable_mb
+from moedisco_ray.plan.cluster_checks import disagreements
 from moedisco_ray.plan.cluster_file import load_cluster, read_cluster
 from moedisco_ray.plan.storage import checkpoint_count
 
@@ -46,6 +47,20 @@ def test_every_shipped_file_holds_its_own_number_of_workers(default, name):
 def test_every_shipped_file_states_what_is_checked(name):
     cluster = load_cluster(FOLDER / f"{name}.yaml")
     assert all(machine.memory_gb and machine.disk_gb for machine in (cluster.head, *cluster.types))
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_machines_that_join_are_priced_with_their_traffic(default, name):
+    file = load(name)
+    alone = read_cluster([file], "file")
+    file["metadata"]["moedisco"]["joining"]["rtx4090"] = 40
+    joined = read_cluster([file], "file")
+    assert joined.room("low_mem_gpu") == alone.room("low_mem_gpu") + 40
+    assert lacking(joined, *default) == disagreements(joined, *default) == ()
+    [rtx4090] = [node for node in joined.types if node.joins]
+    assert rtx4090.worker_price("low_mem_gpu") == 0.35
+    assert cluster_needs(joined, *default).transfer_dollars > cluster_needs(alone, *default).transfer_dollars == 0
+    assert cluster_needs(joined, *default).submodels == cluster_needs(alone, *default).submodels + 40
 
 
 @pytest.mark.parametrize("name", CLOUDS)

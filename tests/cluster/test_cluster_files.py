@@ -52,7 +52,7 @@ def test_the_file_says_what_a_plan_is_held_against(name):
     for tag in ("low_mem_gpu", "high_mem_gpu"):
         offering = [kind for kind in types if tag in kind.resources]
         assert offering, f"{name} offers no {tag}"
-        assert all(kind.price_per_hour > 0 and kind.most > 0 for kind in offering)
+        assert all(kind.price_per_hour > 0 and (kind.most > 0) is not kind.joins for kind in offering)
         assert all(kind.gpus in (0, kind.resources[tag]) for kind in offering), "one tag for each GPU"
         assert all(bool(kind.gpus) == bool(kind.gpu_memory_gb) for kind in offering)
 
@@ -65,7 +65,7 @@ def test_metadata_names_the_types_of_the_file(name):
         assert set(metadata.hosts) == {config["provider"]["head_ip"], *config["provider"]["worker_ips"]}
         assert set(metadata.hosts.values()) == set(metadata.node_types)
     else:
-        assert set(metadata.node_types) == set(config["available_node_types"])
+        assert set(metadata.node_types) == {*config["available_node_types"], *metadata.joining}
 
 
 @pytest.mark.parametrize("name", LAUNCHER)

@@ -1,0 +1,272 @@
+"""`moedisco join` from a machine that can only open connections: it trains, it leaves, and its token can do nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from cluster_files import ROOT
+from hosts import HOME, Hosts, listens, run, until
+from small_run import small_config
+
+from moedisco_ray.core.events import EventLog
+from moedisco_ray.execution.joining.head import USER
+from moedisco_ray.execution.joining.token import JoinToken
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+PORT = 7722
+RAY_TOKEN = "0123456789abcdef" * 4
+PYTHON = f"{HOME}/moedisco/.venv/bin/python"
+
+
+class Places:
+    """A head, and a machine in another network whose router passes it only the answers of the head's port for joining.
+
+    Args:
+        base: Directory that both see.
+    """
+
+    def __init__(self, base):
+        self.base, self.checkout = base, base / "checkout"
+        self.cloud, self.home = Hosts(base / "cloud", ("head",), "10.78.21"), Hosts(base / "home", ("machine",), "10.78.22")
+        self.state = Path(tempfile.mkdtemp(prefix="mdj", dir="/var/lib"))   # sshd wants directories that only root may write
+        self.state.chmod(0o755)
+        self._undo = contextlib.ExitStack()
+        tun = Path("/dev/net/tun")
+        self._undo.callback(tun.chmod, tun.stat().st_mode)      # the gateway lets every user open it, as udev does
+
+    def start(self):
+        for part in ("moedisco_ray", "service"):
+            shutil.copytree(ROOT / part, self.checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for hosts in (self.cloud, self.home):
+            hosts.base.mkdir()
+            hosts.start()
+            Path(f"/proc/sys/net/ipv4/conf/{hosts.bridge}/forwarding").write_text("1")
+        with (self.cloud.base / "head" / "passwd").open("a") as passwd:
+            passwd.write(f"{USER}:*:64321:64321::/:/bin/sh\n")
+        rule = ("iif", self.cloud.bridge, "to", f"{self.home.address['machine']}/32")
+        for preference, what in (("5001", ("ipproto", "tcp", "sport", str(PORT), "lookup", "main")), ("5002", ("blackhole",))):
+            run("ip", "rule", "add", "pref", preference, *rule, *what)
+            self._undo.callback(run, "ip", "rule", "del", "pref", preference, *rule, *what)
+
+    def stop(self):
+        self._undo.close()
+        for hosts in (self.home, self.cloud):
+            hosts.stop()
+        shutil.rmtree(self.state)
+
+    @property
+    def head(self):
+        return self.cloud.address["head"]
+
+    def spawn(self, name, *command, **environment):
+        """Start a command on a host; its output goes to a file."""
+        hosts = self.cloud if name == "head" else self.home
+        variables = {
+            "PYTHONPATH": self.checkout, "HOME": HOME, "PATH": f"{HOME}/moedisco/.venv/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"} | environment
+        path = self.base / f"{name}-{time.monotonic_ns()}.log"
+        with path.open("w") as log:
+            process = subprocess.Popen(
+                [*hosts.enter(name), "env", *(f"{key}={value}" for key, value in variables.items()), *map(str, command)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process.log = path
+        return process
+
+    def moedisco(self, name, *arguments, **environment):
+        return self.spawn(name, PYTHON, "-m", "service", *arguments, **environment)
+
+    def finished(self, process, seconds=120):
+        """Exit code and output of a command."""
+        return process.wait(seconds), process.log.read_text()
+
+    @contextlib.contextmanager
+    def gateway(self, ray_address):
+        process = self.moedisco(
+            "head", "join-gateway", f"--public-host={self.head}", f"--port={PORT}", f"--ray-address={ray_address}", "--machines=32",
+            f"--state-dir={self.state}", RAY_AUTH_TOKEN=RAY_TOKEN)
+        try:
+            until(lambda: listens(self.head, PORT), 120, process.log.read_text)
+            yield
+        finally:
+            send(signal.SIGTERM, process)
+            process.wait(30)
+
+    def tokens(self, count):
+        code, output = self.finished(self.moedisco("head", "join-token", f"--count={count}", f"--state-dir={self.state}"))
+        assert code == 0, output
+        return output.split()
+
+    def token(self):
+        [token] = self.tokens(1)
+        return token
+
+    def expired_token(self):
+        """A token that was issued two hours ago for one hour."""
+        code, output = self.finished(self.spawn(
+            "head", PYTHON, "-c",
+            "import sys, time; from pathlib import Path; from moedisco_ray.execution.joining.head import issue; "
+            "print(issue(Path(sys.argv[1]), 60, time.time() - 7200).encoded())", self.state))
+        assert code == 0, output
+        return output.strip()
+
+    def join(self, token, *options):
+        return self.moedisco("machine", "join", token, "--gpus=0", "--slots=1", *options)
+
+    def ssh(self, token, *arguments, seconds=30):
+        """What ssh with a token's certificate prints, and its exit code; None if it was still connected."""
+        folder = Path(tempfile.mkdtemp(dir=self.base))
+        for name, text in (("key", token.key), ("key-cert.pub", token.certificate), ("known", f"head {token.host_key}\n")):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o600)
+        process = self.spawn(
+            "machine", "ssh", "-F", "none", "-i", folder / "key", "-o", f"UserKnownHostsFile={folder / 'known'}",
+            "-o", "HostKeyAlias=head", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-p", token.port, *arguments[:-1],
+            f"{token.user}@{token.host}", *arguments[-1])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        send(signal.SIGTERM, process)
+        process.wait(10)
+        return process.log.read_text()
+
+
+def send(number, process):
+    """Send a signal to the command that nsenter started in another process namespace."""
+    if process.poll() is not None:
+        return
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), number)
+
+
+@pytest.fixture(scope="module")
+def places():
+    base = Path(tempfile.mkdtemp(prefix="md", dir="/var/tmp"))
+    places = Places(base)
+    try:
+        places.start()
+        yield places
+    finally:
+        places.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def gateway(places):
+    with places.gateway(f"{places.head}:6379"):
+        yield
+
+
+def test_the_head_cannot_open_a_connection_to_the_machine(places):
+    reach = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).close()"
+    address = places.home.address["machine"]
+    assert listens(address, 22)
+    code, output = places.finished(places.spawn("head", PYTHON, "-c", reach, address, 22))
+    assert (code, "timed out" in output) == (1, True), output
+
+
+def test_a_token_opens_neither_a_shell_nor_a_port_nor_files(places, gateway):
+    tokens = [JoinToken.decode(token) for token in places.tokens(12)]
+    fresh = tokens.pop
+    assert '"ray_address"' in places.ssh(fresh(), "-T", ["id; cat /etc/passwd"], seconds=5)
+    for command in (["id"], []):
+        output = places.ssh(fresh(), "-tt", command, seconds=5)
+        assert "uid=" not in output
+        assert "PTY allocation request failed" in output
+    assert "uid=" not in places.ssh(fresh(), "-T", ["id"], seconds=5)
+    assert "remote port forwarding failed" in places.ssh(fresh(), "-N", "-R", "9022:127.0.0.1:22", [])
+    assert "forwarding" in places.ssh(fresh(), "-N", "-R", f"{places.base}/socket:127.0.0.1:22", [])
+    assert "administratively prohibited" in places.ssh(fresh(), "-W", f"{places.head}:22", [])
+    assert "uid" not in places.ssh(fresh(), "-s", ["sftp"], seconds=5)
+    token = fresh()
+    for user in ("root", "nobody"):
+        assert "Permission denied" in places.ssh(token.model_copy(update={"user": user}), "-T", ["id"])
+
+
+def test_refusals_are_one_line_each(places, gateway):
+    used = places.token()
+    assert '"ray_address"' in places.ssh(JoinToken.decode(used), "-T", [], seconds=5)
+    expired = places.expired_token()
+    as_if_valid = JoinToken.decode(expired, now=0).model_copy(update={"expires": time.time() + 600}).encoded()
+    unreachable = JoinToken.decode(places.token()).model_copy(update={"port": 7723}).encoded()
+    foreign = JoinToken.decode(places.token())
+    key = places.base / "foreign"
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+    foreign = foreign.model_copy(update={"key": key.read_text(), "certificate": key.with_suffix(".pub").read_text()}).encoded()
+    attempts = {
+        "nonsense": ("not-a-token", "is not a join token"), "truncated": (used[:-40], "is not a join token"),
+        "used": (used, "it was used before, or another head issued it"), "foreign": (foreign, "another head issued it"),
+        "expired": (expired, "expired at"), "expired for sshd": (as_if_valid, "the head refuses it"),
+        "unreachable": (unreachable, "the head does not answer there"),
+    }
+    for name, (token, says) in attempts.items():
+        code, output = places.finished(places.join(token))
+        assert (code, says in output, len(output.splitlines())) == (2, True, 1), f"{name}: {output}"
+        assert output.startswith("moedisco: TOKEN: ")
+
+
+@dataclasses.dataclass
+class Ray:
+    places: Places
+
+    def start(self):
+        code, output = self.places.finished(self.places.spawn(
+            "head", PYTHON, "-m", "ray.scripts.scripts", "start", "--head", "--port=6379", f"--node-ip-address={self.places.head}",
+            "--num-cpus=2", "--num-gpus=0", '--resources={"high_mem_gpu": 1}', "--include-dashboard=false",
+            "--object-store-memory=200000000", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=RAY_TOKEN), 300)
+        assert code == 0, output
+
+    def nodes(self):
+        """Address and resources of each node that lives."""
+        code, output = self.places.finished(self.places.spawn(
+            "head", PYTHON, "-c", "import json, ray; ray.init('auto', log_to_driver=False, logging_level='ERROR'); "
+            "print('NODES', json.dumps({n['NodeManagerAddress']: n['Resources'] for n in ray.nodes() if n['Alive']}))",
+            RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=RAY_TOKEN), 180)
+        assert code == 0, output
+        return json.loads(next(line for line in output.splitlines() if line.startswith("NODES")).removeprefix("NODES"))
+
+
+def configuration(places):
+    text = places.base / "text"
+    text.mkdir()
+    for path in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:
+        shutil.copy(path, text)
+    config = small_config(
+        places.base / "runs", corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
+        tokens={"total": 200_000})
+    file = places.base / "config.json"
+    file.write_text(config.model_dump_json(exclude_defaults=True))
+    return file, config
+
+
+def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, gateway):
+    ray = Ray(places)
+    ray.start()
+    token = places.token()
+    address = JoinToken.decode(token).own_address
+    joined = places.join(token, "--grace=20")
+    until(lambda: "offers 1 low_mem_gpu" in joined.log.read_text() or joined.poll() is not None, 120, joined.log.read_text)
+    until(lambda: ray.nodes().get(address, {}).get("low_mem_gpu") == 1, 240, joined.log.read_text)
+    file, config = configuration(places)
+    trained = places.moedisco("head", "run", file, RAY_ADDRESS="auto", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=RAY_TOKEN)
+    code, output = places.finished(trained, 900)
+    assert code == 0, output
+    events = EventLog.read(config.directory / "events.jsonl")
+    where = {event.unit: event.data["node"] for event in events if event.type == "unit_started"}
+    assert {node for unit, node in where.items() if unit.startswith("submodel")} == {address}, where
+    assert list(config.directory.glob("model/model.safetensors"))
+    send(signal.SIGTERM, joined)
+    code, output = places.finished(joined)
+    assert (code, output.splitlines()[-1]) == (0, "left"), output
+    assert list(ray.nodes()) == [places.head]
+    assert places.home.execute("machine", "ip", "rule").count("lookup") == 3, "the machine's own rules are as before"
+    code, output = places.finished(places.join(token))
+    assert (code, "was used before" in output) == (2, True), output
