@@ -173,6 +173,30 @@ def corpus_scale() -> str:
         "\n".join(verdicts), made_with(result))
 
 
+def true_sizes() -> str:
+    result = read("true_sizes")
+    setting, targets = result["setting"], result["targets"]
+    rows = [
+        [arm, span(result["seconds"][arm]), span(result["own_mb"][arm]),
+         *(span(result[key][arm]) if arm in result[key] else "" for key in ("mb_per_second", "of_copy", "check_seconds"))]
+        for arm in result["seconds"]]
+    verdicts = [
+        *(at_most(f"memory of {arm} in MB", result["own_mb"][arm], targets["own_mb"])
+          for arm in ("merge", "evaluate", "export", "published")),
+        *(at_least(f"{name} / copy", result["of_copy"][name], targets["of_copy"])
+          for name in ("join", "export without its check"))]
+    return section(
+        "Merge, evaluation and export of a model that is larger than their memory",
+        f"""An MoE of {setting["gigabytes"]:g} GB in bf16, merged from {setting["submodels"]} sub-models with backbones that differ,
+        on one core without a GPU. Memory is the process's own, about 350 MB of libraries included, without pages of mapped files.
+        Inputs come from the disk, and outputs are on the disk when the clock stops. *copy*: copies the merged model's files.
+        *join*: joins the sub-models and writes the MoE. *merge*: the same with routers calibrated on
+        {setting["calibration_tokens"]} tokens. *evaluate*: {setting["evaluated_tokens"]} tokens in fp32. *export*: writes the model
+        in another dtype of the same size and compares it with the trained one. *published*: links the files and compares.""",
+        table(["arm", "seconds", "memory, MB", "MB/s written", "/ copy", "seconds of the comparison"], rows),
+        "\n".join(verdicts), made_with(result))
+
+
 def simulator() -> str:
     result = read("simulator")
     setting, rates = result["setting"], result["loss_rates"]
@@ -337,6 +361,8 @@ def page() -> str:
         parts.append(makespan())
     if (RESULTS / "corpus_scale.json").exists():
         parts.append(corpus_scale())
+    if (RESULTS / "true_sizes.json").exists():
+        parts.append(true_sizes())
     parts.append(ranking())
     if quality_section.results():     # hours of measuring, apart from `make bench`
         parts.append(quality())

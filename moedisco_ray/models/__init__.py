@@ -2,13 +2,12 @@
 
 from moedisco_ray.models.checkpoint import (
     BACKBONE,
-    DEFAULT_SHARD_BYTES,
     Checkpoint,
     open_checkpoint,
     read_config,
-    write_checkpoint,
     write_config,
 )
+from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint
 from moedisco_ray.models.checks import (
     check_complete,
     check_experts,

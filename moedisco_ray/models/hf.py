@@ -16,7 +16,8 @@ from transformers.utils import logging as hf_logging
 from moedisco_ray.core.config import Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.read_roots import check_folder, check_inside
-from moedisco_ray.models.checkpoint import DEFAULT_SHARD_BYTES, read_config, weight_files, write_checkpoint
+from moedisco_ray.models.checkpoint import read_config, weight_files
+from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint
 from moedisco_ray.models.families import Role
 from moedisco_ray.models.layout import ModelMap, canonical_state
 

@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from moedisco_ray.core.config.sections import precision_on
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.core.events import Advance, no_advance
-from moedisco_ray.models.layer_stream import device_of_model, final_states, grouped, loaded
+from moedisco_ray.models.layer_stream import final_states, grouped
+from moedisco_ray.models.streamed import device_of_model, loaded
 from moedisco_ray.stages.text.validation import Documents
 
 _PADDING = -100

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.errors import CheckpointError, CorpusError
-from moedisco_ray.models import layer_stream
+from moedisco_ray.models import layer_stream, streamed
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.vectors import load_vectoriser
 from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
@@ -106,7 +106,7 @@ def test_hidden_state_is_the_mean_last_hidden_state_of_the_first_tokens(model_di
 def test_hidden_states_of_a_model_that_does_not_stay_in_memory_are_the_same(model_dir, documents, monkeypatch):
     texts, tokens = documents
     expected = HiddenState(model_dir, 16).embed(texts, tokens)
-    monkeypatch.setattr(layer_stream, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(streamed, "RESIDENT_BYTES", 0)
     for states in (1, 2**30):
         monkeypatch.setattr(layer_stream, "_CPU_STATES", states)
         np.testing.assert_array_equal(HiddenState(model_dir, 16).embed(texts, tokens), expected)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CorpusError, RunError
-from moedisco_ray.models import hf_config, layer_stream, save_model
+from moedisco_ray.models import hf_config, layer_stream, save_model, streamed
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats, log_weights
 from moedisco_ray.stages.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages, evaluate_unseen
 from moedisco_ray.stages.evaluate.routers import RouterMeter, dead_experts, entropy, expert_load, normalized_mutual_information
@@ -324,7 +324,7 @@ def test_a_model_that_does_not_stay_in_memory_gives_the_same_figures(family, sta
     settings = {"prefix": EOS, "sequence_length": LENGTH, "batch_tokens": 50}
     counts = []
     expected = evaluate(tmp_path, documents, labels, **settings)
-    monkeypatch.setattr(layer_stream, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(streamed, "RESIDENT_BYTES", 0)
     monkeypatch.setattr(layer_stream, "_CPU_STATES", states)     # 1: every batch is a group of its own
     assert evaluate(tmp_path, documents, labels, **settings, advance=counts.append) == expected
     assert sum(counts) == sum(map(len, documents.tokens))

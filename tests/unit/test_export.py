@@ -18,7 +18,7 @@ from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.models import ModelMap, hf_config, open_checkpoint, save_model, write_config
-from moedisco_ray.models.layer_stream import streamed_model
+from moedisco_ray.models.streamed import streamed_model
 from moedisco_ray.stages.export import directory as export_directory
 from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.export.origin import Origin

@@ -15,8 +15,9 @@ from transformers import DynamicCache
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import Stored, check_same, load_model, open_checkpoint, specialise, write_checkpoint
-from moedisco_ray.models.layer_stream import final_states, grouped, loaded, open_streamed, streamed_model
+from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.shard_file import ShardFile
+from moedisco_ray.models.streamed import loaded, open_streamed, streamed_model
 
 TOKENS = torch.arange(2 * LENGTH).mul(7).remainder(VOCAB).view(2, LENGTH)
 
@@ -57,6 +58,25 @@ def test_generation_with_a_cache_gives_the_same_bits(tmp_path):
         with torch.inference_mode():
             found.append([each(TOKENS[:1, at:at + 4], None, None, cache, use_cache=True).logits for at in (0, 4, 8)])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_few_tokens_read_only_the_experts_that_they_select(family, tmp_path):
+    config = tiny_config(family, 12, num_hidden_layers=1)
+    write_checkpoint(tmp_path, random_tensors(config).items(), config)
+    memory, read = load_model(tmp_path).eval(), set()
+
+    class Noted(dict):
+        def __getitem__(self, key):
+            read.add(key)
+            return super().__getitem__(key)
+
+    model = streamed_model(
+        Noted(random_tensors(config)), config, dtype=torch.float32, resident=False, few_tokens=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(TOKENS[:1, :2]).logits, memory(TOKENS[:1, :2]).logits, rtol=1e-4, atol=1e-4)
+    experts = {key.split(".experts.")[1].split(".")[0] for key in read if ".experts." in key}
+    assert 2 <= len(experts) <= 4
 
 
 def test_one_layer_is_loaded_at_a_time_and_once_for_all_batches():

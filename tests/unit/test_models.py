@@ -20,6 +20,7 @@ from moedisco_ray.models import (
     canonical_shapes,
     canonical_state,
     check_same,
+    checkpoint_writer,
     config_values,
     differences,
     hf_config,
@@ -33,7 +34,6 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.models import checkpoint as checkpoint_module
 from moedisco_ray.models.hf import from_values
 from moedisco_ray.models.speed import grouped_experts, sorted_experts
 
@@ -169,13 +169,13 @@ def test_a_redundant_head_of_a_tied_model_is_passed_over(tmp_path):
 
 def test_writing_holds_one_shard_and_keeps_no_view_alive(tmp_path, monkeypatch):
     alive, most = [], []
-    original = checkpoint_module.save_file
+    original = checkpoint_writer.save_file
 
     def watching(shard, path, metadata):
         alive.append(sum(t.untyped_storage().nbytes() for t in shard.values()))
         original(shard, path, metadata=metadata)
 
-    monkeypatch.setattr(checkpoint_module, "save_file", watching)
+    monkeypatch.setattr(checkpoint_writer, "save_file", watching)
 
     def stream():
         base = torch.zeros(100, 1000)
@@ -191,7 +191,7 @@ def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    monkeypatch.setattr(checkpoint_writer, "save_file", full)
     with pytest.raises(OSError, match="No space") as caught:
         write_checkpoint(tmp_path, [("a", torch.ones(1))], {})
     assert caught.value.errno == errno.ENOSPC

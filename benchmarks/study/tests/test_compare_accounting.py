@@ -31,7 +31,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.models.layer_stream import StoredEmbedding
+from moedisco_ray.models.streamed import StoredEmbedding
 from moedisco_ray.plan import build_plan
 
 TOKENS = {"total": 8000, "seed_share": 0.25, "finetune_share": 0.25}

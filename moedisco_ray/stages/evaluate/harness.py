@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.task_files import Rows, read_task_file
-from moedisco_ray.models.layer_stream import open_streamed
+from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.scoring import default_dtype, predict_tokens
 
 Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.models import specialise
-from moedisco_ray.models.layer_stream import open_streamed
+from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.stages.evaluate.routers import (
     RouterMeter,

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import RunError
-from moedisco_ray.models.layer_stream import device_of_model
+from moedisco_ray.models.streamed import device_of_model
 from moedisco_ray.training.objective import ROUTER
 
 DEAD_LOAD = 0.01

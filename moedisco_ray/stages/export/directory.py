@@ -27,7 +27,7 @@ from moedisco_ray.models import (
     write_checkpoint,
     write_config,
 )
-from moedisco_ray.models.layer_stream import open_streamed
+from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
 from moedisco_ray.stages.export.card import model_card
 from moedisco_ray.stages.export.origin import Origin, end_tokens, for_all_readers, tokens_of
@@ -84,7 +84,7 @@ def export(
     _write_configs(tokenizer, stored_in, directory, origin)
     advance(_files(directory) - weight_files)
     _verify(model_dir, directory, stored_in)
-    model = open_streamed(directory, dtype=stored_in, device=device)
+    model = open_streamed(directory, dtype=stored_in, device=device, few_tokens=True)
     total, active = count_parameters(weights)
     figures = {
         "parameters": total,

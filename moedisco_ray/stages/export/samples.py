@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from moedisco_ray.models.layer_stream import device_of_model
+from moedisco_ray.models.streamed import device_of_model
 
 _TEMPERATURE = 0.7
 _TOP_K = 40

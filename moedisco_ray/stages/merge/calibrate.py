@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import ModelMap, group_size, moe_blocks, specialise
-from moedisco_ray.models.layer_stream import EMBEDDING, Step, device_of_model, layer_step, loaded, streamed_model
+from moedisco_ray.models.layer_stream import Step, layer_step
+from moedisco_ray.models.streamed import EMBEDDING, device_of_model, loaded, streamed_model
 from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
 RouterMethod = Literal["ridge", "random", "concat"]

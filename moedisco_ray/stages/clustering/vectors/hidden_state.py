@@ -16,7 +16,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from moedisco_ray.models.layer_stream import final_states, grouped, open_streamed
+from moedisco_ray.models.layer_stream import final_states, grouped
+from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
 from moedisco_ray.stages.scoring import default_dtype

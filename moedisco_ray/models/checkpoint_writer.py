@@ -1,0 +1,147 @@
+"""Write Hugging Face model directories from streams of canonical tensors, in safetensors files of limited size."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.models.checkpoint import BACKBONE, INDEX, SINGLE, open_file, weight_files, write_config
+from moedisco_ray.models.shard_file import ShardFile, Stored
+
+_OS_ERROR = re.compile(r"os error (\d+)")
+DEFAULT_SHARD_BYTES = 2 * 1024**3
+"""Maximum size of a safetensors file (bytes)."""
+
+
+def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
+                     max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, layout: Mapping[str, Stored] | None = None,
+                     with_backbone: bool = False) -> int:
+    """Write a model directory from a stream of canonical tensors.
+
+    With a layout one tensor is in memory at a time, without one a file. Tensors of files that are mapped into memory do not count.
+
+    Args:
+        directory: Target directory, created if missing. It is incomplete until the function returns.
+        tensors: Canonical names and tensors, each name once.
+        config: Values of `config.json`.
+        max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
+        layout: Shape and dtype of every tensor, in the order of `tensors`; None: unknown.
+        with_backbone: Whether the tensors in the directory `BACKBONE` next to this one belong to the model too. The index names
+            their files by relative paths, so the model can be read as long as both directories have the same parent.
+
+    Returns:
+        Size of the written tensors in bytes.
+
+    Raises:
+        CheckpointError: A tensor occurs twice, there are no tensors, or they are not those of the layout.
+        OSError: The disk is full or broken.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    sizes: dict[str, int] = {}
+    write = _write_shards(directory, _once(tensors, sizes), max_shard_bytes) if layout is None else _fill_shards(
+        directory, _once(tensors, sizes), layout, max_shard_bytes)
+    drafts = list(write)
+    if not sizes:
+        raise CheckpointError(str(directory), None, "no tensor to write")
+    if len(drafts) == 1 and not with_backbone:
+        drafts[0][0].replace(directory / SINGLE)
+    else:
+        _name_shards(directory, drafts, sum(sizes.values()), _backbone_files(directory) if with_backbone else {})
+    write_config(directory, config)
+    return sum(sizes.values())
+
+
+def _once(tensors: Iterable[tuple[str, Tensor]], sizes: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors; their sizes in bytes are added to `sizes`."""
+    for key, tensor in tensors:
+        if key in sizes:
+            raise CheckpointError("tensor", key, "is written twice")
+        sizes[key] = tensor.nbytes
+        yield key, tensor
+
+
+def _write_shards(
+    directory: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int,
+) -> Iterator[tuple[Path, list[str]]]:
+    shard: dict[str, Tensor] = {}
+    size = number = 0
+    for key, tensor in tensors:
+        if shard and size + tensor.nbytes > max_shard_bytes:
+            yield _write_shard(directory, number, shard)
+            shard, size, number = {}, 0, number + 1
+        shard[key] = _contiguous_copy(tensor)
+        size += tensor.nbytes
+    if shard:
+        yield _write_shard(directory, number, shard)
+
+
+def _fill_shards(
+    directory: Path, tensors: Iterator[tuple[str, Tensor]], layout: Mapping[str, Stored], max_shard_bytes: int,
+) -> Iterator[tuple[Path, list[str]]]:
+    for number, shard in enumerate(_planned_shards(layout, max_shard_bytes)):
+        path = _draft(directory, number)
+        with ShardFile(path, shard) as file:
+            for key, tensor in itertools.islice(tensors, len(shard)):
+                file.put(key, tensor)
+            file.complete()
+        yield path, list(shard)
+    for key, _ in tensors:
+        raise CheckpointError("tensor", key, "was not announced")
+
+
+def _planned_shards(layout: Mapping[str, Stored], max_shard_bytes: int) -> Iterator[dict[str, Stored]]:
+    shard: dict[str, Stored] = {}
+    size = 0
+    for key, stored in layout.items():
+        if shard and size + stored.nbytes > max_shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[key] = stored
+        size += stored.nbytes
+    if shard:
+        yield shard
+
+
+def _contiguous_copy(tensor: Tensor) -> Tensor:
+    # A view would keep its whole base tensor alive, and safetensors refuses two views of one storage.
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _draft(directory: Path, number: int) -> Path:
+    return directory / f".shard-{number:05d}.draft"
+
+
+def _write_shard(directory: Path, number: int, shard: dict[str, Tensor]) -> tuple[Path, list[str]]:
+    path = _draft(directory, number)
+    try:
+        save_file(shard, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = _OS_ERROR.search(str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, str(error), str(path)) from error
+    return path, list(shard)
+
+
+def _backbone_files(directory: Path) -> dict[str, str]:
+    """The file of every tensor of the backbone, relative to a directory next to it."""
+    files = weight_files(directory.parent / BACKBONE)
+    return {key: f"../{BACKBONE}/{path.name}" for path in files for key in open_file(path).keys()}  # noqa: SIM118  # no mapping
+
+
+def _name_shards(directory: Path, drafts: list[tuple[Path, list[str]]], total: int, shared: Mapping[str, str]) -> None:
+    weight_map = dict(shared)
+    for number, (path, keys) in enumerate(drafts, start=1):
+        name = f"model-{number:05d}-of-{len(drafts):05d}.safetensors"
+        path.replace(directory / name)
+        weight_map.update(dict.fromkeys(keys, name))
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
