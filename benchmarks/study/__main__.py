@@ -39,7 +39,7 @@ def compare_arms(
     """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""
     checked = load_config(config, overrides or ())
     names = [name for name in arms.split(",") if name]
-    directory = output or checked.output / f"{checked.name}-compared"
+    directory = output or Path(checked.output) / f"{checked.name}-compared"
     console = output_console()
     view = functools.partial(listener_for, console, as_json)
     budgets = (*BUDGETS, "loss") if to_loss else BUDGETS

@@ -19,8 +19,10 @@ from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
+from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.capacity import cluster_needs, lacking
@@ -78,7 +80,7 @@ ReportTo = Annotated[
 ]
 RunId = Annotated[str | None, typer.Option(
     "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run: OUTPUT/NAME.")]
+RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run: OUTPUT/NAME.")]
 
 TaskFiles = Annotated[
     list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="An lm-eval task file; repeat the option for more."),
@@ -131,8 +133,9 @@ def run(
         directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id)
     if not as_json:
         console.print()
-        console.print(report_view(current_report(directory)))
-        console.print(f"\nThe model is in {directory / 'model'}", soft_wrap=True)
+        place = checked.location if is_uri(checked.location) else directory
+        console.print(report_view(current_report(place)))
+        console.print(f"\nThe model is in {joined(place, 'model')}", soft_wrap=True)
 
 
 @app.command()
@@ -224,7 +227,9 @@ def plot(run_dir: RunDir) -> None:
     report = current_report(run_dir)
     from moedisco_ray.cli.figures import plot as draw
 
-    paths = draw(report, run_dir / "figures")
+    store = RunStore.of(run_dir)
+    paths = draw(report, store.directory / "figures")
+    store.publish(*paths)
     for path in paths:
         print(path)
     if not paths:

@@ -30,10 +30,10 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from moedisco_ray.core.errors import RunDirError
 
@@ -79,7 +79,8 @@ def read_manifest(directory: Path) -> Manifest | None:
 def parse_manifest(content: bytes) -> Manifest | None:
     """The manifest in a file's content; None if it is not valid."""
     try:
-        return Manifest(**json.loads(content))
+        values = json.loads(content)
+        return Manifest(**{name: values[name] for name in values if name != "objects"})
     except (ValueError, TypeError):
         return None
 
@@ -98,16 +99,46 @@ class Draft:
         self.summary: dict[str, Any] = {}
 
 
+class Committing(Protocol):
+    """Where directories are committed: on a disk, or at a URI (`run_store.RunStore`)."""
+
+    def draft(self, directory: Path) -> Path:
+        """The directory in which a new version of `directory` is written."""
+
+    def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest and put the complete draft in the place of `directory`."""
+
+
+class OnDisk:
+    """Commits a directory by renaming it."""
+
+    def draft(self, directory: Path) -> Path:
+        """A directory with a name of its own next to the other."""
+        return directory.with_name(f".{directory.name}.draft")
+
+    def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, and rename the draft."""
+        write_json(draft / "manifest.json", manifest)
+        # A directory cannot replace a non-empty one, so the old one is renamed first.
+        aside = directory.with_name(f".{directory.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        if directory.exists():
+            directory.rename(aside)
+        draft.rename(directory)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def commit(directory: Path, fingerprint: str) -> Iterator[Draft]:
+def commit(directory: Path, fingerprint: str, store: Committing = OnDisk()) -> Iterator[Draft]:  # noqa: B008  # it has no state
     """Create a directory atomically: the block writes into `draft.path`, which replaces `directory` when the block succeeds.
 
     After an error the draft is deleted, and the old directory stays.
 
     Raises:
         RunDirError: The disk is full.
+        StorageError: The run's URI does not respond.
     """
-    draft = Draft(directory.with_name(f".{directory.name}.draft"))
+    draft = Draft(store.draft(directory))
     shutil.rmtree(draft.path, ignore_errors=True)
     started = time.time()
     try:
@@ -115,8 +146,7 @@ def commit(directory: Path, fingerprint: str) -> Iterator[Draft]:
         with reporting_full_disk(directory):
             yield draft
             manifest = Manifest(fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time())
-            write_json(draft.path / "manifest.json", dataclasses.asdict(manifest))
-            _replace(draft.path, directory)
+            store.replace(draft.path, directory, dataclasses.asdict(manifest))
     finally:
         shutil.rmtree(draft.path, ignore_errors=True)   # on success, the draft was moved and no longer exists
 
@@ -170,12 +200,3 @@ def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
-
-def _replace(draft: Path, directory: Path) -> None:
-    # A directory cannot replace a non-empty one, so the old one is renamed first.
-    aside = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if directory.exists():
-        directory.rename(aside)
-    draft.rename(directory)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -1,29 +1,22 @@
-"""Paths and URIs to the file systems that pyarrow reads: local disks, `s3://`, `gs://` and others.
+"""Paths and URIs, and where a run keeps its files on this machine.
 
 A URI may end with options of its file system, such as `s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from pathlib import Path
-from typing import Any
-
-from pyarrow import fs
 
 Location = Path | str
 """A local path, or a URI."""
 
+CACHE = "MOEDISCO_CACHE_DIR"
+"""Environment variable: folder of what this package keeps on a machine, such as working copies of runs at a URI."""
 
-def resolve(location: Location) -> tuple[Any, str]:
-    """The pyarrow file system of a location, and the location's path in it.
-
-    Raises:
-        OSError: The file system cannot be reached.
-        pyarrow.ArrowInvalid: The file system is not supported.
-    """
-    if is_uri(location):
-        return fs.FileSystem.from_uri(str(location))
-    return fs.LocalFileSystem(), str(Path(location).absolute())
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def joined(location: Location, *parts: str) -> Location:
@@ -47,6 +40,25 @@ def parent(location: Location) -> tuple[Location, str]:
 def is_uri(location: Location) -> bool:
     """Whether a location is a URI, not a local path."""
     return isinstance(location, str) and "://" in location
+
+
+def cache_directory() -> Path:
+    """Folder of what this package keeps on this machine: MOEDISCO_CACHE_DIR, or else `moedisco` in the user's cache directory."""
+    named = os.environ.get(CACHE)
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named).absolute() if named else Path(user) / "moedisco"
+
+
+def working_directory(location: Location) -> Path:
+    """Where a run's files are on this machine: the location itself if it is a path, or the working copy of a URI.
+
+    The options of a URI do not count: they say how the place is reached.
+    """
+    if not is_uri(location):
+        return Path(location)
+    place = str(location).partition("?")[0].rstrip("/")
+    digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return cache_directory() / "runs" / f"{_UNUSUAL.sub('_', place.rpartition('/')[2])}-{digest}" / "run"
 
 
 def first_line(error: Exception) -> str:

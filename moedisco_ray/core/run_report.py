@@ -9,59 +9,67 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.report import build_report
+from moedisco_ray.core.lease import is_leased
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_record import RunReport, RunState
+from moedisco_ray.core.run_store import RunStore
 
 _ENDS: dict[str, RunState] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
 
 
-def current_report(run_dir: Path) -> RunReport:
-    """The report of a run directory: the stored report of a finished run, or a new one from the stages so far.
+def current_report(location: Location) -> RunReport:
+    """The report of a run: the stored report of a finished run, or a new one from the stages so far.
+
+    Args:
+        location: Directory or URI of the run.
 
     Returns:
         The report, with `state` and `state_reason`, the message of a failed or stopped run.
 
     Raises:
-        RunDirError: The directory holds no run, or a run of a version that cannot be read.
+        ConfigError: The URI cannot be reached.
+        RunDirError: The place holds no run, or a run of a version that cannot be read.
+        StorageError: The URI does not respond.
     """
-    stored = run_dir / "report.json"
-    if not stored.exists() and not (run_dir / "config.json").exists():
-        raise RunDirError("RUN_DIR", str(run_dir), "holds no run; name a directory that `moedisco run` made: OUTPUT/NAME")
-    events = EventLog.read(run_dir / "events.jsonl")
+    store = RunStore.of(location)
+    stored, config = store.read("report.json"), store.read("config.json")
+    if stored is None and config is None:
+        raise RunDirError("RUN_DIR", str(location), "holds no run; name one that `moedisco run` made: OUTPUT/NAME")
+    events = EventLog.parse(store.read("events.jsonl") or b"")
     # A report that was copied without its events belongs to a finished run.
-    state, reason = run_state(run_dir, events) if events or not stored.exists() else ("finished", None)
+    state, reason = run_state(store, events) if events or stored is None else ("finished", None)
     try:
-        if state == "finished" and stored.exists():
-            report = RunReport.model_validate(read_json(stored))
+        if state == "finished" and stored is not None:
+            report = RunReport.model_validate(json.loads(stored))
         else:
-            report = build_report(run_dir, _config(run_dir))
+            report = report_of(store.read, _config(location, config or b""))
     except (OSError, json.JSONDecodeError, ValidationError) as error:
-        raise RunDirError("RUN_DIR", str(run_dir), "holds a run of another version; show it with that one") from error
+        raise RunDirError("RUN_DIR", str(location), "holds a run of another version; show it with that one") from error
     return report.model_copy(update={"state": state, "state_reason": reason})
 
 
-def _config(run_dir: Path) -> RunConfig:
+def _config(location: Location, content: bytes) -> RunConfig:
     try:
-        return stored_config(read_json(run_dir / "config.json"))
+        return stored_config(json.loads(content))
     except ValidationError as error:
         remedy = f"holds a run of another version ({first_mistake(error.errors())}); show it with that one"
-        raise RunDirError("RUN_DIR", str(run_dir), remedy) from error
+        raise RunDirError("RUN_DIR", str(location), remedy) from error
 
 
-def run_state(run_dir: Path, events: Sequence[Event]) -> tuple[RunState, str | None]:
-    """The state of a run, from the lock on its event log and its last event.
+def run_state(store: RunStore, events: Sequence[Event]) -> tuple[RunState, str | None]:
+    """The state of a run, from the lock on its event log or its lease, and from its last event.
 
     Args:
-        run_dir: The run directory.
+        store: The run.
         events: All events of the run.
     """
-    if _locked(run_dir / "events.jsonl"):
+    if is_leased(store) if store.is_remote else _locked(store.directory / "events.jsonl"):
         return "running", None
     last = next((event for event in reversed(events) if event.type == "run_started" or event.type in _ENDS), None)
     if last is None or last.type == "run_started":

@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import fcntl
 import functools
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from moedisco_ray.core.artifacts import (
     commit,
     disk_full,
     is_done,
+    parse_manifest,
     read_json,
     read_manifest,
     reporting_full_disk,
@@ -34,8 +34,12 @@ from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.core.heartbeat import heartbeats
+from moedisco_ray.core.lease import leased
+from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.core.report import build_report
+from moedisco_ray.core.report import report_of
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import session
@@ -96,12 +100,18 @@ def run(
         RunError: The run failed; the same call continues from the last checkpoint.
         RunStopped: The run was asked to end.
     """
-    directory = claim(config, redo)
-    with _locked(directory, _LOCK_SECONDS if stop.path else 0.0):
+    store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
+    directory = store.directory
+    with contextlib.ExitStack() as stack:
+        check = _taken_over(store, seconds, stack)
+        claim(config, redo)
+        store.publish(directory / "config.json")
+        stack.enter_context(_locked(directory, seconds))
+        stack.enter_context(LiveFiles(store, ("events.jsonl", "ray.log")))
         log = EventLog(directory / "events.jsonl", listeners)
         try:
             with reporting_full_disk(directory):
-                _complete(config, directory, log, backend=backend, stop=stop, given_id=given_id)
+                _complete(config, store, log, backend=backend, stop=stop, given_id=given_id, check=check)
         except RunStopped as error:
             log(Event("run_stopped", data={"reason": error.reason}))
             raise
@@ -114,41 +124,61 @@ def run(
     return directory
 
 
+def _taken_over(store: RunStore, seconds: float, stack: contextlib.ExitStack) -> Callable[[], None]:
+    """Take over a run at a URI: its lease, and the state that other machines have left.
+
+    Returns:
+        A function that raises once another driver has taken the run over.
+    """
+    if not store.is_remote:
+        return lambda: None
+    lease = stack.enter_context(leased(store, seconds))
+    begin(store, [stage.directory for stage in STAGES], fresh=lease.fresh)
+    return lease.check
+
+
 def is_finished(config: RunConfig) -> bool:
     """Whether all artifacts of the configuration exist in its directory."""
-    return _is_made(config.directory, stages.fingerprints(config, input_identity(config)))
+    return _is_made(RunStore.of(config.location), stages.fingerprints(config, input_identity(config)))
 
 
-def _is_made(directory: Path, digests: dict[str, str]) -> bool:
-    return all(is_done(directory / stage.directory, digests[stage.name]) for stage in STAGES)
+def _is_made(store: RunStore, digests: dict[str, str]) -> bool:
+    found = {stage.name: parse_manifest(store.read(f"{stage.directory}/manifest.json") or b"") for stage in STAGES}
+    return all(manifest is not None and manifest.fingerprint == digests[name] for name, manifest in found.items())
 
 
 def _complete(
-    config: RunConfig, directory: Path, log: EventLog, *, backend: Backend | None, stop: StopFile, given_id: str | None,
+    config: RunConfig, store: RunStore, log: EventLog, *, backend: Backend | None, stop: StopFile, given_id: str | None,
+    check: Callable[[], None],
 ) -> None:
-    started = time.time()
+    started, directory = time.time(), store.directory
+    make_all = functools.partial(_make_all, config, store, log=log, stop=stop, check=check)
     log(Event("run_started", data={
         "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
         "stages": [stage.name for stage in STAGES]}))
     digests = stages.fingerprints(config, input_identity(config))
-    if not _is_made(directory, digests):
+    store.publish(directory / "run.json")
+    if not _is_made(store, digests):
         check_start(config)
         if backend is not None:
-            _make_all(config, directory, digests, log, backend=backend, stop=stop)
+            make_all(digests, backend=backend)
         else:
             with reporting_full_disk_of_a_task(directory), session.ray_cluster(config) as messages:
                 for message in messages:
                     log(Event("warning", data={"message": message}))
                 log.listen(Gauges(config))
                 with RayBackend(config) as ray_backend, reporting_idle_slots(config, log, ray_backend.idle_seats):
-                    _make_all(config, directory, digests, log, backend=ray_backend, stop=stop)
+                    make_all(digests, backend=ray_backend)
     else:
         for stage in STAGES:
             log(Event("stage_skipped", stage.name))
     last = Event("run_finished", data={"seconds": round(time.time() - started, 3)})
-    report = build_report(directory, config, last)
+    report = report_of(store.read_newest, config, last)
     write_json(directory / "report.json", report.to_json())
-    write_card(directory / STAGES[-1].directory, report)
+    model = directory / STAGES[-1].directory
+    write_card(model, report)
+    store.amend(model / "README.md")
+    store.publish(directory / "report.json", *(path for path in [directory / "tensorboard"] if path.is_dir()))
     log(dataclasses.replace(last, data=last.data | {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}))
 
 
@@ -216,18 +246,21 @@ def _holds_work(directory: Path) -> bool:
 
 
 def _make_all(
-    config: RunConfig, directory: Path, digests: dict[str, str], log: EventLog, *, backend: Backend, stop: StopFile,
+    config: RunConfig, store: RunStore, digests: dict[str, str], log: EventLog, *, backend: Backend, stop: StopFile,
+    check: Callable[[], None],
 ) -> None:
+    directory = store.directory
     storage = _own_storage(config, directory)
     with heartbeats(log):
         for stage in STAGES:
             stop.check()
             _make(stage, Context(
                 config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
-                own_storage=storage))
+                own_storage=storage), check)
     if storage is not None:
         _remove(storage, log)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    store.remove(directory / "checkpoints")
+    collect(store)
 
 
 def _own_storage(config: RunConfig, directory: Path) -> Location | None:
@@ -241,16 +274,18 @@ def _own_storage(config: RunConfig, directory: Path) -> Location | None:
     return joined(config.checkpoint.storage, read_json(path)["folder"])
 
 
-def _make(stage: Stage, context: Context) -> None:
+def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
     artifact = context.directory / stage.directory
     if is_done(artifact, context.fingerprint):
         context.emit(Event("stage_skipped", stage.name))
         return
     context.emit(Event("stage_started", stage.name))
-    with commit(artifact, context.fingerprint) as draft:
+    with commit(artifact, context.fingerprint, context.store) as draft:
         RUN[stage.name](context, draft)
+        check()
     # Trainers' checkpoints are kept until the artifact made from them is committed.
-    shutil.rmtree(context.checkpoints(stage.name), ignore_errors=True)
+    context.store.remove(context.checkpoints(stage.name))
+    collect(context.store)
     if context.own_storage is not None:
         _remove(context.storage(stage.name), context.emit)
     manifest = read_manifest(artifact)

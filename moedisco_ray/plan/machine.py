@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from moedisco_ray.core.artifacts import write_text
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.locations import cache_directory
 from moedisco_ray.plan.speed import Machine, Probe
 
 _LIBRARIES = ("moedisco-ray", "torch", "transformers", "tokenizers")
@@ -91,12 +92,7 @@ def _cached() -> Probe | None:
 
 def _path() -> Path:
     key = json.dumps([library_versions(), len(os.sched_getaffinity(0)), os.uname().machine], sort_keys=True)
-    return _folder() / f"probe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-
-
-def _folder() -> Path:
-    own, home = os.environ.get("MOEDISCO_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(home) if home else Path.home() / ".cache") / "moedisco"
+    return cache_directory() / f"probe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _text_bytes(config: RunConfig, read_sizes: bool) -> int | None:

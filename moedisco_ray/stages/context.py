@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from moedisco_ray.backend import Backend
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig, UpcycleInit
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.manifests import CHECKPOINTS
 from moedisco_ray.core.records import ClusterSummary, Record
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.run_work import Files, on_files
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.stages.start import Start
-from moedisco_ray.stages.text.validation import validation_parts
 
 COMMON = "common"
 """Name of the folder, next to the trained sub-models, with the backbone that they shared after their last sync point."""
 
-P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
@@ -47,14 +47,32 @@ class Context:
     stop: StopFile = NEVER
     own_storage: Location | None = None
 
-    def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a pure function on one worker of a pool, metered; without a pool, on any node and unmetered."""
-        return self.backend.call(pool, self.emit, self.stop, function, *args, **kwargs)
+    @functools.cached_property
+    def store(self) -> RunStore:
+        """Where the run is stored, and with it the artifacts."""
+        return RunStore.of(self.config.location)
 
-    def call_with_events(self, pool: Pool | None, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def call(self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a pure function on one worker of a pool, metered; without a pool, on any node and unmetered.
+
+        Args:
+            pool: The pool; None: any node.
+            files: Files of the run that the function reads and writes.
+            function: The function.
+            args: Its positional arguments.
+            kwargs: Its named arguments.
+        """
+        return self.backend.call(pool, self.emit, self.stop, on_files(self.store, files, function, *args, **kwargs))
+
+    def call_with_events(self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Like `call`, for a function with a parameter `events`: an `Emit` that works on any worker."""
         with self.backend.reachable(self.emit) as events:
-            return self.backend.call(pool, self.emit, self.stop, function, *args, events=events, **kwargs)
+            return self.call(pool, files, function, *args, events=events, **kwargs)
+
+    def fetched(self, path: Path) -> Path:
+        """A file or directory of the run, made present on this machine; for what a stage reads in the driver."""
+        self.store.fetch(path)
+        return path
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""
@@ -65,9 +83,11 @@ class Context:
         return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
 
     def storage(self, stage: str) -> Location:
-        """Location of the checkpoints of a stage's trainers: in `checkpoint.storage` if it is set, else in `checkpoints(stage)`."""
+        """Location of the checkpoints of a stage's trainers: in `checkpoint.storage` if it is set, else in the run."""
         local = self.checkpoints(stage)
-        return local if self.own_storage is None else joined(self.own_storage, local.name)
+        if self.own_storage is not None:
+            return joined(self.own_storage, local.name)
+        return joined(self.store.location, CHECKPOINTS, local.name) if self.store.is_remote else local
 
     def summary(self, stage: str, kind: type[R]) -> R:
         """The summary of an earlier stage."""
@@ -79,11 +99,6 @@ class Context:
         """The settings and files from which the untrained MoE is built."""
         config = self.config
         return Start(config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed)
-
-    @property
-    def validation(self) -> tuple[Path, ...]:
-        """Files of the corpus' validation documents, in order."""
-        return validation_parts(self.of("corpus"))
 
     @property
     def submodels(self) -> list[Path]:
@@ -118,11 +133,6 @@ def finetune_seed(config: RunConfig) -> int:
 def cluster_tokens(context: Context) -> list[int]:
     """Number of tokens of each cluster."""
     return [entry.tokens for entry in context.summary("cluster", ClusterSummary).clusters]
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """Copy a directory with hard links, which is safe because its files no longer change."""
-    shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
 
 
 def warn(context: Context, stage: str, messages: Iterable[str]) -> None:

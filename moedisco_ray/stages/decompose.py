@@ -21,6 +21,7 @@ from torch import Tensor
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.run_work import Files
 from moedisco_ray.models import (
     BACKBONE,
     DEFAULT_SHARD_BYTES,
@@ -44,8 +45,8 @@ def run(context: Context, draft: Draft) -> None:
     """Cut the MoE into one sub-model per cluster; do nothing in a run without sub-models."""
     if context.config.tokens.decoupled:
         draft.summary.update(context.call(
-            None, write_untrained_submodels, context.start, clusters=context.config.clusters.count,
-            trained_seed=context.trained_seed, directory=draft.path))
+            None, Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]), write_untrained_submodels,
+            context.start, clusters=context.config.clusters.count, trained_seed=context.trained_seed, directory=draft.path))
 
 
 def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path | None, directory: Path) -> dict[str, Any]:

@@ -6,12 +6,15 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from moedisco_ray.core.config import Optimizer, Outer
 from moedisco_ray.core.locations import Location
+from moedisco_ray.core.run_store import SHARED, RunStore
+from moedisco_ray.core.run_work import unpickled
+from moedisco_ray.models import BACKBONE
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Skip
 
@@ -22,6 +25,10 @@ class HeldOut(Protocol):
     @property
     def every(self) -> int:
         """Steps between two evaluations; there is always one after the last step."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the text."""
 
     def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets [B, L]; a target of -100 is ignored.
@@ -41,6 +48,7 @@ class SyncPlan:
         outer: The recipe of the outer step.
         patience: Seconds to wait for late members once half of them are ready; None: wait for all.
         max_wait: Seconds that a member waits for the others; then its training stops unfinished and is resumed later.
+        store: Store of the run that `directory` belongs to.
     """
 
     directory: Path
@@ -48,6 +56,7 @@ class SyncPlan:
     outer: Outer
     patience: float | None = None
     max_wait: float = math.inf
+    store: RunStore = dataclasses.field(default=SHARED, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +87,7 @@ class TrainJob:
         optimizer_state: Directory of the optimizer state to start with; None: start with an empty one.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
         drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
+        store: Store of the run; a job that is sent to another machine has the paths of that machine.
     """
 
     stage: str
@@ -103,6 +113,17 @@ class TrainJob:
     optimizer_state: Path | None = None
     with_optimizer_state: bool = False
     drop_checkpoints: bool = False
+    store: RunStore = dataclasses.field(default=SHARED, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _job_of, (self.store.dumps({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}),)
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """Files and directories that every worker reads."""
+        text = () if self.held_out is None else self.held_out.files
+        state = () if self.optimizer_state is None else (self.optimizer_state,)
+        return (self.model, self.model.parent / BACKBONE, *self.packed_dirs, self.key_file, *state, *text)
 
     @property
     def result_file(self) -> Path:
@@ -123,6 +144,10 @@ class TrainJob:
     def step_tokens(self) -> int:
         """Tokens per step over all workers."""
         return self.batch * self.sequence_length
+
+
+def _job_of(data: bytes) -> TrainJob:
+    return TrainJob(**unpickled(data))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,8 @@ from moedisco_ray.training.sync.member import SyncMember
 
 _POLL_SECONDS = 0.2
 """Poll interval while waiting for the other members at a sync point (s)."""
+_REMOTE_POLL_SECONDS = 2.0
+"""The same interval for a run at a URI, where each poll is a request (s)."""
 
 
 def _ignore_step(step: int) -> None:
@@ -43,7 +45,7 @@ def train(
         except StopIteration as end:
             result: TrainResult = end.value
             return result
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_REMOTE_POLL_SECONDS if job.store.is_remote else _POLL_SECONDS)
 
 
 def train_in_turns(
@@ -87,6 +89,7 @@ def _train_in_turns(
     job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], *, on_step: Callable[[int], None],
     losses_per_hour: Callable[[], float] | None,
 ) -> Generator[None, None, TrainResult]:
+    job.store.fetch(*job.reads)
     model = trainable(job.model, job.optimizer, world)
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:

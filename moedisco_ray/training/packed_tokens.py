@@ -116,6 +116,18 @@ def write_index(directory: Path, pieces: Iterable[Piece], vocab_size: int) -> di
     return index
 
 
+def check_windows(tokens: int, sequence_length: int) -> None:
+    """Check that a stream of tokens has a window.
+
+    Raises:
+        CorpusError: The stream is shorter than one window.
+    """
+    if tokens <= sequence_length:
+        raise CorpusError(
+            "corpus.sequence_length", sequence_length,
+            f"there are only {tokens} tokens, too few for a sequence and its next token; add text or lower it")
+
+
 class TokenStream:
     """Packed directories, memory-mapped, as one stream of tokens divided into windows.
 
@@ -141,10 +153,7 @@ class TokenStream:
                 remedy = f"holds no packed tokens ({error}); remove it and run again"
                 raise CorpusError(str(directory), None, remedy) from error
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        if len(self) < 1:
-            raise CorpusError(
-                "corpus.sequence_length", sequence_length,
-                f"there are only {self.tokens} tokens, too few for a sequence and its next token; add text or lower it")
+        check_windows(self.tokens, sequence_length)
 
     @property
     def tokens(self) -> int:

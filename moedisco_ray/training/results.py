@@ -50,6 +50,8 @@ def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: T
         draft.rename(job.output)
     if world.size > 1:
         dist.barrier()
+    if world.rank == 0:
+        job.store.publish(job.output)
 
 
 def drop_checkpoints(job: TrainJob, result: TrainResult) -> None:
@@ -59,13 +61,17 @@ def drop_checkpoints(job: TrainJob, result: TrainResult) -> None:
     it dies later, the checkpoints that are left are deleted with those of the stage.
     """
     write_json(job.result_file, dataclasses.asdict(result))
+    job.store.publish(job.result_file)
     with contextlib.suppress(StorageError):     # not fatal: the stage deletes them too
         checkpoint.remove(job.checkpoints)
 
 
 def finished_result(job: TrainJob) -> TrainResult | None:
     """The recorded result of a finished training; None if there is no record."""
-    if not job.drop_checkpoints or not job.result_file.is_file() or not job.output.is_dir():
+    if not job.drop_checkpoints or not job.store.has(job.output):
+        return None
+    job.store.fetch(job.result_file)
+    if not job.result_file.is_file():
         return None
     values = read_json(job.result_file)
     return TrainResult(**{**values, "losses": tuple(values["losses"])})
@@ -84,7 +90,7 @@ def read_partial_result(job: TrainJob) -> TrainResult:
     progress = checkpoint.Progress() if step is None else checkpoint.read_progress(checkpoint.storage_of(job), step)
     return TrainResult(
         progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored_step=progress.step,
-        finished=progress.step == job.steps and job.output.is_dir())
+        finished=progress.step == job.steps and job.store.has(job.output))
 
 
 def write_partial_result(job: TrainJob) -> None:
@@ -99,6 +105,7 @@ def write_partial_result(job: TrainJob) -> None:
         RunDirError: The disk is full.
         StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
     """
+    job.store.fetch(*job.reads)
     model = trainable(job.model, job.optimizer, World())
     optimizer = make_optimizer(model, job, World())
     step = checkpoint.latest(job.checkpoints)

@@ -179,7 +179,7 @@ def submit(
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
         run_id = new_id()
         row = runs.insert(
-            session, run_id=run_id, config=with_run_directory(run.config, run.config.output, run_id), owner=caller.owner,
+            session, run_id=run_id, config=with_run_directory(run.config, Path(run.config.output), run_id), owner=caller.owner,
             priority=run.priority, budget_dollars=run.budget_dollars, estimate=run.plan.model_dump(mode="json"),
             parent=run.parent, now=now, notes=run.notes)
         if key is not None:

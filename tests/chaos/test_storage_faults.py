@@ -11,11 +11,12 @@ from faulty_s3 import Fault, Faults, FaultyS3, faulty_s3
 from s3_standin import s3_server
 from small_training import small_job, weights, write_inputs
 
+from moedisco_ray.core import remote
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same
 from moedisco_ray.training import TrainJob, TrainResult, World, train
-from moedisco_ray.training.checkpoints import checkpoint, storage
+from moedisco_ray.training.checkpoints import checkpoint
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -76,7 +77,7 @@ def test_an_outage_at_any_file_is_told_and_never_leaves_half_a_checkpoint(
     home: Path, proxy: tuple[FaultyS3, str], whole: tuple[TrainJob, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     fault: Fault, file: str,
 ) -> None:
-    monkeypatch.setattr(storage, "_RETRY_PAUSES", (0.1,))
+    monkeypatch.setattr(remote, "RETRY_PAUSES", (0.1,))
     away = False
 
     def from_then_on(method: str, path: str) -> Fault:

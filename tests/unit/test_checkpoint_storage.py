@@ -21,13 +21,15 @@ from pyarrow import fs
 from s3_standin import s3_server
 from small_training import small_job, weights, write_inputs
 
+from moedisco_ray.core import remote
 from moedisco_ray.core.errors import ConfigError, StorageError
 from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import Location, joined, resolve
+from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.remote import resolve
 from moedisco_ray.models import check_same
 from moedisco_ray.policies import checkpointing
 from moedisco_ray.training import TrainJob, TrainResult, World, train
-from moedisco_ray.training.checkpoints import checkpoint, saver, storage
+from moedisco_ray.training.checkpoints import checkpoint, saver
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.manifest import HashingStream
 from moedisco_ray.training.checkpoints.saver import Saver
@@ -80,7 +82,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, bucket: str, google_bu
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_RETRY_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(remote, "RETRY_PAUSES", (0.0, 0.0, 0.0))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.run_work import Files
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import session
@@ -46,7 +47,7 @@ def test_what_waits_inside_the_shell_is_not_charged(tmp_path: Path) -> None:
     events: list[Event] = []
     backend = Busy(events)
     context = Context(small_config(tmp_path), tmp_path, "", events.append, backend)
-    assert context.call(HighMemoryPool(), lambda: [event.type for event in events]) == ["workers_held"]
+    assert context.call(HighMemoryPool(), Files(), lambda: [event.type for event in events]) == ["workers_held"]
     assert backend.charged == [False]
     assert [event.type for event in events] == ["workers_held", "workers_released"]
     assert events[0].data["pool"] == "high_memory"
@@ -55,7 +56,7 @@ def test_what_waits_inside_the_shell_is_not_charged(tmp_path: Path) -> None:
 def test_what_holds_no_pool_is_not_metered(tmp_path: Path) -> None:
     events: list[Event] = []
     context = Context(small_config(tmp_path), tmp_path, "", events.append, LocalBackend())
-    assert context.call(None, max, 2, 3) == 3
+    assert context.call(None, Files(), max, 2, 3) == 3
     assert events == []
 
 
@@ -64,7 +65,7 @@ def test_a_function_of_a_stopped_run_does_not_begin(tmp_path: Path) -> None:
     stop.request("budget")
     context = dataclasses.replace(Context(small_config(tmp_path), tmp_path, "", lambda _: None, LocalBackend()), stop=stop)
     with pytest.raises(RunStopped, match="budget"):
-        context.call(HighMemoryPool(), pytest.fail)
+        context.call(HighMemoryPool(), Files(), pytest.fail)
 
 
 def test_what_begins_at_once_is_not_worth_a_word() -> None:

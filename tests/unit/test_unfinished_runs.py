@@ -16,6 +16,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError, RunStopped, UserError
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.run_report import current_report, run_state
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -77,7 +78,7 @@ def test_the_state_is_that_of_the_last_attempt(tmp_path: Path, events: list[Even
     for event in events:
         log(event)
     log.close()
-    assert run_state(tmp_path, events) == (state, reason)
+    assert run_state(RunStore.of(tmp_path), events) == (state, reason)
 
 
 def test_a_run_of_another_version_is_one_line(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def planned(base: RunConfig, arm: Arm) -> Plan:
 
 
 def _at(base: RunConfig, arm: Arm, tokens: int) -> RunConfig:
-    return arm_config(base, "arm", arm, base.output, "tokens", tokens)
+    return arm_config(base, "arm", arm, Path(base.output), "tokens", tokens)
 
 
 _SECANT_STEPS = 4

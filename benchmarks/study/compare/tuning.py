@@ -164,7 +164,7 @@ class _Sweep:
 
     def __init__(self, base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> None:
         self.start = slice_config(base, name, arm, output, tokens)
-        self.path = base.output / "tuned" / f"{sweep_key(self.start, arm)}.json"
+        self.path = Path(base.output) / "tuned" / f"{sweep_key(self.start, arm)}.json"
         self.about = {"arm": name, "tokens": tokens, "sources": [source.path for source in base.corpus.sources]}
         found: Mapping[str, Any] = read_json(self.path) if self.path.exists() else {"trainings": []}
         trials = [Trial(**(trial | {"step": tuple(trial["step"])})) for trial in found["trainings"]]

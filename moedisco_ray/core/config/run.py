@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
@@ -26,7 +27,9 @@ from moedisco_ray.core.config.sections import (
     Tokenizer,
     Tokens,
     Tracking,
+    is_storage,
 )
+from moedisco_ray.core.locations import Location, is_uri, joined, working_directory
 
 Tags = Annotated[
     dict[
@@ -38,6 +41,16 @@ Tags = Annotated[
 
 _MOST_SHOWN = 8
 """Maximum number of cluster counts that an error suggests."""
+
+
+def _as_output(value: Path | str) -> Path | str:
+    if is_uri(value):
+        if not (is_storage(str(value)) or str(value).startswith("file:///")):
+            raise ValueError(f"output {value!r} names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER")
+        return value
+    if re.match(r"(s3|gs|gcs|abfs|abfss|file):", str(value)):
+        raise ValueError(f"output {str(value)!r} is no URI; write two slashes after the colon, such as s3://BUCKET/FOLDER")
+    return Path(value)
 
 
 class RunConfig(Section):
@@ -61,13 +74,22 @@ class RunConfig(Section):
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
     tracking: Annotated[Tracking, NoEffect("trackers only read a run's events")] = Tracking()
-    output: Annotated[Path, WritesTo("runs"), NoEffect("it is where the run directory is made")] = Path("runs")
-    """Directory of the run directories; on several machines, one that all of them can read and write."""
+    output: Annotated[
+        Path | str, WritesTo("runs"), AfterValidator(_as_output), NoEffect("it is where the run directory is made")] = Path("runs")
+    """Place of the run directories: a directory, on several machines one that all of them share; or any URI that a pyarrow file
+    system writes (`s3://BUCKET/FOLDER`, `gs://`, `abfs://`), so that the machines share nothing else. Of a run at a URI, each
+    machine has a working copy below MOEDISCO_CACHE_DIR (`~/.cache/moedisco`). Credentials come from the machines' environment or
+    role."""
+
+    @property
+    def location(self) -> Location:
+        """Where the run is stored: OUTPUT/NAME."""
+        return joined(self.output, self.name) if is_uri(self.output) else Path(self.output) / self.name
 
     @property
     def directory(self) -> Path:
-        """The run directory."""
-        return self.output / self.name
+        """The run directory; of a run at a URI, the working copy on this machine."""
+        return working_directory(self.location)
 
     @property
     def finetune_pool(self) -> AnyPool:
@@ -81,8 +103,6 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if "://" in str(self.output) or str(self.output).startswith(("s3:", "gs:")):
-            raise ValueError(f"output {str(self.output)!r} is not a directory; mount the bucket, or name a shared file system")
         if isinstance(self.model.init, CheckpointInit):
             if self.tokens.seed_share:
                 raise ValueError(

@@ -16,11 +16,18 @@ from moedisco_ray.core.config.pools import PoolName
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
+
 MOST_SOURCES = 1000
 _SLICE_TOKENS = 65_536
 """Number of validation tokens of each measurement during training: enough for a curve, and cheap."""
 _ROUNDING = 1e-9
 """Tolerance for shares that add up to 1."""
+
+
+def is_storage(place: str) -> bool:
+    """Whether a place is a URI of a store that a run can write to."""
+    scheme, sign, rest = place.partition("://")
+    return bool(sign) and scheme in _SCHEMES and rest[:1] not in ("", "/", "?")
 
 
 class Source(Section):
@@ -295,8 +302,7 @@ class Checkpoint(Section):
     @field_validator("storage")
     @classmethod
     def _is_storage(cls, storage: str | None) -> str | None:
-        scheme = re.match(r"([A-Za-z0-9+.-]+):", storage or "")
-        if storage == "" or (scheme and (scheme[1] not in _SCHEMES or not re.match(r"[a-z0-9]+://[^/?]", storage or ""))):
+        if storage == "" or (re.match(r"[A-Za-z0-9+.-]+:", storage or "") and not is_storage(storage or "")):
             raise ValueError(f"names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER ({', '.join(_SCHEMES)})")
         return storage
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +26,8 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import cluster_warnings
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.run_work import on_each
 from moedisco_ray.plan.estimate import CLUSTERED
 from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.grid import Array
@@ -108,15 +109,17 @@ def build_clusters(
     Raises:
         CorpusError: The corpus has fewer training documents than clusters.
     """
+    store = RunStore.of(config.location)
+    store.fetch(corpus_dir / "train", corpus_dir / "tokenizer", model_dir)
     parts = sorted((corpus_dir / "train").glob("part-*.parquet"))
     documents = documents_needed(config, parts)
     if documents < config.clusters.count:
         raise CorpusError(
             "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
-    with _first_parts(parts, documents, directory / "documents.scratch") as chosen:
+    with _first_parts(parts, documents, directory / "documents.scratch", store) as chosen:
         stage = _Stage(
             config, corpus_dir=corpus_dir, model_dir=model_dir, directory=directory, workers=workers, emit=emit,
-            balance_documents=balance_documents)
+            balance_documents=balance_documents, store=store)
         return stage.build(chosen, documents)
 
 
@@ -134,7 +137,7 @@ def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
 
 
 @contextlib.contextmanager
-def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[list[Path]]:
+def _first_parts(parts: Sequence[Path], count: int, scratch: Path, store: RunStore) -> Iterator[list[Path]]:
     """Files with exactly the first `count` documents: whole parts, and a shortened copy of the last one in `scratch`."""
     scratch.mkdir(parents=True, exist_ok=True)
     chosen: list[Path] = []
@@ -148,7 +151,7 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[l
     try:
         yield chosen
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        store.remove(scratch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +165,7 @@ class _Stage:
     workers: Workers
     emit: Emit
     balance_documents: int
+    store: RunStore
 
     def build(self, parts: Sequence[Path], documents: int) -> dict[str, Any]:
         """Cluster all documents of the parts and write the artifact."""
@@ -178,10 +182,12 @@ class _Stage:
             for path in (model_path, scratch, self.directory / "assignments"):
                 path.mkdir(parents=True, exist_ok=True)
             vectoriser.save(model_path)
+            self.store.publish(model_path, *(path for path in parts if path.is_relative_to(self.directory)))
             workers.embed(parts, model_path, scratch, StageProgress(self.emit, "cluster", "vectors", documents))
             vectors = [(scratch / path.name).absolute() for path in parts]
             if by_distance:
-                raw_SD = first_vectors(vectors, max(len(sampled), CENTROID_DOCUMENTS * settings.count))
+                wanted = max(len(sampled), CENTROID_DOCUMENTS * settings.count)
+                raw_SD = first_vectors(self._fetched(vectors, parts, wanted), wanted)
                 vectoriser.centre(raw_SD[:len(sampled)])
                 x_SD = adjust(raw_SD, vectoriser.centre_D)
                 fit = self._fit_kmeans(x_SD, x_SD[:len(sampled)])
@@ -189,15 +195,17 @@ class _Stage:
             else:
                 x_SD, fit = kind("mean_token").fit(inputs).embed(inputs.texts, inputs.tokens), None
             centroids_ED = fit.centroids_KD if fit else None
-            costs = first_costs(vectors, min(self.balance_documents, documents), vectoriser.centre_D, centroids_ED)
+            wanted = min(self.balance_documents, documents)
+            costs = first_costs(self._fetched(vectors, parts, wanted), wanted, vectoriser.centre_D, centroids_ED)
             rule, loads = fit_assignment(
                 costs, functools.partial(self._loads, vectors), vectoriser.centre_D, centroids_ED, documents=documents,
                 capacity=settings.capacity)
             ClusterModel(vectoriser, centroids_ED, rule.prices_E).save(model_path)
             packed, indices = self._pack(parts, vectors, rule)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        clusters_S = _first_clusters([self.directory / "assignments" / path.name for path in parts], len(sampled))
+            self.store.remove(scratch)
+        assignments = [self.directory / "assignments" / path.name for path in parts]
+        clusters_S = _first_clusters(self._fetched(assignments, parts, len(sampled)), len(sampled))
         sample = Sample(inputs.texts, sampled["source"].to_pylist(), x_SD, clusters_S)
         report = cluster_report(sample, centroids_ED, tokens_E=loads.tokens_E, documents_PE=_by_source(packed))
         return self._write_report(report, fit, x_SD.shape[1], indices)
@@ -212,7 +220,10 @@ class _Stage:
             path.mkdir(parents=True, exist_ok=True)
         plan = Plan(rule, directory, tokenizer)
         items = [Part(i, *map(Path.absolute, files)) for i, files in enumerate(zip(parts, vectors, strict=True))]
-        packed = sorted(self.workers.each(functools.partial(finish_part, plan=plan), items), key=lambda part: part.number)
+        finish = on_each(
+            self.store, functools.partial(finish_part, plan=plan), also=(tokenizer,),
+            writes=functools.partial(_written_files, plan=plan, names=tuple(path.name for path in parts)))
+        packed = sorted(self.workers.each(finish, items), key=lambda part: part.number)
         vocab_size = Encoder(tokenizer).vocab_size
         indices = [
             write_index(path, (piece for part in packed for piece in part.pieces[k]), vocab_size) for k, path in enumerate(shards)]
@@ -220,7 +231,17 @@ class _Stage:
 
     def _loads(self, vectors: Sequence[Path], rule: Assignment) -> Loads:
         """Loads of all documents under a rule."""
-        return Loads(*np.sum(list(self.workers.each(functools.partial(loads_of, rule=rule), vectors)), axis=0))
+        loads = on_each(self.store, functools.partial(loads_of, rule=rule))
+        return Loads(*np.sum(list(self.workers.each(loads, vectors)), axis=0))
+
+    def _fetched(self, files: Sequence[Path], parts: Sequence[Path], count: int) -> Sequence[Path]:
+        """The files of the parts with the first `count` documents, made present on this machine."""
+        if not self.store.is_remote:
+            return files
+        rows = np.cumsum([pq.read_metadata(path).num_rows for path in parts])
+        first = files[:int(np.searchsorted(rows, count)) + 1]
+        self.store.fetch(*first)
+        return first
 
     def _fit_kmeans(self, x_ND: Array, sample_SD: Array) -> Fit:
         settings, progress = self.config.clusters, StageProgress(self.emit, "cluster", "k-means iterations")
@@ -241,6 +262,11 @@ class _Stage:
         figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance", "warnings")}
         sizes = [{key: entry[key] for key in ("documents", "tokens")} for entry in report["clusters"]]
         return {"clusters": sizes, **figures}
+
+
+def _written_files(packed: Packed, plan: Plan, names: Sequence[str]) -> list[Path]:
+    pieces = [plan.directory / "shards" / str(k) / piece.name for k, found in enumerate(packed.pieces) for piece in found]
+    return [plan.directory / "assignments" / names[packed.number], *pieces]
 
 
 def first_documents(parts: Sequence[Path], count: int) -> pa.Table:

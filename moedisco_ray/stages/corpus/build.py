@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,8 @@ from moedisco_ray.core.config import RunConfig, tokenizer_directory
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import corpus_warnings
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.run_work import on_each
 from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, list_bucket, sample_texts, survey_bucket
 from moedisco_ray.stages.corpus.files import Listing, list_files
 from moedisco_ray.stages.corpus.near_duplicates import DROPPED, LISTED, Banding, by_id, by_key, compare_listed
@@ -24,9 +25,13 @@ from moedisco_ray.stages.corpus.shuffle import Digits, MapTasks, in_this_process
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
 from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, shuffle_documents, stage_unit
 from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.packing import part_path
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.stages.text.unseen import Skipped
-from moedisco_ray.training.packed_tokens import TokenStream, write_index
+from moedisco_ray.training.packed_tokens import check_windows, write_index
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
 """Characters of training text that a new tokenizer is trained on."""
@@ -66,7 +71,8 @@ def build(
         CheckpointError: The checkpoint is unreadable, or its vocabulary is too small.
     """
     _use_tokenizer(config, directory / "tokenizer")
-    scratch = directory / "scratch"
+    scratch, store = directory / "scratch", RunStore.of(config.location)
+    map_tasks = _carrying_files(map_tasks, store)
     inputs = expand_sources(
         config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens))
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
@@ -89,14 +95,18 @@ def build(
             buckets, rules, banding, documents=sum(report.documents for report in staged), directory=scratch / "near",
             map_tasks=map_tasks)
     rules = _with_extremes(rules, list(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
-    encoder = _encoder(config, buckets, rules, directory / "tokenizer")
-    finish = functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory)
+    encoder = _encoder(config, buckets, rules, directory / "tokenizer", store)
+    store.publish(directory / "tokenizer")
+    finish = on_each(
+        store, functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory),
+        also=(directory / "tokenizer",), writes=functools.partial(_finished_files, directory=directory))
     finished = _finish_all(buckets, finish, map_tasks, StageProgress(emit, "corpus", "documents tokenized"))
-    shutil.rmtree(scratch)
+    store.remove(scratch)
     _check_split(config, finished)
 
-    write_index(directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size)
-    TokenStream([directory / "shards"], config.corpus.sequence_length)  # raises if there are too few tokens for one window
+    (directory / "shards").mkdir(exist_ok=True)     # other machines may have written all pieces
+    index = write_index(directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size)
+    check_windows(index["tokens"], config.corpus.sequence_length)
     summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped, listings)
     for source, listing in zip(inputs, listings, strict=True):
         read = len(listing.files) - len(unreadable.get(source.order, ()))
@@ -188,13 +198,40 @@ def _use_tokenizer(config: RunConfig, directory: Path) -> None:
     prepare_tokenizer(source, directory)
 
 
-def _encoder(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directory: Path) -> Encoder:
+def _encoder(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directory: Path, store: RunStore) -> Encoder:
     if tokenizer_directory(config) is None:
-        sample = sample_texts(buckets, rules, TOKENIZER_SAMPLE_CHARACTERS)
+        sample = sample_texts(map(_fetched(store), buckets), rules, TOKENIZER_SAMPLE_CHARACTERS)
         save_trained(train_bpe(sample, config.tokenizer.train_vocab_size), directory)
     encoder = Encoder(directory)
     check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
     return encoder
+
+
+def _carrying_files(map_tasks: MapTasks, store: RunStore) -> MapTasks:
+    """A `MapTasks` whose tasks fetch the files in their items, and publish those in their results."""
+    def mapped(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
+        # Only this machine has text that the run itself has written.
+        here = [item for item in items if isinstance(item, Unit) and item.source.own]
+        elsewhere = [item for item in items if not (isinstance(item, Unit) and item.source.own)]
+        carrying = on_each(store, function)
+        yield from map(carrying, here)
+        if elsewhere:
+            yield from map_tasks(carrying, elsewhere)
+
+    return mapped if store.is_remote else map_tasks
+
+
+def _fetched(store: RunStore) -> Callable[[Bucket], Bucket]:
+    def fetched(bucket: Bucket) -> Bucket:
+        store.fetch(*(store.paths_in(bucket) if store.is_remote else ()))
+        return bucket
+
+    return fetched
+
+
+def _finished_files(report: Finished, directory: Path) -> list[Path]:
+    parts = [part_path(directory / folder, report.index) for folder in ("train", "validation")]
+    return [*parts, *(directory / "shards" / piece.name for piece in report.pieces)]
 
 
 def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged], skipped: Sequence[Sequence[Skipped]]) -> None:

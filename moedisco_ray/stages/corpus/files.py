@@ -15,8 +15,9 @@ from pyarrow import fs
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.locations import first_line, resolve
+from moedisco_ray.core.locations import first_line
 from moedisco_ray.core.read_roots import check_inside, opened
+from moedisco_ray.core.remote import resolve
 from moedisco_ray.stages.corpus.formats import COMPRESSED, NOTES, FileFormat, data_files, format_of, refusal, unknown
 from moedisco_ray.stages.text.unseen import Skipped
 

@@ -161,7 +161,7 @@ def shuffle(
         ranges = [
             tuple(path for report in sorted(each, key=lambda report: report.index) for path in report.files) for each in found]
         for folder in old:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)     # other machines may have written it
     return _pieces(ranges, digits.buckets, digits.base)
 
 

@@ -15,6 +15,7 @@ from moedisco_ray.core.artifacts import Draft, write_json
 from moedisco_ray.core.config import Evaluation
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import EvaluateSummary, EvaluationRecord
+from moedisco_ray.core.run_work import Files
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_unseen
@@ -54,9 +55,13 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
     """Measure every model of the run on the validation text."""
     config, pool = context.config, context.config.finetune_pool
     evaluated = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
+    models, corpus = {stage: context.of(stage) for stage in evaluated}, context.of("corpus")
+    cluster_model = context.of("cluster") / "cluster_model" if config.tokens.decoupled else None
+    read = [
+        *models.values(), *context.submodels, corpus / "validation", corpus / "tokenizer", *filter(None, [cluster_model]),
+        *([corpus / "train"] if config.evaluation.sources else [])]
     result = context.call_with_events(
-        pool, evaluate, {stage: context.of(stage) for stage in evaluated}, submodels=context.submodels, corpus=context.of("corpus"),
-        cluster_model=context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
+        pool, Files(read), evaluate, models, submodels=context.submodels, corpus=corpus, cluster_model=cluster_model,
         limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
         settings=_with_absolute_paths(config.evaluation), device=device_of(pool), readers=readers)
     extra_seconds = round(result.pop("extra_seconds"), 3)

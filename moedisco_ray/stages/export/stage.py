@@ -10,8 +10,9 @@ from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import LocalInit, Model
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import ExportSummary
-from moedisco_ray.core.report import build_report
+from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.run_work import Files
 from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.export.origin import Origin
@@ -20,10 +21,11 @@ from moedisco_ray.stages.text.tokenizer import Encoder
 
 def run(context: Context, draft: Draft) -> None:
     """Write the finished model's directory."""
-    config = context.config
+    config, tokenizer = context.config, context.of("corpus") / "tokenizer"
+    report = report_of(context.store.read_newest, config)
     figures = context.call_with_events(
-        config.finetune_pool, export_model, context.of("finetune"), tokenizer=context.of("corpus") / "tokenizer",
-        directory=draft.path, report=build_report(context.directory, config), prompts=config.evaluation.prompts,
+        config.finetune_pool, Files([context.of("finetune"), tokenizer], [draft.path]), export_model, context.of("finetune"),
+        tokenizer=tokenizer, directory=draft.path, report=report, prompts=config.evaluation.prompts,
         sample_tokens=config.evaluation.sample_tokens, seed=config.seed, start=config.model,
         own_tokens=not config.tokenizer.replace, dtype=config.export.dtype,
         device=device_of(config.finetune_pool))

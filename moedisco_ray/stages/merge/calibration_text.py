@@ -18,7 +18,7 @@ def calibration(context: Context) -> list[Batch]:
     """Calibration batches of each cluster's text; the number of windows is proportional to the cluster's tokens."""
     length = context.config.corpus.sequence_length
     sizes = cluster_tokens(context)
-    streams = [TokenStream([context.of("cluster") / "shards" / str(k)], length) for k in range(len(sizes))]
+    streams = [TokenStream([context.fetched(context.of("cluster") / "shards" / str(k))], length) for k in range(len(sizes))]
     counts = calibration_windows(context.config.merge, length, sizes, list(map(len, streams)))
     return [batch for k, (stream, wanted) in enumerate(zip(streams, counts, strict=True)) for batch in _spread(stream, wanted, k)]
 
@@ -39,7 +39,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], ava
 
 def sample(context: Context) -> list[Batch]:
     """Calibration batches of `merge.calibration_tokens` tokens, spread evenly over the whole corpus and labelled as one cluster."""
-    stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
+    stream = TokenStream([context.fetched(context.of("corpus") / "shards")], context.config.corpus.sequence_length)
     return _spread(stream, sample_windows(context.config.merge, stream.sequence_length, len(stream)), 0)
 
 

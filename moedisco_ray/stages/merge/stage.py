@@ -12,6 +12,7 @@ from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import Merge
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import MergeSummary, TrainingSummary
+from moedisco_ray.core.run_work import Files
 from moedisco_ray.models import (
     BACKBONE,
     ModelMap,
@@ -40,15 +41,18 @@ def run(context: Context, draft: Draft) -> None:
     pool = config.finetune_pool
     if not config.tokens.decoupled:
         result = context.call(
-            pool, write_whole, context.start, clusters=config.clusters.count, trained_seed=context.trained_seed,
-            batches=sample(context), settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state,
-            device=device_of(pool), directory=draft.path)
+            pool, Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]), write_whole,
+            context.start, clusters=config.clusters.count, trained_seed=context.trained_seed, batches=sample(context),
+            settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
+            directory=draft.path)
         draft.summary.update(MergeSummary.model_validate(result).to_json())
         return
     common = context.of("submodels") / COMMON
+    if not context.store.has(common):
+        common = context.of("decompose") / BACKBONE
     result = context.call_with_events(
-        pool, merge_submodels, context.start, submodels=context.submodels,
-        common=common if common.is_dir() else context.of("decompose") / BACKBONE,
+        pool, Files([context.start.tokenizer, *context.submodels, common], [draft.path]), merge_submodels, context.start,
+        submodels=context.submodels, common=common,
         tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=calibration(context),
         settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
         directory=draft.path)

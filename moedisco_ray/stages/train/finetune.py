@@ -6,7 +6,7 @@ import dataclasses
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.records import TrainingSummary
-from moedisco_ray.stages.context import Context, finetune_seed, link_tree
+from moedisco_ray.stages.context import Context, finetune_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, unit_records
 
 
@@ -16,14 +16,13 @@ def run(context: Context, draft: Draft) -> None:
     pool = config.finetune_pool
     if not config.tokens.finetune:
         draft.summary.update(TrainingSummary(units=[]).to_json())
-        link_tree(context.of("merge"), draft.path)
-        (draft.path / "manifest.json").unlink()     # the merge's manifest; this stage gets its own
+        context.store.link(context.of("merge"), draft.path)
         return
     job = make_job(
         context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards",
         tokens=config.tokens.finetune, seed=finetune_seed(config))
-    job = dataclasses.replace(job, optimizer_state=restored_optimizer_state(context.of("merge")))
+    job = dataclasses.replace(job, optimizer_state=restored_optimizer_state(context, "merge"))
     trained = context.backend.train_gang(
         job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, stop=context.stop)
-    link_tree(job.output, draft.path)
+    context.store.link(job.output, draft.path)
     draft.summary.update(TrainingSummary(units=unit_records([job], [trained])).to_json())

@@ -9,14 +9,15 @@ from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Submodels
 from moedisco_ray.core.locations import joined
 from moedisco_ray.core.records import UnitRecord
+from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.text.tokenizer import Encoder
-from moedisco_ray.stages.text.validation import validation_parts
 from moedisco_ray.stages.train.validation_slice import ValidationSlice
 from moedisco_ray.training import HeldOut, SyncPlan, TrainJob, steps_for
+from moedisco_ray.training.checkpoints import checkpoint
 
 
 def make_job(
@@ -31,7 +32,8 @@ def make_job(
     home = context.checkpoints(stage) / name
     # Ray Train shows the folder's name as that of a gang's run.
     checkpoints = joined(context.storage(stage), f"{config.name}-{name}", "steps")
-    return TrainJob(
+    context.store.fetch(model / "config.json")      # for the choice of a node type
+    job = TrainJob(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
         output=(home / "trained").absolute(), checkpoints=checkpoints, steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
@@ -39,8 +41,10 @@ def make_job(
         load_balance=config.finetune.load_balance if routes else 0.0,
         z_loss=config.finetune.z_loss if routes else 0.0,
         seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
-        held_out=_held_out(context, stage),
+        held_out=_held_out(context, stage), store=context.store,
     )
+    checkpoint.share_key(job)
+    return job
 
 
 def _held_out(context: Context, stage: str) -> HeldOut | None:
@@ -51,22 +55,24 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
     section = config.finetune if stage == "finetune" else config.submodels
     every = max(1, config.evaluation.every_tokens // section.optimizer.batch_tokens)
     corpus = context.of("corpus").absolute()
+    context.store.fetch(corpus / "tokenizer")
+    parts = tuple(context.store.files(corpus / "validation", ".parquet"))
     return ValidationSlice(
-        every, validation_parts(corpus), config.evaluation.slice_tokens, Encoder(corpus / "tokenizer").prefix,
-        config.corpus.sequence_length)
+        every, parts, config.evaluation.slice_tokens, Encoder(corpus / "tokenizer").prefix, config.corpus.sequence_length)
 
 
-def restored_optimizer_state(model: Path) -> Path | None:
-    """Folder of an earlier model's optimizer state; None if it has none."""
-    folder = (model / OPTIMIZER_FOLDER).absolute()
-    return folder if folder.is_dir() else None
+def restored_optimizer_state(context: Context, stage: str) -> Path | None:
+    """Folder of the optimizer state of an earlier stage's model; None if it has none."""
+    folder = (context.of(stage) / OPTIMIZER_FOLDER).absolute()
+    return folder if context.store.has(folder) else None
 
 
-def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path) -> list[SyncPlan | None]:
+def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path, store: RunStore = SHARED) -> list[SyncPlan | None]:
     """Sync plan of each sub-model, from its number of steps; None if the phase is too short for a sync point."""
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
-    return [SyncPlan(directory.absolute(), at, settings.outer, settings.sync_patience) if at else None for at in points]
+    where, outer, patience = directory.absolute(), settings.outer, settings.sync_patience
+    return [SyncPlan(where, at, outer, patience, store=store) if at else None for at in points]
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

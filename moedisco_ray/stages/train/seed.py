@@ -9,7 +9,8 @@ from pathlib import Path
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.records import TrainingSummary
-from moedisco_ray.stages.context import Context, dense_seed, link_tree
+from moedisco_ray.core.run_work import Files
+from moedisco_ray.stages.context import Context, dense_seed
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.train.jobs import make_job, train, unit_records
 
@@ -28,10 +29,11 @@ def run(context: Context, draft: Draft, *, write_common_start: Callable[..., Non
         seed=dense_seed(config))
     job = dataclasses.replace(job, with_optimizer_state=True)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.checkpoint.max_failures))
-    link_tree(job.output, draft.path)
+    context.store.link(job.output, draft.path)
     draft.summary.update(TrainingSummary(units=unit_records([job], trained)).to_json())
 
 
 def _write(context: Context, write_common_start: Callable[..., None], directory: Path) -> None:
     start: Start = context.start
-    context.call(None, write_common_start, start, clusters=context.config.clusters.count, directory=directory)
+    files = Files([start.tokenizer], [directory])
+    context.call(None, files, write_common_start, start, clusters=context.config.clusters.count, directory=directory)

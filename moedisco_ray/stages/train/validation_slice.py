@@ -31,6 +31,11 @@ class ValidationSlice:
     prefix: int
     sequence_length: int
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the text."""
+        return self.parts
+
     def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets [B, L] of B windows with at most L positions, padded on the right."""
         tokens = load_documents(self.parts, self.max_tokens).tokens

@@ -19,7 +19,7 @@ from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.locations import Location
 from moedisco_ray.training.checkpoints import layout
 from moedisco_ray.training.checkpoints.io import CheckpointReader, CheckpointWriter
-from moedisco_ray.training.checkpoints.manifest import Checksum
+from moedisco_ray.training.checkpoints.manifest import Checksum, signing_key
 from moedisco_ray.training.checkpoints.storage import Storage
 from moedisco_ray.training.consensus import from_rank_zero
 from moedisco_ray.training.job import TrainJob, World
@@ -80,6 +80,18 @@ def remove(location: Location) -> None:
 def storage_of(job: TrainJob) -> Storage:
     """The checkpoint storage of a training, for reading and writing."""
     return Storage(job.checkpoints, job.key_file)
+
+
+def share_key(job: TrainJob) -> None:
+    """Make the key that signs a training's checkpoints, if its workers do not share a directory in which the first one makes it.
+
+    Raises:
+        RunDirError: The key cannot be written.
+        StorageError: The run's URI does not respond.
+    """
+    if job.store.is_remote:
+        signing_key(job.key_file)
+        job.store.publish(job.key_file)
 
 
 def read_progress(storage: Storage, step: int) -> Progress:

@@ -14,36 +14,25 @@ stay there unseen; a lifecycle rule of the bucket, AbortIncompleteMultipartUploa
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
 from pyarrow import fs
 
-from moedisco_ray.core.artifacts import disk_full
-from moedisco_ray.core.errors import ConfigError, StorageError
-from moedisco_ray.core.locations import Location, first_line, resolve
+from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.remote import BUFFER, Remote
 from moedisco_ray.training.checkpoints.manifest import Checksum, HashingStream, Manifest, is_of_another_version, signing_key
 
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 
-_RETRY_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
-"""Pauses between attempts (s); the file systems retry on their own in addition."""
-
 _NAME = re.compile(r"step-(\d{7,})")
-_BUFFER = 4 << 20
-"""Buffer of an output stream (bytes)."""
-_PERMANENT = re.compile(r"NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH")
-"""Errors of an object store that no retry cures."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,11 +56,8 @@ class Storage:
     def __init__(self, location: Location, key_file: Path | None = None) -> None:
         self.location = location
         self._key_file = key_file
-        try:
-            self._system, self._root = resolve(location)
-        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise self._misconfigured(error) from error
-        self._on_disk = isinstance(self._system, fs.LocalFileSystem)
+        self._remote = Remote(location, "checkpoint.storage")
+        self._system, self._root, self._on_disk = self._remote.system, self._remote.root, self._remote.on_disk
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -132,7 +118,7 @@ class Storage:
 
     def remove(self) -> None:
         """Delete all checkpoints, complete or not."""
-        self.retrying(lambda: self._delete_folder(self._root))
+        self._remote.delete_folder("")
 
     def write(self, path: str, data: bytes) -> Checksum:
         """Write a small file at a path; returns its checksum."""
@@ -145,7 +131,7 @@ class Storage:
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[HashingStream]:
         """Open a file for writing, without retries."""
-        with self._system.open_output_stream(path, buffer_size=_BUFFER) as stream:
+        with self._system.open_output_stream(path, buffer_size=BUFFER) as stream:
             yield HashingStream(stream)
 
     def read(self, step: int, name: str, checksum: Checksum) -> bytes:
@@ -166,24 +152,7 @@ class Storage:
 
     def retrying(self, operation: Callable[[], T]) -> T:
         """Run an operation, and retry it after errors that may be temporary."""
-        for pause in (*_RETRY_PAUSES, None):
-            try:
-                return operation()
-            except FileNotFoundError as error:
-                raise StorageError(f"{self.location} has lost a file ({first_line(error)})") from error
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise disk_full(Path(self._root)) from error
-                if self._on_disk:
-                    raise StorageError(f"{self.location} fails ({first_line(error)})") from error
-                if _PERMANENT.search(str(error)):
-                    raise self._misconfigured(error) from error
-                if pause is None:
-                    raise StorageError(f"{self.location} does not answer ({first_line(error)})") from error
-                _log.warning("%s: %s; retrying in %g s", self.location, first_line(error), pause)
-            # Jitter: all trainers of the run may be waiting for the same storage.
-            time.sleep(pause * random.uniform(0.5, 1.0))
-        raise AssertionError("the last attempt returns or raises")
+        return self._remote.retrying(operation)
 
     def _rename_draft(self, step: int, files: Iterable[str]) -> None:
         for file in files:
@@ -251,21 +220,10 @@ class Storage:
         # The manifest goes first: a half-deleted checkpoint must not look complete.
         with contextlib.suppress(FileNotFoundError):
             self._system.delete_file(self._path(f"{name}/{MANIFEST}"))
-        self._delete_folder(self._path(name))
-
-    def _delete_folder(self, path: str) -> None:
-        # pyarrow's Google Cloud Storage raises no FileNotFoundError for a missing folder.
-        if self._system.get_file_info(path).type == fs.FileType.NotFound:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            self._system.delete_dir(path)
+        self._remote.delete_folder(name)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-    def _misconfigured(self, error: Exception) -> ConfigError:
-        remedy = f"cannot be used ({first_line(error)}); name a location that you may write to"
-        return ConfigError("checkpoint.storage", str(self.location), remedy)
 
 
 def folder_name(step: int) -> str:

@@ -10,6 +10,9 @@ from moedisco_ray.policies.sync_points import SyncMembers, ready_members
 from moedisco_ray.training.job import TrainJob
 from moedisco_ray.training.sync import exchange
 
+_LOOK_SECONDS = 3.0
+"""Minimum interval between two looks for a member of a run at a URI, where each look is a request (s)."""
+
 
 class SyncCoordinator:
     """Coordinates the sync points of some trainings; without a sync plan it does nothing.
@@ -28,12 +31,21 @@ class SyncCoordinator:
         self._emit = emit
         self._clock = clock
         self._plan = jobs[0].sync
-        self._completed = 0 if self._plan is None else exchange.latest(self._plan.directory)
+        self._completed = 0 if self._plan is None else exchange.latest(self._plan.directory, store=self._plan.store)
         self._arrived: dict[str, float] = {}
+        self._next_looks: dict[str, float] = {}
 
     def is_waiting(self, name: str) -> bool:
         """Whether a member has published its backbone for the next sync point and waits for the result."""
-        return self._plan is not None and exchange.has_published(self._plan.directory, self._completed + 1, name)
+        if self._plan is None:
+            return False
+        if name in self._arrived:
+            return True
+        now = self._clock()
+        if self._plan.store.is_remote and now < self._next_looks.get(name, now):
+            return False
+        self._next_looks[name] = now + _LOOK_SECONDS
+        return exchange.has_published(self._plan.directory, self._completed + 1, name, self._plan.store)
 
     def remove(self, name: str) -> None:
         """Remove a member whose training was given up; the others no longer wait for it."""
@@ -57,7 +69,7 @@ class SyncCoordinator:
         """
         assert self._plan is not None  # noqa: S101  # without a plan no members are ready
         started, number = self._clock(), self._completed + 1
-        exchange.combine(self._plan.directory, number, self._first.model, members, self._plan.outer)
+        exchange.combine(self._plan.directory, number, self._first.model, members, self._plan.outer, store=self._plan.store)
         self._completed = number
         self._arrived = {}
         self._emit(Event("sync", self._first.stage, data={

@@ -25,6 +25,7 @@ from torch import Tensor
 from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_json
 from moedisco_ray.core.config import Outer
 from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.models import Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.sync_points import SyncMembers, token_weights
 from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
@@ -48,16 +49,16 @@ class MemberRecord:
     tokens: int
 
 
-def latest(directory: Path, known: int = 0) -> int:
+def latest(directory: Path, known: int = 0, store: RunStore = SHARED) -> int:
     """Number of the latest completed sync point, searched upwards from `known`; 0: none."""
-    while (_folder(directory, known + 1) / _COMPLETE).exists():
+    while store.has(_folder(directory, known + 1) / _COMPLETE):
         known += 1
     return known
 
 
 def publish(
     directory: Path, number: int, name: str, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
-    record: MemberRecord,
+    record: MemberRecord, store: RunStore = SHARED,
 ) -> None:
     """Write a member's backbone, unless it exists already.
 
@@ -68,29 +69,34 @@ def publish(
         tensors: The member's backbone under canonical names.
         config: The `config.json` of the member's model.
         record: The member's state.
+        store: Store of the run.
 
     Raises:
         RunDirError: The disk is full.
     """
     target = _folder(directory, number) / "members" / name
-    if target.exists():
+    if store.has(target):
         return
     draft = target.with_name(f".{name}.draft")
     with _removing_on_error(draft):
         shutil.rmtree(draft, ignore_errors=True)
         write_checkpoint(draft, tensors, config)
         write_json(draft / _MEMBER, dataclasses.asdict(record))
+        shutil.rmtree(target, ignore_errors=True)   # of an attempt that ended before it had published
         draft.rename(target)
+        store.publish(target)
 
 
-def has_published(directory: Path, number: int, name: str) -> bool:
+def has_published(directory: Path, number: int, name: str, store: RunStore = SHARED) -> bool:
     """Whether a member has published its backbone for a sync point."""
-    return (_folder(directory, number) / "members" / name).exists()
+    return store.has(_folder(directory, number) / "members" / name)
 
 
-def open_backbone(directory: Path, number: int) -> Checkpoint:
+def open_backbone(directory: Path, number: int, store: RunStore = SHARED) -> Checkpoint:
     """The common backbone of a completed sync point."""
-    return open_checkpoint(backbone_directory(directory, number))
+    backbone = backbone_directory(directory, number)
+    store.fetch(backbone)
+    return open_checkpoint(backbone)
 
 
 def backbone_directory(directory: Path, number: int) -> Path:
@@ -98,7 +104,7 @@ def backbone_directory(directory: Path, number: int) -> Path:
     return _folder(directory, number) / "backbone"
 
 
-def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer: Outer) -> None:
+def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer: Outer, *, store: RunStore = SHARED) -> None:
     """Make the outer step and complete the sync point.
 
     Args:
@@ -107,11 +113,14 @@ def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer
         start: Start model of all members, read at sync point 1.
         ready: Members to combine.
         outer: The recipe of the outer step.
+        store: Store of the run.
 
     Raises:
         RunDirError: The disk is full.
     """
     folder, previous = _folder(directory, number), _folder(directory, number - 1)
+    before_files = [start] if number == 1 else [previous / "backbone", previous / "momentum"]
+    store.fetch(*(folder / "members" / name for name in ready.members), *before_files)
     members = [open_checkpoint(folder / "members" / name) for name in ready.members]
     tokens = [MemberRecord(**read_json(folder / "members" / name / _MEMBER)).tokens for name in ready.members]
     names, config = list(members[0]), members[0].config
@@ -124,14 +133,17 @@ def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer
         write_checkpoint(folder / "momentum", next_momentum(before, members, token_weights(tokens), momentum, outer), config)
         after = open_checkpoint(folder / "momentum")
         write_checkpoint(folder / "backbone", next_backbone(before, momentum, after, outer), config)
+        store.publish(folder / "momentum", folder / "backbone")
         write_json(folder / _COMPLETE, {"members": dict(zip(ready.members, tokens, strict=True)), "late": list(ready.late)})
+        store.publish(folder / _COMPLETE)
     # Late members keep their folders: they may be writing them now.
-    for done in (*(folder / "members" / name for name in ready.members), previous / "members"):
-        shutil.rmtree(done, ignore_errors=True)
+    for name in ready.members:
+        store.remove(folder / "members" / name, objects=True)
+    store.remove(previous / "members")
     with contextlib.suppress(OSError):
         (folder / "members").rmdir()
     for part in ("momentum", "backbone"):
-        shutil.rmtree(_folder(directory, number - _KEPT) / part, ignore_errors=True)
+        store.remove(_folder(directory, number - _KEPT) / part, objects=True)
 
 
 def history(directory: Path) -> list[dict[str, Any]]:

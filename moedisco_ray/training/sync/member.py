@@ -55,7 +55,7 @@ class SyncMember:
             return True
         self._metrics.update()
         waiting_since = time.monotonic()
-        latest = exchange.latest(plan.directory, progress.sync_point)
+        latest = exchange.latest(plan.directory, progress.sync_point, plan.store)
         if latest == progress.sync_point:
             save()
             # A member that is two sync points late may find the folder removed meanwhile.
@@ -65,7 +65,7 @@ class SyncMember:
             if stop() or time.monotonic() - waiting_since >= plan.max_wait:
                 return False
             yield
-            latest = exchange.latest(plan.directory, progress.sync_point)
+            latest = exchange.latest(plan.directory, progress.sync_point, plan.store)
         load_backbone(plan, latest, self._backbone)
         progress.sync_point, progress.synced_step = latest, progress.step
         self._metrics.exclude(time.monotonic() - waiting_since)
@@ -75,12 +75,13 @@ class SyncMember:
         progress = self._metrics.progress
         record = exchange.MemberRecord(progress.step, (progress.step - progress.synced_step) * self._job.step_tokens)
         exchange.publish(
-            plan.directory, number, self._job.name, tensors=self._backbone.items(), config=self._config, record=record)
+            plan.directory, number, self._job.name, tensors=self._backbone.items(), config=self._config, record=record,
+            store=plan.store)
 
 
 def load_latest_backbone(plan: SyncPlan, progress: Progress, model: PreTrainedModel) -> None:
     """Load the backbone of the latest sync point into a model that has missed it."""
-    latest = exchange.latest(plan.directory, progress.sync_point)
+    latest = exchange.latest(plan.directory, progress.sync_point, plan.store)
     if latest > progress.sync_point:
         load_backbone(plan, latest, backbone_parameters(model))
 
@@ -88,6 +89,6 @@ def load_latest_backbone(plan: SyncPlan, progress: Progress, model: PreTrainedMo
 @torch.no_grad()
 def load_backbone(plan: SyncPlan, number: int, parameters: Mapping[str, Tensor]) -> None:
     """Copy the backbone of a completed sync point into parameters, by canonical name."""
-    backbone = exchange.open_backbone(plan.directory, number)
+    backbone = exchange.open_backbone(plan.directory, number, plan.store)
     for name, parameter in parameters.items():
         parameter.copy_(backbone[name])

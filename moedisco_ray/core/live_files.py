@@ -1,0 +1,64 @@
+"""Uploads the files of a run that grow while it runs, such as its events, so that they can be read at the run's URI."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.run_store import RunStore
+
+_INTERVAL_SECONDS = 5.0
+"""Minimum interval between two uploads of a file (s): a request each 5 s costs less than half a cent an hour on S3."""
+_BYTES_PER_SECOND = 1 << 20
+"""Mean bandwidth for a file that is uploaded again and again: a file of 100 MB is 100 s old at most."""
+
+
+class LiveFiles:
+    """Uploads some files of a run when they have changed, in a thread, until the block ends, and then once more.
+
+    Args:
+        store: The run.
+        names: Names of the files below the run directory.
+    """
+
+    def __init__(self, store: RunStore, names: Sequence[str]) -> None:
+        self._store = store
+        self._due = dict.fromkeys(names, 0.0)
+        self._uploaded: dict[str, tuple[int, int]] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._upload_regularly, name="live-files", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._store.is_remote:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._store.is_remote:
+            self._ended.set()
+            self._thread.join()
+            with contextlib.suppress(*(() if error is None else (StorageError,))):
+                for name in self._due:
+                    self._upload(name)
+
+    def _upload_regularly(self) -> None:
+        while not self._ended.wait(_INTERVAL_SECONDS):
+            for name, due in self._due.items():
+                if time.monotonic() >= due:
+                    with contextlib.suppress(StorageError):     # tried again at the next turn
+                        self._upload(name)
+
+    def _upload(self, name: str) -> None:
+        path = self._store.directory / name
+        if not path.exists():
+            return
+        found = path.stat()
+        if self._uploaded.get(name) != (found.st_size, found.st_mtime_ns):
+            self._store.publish(path)
+            self._uploaded[name] = found.st_size, found.st_mtime_ns
+            self._due[name] = time.monotonic() + found.st_size / _BYTES_PER_SECOND

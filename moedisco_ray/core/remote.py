@@ -1,0 +1,223 @@
+"""A folder on any file system that pyarrow supports: small operations, each repeated after errors that may be temporary."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from moedisco_ray.core.artifacts import disk_full
+from moedisco_ray.core.errors import ConfigError, StorageError
+from moedisco_ray.core.locations import Location, first_line, is_uri
+
+T = TypeVar("T")
+
+RETRY_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
+"""Pauses between attempts (s); the file systems retry on their own in addition."""
+BUFFER = 4 << 20
+"""Buffer of an output stream, and bytes of a transfer at a time."""
+
+_PERMANENT = re.compile(r"NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH")
+"""Errors of an object store that no retry cures."""
+
+_log = logging.getLogger(__name__)
+
+
+def resolve(location: Location) -> tuple[Any, str]:
+    """The pyarrow file system of a location, and the location's path in it.
+
+    Raises:
+        OSError: The file system cannot be reached.
+        pyarrow.ArrowInvalid: The file system is not supported.
+    """
+    if is_uri(location):
+        uri = str(location)
+        if uri.startswith("s3://"):     # a small object takes one request instead of three
+            uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
+        return fs.FileSystem.from_uri(uri)
+    return fs.LocalFileSystem(), str(Path(location).absolute())
+
+
+class Stored(NamedTuple):
+    """Size and SHA-256 of an object."""
+
+    size: int
+    sha256: str
+
+
+class Remote:
+    """A folder that every machine reaches under the same location.
+
+    Failed operations are retried for some minutes with growing pauses, except on a disk.
+
+    Args:
+        location: The folder.
+        setting: Setting that names the folder; errors name it.
+
+    Raises:
+        ConfigError: The file system or bucket does not exist, or denies access.
+        StorageError: The folder does not respond, or has lost a file.
+        RunDirError: The disk is full.
+    """
+
+    def __init__(self, location: Location, setting: str) -> None:
+        self.location = location
+        self._setting = setting
+        try:
+            self.system, self.root = resolve(location)
+        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise self._misconfigured(error) from error
+        self.on_disk = isinstance(self.system, fs.LocalFileSystem)
+
+    def retrying(self, operation: Callable[[], T]) -> T:
+        """Run an operation, and retry it after errors that may be temporary."""
+        for pause in (*RETRY_PAUSES, None):
+            try:
+                return operation()
+            except FileNotFoundError as error:
+                raise StorageError(f"{self.location} has lost a file ({first_line(error)})") from error
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise disk_full(Path(self.root)) from error
+                if self.on_disk:
+                    raise StorageError(f"{self.location} fails ({first_line(error)})") from error
+                if _PERMANENT.search(str(error)):
+                    raise self._misconfigured(error) from error
+                if pause is None:
+                    raise StorageError(f"{self.location} does not answer ({first_line(error)})") from error
+                _log.warning("%s: %s; retrying in %g s", self.location, first_line(error), pause)
+            # Jitter: all trainers of the run may be waiting for the same storage.
+            time.sleep(pause * random.uniform(0.5, 1.0))
+        raise AssertionError("the last attempt returns or raises")
+
+    def read(self, name: str) -> bytes | None:
+        """Content of an object; None if it does not exist."""
+        def get() -> bytes | None:
+            try:
+                with self.system.open_input_stream(self.path(name)) as stream:
+                    data: bytes = stream.read()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return data
+        return self.retrying(get)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small object; a reader sees the old content or the new one."""
+        self.retrying(lambda: self._put(name, lambda stream: stream.write(data)))
+
+    def upload(self, file: Path, name: str) -> Stored:
+        """Copy a local file to an object."""
+        def put() -> Stored:
+            digest, size = hashlib.sha256(), 0
+
+            def copy(stream: Any) -> None:
+                nonlocal size
+                with file.open("rb") as source:
+                    while piece := source.read(BUFFER):
+                        stream.write(piece)
+                        digest.update(piece)
+                        size += len(piece)
+            self._put(name, copy)
+            return Stored(size, digest.hexdigest())
+        return self.retrying(put)
+
+    def download(self, name: str, file: Path, size: int | None = None, sha256: str | None = None) -> None:
+        """Copy an object to a local file, which appears when it is complete.
+
+        Args:
+            name: The object.
+            file: The file.
+            size: Size of the object; None: any.
+            sha256: Checksum of the object; None: any.
+
+        Raises:
+            StorageError: The object has another size or checksum, in two reads.
+        """
+        def get() -> Stored:
+            digest, received = hashlib.sha256(), 0
+            with self.system.open_input_stream(self.path(name)) as source, draft.open("wb") as target:
+                while piece := source.read(BUFFER):
+                    target.write(piece)
+                    digest.update(piece)
+                    received += len(piece)
+            return Stored(received, digest.hexdigest())
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+        try:
+            for _ in range(2):      # the object may be intact and only its transfer damaged
+                found = self.retrying(get)
+                if size in (None, found.size) and sha256 in (None, found.sha256):
+                    draft.replace(file)
+                    return
+        finally:
+            draft.unlink(missing_ok=True)
+        raise StorageError(f"{name} in {self.location} is damaged: it has {found.size} bytes or another checksum")
+
+    def list(self, name: str = "") -> dict[str, int]:
+        """Size of every object below a folder, or of one object, by name relative to `location`; empty if there is none."""
+        def found() -> dict[str, int]:
+            itself = self.system.get_file_info(self.path(name))
+            below = fs.FileSelector(self.path(name), allow_not_found=True, recursive=True)
+            infos = [itself] if itself.type == fs.FileType.File else self.system.get_file_info(below)
+            return {info.path[len(self.root):].strip("/"): info.size for info in infos if info.type == fs.FileType.File}
+        return self.retrying(found)
+
+    def modified(self, name: str) -> float | None:
+        """When an object was written (s since the epoch, by the store's clock); None if it does not exist."""
+        def found() -> float | None:
+            info = self.system.get_file_info(self.path(name))
+            return None if info.type != fs.FileType.File else info.mtime_ns / 1e9
+        return self.retrying(found)
+
+    def delete(self, name: str) -> None:
+        """Delete an object, if it exists."""
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.system.delete_file(self.path(name))
+        self.retrying(remove)
+
+    def delete_folder(self, name: str) -> None:
+        """Delete all objects below a folder."""
+        def remove() -> None:
+            # pyarrow's Google Cloud Storage raises no FileNotFoundError for a missing folder.
+            if self.system.get_file_info(self.path(name)).type != fs.FileType.NotFound:
+                with contextlib.suppress(FileNotFoundError):
+                    self.system.delete_dir(self.path(name))
+        self.retrying(remove)
+
+    def path(self, name: str) -> str:
+        """Path of an object in the file system."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def _put(self, name: str, fill: Callable[[Any], object]) -> None:
+        with self._appearing(self.path(name)) as path, self.system.open_output_stream(path, buffer_size=BUFFER) as stream:
+            fill(stream)
+
+    @contextlib.contextmanager
+    def _appearing(self, path: str) -> Iterator[str]:
+        """The path to write at. An object appears when it is complete; a file on a disk is renamed then."""
+        if not self.on_disk:
+            yield path
+            return
+        folder, _, base = path.rpartition("/")
+        draft = f"{folder}/.{base}.{uuid.uuid4().hex}"
+        self.system.create_dir(folder)
+        yield draft
+        os.replace(draft, path)     # noqa: PTH105  # pyarrow's path is a string
+
+    def _misconfigured(self, error: Exception) -> ConfigError:
+        remedy = f"cannot be used ({first_line(error)}); name a location that you may write to"
+        return ConfigError(self._setting, str(self.location), remedy)

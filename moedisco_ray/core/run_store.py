@@ -1,0 +1,358 @@
+"""Where a run is stored: in a directory, or at a URI with a working copy on every machine.
+
+At a URI, a file of the run has the name that it has below the run directory, except in a committed directory (an artifact, or the
+output of a training): its manifest, which is written last, lists its objects.
+
+    LOCATION/config.json, events.jsonl, ...      loose files, replaced as a whole
+    LOCATION/corpus/manifest.json                {"objects": {NAME: [OBJECT, SIZE, SHA256]}}; its existence commits the directory
+    LOCATION/objects/corpus-4f1c.../train/...    the objects of one attempt; never changed, deleted once no manifest lists them
+    LOCATION/receipts/corpus-4f1c.../*.json      objects that one worker has uploaded for a directory that is not committed yet
+
+So a half-written directory is never visible, and a directory is replaced by writing one object. No object is ever renamed.
+A working copy holds files that were written or read on its machine. For a run in a directory all methods but `link` do nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moedisco_ray.core.artifacts import OnDisk, write_text
+from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.locations import Location, is_uri, working_directory
+from moedisco_ray.core.manifests import (
+    CHECKPOINTS,
+    LOGS,
+    MANIFEST,
+    OBJECTS,
+    RECEIPTS,
+    Entries,
+    as_json,
+    attempt_of,
+    download,
+    entries_of,
+    files_in,
+    has_size,
+    is_uploaded,
+    upload,
+)
+
+if TYPE_CHECKING:
+    from moedisco_ray.core.remote import Remote
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStore:
+    """The files of one run. It may be sent to another machine, where it stands for that machine's working copy.
+
+    Attributes:
+        location: Path or URI of the run.
+        directory: The run directory: the location itself, or this machine's working copy.
+    """
+
+    location: Location
+    directory: Path
+
+    @classmethod
+    def of(cls, location: Location) -> RunStore:
+        """The store of a run, on this machine."""
+        return cls(location, working_directory(location))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RunStore.of, (self.location,)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the run is at a URI."""
+        return is_uri(self.location)
+
+    @functools.cached_property
+    def remote(self) -> Remote:
+        """The run's folder at its URI."""
+        from moedisco_ray.core.remote import Remote  # noqa: PLC0415  # pyarrow takes a while to import
+
+        return Remote(self.location, "output")
+
+    @property
+    def home(self) -> Path:
+        """Folder on this machine with the working copy and what is known of it."""
+        return self.directory.parent
+
+    def fetch(self, *paths: Path) -> None:
+        """Make files or directories of the run present in the working copy; paths elsewhere are left alone.
+
+        Files of a committed directory are checked against its manifest. Processes of one machine may ask at the same time.
+
+        Raises:
+            StorageError: The URI does not respond, or an object is damaged.
+        """
+        if self.is_remote:
+            for name in filter(None, map(self.name_of, paths)):
+                with self._locked(self._owner(name) or name):
+                    self._fetch(name)
+
+    def publish(self, *paths: Path) -> None:
+        """Upload files or directories that this process has written, completely and for good.
+
+        A directory outside of a draft is committed.
+
+        Raises:
+            StorageError: The URI does not respond.
+        """
+        if not self.is_remote:
+            return
+        drafts: dict[str, list[Path]] = {}
+        for path in paths:
+            name = self.name_of(path)
+            if name is None:
+                continue
+            if name.startswith(f"{OBJECTS}/"):
+                drafts.setdefault(attempt_of(name), []).extend(files_in(path))
+            elif path.is_dir():
+                self._commit_directory(name, path)
+            else:
+                self.remote.upload(path, name)
+        for draft, files in drafts.items():
+            self._write_receipt(draft, upload(self.remote, files, self.directory / draft, draft))
+
+    def files(self, directory: Path, suffix: str = "") -> list[Path]:
+        """Paths of the files in a directory with this ending, sorted, whether they are present in the working copy or not."""
+        found = {path for path in directory.glob(f"*{suffix}") if path.is_file() and path.name != MANIFEST}
+        name = self.name_of(directory) if self.is_remote else None
+        owner = None if name is None else self._owner(name)
+        if name is not None and owner is not None:
+            entries = self.manifest(owner) or {}
+            below = f"{name}/"[len(owner) + 1:]
+            found |= {
+                self.directory / owner / each for each in entries
+                if each.startswith(below) and "/" not in each[len(below):] and each.endswith(suffix)}
+        return sorted(found)
+
+    def has(self, path: Path) -> bool:
+        """Whether a file, or a directory that is or is in a committed one, exists."""
+        name = self.name_of(path) if self.is_remote else None
+        if name is None:
+            return path.exists()
+        owner = self._owner(name)
+        if owner is None:
+            return self.remote.modified(name) is not None
+        entries = self.manifest(owner)
+        if entries is None:
+            return self.remote.modified(name) is not None
+        return owner == name or any(f"{owner}/{each}".startswith((f"{name}/", name)) for each in entries)
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file of the run, by its name below the run directory; None if it does not exist. Needs no working copy."""
+        if not self.is_remote:
+            with contextlib.suppress(OSError):
+                return (self.directory / name).read_bytes()
+            return None
+        owner = self._owner(name)
+        if owner is None or name == f"{owner}/{MANIFEST}":
+            return self.remote.read(name)
+        entry = (self.manifest(owner) or {}).get(name[len(owner) + 1:])
+        return None if entry is None else self.remote.read(entry.object)
+
+    def read_newest(self, name: str) -> bytes | None:
+        """Like `read`, in the driver, whose loose files are newer than those at the URI."""
+        path = self.directory / name
+        return path.read_bytes() if self._owner(name) is None and path.exists() else self.read(name)
+
+    def remove(self, directory: Path, *, objects: bool = False) -> None:
+        """Delete a directory that is no artifact, here and at the URI.
+
+        Args:
+            directory: The directory.
+            objects: Whether to delete also its objects, if it is committed. Nothing else may link to them.
+        """
+        name = self.name_of(directory) if self.is_remote else None
+        if name is not None:
+            entries = self.manifest(name) or {}
+            self.remote.delete(f"{name}/{MANIFEST}")
+            self.remote.delete_folder(name)
+            for attempt in {attempt_of(entry.object) for entry in entries.values()} if objects else ():
+                self.remote.delete_folder(attempt)
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def amend(self, path: Path) -> None:
+        """Replace one file of a committed artifact by the file in the working copy."""
+        name = self.name_of(path) if self.is_remote else None
+        if name is None:
+            return
+        owner = name.partition("/")[0]
+        manifest = json.loads(self.remote.read(f"{owner}/{MANIFEST}") or b"{}")
+        attempt = f"{OBJECTS}/{owner}-{uuid.uuid4().hex[:12]}"
+        manifest["objects"] |= upload(self.remote, [path], self.directory / owner, attempt)
+        content = as_json(manifest)
+        self.remote.write(f"{owner}/{MANIFEST}", content)
+        write_text(self.directory / owner / MANIFEST, content.decode())
+        self._record(owner, content)
+
+    def dumps(self, value: Any) -> bytes:
+        """Pickle a value for another machine: paths of the run become paths of that machine's working copy."""
+        file = io.BytesIO()
+        _Pickler(file, self).dump(value)
+        return file.getvalue()
+
+    def paths_in(self, value: Any) -> list[Path]:
+        """The paths of the run that a value holds, in its fields or theirs, in order."""
+        pickler = _Pickler(io.BytesIO(), self)
+        pickler.dump(value)
+        return [self.directory / name for name in pickler.names]
+
+    def link(self, source: Path, target: Path) -> None:
+        """Copy a directory that no longer changes into a draft, without moving its bytes: with hard links, or by its objects."""
+        if self.is_remote:
+            name = str(self.name_of(source))
+            owner = self._owner(name) or name
+            below = f"{name}/"[len(owner) + 1:]
+            draft, _, inside = str(self.name_of(target))[len(OBJECTS) + 1:].partition("/")
+            entries = {each[len(below):]: entry for each, entry in (self.manifest(owner) or {}).items() if each.startswith(below)}
+            self._write_receipt(
+                f"{OBJECTS}/{draft}", {f"{inside}/{each}".lstrip("/"): entry for each, entry in entries.items()})
+        if source.is_dir():
+            shutil.copytree(
+                source, target, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+
+    def name_of(self, path: Path) -> str | None:
+        """Name of a path below the run directory; None for a path elsewhere."""
+        path = path.absolute()
+        return path.relative_to(self.directory).as_posix() if path.is_relative_to(self.directory) else None
+
+    def draft(self, directory: Path) -> Path:
+        """Where a new version of a directory is written; see `artifacts.commit`."""
+        if not self.is_remote:
+            return OnDisk().draft(directory)
+        return self.directory / OBJECTS / f"{directory.name}-{uuid.uuid4().hex[:12]}"
+
+    def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
+        """Put a complete draft in the place of a directory; see `artifacts.commit`."""
+        if not self.is_remote:
+            OnDisk().replace(draft, directory, manifest)
+            return
+        name, attempt = str(self.name_of(directory)), str(self.name_of(draft))
+        content = as_json({**manifest, "objects": self._gather(attempt, draft)})
+        self.remote.write(f"{name}/{MANIFEST}", content)
+        OnDisk().replace(draft, directory, json.loads(content))
+        self._record(name, content)
+        self.remote.delete_folder(attempt.replace(OBJECTS, RECEIPTS, 1))
+
+    def _owner(self, name: str) -> str | None:
+        """The committed directory that a name is in, as far as the name shows it; None for a loose file and a draft."""
+        top, _, rest = name.partition("/")
+        if top in (OBJECTS, RECEIPTS, LOGS) or (not rest and "." in top):
+            return None
+        return name if top == CHECKPOINTS else top
+
+    def _fetch(self, name: str) -> None:
+        owner = self._owner(name)
+        content = None if owner is None else self.remote.read(f"{owner}/{MANIFEST}")
+        if owner is None or content is None:
+            self._fetch_loose(name)
+            return
+        self.renew(owner, content)
+        below = f"{name}/"[len(owner) + 1:]
+        wanted = {
+            self.directory / owner / each: entry for each, entry in entries_of(content).items()
+            if not below or each.startswith(below) or f"{each}/" == below}
+        download(self.remote, wanted)
+
+    def _fetch_loose(self, name: str) -> None:
+        draft = name.startswith(f"{OBJECTS}/")      # files of a draft never change
+        for each, size in self.remote.list(name).items():
+            if not (draft and has_size(self.directory / each, size)):
+                self.remote.download(each, self.directory / each)
+
+    def renew(self, owner: str, content: bytes) -> None:
+        """Drop the files of an earlier version of a committed directory."""
+        record = self._record_path(owner)
+        if record.exists() and record.read_bytes() == content:
+            return
+        directory = self.directory / owner
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        if "/" not in owner:
+            write_text(directory / MANIFEST, content.decode())
+        self._record(owner, content)
+
+    def _commit_directory(self, name: str, path: Path) -> None:
+        attempt = f"{OBJECTS}/{path.name}-{uuid.uuid4().hex[:12]}"
+        content = as_json({"objects": upload(self.remote, files_in(path), path, attempt)})
+        self.remote.write(f"{name}/{MANIFEST}", content)
+        self._record(name, content)
+
+    def _gather(self, attempt: str, draft: Path) -> Entries:
+        """The files of a draft, from whichever machine they were uploaded; uploads those that only this machine has."""
+        entries: Entries = {}
+        receipts = attempt.replace(OBJECTS, RECEIPTS, 1)
+        for name in sorted(self.remote.list(receipts)):
+            entries |= entries_of(self.remote.read(name) or b"{}")
+        entries |= upload(self.remote, [path for path in files_in(draft) if not is_uploaded(path, draft, entries)], draft, attempt)
+        stored = self.remote.list(attempt)
+        own = {name for name, entry in entries.items() if entry.object.startswith(f"{attempt}/")}
+        removed = {name for name in own if entries[name].object not in stored}
+        for name in own - removed:
+            if stored[entries[name].object] != entries[name].size:
+                raise StorageError(f"{entries[name].object} in {self.location} has another size than its writer reported")
+        return {name: entry for name, entry in sorted(entries.items()) if name not in removed}
+
+    def _write_receipt(self, draft: str, entries: Entries) -> None:
+        # Of two receipts for one file, the newer one counts.
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+        self.remote.write(f"{draft.replace(OBJECTS, RECEIPTS, 1)}/{name}", as_json({"objects": entries}))
+
+    def manifest(self, owner: str) -> Entries | None:
+        """Files of a committed directory; None if it is not committed."""
+        content = self.remote.read(f"{owner}/{MANIFEST}")
+        return None if content is None else entries_of(content)
+
+    def _record(self, owner: str, content: bytes) -> None:
+        path = self._record_path(owner)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, content.decode())
+
+    def _record_path(self, owner: str) -> Path:
+        return self.home / "records" / f"{hashlib.sha256(owner.encode()).hexdigest()[:16]}.json"
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        path = self.home / "locks" / hashlib.sha256(name.encode()).hexdigest()[:16]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+SHARED = RunStore.of(Path())
+"""The store of files that all machines share: nothing is fetched or published."""
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, store: RunStore) -> None:
+        super().__init__(file)
+        self._store = store
+        self.names: dict[str, None] = {}
+
+    def reducer_override(self, value: Any) -> Any:
+        name = self._store.name_of(value) if isinstance(value, Path) and value.is_absolute() else None
+        if name is None:
+            return NotImplemented
+        self.names[name] = None
+        return _path_of, (self._store, name)
+
+
+def _path_of(store: RunStore, name: str) -> Path:
+    return store.directory / name
