@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,21 @@ def test_whatever_starts_or_asks_ray_does_so_with_the_token(script):
     said = subprocess.run(
         ["bash", "-c", f"source {FOLDER}/node/environment.sh && echo $RAY_AUTH_MODE"], capture_output=True, text=True, check=True)
     assert said.stdout == "token\n"
+
+
+@pytest.mark.parametrize("host", ["", "head.example"])
+def test_the_head_lets_machines_join_if_it_has_an_address_for_them(tmp_path, host):
+    node = shutil.copytree(FOLDER / "node", tmp_path / "moedisco" / "cluster_yaml" / "node")
+    stubs = tmp_path / "bin"
+    stubs.mkdir()
+    for script in (node / "keep.sh", *(stubs / name for name in ("ray", "moedisco"))):
+        script.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/{script.name}.log\n')
+        script.chmod(0o755)
+    environment = os.environ | {"HOME": str(tmp_path), "PATH": f"{stubs}:{os.environ['PATH']}", "MOEDISCO_JOIN_HOST": host}
+    subprocess.run(["bash", node / "head.sh"], env=environment, check=True)
+    kept = [line for line in (tmp_path / "keep.sh.log").read_text().splitlines() if line.startswith("moedisco-join ")]
+    gateway = f"sudo {stubs}/moedisco join-gateway --public-host=head.example --ray-token-file={tmp_path}/.ray/auth_token"
+    assert kept == ([f"moedisco-join {gateway}"] if host else [])
 
 
 def test_hadolint_finds_nothing():

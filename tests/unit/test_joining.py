@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -63,6 +64,14 @@ def test_every_machine_has_an_address_of_its_own(slots):
     found = {address("10.97.0.0/16", slot) for slot in slots}
     assert len(found) == len(slots)
     assert not any(each.endswith((".0.0", ".255.255")) for each in found)
+
+
+@pytest.mark.parametrize(("network", "fits"), [
+    ("10.97.0.0/16", True), ("10.97.0.0/23", True), ("10.97.0.0/24", False), ("10.97.0.1/16", False), ("office", False)])
+def test_a_network_needs_an_address_for_every_machine(network, fits):
+    settings = head.Gateway(host="head.example", port=7722, network=network, machines=32)
+    with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match=r"--network: '.*': is no IPv4 network"):
+        head.check_network(settings)
 
 
 @pytest.fixture

@@ -98,9 +98,10 @@ def prepare(directory: Path, gateway: Gateway, offer: Offer) -> None:
     """Write the sshd's files and create its user and its tunnel devices. What exists already stays, and so do issued tokens.
 
     Raises:
-        ConfigError: This is not root, or a tool is missing.
+        ConfigError: This is not root, a tool is missing, or the network has too few addresses.
     """
     _require_root("join-gateway")
+    check_network(gateway)
     _require_tools("ip", "ssh-keygen", "useradd")
     _make_user()
     user = pwd.getpwnam(USER)
@@ -120,6 +121,20 @@ def prepare(directory: Path, gateway: Gateway, offer: Offer) -> None:
     _write(directory / "gateway.json", gateway.model_dump_json(), 0o644)
     _forget_old(directory / "used")
     _make_devices(gateway)
+
+
+def check_network(gateway: Gateway) -> None:
+    """Check that every tunnel has an address.
+
+    Raises:
+        ConfigError: The network is not valid, or too small.
+    """
+    try:
+        address(gateway.network, gateway.machines)
+    except (ValueError, IndexError) as error:
+        raise ConfigError(
+            "--network", gateway.network, f"is no IPv4 network with addresses for {gateway.machines} machines; give one such as "
+            "10.97.0.0/16 that no other network uses") from error
 
 
 def serve(directory: Path) -> None:
