@@ -1,4 +1,6 @@
-"""Adam's optimizer state of a model (Kingma and Ba, arXiv 1412.6980, algorithm 1), which the next training continues from.
+"""The optimizer state of a model, which the next training continues from: Adam's (Kingma and Ba, arXiv 1412.6980, algorithm 1).
+
+For matrices that Muon trained, the first moment is Muon's momentum, and the second moment is zero.
 
     MODEL/optimizer_state/exp_avg/      first moments, a model directory: names and shapes are those of the weights
                           exp_avg_sq/   second moments, in the same form

@@ -37,7 +37,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer, read_architecture
-from moedisco_ray.plan.parameters import count_parameters, shared_hidden_size
+from moedisco_ray.plan.parameters import Parameters, count_parameters, shared_hidden_size
 
 GIB = 2**30
 """Bytes of a gigabyte, as GPU vendors count memory."""
@@ -47,6 +47,8 @@ _STEP_BYTES = {"fp32": 0, "bf16": 20}
 """Temporary memory of the optimizer's step (bytes per element that it handles at once); the fused fp32 AdamW needs none."""
 _STEP_ELEMENTS = 2**24
 """Maximum elements that the step handles at once; equal to `training.optimizer.STEP_ELEMENTS`, see `_LOGITS_BYTES`."""
+_MUON_BYTES = 32
+"""Temporary memory of Muon's step (bytes per element of the matrices that it handles at once): eight fp32 copies."""
 _GATHERED_BYTES = {2: 10, 4: 12}
 """Memory of the largest block that sharded training gathers (bytes per parameter), by bytes per number in matrix products."""
 _LOGITS_BYTES = 64 * 2**20
@@ -106,18 +108,36 @@ def worker_memory(
     parameters = count_parameters(family, architecture, vocab_size)
     share = -(-parameters.total // workers)
     weights, gradients, optimizer_state = (share * size for size in _STATE_BYTES[optimizer.state])
+    if optimizer.name == "muon":
+        optimizer_state -= _STATE_BYTES[optimizer.state][2] // 2 * -(-_matrices(parameters) // workers)
     width = compute_bytes(optimizer, gpu)
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4
     copies = _GATHERED_BYTES[width] * parameters.largest_block if workers > 1 else width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family, architecture, width, residual=4 if autocast else width, checkpointing=optimizer.gradient_checkpointing)
-    stepping = _STEP_BYTES[optimizer.state] * min(_STEP_ELEMENTS, -(-parameters.largest_tensor // workers))
+    stepping = _step_bytes(optimizer, architecture, parameters, workers)
     step = max(0, stepping - activations - copies)
     held = weights + gradients + optimizer_state + copies + activations + step
     return Memory(
         weights=weights, gradients=gradients, optimizer=optimizer_state, activations=activations, compute_copies=copies,
         optimizer_step=step, overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * held))
+
+
+def _matrices(parameters: Parameters) -> int:
+    """Parameters that Muon trains, which have one moment instead of two; few biases are counted too."""
+    return parameters.attention + parameters.experts + parameters.shared_expert
+
+
+def _step_bytes(optimizer: Optimizer, architecture: Architecture, parameters: Parameters, workers: int) -> int:
+    elements = min(_STEP_ELEMENTS, -(-parameters.largest_tensor // workers))
+    by_adamw = _STEP_BYTES[optimizer.state] * elements
+    if optimizer.name == "adamw":
+        return by_adamw
+    rows = (
+        architecture.moe_intermediate_size, architecture.shared_expert_intermediate_size or 0,
+        architecture.num_attention_heads * architecture.head_size)
+    return max(by_adamw, _MUON_BYTES * max(elements, architecture.hidden_size * max(rows)))
 
 
 def model_memory(

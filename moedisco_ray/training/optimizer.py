@@ -1,19 +1,21 @@
-"""The learning rate schedule, and AdamW (Loshchilov and Hutter 2019, algorithm 2) with 16 or 8 bytes per parameter."""
+"""The learning rate schedule, and the optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2), alone or next to Muon."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.training.job import TrainJob, World
+from moedisco_ray.training.muon import Muon, is_matrix
+from moedisco_ray.training.rounding import generator, local, round_into
 
 BETAS = (0.9, 0.95)
 """Decay rates of Adam's moments, usual for language models; equal in all trainings, which can so inherit the state."""
@@ -28,12 +30,19 @@ _FINAL_SHARE = 0.1
 
 
 def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch.optim.Optimizer:
-    """AdamW over all trainable parameters; norms and biases (one axis) get no weight decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if (p.ndim > 1) is decays], "weight_decay": job.optimizer.weight_decay if decays else 0.0}
-        for decays in (True, False)]
-    return adamw([group for group in groups if group["params"]], job.optimizer, job.seed, world.rank)
+    """The job's optimizer over all trainable parameters; norms and biases (one axis) get no weight decay."""
+    groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            halves = 2 if name.endswith("gate_up_proj") else 1
+            by_muon = job.optimizer.name == "muon" and is_matrix(name, parameter)
+            groups[halves if by_muon else None, parameter.ndim > 1].append(parameter)
+    decay = job.optimizer.weight_decay
+    made = [
+        {"params": parameters, "weight_decay": decay if decays else 0.0, **({"halves": halves} if halves else {})}
+        for (halves, decays), parameters in sorted(groups.items(), key=lambda group: (group[0][0] or 0, not group[0][1]))]
+    make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=world.rank)
+    return Muon(made, job.optimizer, make_adamw, job.seed, world.rank) if job.optimizer.name == "muon" else make_adamw(made)
 
 
 def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
@@ -83,11 +92,8 @@ def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: 
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW with weights, gradients and both moments in bf16: 8 bytes per parameter.
 
-    bf16 has 8 significant bits. With rounding to nearest, a weight would lose every update below 1/512 of it, and a second moment
-    with a beta near 1 would never change. So both are computed in fp32 and rounded up or down at random, with probabilities that
-    make the expected value exact. The first moment changes far more per step and is rounded to nearest.
-
-    The random bits come from a generator keyed by (seed, step, rank): the same run gives the same weights, resumed or not.
+    A second moment with a beta near 1 would never change if it were rounded to nearest. So weights and second moments are computed
+    in fp32 and rounded at random (`training.rounding`). The first moment changes far more per step and is rounded to nearest.
 
     Args:
         params: bf16 parameters, or groups of them.
@@ -126,15 +132,15 @@ class RoundingAdamW(torch.optim.Optimizer):
                 step = int(state["step"])
                 key = (parameter.device, step)
                 if key not in generators:
-                    generators[key] = _generator(parameter.device, self._seed, step, self._rank)
+                    generators[key] = generator(parameter.device, self._seed, step, self._rank)
                 self._update(group, parameter, state, step, generators[key])
 
     @staticmethod
     def _update(
         group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, generator: torch.Generator,
     ) -> None:
-        tensors = (_local(each) for each in (parameter, state["exp_avg"], state["exp_avg_sq"]))
-        gradient = _local(parameter.grad).reshape(-1)
+        tensors = (local(each) for each in (parameter, state["exp_avg"], state["exp_avg_sq"]))
+        gradient = local(parameter.grad).reshape(-1)
         weight, moment, square = (each.view(-1) for each in tensors)
         split = (torch.split(each, STEP_ELEMENTS) for each in (weight, gradient, moment, square))
         for parts in zip(*split, strict=True):
@@ -150,25 +156,8 @@ def _update_part(
     moment_fp32 = moment.float().lerp_(gradient_fp32, 1 - beta1)
     square_fp32 = square.float().mul_(beta2).addcmul_(gradient_fp32, gradient_fp32, value=1 - beta2)
     moment.copy_(moment_fp32)
-    _round_into(square, square_fp32, generator)
+    round_into(square, square_fp32, generator)
     denominator = square_fp32.sqrt_().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
     weight_fp32 = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
     weight_fp32.addcdiv_(moment_fp32, denominator, value=-group["lr"] / (1 - beta1**step))
-    _round_into(weight, weight_fp32, generator)
-
-
-def _round_into(target: Tensor, value: Tensor, generator: torch.Generator) -> None:
-    # bf16 is the upper half of fp32: adding 16 random bits carries into it with probability (lower half) / 2^16.
-    bits = value.view(torch.int32)
-    bits += torch.randint(0, 1 << 16, bits.shape, generator=generator, device=bits.device, dtype=torch.int32)
-    bits &= -(1 << 16)
-    target.copy_(value)
-
-
-def _generator(device: torch.device, seed: int, step: int, rank: int) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
-
-
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    round_into(weight, weight_fp32, generator)

@@ -27,12 +27,13 @@ def load_optimizer_state(directory: Path, model: PreTrainedModel, optimizer: tor
         raise CheckpointError("optimizer state", str(directory), "does not exist; train the earlier model again")
     names = {parameter: name for name, parameter in model.named_parameters()}
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    by_muon = {parameter for group in optimizer.param_groups if group.get("halves") for parameter in group["params"]}
     for parameter in trained:
         # A fused AdamW needs the step on the device.
         optimizer.state[parameter]["step"] = torch.tensor(float(stored.steps), device=parameter.device)
     for kind in KINDS:
         tensors = memory_state(stored.tensors[kind], ModelMap(str(model.config.model_type))) if world.rank == 0 else {}
-        for parameter in trained:
+        for parameter in (each for each in trained if kind == "exp_avg" or each not in by_muon):
             optimizer.state[parameter][kind] = _placed(tensors.get(names[parameter]), parameter, names[parameter], world)
 
 
@@ -47,7 +48,7 @@ def save_optimizer_state(model: PreTrainedModel, optimizer: torch.optim.Optimize
 
     def gathered(kind: Kind) -> dict[str, Tensor]:
         return {
-            name: _gathered(states[name][kind] if states[name] else torch.zeros_like(parameter))
+            name: _gathered(states[name].get(kind, torch.zeros_like(parameter)))    # Muon has no second moment
             for name, parameter in model.named_parameters()}
 
     names, config = ModelMap(str(model.config.model_type)), config_values(model.config)

@@ -29,6 +29,7 @@ from moedisco_ray.plan import memory as memory_module
 from moedisco_ray.plan.cost import flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.memory import activation_bytes_per_token
 from moedisco_ray.policies.placement import Need, NodeType, place
+from moedisco_ray.training import muon as muon_module
 from moedisco_ray.training import optimizer as optimizer_module
 from moedisco_ray.training.cross_entropy import LOGITS_BYTES
 from moedisco_ray.training.optimizer import adamw
@@ -156,6 +157,32 @@ def test_state_bytes_per_parameter(precision, sizes, workers):
     assert total % workers == 0
     assert (memory.weights, memory.gradients, memory.optimizer) == tuple(size * total // workers for size in sizes)
     assert memory.total == sum(memory.parts.values())
+
+
+@pytest.mark.parametrize(("precision", "saved"), [("fp32", 4), ("pure_bf16", 2)])
+def test_muon_has_one_moment_for_the_matrices_of_the_layers(precision, saved):
+    shape = Architecture()
+    parameters = count_parameters("qwen3_moe", shape, 1000)
+    adamw_memory, muon_memory = (
+        worker_memory("qwen3_moe", shape, 1000, Optimizer(name=name, precision=precision), sequence_length=1024, gpu=1)
+        for name in ("adamw", "muon"))
+    matrices = parameters.attention + parameters.experts
+    assert adamw_memory.optimizer - muon_memory.optimizer == saved * matrices
+    assert muon_memory.total < adamw_memory.total
+
+
+def test_the_room_of_muons_step_is_an_upper_bound_of_what_it_takes(monkeypatch):
+    monkeypatch.setattr(muon_module, "_ELEMENTS", 1 << 16)
+    weight = torch.nn.Parameter(torch.zeros(16, 256, 128, dtype=torch.bfloat16))
+    recipe = Optimizer(name="muon", precision="pure_bf16")
+    optimizer = muon_module.Muon(
+        [{"params": [weight], "halves": 2}, {"params": [torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))]}], recipe,
+        lambda groups: adamw(groups, recipe, 0), 0, 0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    with LiveBytes([weight, weight.grad, *optimizer.state[weight].values()]) as live:
+        optimizer.step()
+    assert 12 << 16 < live.peak <= memory_module._MUON_BYTES << 16
 
 
 def test_copies_for_low_precision_arithmetic():

@@ -95,6 +95,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs = Runs(home, base, [], [])
     alone(runs.job("before", with_optimizer_state=True))
     small = recipe.model_copy(update={"precision": "pure_bf16"})
+    muon = recipe.model_copy(update={"name": "muon"})
     runs.two.extend(gang(2, home, [
         (runs.job("two"), NOBODY),
         (runs.job("parts", optimizer=recipe.model_copy(update={"micro_batch": 1, "gradient_checkpointing": True})), NOBODY),
@@ -107,6 +108,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (runs.job("small-again", optimizer=small), NOBODY),
         (runs.job("again"), 1),
         (runs.job("again"), NOBODY),
+        (runs.job("muon", optimizer=muon), NOBODY),
         (runs.job("after", **runs.after), NOBODY),
         (runs.job("wild", optimizer=Optimizer(lr=1e30, batch_tokens=BATCH * L)), NOBODY),
     ]))
@@ -136,6 +138,11 @@ def test_two_workers_equal_one(runs: Runs, one: tuple[TrainJob, TrainResult], na
 def test_a_batch_that_three_workers_cannot_share_evenly_gives_the_same(runs: Runs, one: tuple[TrainJob, TrainResult]) -> None:
     assert BATCH % 3
     close(runs, "three", one[0], runs.three[0]["three"].losses, one[1].losses)
+
+
+def test_muon_sees_whole_matrices_on_every_worker(runs: Runs) -> None:
+    job = runs.job("muon-alone", optimizer=runs.base.optimizer.model_copy(update={"name": "muon"}))
+    close(runs, "muon", job, runs.two[0]["muon"].losses, alone(job).losses)
 
 
 @pytest.mark.parametrize("name", ["tied", "dense"])

@@ -12,7 +12,7 @@ from moedisco_ray.core.config.run import RunConfig
 
 _REMOVED = frozenset({
     "clusters.text", "clusters.iterations",
-    *(f"{section}.optimizer.{name}" for section in ("submodels", "finetune") for name in ("name", "decay", "betas", "clip")),
+    *(f"{section}.optimizer.{name}" for section in ("submodels", "finetune") for name in ("decay", "betas", "clip")),
     "submodels.optimizer.state", "finetune.optimizer.state",
     "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from", "submodels.patience", "submodels.round_patience",
     "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.match_load", "merge.match_scale",

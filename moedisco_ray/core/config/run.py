@@ -122,6 +122,11 @@ class RunConfig(Section):
             raise ValueError("finetune.pool must have one node type; remove pools.low_memory.types")
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
+        if self.finetune.keep_optimizer_state and self.finetune.optimizer.name != self.submodels.optimizer.name:
+            raise ValueError(
+                f"finetune.optimizer.name {self.finetune.optimizer.name} cannot continue from the state of "
+                f"submodels.optimizer.name {self.submodels.optimizer.name}; "
+                "use the same one, or set finetune.keep_optimizer_state=false")
         self._gang_divides_the_batch()
         self._unseen_text_is_no_corpus()
         return self

@@ -175,8 +175,11 @@ def precision_on(*, gpu: bool) -> Precision:
 
 
 class Optimizer(Section):
-    """AdamW, its schedule, batches and precision, for one training."""
+    """The optimizer, its schedule, batches and precision, for one training."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` trains the matrices of the layers, each expert's on its own, with Muon, and all else with AdamW, at the same learning
+    rate. Its state is a quarter smaller."""
     lr: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
     """`cosine` falls to a tenth of `lr` over the whole training, `wsd` (warm-up, stable, decay) over the last fifth of the

@@ -1,0 +1,139 @@
+"""Muon for the matrices of the layers, AdamW for all other parameters.
+
+Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, up to a factor, with five steps of
+Newton and Schulz. As in Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv 2502.16982, equation 4), the update is scaled
+to the root mean square of AdamW's, 0.2, so both use the same learning rate. The state is one momentum instead of two moments: 12
+bytes per parameter instead of 16 in fp32, and 6 instead of 8 in bf16. It is called `exp_avg`, as Adam's first moment, and passes
+through checkpoints and merges as that does.
+
+Every expert has matrices of its own; the gate and up projections of an expert, which share one tensor, are two.
+
+Axes: E matrices, A rows, B columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from moedisco_ray.core.config import Optimizer
+from moedisco_ray.training.rounding import generator, local, round_into
+
+MOMENTUM = 0.95
+"""Decay rate of the momentum, Muon's usual value."""
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the Newton-Schulz step, from Jordan et al."""
+_STEPS = 5
+_ADAM_RMS = 0.2
+"""Typical root mean square of AdamW's updates, relative to the learning rate."""
+_ELEMENTS = 2**24
+"""Maximum elements of matrices that are orthogonalised together, unless one matrix is larger."""
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon trains a parameter: a matrix of a layer, or a stack of them, but no router and no gate of a shared expert."""
+    return parameter.ndim > 1 and ".layers." in name and not name.endswith(("gate.weight", "_bias"))
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for groups with `halves`, and an AdamW for the other groups, as one optimizer.
+
+    Args:
+        groups: Parameter groups. `halves` is the number of matrices, one above the other, that a matrix of the group holds.
+        recipe: Learning rate and precision.
+        adamw: Makes the AdamW of the other groups.
+        seed: Seed of stochastic rounding in bf16.
+        rank: Rank of this worker.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], recipe: Optimizer, adamw: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        seed: int, rank: int,
+    ) -> None:
+        super().__init__(groups, {"lr": recipe.lr, "weight_decay": 0.0, "halves": None})
+        self._adamw = adamw([dict(group) for group in self.param_groups if group["halves"] is None])
+        self._seed = seed
+        self._rank = rank
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch overloads it by closure
+        """Update every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        for group in self.param_groups:
+            if group["halves"] is not None:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._update(parameter, group)
+        # Loading a state replaces the state and the groups of this optimizer, so AdamW gets the present ones in each step.
+        self._adamw.state = self.state
+        for own, group in zip(self._adamw.param_groups, (g for g in self.param_groups if g["halves"] is None), strict=True):
+            own.update(params=group["params"], lr=group["lr"])
+        self._adamw.step()
+
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        weight, gradient, momentum = local(parameter), local(parameter.grad), local(state["exp_avg"])
+        rounding = generator(weight.device, f"muon {self._seed}", int(state["step"]), self._rank)
+        # A stack of matrices is sharded by matrices, so every worker has whole ones and can handle some of them at a time.
+        at_once = len(weight) if weight.ndim == 2 else max(1, _ELEMENTS // max(1, weight[0].numel()))
+        for parts in zip(*(torch.split(each, at_once) for each in (weight, gradient, momentum)), strict=True):
+            self._update_part(*parts, parameter=parameter, group=group, rounding=rounding)
+
+    @staticmethod
+    def _update_part(
+        weight: Tensor, gradient: Tensor, momentum: Tensor, *, parameter: nn.Parameter, group: dict[str, Any],
+        rounding: torch.Generator,
+    ) -> None:
+        momentum_fp32 = momentum.float().lerp_(gradient.float(), 1 - MOMENTUM)
+        momentum.copy_(momentum_fp32)
+        update = gradient.float().lerp(momentum_fp32, MOMENTUM)      # Nesterov
+        if isinstance(parameter, DTensor) and parameter.ndim == 2:
+            update = _orthogonal_shard(update, parameter)
+        else:
+            update = _orthogonal(update, group["halves"])
+        decay = 1 - group["lr"] * group["weight_decay"]
+        if weight.dtype is torch.float32:
+            weight.mul_(decay).add_(update, alpha=-group["lr"])
+        else:
+            round_into(weight, weight.float().mul_(decay).add_(update, alpha=-group["lr"]), rounding)
+
+
+def _orthogonal_shard(update: Tensor, parameter: DTensor) -> Tensor:
+    """This worker's rows of the orthogonal update of a sharded matrix, which needs the rows of all workers."""
+    placed = parameter.device_mesh, parameter.placements
+    whole = DTensor.from_local(update, *placed, shape=parameter.shape, stride=parameter.stride()).full_tensor()
+    own: DTensor = distribute_tensor(_orthogonal(whole, 1), *placed, src_data_rank=None)
+    return own.to_local()
+
+
+def _orthogonal(update: Tensor, halves: int) -> Tensor:
+    """Orthogonal matrices for the update of a matrix, or of a stack of matrices, scaled to AdamW's updates."""
+    matrices_EAB = update.reshape(-1, update.shape[-2] // halves, update.shape[-1])
+    scale = _ADAM_RMS * max(matrices_EAB.shape[1:]) ** 0.5
+    return orthogonalised(matrices_EAB).mul_(scale).view_as(update)
+
+
+def orthogonalised(matrices_EAB: Tensor) -> Tensor:
+    """Matrices with the singular vectors of the given ones, and singular values of about 1 (0.7 to 1.2).
+
+    Computed in bf16 on a GPU, which Newton-Schulz tolerates, and in fp32 on a CPU.
+    """
+    x_EAB = matrices_EAB.to(torch.bfloat16 if matrices_EAB.is_cuda else torch.float32)
+    tall = x_EAB.shape[1] > x_EAB.shape[2]
+    if tall:
+        x_EAB = x_EAB.mT
+    x_EAB = x_EAB / x_EAB.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_STEPS):
+        gram_EAA = x_EAB @ x_EAB.mT
+        x_EAB = a * x_EAB + (b * gram_EAA + c * gram_EAA @ gram_EAA) @ x_EAB
+    return (x_EAB.mT if tall else x_EAB).float()

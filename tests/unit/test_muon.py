@@ -1,0 +1,123 @@
+"""Muon: which parameters it trains, its updates against torch's, resuming, and the state that the next training continues from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_training import BATCH, RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
+
+from moedisco_ray.core.config import FAMILIES, Architecture, Optimizer, RunConfig
+from moedisco_ray.models import check_same, hf_config, load_model, skeleton
+from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state
+from moedisco_ray.training import TrainJob, World
+from moedisco_ray.training.muon import MOMENTUM, is_matrix, orthogonalised
+from moedisco_ray.training.optimizer import make_optimizer
+
+MUON = RECIPE.model_copy(update={"name": "muon", "lr": 1e-3})
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    torch.set_num_threads(1)
+    write_shard(tmp_path / "shard")
+    write_tiny(tmp_path / "moe", 4)
+    return TrainJob(
+        stage="finetune", name="finetune", model=tmp_path / "moe", packed_dirs=(tmp_path / "shard",), output=tmp_path / "out",
+        checkpoints=tmp_path / "steps", steps=8, sequence_length=L, optimizer=MUON, checkpoint_every=3, keep=2, seed=5,
+        load_balance=0.02, z_loss=0.01, log_every=2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_matrices_are_those_of_the_layers_without_routers(family: str) -> None:
+    sizes = Architecture(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
+    model = skeleton(hf_config(family, sizes, 64, 16, 0))
+    chosen = {name.removeprefix("model.layers.0.") for name, each in model.named_parameters() if is_matrix(name, each)}
+    expected = {f"self_attn.{each}_proj.weight" for each in "qkvo"} | {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+    if family == "qwen2_moe":
+        expected |= {f"mlp.shared_expert.{each}_proj.weight" for each in ("gate", "up", "down")}
+    assert chosen == expected
+
+
+@given(rows=st.integers(1, 24), columns=st.integers(1, 24), count=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_singular_vectors_stay_and_singular_values_become_about_one(rows: int, columns: int, count: int, seed: int) -> None:
+    left, _ = torch.linalg.qr(torch.randn(count, rows, rows, generator=torch.Generator().manual_seed(seed)))
+    right, _ = torch.linalg.qr(torch.randn(count, columns, columns, generator=torch.Generator().manual_seed(seed + 1)))
+    rank = min(rows, columns)
+    values = torch.linspace(1, 0.1, rank)
+    found = orthogonalised(left[:, :, :rank] * values @ right[:, :rank])
+    inner = left[:, :, :rank].mT @ found @ right[:, :rank].mT
+    diagonal = inner.diagonal(dim1=1, dim2=2)
+    assert diagonal.min() > 0.6
+    assert diagonal.max() < 1.3
+    torch.testing.assert_close(inner, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
+
+
+def test_every_expert_is_trained_as_torch_trains_a_matrix_of_its_own(job: TrainJob) -> None:
+    model = load_model(job.model)
+    experts = model.model.layers[0].mlp.experts
+    recipe = Optimizer(name="muon", lr=0.1, batch_tokens=BATCH * L)
+    optimizer = make_optimizer(model, dataclasses.replace(job, optimizer=recipe), World())
+    half = experts.gate_up_proj.shape[1] // 2
+    parts = [  # gate, up and down projection of two experts
+        torch.nn.Parameter(each.detach().clone()) for e in (0, 3)
+        for each in (experts.gate_up_proj[e, :half], experts.gate_up_proj[e, half:], experts.down_proj[e])]
+    reference = torch.optim.Muon(parts, lr=0.1, weight_decay=0.01, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        random = torch.Generator().manual_seed(step)
+        gradients = [torch.randn(each.shape, generator=random) for each in (experts.gate_up_proj, experts.down_proj)]
+        experts.gate_up_proj.grad, experts.down_proj.grad = (each.clone() for each in gradients)
+        for each, gradient in zip(parts, (
+                piece for e in (0, 3) for piece in (gradients[0][e, :half], gradients[0][e, half:], gradients[1][e])), strict=True):
+            each.grad = gradient.clone()
+        optimizer.step()
+        reference.step()
+    ours = [each for e in (0, 3) for each in (experts.gate_up_proj[e, :half], experts.gate_up_proj[e, half:], experts.down_proj[e])]
+    for mine, theirs in zip(ours, parts, strict=True):      # torch iterates in bf16
+        assert torch.linalg.vector_norm(mine - theirs) < 0.02 * torch.linalg.vector_norm(theirs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])
+def test_it_learns_with_a_smaller_state_and_resumes_bit_for_bit(job: TrainJob, precision: str) -> None:
+    job = dataclasses.replace(job, optimizer=MUON.model_copy(update={"precision": precision}))
+    long = run(variant(
+        job, "long", steps=40, checkpoint_every=100, optimizer=job.optimizer.model_copy(update={"lr": 6e-3})))
+    assert long.loss < long.losses[0] - 0.5
+    whole = run(job)
+    again = variant(job, "again")
+    assert not run(again, stop=stop_after(5)).finished
+    resumed = run(again)
+    assert resumed.restored_step == 5
+    assert resumed.losses == whole.losses
+    check_same(weights(job.output), weights(again.output))
+
+
+def test_the_next_training_continues_from_the_momentum(job: TrainJob) -> None:
+    first = dataclasses.replace(job, with_optimizer_state=True)
+    run(first)
+    stored = open_optimizer_state(first.output / OPTIMIZER_FOLDER)
+    assert stored is not None
+    assert stored.steps == 8
+    expert = "model.layers.0.mlp.experts.1.down_proj.weight"
+    assert stored.tensors["exp_avg"][expert].any()
+    assert not stored.tensors["exp_avg_sq"][expert].any()
+    assert stored.tensors["exp_avg_sq"]["lm_head.weight"].any()
+    after = variant(job, "after", model=first.output, optimizer_state=first.output / OPTIMIZER_FOLDER, steps=1)
+    without = variant(job, "without", model=first.output, steps=1)
+    run(after)
+    run(without)
+    found = weights(after.output)[expert]
+    assert not torch.equal(found, weights(without.output)[expert])
+
+
+def test_one_optimizer_cannot_continue_from_the_state_of_another() -> None:
+    mixed = {"name": "mixed", "corpus": {"sources": [{"path": "embedded"}]}, "submodels": {"optimizer": {"name": "muon"}}}
+    with pytest.raises(ValueError, match=r"finetune\.optimizer\.name adamw cannot continue .* keep_optimizer_state=false"):
+        RunConfig.model_validate(mixed)
+    RunConfig.model_validate(mixed | {"finetune": {"keep_optimizer_state": False}})
