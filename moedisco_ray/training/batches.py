@@ -24,11 +24,14 @@ class MicroBatch:
         inputs_BL: Token ids.
         targets_BL: Token that follows each position; -100 in a padding sequence.
         weights_B: 0 for a padding sequence, else 1; None: no padding.
+        positions_BL: Position of each token in its document, counted from the sequence's start for the first document; None:
+            positions in the sequence, whose tokens all see each other.
     """
 
     inputs_BL: Tensor
     targets_BL: Tensor
     weights_B: Tensor | None
+    positions_BL: Tensor | None = None
 
     @property
     def weights_T(self) -> Tensor | None:
@@ -73,4 +76,18 @@ class Batches:
             filled = start + len(part) > real
             weights_B = (torch.arange(start, start + len(part), device=device) < real).float() if filled else None
             targets_BL = part[:, 1:] if weights_B is None else part[:, 1:].masked_fill(weights_B[:, None] == 0, -100)
-            yield MicroBatch(part[:, :-1], targets_BL, weights_B)
+            start_token = self._job.document_start
+            positions_BL = None if start_token is None else document_positions(part[:, :-1], start_token)
+            yield MicroBatch(part[:, :-1], targets_BL, weights_B, positions_BL)
+
+
+def document_positions(inputs_BL: Tensor, start: int) -> Tensor:
+    """Position of each token in its document.
+
+    Args:
+        inputs_BL: Token ids.
+        start: Token that starts each document.
+    """
+    order_L = torch.arange(inputs_BL.shape[1], device=inputs_BL.device)
+    starts_BL = torch.where(inputs_BL == start, order_L, 0).cummax(dim=1).values
+    return order_L - starts_BL

@@ -85,6 +85,8 @@ class TrainJob:
         losses_per_hour: Expected worker losses per worker-hour when the job starts; see `policies.checkpointing.loss_rate`.
         held_out: Text to evaluate the loss on during training; None: no evaluation.
         optimizer_state: Directory of the optimizer state to start with; None: start with an empty one.
+        document_start: Token that starts a document, whose tokens then see no other document of their sequence; None: a sequence's
+            tokens see all earlier ones.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
         drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
         store: Store of the run; a job that is sent to another machine has the paths of that machine.
@@ -111,6 +113,7 @@ class TrainJob:
     losses_per_hour: float = ASSUMED.per_hour
     held_out: HeldOut | None = None
     optimizer_state: Path | None = None
+    document_start: int | None = None
     with_optimizer_state: bool = False
     drop_checkpoints: bool = False
     store: RunStore = dataclasses.field(default=SHARED, compare=False)

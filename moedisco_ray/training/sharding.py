@@ -47,10 +47,17 @@ def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrained
 class SummedLoss:
     """Base class that makes a causal language model return its loss: logits of all tokens at once can be larger than the model."""
 
-    def forward(self, input_ids: Tensor, targets_BL: Tensor) -> Tensor:
-        """Cross-entropy in nats, summed over all tokens of inputs and targets [B, L]; a target of -100 is left out."""
+    def forward(self, input_ids: Tensor, targets_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Cross-entropy in nats, summed over all tokens.
+
+        Args:
+            input_ids: Token ids [B, L].
+            targets_BL: Token that follows each position; -100 excludes a position.
+            positions_BL: Positions in documents. transformers starts a document, which sees none before it, at every position
+                that is not one more than the position before it. None: one document per sequence.
+        """
         model: Any = self
-        hidden_BLD = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden_BLD = model.base_model(input_ids=input_ids, position_ids=positions_BL, use_cache=False).last_hidden_state
         return summed_cross_entropy(hidden_BLD.flatten(0, 1), model.get_output_embeddings().weight, targets_BL.flatten())
 
 

@@ -80,7 +80,7 @@ class Stepper:
 
     def _forward(self, micro: MicroBatch) -> Tensor:
         with autocast(self._job.optimizer, self._world):
-            loss_sum: Tensor = self._model(micro.inputs_BL, micro.targets_BL)
+            loss_sum: Tensor = self._model(micro.inputs_BL, micro.targets_BL, micro.positions_BL)
         return loss_sum
 
 

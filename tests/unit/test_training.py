@@ -5,6 +5,7 @@ import errno
 import itertools
 import math
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import BATCH, RECIPE, L, V, ignore, never, run, stop_after, variant, weights, write_shard, write_tiny
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.config import Optimizer, read_architecture
+from moedisco_ray.core.config import FAMILIES, FamilyName, Optimizer, read_architecture
 from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, save_model
@@ -37,6 +38,7 @@ from moedisco_ray.training import (
     train,
     write_partial_result,
 )
+from moedisco_ray.training.batches import document_positions
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.manifest import HashingStream
 from moedisco_ray.training.checkpoints.storage import Storage
@@ -206,6 +208,30 @@ def test_neither_micro_batch_nor_checkpointing_changes_the_result(job: TrainJob,
     parts = variant(job, "parts", optimizer=RECIPE.model_copy(update=changes))
     assert run(parts).losses == pytest.approx(whole.losses, rel=1e-5)
     torch.testing.assert_close(weights(parts.output), weights(job.output), rtol=1e-3, atol=2e-5)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(FAMILIES))
+@settings(max_examples=12, deadline=None)
+def test_tokens_of_packed_documents_see_their_own_document_only(lengths: list[int], family: FamilyName) -> None:
+    start = 0
+    random = np.random.default_rng(sum(lengths))
+    documents = [torch.tensor([start, *random.integers(1, V, length)]) for length in lengths]
+    with tempfile.TemporaryDirectory() as directory:
+        write_tiny(Path(directory), 4, family=family)
+        model = trainable(Path(directory), RECIPE, World())
+    packed_L = torch.cat(documents)
+    inputs_BL, targets_BL = packed_L[None, :-1], packed_L[None, 1:].masked_fill(packed_L[None, 1:] == start, -100)
+    positions_BL = document_positions(inputs_BL, start)
+    assert positions_BL.flatten().tolist() == [place for document in documents for place in range(len(document))][:-1]
+    together = model(inputs_BL, targets_BL, positions_BL)
+    apart = sum(model(document[None, :-1], document[None, 1:]) for document in documents)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_hiding_other_documents_changes_the_training_as_a_setting_of_the_job(job: TrainJob) -> None:
+    losses = run(job).losses
+    assert run(variant(job, "within", document_start=0)).losses != losses
+    assert run(variant(job, "unused", document_start=V + 1)).losses == losses
 
 
 def test_the_router_losses_change_the_training(job: TrainJob) -> None:

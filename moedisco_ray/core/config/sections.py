@@ -196,6 +196,8 @@ class Optimizer(Section):
     """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer state (16
     bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is bf16 on a GPU and fp32
     on a CPU."""
+    within_documents: bool = False
+    """Hide the other documents of a packed sequence from each token."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
 

@@ -42,6 +42,7 @@ def make_job(
         z_loss=config.finetune.z_loss if routes else 0.0,
         seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
         held_out=_held_out(context, stage), store=context.store,
+        document_start=_encoder(context).prefix if section.optimizer.within_documents else None,
     )
     checkpoint.share_key(job)
     return job
@@ -54,11 +55,15 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
         return None
     section = config.finetune if stage == "finetune" else config.submodels
     every = max(1, config.evaluation.every_tokens // section.optimizer.batch_tokens)
-    corpus = context.of("corpus").absolute()
-    context.store.fetch(corpus / "tokenizer")
-    parts = tuple(context.store.files(corpus / "validation", ".parquet"))
+    parts = tuple(context.store.files(context.of("corpus").absolute() / "validation", ".parquet"))
     return ValidationSlice(
-        every, parts, config.evaluation.slice_tokens, Encoder(corpus / "tokenizer").prefix, config.corpus.sequence_length)
+        every, parts, config.evaluation.slice_tokens, _encoder(context).prefix, config.corpus.sequence_length)
+
+
+def _encoder(context: Context) -> Encoder:
+    directory = context.of("corpus").absolute() / "tokenizer"
+    context.store.fetch(directory)
+    return Encoder(directory)
 
 
 def restored_optimizer_state(context: Context, stage: str) -> Path | None:
