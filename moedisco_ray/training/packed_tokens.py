@@ -86,18 +86,19 @@ def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, v
     """
     stops = np.cumsum(lengths + (1 if bos is None else 2))
     special = [(eos, stops - 1)] if bos is None else [(eos, stops - 1), (bos, stops - lengths - 2)]
-    packed = np.empty(int(stops[-1]) if len(stops) else 0, dtype=np.int64)
+    largest = max(int(ids.max(initial=0)), *(token for token, _ in special))
+    if ids.min(initial=0) < 0 or largest >= vocab_size:
+        raise CorpusError("tokenizer", largest, f"a token id is outside the vocabulary of {vocab_size}")
+    packed = np.empty(int(stops[-1]) if len(stops) else 0, dtype=token_dtype(vocab_size))
     inside = np.ones(len(packed), dtype=bool)
     for token, places in special:
         inside[places] = False
         packed[places] = token
     packed[inside] = ids
-    if packed.min(initial=0) < 0 or packed.max(initial=0) >= vocab_size:
-        raise CorpusError("tokenizer", int(packed.max()), f"a token id is outside the vocabulary of {vocab_size}")
     # Two attempts of one task may write at the same time.
     draft = path.with_suffix(f".{uuid.uuid4().hex}")
     with draft.open("wb") as file:
-        np.save(file, packed.astype(token_dtype(vocab_size)), allow_pickle=False)
+        np.save(file, packed, allow_pickle=False)
     draft.replace(path)
     return Piece(path.name, len(lengths), len(packed))
 

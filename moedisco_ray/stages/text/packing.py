@@ -43,7 +43,8 @@ def pack_part(
         copies = np.where(keep, copies, 0)
     pieces: list[Piece] = []
     for above in range(int(copies.max(initial=0))):
-        ids, lengths = token_lists(documents["tokens"].filter(pa.array(copies > above)))
+        chosen = copies > above
+        ids, lengths = token_lists(documents["tokens"] if chosen.all() else documents["tokens"].filter(pa.array(chosen)))
         name = f"pass-{above:05d}-part-{part:05d}.npy" if above else f"part-{part:05d}.npy"
         pieces.append(write_piece(
             directory / name, ids, lengths, eos=encoder.eos, bos=encoder.bos, vocab_size=encoder.vocab_size))
@@ -52,9 +53,12 @@ def pack_part(
 
 def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """A column of token lists as the tokens of all documents, one after the other, and the number of tokens of each."""
-    flat, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+    flat: list[NDArray[np.int32]] = []
+    lengths: list[NDArray[np.int64]] = []
     for chunk in column.chunks:
         offsets = chunk.offsets.to_numpy()
         flat.append(chunk.values.to_numpy()[offsets[0]:offsets[-1]])
         lengths.append(np.diff(offsets).astype(np.int64))
-    return np.concatenate(flat), np.concatenate(lengths)
+    if len(flat) == 1:
+        return flat[0], lengths[0]      # without a copy
+    return np.concatenate([np.empty(0, dtype=np.int32), *flat]), np.concatenate([np.empty(0, dtype=np.int64), *lengths])
