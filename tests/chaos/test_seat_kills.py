@@ -29,8 +29,8 @@ from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.training import TrainJob, TrainResult
 
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "30"))
-UNITS, STEPS, INTERVAL = 3, 400, 50
-FAULTY_SHARE = 0.1
+UNITS, STEPS, INTERVAL = 3, 400, 100
+FAULTY_SHARE = 0.05
 LOW = LowMemoryPool()
 _log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]

@@ -78,7 +78,7 @@ def check_dashboard(service: RealService, run_id: str) -> None:
     with contextlib.closing(Dashboard(cluster.dashboard_url, cluster.token_path)) as dashboard:
         jobs = {job["submission_id"]: job for job in dashboard.get("/api/jobs/")}
         names = {attempt: jobs[f"{run_id}-{attempt}"]["metadata"]["job_name"] for attempt in (1, 2)}
-        assert names == {1: "small (attempt 1)", 2: "small (attempt 2)"}
+        assert names == {1: "small", 2: "small (attempt 2)"}
         data = dashboard.get(f"/api/data/datasets/{jobs[f'{run_id}-1']['job_id']}")["datasets"]
         assert {entry["dataset"].partition("_")[0] for entry in data} == {"small-corpus"}
         tasks = dashboard.get("/api/v0/tasks?limit=1000")["data"]["result"]["result"]
