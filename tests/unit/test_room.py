@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,6 +46,22 @@ def test_a_node_that_is_about_to_be_taken_away_has_no_room(cluster: dict[str, in
 def test_a_slot_is_a_gpu_too() -> None:
     pool = LowMemoryPool(gpu=1, max_workers=8)
     assert (session.slots(pool), session.room(pool), session.free_workers(Placement(pool, 1, 0).bundle)) == (6, 2, 2)
+
+
+@pytest.mark.parametrize(("others", "waited"), [(0, 0.4), (5, session._FREE_SECONDS)])
+def test_freed_slots_are_waited_for_until_the_autoscaler_knows_them_unless_others_take_them(
+    cluster: dict[str, int], monkeypatch: pytest.MonkeyPatch, others: int, waited: float,
+) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        cluster.clear() if now > 0.35 and not others else None   # Ray has heard of the freed slots
+
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    session.wait_until_free("low_mem_gpu", 7)
+    assert now == pytest.approx(waited + session.VIEW_SECONDS, abs=0.15)
 
 
 def test_a_run_waits_for_a_node_and_says_how_to_bring_one(config: RunConfig) -> None:
