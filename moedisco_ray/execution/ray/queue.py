@@ -233,11 +233,12 @@ class Queue:
     def _grow(self) -> None:
         """End a gang with a checkpoint if a larger one would finish sooner."""
         for each in self._running.values():
-            status = self._context.mailbox.status(each.job.name)
-            reported = status.step and status.step_seconds and status != each.before
-            if self._gang is None or each.end is None or each.end.requested or not reported:
+            if self._gang is None or each.end is None or each.end.requested:
                 continue
-            seconds_left = (each.job.steps - status.step) * (status.step_seconds or 0.0)
+            status = self._context.mailbox.status(each.job.name)
+            if not status.step or not status.step_seconds or status == each.before:
+                continue
+            seconds_left = (each.job.steps - status.step) * status.step_seconds
             larger = self._gang.larger(each.workers, seconds_left, status.start_seconds or RESTART_SECONDS)
             if larger is not None:
                 self._context.mailbox.push(Event("worker_restarted", each.job.stage, each.job.name, {
