@@ -79,7 +79,9 @@ class Noise(Mapping[str, Tensor]):
             return torch.ones(shape, dtype=torch.bfloat16)
         size = int(np.prod(shape))
         start = abs(hash((self._seed, *key.encode()))) % (1 << 20)      # a tuple of numbers has the same hash everywhere
-        return self._pool.repeat(1 + (start + size) // len(self._pool))[start:start + size].view(shape).clone()
+        times = -(-(start + size) // len(self._pool))
+        pool = self._pool if times == 1 else self._pool.repeat(times)
+        return pool[start:start + size].view(shape).clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -112,13 +114,15 @@ def measure(arm: str, home: Path) -> dict[str, float]:
     target = home / ("merged" if arm == "merge" else "out")
     shutil.rmtree(target, ignore_errors=True)
     _settle([path for name in inputs for path in (home / name).rglob("*.safetensors")], forget=True)
+    before = _own_mb()
     with _own_memory() as peak:
         started = time.perf_counter()
         seconds = run(arm, home, target)
         files = list(target.rglob("*.safetensors"))
         _settle(files, forget=False)
         total = time.perf_counter() - started
-    return {"seconds": total, "bytes": sum(path.stat().st_size for path in files), "own_mb": peak[0], **seconds}
+    size = sum(path.stat().st_size for path in files)
+    return {"seconds": total, "bytes": size, "own_mb": peak[0], "grown_mb": peak[0] - before, **seconds}
 
 
 def run(arm: str, home: Path, target: Path) -> dict[str, float]:
@@ -180,6 +184,10 @@ def _settle(files: list[Path], *, forget: bool) -> None:
         os.close(descriptor)
 
 
+def _own_mb() -> float:
+    return int(Path("/proc/self/status").read_text(encoding="utf-8").split("RssAnon:")[1].split()[0]) / 1024
+
+
 @contextlib.contextmanager
 def _own_memory() -> Iterator[list[float]]:
     """The largest anonymous memory of this process in MB until the block ends, in a list of one number."""
@@ -187,8 +195,7 @@ def _own_memory() -> Iterator[list[float]]:
 
     def look() -> None:
         while not ended.wait(_LOOK_SECONDS):
-            status = Path("/proc/self/status").read_text(encoding="utf-8")
-            peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) / 1024)
+            peak[0] = max(peak[0], _own_mb())
 
     thread = threading.Thread(target=look)
     thread.start()
