@@ -347,7 +347,9 @@ class _Pickler(pickle.Pickler):
         self.names: dict[str, None] = {}
 
     def reducer_override(self, value: Any) -> Any:
-        name = self._store.name_of(value) if isinstance(value, Path) and value.is_absolute() else None
+        # The store itself is pickled with each path: its own location stays as it is.
+        inside = isinstance(value, Path) and value.is_absolute() and value != self._store.location
+        name = self._store.name_of(value) if inside else None
         if name is None:
             return NotImplemented
         self.names[name] = None

@@ -16,6 +16,7 @@ from s3_standin import s3_server
 
 from moedisco_ray.core import lease
 from moedisco_ray.core.artifacts import commit, is_done
+from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import ConfigError, RunDirError, RunError, StorageError
 from moedisco_ray.core.lease import is_leased, leased
 from moedisco_ray.core.live_files import LiveFiles
@@ -23,6 +24,7 @@ from moedisco_ray.core.locations import CACHE, joined
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.run_work import Files, on_each, on_files
+from moedisco_ray.training import TrainJob
 
 FILES = st.dictionaries(st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.binary(max_size=64), min_size=1)
 NEVER_SEEN = "half"
@@ -270,3 +272,13 @@ def test_a_dead_drivers_lease_is_taken_over_and_a_lost_one_is_noticed(
         with pytest.raises(RunError, match="taken over"):
             cut_off.check()
     assert json.loads(store.read("lease.json") or b"")["released"]
+
+
+def test_a_job_of_a_run_at_a_path_is_sent_as_it_is(tmp_path: Path) -> None:
+    store = RunStore.of(tmp_path)
+    sent = TrainJob(
+        stage="seed", name="seed", model=tmp_path / "model", packed_dirs=(tmp_path,), output=tmp_path / "trained",
+        checkpoints=tmp_path / "steps", steps=3, sequence_length=8, optimizer=Optimizer(), checkpoint_every=None, store=store)
+    arrived = pickle.loads(pickle.dumps(sent))
+    assert arrived == sent
+    assert arrived.store == store
