@@ -18,8 +18,7 @@ The last norm adds (4 + r + s) D, and the gradient of its output 4D. Logits, the
 64 MiB in all, because the loss is computed in tiles (`training.cross_entropy`).
 
 The optimizer steps after the activations are freed. With `pure_bf16` it handles at most 2^24 elements of a tensor at a time and
-holds fp32 copies of the gradient, both moments, the weight and the random bits: 20 bytes per element. So the peak has either the
-activations and compute copies, or these copies, whichever is larger.
+holds fp32 copies of the gradient, both moments, the weight and the random bits: 20 bytes per element.
 
 Compute copies are an upper bound in sharded training: 10 bytes per parameter of the largest block in bf16 (gathered weights 2,
 gradients 2, gradients that are reduced in fp32 4, prefetched weights of the next block 2), and 12 in fp32.
@@ -62,8 +61,9 @@ class Memory(BaseModel):
 
     `compute_copies` are copies of weights in the dtype of the forward pass. An unsharded model that is stored in fp32 and
     multiplied in bf16 has copies of all weights. A sharded model has copies of the largest block and of its gradients.
-    `optimizer_step` is the part of the optimizer's temporary memory that exceeds `activations` and `compute_copies`, which are
-    freed before it.
+    The peak is in the backward pass or in the optimizer's step, after `activations` and `compute_copies` are freed. The parts are
+    those of the larger of the two. With one micro-batch per step, the backward pass has no gradients yet when it begins, but the
+    head's, and frees activations as fast as it makes gradients.
     `overhead` is an assumption: 1 GiB for the CUDA context and library workspaces, and 5 % for fragmentation.
     """
 
@@ -116,12 +116,18 @@ def worker_memory(
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family, architecture, width, residual=4 if autocast else width, checkpointing=optimizer.gradient_checkpointing)
-    stepping = _step_bytes(optimizer, architecture, parameters, workers)
-    step = max(0, stepping - activations - copies)
-    held = weights + gradients + optimizer_state + copies + activations + step
-    return Memory(
-        weights=weights, gradients=gradients, optimizer=optimizer_state, activations=activations, compute_copies=copies,
-        optimizer_step=step, overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * held))
+    gradient_bytes, largest = _STATE_BYTES[optimizer.state][1], -(-parameters.largest_tensor // workers)
+    is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
+    early = gradient_bytes * largest if is_only_pass else gradients     # when the backward pass begins
+    # A later pass makes a whole new gradient of a tensor before it adds it to the one that exists; sharded, that is a compute copy.
+    added = 0 if is_only_pass or workers > 1 else gradient_bytes * largest
+    step = _step_bytes(optimizer, architecture, parameters, workers)
+    in_backward = early + added + activations + copies > gradients + step
+    parts = {
+        "weights": weights, "gradients": early + added if in_backward else gradients, "optimizer": optimizer_state,
+        "activations": activations if in_backward else 0, "compute_copies": copies if in_backward else 0,
+        "optimizer_step": 0 if in_backward else step}
+    return Memory(**parts, overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * sum(parts.values())))
 
 
 def _matrices(parameters: Parameters) -> int:

@@ -153,9 +153,12 @@ def test_state_bytes_per_parameter(precision, sizes, workers):
     shape = Architecture()
     total = count_parameters("qwen3_moe", shape, 1000).total
     memory = worker_memory(
-        "qwen3_moe", shape, 1000, Optimizer(precision=precision), sequence_length=1024, gpu=1, workers=workers)
+        "qwen3_moe", shape, 1000, Optimizer(precision=precision, gradient_checkpointing=True, micro_batch=1), sequence_length=64,
+        gpu=1, workers=workers)
     assert total % workers == 0
-    assert (memory.weights, memory.gradients, memory.optimizer) == tuple(size * total // workers for size in sizes)
+    weights, gradients, moments = (size * total // workers for size in sizes)
+    assert (memory.weights, memory.optimizer) == (weights, moments)
+    assert memory.gradients >= gradients, "with one tensor's new gradient in a later pass"
     assert memory.total == sum(memory.parts.values())
 
 
@@ -228,7 +231,7 @@ def test_two_billion_parameters_in_fp32_do_not_fit_24_gb_and_the_remedy_makes_th
     assert not stage.fits
     assert not plan.fits
     state = stage.memory.weights + stage.memory.gradients + stage.memory.optimizer
-    assert state == 16 * stage.parameters.total > 24 * GIB
+    assert state == 16 * stage.parameters.total + 4 * stage.parameters.largest_tensor > 24 * GIB
     assert stage.remedy.settings == ("submodels.optimizer.precision=pure_bf16",)
 
 
@@ -495,5 +498,5 @@ def test_a_submodel_of_qwen3_30b_fits_a_card_of_24_gb_without_recomputation():
     optimizer = Optimizer(precision="pure_bf16", batch_tokens=512, micro_batch=1)
     found = worker_memory("qwen3_moe", shape, 151_936, optimizer, sequence_length=512, gpu=1)
     assert found.total < 24 * GIB
-    assert found.optimizer_step == 0, "the activations, which are freed before, take more than 320 MiB"
+    assert (found.activations, found.optimizer_step) == (0, 20 << 24), "the peak is in the optimizer's step"
     assert found.total == sum(found.parts.values())

@@ -1,0 +1,158 @@
+"""Peak memory of sub-models of published checkpoints, at their true shapes, against the plan.
+
+A training step runs on FakeTensors: every operation with its true shapes and dtypes, but no memory and no arithmetic. Experts take
+the path of GPUs. `make test-fake` runs all cases.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
+from moedisco_ray.models import hf_config, speed
+from moedisco_ray.plan.memory import GIB, worker_memory
+from moedisco_ray.training import TrainJob, World, muon
+from moedisco_ray.training import optimizer as optimizer_module
+from moedisco_ray.training.batches import MicroBatch
+from moedisco_ray.training.sharding import _configured
+from moedisco_ray.training.stepper import Stepper
+
+pytestmark = pytest.mark.timeout(300)
+CHECKPOINTS: dict[str, tuple[FamilyName, int, Architecture]] = {
+    "OLMoE-1B-7B": ("olmoe", 50_304, Architecture(
+        hidden_size=2048, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1024,
+        num_experts=64, num_experts_per_tok=8)),
+    "Qwen1.5-MoE-A2.7B": ("qwen2_moe", 151_936, Architecture(
+        hidden_size=2048, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1408,
+        shared_expert_intermediate_size=5632, num_experts=60, num_experts_per_tok=4)),
+    "Qwen3-30B-A3B": ("qwen3_moe", 151_936, Architecture(
+        hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
+        moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8)),
+    "Mixtral-8x7B": ("mixtral", 32_000, Architecture(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, moe_intermediate_size=14_336,
+        num_experts=8, num_experts_per_tok=2)),
+}
+SEQUENCE = 1024
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that exist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
+        return result
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.fixture(autouse=True)
+def path_of_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run experts as GPUs do, and let optimizers count their steps without reading a tensor."""
+    usual = ALL_EXPERTS_FUNCTIONS[speed._IMPLEMENTATION]
+    ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, speed.grouped_experts)
+    for module in (optimizer_module, muon):
+        monkeypatch.setattr(module, "int", lambda _: 1, raising=False)
+    yield
+    ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, usual)
+
+
+def fake_model(family: FamilyName, architecture: Architecture, vocabulary: int, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose tensors have shapes but no memory; call it under `FakeTensorMode`, with an empty model on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(hf_config(family, architecture, vocabulary, SEQUENCE, 0), dtype=dtype)
+
+
+def measured(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer) -> int:
+    """Peak bytes of two training steps."""
+    model = fake_model(family, architecture, vocabulary, torch.bfloat16 if recipe.state == "bf16" else torch.float32)
+    routes = architecture.num_experts > 1
+    job = TrainJob(
+        stage="submodels", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
+        sequence_length=SEQUENCE, optimizer=recipe, checkpoint_every=None, load_balance=0.01 * routes, z_loss=0.001 * routes)
+    with FakeTensorMode(), LiveBytes() as live, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    real = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+                    module._parameters[name] = kept.setdefault(id(parameter), real)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        step = Stepper(_configured(model, recipe), job, World())
+        count = recipe.batch_tokens // SEQUENCE
+        size = recipe.micro_batch or count
+        tokens = torch.zeros(count, SEQUENCE, dtype=torch.long)
+        for _ in range(2):
+            step(MicroBatch(part, part, None) for part in tokens.split(size))
+    return live.peak
+
+
+def check(checkpoint: str, experts: int, tokens: int, **recipe: Any) -> None:
+    family, vocabulary, whole = CHECKPOINTS[checkpoint]
+    sizes = whole.model_copy(update={"num_experts": experts, "num_experts_per_tok": min(experts, whole.num_experts_per_tok)})
+    optimizer = Optimizer(batch_tokens=tokens, **recipe)
+    plan = worker_memory(family, sizes, vocabulary, optimizer, sequence_length=SEQUENCE, gpu=1)
+    found = measured(family, sizes, vocabulary, optimizer)
+    planned = plan.total - plan.overhead
+    shown = {name: round(size / GIB, 2) for name, size in plan.parts.items()}
+    assert planned == pytest.approx(found, rel=0.05), f"measured {found / GIB:.2f} GiB, planned {planned / GIB:.2f}: {shown}"
+
+
+def test_a_submodel_of_olmoe_takes_what_the_plan_says() -> None:
+    check("OLMoE-1B-7B", 1, 2 * SEQUENCE, precision="pure_bf16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    checkpoint: str
+    experts: int
+    sequences: int
+    recipe: dict[str, Any]
+
+
+CASES = [
+    Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16"}),
+    Case("OLMoE-1B-7B", 4, 3, {"precision": "pure_bf16", "micro_batch": 1}),
+    Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16", "gradient_checkpointing": True}),
+    Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16", "name": "muon"}),
+    Case("OLMoE-1B-7B", 1, 2, {"precision": "fp32"}),
+    Case("OLMoE-1B-7B", 4, 2, {"precision": "bf16"}),
+    Case("Qwen1.5-MoE-A2.7B", 4, 2, {"precision": "pure_bf16"}),
+    Case("Qwen3-30B-A3B", 4, 1, {"precision": "pure_bf16"}),
+    Case("Qwen3-30B-A3B", 4, 2, {"precision": "pure_bf16", "micro_batch": 1, "gradient_checkpointing": True}),
+    Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16"}),
+]
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, (case.checkpoint, case.experts, *case.recipe.values()))))
+def test_submodels_of_every_checkpoint_take_what_the_plan_says(case: Case) -> None:
+    check(case.checkpoint, case.experts, case.sequences * SEQUENCE, **case.recipe)
