@@ -7,8 +7,10 @@ form, which other tools can read.
 
 from __future__ import annotations
 
+import ctypes
 import json
-from collections.abc import Iterator, Mapping
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_AHEAD = 64
+"""Tensors that a stream reads ahead: enough for a disk, and few enough for the page cache."""
 BACKBONE = "backbone"
 """Name of a directory with the tensors that the model directories next to it have in common."""
 
@@ -51,6 +55,20 @@ class Checkpoint(Mapping[str, Tensor]):
             return file.get_tensor(place.key)
         stored = file.get_slice(place.key)
         return stored[place.index(tuple(stored.get_shape()))]
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Let the system read tensors into its page cache now: reading a mapped file page by page on access is slow."""
+        for stored in {self._places[key].key for key in keys}:
+            advise_soon(self._files[stored].get_tensor(stored))
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors in order; the files are read ahead."""
+        keys, announced = list(self), 0
+        for number, key in enumerate(keys):
+            if number >= announced - _AHEAD // 2:
+                self.read_ahead(keys[announced:announced + _AHEAD])
+                announced += _AHEAD
+            yield key, self[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -162,6 +180,15 @@ def weight_files(directory: Path) -> list[Path]:
             "checkpoint", str(pickled[0]), "pickled weights run code when they are read; convert them to safetensors "
             "(load the model once where you trust it and call save_pretrained)")
     raise CheckpointError("checkpoint", str(directory), f"holds neither {SINGLE} nor {INDEX}")
+
+
+def advise_soon(tensor: Tensor) -> None:
+    """Announce that a tensor of a mapped file is needed soon; without effect where the system has no such call."""
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    if advise is not None and tensor.nbytes:
+        length = tensor.data_ptr() + tensor.nbytes - start
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)
 
 
 def open_file(path: Path) -> Any:

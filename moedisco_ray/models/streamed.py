@@ -23,7 +23,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.read_roots import check_folder
-from moedisco_ray.models.checkpoint import open_checkpoint
+from moedisco_ray.models.checkpoint import Checkpoint, open_checkpoint
 from moedisco_ray.models.checks import check_complete
 from moedisco_ray.models.families import PARTS, Part
 from moedisco_ray.models.hf import canonical_shapes, moe_blocks, skeleton
@@ -135,6 +135,12 @@ class _Weights:
     def stored(self, key: str) -> Tensor:
         return self._tensors[EMBEDDING if key == _HEAD and key not in self._tensors else key]
 
+    def read_ahead(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Read tensors of the model in memory, named with their shapes, into the page cache, if they are stored in files."""
+        if isinstance(self._tensors, Checkpoint):
+            stored = (name for key, shape in shapes.items() for name in self.names.stored_tensors(key, shape))
+            self._tensors.read_ahead(name for name in stored if name in self._tensors)
+
     def read(self, key: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor of the model in memory; a stack of experts is filled from one tensor per expert."""
         target = torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -158,7 +164,9 @@ class _LoadedPart:
         module.register_forward_hook(self._after, always_call=True)
 
     def load(self) -> None:
-        state = {name: self._weights.read(self._prefix + name, tuple(p.shape)) for name, p in self._module.named_parameters()}
+        shapes = {self._prefix + name: tuple(p.shape) for name, p in self._module.named_parameters()}
+        self._weights.read_ahead(shapes)
+        state = {name.removeprefix(self._prefix): self._weights.read(name, shape) for name, shape in shapes.items()}
         self._module.load_state_dict(state, assign=True)
         self.is_loaded = True
 

@@ -148,7 +148,7 @@ def _write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | No
             _link(path, directory / path.name)
         write_config(directory, trained.config)
     else:
-        tensors = ((key, tensor if dtype is None else tensor.to(dtype)) for key, tensor in trained.items())
+        tensors = ((key, tensor if dtype is None else tensor.to(dtype)) for key, tensor in trained.stream())
         write_checkpoint(directory, tensors, trained.config, layout=trained.layout(dtype))
     check_classic(stored_names(directory), trained.model_map)
 

@@ -19,8 +19,8 @@ from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import same_bits
 
 BackboneRule = Literal["uniform", "token_weighted"]
-_CHUNK = 1 << 22
-"""Elements of all sub-models that are combined at a time: 32 MB in float64."""
+_CHUNK = 1 << 18
+"""Elements of all sub-models that are combined at a time: few enough for a processor's cache (2 MB in float64)."""
 
 
 def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:

@@ -61,7 +61,9 @@ def build_merged(
     layers: list[dict[str, Any]] = []
 
     def joined() -> Iterator[tuple[str, Tensor]]:
+        read_ahead = _ReadAhead([*opened, origin])
         for tensor, entry in merge(opened, origin, model_map, weights):
+            read_ahead.at(model_map.classify(entry.key).layer)
             reports.append(entry)
             advance(1)
             yield entry.key, tensor
@@ -99,3 +101,23 @@ def merged_layout(submodels: Sequence[Checkpoint], config: Mapping[str, Any]) ->
     check_complete(dtypes, shapes)
     check_experts(dtypes, names, expert_count(config))
     return {key: Stored(shape, dtypes[key]) for key, shape in shapes.items()}
+
+
+class _ReadAhead:
+    """Reads each layer of some checkpoints into the page cache while the layer before it is joined."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self._checkpoints = checkpoints
+        self._announced = -1
+        self._keys: dict[int | None, list[str]] = {}
+        for key in checkpoints[0]:      # all sub-models have the same names
+            self._keys.setdefault(checkpoints[0].model_map.classify(key).layer, []).append(key)
+
+    def at(self, layer: int | None) -> None:
+        """Announce the layer after this one, unless that is done."""
+        following = 0 if layer is None else layer + 1
+        if following <= self._announced:
+            return
+        self._announced = following
+        for stored in self._checkpoints:
+            stored.read_ahead(key for key in self._keys.get(following, ()) if key in stored)
