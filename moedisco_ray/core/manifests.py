@@ -50,13 +50,13 @@ def upload(remote: Remote, files: Iterable[Path], root: Path, prefix: str) -> En
 
 
 def download(remote: Remote, wanted: Mapping[Path, Entry]) -> None:
-    """Download and check the files whose size is not that of their entry."""
+    """Download and check files."""
     def one(item: tuple[Path, Entry]) -> None:
         path, entry = item
         remote.download(entry.object, path, entry.size, entry.sha256)
 
     with ThreadPoolExecutor(_TRANSFERS, thread_name_prefix="download") as threads:
-        list(threads.map(one, [(path, entry) for path, entry in wanted.items() if not has_size(path, entry.size)]))
+        list(threads.map(one, wanted.items()))
 
 
 def attempt_of(name: str) -> str:

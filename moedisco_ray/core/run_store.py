@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moedisco_ray.core.artifacts import OnDisk, write_text
+from moedisco_ray.core.cache import make_room, note_uploaded, pinned
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import Location, is_uri, working_directory
 from moedisco_ray.core.manifests import (
@@ -99,10 +100,25 @@ class RunStore:
         Raises:
             StorageError: The URI does not respond, or an object is damaged.
         """
-        if self.is_remote:
-            for name in filter(None, map(self.name_of, paths)):
+        with self.using(*paths):
+            pass
+
+    @contextlib.contextmanager
+    def using(self, *paths: Path) -> Iterator[None]:
+        """Like `fetch`, and keep the files in the working copy until the block ends.
+
+        Raises:
+            StorageError: The URI does not respond, or an object is damaged.
+        """
+        names = [name for name in map(self.name_of, paths) if name is not None] if self.is_remote else []
+        with pinned(self.home, map(self._unit, names)):
+            missing = False
+            for name in names:
                 with self._locked(self._owner(name) or name):
-                    self._fetch(name)
+                    missing |= self._fetch(name)
+            if missing:
+                make_room(self.home.parent)
+            yield
 
     def publish(self, *paths: Path) -> None:
         """Upload files or directories that this process has written, completely and for good.
@@ -126,7 +142,9 @@ class RunStore:
             else:
                 self.remote.upload(path, name)
         for draft, files in drafts.items():
-            self._write_receipt(draft, upload(self.remote, files, self.directory / draft, draft))
+            entries = upload(self.remote, files, self.directory / draft, draft)
+            self._write_receipt(draft, entries)
+            note_uploaded(self.home, draft, (entry.object for entry in entries.values()))
 
     def files(self, directory: Path, suffix: str = "") -> list[Path]:
         """Paths of the files in a directory with this ending, sorted, whether they are present in the working copy or not."""
@@ -257,24 +275,34 @@ class RunStore:
             return None
         return name if top == CHECKPOINTS else top
 
-    def _fetch(self, name: str) -> None:
+    def _unit(self, name: str) -> str:
+        """What a name belongs to in the cache."""
+        return attempt_of(name) if name.startswith(f"{OBJECTS}/") else self._owner(name) or name
+
+    def _fetch(self, name: str) -> bool:
+        """Fetch the files with or below a name; returns whether any was missing."""
         owner = self._owner(name)
         content = None if owner is None else self.remote.read(f"{owner}/{MANIFEST}")
         if owner is None or content is None:
-            self._fetch_loose(name)
-            return
+            return self._fetch_loose(name)
         self.renew(owner, content)
         below = f"{name}/"[len(owner) + 1:]
         wanted = {
             self.directory / owner / each: entry for each, entry in entries_of(content).items()
             if not below or each.startswith(below) or f"{each}/" == below}
-        download(self.remote, wanted)
+        missing = {path: entry for path, entry in wanted.items() if not has_size(path, entry.size)}
+        download(self.remote, missing)
+        return bool(missing)
 
-    def _fetch_loose(self, name: str) -> None:
+    def _fetch_loose(self, name: str) -> bool:
         draft = name.startswith(f"{OBJECTS}/")      # files of a draft never change
-        for each, size in self.remote.list(name).items():
-            if not (draft and has_size(self.directory / each, size)):
-                self.remote.download(each, self.directory / each)
+        found = self.remote.list(name)
+        missing = [each for each, size in found.items() if not (draft and has_size(self.directory / each, size))]
+        for each in missing:
+            self.remote.download(each, self.directory / each)
+        if draft and missing:
+            note_uploaded(self.home, attempt_of(name), missing)
+        return bool(missing)
 
     def renew(self, owner: str, content: bytes) -> None:
         """Drop the files of an earlier version of a committed directory."""

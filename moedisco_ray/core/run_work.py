@@ -65,8 +65,10 @@ class _Call(Generic[T]):
     call: Callable[[], T]
 
     def __call__(self) -> T:
-        self.store.fetch(*self.files.reads)
-        result = self.call()
+        for path in self.files.writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with self.store.using(*self.files.reads):
+            result = self.call()
         self.store.publish(*self.files.writes)
         return result
 
@@ -91,8 +93,8 @@ class _Each(Generic[I, T]):
     writes: Callable[[T], Sequence[Path]] | None
 
     def __call__(self, item: I) -> T:
-        self.store.fetch(*self.also, *self.store.paths_in(item))
-        result = self.function(item)
+        with self.store.using(*self.also, *self.store.paths_in(item)):
+            result = self.function(item)
         self.store.publish(*(self.store.paths_in(result) if self.writes is None else self.writes(result)))
         return result
 

@@ -6,6 +6,7 @@ driver stores the progress in `submodel_progress.json`, next to the checkpoints,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 
 from moedisco_ray.backend import Trained
 from moedisco_ray.core.artifacts import read_json, write_json
-from moedisco_ray.core.errors import DivergedError, TrainingError
+from moedisco_ray.core.errors import DivergedError, StorageError, TrainingError
 from moedisco_ray.policies.ordering import Remaining, calibration
 from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict, contribution, decide
 from moedisco_ray.training import TrainJob, TrainResult, read_partial_result
@@ -133,6 +134,8 @@ class SubmodelProgress:
             write_json(self._path, {
                 "seconds": self.seconds, "ended": self._ended, "speeds": self._speeds, "held": self._count(held()),
                 "walls": self._walls})
+            with contextlib.suppress(StorageError):     # not fatal: the next save follows
+                self._jobs[0].store.publish(self._path)
 
     def _count(self, held: Held) -> dict[str, dict[str, float]]:
         """Worker-seconds over all drivers; those since the last count, divided by the workers, are added to the wall times."""

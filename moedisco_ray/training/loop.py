@@ -79,7 +79,8 @@ def train_in_turns(
     recorded = finished_result(job)
     if recorded is not None:
         return recorded
-    result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour)
+    with job.store.using(*job.reads):
+        result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour)
     if result.finished and job.drop_checkpoints and world.rank == 0:
         drop_checkpoints(job, result)
     return result
@@ -89,7 +90,6 @@ def _train_in_turns(
     job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], *, on_step: Callable[[int], None],
     losses_per_hour: Callable[[], float] | None,
 ) -> Generator[None, None, TrainResult]:
-    job.store.fetch(*job.reads)
     model = trainable(job.model, job.optimizer, world)
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:

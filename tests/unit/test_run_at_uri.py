@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from elsewhere import Elsewhere
 from pinned_runs import config_of, results
 from s3_standin import s3_server
 from typer.testing import CliRunner
@@ -22,7 +23,7 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,19 @@ def test_a_run_at_a_uri_moves_from_machine_to_machine_with_the_same_bits(
     assert shown.exit_code == drawn.exit_code == 0, (shown.output, drawn.output)
     assert "finetune" in shown.output
     assert store.read("figures/loss.png") is not None or "figures" in drawn.output
+
+
+def test_work_on_machines_that_share_nothing_gives_the_same_bits(
+    at_uri: RunConfig, expected: dict[str, object], tmp_path: Path,
+) -> None:
+    with Elsewhere(tmp_path / "others") as backend:
+        directory = pipeline.run(at_uri, backend=backend)
+    held = {path.relative_to(directory).parts[0] for path in directory.rglob("*.safetensors")}
+    assert not held & {"merged", "finetuned", "model"}      # the driver's machine reads the seed, for clusters, and sync points
+    RunStore.of(at_uri.location).fetch(directory / "model", directory / "report.json")
+    found = results(directory)
+    assert found["weights"] == expected["weights"]
+    assert found["perplexity"] == expected["perplexity"]
 
 
 def results_of_report(report: object) -> dict[str, list[float]]:

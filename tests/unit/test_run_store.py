@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s3_standin import s3_server
 
-from moedisco_ray.core import lease
+from moedisco_ray.core import cache, lease
 from moedisco_ray.core.artifacts import commit, is_done
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import ConfigError, RunDirError, RunError, StorageError
@@ -282,3 +284,47 @@ def test_a_job_of_a_run_at_a_path_is_sent_as_it_is(tmp_path: Path) -> None:
     arrived = pickle.loads(pickle.dumps(sent))
     assert arrived == sent
     assert arrived.store == store
+
+
+def test_what_was_not_used_for_longest_is_dropped_and_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache, "_RECENT_SECONDS", 0.0)
+    monkeypatch.setenv(CACHE, str(tmp_path / "driver"))
+    monkeypatch.setenv(cache.LIMIT, "0.0004")       # 400 kB
+    store = RunStore.of(f"file://{tmp_path}/bucket/run")
+    for name in ("old", "used", "pinned"):
+        with commit(store.directory / name, "1", store) as draft:
+            write(draft.path, {"data": bytes(100_000)})
+    names = [store.directory / name for name in ("old", "used", "pinned")]
+    store.fetch(*names)
+    for age, path in enumerate(names):
+        moment = time.time() - 1000 + age
+        os.utime(store.home / "used" / path.name, (moment, moment))
+    with commit(store.directory / "new", "1", store) as draft:
+        write(draft.path, {"data": bytes(150_000)})
+        unsent = write(store.directory / "objects" / "next-1", {"unsent": bytes(1000)})
+        with store.using(names[2]):
+            os.utime(store.home / "used" / "pinned", (1, 1))
+            cache.make_room(store.home.parent)
+    assert [(path / "data").exists() for path in (*names, store.directory / "new")] == [False, True, True, True]
+    assert unsent[0].exists()
+    assert is_done(names[0], "1")
+    monkeypatch.setenv(cache.LIMIT, "1")
+    store.fetch(names[0])
+    assert (names[0] / "data").stat().st_size == 100_000
+
+
+def test_files_of_a_draft_are_dropped_once_they_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_RECENT_SECONDS", 0.0)
+    monkeypatch.setenv(CACHE, str(tmp_path / "worker"))
+    monkeypatch.setenv(cache.LIMIT, "0")
+    store = RunStore.of(f"file://{tmp_path}/bucket/run")
+    sent, unsent = write(store.directory / "objects" / "corpus-1", {"sent": b"1", "unsent": b"2"})
+    store.publish(sent)
+    cache.make_room(store.home.parent)
+    assert not sent.exists()
+    assert unsent.exists()
+    monkeypatch.setenv(cache.LIMIT, "1")
+    store.fetch(sent)
+    assert sent.read_bytes() == b"1"

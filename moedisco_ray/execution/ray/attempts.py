@@ -6,6 +6,7 @@ retries nothing here. `policies.retrying` decides what follows, and a training t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from moedisco_ray.core.errors import NotFiniteError, PoolError, StorageError
 from moedisco_ray.core.locations import first_line
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray.causes import FULL, dead_nodes, end_of, failures_of, last_line, unwrapped
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, relaying_stops
 from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterResourcesError
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.train_callbacks import SlotReporter
@@ -41,7 +42,7 @@ class AttemptContext:
     Attributes:
         run: Prefix of the Ray Train runs' names.
         placement: Pool and number of the workers.
-        directory: Directory of Ray Train's own state; all nodes must see it.
+        directory: Directory of the driver's files about these trainings.
         stop_files: The attempts end as soon as one of these files exists.
         mailbox: Carries the workers' events to the driver.
         seats: The run's warm processes that hold a slot each; a training with one worker runs in one of them. None: the training
@@ -76,10 +77,13 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     mailbox = context.mailbox
     dead_before = dead_nodes()
     attempt_id = mailbox.begin_attempt(job.name)
+    # Without a shared directory, workers cannot see the stop files.
+    relaying = relaying_stops(mailbox, attempt_id, context.stop_files) if job.store.is_remote else contextlib.nullcontext()
     try:
-        failures = (
-            _fit_gang(job, context, attempt_id) if context.seats is None
-            else _train_on_seat(job, context, attempt_id, context.seats))
+        with relaying:
+            failures = (
+                _fit_gang(job, context, attempt_id) if context.seats is None
+                else _train_on_seat(job, context, attempt_id, context.seats))
         # The error that a worker returned is the cause; those of the other workers only report that they lost this worker.
         outcome = mailbox.outcome(job.name)
     except NotFiniteError as error:

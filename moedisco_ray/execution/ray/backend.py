@@ -145,7 +145,7 @@ def train_all(
     Args:
         jobs: The trainings; results come in their order.
         placement: Pool and number of the workers.
-        directory: Directory of the files that end the trainers, and of the jobs' progress; all nodes must see it.
+        directory: Directory of the files that end the trainers, and of the jobs' progress.
         emit: Receives the workers' events.
         stop: Ends the trainers, with checkpoints.
         quorum: How many jobs must finish, and how long to wait for the others.

@@ -1,13 +1,12 @@
 """The corpus stage on Ray Data: each reading task and each bucket task is a row of a data set.
 
-The tasks read and write files that all nodes see. Only their descriptions and reports, a few kilobytes each, pass through Ray: the
+The tasks read and write files of the run. Only their descriptions and reports, a few kilobytes each, pass through Ray: the
 object store stays empty for any corpus, and Ray repeats a task that died. The result does not depend on Ray Data's blocks, because
 all decisions about documents are in `moedisco_ray.stages.corpus`.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +16,8 @@ import ray.data
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.events import Emit, discard
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.run_work import unpickled
 from moedisco_ray.stages.corpus import build
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, 
 
     Args:
         config: The run's configuration.
-        directory: An empty directory that all nodes see.
+        directory: An empty directory of the run.
         blocks: Number of Ray Data blocks for the tasks; None: one per task. The result is the same.
         emit: Receives `stage_progress` events.
 
@@ -38,28 +39,32 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, 
     Raises:
         UserError: Raised by `corpus.build`.
     """
+    store = RunStore.of(config.location)
+
     def on_ray_data(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        return _map_tasks(f"{config.name}-corpus", function, items, blocks)
+        return _map_tasks(f"{config.name}-corpus", function, items, blocks, store)
 
     return build(config, directory.absolute(), on_ray_data, emit=emit)
 
 
-def _map_tasks(name: str, function: Callable[[T], R], items: Sequence[T], blocks: int | None) -> Iterator[R]:
-    rows = [{"task": pickle.dumps((function, item))} for item in items]
+def _map_tasks(
+    name: str, function: Callable[[T], R], items: Sequence[T], blocks: int | None, store: RunStore,
+) -> Iterator[R]:
+    rows = [{"task": store.dumps((store, function, item))} for item in items]
     tasks = ray.data.from_items(rows, override_num_blocks=min(blocks or len(rows), len(rows)))
     mapped = tasks.map(_run_task)
     mapped.set_name(name)
     for row in mapped.iter_rows():
-        outcome = pickle.loads(row["outcome"])  # noqa: S301  # written by our own task
+        outcome = unpickled(row["outcome"])
         if isinstance(outcome, MoeDiscoError):
             raise outcome
         yield outcome
 
 
 def _run_task(row: dict[str, bytes]) -> dict[str, bytes]:
-    function, item = pickle.loads(row["task"])  # noqa: S301  # written by our own driver
+    store, function, item = unpickled(row["task"])
     try:
         outcome = function(item)
     except MoeDiscoError as error:
         outcome = error     # returned, not raised: Ray would wrap it in a traceback and repeat the task
-    return {"outcome": pickle.dumps(outcome)}
+    return {"outcome": store.dumps(outcome)}

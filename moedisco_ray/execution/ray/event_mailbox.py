@@ -21,10 +21,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 _LOSS_RATE_SECONDS = 60.0
 """Interval at which a worker reads the run's rate of lost workers (s)."""
+_STOP_SECONDS = 1.0
+"""Interval at which a stop request is looked for, by the driver and by a worker (s)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,7 @@ class _MailboxActor:
         self._groups: dict[str, PlacementGroup] = {}
         self._actors: dict[str, ActorHandle] = {}
         self._losses = 0
+        self._ending: set[str] = set()
 
     def push(self, event: Event, attempt: str | None = None) -> None:
         self._events.append(event)
@@ -134,6 +138,12 @@ class _MailboxActor:
 
     def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         return {unit: self._statuses[unit] for unit in units}
+
+    def end(self, attempt: str) -> None:
+        self._ending.add(attempt)
+
+    def is_ending(self, attempt: str) -> bool:
+        return attempt in self._ending
 
     def count_loss(self) -> None:
         self._losses += 1
@@ -289,13 +299,62 @@ def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> 
         forwarder.result()
 
 
+@dataclasses.dataclass(frozen=True)
+class _AttemptEmitter:
+    handle: ActorHandle
+    attempt: str
+
+    def __call__(self, event: Event) -> None:
+        self.handle.push.remote(event, self.attempt)
+
+
 def attempt_emitter(handle: ActorHandle, attempt: str) -> Emit:
     """An `Emit` for a worker of an attempt; it does not wait for delivery."""
+    return _AttemptEmitter(handle, attempt)
 
-    def emit(event: Event) -> None:
-        handle.push.remote(event, attempt)
 
-    return emit
+@contextlib.contextmanager
+def relaying_stops(mailbox: EventMailbox, attempt: str, stop_files: Sequence[StopFile]) -> Iterator[None]:
+    """Until the block ends, ask an attempt to end, through the mailbox, once a file on the driver's machine exists."""
+    ended = threading.Event()
+
+    def relay() -> None:
+        while not ended.wait(_STOP_SECONDS):
+            if any(stop.requested for stop in stop_files):
+                mailbox.handle.end.remote(attempt)
+                return
+
+    thread = threading.Thread(target=relay, name="stops", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def stop_reader(handle: ActorHandle, attempt: str, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+    """A function that returns whether an attempt has been asked to end through the mailbox, without blocking training.
+
+    Args:
+        handle: The run's mailbox actor.
+        attempt: Id of the attempt.
+        clock: Returns seconds.
+    """
+    ending, asked_at = False, float("-inf")
+    answers: list[Any] = []
+
+    def requested() -> bool:
+        nonlocal ending, asked_at
+        if answers and ray.wait(answers, timeout=0)[0]:
+            with contextlib.suppress(RayActorError):    # the mailbox is gone; sending the next event ends the worker
+                ending = ray.get(answers.pop()) or ending
+        if not answers and not ending and clock() - asked_at >= _STOP_SECONDS:
+            asked_at = clock()
+            answers.append(handle.is_ending.remote(attempt))
+        return ending
+
+    return requested
 
 
 def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:

@@ -48,6 +48,7 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
         path = _path(job)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, dataclasses.asdict(decision.history))
+        job.store.publish(path)
     return decision
 
 

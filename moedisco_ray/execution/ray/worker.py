@@ -20,7 +20,7 @@ from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import ray_internals
-from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, loss_rate_reader
+from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, loss_rate_reader, stop_reader
 from moedisco_ray.execution.ray.train_reports import TrainReports
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
@@ -36,7 +36,7 @@ def train_on_seat(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorH
 
     Args:
         job: The training.
-        stop_files: Each of them ends the training, with a checkpoint, once it exists.
+        stop_files: Each of them ends the training, with a checkpoint, once it exists; of a run at a URI, the mailbox does.
         mailbox: Receives events and the outcome.
         attempt_id: Id of the attempt in the mailbox.
         name: Name of the Ray Train run.
@@ -65,11 +65,12 @@ def train_on_worker(
             "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
             "node": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}))
     preempted = _preemption_check(world)
+    asked_to_end = stop_reader(mailbox, attempt_id) if job.store.is_remote else lambda: any(stop.requested for stop in stop_files)
 
     def should_stop() -> bool:
         if in_gang:
             reports.send_if_due()
-        return any(stop.requested for stop in stop_files) | preempted()
+        return asked_to_end() | preempted()
 
     with _reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
         try:
@@ -120,6 +121,8 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
     finally:
         root.removeHandler(handler)
         handler.close()
+        with contextlib.suppress(MoeDiscoError):    # a log is no reason to fail
+            job.store.publish(job.logs / f"{job.name}.{world.rank}.log")
 
 
 @contextlib.contextmanager

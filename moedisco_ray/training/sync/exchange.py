@@ -26,7 +26,7 @@ from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_js
 from moedisco_ray.core.config import Outer
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.run_store import SHARED, RunStore
-from moedisco_ray.models import Checkpoint, open_checkpoint, write_checkpoint
+from moedisco_ray.models import BACKBONE, Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.sync_points import SyncMembers, token_weights
 from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 
@@ -119,7 +119,7 @@ def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer
         RunDirError: The disk is full.
     """
     folder, previous = _folder(directory, number), _folder(directory, number - 1)
-    before_files = [start] if number == 1 else [previous / "backbone", previous / "momentum"]
+    before_files = [start, start.parent / BACKBONE] if number == 1 else [previous / "backbone", previous / "momentum"]
     store.fetch(*(folder / "members" / name for name in ready.members), *before_files)
     members = [open_checkpoint(folder / "members" / name) for name in ready.members]
     tokens = [MemberRecord(**read_json(folder / "members" / name / _MEMBER)).tokens for name in ready.members]

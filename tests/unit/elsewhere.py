@@ -1,0 +1,119 @@
+"""A backend whose work runs in other processes, each with a cache of its own, as on machines that share nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from moedisco_ray.backend import Placement, Trained
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Emit, StageProgress, discard
+from moedisco_ray.core.locations import CACHE
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.run_work import Files, on_files, unpickled
+from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.policies.quorum import ALL, Quorum
+from moedisco_ray.stages import corpus
+from moedisco_ray.stages.clustering.build import build_clusters
+from moedisco_ray.stages.clustering.store import embed_parts
+from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train
+
+
+def _begin(folder: Path) -> None:
+    os.environ[CACHE] = str(folder / str(os.getpid()))
+    torch.set_num_threads(1)
+
+
+def _run(data: bytes) -> bytes:
+    store, call = unpickled(data)
+    result: bytes = store.dumps(call())
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    function: Callable[[Any], Any]
+    item: Any
+
+    def __call__(self) -> Any:
+        return self.function(self.item)
+
+
+def _train(job: TrainJob) -> TrainResult:
+    return train(job, World(), discard, lambda: False)
+
+
+class Elsewhere(LocalBackend):
+    """Two such processes.
+
+    Args:
+        folder: Folder of their caches.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._processes = ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _begin, (folder,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._processes.shutdown()
+
+    def _submit(self, store: RunStore, call: Callable[[], Any]) -> Future[bytes]:
+        return self._processes.submit(_run, store.dumps((store, call)))
+
+    def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
+        return corpus.build(config, directory, _Mapped(self, config).each, emit=emit)
+
+    def build_clusters(
+        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+    ) -> dict[str, Any]:
+        return build_clusters(config, corpus_dir, model, directory, _Mapped(self, config), emit=emit)
+
+    def call(self, pool: Any, emit: Emit, stop: StopFile, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return unpickled(self._submit(function.store, function).result())
+
+    def reachable(self, emit: Emit) -> contextlib.nullcontext[Emit]:
+        return contextlib.nullcontext(discard)
+
+    def train_all(
+        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
+        quorum: Quorum = ALL,
+    ) -> list[Trained]:
+        coordinator = SyncCoordinator(jobs, emit)
+        running = [self._submit(job.store, _Item(_train, job)) for job in jobs]
+        while not all(future.done() for future in running):
+            members = coordinator.ready_members()
+            if members is not None:
+                coordinator.combine(members)
+            time.sleep(0.2)
+        return [Trained(unpickled(future.result()), 1.0, {"low_memory": 1.0}) for future in running]
+
+
+class _Mapped:
+    def __init__(self, backend: Elsewhere, config: RunConfig) -> None:
+        self._backend, self._store = backend, RunStore.of(config.location)
+
+    def each(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        futures = [self._backend._submit(self._store, _Item(function, item)) for item in items]
+        yield from (unpickled(future.result()) for future in futures)
+
+    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
+        halves = [part for part in (parts[::2], parts[1::2]) if part]
+        calls = [
+            on_files(
+                self._store, Files([*half, vectoriser], [directory / part.name for part in half]), embed_parts, half,
+                vectoriser=vectoriser, directory=directory, events=discard)
+            for half in halves]
+        for future in [self._backend._submit(self._store, call) for call in calls]:
+            future.result()
