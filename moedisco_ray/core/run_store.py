@@ -375,8 +375,7 @@ class _Pickler(pickle.Pickler):
         self.names: dict[str, None] = {}
 
     def reducer_override(self, value: Any) -> Any:
-        # The store itself is pickled with each path: its own location stays as it is.
-        inside = isinstance(value, Path) and value.is_absolute() and value != self._store.location
+        inside = self._store.is_remote and isinstance(value, Path) and value.is_absolute()
         name = self._store.name_of(value) if inside else None
         if name is None:
             return NotImplemented
