@@ -17,6 +17,7 @@ from moedisco_ray.cli.app import AsJson, Commands, ConfigPath, Overrides, output
 from moedisco_ray.cli.display import listener_for
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import is_uri
 
 app = typer.Typer(
     cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -39,6 +40,8 @@ def compare_arms(
     """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""
     checked = load_config(config, overrides or ())
     names = [name for name in arms.split(",") if name]
+    if is_uri(checked.output):
+        raise ConfigError("output", str(checked.output), "a comparison links its runs' files; name a directory")
     directory = output or Path(checked.output) / f"{checked.name}-compared"
     console = output_console()
     view = functools.partial(listener_for, console, as_json)

@@ -26,15 +26,21 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def server(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """HOST:PORT of an S3 server, for three nodes and the driver that each have a cache of their own."""
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """HOST:PORT of an S3 server; what starts later has its credentials."""
     monkeypatch.setenv(CACHE, str(tmp_path / "driver"))
     with s3_server("runs") as server:
-        for name, tags in NODES.items():
-            cluster.add_node(
-                num_cpus=2 if name == "cpu" else 0, resources=tags, object_store_memory=80_000_000,
-                env_vars={CACHE: str(tmp_path / name)})
         yield server
+
+
+@pytest.fixture
+def server(bucket: str, cluster: Cluster, tmp_path: Path) -> str:
+    """The server, once there are three nodes that, like the driver, have a cache of their own."""
+    for name, tags in NODES.items():
+        cluster.add_node(
+            num_cpus=2 if name == "cpu" else 0, resources=tags, object_store_memory=80_000_000,
+            env_vars={CACHE: str(tmp_path / name)})
+    return bucket
 
 
 def small(output: str) -> RunConfig:
