@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One-time set-up of a subscription for azure-spot.yaml: the resource group, the nodes' identity, and the head's persistent disk.
-#   azure-account.sh SUBSCRIPTION STORAGE_ACCOUNT CONTAINER
+# One-time set-up of a subscription for azure-spot.yaml: the resource group, the nodes' identity and role, and the head's persistent disk.
+#   azure-account.sh SUBSCRIPTION STORAGE_ACCOUNT CONTAINER      the container must exist, in another resource group
 #   azure-account.sh --ssh-from ADDRESSES        restricts ssh to these addresses; run it after `ray up`, which opens ssh to all
 set -euo pipefail
 group=moedisco location=eastus
@@ -14,7 +14,14 @@ az account set --subscription "$1"
 az group create --name $group --location $location
 identity=$(az identity create --name moedisco --resource-group $group --query principalId --output tsv)
 account=$(az storage account show --name "$2" --query id --output tsv)
-# May read one container; Ray's launcher makes the identity a contributor to this group only.
-az role assignment create --role "Storage Blob Data Reader" --assignee-object-id "$identity" --assignee-principal-type ServicePrincipal \
+# Azure's own roles that may write blobs may also delete their container. Ray's launcher makes the identity a contributor to this
+# group only.
+blobs=Microsoft.Storage/storageAccounts/blobServices/containers
+az role definition create --role-definition @- <<ROLE
+{"Name": "MoE-DisCo node", "Description": "Read, write, list and delete blobs", "AssignableScopes": ["${account%/providers/*}"],
+ "Actions": ["$blobs/read"],
+ "DataActions": ["$blobs/blobs/read", "$blobs/blobs/write", "$blobs/blobs/add/action", "$blobs/blobs/delete"]}
+ROLE
+az role assignment create --role "MoE-DisCo node" --assignee-object-id "$identity" --assignee-principal-type ServicePrincipal \
     --scope "$account/blobServices/default/containers/$3"
-az disk create --name moedisco-state --resource-group $group --zone 1 --size-gb 200 --sku Premium_LRS
+az disk create --name moedisco-state --resource-group $group --zone 1 --size-gb 32 --sku Premium_LRS

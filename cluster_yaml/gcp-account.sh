@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # One-time set-up of a project for gcp-spot.yaml: permissions, firewall, the head's persistent disk, and the image.
-#   gcp-account.sh PROJECT BUCKET SSH_FROM
+#   gcp-account.sh PROJECT BUCKET/FOLDER SSH_FROM      the bucket must exist, with uniform access; nodes use this folder only
 set -euo pipefail
-project=$1 bucket=$2 ssh_from=$3
+project=$1 folder=$2 ssh_from=$3
 region=us-central1 zone=us-central1-a
 export CLOUDSDK_CORE_PROJECT=$project CLOUDSDK_CORE_DISABLE_PROMPTS=1
 
 gcloud services enable compute.googleapis.com iam.googleapis.com cloudresourcemanager.googleapis.com
 
+# A role of a managed folder holds for the objects below it, and for listings of it.
+gcloud storage managed-folders create "gs://$folder/"
 for who in head worker; do
     gcloud iam service-accounts create "moedisco-$who" --display-name="MoE-DisCo $who"
-    gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role=roles/storage.objectViewer \
+    gcloud storage managed-folders add-iam-policy-binding "gs://$folder/" --role=roles/storage.objectUser \
         --member="serviceAccount:moedisco-$who@$project.iam.gserviceaccount.com"
 done
 # The head may only create and delete instances with their disks, and attach the worker's account to them.
@@ -44,7 +46,7 @@ gcloud compute networks subnets create moedisco --network=moedisco --region=$reg
 gcloud compute firewall-rules create moedisco-ssh --network=moedisco --allow=tcp:22 --source-ranges="$ssh_from"
 gcloud compute firewall-rules create moedisco-nodes --network=moedisco --allow=tcp,udp,icmp --source-ranges=10.77.0.0/20
 
-gcloud compute disks create moedisco-state --zone=$zone --type=pd-balanced --size=200GB
+gcloud compute disks create moedisco-state --zone=$zone --type=pd-balanced --size=20GB
 # A copy, because the image family changes over time.
 gcloud compute images create moedisco \
     --source-image-family=common-cu129-ubuntu-2204-nvidia-580 --source-image-project=deeplearning-platform-release

@@ -7,5 +7,8 @@ export RAY_TRAIN_ENABLE_STATE_TRACKING=1   # lets the dashboard show trainings
 export RAY_JOB_STOP_WAIT_TIME_S=60         # time for a driver's last checkpoint (s)
 # State of the head, on the persistent disk if there is one.
 MOEDISCO_HOME=$( [ -d /moedisco ] && echo /moedisco || echo "$HOME/moedisco-state" )
-export MOEDISCO_HOME MOEDISCO_RUNS="${MOEDISCO_RUNS:-$MOEDISCO_HOME/runs}" MOEDISCO_DATA="${MOEDISCO_DATA:-$MOEDISCO_HOME/data}"
+export MOEDISCO_HOME
 export XDG_CONFIG_HOME="$MOEDISCO_HOME/config"  # URL of the service for this user's commands
+# Address and credentials of your own storage, such as AWS_ENDPOINT_URL=https://HOST:PORT; a cloud's machines have a role instead.
+# shellcheck source=/dev/null
+if [ -f ~/.moedisco-storage.env ]; then set -a; source ~/.moedisco-storage.env; set +a; fi

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Starts the head: Ray, then the service. Both restart after a reboot and store their state under $MOEDISCO_HOME.
-# All nodes must share $MOEDISCO_RUNS (runs) and $MOEDISCO_DATA (text and models that runs may read).
-#   head.sh [INPUT_ROOT...] [--OPTION...]   further directories or URIs such as s3://BUCKET/PREFIX that runs may read; options of
-#                                           the service, such as --storage-root=s3://BUCKET/PREFIX for checkpoints
+#   head.sh PLACE [INPUT_ROOT...] [--OPTION...]
+# PLACE is a folder that all nodes reach: a URI such as s3://BUCKET/FOLDER, or a directory that is the same on all of them. Runs are
+# stored in PLACE/runs, and may read PLACE/data and each INPUT_ROOT. OPTION is one of `moedisco serve`.
 # With MOEDISCO_JOIN_HOST, the address of this head for machines that join from outside, it also runs their gateway.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/environment.sh"
 
-mkdir -p "$MOEDISCO_HOME"/{state,config} "$MOEDISCO_RUNS" "$MOEDISCO_DATA"
+place=${1%/}
+shift
+mkdir -p "$MOEDISCO_HOME"/{state,config}
+case $place in *://*) ;; *) mkdir -p "$place"/{runs,data} ;; esac
 ulimit -n 65536 2>/dev/null || true
 export BOTO_CREATE_MAX_RETRIES=1    # AWS: once in each zone, as `spot_fallback` asks; Ray would repeat each request five times
 ray=(
@@ -19,7 +22,7 @@ ray=(
 )
 serve=(
     moedisco serve --ray-address=http://127.0.0.1:8265 --log-format=json
-    "--state-dir=$MOEDISCO_HOME/state" "--output-root=$MOEDISCO_RUNS" "--input-root=$MOEDISCO_DATA"
+    "--state-dir=$MOEDISCO_HOME/state" "--output-root=$place/runs" "--input-root=$place/data"
 )
 for word in "$@"; do
     case $word in --*) serve+=("$word") ;; *) serve+=("--input-root=$word") ;; esac

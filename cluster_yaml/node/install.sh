@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the packages of requirements.txt and this project into ~/moedisco/.venv. Skips what a baked image or an earlier call installed.
-# Takes packages from the folder `wheels` of the bucket that ~/moedisco/bucket names, if it exists; pip checks their hashes.
+# Takes packages from `wheels` below the folder that ~/moedisco/bucket names, if it exists; pip checks their hashes.
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

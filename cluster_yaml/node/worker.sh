@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Joins the cluster of $RAY_HEAD_IP and, in a cloud, passes the cloud's preemption notice on to Ray.
-#   worker.sh aws|gcp|azure     mounts the head's runs and data below /moedisco; the autoscaler sets resources and labels
-#   worker.sh hosts FILE        FILE sets resources and labels of this host; runs are on a file system that is already mounted
+#   worker.sh aws|gcp|azure     the autoscaler sets resources and labels
+#   worker.sh hosts FILE        FILE sets resources and labels of this host
+# The node keeps what it reads and writes of runs in $MOEDISCO_CACHE_DIR, up to $MOEDISCO_CACHE_GB. In a cloud, these default to its
+# fastest local disk.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/environment.sh"
@@ -10,14 +12,9 @@ arguments=("--address=$RAY_HEAD_IP:6379" --object-manager-port=8076)
 if [ "$1" = hosts ]; then
     mapfile -t tags < <(python "$here/host_tags.py" "$2")
     arguments+=("${tags[@]}")
-else
-    for share in runs:rw data:ro; do
-        folder=/moedisco/${share%:*}
-        mountpoint -q "$folder" && continue
-        sudo mkdir -p "$folder"
-        # soft: if the head is lost, the worker must fail instead of hang.
-        sudo mount -t nfs4 -o "${share#*:},soft,timeo=600,retrans=3" "$RAY_HEAD_IP:$folder" "$folder"
-    done
+elif [ -z "${MOEDISCO_CACHE_DIR:-}" ]; then
+    read -r MOEDISCO_CACHE_DIR gigabytes < <("$here/cache_disk.sh")
+    export MOEDISCO_CACHE_DIR MOEDISCO_CACHE_GB="${MOEDISCO_CACHE_GB:-$gigabytes}"
 fi
 ulimit -n 65536 2>/dev/null || true
 ray start "${arguments[@]}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
 import stat
+from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import boto3
 import yaml
@@ -95,6 +98,70 @@ def instances(url, *states):
 
 def tags(machine):
     return {tag["Key"]: tag["Value"] for tag in machine.get("Tags", ())}
+
+
+def role_statements(url, role):
+    """Statements of a role, flat."""
+    iam = client(url, "iam")
+    names = iam.list_role_policies(RoleName=role)["PolicyNames"]
+    documents = [iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"] for name in names]
+    assert not iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
+    # As text it comes in Python's quotes or in JSON's: YAML reads both.
+    return [statement for document in documents for statement in yaml.safe_load(str(document))["Statement"]]
+
+
+class Role:
+    """Answers requests to S3 as AWS does for a role: those that its statements do not allow are refused.
+
+    Args:
+        app: The server.
+        statements: Statements of the role, with actions, resources, and conditions on the prefix of a listing.
+    """
+
+    def __init__(self, app, statements):
+        self._app = app
+        self._statements = statements
+        self.refused = []
+
+    def __call__(self, environ, start_response):
+        needed = list(self._needed(environ))
+        if all(self._allows(*each) for each in needed):
+            return self._app(environ, start_response)
+        self.refused.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")))
+        start_response("403 Forbidden", [("Content-Type", "application/xml")])
+        return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
+
+    def _needed(self, environ):
+        """Action, resource and prefix of each permission that a request needs."""
+        bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
+        query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))
+        method, arn = environ["REQUEST_METHOD"], f"arn:aws:s3:::{bucket}"
+        if bucket.startswith("$"):      # pyarrow asks what kind of server this is
+            return
+        if not key and method == "POST" and "delete" in query:
+            body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            environ["wsgi.input"] = io.BytesIO(body)
+            for found in re.findall(r"<Key>(.*?)</Key>", body.decode()):
+                yield "s3:DeleteObject", f"{arn}/{found}", None
+        elif not key:
+            yield ("s3:ListBucket" if method in ("GET", "HEAD") else "s3:CreateBucket"), arn, query.get("prefix")
+        elif method == "DELETE":
+            yield ("s3:AbortMultipartUpload" if "uploadId" in query else "s3:DeleteObject"), f"{arn}/{key}", None
+        else:
+            yield ("s3:GetObject" if method in ("GET", "HEAD") else "s3:PutObject"), f"{arn}/{key}", None
+            if method in ("GET", "HEAD"):       # a missing key is a 404 only for roles that may list it
+                yield "s3:ListBucket", arn, key
+
+    def _allows(self, action, resource, prefix):
+        return any(
+            action in listed(each["Action"]) and any(fnmatchcase(resource, pattern) for pattern in listed(each["Resource"]))
+            and ("Condition" not in each or (prefix is not None and any(
+                fnmatchcase(prefix, pattern) for pattern in each["Condition"]["StringLike"]["s3:prefix"])))
+            for each in self._statements)
+
+
+def listed(value):
+    return [value] if isinstance(value, str) else value
 
 
 def stand_ins(folder, log):

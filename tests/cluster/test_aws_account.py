@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from aws_offline import REGION, Template, aws_server, client, deploy_account
+from aws_offline import REGION, Template, aws_server, client, deploy_account, role_statements
 from cluster_files import FOLDER
 
 
@@ -18,16 +18,6 @@ def aws():
     with aws_server() as url:
         deploy_account(url)
         yield url
-
-
-def permissions(url, role):
-    """Statements of a role, flat."""
-    iam = client(url, "iam")
-    names = iam.list_role_policies(RoleName=role)["PolicyNames"]
-    documents = [iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"] for name in names]
-    assert not iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
-    # As text it comes in Python's quotes or in JSON's: YAML reads both.
-    return [statement for document in documents for statement in yaml.safe_load(str(document))["Statement"]]
 
 
 def actions(statements):
@@ -52,14 +42,20 @@ def test_the_stack_makes_the_spot_role_unless_the_account_has_it_and_never_delet
     assert template["Conditions"][role["Condition"]] == {"Fn::Equals": [{"Ref": "SpotRole"}, "create"]}
 
 
-def test_workers_read_the_one_bucket_and_may_do_nothing_else(aws):
-    statements = permissions(aws, "moedisco-worker")
-    assert actions(statements) == {"s3:ListBucket", "s3:GetBucketLocation", "s3:GetObject"}
-    assert {statement["Resource"] for statement in statements} == {"arn:aws:s3:::corpus", "arn:aws:s3:::corpus/*"}
+@pytest.mark.parametrize("role", ["moedisco-worker", "moedisco-head"])
+def test_nodes_use_one_folder_of_one_bucket_and_may_do_nothing_else_in_storage(aws, role):
+    statements = [each for each in role_statements(aws, role) if any(action.startswith("s3:") for action in actions([each]))]
+    assert role != "moedisco-worker" or statements == role_statements(aws, role)
+    files, listing = statements
+    assert actions([files]) == {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
+    assert files["Resource"] == ["arn:aws:s3:::corpus/moedisco", "arn:aws:s3:::corpus/moedisco/*"]
+    assert actions([listing]) == {"s3:ListBucket"}
+    assert listing["Resource"] == "arn:aws:s3:::corpus"
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["moedisco", "moedisco/*"]}}
 
 
 def test_the_head_changes_only_what_is_the_clusters(aws):
-    statements = permissions(aws, "moedisco-head")
+    statements = role_statements(aws, "moedisco-head")
     for statement in statements:
         assert not any("*" in action for action in actions([statement]))
         if statement["Resource"] == "*":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster_files import CLOUDS, FOLDER, KUBERNETES, LAUNCHER, ROOT, load, market, pool, workers
+from pyarrow import fs
 from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private import _azure as azure
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -180,6 +181,25 @@ def test_every_node_installs_from_the_lock_file_alone(name):
     assert config["setup_commands"][-1] == "~/moedisco/cluster_yaml/node/install.sh"
     everything = [command for key, commands in config.items() if key.endswith("_commands") for command in commands]
     assert not [command for command in everything if re.search(r"\b(pip3?|uv|conda) ", command)]
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "on-prem"])
+def test_nodes_share_a_folder_of_a_bucket_and_no_file_system(name):
+    config = load(name)
+    place, = re.findall(r"^echo (\S+) >~/moedisco/bucket$", config["setup_commands"][0])
+    assert place == {
+        "gcp-spot": "gs://MY_BUCKET/moedisco", "azure-spot": "abfs://MY_STORAGE_ACCOUNT.blob.core.windows.net/MY_CONTAINER",
+    }.get(name, "s3://MY_BUCKET/moedisco")
+    assert config["head_start_ray_commands"][-1].endswith('head.sh "$(cat ~/moedisco/bucket)"')
+    system, _ = fs.FileSystem.from_uri(place + ("?region=none" if place.startswith("s3:") else ""))
+    assert system.type_name == {"gcp-spot": "gcs", "azure-spot": "abfs"}.get(name, "s3")
+
+
+@pytest.mark.parametrize("path", sorted(path for path in FOLDER.rglob("*") if path.is_file() and path.name != "requirements.txt"),
+                         ids=lambda path: path.name)
+def test_nothing_mounts_a_file_system_of_another_machine(path):
+    shared = r"\bnfs|exportfs|ReadWriteMany|(?<!MY_BUCKET)/moedisco/(runs|data|shared)\b"
+    assert not re.search(shared, path.read_text(), re.IGNORECASE)
 
 
 @pytest.mark.parametrize("name", [*CLOUDS, "on-prem"])

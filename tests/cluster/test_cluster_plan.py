@@ -48,7 +48,7 @@ def test_the_default_configuration_agrees_with_every_cloud(default_file, name):
     ("pools.low_memory.max_workers=200", "pools.low_memory.max_workers", "room for 24"),
     ("pools.high_memory.workers=32", "pools.high_memory.workers", "room for 24"),
     ("pools.high_memory.price_per_hour=0.1", "pools.high_memory.price_per_hour", "1.50 to 6.88"),
-    ("submodels.optimizer.micro_batch=36", "pools.low_memory.memory_gb", "low-t4-spot has only 16"),
+    ("submodels.optimizer.micro_batch=64", "pools.low_memory.memory_gb", "low-t4-spot has only 16"),
 ])
 def test_a_contradiction_is_told_with_field_value_and_remedy(default_file, override, field, says):
     told = dict(found(default_file, load("aws-spot"), override))

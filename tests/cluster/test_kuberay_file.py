@@ -163,10 +163,23 @@ def test_only_the_cluster_itself_and_the_operator_reach_it(cluster):
     assert cluster["authOptions"] == {"mode": "token"}
 
 
-def test_what_the_service_remembers_outlives_the_head_and_every_node_sees_the_runs(cluster):
-    objects = [each for each in kubernetes_objects() if each["kind"] == "PersistentVolumeClaim"]
-    claims = {each["metadata"]["name"]: each["spec"]["accessModes"] for each in objects}
-    assert claims == {"moedisco-state": ["ReadWriteOnce"], "moedisco-runs": ["ReadWriteMany"]}
+def test_what_the_service_remembers_outlives_the_head(cluster):
+    claim = of_kind("PersistentVolumeClaim")
+    assert (claim["metadata"]["name"], claim["spec"]["accessModes"]) == ("moedisco-state", ["ReadWriteOnce"])
+    assert {"name": "state", "persistentVolumeClaim": {"claimName": "moedisco-state"}} in pods(cluster)[0]["volumes"]
+
+
+def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
+    service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
+    roots = [word.partition("=") for word in service["args"] if "-root=" in word]
+    assert {name: place for name, _, place in roots} == {
+        "--output-root": "gs://MY_BUCKET/moedisco/runs", "--input-root": "gs://MY_BUCKET/moedisco/data"}
+    assert "--set output=gs://MY_BUCKET/moedisco/runs " in of_kind("RayJob")["spec"]["entrypoint"]
     for pod in pods(cluster):
-        assert {"name": "runs", "persistentVolumeClaim": {"claimName": "moedisco-runs"}} in pod["volumes"]
-        assert any(mount["mountPath"] == "/moedisco/shared" for mount in pod["containers"][0]["volumeMounts"])
+        assert {"name": "cache", "emptyDir": {}} in pod["volumes"]
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            assert {"name": "cache", "mountPath": "/moedisco/cache"} in container["volumeMounts"]
+            environment = {each["name"]: each.get("value") for each in container["env"]}
+            assert (environment["MOEDISCO_CACHE_DIR"], environment["MOEDISCO_CACHE_GB"]) == ("/moedisco/cache", "40")
+    for pod in pods(cluster)[1:]:
+        assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]

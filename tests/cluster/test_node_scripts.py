@@ -45,10 +45,64 @@ def test_the_head_lets_machines_join_if_it_has_an_address_for_them(tmp_path, hos
         script.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/{script.name}.log\n')
         script.chmod(0o755)
     environment = os.environ | {"HOME": str(tmp_path), "PATH": f"{stubs}:{os.environ['PATH']}", "MOEDISCO_JOIN_HOST": host}
-    subprocess.run(["bash", node / "head.sh"], env=environment, check=True)
+    subprocess.run(["bash", node / "head.sh", tmp_path / "shared"], env=environment, check=True)
     kept = [line for line in (tmp_path / "keep.sh.log").read_text().splitlines() if line.startswith("moedisco-join ")]
     gateway = f"sudo {stubs}/moedisco join-gateway --public-host=head.example --ray-token-file={tmp_path}/.ray/auth_token"
     assert kept == ([f"moedisco-join {gateway}"] if host else [])
+
+
+def stubbed(folder, **scripts):
+    """A search path with scripts in place of programs."""
+    folder.mkdir()
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(("place", "options"), [
+    ("s3://bucket/team/", ["--output-root=s3://bucket/team/runs", "--input-root=s3://bucket/team/data"]),
+    ("{here}/disk", ["--output-root={here}/disk/runs", "--input-root={here}/disk/data"]),
+])
+def test_the_head_stores_runs_in_its_place_and_reads_what_else_it_is_given(tmp_path, place, options):
+    node = shutil.copytree(FOLDER / "node", tmp_path / "moedisco" / "cluster_yaml" / "node")
+    (node / "keep.sh").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >{tmp_path}/kept\n')
+    environment = os.environ | {"HOME": str(tmp_path), "PATH": stubbed(tmp_path / "bin", ray="", moedisco="")}
+    given = [place.format(here=tmp_path), "s3://other/text", "--max-active-runs=2"]
+    subprocess.run(["bash", node / "head.sh", *given], env=environment, check=True)
+    kept = (tmp_path / "kept").read_text().splitlines()
+    expected = [*(each.format(here=tmp_path) for each in options), "--input-root=s3://other/text", "--max-active-runs=2"]
+    assert kept[-4:] == expected
+    assert (tmp_path / "disk" / "runs").is_dir() == place.startswith("{here}")
+    assert not (tmp_path / "s3:").exists()
+
+
+@pytest.mark.parametrize(("mounted", "expected"), [
+    ("/opt/dlami/nvme", "/opt/dlami/nvme/moedisco 90"), ("/mnt/nvme", "/mnt/nvme/moedisco 90"),
+    ("none", "{home}/.cache/moedisco 50")])
+def test_the_cache_is_on_a_local_disk_and_no_larger(tmp_path, mounted, expected):
+    path = stubbed(
+        tmp_path / "bin", mountpoint=f'[ "$2" = {mounted} ]', sudo=f'echo "$@" >>{tmp_path}/asked', df="echo 1GB-blocks; echo 100")
+    done = subprocess.run(
+        ["bash", FOLDER / "node" / "cache_disk.sh"], env=os.environ | {"HOME": str(tmp_path), "USER": "me", "PATH": path},
+        capture_output=True, text=True, check=True)
+    assert done.stdout == expected.format(home=tmp_path) + "\n"
+    folder = Path(done.stdout.split()[0])
+    assert folder.is_dir() or (tmp_path / "asked").read_text() == f"install -d -o me {folder}\n"
+
+
+@pytest.mark.parametrize("given", [{}, {"MOEDISCO_CACHE_GB": "7"}, {"MOEDISCO_CACHE_DIR": "/fast", "MOEDISCO_CACHE_GB": "7"}])
+def test_a_worker_tells_its_processes_where_to_cache(tmp_path, given):
+    node = shutil.copytree(FOLDER / "node", tmp_path / "moedisco" / "cluster_yaml" / "node")
+    (node / "cache_disk.sh").write_text("#!/bin/bash\necho /ssd/moedisco 112\n")
+    (node / "keep.sh").write_text("#!/bin/bash\n")
+    path = stubbed(tmp_path / "bin", ray=f'echo "$MOEDISCO_CACHE_DIR $MOEDISCO_CACHE_GB" >{tmp_path}/told')
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MOEDISCO_")} | given
+    subprocess.run(
+        ["bash", node / "worker.sh", "aws"], env=environment | {"HOME": str(tmp_path), "PATH": path, "RAY_HEAD_IP": "10.0.0.1"},
+        check=True)
+    size = given.get("MOEDISCO_CACHE_GB", "112")
+    assert (tmp_path / "told").read_text() == f"{given.get('MOEDISCO_CACHE_DIR', '/ssd/moedisco')} {size}\n"
 
 
 def test_hadolint_finds_nothing():

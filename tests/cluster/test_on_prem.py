@@ -57,8 +57,8 @@ class Laptop:
         ours["node_types"]["low"] |= {"resources": {"CPU": 1, "low_mem_gpu": 1}}
         ours["node_types"]["high"] |= {"resources": {"CPU": 1, "low_mem_gpu": 1, "high_mem_gpu": 1}}
         ours["hosts"] = dict(zip(workers, ("low", "high"), strict=True))
-        config["head_start_ray_commands"] = [
-            command.replace("/shared/moedisco", str(self.shared)) for command in config["head_start_ray_commands"]]
+        config["setup_commands"] = [
+            command.replace("s3://MY_BUCKET/moedisco", str(self.shared)) for command in config["setup_commands"]]
         return config
 
     def ray(self, command, *arguments, seconds=600):
@@ -104,7 +104,7 @@ def laptop():
 
 
 def configuration(laptop):
-    """A small run on text in the data directory, which all hosts see and the service reads from."""
+    """A small run on text in the folder of (3), here a directory that all hosts see."""
     text = laptop.shared / "data" / "text"
     text.mkdir(parents=True)
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:

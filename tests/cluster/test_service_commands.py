@@ -96,7 +96,7 @@ def test_the_command_of_the_kubernetes_file_answers_its_probes(tmp_path: Path, p
             (mounts[volume["name"]] / "token").write_text(token)
 
     def here(text: str) -> str:
-        return text.replace("/moedisco/", f"{tmp_path}/moedisco/")
+        return text.replace("gs://MY_BUCKET/", "/").replace("/moedisco/", f"{tmp_path}/moedisco/")      # no cloud here
 
     given = {entry["name"]: here(entry["value"]) for entry in service["env"] if "value" in entry}
     words = [here(word) for word in (*service["command"], *service["args"])]
@@ -130,6 +130,7 @@ def test_the_command_beside_the_fake_cluster_answers(tmp_path: Path, port: int) 
 @pytest.mark.parametrize("name", ["aws-spot", "gcp-spot", "azure-spot", "on-prem"])
 def test_the_command_that_starts_a_head_brings_the_service_up(tmp_path: Path, port: int, name: str) -> None:
     shutil.copytree(FOLDER, tmp_path / "moedisco" / "cluster_yaml")
+    (tmp_path / "moedisco" / "bucket").write_text(f"{tmp_path}/shared\n")      # in place of the bucket
     programs = tmp_path / "moedisco" / ".venv" / "bin"
     programs.mkdir(parents=True)
     (programs / "ray").write_text("#!/bin/sh\nexit 0\n")
@@ -137,7 +138,7 @@ def test_the_command_that_starts_a_head_brings_the_service_up(tmp_path: Path, po
         f'#!/bin/sh\necho $$ >"$HOME/pid"\nexec {sys.executable} -m service "$@" {shlex.join(stand_in(port))}\n')
     for program in programs.iterdir():
         program.chmod(0o755)
-    command = load(name)["head_start_ray_commands"][-1].replace("/shared/", f"{tmp_path}/shared/")
+    command = load(name)["head_start_ray_commands"][-1]
     assert "head.sh" in command
     # What keeps the service running ends with the port of Ray's control store.
     head = f"127.{os.getpid() % 200 + 1}.{port // 256}.{port % 256}"

@@ -27,6 +27,7 @@ from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterRe
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.train_callbacks import SlotReporter
 from moedisco_ray.execution.ray.train_reports import forget_earlier_run, ray_train_run
+from moedisco_ray.execution.ray.train_storage import train_storage
 from moedisco_ray.execution.ray.worker import train_on_seat, train_on_worker
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
@@ -126,24 +127,24 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
     """Train in a Ray Train run; returns the errors that ended its workers, if any, or the end of its controller."""
     placement, mailbox = context.placement, context.mailbox
     storage_path, name = ray_train_run(job)
-    trainer = TorchTrainer(
-        # Arguments are bound here: the controller would unpickle a `train_loop_config`, and import all of `training` for that.
-        functools.partial(train_on_worker, job, context.stop_files, mailbox.handle, attempt_id),
-        scaling_config=ScalingConfig(
-            num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
-        run_config=RunConfig(
-            name=name, storage_path=str(storage_path),
-            # The driver decides what follows, as for sub-models: Ray Train restarts without the history of what failed, counts a
-            # node that dies without a notice as a failure, and ends a run as finished if workers that saved upon a notice return
-            # before its controller, which looks every 2 s, has seen the notice.
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
-            callbacks=[SlotReporter(
-                stage=job.stage, unit=job.name, pool=placement.pool.key, mailbox=mailbox.handle, attempt=attempt_id)],
-        ),
-        torch_config=TorchConfig(timeout_s=_COLLECTIVE_SECONDS),
-    )
     try:
         forget_earlier_run(storage_path, name)
+        trainer = TorchTrainer(
+            # Arguments are bound here: the controller would unpickle a `train_loop_config`, and import all of `training` for that.
+            functools.partial(train_on_worker, job, context.stop_files, mailbox.handle, attempt_id),
+            scaling_config=ScalingConfig(
+                num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
+            run_config=RunConfig(
+                name=name, **train_storage(storage_path)._asdict(),
+                # The driver decides what follows, as for sub-models: Ray Train restarts without the history of what failed, counts
+                # a node that dies without a notice as a failure, and ends a run as finished if workers that saved upon a notice
+                # return before its controller, which looks every 2 s, has seen the notice.
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+                callbacks=[SlotReporter(
+                    stage=job.stage, unit=job.name, pool=placement.pool.key, mailbox=mailbox.handle, attempt=attempt_id)],
+            ),
+            torch_config=TorchConfig(timeout_s=_COLLECTIVE_SECONDS),
+        )
         trainer.fit()
     except TrainingFailedError as error:
         return failures_of(error)
