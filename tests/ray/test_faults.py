@@ -90,7 +90,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(undisturbed: Path, tmp_
         assert running.returncode == 130
     assert "same command" in message
     assert "Traceback" not in message
-    assert list((config.directory / "checkpoints").glob("finetune-*/finetune/steps/step-*"))
+    assert list((config.directory / "checkpoints").glob("finetune-*/*-finetune/steps/step-*"))
     with started(path) as running:
         events = list(read_events(running))
         assert running.wait(timeout=60) == 0

@@ -34,7 +34,7 @@ def test_a_stopped_run_has_a_checkpoint_and_ends_as_the_undisturbed_one(tmp_path
         pipeline.run(config, (ask,), backend=LocalBackend(), stop=stop)
     assert (last := EventLog.read(config.directory / "events.jsonl")[-1]).type == "run_stopped"
     assert last.data == {"reason": "budget"}
-    assert list((config.directory / "checkpoints").glob("finetune-*/finetune/steps/step-*"))
+    assert list((config.directory / "checkpoints").glob("finetune-*/small-finetune/steps/step-*"))
     events: list[Event] = []
     pipeline.run(config, (events.append,), backend=LocalBackend())
     assert next(event.data["step"] for event in events if event.type == "progress") > 10

@@ -30,6 +30,7 @@ class Counting:
     """Held-out text: each token is one more than the one before it; the last target is none."""
 
     every: int = 4
+    files: tuple[Path, ...] = ()
 
     def batches(self, batch_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         tokens_BL = torch.arange(1, 19).reshape(2, 9)
