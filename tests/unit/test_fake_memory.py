@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from docs.plans import CHECKPOINTS
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.models import hf_config, speed
 from moedisco_ray.plan.memory import GIB, worker_memory
@@ -31,20 +32,6 @@ from moedisco_ray.training.sharding import _configured
 from moedisco_ray.training.stepper import Stepper
 
 pytestmark = pytest.mark.timeout(300)
-CHECKPOINTS: dict[str, tuple[FamilyName, int, Architecture]] = {
-    "OLMoE-1B-7B": ("olmoe", 50_304, Architecture(
-        hidden_size=2048, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1024,
-        num_experts=64, num_experts_per_tok=8)),
-    "Qwen1.5-MoE-A2.7B": ("qwen2_moe", 151_936, Architecture(
-        hidden_size=2048, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1408,
-        shared_expert_intermediate_size=5632, num_experts=60, num_experts_per_tok=4)),
-    "Qwen3-30B-A3B": ("qwen3_moe", 151_936, Architecture(
-        hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
-        moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8)),
-    "Mixtral-8x7B": ("mixtral", 32_000, Architecture(
-        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, moe_intermediate_size=14_336,
-        num_experts=8, num_experts_per_tok=2)),
-}
 SEQUENCE = 1024
 
 
