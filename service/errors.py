@@ -179,6 +179,14 @@ class Overloaded(ServiceError):
     slug = "overloaded"
 
 
+class StorageUnavailable(ServiceError, OSError):
+    """The storage of a run does not answer, or refuses access."""
+
+    status = 503
+    title = "Storage unavailable"
+    slug = "storage-unavailable"
+
+
 class RayUnavailable(ServiceError):
     """Ray does not answer."""
 

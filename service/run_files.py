@@ -1,4 +1,4 @@
-"""Opens, reads, measures and removes files of runs without following symbolic links, which drivers could plant."""
+"""Opens, measures and removes files of runs without following symbolic links, which drivers could plant."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from service.errors import NotFound
-
-MOST_BYTES = 256 * 2**20
-"""Maximum size of a file that is read whole (bytes)."""
 MOST_LEVELS = 64
 """Maximum depth of folders that `walk` enters; a run has only a few levels."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,30 +58,10 @@ def open_regular(directory: Path, path: str) -> BinaryIO:
     return os.fdopen(number, "rb", buffering=0)
 
 
-def read(directory: Path, path: str, most: int = MOST_BYTES) -> bytes | None:
-    """Content of a file below a directory; None if `open_regular` finds no file.
-
-    Raises:
-        NotFound: The file is too large to be read whole.
-        OSError: The file cannot be read.
-    """
+def walk(directory: Path, path: str = "") -> Iterator[tuple[str, list[str], list[str], int]]:
+    """Walk a directory, or the folder `path` below it, like `os.fwalk`, with relative paths; yields nothing if it is absent."""
     try:
-        file = open_regular(directory, path)
-    except FileNotFoundError:
-        return None
-    content = bytearray()
-    with file:
-        while len(content) <= most and (block := file.read(min(2**20, most + 1 - len(content)))):
-            content += block
-    if len(content) > most:
-        raise NotFound(f"{path} is larger than {most >> 20} MiB and is not shown; download it instead")
-    return bytes(content)
-
-
-def walk(directory: Path) -> Iterator[tuple[str, list[str], list[str], int]]:
-    """Walk the folders of a directory like `os.fwalk`, with relative paths; yields nothing if the directory is absent."""
-    try:
-        start = open_folder(directory)
+        start = open_folder(directory, path)
     except FileNotFoundError:
         return
     try:

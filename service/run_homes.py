@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location, is_uri
+from service import run_files
 from service.domain.run_paths import is_id
 from service.driver_user import DriverUser
 from service.run_files import FOLDER, open_folder
+from service.run_storage import DirectoryRun, delete_folder, read
 
 _ASIDE = ".removed-"
 _FIELD = "output"
@@ -103,7 +107,7 @@ def write_in(home: int, name: str, text: str, user: DriverUser | None) -> None:
 
 
 def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None) -> Path | None:
-    """Rename a run's home out of the way, so that `run_files.remove` can delete it later.
+    """Rename a run's home out of the way, so that `remove_run` can delete it later.
 
     Args:
         home: Home of the run.
@@ -145,9 +149,54 @@ def left_aside(roots: Iterable[Path], known: Callable[[str], bool]) -> Iterator[
     """
     for root in roots:
         for path in root.glob(f"{_ASIDE}*"):
-            run_id = path.name.removeprefix(_ASIDE)
+            run_id = run_of(path)
             if is_id(run_id) and path.is_dir() and not path.is_symlink() and not known(run_id):
                 yield path
+
+
+def check_deletable(home: Location, run_id: str, roots: Sequence[str]) -> None:
+    """Refuse to delete objects outside of the storage roots, or outside of a run's own folder.
+
+    Raises:
+        PermissionError: The home is at a URI, and is not the run's folder below a storage root.
+    """
+    place = str(home)
+    if is_uri(place) and not (place.endswith(f"/{run_id}") and any(place.startswith(f"{root}/") for root in roots)):
+        raise PermissionError(errno.EPERM, f"not the folder of run {run_id} under a storage root", place)
+
+
+def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[str]) -> None:
+    """Delete the objects of a run at a URI, and then the home that was set aside, so that a failed deletion can be repeated.
+
+    Args:
+        aside: Home of the run on this machine, set aside; None if there is none.
+        run_id: Id of the run.
+        home: OUTPUT/RUN_ID. A URI in the `request.json` of `aside` counts first, because it outlives the database's row.
+        roots: Storage roots.
+
+    Raises:
+        OSError: A part cannot be deleted.
+    """
+    stored = None if aside is None else _asked_output(aside)
+    place = stored if stored is not None and is_uri(stored) else home
+    if is_uri(place):
+        check_deletable(place, run_id, roots)
+        delete_folder(place)
+    if aside is not None:
+        run_files.remove(aside)
+
+
+def _asked_output(home: Path) -> str | None:
+    """`output` in the `request.json` of a home; None if a driver was never started."""
+    try:
+        return str(json.loads(read(DirectoryRun(home), "request.json") or b"{}").get("output"))
+    except (ValueError, AttributeError):
+        return None
+
+
+def run_of(aside: Path) -> str:
+    """Id of the run whose home was set aside."""
+    return aside.name.removeprefix(_ASIDE)
 
 
 def _root_of(parent: Path, roots: Iterable[Path]) -> Path | None:

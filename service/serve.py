@@ -131,7 +131,7 @@ def _run(
     pools, notifier = RayPools(dashboard), Notifier()
     deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
     reconciler = Reconciler(database, jobs, pools, notifier, settings=settings, secret=service_secret(settings.state_dir))
-    housekeeping = Housekeeping(database, jobs, settings.output_roots, settings.session_idle_seconds)
+    housekeeping = Housekeeping(database, jobs, settings.roots, settings.session_idle_seconds)
     loops = (
         reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
         Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),

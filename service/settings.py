@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.errors import ConfigError
+from service.domain.path_sandbox import Roots
 
 MIB = 2**20
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
@@ -39,10 +40,11 @@ class Settings(BaseModel):
     input_roots: tuple[str, ...] = (".",)
     """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The built-in text is always allowed."""
     output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)
-    """Directories in which run directories are created; the first is the default."""
+    """Directories in which run directories are created; the first is the default, and holds what the service itself writes for runs
+    at URIs."""
     storage_roots: tuple[str, ...] = ()
-    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Empty: checkpoints stay in run
-    directories."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name, and `output` if they are URIs. Empty:
+    runs and their checkpoints stay in the output roots."""
     max_active_runs: PositiveInt = 4
     """Limit on active runs of all owners together; the policies set limits for each owner."""
     policies: Path | None = None
@@ -68,6 +70,11 @@ class Settings(BaseModel):
     log_format: Literal["console", "json"] = "console"
     admin_token_file: Path | None = None
     """File with the first administrator's token, created if the database has no token; null: `admin-token` in `state_dir`."""
+
+    @property
+    def roots(self) -> Roots:
+        """Directories and buckets that runs may read and write."""
+        return Roots(self.input_roots, self.output_roots, self.storage_roots)
 
     @property
     def is_local(self) -> bool:

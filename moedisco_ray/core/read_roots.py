@@ -16,8 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
+from moedisco_ray.core.locations import working_directory
+
 ENVIRONMENT = "MOEDISCO_READ_ROOTS"
-"""Environment variable with a JSON list of directories; the control service sets it for a driver, and Ray for its workers."""
+"""Environment variable with a JSON list of directories, and of URIs of runs, which stand for the machine's working copies.
+
+The control service sets it for a driver, and Ray for its workers.
+"""
 
 _WITHIN: ContextVar[tuple[str, ...] | None] = ContextVar("read_roots", default=None)
 _OPENED = Path("/proc/self/fd")
@@ -41,7 +46,7 @@ def read_roots() -> tuple[Path, ...] | None:
         if named is None:
             return None
         within = tuple(json.loads(named))
-    return tuple(Path(os.path.realpath(root)) for root in within)
+    return tuple(Path(os.path.realpath(working_directory(root))) for root in within)
 
 
 @contextlib.contextmanager

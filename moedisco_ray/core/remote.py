@@ -11,7 +11,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -57,6 +57,13 @@ class Stored(NamedTuple):
     sha256: str
 
 
+class Info(NamedTuple):
+    """Size of an object, and when it was written (s since the epoch, by the store's clock)."""
+
+    size: int
+    modified: float
+
+
 class Remote:
     """A folder that every machine reaches under the same location.
 
@@ -65,6 +72,7 @@ class Remote:
     Args:
         location: The folder.
         setting: Setting that names the folder; errors name it.
+        pauses: Pauses between attempts (s); None: `RETRY_PAUSES`.
 
     Raises:
         ConfigError: The file system or bucket does not exist, or denies access.
@@ -72,8 +80,9 @@ class Remote:
         RunDirError: The disk is full.
     """
 
-    def __init__(self, location: Location, setting: str) -> None:
+    def __init__(self, location: Location, setting: str, pauses: Sequence[float] | None = None) -> None:
         self.location = location
+        self._pauses = pauses
         self._setting = setting
         try:
             self.system, self.root = resolve(location)
@@ -83,7 +92,7 @@ class Remote:
 
     def retrying(self, operation: Callable[[], T]) -> T:
         """Run an operation, and retry it after errors that may be temporary."""
-        for pause in (*RETRY_PAUSES, None):
+        for pause in (*(RETRY_PAUSES if self._pauses is None else self._pauses), None):
             try:
                 return operation()
             except FileNotFoundError as error:
@@ -168,19 +177,34 @@ class Remote:
 
     def list(self, name: str = "") -> dict[str, int]:
         """Size of every object below a folder, or of one object, by name relative to `location`; empty if there is none."""
-        def found() -> dict[str, int]:
+        return {found: info.size for found, info in self.details(name).items()}
+
+    def details(self, name: str = "") -> dict[str, Info]:
+        """Like `list`, with the time of each object."""
+        def found() -> dict[str, Info]:
             itself = self.system.get_file_info(self.path(name))
             below = fs.FileSelector(self.path(name), allow_not_found=True, recursive=True)
             infos = [itself] if itself.type == fs.FileType.File else self.system.get_file_info(below)
-            return {info.path[len(self.root):].strip("/"): info.size for info in infos if info.type == fs.FileType.File}
+            return {
+                info.path[len(self.root):].strip("/"): Info(info.size, info.mtime_ns / 1e9)
+                for info in infos if info.type == fs.FileType.File}
         return self.retrying(found)
 
     def modified(self, name: str) -> float | None:
         """When an object was written (s since the epoch, by the store's clock); None if it does not exist."""
-        def found() -> float | None:
+        info = self.info(name)
+        return None if info is None else info.modified
+
+    def info(self, name: str) -> Info | None:
+        """Size and time of an object; None if it does not exist."""
+        def found() -> Info | None:
             info = self.system.get_file_info(self.path(name))
-            return None if info.type != fs.FileType.File else info.mtime_ns / 1e9
+            return None if info.type != fs.FileType.File else Info(info.size, info.mtime_ns / 1e9)
         return self.retrying(found)
+
+    def open(self, name: str) -> Any:
+        """An object as a pyarrow file for reading at any position."""
+        return self.retrying(lambda: self.system.open_input_file(self.path(name)))
 
     def delete(self, name: str) -> None:
         """Delete an object, if it exists."""

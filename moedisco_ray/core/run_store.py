@@ -62,15 +62,17 @@ class RunStore:
     Attributes:
         location: Path or URI of the run.
         directory: The run directory: the location itself, or this machine's working copy.
+        pauses: Pauses between attempts to reach the URI (s); None: those of `remote`.
     """
 
     location: Location
     directory: Path
+    pauses: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, location: Location) -> RunStore:
+    def of(cls, location: Location, pauses: tuple[float, ...] | None = None) -> RunStore:
         """The store of a run, on this machine."""
-        return cls(location, working_directory(location))
+        return cls(location, working_directory(location), pauses)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RunStore.of, (self.location,)
@@ -85,7 +87,7 @@ class RunStore:
         """The run's folder at its URI."""
         from moedisco_ray.core.remote import Remote  # noqa: PLC0415  # pyarrow takes a while to import
 
-        return Remote(self.location, "output")
+        return Remote(self.location, "output", self.pauses)
 
     @property
     def home(self) -> Path:
@@ -178,11 +180,16 @@ class RunStore:
             with contextlib.suppress(OSError):
                 return (self.directory / name).read_bytes()
             return None
+        found = self.object_of(name)
+        return None if found is None else self.remote.read(found)
+
+    def object_of(self, name: str) -> str | None:
+        """The object of a file at the URI; None: its committed directory does not exist or list it."""
         owner = self._owner(name)
         if owner is None or name == f"{owner}/{MANIFEST}":
-            return self.remote.read(name)
+            return name
         entry = (self.manifest(owner) or {}).get(name[len(owner) + 1:])
-        return None if entry is None else self.remote.read(entry.object)
+        return None if entry is None else entry.object
 
     def read_newest(self, name: str) -> bytes | None:
         """Like `read`, in the driver, whose loose files are newer than those at the URI."""

@@ -21,7 +21,6 @@ from service.api.routes import access, files, operations, pages, planning, quota
 from service.api.security import check_known
 from service.api.streams import Streams
 from service.database.session import Database
-from service.domain.path_sandbox import Roots
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
 from service.ray_side.dashboard import Dashboard
@@ -63,7 +62,7 @@ def create_app(
         streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
         sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
         capacity=limits,
-        prometheus=prometheus, roots=Roots(settings.input_roots, settings.output_roots, settings.storage_roots))
+        prometheus=prometheus, roots=settings.roots)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import ClassVar
 
 from starlette.concurrency import run_in_threadpool
 
-from service.api.files import blocks, list_files, open_file
+from service.api.files import blocks, open_file
 from service.api.responses import none_yet
+from service.run_storage import RunStorage
 from service.schemas import Artifact
 
 _RECORD = 512
@@ -24,23 +24,24 @@ _FORMAT = b"pax 1"
 
 
 class Archive:
-    """Tar archive of a committed directory; see `service.api.files.Content`.
+    """Tar archive of a committed folder of a run; see `service.api.files.Content`.
 
     Args:
-        directory: Directory to pack; it must be committed, so that its files do not change.
-        prefix: Name of the directory in the archive.
+        storage: Files of the run.
+        folder: Folder to pack; it must be committed, so that its files do not change.
+        prefix: Name of the folder in the archive.
 
     Raises:
-        NotFound: The directory is absent or empty.
+        NotFound: The folder is absent or empty.
     """
 
     media_type: ClassVar[str] = "application/x-tar"
 
-    def __init__(self, directory: Path, prefix: str) -> None:
-        self._directory = directory
-        self._members = [(file, _header(file, prefix)) for file in list_files(directory)]
+    def __init__(self, storage: RunStorage, folder: str, prefix: str) -> None:
+        self._storage = storage
+        self._members = [(file, _header(file, prefix + file.path.removeprefix(folder))) for file in storage.files(folder)]
         if not self._members:
-            raise none_yet(f"{directory.name} directory")
+            raise none_yet(f"{folder} directory")
         self.name = f"{prefix}.tar"
         self.size = sum(len(header) + file.bytes + _padding(file.bytes) for file, header in self._members) + len(_END)
         self.modified = max(file.updated for file, _ in self._members)
@@ -58,7 +59,7 @@ class Archive:
             yield header[_within(start, position):_within(end, position)]
             first, last = (min(_within(at, body), file.bytes) for at in (start, end))
             if first < last:
-                found = await run_in_threadpool(open_file, self._directory, file.path)
+                found = await run_in_threadpool(open_file, self._storage, file.path)
                 if (found.size, found.modified) != (file.bytes, file.updated):
                     found.close()
                     raise EOFError(f"{file.path} changed while it was sent")
@@ -88,8 +89,8 @@ def _etag(members: list[tuple[Artifact, bytes]]) -> str:
     return f'"{digest.hexdigest()[:32]}"'
 
 
-def _header(file: Artifact, prefix: str) -> bytes:
-    info = tarfile.TarInfo(f"{prefix}/{file.path}")
+def _header(file: Artifact, name: str) -> bytes:
+    info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = file.bytes, int(file.updated), 0o644
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 

@@ -1,24 +1,21 @@
-"""Lists, opens and sends files of a run directory, without leaving the directory."""
+"""Opens and sends files of a run, without leaving its directory."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import re
-import stat
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from email.utils import formatdate
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, ClassVar, Protocol
+from typing import ClassVar, Protocol
 from urllib.parse import quote
 
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service import run_files
 from service.api.responses import ClosedStream
 from service.errors import NotFound, RangeUnsatisfiable
-from service.schemas import Artifact
+from service.run_storage import RunStorage, StoredFile
 
 BLOCK = 2**20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -56,16 +53,14 @@ class Content(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OpenFile:
-    """An open regular file, with its attributes at the time of opening.
+    """An open file of a run, with its attributes at the time of opening.
 
     Attributes:
         name: Name without the folder.
-        etag: ETag, which changes with the file.
-        modified: Time of the last change, in seconds since the epoch.
     """
 
     name: str
-    file: BinaryIO
+    file: StoredFile
     size: int
     etag: str
     modified: float
@@ -80,8 +75,8 @@ class OpenFile:
         self.file.close()
 
 
-def open_file(directory: Path, path: str) -> OpenFile:
-    """Open a file below a run directory by its relative path, without symbolic links, `..` or parts that begin with a dot.
+def open_file(storage: RunStorage, path: str) -> OpenFile:
+    """Open a file of a run by its path below the run directory, without symbolic links, `..` or parts that begin with a dot.
 
     Raises:
         NotFound: The file does not exist, or the path leads out of the directory.
@@ -90,26 +85,10 @@ def open_file(directory: Path, path: str) -> OpenFile:
     if "\0" in path or any(part in ("", "..") or part.startswith(".") for part in parts):
         raise _absent(path)
     try:
-        file = run_files.open_regular(directory, path)
+        file = storage.open(path)
     except (FileNotFoundError, PermissionError, ValueError) as error:
         raise _absent(path) from error
-    found = os.fstat(file.fileno())
-    etag = f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"'
-    return OpenFile(parts[-1], file, found.st_size, etag, found.st_mtime)
-
-
-def list_files(directory: Path) -> Iterator[Artifact]:
-    """Files below a directory, except symbolic links and names that begin with a dot."""
-    for folder, folders, names, number in run_files.walk(directory):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            try:
-                found = os.stat(name, dir_fd=number, follow_symlinks=False)
-            except OSError:     # a stage has just replaced the file
-                continue
-            if stat.S_ISREG(found.st_mode) and not name.startswith(".") and name.isprintable():
-                path = str(PurePosixPath(folder, name))
-                yield Artifact(path=path, bytes=found.st_size, updated=found.st_mtime)
+    return OpenFile(parts[-1], file, file.size, file.etag, file.modified)
 
 
 def send_content(request: Request, found: Content) -> Response:
@@ -140,11 +119,11 @@ def send_content(request: Request, found: Content) -> Response:
     return ClosedStream(found.stream(start, end), status, headers, found.media_type)
 
 
-async def blocks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
+async def blocks(file: StoredFile, start: int, end: int) -> AsyncIterator[bytes]:
     """Bytes of a file from `start` up to `end`, in blocks; closes the file afterwards."""
-    with file:
+    with contextlib.closing(file):
         while start < end:
-            block = await run_in_threadpool(os.pread, file.fileno(), min(BLOCK, end - start), start)
+            block = await run_in_threadpool(file.read_at, start, min(BLOCK, end - start))
             if not block:
                 raise EOFError(f"a file ended {end - start} bytes early")
             start += len(block)

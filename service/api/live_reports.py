@@ -6,12 +6,12 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.locations import Location, is_uri
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_record import RunReport
-from service import run_files
+from service.run_storage import read, storage_of
 
 FRESH_SECONDS = 3.0
 """Maximum age of a cached report (s)."""
@@ -23,22 +23,23 @@ class LiveReports:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
-        self._kept: dict[Path, tuple[float, RunReport]] = {}
+        self._locks = {False: threading.Lock(), True: threading.Lock()}     # a slow URI holds up only runs at URIs
+        self._kept: dict[Location, tuple[float, RunReport]] = {}
 
-    def get(self, directory: Path, config: RunConfig) -> RunReport:
-        """Report of a run directory, at most a few seconds old. The directory may not exist yet.
+    def get(self, location: Location, config: RunConfig) -> RunReport:
+        """Report of a run, at most a few seconds old. Its directory may not exist yet.
 
         Raises:
             NotFound: A file of the run is too large to be read whole.
+            StorageUnavailable: The run's URI cannot be reached.
         """
-        with self._lock:
-            made, kept = self._kept.get(directory, (float("-inf"), None))
+        with self._locks[is_uri(location)]:
+            made, kept = self._kept.get(location, (float("-inf"), None))
             if kept is not None and self._clock() - made < FRESH_SECONDS:
                 return kept
-            report = report_of(functools.partial(run_files.read, directory), config)
+            report = report_of(functools.partial(read, storage_of(location)), config)
             if len(self._kept) >= _MOST:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept.pop(directory, None)
-            self._kept[directory] = (self._clock(), report)
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept.pop(location, None)
+            self._kept[location] = (self._clock(), report)
             return report

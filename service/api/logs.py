@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.concurrency import run_in_threadpool
 
-from service import run_files
 from service.api.files import OpenFile, open_file
 from service.errors import NotFound
+from service.run_storage import RunStorage, StoredFile
 from service.schemas import LogFile
 
 DRIVER = "driver"
-_DRIVERS = "ray.log"
-POLL_SECONDS = 0.5
-"""Poll interval while a log is followed (s)."""
+_DRIVERS, _WORKERS = "ray.log", "logs"
 _BLOCK = 2**16
 _MOST = 8 * 2**20
 """Size of the end of a log that is searched for its last lines (bytes); lines before it are not found."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 
 
-def list_logs(directory: Path) -> list[LogFile]:
+def list_logs(storage: RunStorage) -> list[LogFile]:
     """Logs of a run, the driver's log first."""
-    return [*_logs_in(directory, "", [(DRIVER, _DRIVERS)]), *_logs_in(directory, "logs", None)]
+    found = [
+        LogFile(name=name, bytes=file.bytes, updated=file.updated) for file in storage.files(_WORKERS)
+        if file.path.endswith(".log") and _NAME.fullmatch(name := file.path.removeprefix(f"{_WORKERS}/").removesuffix(".log"))]
+    with contextlib.suppress(FileNotFoundError), contextlib.closing(storage.open(_DRIVERS)) as driver:
+        return [LogFile(name=DRIVER, bytes=driver.size, updated=driver.modified), *found]
+    return found
 
 
-def _logs_in(directory: Path, folder: str, wanted: Sequence[tuple[str, str]] | None) -> Iterator[LogFile]:
-    """Logs in a folder: those in `wanted`, (name, file name) pairs, or all if it is None."""
-    try:
-        number = run_files.open_folder(directory, folder)
-    except FileNotFoundError:
-        return
-    try:
-        if wanted is None:
-            with os.scandir(number) as entries:
-                wanted = sorted((entry.name.removesuffix(".log"), entry.name) for entry in entries if entry.name.endswith(".log"))
-        for name, file in wanted:
-            with contextlib.suppress(FileNotFoundError):
-                state = os.stat(file, dir_fd=number, follow_symlinks=False)
-                if stat.S_ISREG(state.st_mode) and _NAME.fullmatch(name):
-                    yield LogFile(name=name, bytes=state.st_size, updated=state.st_mtime)
-    finally:
-        os.close(number)
-
-
-def open_log(directory: Path, name: str) -> OpenFile:
+def open_log(storage: RunStorage, name: str) -> OpenFile:
     """Open a log.
 
     Raises:
@@ -59,10 +39,10 @@ def open_log(directory: Path, name: str) -> OpenFile:
     """
     if not _NAME.fullmatch(name):
         raise NotFound("the run has no such log")
-    return open_file(directory, _DRIVERS if name == DRIVER else f"logs/{name}.log")
+    return open_file(storage, _DRIVERS if name == DRIVER else f"{_WORKERS}/{name}.log")
 
 
-def tail_start(file: BinaryIO, size: int, lines: int) -> int:
+def tail_start(file: StoredFile, size: int, lines: int) -> int:
     """Position at which the last lines of a log begin.
 
     Args:
@@ -72,13 +52,13 @@ def tail_start(file: BinaryIO, size: int, lines: int) -> int:
     """
     if not lines:
         return size
-    number, wanted, place = file.fileno(), lines, size
-    if size and os.pread(number, 1, size - 1) == b"\n":
+    wanted, place = lines, size
+    if size and file.read_at(size - 1, 1) == b"\n":
         wanted += 1
     lowest = max(0, size - _MOST)
     while place > lowest:
         start = max(lowest, place - _BLOCK)
-        block = os.pread(number, place - start, start)
+        block = file.read_at(start, place - start)
         found = block.count(b"\n")
         if found >= wanted:
             for _ in range(wanted):
@@ -90,7 +70,7 @@ def tail_start(file: BinaryIO, size: int, lines: int) -> int:
 
 
 async def follow(
-    file: BinaryIO, start: int, ended: Callable[[], bool], pause: Callable[[float], Awaitable[bool]],
+    file: StoredFile, start: int, ended: Callable[[], bool], pause: Callable[[float], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
     """Yield the content of a log from `start` on, and new content as it is written, until the log is complete.
 
@@ -100,11 +80,11 @@ async def follow(
         ended: Whether the log is complete; called in a thread before each read.
         pause: Waits for a number of seconds; returns false to stop following.
     """
-    with file:
+    with contextlib.closing(file):
         while True:
             last = await run_in_threadpool(ended)
-            while block := await run_in_threadpool(os.pread, file.fileno(), _BLOCK, start):
+            while block := await run_in_threadpool(file.read_at, start, _BLOCK):
                 start += len(block)
                 yield block
-            if last or not await pause(POLL_SECONDS):
+            if last or not await pause(file.poll_seconds):
                 return

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
@@ -19,6 +17,7 @@ from moedisco_ray.core.config.load import check_files
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import Place, words
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import is_uri
 from moedisco_ray.core.read_roots import reading_within
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
@@ -30,10 +29,11 @@ from service.database.ids import new_id
 from service.domain.path_sandbox import check_links, check_parts, sandboxed
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_pools, check_priority, check_room, priced
-from service.domain.run_paths import with_run_directory
+from service.domain.run_paths import home_of, with_run_directory
 from service.domain.starts import located, parse, run_places, with_ids
 from service.domain.states import RunState
 from service.errors import Conflict, KeyReused, NotFound
+from service.run_storage import documents_at
 from service.schemas import RetryRequest, RunRequest
 
 _LISTED_IDS = 3
@@ -85,9 +85,9 @@ def checked(
     config, notes = priced(sandboxed(config, context.roots), prices)
     with context.database.read() as session:
         config = _with_visible_runs(session, caller, config)
-        directory_of = functools.partial(runs.directory, session)
-        check_parts(config, directory_of)
-        found, read = located(config, directory_of)
+        locations = {run_id: runs.location(session, run_id) for run_id in (parse(place)[0] for place in run_places(config))}
+    check_parts(config, locations.get)
+    found, read = located(config, locations.get, documents_at)
     check_links(config, context.roots)
     with reading_within([*context.roots.directories, *read]):
         return config, _planned(found, context.settings.is_local), notes
@@ -129,7 +129,7 @@ def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, 
         UserError: A change is not valid, or `checked` refuses the configuration.
         AgainstPolicy: The owner may not use the pools.
     """
-    raw = {**parent.config, "tags": parent.tags, "output": str(Path(parent.directory).parent.parent)}
+    raw = {**parent.config, "tags": parent.tags, "output": str(home_of(home_of(parent.location)))}
     for path, value in request.changes.items():
         raw = changed(raw, path, value)
     try:
@@ -179,9 +179,10 @@ def submit(
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
         run_id = new_id()
         row = runs.insert(
-            session, run_id=run_id, config=with_run_directory(run.config, Path(run.config.output), run_id), owner=caller.owner,
+            session, run_id=run_id, config=with_run_directory(run.config, run_id), owner=caller.owner,
             priority=run.priority, budget_dollars=run.budget_dollars, estimate=run.plan.model_dump(mode="json"),
-            parent=run.parent, now=now, notes=run.notes)
+            parent=run.parent, now=now, notes=run.notes,
+            home=context.roots.outputs[0] / run_id if is_uri(run.config.output) else None)
         if key is not None:
             idempotency.remember(session, owner=caller.owner, key=key, body_hash=body_hash, run_id=run_id, now=now)
         note(session, caller, "run.submit" if run.parent is None else "run.retry", run_id, now=now, detail={"name": row.name})

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from service import run_files, run_homes
+from moedisco_ray.core.locations import Location
+from service import run_homes
 from service.database import audit, idempotency, policies, runs, sessions, webhooks
 from service.database.session import Database
 from service.database.tables import RunRow
 from service.domain.jobs import submission_id
+from service.domain.path_sandbox import Roots
 from service.domain.retention import Due, FinishedRun, announced, due_runs, named_runs
-from service.domain.run_paths import RunPaths
+from service.domain.run_paths import RunPaths, home_of
 from service.domain.states import ACTIVE, TERMINAL, RunState
-from service.errors import RayUnavailable
+from service.errors import RayUnavailable, StorageUnavailable
 from service.observability import logger
 from service.ray_side.jobs import RayJobs
+from service.run_storage import stored_bytes
 
 _log = logger(__name__)
 DELIVERIES_KEPT = 7 * 24 * 3600.0
@@ -31,11 +33,11 @@ class Housekeeping:
 
     Args:
         jobs: Client for Ray Jobs; the jobs of removed runs are deleted.
-        roots: Output roots; nothing outside of them is removed.
+        roots: Roots; nothing outside of the output and storage roots is removed.
         idle: Time without use after which a browser session ends (s).
     """
 
-    def __init__(self, database: Database, jobs: RayJobs, roots: Sequence[Path], idle: float) -> None:
+    def __init__(self, database: Database, jobs: RayJobs, roots: Roots, idle: float) -> None:
         self._database = database
         self._jobs = jobs
         self._roots = roots
@@ -54,8 +56,8 @@ class Housekeeping:
         with self._database.write() as session:
             webhooks.purge(session, now - DELIVERIES_KEPT)
         self._measure(now)
-        for path in run_homes.left_aside(self._roots, self._known):
-            self._remove_files(path)
+        for path in run_homes.left_aside(self._roots.outputs, self._known):
+            self._remove_files(path, run_homes.run_of(path))
         for run_id, due in self._announce(now):
             try:
                 self._remove(run_id, due, now)
@@ -65,8 +67,12 @@ class Housekeeping:
     def _measure(self, now: float) -> None:
         with self._database.read() as session:
             found = runs.unmeasured(session)
-        for run_id, directory in found:
-            size = run_files.size_of(RunPaths(Path(directory)).home)
+        for run_id, directory, location in found:
+            try:
+                size = stored_bytes(directory, location)
+            except StorageUnavailable as error:
+                _log.warning("run %s cannot be measured: %s", run_id, error)
+                continue
             with self._database.write() as session:
                 runs.measured(session, run_id, size, now)
 
@@ -99,13 +105,13 @@ class Housekeeping:
                     "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes})
             attempts = run.attempt
             home = RunPaths(Path(run.directory)).home
-            other = runs.inside(session, home, run_id)
+            other, place = runs.inside(session, home, run_id), home_of(run.location)
+            run_homes.check_deletable(place, run_id, self._roots.storage)
             runs.delete(session, run)
             # Move the files last, because that cannot be undone: if it fails, the transaction is rolled back.
-            aside = run_homes.set_aside(home, run_id, self._roots, other)
+            aside = run_homes.set_aside(home, run_id, self._roots.outputs, other)
         _log.info("run %s removed: %s", run_id, due.why)
-        if aside is not None:
-            self._remove_files(aside)
+        self._remove_files(aside, run_id, place)
         with contextlib.suppress(RayUnavailable):
             for attempt in range(1, attempts + 1):
                 self._jobs.delete(submission_id(run_id, attempt))
@@ -114,12 +120,11 @@ class Housekeeping:
         with self._database.read() as session:
             return runs.get(session, run_id) is not None
 
-    @staticmethod
-    def _remove_files(path: Path) -> None:
+    def _remove_files(self, aside: Path | None, run_id: str, place: Location = Path()) -> None:
         try:
-            run_files.remove(path)
+            run_homes.remove_run(aside, run_id, place, self._roots.storage)
         except OSError as error:
-            _log.warning("%s cannot be removed: %s", path, error)
+            _log.warning("files of run %s remain: %s", run_id, error)
 
 
 def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:

@@ -9,16 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.locations import Location, is_uri
 from moedisco_ray.core.secret_file import kept_secret
 from service.database.tables import RunRow
 from service.domain.jobs import job_name, submission_id
-from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
-from service.domain.run_paths import RunPaths
+from service.domain.path_sandbox import check_links, check_parts, sandboxed
+from service.domain.run_paths import RunPaths, home_of
 from service.domain.signatures import driver_token
 from service.domain.starts import located
 from service.driver_user import DriverUser
 from service.ray_side.jobs import RayJobs, Submission
 from service.run_homes import make_run_directory, open_home, write_in
+from service.run_storage import documents_at
 from service.settings import Settings
 
 _SECRET_BYTES = 32
@@ -29,15 +31,15 @@ class Launcher:
 
     Args:
         secret: Secret from which the drivers' tokens are derived.
-        directory_of: Returns the run directory of a run, or None for a deleted run.
+        location_of: Returns the path or URI of a run directory, or None for a deleted run.
     """
 
-    def __init__(self, jobs: RayJobs, settings: Settings, secret: bytes, directory_of: Callable[[str], Path | None]) -> None:
+    def __init__(self, jobs: RayJobs, settings: Settings, secret: bytes, location_of: Callable[[str], Location | None]) -> None:
         self._jobs = jobs
         self._settings = settings
-        self._roots = Roots(settings.input_roots, settings.output_roots, settings.storage_roots)
+        self._roots = settings.roots
         self._secret = secret
-        self._directory_of = directory_of
+        self._location_of = location_of
         self._user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
 
     def token(self, run_id: str, attempt: int) -> str:
@@ -54,10 +56,10 @@ class Launcher:
             UnusableRun: This version refuses the run's configuration.
         """
         place = RunPaths(Path(run.directory))
-        config, read = self._allowed(run, place)
+        config, read = self._allowed(run)
         with open_home(place.home, self._roots.outputs, self._user) as home:
             write_in(home, place.request.name, json.dumps(config.model_dump(mode="json"), indent=2) + "\n", self._user)
-            if self._user is not None:
+            if self._user is not None and not is_uri(run.location):
                 # The driver owns only the run directory; the service writes its files next to it.
                 make_run_directory(home, place.directory.name, self._user)
         self._jobs.submit(Submission(
@@ -67,7 +69,7 @@ class Launcher:
             stop_file=place.stop_file(run.attempt),
             report_url=self._settings.report_url(run.id),
             token=self.token(run.id, run.attempt),
-            read_roots=[*self._roots.directories, *read, place.home],
+            read_roots=[*self._roots.directories, *read, place.home, *([run.location] if is_uri(run.location) else ())],
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 
@@ -84,13 +86,14 @@ class Launcher:
             with open_home(place.home, self._roots.outputs, self._user) as home:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
-    def _allowed(self, run: RunRow, place: RunPaths) -> tuple[RunConfig, Sequence[Path]]:
+    def _allowed(self, run: RunRow) -> tuple[RunConfig, Sequence[Path]]:
         """Check the paths again as at submission; returns the configuration with run references as paths, and their directories."""
         stored = run.settings
-        asked = stored.model_copy(update={"output": Path(os.path.realpath(place.home.parent))})
+        output = home_of(home_of(run.location))
+        asked = stored.model_copy(update={"output": output if is_uri(output) else Path(os.path.realpath(output))})
         check_links(sandboxed(asked, self._roots), self._roots)
-        check_parts(stored, self._directory_of)
-        return located(stored, self._directory_of)
+        check_parts(stored, self._location_of)
+        return located(stored, self._location_of, documents_at)
 
 
 def service_secret(state_dir: Path) -> bytes:

@@ -12,10 +12,10 @@ job ended or unknown     events that the driver left in events.jsonl are stored;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location
 from service.background import observed, spool
 from service.background.launching import Launcher
 from service.database import ingest, quotas, runs, tokens
@@ -31,6 +31,7 @@ from service.notifier import Notifier
 from service.observability import bound, logger
 from service.ray_side.jobs import RayJobs
 from service.ray_side.pools import RayPools
+from service.run_storage import storage_of
 from service.settings import Settings
 
 _log = logger(__name__)
@@ -55,7 +56,7 @@ class Reconciler:
         self._jobs = jobs
         self._pools = pools
         self._notifier = notifier
-        self._launcher = Launcher(jobs, settings, secret, self._directory_of)
+        self._launcher = Launcher(jobs, settings, secret, self._location_of)
         self._most_active = settings.max_active_runs
         self._last_look: tuple[float, frozenset[str], ClusterCapacity | None] = (float("-inf"), frozenset(), None)
 
@@ -161,7 +162,7 @@ class Reconciler:
 
     def _ingest_spool(self, run: RunRow, now: float) -> None:
         """Store the events that the driver logged but did not report."""
-        for first, events in spool.unread(Path(run.directory), run.next_seq):
+        for first, events in spool.unread(storage_of(run.location), run.next_seq):
             with self._database.write() as session:
                 row = runs.lock(session, run.id)
                 if row is None:
@@ -272,9 +273,9 @@ class Reconciler:
         with self._database.read() as session:
             return quotas.load(session, now)
 
-    def _directory_of(self, run_id: str) -> Path | None:
+    def _location_of(self, run_id: str) -> Location | None:
         with self._database.read() as session:
-            return runs.directory(session, run_id)
+            return runs.location(session, run_id)
 
     def _runs(self, *states: RunState) -> list[RunRow]:
         with self._database.read() as session:

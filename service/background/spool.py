@@ -8,14 +8,13 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
 from moedisco_ray.core.events import Event
-from service import run_files
 from service.observability import logger
+from service.run_storage import RunStorage, StoredFile
 from service.schemas import DriverEvent
 
 _log = logger(__name__)
@@ -32,11 +31,11 @@ _LEVELS = 32
 """Maximum nesting depth of an event's data."""
 
 
-def unread(directory: Path, first: int, batch: int = BATCH) -> Iterator[tuple[int, list[Event]]]:
+def unread(storage: RunStorage, first: int, batch: int = BATCH) -> Iterator[tuple[int, list[Event]]]:
     """Read the events from a given number on, in batches.
 
     Args:
-        directory: Run directory. If the file is absent, a symbolic link or a pipe, there are no events.
+        storage: Files of the run. If the event log is absent, a symbolic link or a pipe, there are no events.
         first: Number of the first event to read.
         batch: Maximum number of events per batch.
 
@@ -48,7 +47,7 @@ def unread(directory: Path, first: int, batch: int = BATCH) -> Iterator[tuple[in
     """
     events: list[Event] = []
     number = size = 0
-    for event, length in _whole(directory):
+    for event, length in _whole(storage):
         if number >= first:
             events.append(_checked(event))
             size += length
@@ -60,19 +59,40 @@ def unread(directory: Path, first: int, batch: int = BATCH) -> Iterator[tuple[in
         yield number - len(events), events
 
 
-def _whole(directory: Path) -> Iterator[tuple[Event, int]]:
+def _whole(storage: RunStorage) -> Iterator[tuple[Event, int]]:
     """Read every event of the file, with the length of its line (bytes)."""
     try:
-        opened = run_files.open_regular(directory, NAME)
+        opened = storage.open(NAME)
     except FileNotFoundError:
         return
-    with io.BufferedReader(opened) as file:     # type: ignore[type-var]
+    with io.BufferedReader(_Sequential(opened)) as file:
         for line in _lines(file):
             try:
                 event = _nonsense("a line is too long") if line is None else Event.from_json(line.decode())
             except (ValueError, TypeError, RecursionError):
                 continue
             yield event, len(line or "")
+
+
+class _Sequential(io.RawIOBase):
+    """Reads a file from its start."""
+
+    def __init__(self, file: StoredFile) -> None:
+        self._file = file
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read_at(self._place, len(buffer))
+        buffer[:len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:

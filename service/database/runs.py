@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.locations import Location
 from moedisco_ray.core.stages import STAGES
 from service.database import stream, values, webhooks
 from service.database.tables import RunRow, UnitRow
-from service.domain.run_paths import is_id
+from service.domain.run_paths import is_id, location_of
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
@@ -26,17 +27,19 @@ _LEFT_OUT = (defer(RunRow.config), defer(RunRow.meter))
 
 def insert(
     session: Session, *, run_id: str, config: RunConfig, owner: str, priority: int, budget_dollars: float | None,
-    estimate: dict[str, Any], parent: str | None, now: float, notes: Sequence[str] = (),
+    estimate: dict[str, Any], parent: str | None, now: float, notes: Sequence[str] = (), home: Path | None = None,
 ) -> RunRow:
     """Create a queued run with an id from `new_id`.
 
-    `output` of the configuration must be the run's home. `parent` is the id of the run that this one retries.
+    `output` of the configuration must be the run's own folder. `parent` is the id of the run that this one retries. `home` is the
+    home of a run at a URI.
     """
     document = values.document(config.model_dump(mode="json"))
     waiting = {stage.name: {"status": "waiting", "started": None, "seconds": None} for stage in STAGES}
     run = RunRow(
         id=run_id, name=config.name, owner=owner, tags=document["tags"], priority=priority, state=RunState.QUEUED.value,
-        reason=None, version=1, config=document, directory=str(config.directory), attempt=0, futile=0, mark=0, mark_at_start=0,
+        reason=None, version=1, config=document,
+        directory=str(config.directory if home is None else home / config.name), attempt=0, futile=0, mark=0, mark_at_start=0,
         stop=None, budget_dollars=budget_dollars, dollars=0.0, worker_seconds={}, meter={}, estimate=values.document(estimate),
         progress={"stages": waiting, "current": None}, parent=parent, notes=[values.text(note) for note in notes], kept=False,
         expires_at=None, disk_bytes=None, measured=None, next_position=1, next_seq=0, token_hash=None,
@@ -91,10 +94,10 @@ def page(
     return found[:limit], found[limit - 1].id if len(found) > limit else None
 
 
-def directory(session: Session, run_id: str) -> Path | None:
-    """The run directory of a run; None if the run does not exist."""
+def location(session: Session, run_id: str) -> Location | None:
+    """Path or URI of a run directory; None if the run does not exist."""
     run = get(session, run_id)
-    return None if run is None else Path(run.directory)
+    return None if run is None else run.location
 
 
 def inside(session: Session, home: Path, run_id: str) -> str | None:
@@ -137,11 +140,15 @@ def finished(session: Session) -> list[RunRow]:
     return list(session.scalars(query.order_by(RunRow.id)))
 
 
-def unmeasured(session: Session) -> list[tuple[str, str]]:
-    """Ids and directories of runs whose directories may have changed since they were measured."""
+def unmeasured(session: Session) -> list[tuple[str, Path, Location]]:
+    """Ids, directories and locations of runs whose files may have changed since they were measured."""
     active = RunRow.state.in_([state.value for state in ACTIVE])
-    query = select(RunRow.id, RunRow.directory).where(or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended))
-    return [(run_id, directory) for run_id, directory in session.execute(query.order_by(RunRow.id))]
+    output = RunRow.config["output"].as_string()
+    changed = or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended)
+    query = select(RunRow.id, RunRow.directory, output).where(changed)
+    return [
+        (run_id, Path(directory), location_of(output or "", Path(directory)))
+        for run_id, directory, output in session.execute(query.order_by(RunRow.id))]
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:

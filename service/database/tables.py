@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +12,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from moedisco_ray.core.config import Pools, RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.locations import Location
+from service.domain.run_paths import location_of
 from service.errors import UnusableRun
 
 ULID = String(26)
@@ -98,6 +101,11 @@ class RunRow(Table):
         # The sizes are summed every second; this index avoids reading the rows, which are long.
         Index("runs_by_size", "owner", "disk_bytes"),
     )
+
+    @property
+    def location(self) -> Location:
+        """Path or URI of the run directory."""
+        return location_of(str(self.config.get("output", "")), Path(self.directory))
 
     @property
     def settings(self) -> RunConfig:

@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.places import Place, ReadsFrom, names_a_run, places, with_places, words
+from moedisco_ray.core.config.places import Place, ReadsFrom, WritesTo, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location, is_uri
 from service.domain.run_paths import is_id
 from service.domain.starts import parse, run_places
 
@@ -26,6 +27,8 @@ HARMLESS_OPTIONS = frozenset({"region", "anonymous"})
 """Query options that a bucket's URI may have, because they change neither the server nor the credentials."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
+_PLAIN = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
+"""Name of a folder at a URI, which needs no encoding and is no wildcard."""
 _WILDCARD = re.compile(r"[*?\[]")
 _DEFAULT_OUTPUT = RunConfig.model_fields["output"].default
 
@@ -60,7 +63,8 @@ def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
     Relative paths start at the first root of their kind. `output` becomes the directory in which the run's home is created; it is
-    not inside a run's home, no part of it below the root begins with a dot, and its default is the first output root. `run://`
+    not inside a run's home, no part of it below the root begins with a dot, and its default is the first output root. At a URI, it
+    is under a storage root. `run://`
     references stay, because this function does not know which runs a caller may read.
 
     Raises:
@@ -89,7 +93,7 @@ def check_links(config: RunConfig, roots: Roots) -> None:
             _check_no_run(place.field, path, real, allowed)
 
 
-def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -> None:
+def check_parts(config: RunConfig, location_of: Callable[[str], Location | None]) -> None:
     """Check that the models and texts of finished runs that a configuration uses are not symbolic links planted by a driver.
 
     Raises:
@@ -97,8 +101,8 @@ def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -
     """
     for place in run_places(config):
         run_id, part = parse(place)
-        directory = directory_of(run_id)
-        if directory is not None and (directory / part).is_symlink():
+        location = location_of(run_id)
+        if location is not None and not is_uri(location) and Path(location, part).is_symlink():
             raise ConfigError(place.field, words(place.value), f"the run's {part} directory is a link; name another run")
 
 
@@ -113,15 +117,26 @@ def _resolved(place: Place, roots: Roots) -> str | Path:
             return value
         if place.marker.uris and _SCHEME.match(value):
             return _checked_uri(place, roots.buckets, roots)
-    elif place.marker.what == "checkpoints":
-        if not roots.storage:
-            raise ConfigError(
-                place.field, value, "is not allowed: this service keeps checkpoints in run directories; remove the setting, "
-                "or ask the operator for a storage root (`moedisco serve --storage-root`)")
-        if _SCHEME.match(value):
-            return _checked_uri(place, _buckets(roots.storage), roots)
-    elif value == str(_DEFAULT_OUTPUT):
+    else:
+        return _written(place, roots)
+    path = _local(place, roots)
+    return path if isinstance(place.value, Path) else str(path)
+
+
+def _written(place: Place, roots: Roots) -> str | Path:
+    value, runs = str(place.value), place.marker == WritesTo("runs")
+    if runs and value == str(_DEFAULT_OUTPUT):
         return roots.outputs[0]
+    if runs and is_uri(value) and not _buckets(roots.storage):
+        raise ConfigError(
+            place.field, value, "is not allowed: this service keeps runs in directories; name one, or ask the operator for a "
+            "storage root at a URI (`moedisco serve --storage-root`)")
+    if not runs and not roots.storage:
+        raise ConfigError(
+            place.field, value, "is not allowed: this service keeps checkpoints in run directories; remove the setting, "
+            "or ask the operator for a storage root (`moedisco serve --storage-root`)")
+    if is_uri(value) or (not runs and _SCHEME.match(value)):
+        return _checked_home(place, roots)
     path = _local(place, roots)
     return path if isinstance(place.value, Path) else str(path)
 
@@ -180,6 +195,21 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
     return uri
 
 
+def _checked_home(place: Place, roots: Roots) -> str:
+    """The checked URI of a folder that runs write: plain names, outside of other runs' folders."""
+    uri = _checked_uri(place, _buckets(roots.storage), roots)
+    location, _, options = uri.partition("?")
+    if options and place.marker == WritesTo("runs"):
+        raise ConfigError(place.field, uri, "must have no options; remove what follows '?'")
+    root = max((root for root in _buckets(roots.storage) if _under(location, root)), key=len)
+    below = location.removeprefix(root).rstrip("/").removeprefix("/")
+    for part in below.split("/") if below else ():
+        if _PLAIN.fullmatch(part) is None or is_id(part.upper()):
+            what = "is the name of a run's folder" if is_id(part.upper()) else "is not of letters, digits and . _ = -"
+            raise ConfigError(place.field, uri, f"{part!r} {what}; name another folder under a storage root")
+    return location.rstrip("/") + ("?" + options if options else "")
+
+
 def _directories(place: Place, roots: Roots) -> Sequence[Path]:
     if isinstance(place.marker, ReadsFrom):
         return roots.directories
@@ -190,14 +220,16 @@ def _allowed(place: Place, roots: Roots) -> str:
     kind: str
     allowed: Sequence[str | Path]
     if not isinstance(place.marker, ReadsFrom):
-        kind, allowed = ("output", roots.outputs) if place.marker.what == "runs" else ("storage", roots.storage)
+        runs = place.marker.what == "runs" and not is_uri(str(place.value))
+        kind, allowed = ("output", roots.outputs) if runs else ("storage", roots.storage)
     else:
         kind, allowed = "input", roots.inputs if place.marker.uris else roots.directories
     return f"the {kind} roots ({', '.join(map(str, allowed)) or 'none'})"
 
 
 def _remedy(place: Place) -> str:
-    kind = "input" if isinstance(place.marker, ReadsFrom) else {"runs": "output", "checkpoints": "storage"}[place.marker.what]
+    runs = place.marker == WritesTo("runs") and not is_uri(str(place.value))
+    kind = "input" if isinstance(place.marker, ReadsFrom) else "output" if runs else "storage"
     return f"choose a path in one of them, or ask the operator to add one (`moedisco serve --{kind}-root`)"
 
 

@@ -4,6 +4,8 @@ ROOT/RUN_ID/              home of the run, under an output root
 ├── request.json          configuration that its drivers are started with
 ├── stop-ATTEMPT          stop file: asks the driver of that attempt to stop; contains the reason
 └── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
+
+A run at a URI has its run directory at URI/RUN_ID/NAME. Its home, under the first output root, holds the other files.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.locations import Location, is_uri, joined, parent
 
 ULID_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 """Crockford's base 32, in which ids are written."""
@@ -27,9 +30,24 @@ def is_id(text: str) -> bool:
     return _ULID.fullmatch(text) is not None
 
 
-def with_run_directory(config: RunConfig, root: Path, run_id: str) -> RunConfig:
-    """The configuration with `output` set to the run's home, ROOT/RUN_ID."""
-    return config.model_copy(update={"output": root / run_id})
+def with_run_directory(config: RunConfig, run_id: str) -> RunConfig:
+    """The configuration with `output` set to the run's own folder, OUTPUT/RUN_ID."""
+    return config.model_copy(update={"output": joined(config.output, run_id)})
+
+
+def home_of(location: Location) -> Location:
+    """The folder of a run, which contains the run directory at `location`."""
+    return parent(location)[0]
+
+
+def location_of(output: str, directory: Path) -> Location:
+    """Where a run is stored.
+
+    Args:
+        output: `output` of the run's stored configuration.
+        directory: The run directory on this machine, ROOT/RUN_ID/NAME.
+    """
+    return joined(output, directory.name) if is_uri(output) else directory
 
 
 @dataclasses.dataclass(frozen=True)

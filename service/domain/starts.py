@@ -1,7 +1,7 @@
 """References to finished runs in configurations: `run://RUN/model` is a run's model, `run://RUN/corpus` its text.
 
 RUN is the id of the run, or its name if the name is unambiguous for the caller. A stored configuration contains the id; it is
-replaced by a path each time a driver starts.
+replaced by a path or URI each time a driver starts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from pathlib import Path
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import Place, ReadsFrom, RunPart, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location, is_uri
 
+_MODEL_AT_URI = (
+    "is the model of a run at a URI, and this setting reads a directory; download the model (`moedisco download`) into an input "
+    "root and name that directory")
 _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
 
 
@@ -53,13 +57,19 @@ def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
     return with_places(config, change)
 
 
-def located(config: RunConfig, directory_of: Callable[[str], Path | None]) -> tuple[RunConfig, tuple[Path, ...]]:
+def located(
+    config: RunConfig, location_of: Callable[[str], Location | None], documents_at: Callable[[Location], str],
+) -> tuple[RunConfig, tuple[Path, ...]]:
     """The configuration with run references replaced by paths, and the directories that they point to.
 
     Args:
         config: Configuration from `with_ids`.
-        directory_of: Returns the run directory of a run, or None for a deleted run. References to deleted runs stay, and the
-            driver refuses them.
+        location_of: Returns the path or URI of a run directory, or None for a deleted run. References to deleted runs stay, and
+            the driver refuses them.
+        documents_at: Returns the glob of the documents of a run at a URI.
+
+    Raises:
+        ConfigError: A reference names the model of a run at a URI: settings that name a model take local directories only.
     """
     read: list[Path] = []
 
@@ -67,9 +77,14 @@ def located(config: RunConfig, directory_of: Callable[[str], Path | None]) -> tu
         if not names_a_run(place.value):
             return place.value
         run_id, part = parse(place)
-        directory = directory_of(run_id)
-        if directory is None:
+        location = location_of(run_id)
+        if location is None:
             return place.value
+        if is_uri(location):
+            if part == "corpus":
+                return documents_at(location)
+            raise ConfigError(place.field, words(place.value), _MODEL_AT_URI)
+        directory = Path(location)
         read.append(directory / part)
         # Read only the documents: the corpus directory also contains a tokenizer and packed tokens.
         return type(place.value)(directory / part / "*" / "*.parquet" if part == "corpus" else directory / part)

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from service import run_files
 from service.errors import RayUnavailable
+from service.run_storage import DirectoryRun, read
 
 TIMEOUT = httpx.Timeout(10, connect=3)
 
@@ -104,7 +104,7 @@ def auth_headers(token_path: Path | None = None) -> dict[str, str]:
 def _read_own(path: Path) -> str:
     """Read a token without following symbolic links: the drivers' user owns the directory and could link to a service secret."""
     try:
-        content = run_files.read(path.parent, path.name)
+        content = read(DirectoryRun(path.parent), path.name)
     except OSError:
         return ""
     return (content or b"").decode(errors="replace")

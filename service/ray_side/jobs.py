@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import ENVIRONMENT as READ_ROOTS
 from service.domain.jobs import JobState
 from service.ray_side.answers import Job, read_as
@@ -26,7 +27,7 @@ class Submission:
         stop_file: File whose existence makes the driver stop with a checkpoint.
         report_url: URL to which the driver posts its events.
         token: Token that authenticates the driver there.
-        read_roots: Directories that the driver and its workers may read.
+        read_roots: Directories that the driver and its workers may read, and the URI of a run, which stands for its working copies.
         metadata: Metadata that the Ray dashboard shows with the job.
     """
 
@@ -36,7 +37,7 @@ class Submission:
     stop_file: Path
     report_url: str
     token: str = dataclasses.field(repr=False)
-    read_roots: Sequence[Path] = ()
+    read_roots: Sequence[Location] = ()
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -24,6 +24,7 @@ from service.database.ids import new_id
 from service.database.session import Database
 from service.domain.states import RunState
 from service.ray_side.dashboard import auth_headers
+from service.run_storage import DirectoryRun
 
 USER = "nobody"
 FINISHED = (RunState.STARTING, RunState.RUNNING, RunState.SUCCEEDED)
@@ -160,7 +161,7 @@ def test_a_hostile_line_does_not_hide_the_lines_after_it(scene: Scene, line: byt
 def test_a_batch_of_events_is_bounded_in_bytes(tmp_path: Path) -> None:
     line = b'{"type": "warning", "data": {"message": "' + b"x" * 2**19 + b'"}, "time": 1.0}\n'
     (tmp_path / "events.jsonl").write_bytes(line * 40)
-    batches = list(spool.unread(tmp_path, 3))
+    batches = list(spool.unread(DirectoryRun(tmp_path), 3))
     assert [first for first, _ in batches] == [3, 19, 35]
     assert sum(len(events) for _, events in batches) == 37
 
@@ -243,7 +244,7 @@ def test_a_home_that_another_user_made_is_refused(guarded: Scene, owner: str) ->
 
 
 def tidy(scene: Scene) -> None:
-    Housekeeping(scene.database, scene.jobs, scene.settings.output_roots, scene.settings.session_idle_seconds).round(scene.now)
+    Housekeeping(scene.database, scene.jobs, scene.settings.roots, scene.settings.session_idle_seconds).round(scene.now)
 
 
 def test_housekeeping_removes_only_what_it_set_aside(scene: Scene) -> None:

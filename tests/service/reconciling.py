@@ -11,6 +11,7 @@ from databases import config
 from fake_jobs import FakeJobs, FakePools
 
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.locations import is_uri
 from service.background.reconciler import Reconciler
 from service.database import ingest, runs, stream
 from service.database.ids import new_id
@@ -52,11 +53,12 @@ class Scene:
             self.reconciler().round(self.now)
 
     def submit(self, owner: str = "ann", priority: int = 0, budget: float | None = None, **changes: Any) -> str:
-        run_id = new_id()
+        run_id, asked = new_id(), config(**{"output": self.root / "runs"} | changes)
         with self.database.write() as session:
             runs.insert(
-                session, run_id=run_id, config=with_run_directory(config(**changes), self.root / "runs", run_id), owner=owner,
-                priority=priority, budget_dollars=budget, estimate={}, parent=None, now=self.now)
+                session, run_id=run_id, config=with_run_directory(asked, run_id), owner=owner, priority=priority,
+                budget_dollars=budget, estimate={}, parent=None, now=self.now,
+                home=self.root / "runs" / run_id if is_uri(asked.output) else None)
         return run_id
 
     def running(self, **asked: Any) -> str:

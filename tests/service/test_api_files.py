@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ from service.api import logs
 from service.api.files import open_file
 from service.domain.states import RunState
 from service.errors import NotFound
+from service.run_storage import DirectoryRun
 
 DATA = bytes(range(256)) * 8
 
@@ -122,7 +124,7 @@ def test_no_path_leads_out_of_the_run(api, run, directory, path):
 def test_open_file_itself_refuses_what_a_server_would_normalise(directory):
     for path in ("../request.json", "model/../../request.json", "/etc/passwd", "", ".", "a/", "link", "folder-link/passwd"):
         with pytest.raises(NotFound):
-            open_file(directory, path)
+            open_file(DirectoryRun(directory), path)
 
 
 def test_the_model_is_one_archive(api, run, directory):
@@ -191,9 +193,8 @@ def test_logs_are_listed_and_read_from_their_end(api, run, directory):
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 5, 100])
 @pytest.mark.parametrize("text", ["", "\n", "a", "a\n", "a\nb", "a\n\nb\n", "\n\n\n", "x" * 200_000 + "\ny\n" + "z" * 100_000])
 def test_the_tail_of_a_log_is_its_last_lines(tmp_path, text, lines):
-    place = tmp_path / "log"
-    place.write_text(text)
-    with place.open("rb", buffering=0) as file:
+    (tmp_path / "log").write_text(text)
+    with contextlib.closing(DirectoryRun(tmp_path).open("log")) as file:
         start = logs.tail_start(file, len(text), lines)
     assert text[start:] == "".join(text.splitlines(keepends=True)[-lines:] if lines else [])
 

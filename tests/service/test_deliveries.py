@@ -258,7 +258,7 @@ def test_housekeeping_forgets_what_is_old_and_settled(scene, receiver):
     deliver(scene)
     with scene.database.write() as session:
         idempotency.remember(session, owner="ann", key="k", body_hash=b"0" * 32, run_id=run_id, now=scene.now)
-    tidy, day = Housekeeping(scene.database, scene.jobs, (), 3600.0), 24 * 3600.0
+    tidy, day = Housekeeping(scene.database, scene.jobs, scene.settings.roots, 3600.0), 24 * 3600.0
     tidy.round(scene.now + day - 1)
     with scene.database.write() as session:
         assert idempotency.find(session, "ann", "k", scene.now) is not None

@@ -23,7 +23,7 @@ def scene(database, tmp_path):
 
 
 def tidy(scene):
-    Housekeeping(scene.database, scene.jobs, scene.settings.output_roots, scene.settings.session_idle_seconds).round(scene.now)
+    Housekeeping(scene.database, scene.jobs, scene.settings.roots, scene.settings.session_idle_seconds).round(scene.now)
 
 
 def limit(scene, owner="ann", **rules):

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ from moedisco_ray.core.config import Source
 from moedisco_ray.core.config.model import read_architecture
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.errors import CorpusError, UserError
+from moedisco_ray.core.locations import CACHE, working_directory
 from moedisco_ray.core.read_roots import ENVIRONMENT, opened, read_roots, reading_within
 from moedisco_ray.models import load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.plan import tokenizer_vocab_size
@@ -197,3 +199,16 @@ def test_the_embedded_text_is_the_runs_own(tmp_path):
     with reading_within([]):
         inputs = expand_sources([Source(path="embedded")], tmp_path, LIMITS)
         assert read([(source, list_files(source.field, source.settings, own=source.own).files) for source in inputs[:1]])
+
+
+def test_the_uri_of_a_run_stands_for_its_working_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    run, other = (working_directory(f"s3://bucket/{name}") for name in ("run", "other"))
+    monkeypatch.setenv(ENVIRONMENT, json.dumps(["s3://bucket/run"]))
+    assert read_roots() == (run,)
+    for directory, allowed in ((run, True), (other, False)):
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text("{}")
+        refusal = contextlib.nullcontext() if allowed else pytest.raises(OSError, match="leads out")
+        with refusal, opened(directory / "config.json") as path:
+            assert path.read_text() == "{}"

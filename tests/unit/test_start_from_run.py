@@ -30,7 +30,7 @@ def test_a_finished_runs_model_and_text_are_the_next_runs_start(tmp_path: Path, 
     raw["clusters"]["vectors"] = "hidden_state"
     raw["model"] = {"family": first.model.family, "init": {"checkpoint": "run://ID/model"}}
     raw["corpus"]["sources"] = [{"path": "run://ID/corpus"}]
-    config, read = located(RunConfig.model_validate(raw), {"ID": directory}.get)
+    config, read = located(RunConfig.model_validate(raw), {"ID": directory}.get, str)
     assert read == (directory / "corpus", directory / "model")
     monkeypatch.setenv(ENVIRONMENT, json.dumps([str(path) for path in (*read, tmp_path / "runs" / "NEXT")]))
     after = pipeline.run(config, backend=LocalBackend())

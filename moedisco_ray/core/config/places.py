@@ -57,7 +57,7 @@ class WritesTo(Marker):
     """Marks a setting that names a place the run writes.
 
     Attributes:
-        what: What is written: `runs`, or `checkpoints`, which may also be in a bucket.
+        what: What is written: `runs` or `checkpoints`, in a directory or a bucket.
     """
 
     what: Literal["runs", "checkpoints"]

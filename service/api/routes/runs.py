@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service import run_files, run_homes
+from service import run_homes
 from service.api.answers import owner_filter, run_answers, run_detail
 from service.api.bodies import StrictRoute
 from service.api.context import InContext, ServiceContext
@@ -21,7 +21,7 @@ from service.domain.jobs import submission_id
 from service.domain.outcome import STOP_REASONS, Stop
 from service.domain.policies import Policy
 from service.domain.quotas import check_priority, check_queue
-from service.domain.run_paths import RunPaths
+from service.domain.run_paths import RunPaths, home_of
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
 from service.observability import logger
@@ -200,7 +200,6 @@ def _delete_files(context: ServiceContext, run: tables.RunRow) -> None:
         other = runs.inside(session, home, run.id)
     try:
         aside = run_homes.set_aside(home, run.id, context.roots.outputs, other)
-        if aside is not None:
-            run_files.remove(aside)
+        run_homes.remove_run(aside, run.id, home_of(run.location), context.roots.storage)
     except OSError as error:
         _log.warning("files of the deleted run %s remain: %s", run.id, error)

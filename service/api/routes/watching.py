@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -15,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.run_record import RunReport
-from service import run_files
 from service.api import streams
 from service.api.answers import series_answer
 from service.api.context import InContext, ServiceContext
@@ -29,6 +27,7 @@ from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_d
 from service.database import ingest, metrics, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
+from service.run_storage import read, storage_of
 from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, Unit, UnitPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
@@ -117,22 +116,21 @@ def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
 @router.get("/clusters", responses=problems(404))
 def get_clusters(run: VisibleRun) -> dict[str, Any]:
     """Get the report of the document clustering: the clusters and their contents."""
-    return _document(Path(run.directory), "clusters/report.json", "clusters")
+    return _document(run, "clusters/report.json", "clusters")
 
 
 @router.get("/report", response_model_exclude_unset=True, responses=problems(404, 409))
 def get_report(run: VisibleRun, context: InContext) -> RunReport:
     """Get the cost and results of a run by stage; for an active run, of the stages so far."""
-    directory = Path(run.directory)
     if RunState(run.state) is RunState.SUCCEEDED:
-        return _read_report(_document(directory, "report.json", "report"))
-    return context.reports.get(directory, run.settings)
+        return _read_report(_document(run, "report.json", "report"))
+    return context.reports.get(run.location, run.settings)
 
 
 @router.get("/logs", responses=problems(404))
 def list_logs(run: VisibleRun) -> LogPage:
     """List the logs of a run: one for the driver, and one for each training worker."""
-    return LogPage(items=logs_in(Path(run.directory)))
+    return LogPage(items=logs_in(storage_of(run.location)))
 
 
 @router.get("/logs/{name}", response_class=ClosedStream, dependencies=[STREAM_SLOT], responses=problems(404) | {
@@ -143,7 +141,7 @@ async def get_log(
     follow: Annotated[Flag, Query(description="Whether to wait for new lines until the run has ended.")] = False,
 ) -> Response:
     """Read the end of a log, and follow it if requested."""
-    found = await run_in_threadpool(open_log, Path(run.directory), name)
+    found = await run_in_threadpool(lambda: open_log(storage_of(run.location), name))
     start = await run_in_threadpool(tail_start, found.file, found.size, tail)
 
     def ended() -> bool:
@@ -189,8 +187,8 @@ def _has_ended(context: ServiceContext, run_id: str) -> bool:
     return run is None or RunState(run.state) in TERMINAL
 
 
-def _document(directory: Path, path: str, what: str) -> dict[str, Any]:
-    content = run_files.read(directory, path, _MOST_BYTES)
+def _document(run: tables.RunRow, path: str, what: str) -> dict[str, Any]:
+    content = read(storage_of(run.location), path, _MOST_BYTES)
     if content is None:
         raise none_yet(what)
     try:

@@ -61,8 +61,9 @@ export function RetryView({ id }) {
     const load = async () => {
       try {
         const found = await ask(`/v1/runs/${id}`);
-        // The service chooses the output directory
-        const { output, ...config } = found.config;
+        // The service chooses the output directory; an output at a URI stays.
+        const { output, ...others } = found.config;
+        const config = String(output).includes("://") ? found.config : others;
         setRun(found);
         setBefore(config);
         setText(write(config));

@@ -1,0 +1,260 @@
+"""Runs whose `output` is on an S3 server: submitted, started, read, started from, measured and removed through the service."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from api_client import Service, demo, service
+from reconciling import FINISH, Scene
+from s3_standin import s3_server
+
+from moedisco_ray.core.config import Source
+from moedisco_ray.core.locations import CACHE, parent
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.stages.corpus.files import list_files
+from service.background.housekeeping import Housekeeping
+from service.database import policies, runs
+from service.database.session import Database
+from service.domain.policies import Policy, Retention
+from service.domain.states import RunState
+from service.errors import NotFound
+from service.run_storage import UriRun, read, storage_of
+
+WEIGHTS = bytes(range(256)) * 8
+OUTPUT = "s3://runs/team"
+DAY = 24 * 3600.0
+
+
+@pytest.fixture(autouse=True)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    with s3_server("runs") as address:
+        yield address
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Service]:
+    with service(tmp_path, storage_roots=(OUTPUT,)) as made:
+        yield made
+
+
+def store_of(location: str) -> RunStore:
+    """The run's files as its driver sees them."""
+    return RunStore.of(location)
+
+
+def fill(store: RunStore) -> None:
+    """What a driver has written of a finished run: loose files and committed directories."""
+    def commit(name: str, **files: bytes) -> None:
+        draft = store.draft(store.directory / name)
+        for file, content in files.items():
+            path = draft / file.replace("__", "/").replace("_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        store.replace(draft, store.directory / name, {})
+
+    def table(text: str) -> bytes:
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"text": [text]}), buffer)
+        return buffer.getvalue()
+
+    commit("model", config_json=b"{}", weights_safetensors=WEIGHTS)
+    commit("clusters", report_json=b'{"silhouette": 0.5}')
+    commit("figures", loss_png=b"png")
+    commit("corpus", train__0_parquet=table("seen"), validation__0_parquet=table("unseen"), tokenizer__tokenizer_json=b"{}")
+    for name, content in {"ray.log": b"one\ntwo\n", "logs/submodel-0.0.log": b"a\nb", "events.jsonl": b""}.items():
+        store.remote.write(name, content)
+
+
+def submitted(made: Service) -> tuple[str, RunStore]:
+    run_id = made.submit(output=f"{OUTPUT}/moe")["id"]
+    store = store_of(f"{OUTPUT}/moe/{run_id}/demo")
+    fill(store)
+    return run_id, store
+
+
+def get(made: Service, run_id: str, path: str, **headers: str):
+    return made.ann.get(f"/v1/runs/{run_id}/{path}", headers=headers)
+
+
+def test_everything_of_a_run_is_read_from_its_uri(here: Service):
+    run_id, store = submitted(here)
+    items = {item["path"]: item["bytes"] for item in get(here, run_id, "artifacts").json()["items"]}
+    assert {path: items[path] for path in ("model/weights.safetensors", "figures/loss.png", "ray.log")} == {
+        "model/weights.safetensors": len(WEIGHTS), "figures/loss.png": 3, "ray.log": 8}
+    assert not [path for path in items if path.startswith(("objects", "receipts", "."))]
+    assert get(here, run_id, "artifacts/figures/loss.png").content == b"png"
+    part = get(here, run_id, "artifacts/model/weights.safetensors", Range="bytes=10-19")
+    assert (part.status_code, part.content) == (206, WEIGHTS[10:20])
+    assert get(here, run_id, "artifacts/model/absent").status_code == 404
+    assert get(here, run_id, "clusters").json() == {"silhouette": 0.5}
+    assert [log["name"] for log in get(here, run_id, "logs").json()["items"]] == ["driver", "submodel-0.0"]
+    assert get(here, run_id, "logs/driver?tail=1").text == "two\n"
+    assert get(here, run_id, "report").json()["name"] == "demo"
+    assert not store.directory.joinpath("report.json").exists()
+
+
+def test_the_model_is_one_archive_that_can_be_resumed(here: Service):
+    run_id, _ = submitted(here)
+    whole = get(here, run_id, "model.tar")
+    with tarfile.open(fileobj=io.BytesIO(whole.content)) as archive:
+        assert archive.getnames() == ["demo/config.json", "demo/manifest.json", "demo/weights.safetensors"]
+        assert archive.extractfile("demo/weights.safetensors").read() == WEIGHTS
+    rest = get(here, run_id, "model.tar", **{"Range": "bytes=600-", "If-Range": whole.headers["etag"]})
+    assert (rest.status_code, rest.content) == (206, whole.content[600:])
+
+
+def test_a_log_is_followed_over_new_versions_of_its_object(here: Service):
+    _, store = submitted(here)
+    with contextlib.closing(storage_of(store.location).open("ray.log")) as file:
+        assert file.read_at(0, 100) == b"one\ntwo\n"
+        assert file.read_at(8, 100) == b""
+        store.remote.write("ray.log", b"one\ntwo\nthree\n")
+        assert file.read_at(8, 100) == b"three\n"
+
+
+def test_a_manifest_cannot_name_objects_of_other_runs(here: Service):
+    run_id, store = submitted(here)
+    store.remote.write("../other/secret", b"secret")
+    for number, place in enumerate(["../other/secret", "objects/../../other/secret", "ray.log"]):
+        store.remote.write(f"planted{number}/manifest.json", json.dumps({"objects": {"x": [place, 6, ""]}}).encode())
+        assert get(here, run_id, f"artifacts/planted{number}/x").status_code == 404
+    paths = [item["path"] for item in get(here, run_id, "artifacts").json()["items"]]
+    assert not [path for path in paths if path.endswith("/x")]
+
+
+def test_a_uri_that_does_not_answer_is_a_temporary_error(here: Service, server: str, monkeypatch: pytest.MonkeyPatch):
+    run_id = here.submit(output=OUTPUT)["id"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    answer = get(here, run_id, "clusters")
+    assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (503, "storage-unavailable")
+
+
+@pytest.mark.parametrize("output", [
+    "s3://runs", "s3://runs/team2", "s3://runs/team/../x", "s3://runs/team/%2e%2e/x", "s3://other/x", "gs://runs/team", "file:///etc",
+    "s3://runs/team/.removed", "s3://runs/team//x", "s3://runs/team/a*", "s3://runs/team?region=us-east-1",
+    "s3://runs/team/01JDB5W3XQ3N8QZ7V0G6M4T9KE/demo",
+])
+def test_an_output_elsewhere_or_in_another_run_is_refused(here: Service, output: str):
+    answer = here.ann.post("/v1/runs", json={"config": demo(output=output)})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "config.output"
+
+
+def test_a_service_without_a_bucket_keeps_runs_in_directories(tmp_path: Path):
+    with service(tmp_path, storage_roots=(str(tmp_path / "checkpoints"),)) as made:
+        answer = made.ann.post("/v1/runs", json={"config": demo(output=OUTPUT)})
+        assert "--storage-root" in answer.json()["errors"][0]["message"]
+
+
+def test_a_retry_goes_to_the_same_place(here: Service):
+    run_id, _ = submitted(here)
+    again = here.ann.post(f"/v1/runs/{run_id}/retry").json()
+    assert again["config"]["output"] == f"{OUTPUT}/moe/{again['id']}"
+
+
+def test_a_run_starts_from_the_corpus_at_a_uri_but_not_from_the_model(here: Service):
+    run_id, _ = submitted(here)
+    here.start(run_id)
+    here.bring(run_id, RunState.SUCCEEDED)
+    assert here.submit(corpus={"sources": [{"path": f"run://{run_id}/corpus"}]})["config"]["corpus"]["sources"][0]["path"] == (
+        f"run://{run_id}/corpus")
+    config = demo(model={"init": {"checkpoint": f"run://{run_id}/model"}}, tokens={"seed_share": 0})
+    answer = here.ann.post("/v1/runs", json={"config": config})
+    assert (answer.status_code, "moedisco download" in answer.text) == (422, True)
+
+
+def test_a_driver_finds_the_documents_its_working_copy_and_its_place(database: Database, tmp_path: Path):
+    scene = Scene.on(database, tmp_path, storage_roots=(OUTPUT,))
+    first = scene.submit(output=OUTPUT)
+    fill(store_of(f"{OUTPUT}/{first}/demo"))
+    scene.change(first, RunState.STARTING, attempt=1)
+    scene.change(first, RunState.SUCCEEDED)
+    second = scene.submit(output=OUTPUT, corpus={"sources": [{"path": f"run://{first}/corpus"}]})
+    scene.round()
+    (job,) = scene.jobs.submissions.values()
+    asked = json.loads(job.config_path.read_text())
+    assert asked["output"] == f"{OUTPUT}/{second}"
+    assert job.config_path == tmp_path / "runs" / second / "request.json"
+    assert f"{OUTPUT}/{second}/demo" in job.read_roots
+    listed = list_files("corpus.sources.0", Source(path=asked["corpus"]["sources"][0]["path"]))
+    assert [file.path.split("/")[-2:] for file in listed.files] == [["train", "0.parquet"], ["validation", "0.parquet"]]
+
+
+def test_events_that_were_not_reported_come_from_the_uri(database: Database, tmp_path: Path):
+    scene = Scene.on(database, tmp_path, storage_roots=(OUTPUT,))
+    run_id = scene.running(output=OUTPUT)
+    log = scene.place(run_id).events.read_bytes() + FINISH.to_json().encode() + b"\n"
+    store_of(f"{OUTPUT}/{run_id}/demo").remote.write("events.jsonl", log)
+    scene.jobs.ends(scene.job(run_id))
+    scene.round()
+    assert scene.run(run_id).state == "succeeded"
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_retention_measures_and_deletes_the_objects(database: Database, tmp_path: Path, started: bool):
+    scene = Scene.on(database, tmp_path, storage_roots=(OUTPUT,))
+    run_id, other = scene.submit(output=OUTPUT), scene.submit(output=OUTPUT)
+    if started:     # with a home on this machine
+        scene.round()
+    else:
+        scene.change(run_id, RunState.STARTING, attempt=1)
+    store = store_of(f"{OUTPUT}/{run_id}/demo")
+    fill(store)
+    store_of(f"{OUTPUT}/{other}/demo").remote.write("ray.log", b"x")
+    scene.change(run_id, RunState.SUCCEEDED)
+    with scene.database.write() as session:
+        policies.put(session, "ann", Policy(retention=Retention(days=30)), scene.now)
+    tidy = Housekeeping(scene.database, scene.jobs, scene.settings.roots, 3600.0)
+    tidy.round(scene.now)
+    assert scene.run(run_id).disk_bytes >= sum(store.remote.list().values()) > len(WEIGHTS)
+    scene.now += 40 * DAY
+    tidy.round(scene.now)
+    with scene.database.read() as session:
+        assert runs.get(session, run_id) is None
+    assert store.remote.list() == {}
+    assert list(store_of(f"{OUTPUT}/{other}/demo").remote.list()) == ["ray.log"]
+
+
+def test_objects_that_could_not_be_deleted_are_deleted_in_the_next_round(
+    database: Database, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch,
+):
+    scene = Scene.on(database, tmp_path, storage_roots=(OUTPUT,))
+    run_id = scene.submit(output=OUTPUT)
+    scene.round()
+    store = store_of(f"{OUTPUT}/{run_id}/demo")
+    fill(store)
+    scene.change(run_id, RunState.SUCCEEDED)
+    with scene.database.write() as session:
+        policies.put(session, "ann", Policy(retention=Retention(days=30)), scene.now)
+    tidy = Housekeeping(scene.database, scene.jobs, scene.settings.roots, 3600.0)
+    tidy.round(scene.now)
+    with monkeypatch.context() as away:
+        away.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        tidy.round(scene.now + 40 * DAY)
+    assert store.remote.list()
+    tidy.round(scene.now + 40 * DAY)
+    assert store.remote.list() == {}
+    assert not list((tmp_path / "runs").glob(".removed-*"))
+
+
+def test_deleting_a_run_deletes_its_objects(here: Service):
+    run_id, store = submitted(here)
+    assert here.ann.post(f"/v1/runs/{run_id}/cancel").json()["state"] == "cancelled"
+    assert here.ann.delete(f"/v1/runs/{run_id}").status_code == 204
+    assert RunStore.of(parent(store.location)[0]).remote.list() == {}
+
+
+def test_a_file_that_is_too_large_is_not_read_whole(here: Service):
+    _, store = submitted(here)
+    assert read(UriRun(store), "ray.log", 8) == b"one\ntwo\n"
+    with pytest.raises(NotFound, match="larger"):
+        read(UriRun(store), "ray.log", 7)
