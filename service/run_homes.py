@@ -155,14 +155,14 @@ def left_aside(roots: Iterable[Path], known: Callable[[str], bool]) -> Iterator[
 
 
 def check_deletable(home: Location, run_id: str, roots: Sequence[str]) -> None:
-    """Refuse to delete objects outside of the storage roots, or outside of a run's own folder.
+    """Refuse to delete objects outside of the output roots, or outside of a run's own folder.
 
     Raises:
-        PermissionError: The home is at a URI, and is not the run's folder below a storage root.
+        PermissionError: The home is at a URI, and is not the run's folder below an output root.
     """
     place = str(home)
     if is_uri(place) and not (place.endswith(f"/{run_id}") and any(place.startswith(f"{root}/") for root in roots)):
-        raise PermissionError(errno.EPERM, f"not the folder of run {run_id} under a storage root", place)
+        raise PermissionError(errno.EPERM, f"not the folder of run {run_id} under an output root", place)
 
 
 def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[str]) -> None:
@@ -172,7 +172,7 @@ def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[
         aside: Home of the run on this machine, set aside; None if there is none.
         run_id: Id of the run.
         home: OUTPUT/RUN_ID. A URI in the `request.json` of `aside` counts first, because it outlives the database's row.
-        roots: Storage roots.
+        roots: Output roots at URIs.
 
     Raises:
         OSError: A part cannot be deleted.

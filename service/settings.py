@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location, is_uri
 from service.domain.path_sandbox import Roots
 
 MIB = 2**20
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-"""Schemes of object stores that may be input and storage roots."""
+"""Schemes of object stores that may be roots."""
 
 
 class Settings(BaseModel):
@@ -39,12 +40,11 @@ class Settings(BaseModel):
     """Unprivileged user that the local Ray and its drivers run as; null: the service's user. The service must then run as root."""
     input_roots: tuple[str, ...] = (".",)
     """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The built-in text is always allowed."""
-    output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)
-    """Directories in which run directories are created; the first is the default, and holds what the service itself writes for runs
-    at URIs."""
+    output_roots: Annotated[tuple[Location, ...], Field(min_length=1)] = (Path("runs"),)
+    """Directories and URIs such as `s3://BUCKET/PREFIX` in which run directories are created; the first is the default."""
     storage_roots: tuple[str, ...] = ()
-    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name, and `output` if they are URIs. Empty:
-    runs and their checkpoints stay in the output roots."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Empty: checkpoints stay in run
+    directories."""
     max_active_runs: PositiveInt = 4
     """Limit on active runs of all owners together; the policies set limits for each owner."""
     policies: Path | None = None
@@ -74,12 +74,20 @@ class Settings(BaseModel):
     @property
     def roots(self) -> Roots:
         """Directories and buckets that runs may read and write."""
-        return Roots(self.input_roots, self.output_roots, self.storage_roots)
+        # The service writes the files of runs at URIs, such as stop files, on this machine.
+        homes = (*(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
+        return Roots(self.input_roots, self.output_roots, self.storage_roots, homes)
 
     @property
     def is_local(self) -> bool:
         """Whether the service starts its own Ray cluster on this machine."""
         return self.ray_address is None
+
+    @model_validator(mode="after")
+    def _drivers_reach_their_homes(self) -> Self:
+        if self.driver_user is not None and all(map(is_uri, self.output_roots)):
+            raise ValueError("driver_user needs an output root that is a directory, for files that its drivers read; add one")
+        return self
 
     @field_validator("state_dir", "admin_token_file", mode="after")
     @classmethod
@@ -88,8 +96,8 @@ class Settings(BaseModel):
 
     @field_validator("output_roots", mode="after")
     @classmethod
-    def _absolute_outputs(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
-        return tuple(root.expanduser().resolve() for root in roots)
+    def _absolute_outputs(cls, roots: tuple[Location, ...]) -> tuple[Location, ...]:
+        return tuple(_root(str(root)) if is_uri(root) else Path(root).expanduser().resolve() for root in roots)
 
     @field_validator("input_roots", "storage_roots", mode="after")
     @classmethod

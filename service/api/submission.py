@@ -182,7 +182,7 @@ def submit(
             session, run_id=run_id, config=with_run_directory(run.config, run_id), owner=caller.owner,
             priority=run.priority, budget_dollars=run.budget_dollars, estimate=run.plan.model_dump(mode="json"),
             parent=run.parent, now=now, notes=run.notes,
-            home=context.roots.outputs[0] / run_id if is_uri(run.config.output) else None)
+            home=context.roots.homes[0] / run_id if is_uri(run.config.output) else None)
         if key is not None:
             idempotency.remember(session, owner=caller.owner, key=key, body_hash=body_hash, run_id=run_id, now=now)
         note(session, caller, "run.submit" if run.parent is None else "run.retry", run_id, now=now, detail={"name": row.name})

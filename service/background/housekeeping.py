@@ -33,7 +33,7 @@ class Housekeeping:
 
     Args:
         jobs: Client for Ray Jobs; the jobs of removed runs are deleted.
-        roots: Roots; nothing outside of the output and storage roots is removed.
+        roots: Roots; nothing outside of the output roots and homes is removed.
         idle: Time without use after which a browser session ends (s).
     """
 
@@ -56,7 +56,7 @@ class Housekeeping:
         with self._database.write() as session:
             webhooks.purge(session, now - DELIVERIES_KEPT)
         self._measure(now)
-        for path in run_homes.left_aside(self._roots.outputs, self._known):
+        for path in run_homes.left_aside(self._roots.homes, self._known):
             self._remove_files(path, run_homes.run_of(path))
         for run_id, due in self._announce(now):
             try:
@@ -106,10 +106,10 @@ class Housekeeping:
             attempts = run.attempt
             home = RunPaths(Path(run.directory)).home
             other, place = runs.inside(session, home, run_id), home_of(run.location)
-            run_homes.check_deletable(place, run_id, self._roots.storage)
+            run_homes.check_deletable(place, run_id, self._roots.output_buckets)
             runs.delete(session, run)
             # Move the files last, because that cannot be undone: if it fails, the transaction is rolled back.
-            aside = run_homes.set_aside(home, run_id, self._roots.outputs, other)
+            aside = run_homes.set_aside(home, run_id, self._roots.homes, other)
         _log.info("run %s removed: %s", run_id, due.why)
         self._remove_files(aside, run_id, place)
         with contextlib.suppress(RayUnavailable):
@@ -122,7 +122,7 @@ class Housekeeping:
 
     def _remove_files(self, aside: Path | None, run_id: str, place: Location = Path()) -> None:
         try:
-            run_homes.remove_run(aside, run_id, place, self._roots.storage)
+            run_homes.remove_run(aside, run_id, place, self._roots.output_buckets)
         except OSError as error:
             _log.warning("files of run %s remain: %s", run_id, error)
 

@@ -57,7 +57,7 @@ class Launcher:
         """
         place = RunPaths(Path(run.directory))
         config, read = self._allowed(run)
-        with open_home(place.home, self._roots.outputs, self._user) as home:
+        with open_home(place.home, self._roots.homes, self._user) as home:
             write_in(home, place.request.name, json.dumps(config.model_dump(mode="json"), indent=2) + "\n", self._user)
             if self._user is not None and not is_uri(run.location):
                 # The driver owns only the run directory; the service writes its files next to it.
@@ -83,7 +83,7 @@ class Launcher:
         place = RunPaths(Path(run.directory))
         path = place.stop_file(run.attempt)
         if not path.exists():
-            with open_home(place.home, self._roots.outputs, self._user) as home:
+            with open_home(place.home, self._roots.homes, self._user) as home:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
     def _allowed(self, run: RunRow) -> tuple[RunConfig, Sequence[Path]]:

@@ -48,11 +48,11 @@ def serve(
     input_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX that runs may read; may be repeated.", show_default="."),
     ] = None,
-    output_root: Annotated[list[Path] | None, typer.Option(
-        help="Directory for runs; may be repeated, the first is the default.", show_default="runs")] = None,
+    output_root: Annotated[list[str] | None, typer.Option(
+        help="Directory or s3://BUCKET/PREFIX for runs; may be repeated, the first is the default.", show_default="runs")] = None,
     storage_root: Annotated[list[str] | None, typer.Option(
-        help="Directory or s3://BUCKET/PREFIX that checkpoint.storage may name, and output if it is a URI; may be repeated.",
-        show_default="none: runs stay in the output roots")] = None,
+        help="Directory or s3://BUCKET/PREFIX that checkpoint.storage may name; may be repeated.",
+        show_default="run directories only")] = None,
     max_active_runs: Annotated[int | None, typer.Option(
         help="Maximum number of runs that are active at the same time.", show_default="4")] = None,
     policies: Annotated[Path | None, typer.Option(

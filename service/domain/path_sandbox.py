@@ -40,13 +40,15 @@ class Roots:
     Attributes:
         inputs: Absolute directories without symbolic links, and URIs such as `s3://BUCKET/PREFIX`. Relative paths start at the
             first directory.
-        outputs: Absolute directories without symbolic links; the first is the default.
+        outputs: Absolute directories without symbolic links, and URIs; the first is the default.
         storage: Absolute directories without symbolic links, and buckets, for checkpoints; empty allows run directories only.
+        homes: Directories in which the service makes the homes of runs; those of runs at URIs are in the first.
     """
 
     inputs: Sequence[str]
-    outputs: Sequence[Path]
+    outputs: Sequence[Location]
     storage: Sequence[str] = ()
+    homes: Sequence[Path] = ()
 
     @property
     def directories(self) -> list[Path]:
@@ -58,13 +60,17 @@ class Roots:
         """Input roots that are buckets."""
         return _buckets(self.inputs)
 
+    @property
+    def output_buckets(self) -> list[str]:
+        """Output roots that are buckets."""
+        return [str(root) for root in self.outputs if is_uri(root)]
+
 
 def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
     Relative paths start at the first root of their kind. `output` becomes the directory in which the run's home is created; it is
-    not inside a run's home, no part of it below the root begins with a dot, and its default is the first output root. At a URI, it
-    is under a storage root. `run://`
+    not inside a run's home, no part of it below the root begins with a dot, and its default is the first output root. `run://`
     references stay, because this function does not know which runs a caller may read.
 
     Raises:
@@ -127,10 +133,6 @@ def _written(place: Place, roots: Roots) -> str | Path:
     value, runs = str(place.value), place.marker == WritesTo("runs")
     if runs and value == str(_DEFAULT_OUTPUT):
         return roots.outputs[0]
-    if runs and is_uri(value) and not _buckets(roots.storage):
-        raise ConfigError(
-            place.field, value, "is not allowed: this service keeps runs in directories; name one, or ask the operator for a "
-            "storage root at a URI (`moedisco serve --storage-root`)")
     if not runs and not roots.storage:
         raise ConfigError(
             place.field, value, "is not allowed: this service keeps checkpoints in run directories; remove the setting, "
@@ -197,39 +199,38 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
 
 def _checked_home(place: Place, roots: Roots) -> str:
     """The checked URI of a folder that runs write: plain names, outside of other runs' folders."""
-    uri = _checked_uri(place, _buckets(roots.storage), roots)
+    buckets = roots.output_buckets if place.marker == WritesTo("runs") else _buckets(roots.storage)
+    uri = _checked_uri(place, buckets, roots)
     location, _, options = uri.partition("?")
     if options and place.marker == WritesTo("runs"):
         raise ConfigError(place.field, uri, "must have no options; remove what follows '?'")
-    root = max((root for root in _buckets(roots.storage) if _under(location, root)), key=len)
+    root = max((root for root in buckets if _under(location, root)), key=len)
     below = location.removeprefix(root).rstrip("/").removeprefix("/")
     for part in below.split("/") if below else ():
         if _PLAIN.fullmatch(part) is None or is_id(part.upper()):
             what = "is the name of a run's folder" if is_id(part.upper()) else "is not of letters, digits and . _ = -"
-            raise ConfigError(place.field, uri, f"{part!r} {what}; name another folder under a storage root")
+            raise ConfigError(place.field, uri, f"{part!r} {what}; name another folder under {_allowed(place, roots)}")
     return location.rstrip("/") + ("?" + options if options else "")
 
 
 def _directories(place: Place, roots: Roots) -> Sequence[Path]:
     if isinstance(place.marker, ReadsFrom):
         return roots.directories
-    return roots.outputs if place.marker.what == "runs" else [Path(root) for root in roots.storage if "://" not in root]
+    return [Path(root) for root in (roots.outputs if place.marker.what == "runs" else roots.storage) if not is_uri(root)]
 
 
 def _allowed(place: Place, roots: Roots) -> str:
     kind: str
     allowed: Sequence[str | Path]
     if not isinstance(place.marker, ReadsFrom):
-        runs = place.marker.what == "runs" and not is_uri(str(place.value))
-        kind, allowed = ("output", roots.outputs) if runs else ("storage", roots.storage)
+        kind, allowed = ("output", roots.outputs) if place.marker.what == "runs" else ("storage", roots.storage)
     else:
         kind, allowed = "input", roots.inputs if place.marker.uris else roots.directories
     return f"the {kind} roots ({', '.join(map(str, allowed)) or 'none'})"
 
 
 def _remedy(place: Place) -> str:
-    runs = place.marker == WritesTo("runs") and not is_uri(str(place.value))
-    kind = "input" if isinstance(place.marker, ReadsFrom) else "output" if runs else "storage"
+    kind = "input" if isinstance(place.marker, ReadsFrom) else {"runs": "output", "checkpoints": "storage"}[place.marker.what]
     return f"choose a path in one of them, or ask the operator to add one (`moedisco serve --{kind}-root`)"
 
 

@@ -5,7 +5,7 @@ ROOT/RUN_ID/              home of the run, under an output root
 ├── stop-ATTEMPT          stop file: asks the driver of that attempt to stop; contains the reason
 └── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
 
-A run at a URI has its run directory at URI/RUN_ID/NAME. Its home, under the first output root, holds the other files.
+A run at a URI has its run directory at URI/RUN_ID/NAME. Its home, in a directory of the service, holds the other files.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ def test_a_directory_with_another_run_in_it_is_not_set_aside(scene: Scene) -> No
     with scene.database.read() as session:
         assert (runs.inside(session, home, outer), runs.inside(session, scene.place(inner).home, inner)) == (inner, None)
     with pytest.raises(PermissionError, match=f"it contains the directory of run {inner}"):
-        run_homes.set_aside(home, outer, scene.settings.output_roots, inner)
+        run_homes.set_aside(home, outer, scene.settings.roots.homes, inner)
     assert home.exists()
 
 

@@ -177,7 +177,7 @@ def test_removal_follows_no_link_and_leaves_no_root(scene, tmp_path):
 
 def test_what_was_set_aside_before_a_crash_is_removed_by_the_next_round(scene):
     run_id = finished(scene)
-    aside = run_homes.set_aside(scene.place(run_id).home, run_id, scene.settings.output_roots, None)
+    aside = run_homes.set_aside(scene.place(run_id).home, run_id, scene.settings.roots.homes, None)
     tidy(scene)
     assert aside.exists(), "its run is still known"
     with scene.database.write() as session:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from api_client import Service, demo, service
+from pydantic import ValidationError
 from reconciling import FINISH, Scene
 from s3_standin import s3_server
 
@@ -27,6 +28,7 @@ from service.domain.policies import Policy, Retention
 from service.domain.states import RunState
 from service.errors import NotFound
 from service.run_storage import UriRun, read, storage_of
+from service.settings import Settings
 
 WEIGHTS = bytes(range(256)) * 8
 OUTPUT = "s3://runs/team"
@@ -42,7 +44,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Service]:
-    with service(tmp_path, storage_roots=(OUTPUT,)) as made:
+    with service(tmp_path, output_roots=(OUTPUT,)) as made:
         yield made
 
 
@@ -150,9 +152,21 @@ def test_an_output_elsewhere_or_in_another_run_is_refused(here: Service, output:
 
 
 def test_a_service_without_a_bucket_keeps_runs_in_directories(tmp_path: Path):
-    with service(tmp_path, storage_roots=(str(tmp_path / "checkpoints"),)) as made:
+    with service(tmp_path, storage_roots=(OUTPUT,)) as made:
         answer = made.ann.post("/v1/runs", json={"config": demo(output=OUTPUT)})
-        assert "--storage-root" in answer.json()["errors"][0]["message"]
+        assert "--output-root" in answer.json()["errors"][0]["message"]
+
+
+def test_a_service_without_directories_keeps_runs_in_the_bucket(here: Service):
+    run = here.submit()
+    assert run["config"]["output"] == f"{OUTPUT}/{run['id']}"
+    answer = here.ann.post("/v1/runs", json={"config": demo(output=str(here.settings.state_dir / "runs"))})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "config.output")
+
+
+def test_drivers_of_another_user_need_a_directory(tmp_path: Path):
+    with pytest.raises(ValidationError, match="driver_user needs an output root that is a directory"):
+        Settings(state_dir=tmp_path, output_roots=(OUTPUT,), driver_user="nobody")
 
 
 def test_a_retry_goes_to_the_same_place(here: Service):
@@ -173,7 +187,7 @@ def test_a_run_starts_from_the_corpus_at_a_uri_but_not_from_the_model(here: Serv
 
 
 def test_a_driver_finds_the_documents_its_working_copy_and_its_place(database: Database, tmp_path: Path):
-    scene = Scene.on(database, tmp_path, storage_roots=(OUTPUT,))
+    scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
     first = scene.submit(output=OUTPUT)
     fill(store_of(f"{OUTPUT}/{first}/demo"))
     scene.change(first, RunState.STARTING, attempt=1)
@@ -190,7 +204,7 @@ def test_a_driver_finds_the_documents_its_working_copy_and_its_place(database: D
 
 
 def test_events_that_were_not_reported_come_from_the_uri(database: Database, tmp_path: Path):
-    scene = Scene.on(database, tmp_path, storage_roots=(OUTPUT,))
+    scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
     run_id = scene.running(output=OUTPUT)
     log = scene.place(run_id).events.read_bytes() + FINISH.to_json().encode() + b"\n"
     store_of(f"{OUTPUT}/{run_id}/demo").remote.write("events.jsonl", log)
@@ -201,7 +215,7 @@ def test_events_that_were_not_reported_come_from_the_uri(database: Database, tmp
 
 @pytest.mark.parametrize("started", [True, False])
 def test_retention_measures_and_deletes_the_objects(database: Database, tmp_path: Path, started: bool):
-    scene = Scene.on(database, tmp_path, storage_roots=(OUTPUT,))
+    scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
     run_id, other = scene.submit(output=OUTPUT), scene.submit(output=OUTPUT)
     if started:     # with a home on this machine
         scene.round()
@@ -227,7 +241,7 @@ def test_retention_measures_and_deletes_the_objects(database: Database, tmp_path
 def test_objects_that_could_not_be_deleted_are_deleted_in_the_next_round(
     database: Database, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch,
 ):
-    scene = Scene.on(database, tmp_path, storage_roots=(OUTPUT,))
+    scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
     run_id = scene.submit(output=OUTPUT)
     scene.round()
     store = store_of(f"{OUTPUT}/{run_id}/demo")

@@ -50,7 +50,7 @@ def test_a_loopback_address_needs_none(tmp_path, host):
     check_bind(settings(tmp_path, host=host), tokens=0)
 
 
-@pytest.mark.parametrize("setting", ["input_roots", "storage_roots"])
+@pytest.mark.parametrize("setting", ["input_roots", "output_roots", "storage_roots"])
 @pytest.mark.parametrize("root", ["http://h/x", "s3://", "s3://bucket/../x", "s3://bucket?endpoint_override=h", "s3://key:secret@bucket"])
 def test_a_root_is_a_directory_or_a_plain_bucket(tmp_path, setting, root):
     with pytest.raises(ValidationError, match="root"):

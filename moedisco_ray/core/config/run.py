@@ -79,8 +79,8 @@ class RunConfig(Section):
     """Place of the run directories: a directory, on several machines one that all of them share; or any URI that a pyarrow file
     system writes (`s3://BUCKET/FOLDER`, `gs://`, `abfs://`), so that the machines share nothing else. Of a run at a URI, each
     machine has a working copy below MOEDISCO_CACHE_DIR (`~/.cache/moedisco`), of at most MOEDISCO_CACHE_GB (half of the disk)
-    together with those of other runs. Credentials come from the machines' environment or role. A control service allows URIs below
-    its storage roots."""
+    together with those of other runs. Credentials come from the machines' environment or role. A control service allows only its
+    output roots."""
 
     @property
     def location(self) -> Location:

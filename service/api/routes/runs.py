@@ -199,7 +199,7 @@ def _delete_files(context: ServiceContext, run: tables.RunRow) -> None:
     with context.database.read() as session:
         other = runs.inside(session, home, run.id)
     try:
-        aside = run_homes.set_aside(home, run.id, context.roots.outputs, other)
-        run_homes.remove_run(aside, run.id, home_of(run.location), context.roots.storage)
+        aside = run_homes.set_aside(home, run.id, context.roots.homes, other)
+        run_homes.remove_run(aside, run.id, home_of(run.location), context.roots.output_buckets)
     except OSError as error:
         _log.warning("files of the deleted run %s remain: %s", run.id, error)
