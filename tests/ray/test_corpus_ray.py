@@ -106,6 +106,7 @@ from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.corpus.staging import stage_unit
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.run_store import SHARED
 from moedisco_ray.execution.ray import corpus, session
 
 data, home = Path(sys.argv[1]), Path(sys.argv[2])
@@ -115,12 +116,12 @@ units = plan_units([(source, list_files(source.field, source.settings).files)])
 stage = functools.partial(stage_unit, directory=home / "staged", buckets=1)
 settings.directory.mkdir()
 with session.ray_cluster(settings):
-    before = [staged.documents for staged in corpus._map_tasks("t", stage, units, None)]
+    before = [staged.documents for staged in corpus._map_tasks("t", stage, units, None, SHARED)]
     (data / "a.txt").unlink()
     (data / "a.txt").symlink_to(data.parent / "secret.txt")
     del os.environ["MOEDISCO_READ_ROOTS"]     # the tasks must find them in their own environment
     try:
-        after = [staged.documents for staged in corpus._map_tasks("t", stage, units, None)]
+        after = [staged.documents for staged in corpus._map_tasks("t", stage, units, None, SHARED)]
     except CorpusError as error:
         after = str(error)
 print(json.dumps([before, after]))
