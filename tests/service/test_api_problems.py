@@ -67,7 +67,7 @@ def test_values_that_not_every_part_can_hold_are_refused_by_field(api, config, f
 WRONG = [
     {"seed": -1}, {"seed": "x"}, {"clusters": {"count": 3}}, {"clustrs": {}}, {"corpus": {}}, {"corpus": None},
     {"corpus": {"sources": []}},
-    {"corpus": {"sources": [{"path": "embedded", "weight": 1000}]}}, {"name": "a/b"}, {"name": None}, {"output": "s3://x"},
+    {"corpus": {"sources": [{"path": "embedded", "weight": 1000}]}}, {"name": "a/b"}, {"name": None}, {"output": "http://x"},
     {"model": {"init": {"checkpoint": 3}}}, {"checkpoint": {"every": "never"}}, {"tokens": {"seed_share": 0.9}},
     {"finetune": {"optimizer": {"batch_tokens": 1000}}}, {"model": {"config": {"num_attention_heads": 3}}},
     {"model": {"family": "gpt"}}, {"pools": {"low_memory": {"resource": "a b"}}}, {"tracking": {"wandb": 3}}, {"tags": {"a": 1}},
