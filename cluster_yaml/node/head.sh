@@ -10,11 +10,8 @@ source "$here/environment.sh"
 
 place=${1%/}
 shift
-mkdir -p "$MOEDISCO_HOME"/{state,config,service}
-case $place in
-    *://*) roots=("--storage-root=$place/runs" "--output-root=$MOEDISCO_HOME/service") ;;  # there the service keeps files of its own
-    *) roots=("--output-root=$place/runs") && mkdir -p "$place"/{runs,data} ;;
-esac
+mkdir -p "$MOEDISCO_HOME"/{state,config}
+case $place in *://*) ;; *) mkdir -p "$place"/{runs,data} ;; esac
 ulimit -n 65536 2>/dev/null || true
 export BOTO_CREATE_MAX_RETRIES=1    # AWS: once in each zone, as `spot_fallback` asks; Ray would repeat each request five times
 ray=(
@@ -25,7 +22,7 @@ ray=(
 )
 serve=(
     moedisco serve --ray-address=http://127.0.0.1:8265 --log-format=json
-    "--state-dir=$MOEDISCO_HOME/state" "${roots[@]}" "--input-root=$place/data"
+    "--state-dir=$MOEDISCO_HOME/state" "--output-root=$place/runs" "--input-root=$place/data"
 )
 for word in "$@"; do
     case $word in --*) serve+=("$word") ;; *) serve+=("--input-root=$word") ;; esac

@@ -10,6 +10,6 @@ if ! sudo blkid "$device" >/dev/null; then sudo mkfs.ext4 -q -L moedisco "$devic
 sudo mkdir -p "/moedisco"
 grep -q " /moedisco " /etc/fstab || echo "LABEL=moedisco /moedisco ext4 defaults,nofail 0 2" | sudo tee -a /etc/fstab >/dev/null
 mountpoint -q "/moedisco" || sudo mount "/moedisco"
-sudo mkdir -p "/moedisco"/{state,config,service}
-sudo chown "$USER" "/moedisco" "/moedisco"/{state,config,service}
+sudo mkdir -p "/moedisco"/{state,config}
+sudo chown "$USER" "/moedisco" "/moedisco"/{state,config}
 chmod 700 "/moedisco"/{state,config}

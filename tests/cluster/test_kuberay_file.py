@@ -173,8 +173,7 @@ def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
     service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
     roots = [word.partition("=") for word in service["args"] if "-root=" in word]
     assert {name: place for name, _, place in roots} == {
-        "--output-root": "/moedisco/state/service",     # what the service itself writes
-        "--storage-root": "gs://MY_BUCKET/moedisco/runs", "--input-root": "gs://MY_BUCKET/moedisco/data"}
+        "--output-root": "gs://MY_BUCKET/moedisco/runs", "--input-root": "gs://MY_BUCKET/moedisco/data"}
     assert "--set output=gs://MY_BUCKET/moedisco/runs " in of_kind("RayJob")["spec"]["entrypoint"]
     for pod in pods(cluster):
         assert {"name": "cache", "emptyDir": {}} in pod["volumes"]
