@@ -171,9 +171,9 @@ def test_what_the_service_remembers_outlives_the_head(cluster):
 
 def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
     service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
-    roots = [word.partition("=") for word in service["args"] if "-root=" in word]
-    assert {name: place for name, _, place in roots} == {
-        "--output-root": "gs://MY_BUCKET/moedisco/runs", "--input-root": "gs://MY_BUCKET/moedisco/data"}
+    assert [word for word in service["args"] if "-root=" in word] == [
+        "--output-root=gs://MY_BUCKET/moedisco/runs", "--input-root=gs://MY_BUCKET/moedisco/data",
+        "--output-root=/moedisco/requests"]
     assert "--set output=gs://MY_BUCKET/moedisco/runs " in of_kind("RayJob")["spec"]["entrypoint"]
     for pod in pods(cluster):
         assert {"name": "cache", "emptyDir": {}} in pod["volumes"]
@@ -181,5 +181,10 @@ def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
             assert {"name": "cache", "mountPath": "/moedisco/cache"} in container["volumeMounts"]
             environment = {each["name"]: each.get("value") for each in container["env"]}
             assert (environment["MOEDISCO_CACHE_DIR"], environment["MOEDISCO_CACHE_GB"]) == ("/moedisco/cache", "40")
+    driver, = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    requests = {"name": "state", "mountPath": "/moedisco/requests", "subPath": "requests"}
+    assert requests in driver["volumeMounts"]
+    assert requests in service["volumeMounts"]
+    assert "/moedisco/state" not in [mount["mountPath"] for mount in driver["volumeMounts"]]
     for pod in pods(cluster)[1:]:
         assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
