@@ -119,7 +119,8 @@ class TrainJob:
     store: RunStore = dataclasses.field(default=SHARED, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _job_of, (self.store.dumps({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}),)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return _job_of, (type(self), self.store.dumps(fields))
 
     @property
     def reads(self) -> tuple[Path, ...]:
@@ -149,8 +150,8 @@ class TrainJob:
         return self.batch * self.sequence_length
 
 
-def _job_of(data: bytes) -> TrainJob:
-    return TrainJob(**unpickled(data))
+def _job_of(kind: type[TrainJob], data: bytes) -> TrainJob:
+    return kind(**unpickled(data))
 
 
 @dataclasses.dataclass(frozen=True)
