@@ -20,14 +20,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline.run(small_config(tmp_path_factory.mktemp("undisturbed")), backend=LocalBackend())
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray with four CPUs and slots of both pools."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+@pytest.fixture(scope="module")
+def ray_cluster(_without_tokens: None) -> None:
+    """A local Ray with four CPUs and slots of both pools, shared by all modules; started again if a test has shut it down."""
+    if not ray.is_initialized():
         ray.init(
             address="local", num_cpus=4, resources={"low_mem_gpu": 2, "high_mem_gpu": 3}, include_dashboard=False,
             runtime_env=dict(NO_DASHBOARD), log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
+
+
+@pytest.fixture(scope="session")
+def _without_tokens() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         yield
         ray.shutdown()
 
