@@ -178,16 +178,20 @@ def report_verdict(report: RunReport) -> str | None:
 
 
 def report_notes(report: RunReport) -> list[str]:
-    """Notes below the table: problems of the text or its clusters, sub-models that the merge did not wait for, and speed."""
+    """Notes below the table: sub-models that the merge did not wait for, and problems of the text or its clusters."""
     return [
         *report.corpus.warnings, *report.clusters.warnings, *(
         f"{unit.name} is not finished: the merge took "
         + (f"its checkpoint of step {unit.steps} of {unit.planned_steps}" if unit.contribution == "checkpoint"
            else "its seed, untrained")
         + f" ({unit.reason})"
-        for stage in report.stages for unit in stage.unfinished),
-        *(_speed(stage) for stage in report.stages if stage.tokens_per_second_per_worker),
+        for stage in report.stages for unit in stage.unfinished)
     ]
+
+
+def report_speeds(report: RunReport) -> list[str]:
+    """Speed of each stage that trained."""
+    return [_speed(stage) for stage in report.stages if stage.tokens_per_second_per_worker]
 
 
 def _speed(stage: StageReport) -> str:

@@ -22,6 +22,7 @@ from moedisco_ray.core.report import (
     build_report,
     read_curves,
     report_notes,
+    report_speeds,
     report_table,
     thin,
 )
@@ -338,7 +339,7 @@ def test_node_types_and_what_was_not_waited_for(tmp_path, monkeypatch):
     assert [entry.name for entry in submodels.unfinished] == ["submodel-1", "submodel-2"]
     assert report_notes(report) == [
         "submodel-1 is not finished: the merge took its checkpoint of step 5 of 10 (its time was up)",
-        "submodel-2 is not finished: the merge took its seed, untrained (failed 4 times)", *speeds(report)]
+        "submodel-2 is not finished: the merge took its seed, untrained (failed 4 times)"]
     assert RunReport.model_validate_json(json.dumps(report.to_json(), allow_nan=False)) == report
     for text in (shown(report), model_card(report, EXPORTED)):
         assert "ubmodel-1 is not finished: the merge took its checkpoint of step 5 of 10 (its time was up)" in text
@@ -350,9 +351,9 @@ def speeds(report):
             for each in report.stages if each.tokens]
 
 
-def test_a_run_that_waited_for_all_notes_its_speed_alone(report):
-    assert stage(report, "submodels").unfinished == []
-    assert report_notes(report) == speeds(report) != []
+def test_a_run_that_waited_for_all_has_nothing_to_note_but_its_speed(report):
+    assert stage(report, "submodels").unfinished == report_notes(report) == []
+    assert report_speeds(report) == speeds(report) != []
 
 
 def test_the_share_of_the_cards_peak_is_the_mean_of_what_trainings_reported(tmp_path):
@@ -364,7 +365,7 @@ def test_the_share_of_the_cards_peak_is_the_mean_of_what_trainings_reported(tmp_
     report = build_report(tmp_path, run_config())
     assert stage(report, "submodels").mfu == pytest.approx(0.4)
     assert stage(report, "seed").mfu is None
-    assert any(note.endswith("tokens/s per worker, 40 % of the cards' peak (MFU)") for note in report_notes(report))
+    assert any(note.endswith("tokens/s per worker, 40 % of the cards' peak (MFU)") for note in report_speeds(report))
 
 
 def shown(report):

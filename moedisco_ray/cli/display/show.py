@@ -16,7 +16,7 @@ from rich.text import Text
 from moedisco_ray.cli.display.formatting import count, plain_table
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, task_table
 from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, Sample
-from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
+from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
 
 _MOST_TERMS = 8
@@ -27,6 +27,7 @@ def report_view(report: RunReport) -> RenderableType:
     title = Text.assemble((report.name, "bold"), f"  {report.family}")
     parts: list[RenderableType] = [title, *_state(report), _stages(report)]
     parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.corpus))]
+    parts += [Text(speed, style="dim") for speed in report_speeds(report)]
     if (verdict := report_verdict(report)) is not None:
         parts.append(Text(verdict, style="bold"))
     if report.clusters.clusters:

@@ -10,7 +10,7 @@ import yaml
 from moedisco_ray.core.artifacts import read_manifest, write_text
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
 from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, Sample
-from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
+from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
 
 _MOST_TERMS = 8
@@ -51,7 +51,7 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
         "## Use", _USAGE,
         "## Training", _table(TABLE_COLUMNS, report_table(report)), legend + _rounding(figures),
         *([] if verdict is None else [verdict]),
-        *(f"{note[0].upper()}{note[1:]}." for note in report_notes(report)),
+        *(f"{note[0].upper()}{note[1:]}." for note in (*report_notes(report), *report_speeds(report))),
         *_clusters(report.clusters.clusters),
         *_evaluation(report.evaluation),
         *_samples(figures.samples),
