@@ -45,25 +45,26 @@ _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
 """Temporary memory of the optimizer's step (bytes per element that it handles at once); the fused fp32 AdamW needs none."""
 _STEP_ELEMENTS = 2**24
-"""Maximum elements that the step handles at once; equal to `training.optimizer.STEP_ELEMENTS`, see `_LOGITS_BYTES`."""
+"""Maximum elements that the optimizer's step handles at once; equal to `training.optimizer.STEP_ELEMENTS`, which needs torch."""
 _MUON_BYTES = 32
 """Temporary memory of Muon's step (bytes per element of the matrices that it handles at once): eight fp32 copies."""
 _GATHERED_BYTES = {2: 10, 4: 12}
 """Memory of the largest block that sharded training gathers (bytes per parameter), by bytes per number in matrix products."""
 _LOGITS_BYTES = 64 * 2**20
-"""Maximum memory of logits (bytes); equal to `training.cross_entropy.LOGITS_BYTES`, which a plan without torch cannot import."""
+"""Maximum memory of logits (bytes); equal to `training.cross_entropy.LOGITS_BYTES`, which needs torch."""
 _FIXED_OVERHEAD = 1 * GIB
 _FRAGMENTATION = 0.05
 
 
 class Memory(BaseModel):
-    """Bytes that one worker holds at its peak.
+    """Bytes that one worker holds at its peak, by part.
 
+    The peak is in the backward pass or in the optimizer's step, whichever needs more memory. `activations` and `compute_copies`
+    are freed before the optimizer's step, and `optimizer_step` is its temporary memory.
     `compute_copies` are copies of weights in the dtype of the forward pass. An unsharded model that is stored in fp32 and
     multiplied in bf16 has copies of all weights. A sharded model has copies of the largest block and of its gradients.
-    The peak is in the backward pass or in the optimizer's step, after `activations` and `compute_copies` are freed. The parts are
-    those of the larger of the two. With one micro-batch per step, the backward pass has no gradients yet when it begins, but the
-    head's, and frees activations as fast as it makes gradients.
+    With one micro-batch per step, only the output head has a gradient when the backward pass begins. From then on, the backward
+    pass frees activations as fast as it creates gradients.
     `overhead` is an assumption: 1 GiB for the CUDA context and library workspaces, and 5 % for fragmentation.
     """
 
@@ -118,8 +119,9 @@ def worker_memory(
         family, architecture, width, residual=4 if autocast else width, checkpointing=optimizer.gradient_checkpointing)
     gradient_bytes, largest = _STATE_BYTES[optimizer.state][1], -(-parameters.largest_tensor // workers)
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
-    early = gradient_bytes * largest if is_only_pass else gradients     # when the backward pass begins
-    # A later pass makes a whole new gradient of a tensor before it adds it to the one that exists; sharded, that is a compute copy.
+    early = gradient_bytes * largest if is_only_pass else gradients     # gradients that exist when the backward pass begins
+    # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added to it.
+    # Sharded training counts the new gradient in `compute_copies`.
     added = 0 if is_only_pass or workers > 1 else gradient_bytes * largest
     step = _step_bytes(optimizer, architecture, parameters, workers)
     in_backward = early + added + activations + copies > gradients + step
@@ -131,7 +133,7 @@ def worker_memory(
 
 
 def _matrices(parameters: Parameters) -> int:
-    """Parameters that Muon trains, which have one moment instead of two; few biases are counted too."""
+    """Number of parameters that Muon trains, with one moment each instead of two. A few biases are counted too."""
     return parameters.attention + parameters.experts + parameters.shared_expert
 
 

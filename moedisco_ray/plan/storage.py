@@ -1,14 +1,15 @@
 """Bytes that each stage keeps in the run directory, holds on a node's disk, and moves over the network.
 
-The run directory may be object storage: no node's disk holds it. A worker's disk then holds the stage's inputs, its results until
-they are stored, and one checkpoint on its way to storage. The figures follow from the sizes of models and from token counts:
+If the run directory is in object storage, no node's disk holds it. A worker's disk then holds the stage's inputs, its results until
+they are uploaded, and one checkpoint until it is uploaded. The figures follow from the sizes of models and from token counts:
 
-* corpus: text (4 bytes per token), token ids (4) and packed tokens (2, or 4 for more than 65,536 entries) of every document;
+* corpus: text (4 bytes per token), token ids (4) and packed tokens (2, or 4 if the vocabulary has more than 65,536 entries);
 * cluster: packed tokens of all clusters and, if the vectors are hidden states, 4 bytes per dimension of each document;
-* models: weights in the training's precision; checkpoints: weights and optimizer state, two of each training at the same time;
-* sub-models: every sync adds what `plan.sync_traffic` counts.
+* models: weights in the training's precision;
+* checkpoints: weights and optimizer state; each training keeps two checkpoints at a time;
+* sub-models: every sync adds the bytes that `plan.sync_traffic` counts.
 
-The number of checkpoints follows from `checkpoint.every` or, with `auto`, from the interval for the assumed loss rate.
+The number of checkpoints follows from `checkpoint.every` or, with `auto`, from the interval for the assumed rate of worker losses.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from moedisco_ray.plan.estimate import CLUSTERED
 from moedisco_ray.policies.checkpointing import SaveCost, interval, loss_rate
 
 TEXT_BYTES_PER_TOKEN = 4
-"""Bytes of text per token, an assumption: about the ratio of a tokenizer with 32,000 or more entries on English text."""
+"""Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
 _ID_BYTES = 4
 _KEPT_CHECKPOINTS = 2
 """Checkpoints of one training that exist at the same time: the newest, and the one before it."""
 _COPY_BYTES_PER_SECOND = 4e9
-"""Assumed speed at which a checkpoint is copied from a GPU to the machine's memory (bytes/s); training stands still meanwhile."""
+"""Assumed speed at which a checkpoint is copied from a GPU to host memory (bytes/s); training pauses meanwhile."""
 _STORE_BYTES_PER_SECOND = 125e6
 """Assumed speed at which one worker writes to storage (bytes/s): a network of 1 Gbit/s."""
 
 
 class StageStorage(BaseModel):
-    """Bytes of one stage."""
+    """Storage, memory and traffic of one stage, in bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,24 +45,24 @@ class StageStorage(BaseModel):
     pool: str
     """`low_memory`, `high_memory`, or `cpu` for text processing."""
     workers: int = 1
-    """Number of workers at the same time, if the pool has room for them."""
+    """Number of workers that run at the same time if the pool has room for all of them."""
     stored: int
     """Size of the finished stage in the run directory."""
     checkpoints: int = 0
     """Size of all checkpoints that exist at the same time while the stage runs; they are deleted at its end."""
     node_disk: int = 0
-    """Disk space for what a node's workers share; for text processing, on all nodes together."""
+    """Disk space on one node for files that its workers share; for text processing, the total of all nodes."""
     worker_disk: int = 0
-    """Disk space for what each worker has for itself."""
+    """Disk space for files of one worker that other workers do not share."""
     worker_memory: int = 0
-    """Memory of the machine in which a worker holds a checkpoint until it is stored."""
+    """Host memory in which one worker holds a checkpoint until it is stored."""
     moved: int
-    """Bytes that all workers of the stage read from storage and write to it."""
+    """Bytes that all workers of the stage together read from storage and write to storage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The facts about a training stage from which its bytes follow.
+    """Facts about a training stage from which its storage is computed.
 
     Attributes:
         pool: Name of the pool.
@@ -72,7 +73,7 @@ class Trained:
         weights: Bytes of one model's weights.
         optimizer: Bytes of one model's optimizer state.
         tokens: Training tokens, summed over models.
-        synced: Bytes that all syncs move.
+        synced: Bytes that all syncs transfer.
     """
 
     pool: str
@@ -94,13 +95,13 @@ class Trained:
 def plan_storage(
     config: RunConfig, trained: Mapping[str, Trained], vocab_size: int, text_bytes: int | None,
 ) -> tuple[StageStorage, ...]:
-    """Bytes of all stages that store something, in pipeline order.
+    """Storage of every stage that stores files, in pipeline order.
 
     Args:
         config: The run's configuration.
         trained: Facts about the training stages, by stage.
         vocab_size: Entries of the vocabulary.
-        text_bytes: Size of the corpus; None: unknown, so that the corpus is assumed to have as many tokens as are trained on.
+        text_bytes: Size of the corpus; None: not known. The corpus is then assumed to have `tokens.total` tokens.
     """
     planner = _Planner(config, trained, vocab_size, text_bytes)
     found = (planner.stage(stage.name) for stage in STAGES)
@@ -113,7 +114,7 @@ def checkpoint_count(steps: int, hours: float, every: int | None, size: int, wor
     Args:
         steps: Optimizer steps.
         hours: Training time (h).
-        every: Steps between checkpoints; None: the interval that costs least.
+        every: Steps between checkpoints; None: the interval with the least expected cost, see `policies.checkpointing`.
         size: Bytes of a checkpoint.
         workers: Workers that train together.
     """
@@ -135,7 +136,7 @@ class _Planner:
         self._kept = finetune.optimizer if finetune is not None and config.finetune.keep_optimizer_state else 0
 
     def stage(self, name: str) -> StageStorage | None:
-        """Bytes of one stage; None if it stores nothing of size."""
+        """Storage of one stage; None if the stage stores no large files."""
         if name in self._trained:
             return self._training(name, self._trained[name])
         match name:
@@ -144,7 +145,7 @@ class _Planner:
             case "cluster" if self._config.tokens.decoupled:
                 return self._cluster()
             case "decompose" if "submodels" in self._trained:
-                # The backbone is written once, so the parts take the space of the whole model.
+                # The backbone is stored once, so all sub-models together take the space of the whole model.
                 part = self._trained["submodels"]
                 stored = min(self._whole, part.units * part.weights) if "finetune" in self._trained else part.units * part.weights
                 return self._models(name, stored=stored, read=part.weights)
@@ -156,7 +157,7 @@ class _Planner:
     def _corpus(self) -> StageStorage:
         text = TEXT_BYTES_PER_TOKEN * self._corpus_tokens
         stored = text + (_ID_BYTES + self._token_bytes) * self._corpus_tokens
-        # Documents are read, shuffled through storage, and written.
+        # The text is moved four times: read, written and read again by the shuffle, and written with its tokens.
         return StageStorage(stage="corpus", pool="cpu", stored=stored, node_disk=text + stored, moved=3 * text + stored)
 
     def _cluster(self) -> StageStorage:

@@ -49,18 +49,18 @@ class Context:
 
     @functools.cached_property
     def store(self) -> RunStore:
-        """Where the run is stored, and with it the artifacts."""
+        """Storage of the run and its artifacts."""
         return RunStore.of(self.config.location)
 
     def call(self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call a pure function on one worker of a pool, metered; without a pool, on any node and unmetered.
+        """Call a pure function on one worker of a pool and meter its time; without a pool, on any node and without metering.
 
         Args:
             pool: The pool; None: any node.
             files: Files of the run that the function reads and writes.
             function: The function.
-            args: Its positional arguments.
-            kwargs: Its named arguments.
+            args: Positional arguments of the function.
+            kwargs: Named arguments of the function.
         """
         return self.backend.call(pool, self.emit, self.stop, on_files(self.store, files, function, *args, **kwargs))
 
@@ -70,7 +70,7 @@ class Context:
             return self.call(pool, files, function, *args, events=events, **kwargs)
 
     def fetched(self, path: Path) -> Path:
-        """A file or directory of the run, made present on this machine; for what a stage reads in the driver."""
+        """Fetch a file or directory of the run to this machine and return its path; for files that a stage reads in the driver."""
         self.store.fetch(path)
         return path
 
@@ -83,7 +83,7 @@ class Context:
         return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
 
     def storage(self, stage: str) -> Location:
-        """Location of the checkpoints of a stage's trainers: in `checkpoint.storage` if it is set, else in the run."""
+        """Folder of the checkpoints that a stage's trainers write: in `checkpoint.storage` if that is set, else in the run."""
         local = self.checkpoints(stage)
         if self.own_storage is not None:
             return joined(self.own_storage, local.name)

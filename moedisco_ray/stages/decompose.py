@@ -6,7 +6,7 @@ with their router rows, renumbered from 0. It is a model of the same family; wit
     DIRECTORY/backbone/     backbone and shared expert, written once
               K/            the experts and router rows of sub-model K; its index also names the files of the backbone
 
-So `DIRECTORY/K` is a Hugging Face directory, which everything opens as such, and the whole takes little more space than the MoE.
+So `DIRECTORY/K` opens like any Hugging Face directory, and all sub-models together take little more space than the MoE.
 
 Shapes: E experts, D hidden, g experts per group.
 """
@@ -76,7 +76,7 @@ def decompose(
 
     Args:
         source: Canonical tensors of the whole MoE.
-        model_map: Tensor names of its family.
+        model_map: Tensor names of the MoE's family.
         num_experts: Experts of every MoE layer, E.
         clusters: Number of sub-models.
         cluster: Index k of this sub-model.
@@ -122,7 +122,7 @@ def write_submodels(
         config: `config.json` values of the whole MoE.
         clusters: Number of sub-models.
         directory: Parent directory of the sub-models.
-        max_shard_bytes: As in `write_checkpoint`.
+        max_shard_bytes: Maximum size of a weight file; see `write_checkpoint`.
 
     Returns:
         Bytes of each sub-model, the backbone included.

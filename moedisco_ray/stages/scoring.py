@@ -35,7 +35,7 @@ _LOGITS = 2**25
 """Maximum number of logits in memory: 128 MB in fp32."""
 
 Observe = Callable[[Tensor, Tensor], None]
-"""Function called before layers run on a batch, with `real_BL` (false at padding) and `document_B`, the document of each window."""
+"""Function that is called before layers run on a batch, with `real_BL` (false at padding) and `document_B` (one per window)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def document_nats(
     depends on the size of a batch only through the rounding of the model's own arithmetic.
 
     Args:
-        model: The model, on its device; it stays in training or evaluation mode, as passed.
+        model: The model, on its device; its training or evaluation mode is restored afterwards.
         tokens: Tokens of each document, without BOS and EOS.
         prefix: The token before each document.
         sequence_length: Maximum positions of a window.
@@ -166,7 +166,7 @@ def _predict_group(
     model: PreTrainedModel, group: Sequence[NDArray[np.int64]], filled: Sequence[tuple[Tensor, Tensor]],
     observe: Observe | None, advance: Advance,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Nats and hits [B, L] of every batch of a group; see `final_states`."""
+    """Yield, for every batch of a group, each token's nats and whether it was the likeliest token, [B, L] each."""
     device, layers = device_of_model(model), int(model.config.num_hidden_layers)
     targets = [targets_BL.to(device) for _, targets_BL in filled]
     passed = [0] * len(group)

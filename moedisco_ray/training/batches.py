@@ -24,8 +24,8 @@ class MicroBatch:
         inputs_BL: Token ids.
         targets_BL: Token that follows each position; -100 in a padding sequence.
         weights_B: 0 for a padding sequence, else 1; None: no padding.
-        positions_BL: Position of each token in its document, counted from the sequence's start for the first document; None:
-            positions in the sequence, whose tokens all see each other.
+        positions_BL: Position of each token in its document. A document that began in an earlier sequence is counted from the start
+            of this one. None: positions in the sequence, with attention across documents.
     """
 
     inputs_BL: Tensor
@@ -82,7 +82,7 @@ class Batches:
 
 
 def document_positions(inputs_BL: Tensor, start: int) -> Tensor:
-    """Position of each token in its document.
+    """Position of each token in its document, or in the sequence if the document began in an earlier one.
 
     Args:
         inputs_BL: Token ids.

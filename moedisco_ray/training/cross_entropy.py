@@ -3,7 +3,7 @@
 Logits are computed in tiles of some tokens and some words of the vocabulary, once for the loss and again for its gradients, as in
 Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), but with plain matrix products.
 Everything after a product is fp32. (`torch.nn.functional.linear_cross_entropy` returns the sum in the dtype of the product, which
-is three digits in bf16, and adds up the head's gradient in that dtype, chunk by chunk.)
+has three significant digits in bf16, and adds up the head's gradient in that dtype, chunk by chunk.)
 
 Axes: T tokens, V vocabulary, D hidden size; t and v are the tokens and words of a tile.
 """
@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 LOGITS_BYTES = 64 * 2**20
-"""Maximum memory of logits, of copies of them and of their gradients during a training step (bytes)."""
+"""Maximum memory of logits, their copies and their gradients during a training step (bytes)."""
 _BYTES_PER_LOGIT = 16
-"""A logit in fp32, the product in its dtype, a temporary copy, and the gradient in the product's dtype."""
+"""Memory per logit (bytes): in fp32, in the matrix product's dtype, a temporary copy, and the gradient in the product's dtype."""
 _TILE_TOKENS = 2_048
-"""Maximum tokens of a tile, so that a tile has enough words for a fast matrix product."""
+"""Maximum tokens of a tile. With more tokens, a tile has too few words for a fast matrix product."""
 _IGNORED = -100
 
 
@@ -66,7 +66,8 @@ class _TiledCrossEntropy(torch.autograd.Function):
         head_gradient_VD = torch.empty_like(head_VD)
         sum_vD = torch.empty(0)
         for tokens, words, logits_tv, hidden_tD, head_vD in _tiles(hidden_TD, head_VD, ctx.dtype):
-            gradient_tv = logits_tv.sub_(log_partition_T[tokens, None]).exp_()      # of the logits: softmax - one-hot target
+            # The gradient of the logits is softmax - one-hot target.
+            gradient_tv = logits_tv.sub_(log_partition_T[tokens, None]).exp_()
             column_t, inside_t = _columns(targets_T[tokens], words)
             gradient_tv.scatter_add_(1, column_t[:, None], -inside_t.float()[:, None])
             gradient_tv = gradient_tv.mul_(weight_T[tokens, None]).to(ctx.dtype)
@@ -79,7 +80,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
 
 
 def _tiles(hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
-    """Tokens and words of each tile, its logits [t, v] in fp32, and their factors; all tokens of some words follow each other."""
+    """Yield each tile's tokens and words, its logits [t, v] in fp32, and the factors of the product, ordered by words."""
     count, vocabulary = len(hidden_TD), len(head_VD)
     rows = min(count, _TILE_TOKENS)
     columns = max(1, LOGITS_BYTES // (_BYTES_PER_LOGIT * rows))
@@ -94,7 +95,7 @@ def _tiles(hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype) -> Iterator[t
 
 
 def _columns(targets_t: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """Column of each target in a tile, and whether it is there; if it is not, the column is 0."""
+    """Column of each target in a tile, and whether the tile has this target; if it does not, the column is 0."""
     column_t = targets_t - words.start
     inside_t = (column_t >= 0) & (targets_t < words.stop)
     return torch.where(inside_t, column_t, 0), inside_t

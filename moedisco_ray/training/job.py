@@ -43,10 +43,10 @@ class SyncPlan:
     """When and where a sub-model exchanges its backbone with the other sub-models; see `training.sync`.
 
     Attributes:
-        directory: Directory that all members share.
+        directory: Directory of the sync points, which all members (sub-models) share.
         steps: Completed steps at each sync point, ascending; neither 0 nor the last step.
-        outer: The recipe of the outer step.
-        patience: Seconds to wait for late members once half of them are ready; None: wait for all.
+        outer: Settings of the outer optimizer step.
+        patience: Seconds to wait for late members once half of the members are ready; None: wait for all.
         max_wait: Seconds that a member waits for the others; then its training stops unfinished and is resumed later.
         store: Store of the run that `directory` belongs to.
     """
@@ -68,28 +68,28 @@ class TrainJob:
         name: Unit name in events, such as `submodel-3`.
         model: Hugging Face model directory to start from.
         packed_dirs: Directories of packed tokens, read as one stream.
-        output: Hugging Face model directory to write; it appears when it is complete.
+        output: Hugging Face model directory to write; it appears only when it is complete.
         checkpoints: Directory or URI for the checkpoints of this job alone. The job resumes from the newest one there.
         steps: Optimizer steps.
         sequence_length: Tokens per sequence.
         optimizer: Settings of the optimizer.
-        checkpoint_every: Steps between checkpoints; None: the interval of least cost, see `policies.checkpointing`.
+        checkpoint_every: Steps between checkpoints; None: the interval with the least expected cost, see `policies.checkpointing`.
         keep: Number of checkpoints to keep.
         seed: Seed of the data order and of stochastic rounding.
         load_balance: Weight of the load-balance loss.
         z_loss: Weight of the router z-loss.
         log_every: Steps between progress events.
-        skip: Batches to leave out; None: none.
+        skip: Batches to leave out; None: no batch.
         logs: Directory of the workers' logs, `NAME.RANK.log`; None: no logs.
-        sync: Sync points with other trainings; None: none.
+        sync: Sync points with other trainings; None: no sync points.
         losses_per_hour: Expected worker losses per worker-hour when the job starts; see `policies.checkpointing.loss_rate`.
         held_out: Text to evaluate the loss on during training; None: no evaluation.
         optimizer_state: Directory of the optimizer state to start with; None: start with an empty one.
-        document_start: Token that starts a document, whose tokens then see no other document of their sequence; None: a sequence's
-            tokens see all earlier ones.
+        document_start: Token that starts a document; tokens then attend to their own document only. None: tokens attend to all
+            earlier tokens of the sequence.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
         drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
-        store: Store of the run; a job that is sent to another machine has the paths of that machine.
+        store: Store of the run. A job that is sent to another machine gets the paths of that machine.
     """
 
     stage: str

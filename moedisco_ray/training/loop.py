@@ -26,7 +26,7 @@ from moedisco_ray.training.sync.member import SyncMember
 _POLL_SECONDS = 0.2
 """Poll interval while waiting for the other members at a sync point (s)."""
 _REMOTE_POLL_SECONDS = 2.0
-"""The same interval for a run at a URI, where each poll is a request (s)."""
+"""Poll interval at a sync point if the run is at a URI, where each poll is a request (s)."""
 
 
 def _ignore_step(step: int) -> None:
@@ -54,13 +54,12 @@ def train_in_turns(
 ) -> Generator[None, None, TrainResult]:
     """Train from the newest checkpoint, if one exists, and write the model; yield while waiting at a sync point.
 
-    A finished training whose checkpoints are deleted is not repeated.
-
-    Every worker of a training must call it. Trainings in one process take turns where they yield.
+    If the training is finished and its checkpoints are deleted, return the recorded result. Every worker of a training must call
+    this function. Trainings in one process take turns where they yield.
 
     Args:
         job: The training.
-        world: This process.
+        world: This process among the workers.
         emit: Receives `progress` and `evaluation` events, on rank 0.
         stop: Polled after steps. Once it is true on any worker, all save a checkpoint and return an unfinished result.
         on_step: Called before each step with its number, counted from 0.

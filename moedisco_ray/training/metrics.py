@@ -117,7 +117,7 @@ def job_flops_per_token(job: TrainJob) -> float:
 
 
 def _peak_flops(world: World) -> float | None:
-    """Peak FLOP/s of all workers; None for CPUs and unknown cards."""
+    """Peak FLOP/s of all workers together; None for CPUs and unknown cards."""
     if not world.device.startswith("cuda"):
         return None
     peak = peak_flops(torch.cuda.get_device_name(world.device))

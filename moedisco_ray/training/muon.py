@@ -1,12 +1,12 @@
 """Muon for the matrices of the layers, AdamW for all other parameters.
 
-Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, up to a factor, with five steps of
-Newton and Schulz. As in Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv 2502.16982, equation 4), the update is scaled
-to the root mean square of AdamW's, 0.2, so both use the same learning rate. The state is one momentum instead of two moments: 12
-bytes per parameter instead of 16 in fp32, and 6 instead of 8 in bf16. It is called `exp_avg`, as Adam's first moment, and passes
-through checkpoints and merges as that does.
+Muon (Jordan et al. 2024) updates a matrix by the orthogonal matrix nearest to its momentum, up to a factor, computed with five
+Newton-Schulz steps. As in Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv 2502.16982, equation 4), the update is scaled
+to a root mean square of 0.2, which is typical of AdamW, so both use the same learning rate. Training needs 12 bytes per parameter
+instead of 16 in fp32, and 6 instead of 8 in bf16, because the state is one momentum instead of two moments. The momentum is stored
+as `exp_avg`, like Adam's first moment, so checkpoints and merges treat both in the same way.
 
-Every expert has matrices of its own; the gate and up projections of an expert, which share one tensor, are two.
+Each expert's matrices are orthogonalised separately. An expert's gate and up projections share one tensor but are two matrices.
 
 Axes: E matrices, A rows, B columns.
 """
@@ -31,21 +31,21 @@ _STEPS = 5
 _ADAM_RMS = 0.2
 """Typical root mean square of AdamW's updates, relative to the learning rate."""
 _ELEMENTS = 2**24
-"""Maximum elements of matrices that are orthogonalised together, unless one matrix is larger."""
+"""Maximum total elements of the matrices that are orthogonalised at once; a larger matrix is handled alone."""
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon trains a parameter: a matrix of a layer, or a stack of them, but no router and no gate of a shared expert."""
+    """Whether Muon trains a parameter: a matrix of a layer or a stack of matrices, except routers and gates of shared experts."""
     return parameter.ndim > 1 and ".layers." in name and not name.endswith(("gate.weight", "_bias"))
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for groups with `halves`, and an AdamW for the other groups, as one optimizer.
+    """One optimizer that applies Muon to parameter groups with `halves`, and AdamW to the other groups.
 
     Args:
-        groups: Parameter groups. `halves` is the number of matrices, one above the other, that a matrix of the group holds.
+        groups: Parameter groups. `halves` is the number of matrices that are stacked in each parameter matrix of the group.
         recipe: Learning rate and precision.
-        adamw: Makes the AdamW of the other groups.
+        adamw: Function that makes the AdamW of the other groups.
         seed: Seed of stochastic rounding in bf16.
         rank: Rank of this worker.
     """
@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         self._update(parameter, group)
-        # Loading a state replaces the state and the groups of this optimizer, so AdamW gets the present ones in each step.
+        # `load_state_dict` replaces the state and the groups of this optimizer, so they are passed to AdamW in each step.
         self._adamw.state = self.state
         for own, group in zip(self._adamw.param_groups, (g for g in self.param_groups if g["halves"] is None), strict=True):
             own.update(params=group["params"], lr=group["lr"])
@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
         state["step"] += 1
         weight, gradient, momentum = local(parameter), local(parameter.grad), local(state["exp_avg"])
         rounding = generator(weight.device, f"muon {self._seed}", int(state["step"]), self._rank)
-        # A stack of matrices is sharded by matrices, so every worker has whole ones and can handle some of them at a time.
+        # A stack of matrices is sharded between matrices, so every worker has whole matrices and can handle a few at a time.
         at_once = len(weight) if weight.ndim == 2 else max(1, _ELEMENTS // max(1, weight[0].numel()))
         for parts in zip(*(torch.split(each, at_once) for each in (weight, gradient, momentum)), strict=True):
             self._update_part(*parts, parameter=parameter, group=group, rounding=rounding)
@@ -108,7 +108,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal_shard(update: Tensor, parameter: DTensor) -> Tensor:
-    """This worker's rows of the orthogonal update of a sharded matrix, which needs the rows of all workers."""
+    """This worker's rows of the orthogonalised update of a sharded matrix; the rows of all workers are gathered for it."""
     placed = parameter.device_mesh, parameter.placements
     whole = DTensor.from_local(update, *placed, shape=parameter.shape, stride=parameter.stride()).full_tensor()
     own: DTensor = distribute_tensor(_orthogonal(whole, 1), *placed, src_data_rank=None)
@@ -116,16 +116,16 @@ def _orthogonal_shard(update: Tensor, parameter: DTensor) -> Tensor:
 
 
 def _orthogonal(update: Tensor, halves: int) -> Tensor:
-    """Orthogonal matrices for the update of a matrix, or of a stack of matrices, scaled to AdamW's updates."""
+    """Orthogonalise the update of a matrix, or of a stack of matrices, and scale it to the size of AdamW's updates."""
     matrices_EAB = update.reshape(-1, update.shape[-2] // halves, update.shape[-1])
     scale = _ADAM_RMS * max(matrices_EAB.shape[1:]) ** 0.5
     return orthogonalised(matrices_EAB).mul_(scale).view_as(update)
 
 
 def orthogonalised(matrices_EAB: Tensor) -> Tensor:
-    """Matrices with the singular vectors of the given ones, and singular values of about 1 (0.7 to 1.2).
+    """Matrices with the same singular vectors as the given ones, and singular values of about 1 (0.7 to 1.2).
 
-    Computed in bf16 on a GPU, which Newton-Schulz tolerates, and in fp32 on a CPU.
+    The arithmetic is bf16 on a GPU, which is accurate enough for Newton-Schulz steps, and fp32 on a CPU.
     """
     x_EAB = matrices_EAB.to(torch.bfloat16 if matrices_EAB.is_cuda else torch.float32)
     tall = x_EAB.shape[1] > x_EAB.shape[2]

@@ -24,13 +24,13 @@ LARGEST_NORM = 1.0
 DECAY = 0.2
 """Share of the steps in which `wsd` decays: the 10 to 20 % that its paper finds sufficient."""
 STEP_ELEMENTS = 2**24
-"""Maximum elements that `RoundingAdamW` updates at once (320 MiB of fp32 copies): an embedding alone would need several GB."""
+"""Maximum elements that `RoundingAdamW` updates at once (320 MiB of fp32 copies). A whole embedding would need several GB."""
 _FINAL_SHARE = 0.1
 """Final learning rate of the cosine, as a share of the peak."""
 
 
 def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch.optim.Optimizer:
-    """The job's optimizer over all trainable parameters; norms and biases (one axis) get no weight decay."""
+    """Make the job's optimizer for all trainable parameters; norms and biases (tensors with one axis) get no weight decay."""
     groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

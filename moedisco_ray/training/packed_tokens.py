@@ -35,7 +35,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class Piece(NamedTuple):
-    """One written file of packed tokens. Names sort in the order of the stream."""
+    """One written file of packed tokens. File names sort in the order of the stream."""
 
     name: str
     documents: int
@@ -71,7 +71,7 @@ def write_packed(
 
 
 def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, vocab_size: int, bos: int | None = None) -> Piece:
-    """Write one file of packed tokens. A repeated call replaces the file by the same one.
+    """Write one file of packed tokens. A repeated call writes an identical file.
 
     Args:
         path: File to write; its directory must exist.
@@ -95,7 +95,7 @@ def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, v
         inside[places] = False
         packed[places] = token
     packed[inside] = ids
-    # Two attempts of one task may write at the same time.
+    # Each attempt of a task writes its own draft, because two attempts may write at the same time.
     draft = path.with_suffix(f".{uuid.uuid4().hex}")
     with draft.open("wb") as file:
         np.save(file, packed, allow_pickle=False)
@@ -104,10 +104,10 @@ def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, v
 
 
 def write_index(directory: Path, pieces: Iterable[Piece], vocab_size: int) -> dict[str, Any]:
-    """Make the pieces in a directory one stream, in the order of their names.
+    """Write the index that makes the files of a directory one stream, in the order of their names.
 
     Returns:
-        The written index: tokens (including those between documents), documents, dtype, parts.
+        The written index: tokens (including special tokens), documents, dtype, parts.
     """
     ordered = sorted(pieces)
     index = {
@@ -118,7 +118,7 @@ def write_index(directory: Path, pieces: Iterable[Piece], vocab_size: int) -> di
 
 
 def check_windows(tokens: int, sequence_length: int) -> None:
-    """Check that a stream of tokens has a window.
+    """Check that a stream of tokens is long enough for one window.
 
     Raises:
         CorpusError: The stream is shorter than one window.

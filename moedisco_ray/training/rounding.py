@@ -1,4 +1,4 @@
-"""Stochastic rounding to bf16, for optimizers whose weights and state are stored in it.
+"""Stochastic rounding to bf16, for optimizers with weights and state in bf16.
 
 bf16 has 8 significant bits. With rounding to nearest, a weight would lose every update below 1/512 of it. Rounded up or down at
 random, with probabilities that make the expected value exact, no update is lost on average. The random bits come from a generator
@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 
 def round_into(target: Tensor, value: Tensor, source: torch.Generator) -> None:
-    """Round fp32 values into a bf16 tensor; `value` is overwritten."""
+    """Round fp32 values stochastically into a bf16 tensor; `value` is overwritten."""
     # bf16 is the upper half of fp32: adding 16 random bits carries into it with probability (lower half) / 2^16.
     bits = value.view(torch.int32)
     bits += torch.randint(0, 1 << 16, bits.shape, generator=source, device=bits.device, dtype=torch.int32)
@@ -25,7 +25,7 @@ def round_into(target: Tensor, value: Tensor, source: torch.Generator) -> None:
 
 
 def generator(device: torch.device, seed: int | str, step: int, rank: int) -> torch.Generator:
-    """Generator of the random bits of one step of one worker."""
+    """Generator of the random bits that one worker uses in one step."""
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
 

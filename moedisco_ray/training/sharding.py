@@ -26,9 +26,10 @@ def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
 
 
 def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrainedModel:
-    """Load a model for training, with the precision and gradient checkpointing of the optimizer settings; see `SummedLoss`.
+    """Load a model for training, with the precision and gradient checkpointing of the optimizer settings.
 
-    With several workers only rank 0 reads the weights; no other worker ever holds a whole model.
+    Its `forward` returns the loss; see `SummedLoss`. With several workers only rank 0 reads the weights, and no other worker ever
+    holds a whole model.
 
     Raises:
         CheckpointError: The directory holds no model of a supported family.
@@ -45,7 +46,7 @@ def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrained
 
 
 class SummedLoss:
-    """Base class that makes a causal language model return its loss: logits of all tokens at once can be larger than the model."""
+    """Base class that makes a causal language model return its loss instead of logits, which can be larger than the model."""
 
     def forward(self, input_ids: Tensor, targets_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats, summed over all tokens.
@@ -53,8 +54,8 @@ class SummedLoss:
         Args:
             input_ids: Token ids [B, L].
             targets_BL: Token that follows each position; -100 excludes a position.
-            positions_BL: Positions in documents. transformers starts a document, which sees none before it, at every position
-                that is not one more than the position before it. None: one document per sequence.
+            positions_BL: Position of each token in its document. Wherever a position is not its predecessor plus one, transformers
+                starts a new document, whose tokens attend to no earlier document. None: one document per sequence.
         """
         model: Any = self
         hidden_BLD = model.base_model(input_ids=input_ids, position_ids=positions_BL, use_cache=False).last_hidden_state
@@ -77,7 +78,7 @@ def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel
     # `specialise` also freezes the routers of one-expert layers: they get no gradient, but would get weight decay.
     specialise(model).train()
     kind = type(model)
-    # Sharded training gathers the head's weight while `forward` of the whole model runs, so the loss is computed there.
+    # FSDP gathers the output head's weight only while the whole model's `forward` runs, so the loss is computed in `forward`.
     model.__class__ = type(kind.__name__, (SummedLoss, kind), {})
     if optimizer.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})

@@ -18,13 +18,13 @@ from moedisco_ray.training.sharding import autocast
 
 
 class Stepper:
-    """Makes optimizer steps.
+    """Makes optimizer steps: forward and backward passes, gradient clipping, and the update.
 
     Axes: B sequences of a micro-batch, L positions, T = B L tokens, N routers, E experts.
 
     Attributes:
         optimizer: Optimizer of the model's trainable parameters.
-        fractions_NE: Selections per token of each expert in the last global batch.
+        fractions_NE: How often each expert was selected in the last global batch, per token.
     """
 
     def __init__(self, model: PreTrainedModel, job: TrainJob, world: World) -> None:

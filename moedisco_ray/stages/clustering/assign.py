@@ -26,8 +26,8 @@ _TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
 _PRICING_SAMPLE = 100_000
 """Number of documents used at all but the last temperature, to save time."""
 _CORRECTION_TEMPERATURE = 0.2
-"""Temperature of corrections, as a share of the mean difference of a document's two smallest costs. Of 0.05 to 0.4, it needed the
-fewest corrections (8 and 32 clusters, samples of 3 and 10 %)."""
+"""Temperature of the soft minimum in `corrected_prices`, as a share of the mean difference between a document's two smallest costs.
+Of the values from 0.05 to 0.4, this one needed the fewest corrections (8 and 32 clusters, samples of 3 and 10 %)."""
 
 
 def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float | None) -> tuple[Array, Array]:
@@ -90,18 +90,18 @@ def balancing_prices(d_NE: Array, weights_N: Array, capacity: float) -> Array:
 
 
 def corrected_prices(d_NE: Array, weights_N: Array, capacity: float, prices_E: Array, loads_E: Array) -> Array:
-    """Prices near `prices_E` under which all documents are better balanced, float64 [E]; the smallest price is 0.
+    """Correct prices that were fitted on a sample, given the loads of all documents; float64 [E], the smallest price is 0.
 
-    The documents are a sample of others, whose loads differ from the sample's by its sampling error. The error hardly changes when
-    prices move a little. So the dual of `balancing_prices` is solved with the difference added to the sample's loads. The soft
-    minimum is wide enough that many documents of the sample are near the border of two clusters.
+    The sample's loads differ from the loads of all documents by a sampling error, which hardly changes when prices move a little.
+    So the dual of `balancing_prices` is solved again, with this error added to the sample's loads. The temperature is high enough
+    that many documents of the sample are near the border between two clusters.
 
     Args:
         d_NE: Costs of the sample.
         weights_N: Tokens of the sample's documents.
         capacity: Maximum load as a multiple of the mean, at least 1.
-        prices_E: Present prices.
-        loads_E: Share of the tokens of all documents in each cluster under these prices.
+        prices_E: Current prices.
+        loads_E: Each cluster's share of the tokens of all documents under these prices.
     """
     E = d_NE.shape[1]
     nearest_N2 = np.partition(d_NE + prices_E, 1, axis=1)[:, :2]

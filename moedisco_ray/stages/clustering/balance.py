@@ -1,7 +1,8 @@
-"""Fit prices that balance the clusters on a sample of documents, and correct them by the loads of all documents.
+"""Fit prices that balance the clusters on a sample of documents, then correct them with the loads of all documents.
 
-The driver holds the costs of the sample alone; of all other documents it sees only the load of each cluster. Each correction needs
-the loads of all documents under the new prices, one pass over their vectors.
+A *price* is added to the costs of all documents in a cluster, so that fewer choose it. A *load* is the number of tokens in a
+cluster. The driver holds the costs of the sample only; about the other documents it learns only the load of each cluster. Each
+correction needs the loads of all documents under the new prices, which take one pass over their vectors.
 
 Shapes: N documents, D dimensions, E clusters, M documents that were moved.
 """
@@ -20,22 +21,22 @@ from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors import adjust
 
 BALANCE_DOCUMENTS = 100_000
-"""Number of documents on which prices are fitted. With 64 clusters, their costs take 26 MB, and fitting 0.3 GB. A cluster's
-load in the sample is exact to about 4 % then, which the corrections remove."""
+"""Number of documents on which prices are fitted. With 64 clusters, their costs take 26 MB, and fitting takes 0.3 GB. The loads of
+such a sample have an error of about 4 %, which the corrections remove."""
 TOLERANCE = 0.005
-"""Excess over the capacity, as a share of it, at which the corrections end."""
+"""Share of the capacity by which the largest cluster may exceed it when the corrections end."""
 _CORRECTIONS = 5
 """Maximum number of corrections; two are usual."""
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-    """A rule that assigns a document to a cluster from the document's vector alone.
+    """A rule that assigns a document to the cluster with the least sum of cost and price, with a list of exceptions.
 
     Attributes:
-        centre_D: Centre that is subtracted from vectors; None for none.
+        centre_D: Centre that is subtracted from vectors; None: no centre.
         centroids_ED: Centroids; None if the vectors are costs.
         prices_E: Prices of the clusters.
-        moved_M: Sorted ids of documents that the rule puts elsewhere to keep the capacity exactly.
-        moved_to_M: Clusters of these documents.
+        moved_M: Sorted ids of the exceptions: documents that are in another cluster so that none exceeds the capacity.
+        moved_to_M: Clusters of the exceptions.
     """
 
     centre_D: Array | None
@@ -45,7 +46,7 @@ class Assignment:
     moved_to_M: Array
 
     def clusters(self, ids_N: Array, x_ND: Array) -> Array:
-        """Cluster of each document, int64 [N], from its id and its vector before centring."""
+        """Cluster of each document, int64 [N], given ids and uncentred vectors."""
         clusters_N = (document_costs(x_ND, self.centre_D, self.centroids_ED) + self.prices_E).argmin(axis=1)
         if len(self.moved_M):
             places_N = np.minimum(np.searchsorted(self.moved_M, ids_N), len(self.moved_M) - 1)
@@ -55,7 +56,7 @@ class Assignment:
 
 
 class Costs(NamedTuple):
-    """Ids, tokens, and costs in each cluster (float32 [N, E]) of documents, in ascending order of id."""
+    """Ids and tokens of documents, and each document's cost in each cluster (float32 [N, E]), in ascending order of id."""
 
     ids_N: Array
     weights_N: Array
@@ -70,7 +71,7 @@ class Loads(NamedTuple):
 
 
 def document_costs(x_ND: Array, centre_D: Array | None, centroids_ED: Array | None) -> Array:
-    """Costs of documents in each cluster, float32 [N, E], from vectors before centring."""
+    """Cost of each document in each cluster, float32 [N, E], from uncentred vectors."""
     return cluster_costs(adjust(x_ND, centre_D), centroids_ED).astype(np.float32)
 
 
@@ -80,17 +81,20 @@ def fit_assignment(
 ) -> tuple[Assignment, Loads]:
     """Fit the rule that assigns documents to clusters.
 
-    If the sample holds all documents, the clusters are those of `assign_balanced`. Otherwise the largest cluster exceeds the
-    capacity by at most `TOLERANCE` unless documents are too long or too much alike for that; the corrections then end with the best
-    prices found.
+    If the sample holds all documents, the clusters are those of `assign_balanced`. Otherwise prices are corrected until the largest
+    cluster exceeds the capacity by at most `TOLERANCE`. Very long or nearly equal documents can prevent that; the best prices found
+    are used then.
 
     Args:
-        sample: Costs of the first documents.
+        sample: Costs of the first documents by id.
         loads_of: Function that returns the loads of all documents under a rule.
-        centre_D: Centre of the vectors; None for none.
+        centre_D: Centre of the vectors; None: no centre.
         centroids_ED: Centroids; None if the vectors are costs.
         documents: Number of all documents.
         capacity: Maximum load as a multiple of the mean; None assigns the nearest cluster.
+
+    Returns:
+        The rule, and the loads of all documents under it.
     """
     ids_N, weights_N, cost_NE = sample
     E = cost_NE.shape[1]

@@ -1,4 +1,4 @@
-"""Lloyd steps of a block of vectors: their labels, and exact sums and counts per cluster.
+"""Lloyd steps (k-means) on a block of vectors: a label for each vector, and exact sums and counts per cluster.
 
 A label is always the argmin over k of `squared_distances`, a float64 formula of one row and one centroid; ties take the
 smallest k. Three measures make it fast:
@@ -40,7 +40,7 @@ _Change = tuple[Array, Array, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Sufficient statistics of some vectors for a Lloyd step.
+    """Sufficient statistics of a block of vectors for one Lloyd step.
 
     Attributes:
         sums_RKD: Sum of each cluster's vectors in units of `Grid.step`, int64.

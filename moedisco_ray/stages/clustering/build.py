@@ -1,8 +1,8 @@
 """The whole cluster stage. `Workers`, in this process or on Ray, carry out every step that touches all documents.
 
-The driver holds samples of fixed size, and a few kilobytes per part and cluster; its memory does not depend on the number of
-documents. It fits k-means and the balance on the first documents, a random sample because ids are hashes. Every part is
-vectorised, counted, assigned and packed in tasks, each with its own file.
+The corpus is stored in parts, one file each. Tasks vectorise, count, assign and pack the documents; each task handles one part. The
+driver fits k-means and the balancing prices on the first documents by id, which are a random sample because ids are hashes. It
+holds samples of fixed size and a few kilobytes per part and cluster, so its memory does not depend on the number of documents.
 
 Shapes: S documents of the sample, D dimensions, E clusters, P sources.
 """
@@ -52,8 +52,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CENTROID_DOCUMENTS = 256
-"""Minimum number of documents per centroid that k-means is fitted on, if there are more; the default of faiss (`Clustering`). On
-200,000 documents, the inertia of 8 clusters was 0.94 of that of a fit on all; with 64 documents for each of 64 centroids, 1.019."""
+"""Minimum number of documents per centroid on which k-means is fitted, unless the corpus has fewer; as by default in faiss
+(`Clustering`). Compared with fits on all of 200,000 documents, the inertia was 0.94 times as large with 8 clusters. With 64
+clusters and 64 documents per centroid it was 1.019 times as large."""
 
 
 
@@ -71,7 +72,7 @@ class LocalWorkers:
     """Workers that run in this process.
 
     Args:
-        held: Returns a context manager around the embedding, such as one that meters its worker-seconds.
+        held: Returns a context manager that is open while documents are embedded, such as one that meters worker-seconds.
     """
 
     def __init__(self, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
@@ -91,7 +92,9 @@ def build_clusters(
     config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers, *, emit: Emit = discard,
     balance_documents: int = BALANCE_DOCUMENTS,
 ) -> dict[str, Any]:
-    """Cluster the training documents that are needed and write the artifact: model, assignments, packed tokens, report.
+    """Cluster the training documents and write the artifact: model, assignments, packed tokens, report.
+
+    Only the documents that the sub-models need, and a margin, are clustered; see `documents_needed`.
 
     Args:
         config: The run's configuration.
@@ -100,7 +103,7 @@ def build_clusters(
         directory: Directory of the artifact; must exist.
         workers: Workers that carry out the steps that touch every document.
         emit: Receives `stage_progress` events.
-        balance_documents: Number of documents on which the balance of the clusters is fitted.
+        balance_documents: Number of documents on which the balancing prices of the clusters are fitted.
 
     Returns:
         Figures of the stage: `clusters` (`documents` and `tokens` of each), `inertia` and `iterations` (None unless the
@@ -156,8 +159,6 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path, store: RunSto
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """Arguments of `build_clusters`."""
-
     config: RunConfig
     corpus_dir: Path
     model_dir: Path
@@ -213,7 +214,7 @@ class _Stage:
     def _pack(
         self, parts: Sequence[Path], vectors: Sequence[Path], rule: Assignment,
     ) -> tuple[list[Packed], list[dict[str, Any]]]:
-        """Assign and pack every part; return the figures of the parts in order, and the index of each cluster's tokens."""
+        """Assign and pack every part; return the figures of each part, and the index of each cluster's packed tokens."""
         directory, tokenizer = self.directory.absolute(), self.corpus_dir.absolute() / "tokenizer"
         shards = [directory / "shards" / str(k) for k in range(len(rule.prices_E))]
         for path in shards:
@@ -230,12 +231,12 @@ class _Stage:
         return packed, indices
 
     def _loads(self, vectors: Sequence[Path], rule: Assignment) -> Loads:
-        """Loads of all documents under a rule."""
+        """Numbers of documents and tokens in each cluster under a rule, summed over all vector files."""
         loads = on_each(self.store, functools.partial(loads_of, rule=rule))
         return Loads(*np.sum(list(self.workers.each(loads, vectors)), axis=0))
 
     def _fetched(self, files: Sequence[Path], parts: Sequence[Path], count: int) -> Sequence[Path]:
-        """The files of the parts with the first `count` documents, made present on this machine."""
+        """Fetch the files that hold the first `count` documents and return them; a local run needs no fetch and gets all files."""
         if not self.store.is_remote:
             return files
         rows = np.cumsum([pq.read_metadata(path).num_rows for path in parts])
@@ -283,7 +284,7 @@ def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
 
 
 def _first_clusters(assignments: Sequence[Path], count: int) -> Array:
-    """Clusters of the first `count` documents, int64."""
+    """Cluster of each of the first `count` documents, int64 [count]."""
     found: list[Array] = []
     for path in assignments:
         found.append(pq.read_table(path, columns=["cluster"])["cluster"].to_numpy().astype(np.int64))
@@ -293,7 +294,7 @@ def _first_clusters(assignments: Sequence[Path], count: int) -> Array:
 
 
 def _by_source(packed: Sequence[Packed]) -> Array:
-    """Documents of each source in each cluster, int64 [P, E], with the sources in order of their first documents."""
+    """Number of documents of each source in each cluster, int64 [P, E]; sources are in order of their first documents."""
     found: dict[str, Array] = {}
     for part in packed:
         for name, documents_E in zip(part.sources, part.documents_PE, strict=True):

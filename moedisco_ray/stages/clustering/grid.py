@@ -2,7 +2,7 @@
 
 A float32 holds 24 significant bits. Vectors are shifted so that the sample's mean is the origin, and then rounded to multiples
 of a power of two, so that every coordinate has at most 23 bits. A coordinate is still a float32, with an error no larger than
-float32's own rounding of the largest coordinate. But a float64 can now add 2^29 of them without rounding, and an int64 2^39.
+float32's own rounding of the largest coordinate. A float64 holds the sum of 2^29 such coordinates exactly, an int64 that of 2^39.
 Addition without rounding is associative, so k-means on such vectors does not depend on the order of documents.
 
 Shapes: N documents, D dimensions.
@@ -44,7 +44,7 @@ class Grid:
         Args:
             origin_D: Point near the middle of the vectors, such as the sample's mean.
             peak: Maximum of the function `peak` over all vectors.
-            documents: Number of vectors, or more.
+            documents: Number of vectors, or an upper bound of it.
         """
         # frexp rounds up to a power of two, so peak < 2**exponent.
         exponent = math.frexp(peak)[1] if peak > 0 else 0

@@ -1,12 +1,12 @@
 """K-means by Lloyd's algorithm, for several restarts at once.
 
-The result depends only on the set of vectors: it has the same bits for any order. Two properties ensure that:
+The result depends only on the set of vectors: it is bit-identical for any order of them. Two properties ensure that:
 
 * vectors are on a `Grid`, so that sums are exact;
 * a label is argmin_k of squared distances in float64, each computed from its own row only (`blocks.squared_distances`).
 
 Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as in scikit-learn).
-Lloyd steps on the sample refine the seeds (Bradley and Fayyad 1998), which saves steps with all vectors.
+Lloyd steps on the sample refine the seeds (Bradley and Fayyad 1998), so that fewer steps on all vectors are needed.
 
 Shapes: N documents, S documents of the sample, D dimensions, K clusters, R restarts.
 """
@@ -33,7 +33,7 @@ class Fit:
         centroids_KD: Centroids in the coordinates of the original vectors, float64.
         inertia: Sum of squared distances to the nearest centroid.
         iterations: Lloyd steps of the best restart.
-        steps: Steps of the restart that took the most.
+        steps: Largest number of Lloyd steps of any restart.
         inertias: Inertia of every restart.
     """
 
@@ -108,7 +108,7 @@ def fit_kmeans(
     x_ND: Array, sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = ITERATIONS, seed: int = 0,
     tolerance: float = 1e-4, initial_RKD: Array | None = None, on_step: Callable[[], None] = lambda: None,
 ) -> Fit:
-    """Cluster vectors.
+    """Cluster vectors by k-means.
 
     A restart ends when its centroids move by no more than `tolerance` times the mean variance (scikit-learn's rule),
     or after `iterations` steps. The other restarts continue.
@@ -117,12 +117,12 @@ def fit_kmeans(
         x_ND: Vectors.
         sample_SD: Sample of the vectors, in an order that depends only on the documents.
         k: Number of clusters.
-        restarts: Number of restarts with all vectors. Three times as many seedings are tried on the sample, and the best are used.
+        restarts: Number of restarts on all vectors. Three times as many seedings are tried on the sample, and the best are used.
         iterations: Maximum Lloyd steps per restart.
-        seed: Seed of the seeding.
+        seed: Random seed of the seeding.
         tolerance: Convergence threshold; with 0 a restart runs until no centroid moves.
         initial_RKD: Initial centroids, used instead of seeding.
-        on_step: Called before each step with all vectors.
+        on_step: Called before each step on all vectors.
 
     Raises:
         ValueError: The sample has fewer than k rows.

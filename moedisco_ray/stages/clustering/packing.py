@@ -1,4 +1,4 @@
-"""Assign the documents of one part to clusters and pack them. The module imports quickly, since it runs in separate tasks."""
+"""Assign the documents of one part to clusters and pack them. The module must import quickly, because many short tasks run it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from moedisco_ray.training.packed_tokens import Piece
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Files of one part.
+    """One part of the corpus, with its vectors.
 
     Attributes:
         number: Position among all parts.
-        documents: Documents of the corpus.
+        documents: File with the part's documents, in the corpus artifact.
         vectors: Vector file of the same documents, in the same order.
     """
 
@@ -52,11 +52,11 @@ class Packed:
     """Figures of an assigned and packed part.
 
     Attributes:
-        number: Position of the part.
+        number: Position of the part among all parts.
         sources: Names of the sources, in order of their first documents.
         documents_PE: Number of documents of each source in each cluster.
         tokens_E: Training tokens in each cluster.
-        pieces: Packed tokens of each cluster.
+        pieces: Files of packed tokens of each cluster.
     """
 
     number: int
@@ -70,7 +70,7 @@ def finish_part(part: Part, plan: Plan) -> Packed:
     """Assign a part's documents, write `assignments/<name of the part>`, and pack them into pieces of every cluster's tokens.
 
     The documents are read once, for all clusters. The file of assignments has the columns `id` and `cluster`. A repeated call
-    replaces every file by the same one.
+    writes identical files.
     """
     table = pq.read_table(part.documents, columns=["id", "source", "packed", *PACKED_COLUMNS])
     clusters_N, count = clusters_in(part.vectors, plan.rule), len(plan.rule.prices_E)

@@ -59,7 +59,7 @@ def cluster_report(sample: Sample, centroids_ED: Array | None, *, tokens_E: Arra
         - `balance`: tokens of the largest cluster divided by the mean
         - `silhouette`: mean silhouette of a part of the sample, in [-1, 1]; None if it is not defined
         - `nmi`: normalized mutual information of cluster and source, arithmetic mean; None with one source
-        - `map`: `x`, `y`, `cluster` and `source` of each point
+        - `map`: coordinates `x` and `y`, `cluster` and `source` of each document on the map
     """
     E = len(tokens_E)
     documents_E = documents_PE.sum(axis=0)
@@ -79,7 +79,7 @@ def cluster_report(sample: Sample, centroids_ED: Array | None, *, tokens_E: Arra
 def mutual_information(counts_PE: Array) -> float:
     """Normalized mutual information from a contingency table, int64 [P, E].
 
-    It is scikit-learn's `normalized_mutual_info_score`, which needs the labels of all documents.
+    scikit-learn's `normalized_mutual_info_score` gives the same value, but it needs the labels of all documents.
     """
     entropies = [_entropy(counts_PE.sum(axis=axis)) for axis in (1, 0)]
     shared = mutual_info_score(None, None, contingency=sparse.csr_matrix(counts_PE[:, counts_PE.any(axis=0)]))

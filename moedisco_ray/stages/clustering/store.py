@@ -34,7 +34,7 @@ _EMBEDDED = ["id", "text", "tokens", "packed", "copies"]
 
 
 def embed_parts(parts: Sequence[Path], vectoriser: Path, directory: Path, events: Emit, device: str = "cpu") -> None:
-    """Write one vector file, with the part's name, for each part of the corpus; hold one block of documents at a time.
+    """Write a vector file for each part of the corpus, under the part's name; one block of documents is in memory at a time.
 
     Args:
         parts: Files of documents.
@@ -46,7 +46,7 @@ def embed_parts(parts: Sequence[Path], vectoriser: Path, directory: Path, events
     loaded = load_vectoriser(vectoriser, device)
     for part in parts:
         path = directory / part.name
-        # Each attempt writes its own draft: a first one may still run when a second one has begun.
+        # Each attempt of a task writes its own draft, because the previous attempt may still run.
         draft = path.with_suffix(f".{uuid.uuid4().hex}")
         _write_tables((embed_table(loaded, documents) for documents in _blocks(part, _EMBEDDED)), draft)
         draft.replace(path)
@@ -89,7 +89,7 @@ def id_array(column: pa.ChunkedArray) -> Array:
 
 
 class Vectors(NamedTuple):
-    """Rows of vector files: ids, weights, and vectors before centring (float32 [N, D])."""
+    """Rows of vector files: ids, weights, and uncentred vectors (float32 [N, D])."""
 
     ids_N: Array
     weights_N: Array
@@ -105,7 +105,7 @@ def read_vectors(files: Iterable[Path]) -> Iterator[Vectors]:
 
 
 def first_vectors(files: Sequence[Path], count: int) -> Array:
-    """The first `count` vectors before centring, float32 [count, D]."""
+    """The first `count` vectors, uncentred, float32 [count, D]."""
     return np.concatenate([block.x_ND for block in _first(files, count)])
 
 
@@ -117,13 +117,13 @@ def first_costs(files: Sequence[Path], count: int, centre_D: Array | None, centr
 
 
 def clusters_in(file: Path, rule: Assignment) -> Array:
-    """Cluster of each document of a vector file, int64 [N]."""
+    """Cluster of each document of a vector file under a rule, int64 [N]."""
     blocks = [rule.clusters(block.ids_N, block.x_ND) for block in read_vectors([file])]
     return np.concatenate([np.empty(0, dtype=np.int64), *blocks])
 
 
 def loads_of(file: Path, rule: Assignment) -> Loads:
-    """Documents and tokens of a vector file in each cluster."""
+    """Numbers of documents and tokens of a vector file in each cluster under a rule."""
     count = len(rule.prices_E)
     loads = Loads(np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64))
     for block in read_vectors([file]):
@@ -143,7 +143,7 @@ def _first(files: Sequence[Path], count: int) -> Iterator[Vectors]:
 
 
 def _blocks(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Blocks of a Parquet file's rows; of a file without rows, one empty block."""
+    """Yield the rows of a Parquet file in blocks; a file without rows gives one empty block."""
     with pq.ParquetFile(path, pre_buffer=False) as file:
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
         if not file.metadata.num_rows:

@@ -3,18 +3,18 @@
 sources    expand configured sources into inputs; embedded text becomes one input per domain
 formats    detect a file's format by its ending, and find the files of saved data sets
 files      list the files under a path or URI
-streams    read bytes in bounded pieces, and explain why some are not UTF-8 text
+streams    read bytes in bounded pieces, and explain why bytes are not UTF-8 text
 plain_text cut plain text into documents
 rows       read the text column of JSON Lines, CSV, Parquet and Arrow files
 readers    read the documents of a slice of a file of any format
-documents  identity, duplicates, validation split and copies as functions of document ids
+documents  decide by document ids: duplicates, the validation split, and the number of copies
 shuffle    divide rows among tasks through files
 staging    read every text once and divide its documents into ranges of ids ("buckets") on disk
 near_duplicates  find documents that nearly repeat another one
 buckets    finish one bucket: deduplicate, split, tokenize, write
 build      the whole stage
 probe      check the beginning of every source before a run
-unseen     a bounded sample of text outside the corpus, for the evaluation
+unseen     read a bounded sample of text outside the corpus, for the evaluation
 """
 
 from moedisco_ray.stages.corpus.build import build

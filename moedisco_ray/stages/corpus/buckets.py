@@ -1,4 +1,4 @@
-"""Finish one bucket: its staged documents become a training part, a validation part and packed tokens of the corpus."""
+"""Finish one bucket (the documents in a range of ids): write its training part, validation part and packed tokens."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """Figures of one finished bucket, as matrices [S, 3] over the S inputs in order.
+    """Figures of one finished bucket.
 
     Attributes:
         index: Number of the bucket.
-        duplicates: Number of documents that were dropped as equal to another one.
-        near_duplicates: Number of documents that were dropped as similar to another one.
-        train: Per input: training documents, packed tokens of one pass (with copies and special tokens), bytes of text.
-        validation: Per input: the same three figures for the validation documents.
-        pieces: Packed tokens of the training documents.
+        duplicates: Number of documents that were dropped because they equal another one.
+        near_duplicates: Number of documents that were dropped because they are similar to another one.
+        train: Training documents, packed tokens (with copies and special tokens), and bytes of text of each of S inputs, [S, 3].
+        validation: The same three figures of the validation documents, [S, 3].
+        pieces: Files of packed training tokens.
     """
 
     index: int
@@ -98,11 +98,11 @@ def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
 
 
 class Split(NamedTuple):
-    """Documents of a bucket (id, group, order, text, copies), sorted by id.
+    """Training and validation documents of a bucket, sorted by id, with the columns id, group, order, text and copies.
 
     Attributes:
-        duplicates: Number of documents that were dropped as equal to another one.
-        near_duplicates: Number of documents that were dropped as similar to another one.
+        duplicates: Number of documents that were dropped because they equal another one.
+        near_duplicates: Number of documents that were dropped because they are similar to another one.
     """
 
     train: pa.Table
@@ -112,7 +112,7 @@ class Split(NamedTuple):
 
 
 def list_bucket(bucket: Bucket, rules: Rules, banding: Banding, key_buckets: int, directory: Path) -> Scattered:
-    """Write the documents of a bucket, listed for the search for near duplicates; see `near_duplicates.list_documents`."""
+    """Write the lists in which near duplicates of a bucket's documents are searched; see `near_duplicates.list_documents`."""
     table = distinct_documents(bucket)
     wanted = copies(id_matrix(table, "group"), np.array(rules.weights)[table["order"].to_numpy()]) > 0
     path = directory / "buckets" / f"bucket-{bucket.index:06d}"
@@ -122,8 +122,8 @@ def list_bucket(bucket: Bucket, rules: Rules, banding: Banding, key_buckets: int
 def split_bucket(bucket: Bucket, rules: Rules) -> Split:
     """Split a bucket into training and validation documents, and count its duplicates.
 
-    A validation document has one copy, whatever its source's weight. A document that an earlier run held out stays held out. A
-    document that an earlier run trained on stays in training if that run also held out documents of the source.
+    A validation document has one copy, whatever its source's weight. If a source is the corpus of an earlier run, the documents
+    that the earlier run held out stay held out. If it held out any, the documents that it trained on stay in training.
     """
     staged = read_pieces(bucket.staged, STAGED)
     unequal = dedupe_and_sort(staged)

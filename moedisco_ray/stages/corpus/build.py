@@ -44,8 +44,8 @@ def build(
 ) -> dict[str, Any]:
     """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
 
-    The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket in memory, the caller no documents;
-    more text makes more buckets, not larger ones.
+    The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket of documents in memory; the caller
+    holds none. More text makes more buckets, not larger ones.
 
     Args:
         config: The run's configuration.
@@ -58,11 +58,11 @@ def build(
         A dictionary with these keys:
 
         - documents, validation_documents, duplicates, near_duplicates: numbers of documents
-        - tokens (of one pass, as packed), validation_tokens, bytes (of training text), vocab_size
-        - sources: per name documents, tokens, bytes, validation_documents, files, empty_files
+        - tokens (packed training tokens), validation_tokens, bytes (of training text), vocab_size
+        - sources: for each source's name: documents, tokens, bytes, validation_documents, files, empty_files
         - skipped_files: number of files that `on_error: skip` left out
         - passed_over_files: number of files not read because their folder also holds tables
-        - skipped: the first of the files that the two numbers count, each with source, path and reason
+        - skipped: source, path and reason for the first of these files
         - warnings: sentences about problems of the text
 
     Raises:
@@ -104,7 +104,7 @@ def build(
     store.remove(scratch)
     _check_split(config, finished)
 
-    (directory / "shards").mkdir(exist_ok=True)     # other machines may have written all pieces
+    (directory / "shards").mkdir(exist_ok=True)     # it is missing if other machines have written all pieces
     index = write_index(directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size)
     check_windows(index["tokens"], config.corpus.sequence_length)
     summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped, listings)
@@ -143,7 +143,7 @@ def _stage_all(
 def _find_near_duplicates(
     buckets: Sequence[Bucket], rules: Rules, banding: Banding, *, documents: int, directory: Path, map_tasks: MapTasks,
 ) -> list[Bucket]:
-    """The buckets with the ids of the near duplicates among their documents."""
+    """Find near duplicates among all documents; return each bucket with the ids of those that it has to drop."""
     count = banding.key_buckets(documents)
     listing = functools.partial(list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory / "listed")
     listed = shuffle(
@@ -208,9 +208,9 @@ def _encoder(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directo
 
 
 def _carrying_files(map_tasks: MapTasks, store: RunStore) -> MapTasks:
-    """A `MapTasks` whose tasks fetch the files in their items, and publish those in their results."""
+    """Extend `map_tasks`: each task fetches the files that its item names, and publishes the files that its result names."""
     def mapped(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
-        # Only this machine has text that the run itself has written.
+        # Text that the run itself has written exists on this machine only, so it is read here.
         here = [item for item in items if isinstance(item, Unit) and item.source.own]
         elsewhere = [item for item in items if not (isinstance(item, Unit) and item.source.own)]
         carrying = on_each(store, function)

@@ -98,7 +98,7 @@ def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
 
 
 def bucket_of_rows(table: pa.Table, buckets: int) -> NDArray[np.int64]:
-    """Bucket [n] of each row of a table, by its id."""
+    """Number of the bucket that each row of a table belongs to by its id, int64 [n]."""
     return bucket_of(id_matrix(table), buckets)
 
 

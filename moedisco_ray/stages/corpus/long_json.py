@@ -1,4 +1,4 @@
-"""Read one text of a JSON object that is too long to hold in memory, piece by piece."""
+"""Read one text from a JSON object piece by piece, because the object is too long to hold in memory."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ _WHOLE = re.compile(
     r'|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}'                  # surrogate pairs
     r'|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'                                           # other escapes of a character
     r')*+')
-"""The longest beginning of a JSON string's inside that ends between characters."""
+"""Matches the longest prefix of a JSON string's content that cuts neither an escape sequence nor a surrogate pair."""
 _HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
-"""First half of a surrogate pair, which JSON allows without the second."""
+"""Matches the first half of a surrogate pair, which JSON allows without the second half."""
 _LONGEST_CHARACTER = 12
-"""Length of the longest escaped character."""
+"""Length of the longest escaped character: a surrogate pair."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NO_BRACKET = re.compile(r'[^"{}\[\]]+')
 _SCALAR = re.compile(r"[^,}\]]*")
 
 
 def read_member(line: Iterable[str], name: str, where: str) -> Iterator[str] | dict[str, str]:
-    """The pieces of a text in a JSON object, or, if it has no text with this name, all members with their first characters.
-
-    What follows the text in the object is not read.
+    """Read the text of one member of a JSON object in pieces; the rest of the object is not read.
 
     Args:
         line: The object in pieces of any size.
         name: Name of the member that holds the text.
-        where: Place of the object, for errors.
+        where: Place of the object, for error messages.
+
+    Returns:
+        The pieces of the text. If the object has no text with this name: the names of all members, each with the first character of
+        its value.
 
     Raises:
         NotTextError: The object is not JSON. The iterator raises it too.
@@ -63,7 +65,7 @@ class _Scanner:
         self._where = where
 
     def peek(self) -> str:
-        """The next character that is not white space; nothing at the end."""
+        """The next character that is not white space; an empty string at the end."""
         self._skip(_SPACE)
         return self._held[:1]
 
@@ -73,7 +75,7 @@ class _Scanner:
         self._held = self._held[1:]
 
     def string(self) -> Iterator[str]:
-        """Pieces of the string that begins here."""
+        """Yield the pieces of the string that begins at the current position."""
         self.expect('"')
         while True:
             end = self._end_of_whole()

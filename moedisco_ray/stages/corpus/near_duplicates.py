@@ -1,13 +1,13 @@
 """Find documents that nearly repeat another one, by MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998).
 
-A document is the set of its runs of five words. 128 minimal hashes of the set (a *sketch*) estimate the Jaccard similarity of two
-documents: it is the share of hashes that are equal. A *band* is some consecutive hashes; documents that are similar enough almost
-surely agree in a band. So every document is listed under the key of each of its bands, and only documents with a common key are
-compared.
+A document counts as the set of its runs of five words. Its *sketch* holds 128 minimal hashes of this set. The share of equal hashes
+in two sketches estimates the Jaccard similarity of the two documents. A sketch is divided into *bands* of consecutive hashes, and a
+hash of a band is its *key*. Documents that are similar enough almost surely have a key in common. So every document is listed under
+the key of each of its bands, and only documents with a common key are compared.
 
-The work is divided like that on documents: a task lists the documents of one bucket of ids under their keys, a second task
-compares the documents of one range of keys, and a third reads from its bucket of ids what the second tasks found. No task holds
-more than one bucket, and the result does not depend on the buckets.
+The first tasks list the documents of one bucket (a range of ids) each under their keys. The second tasks compare the documents of
+one range of keys each. The third tasks finish one bucket each, without the near duplicates that the second tasks found in it. No
+task holds more than one bucket or range, and the result does not depend on their number.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _WORDS = 5
 _RECALL = 0.99
 """Minimum probability that two documents with exactly the wanted similarity are compared."""
 _BYTE_CHANCE = 1 / 256
-"""Probability that the last bytes of two different hashes are equal. A listed sketch has only these bytes (Li and König 2010)."""
+"""Probability that two different hashes end in the same byte. Lists store only the last byte of a hash (Li and König 2010)."""
 _KEYS_BYTES = 128 << 20
-"""Bytes of listed documents that one comparing task holds."""
+"""Target size of the listed documents that one task compares (bytes)."""
 _CHUNK = 4096
 """Number of documents that are sketched at once."""
 _COMPARED = 64
-"""Number of documents under a key with which the later ones are compared, to bound the work on text that very many share."""
+"""Number of documents under a key with which the later ones are compared. It limits the work on text that many documents share."""
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+")
-"""A word; of Chinese and Japanese, which have no spaces, a character."""
+"""Matches a word. Chinese and Japanese have no spaces, so each of their characters counts as a word."""
 
 LISTED = pa.schema([
     ("key", pa.uint64()), ("rank", pa.int32()), ("id", pa.binary(ID_BYTES)), ("sketch", pa.binary(_HASHES))])
@@ -55,8 +55,8 @@ class Banding:
     """Division of a sketch into bands.
 
     Attributes:
-        similarity: Jaccard similarity from which on documents are near duplicates.
-        rows: Hashes of a band.
+        similarity: Minimum Jaccard similarity of near duplicates.
+        rows: Hashes per band.
         bands: Number of bands.
     """
 
@@ -66,19 +66,19 @@ class Banding:
 
     @classmethod
     def of(cls, similarity: float) -> Banding:
-        """The bands with the most hashes, so that few dissimilar documents are compared, that miss hardly any similar ones."""
+        """The longest bands with which hardly any similar documents are missed; longer bands need fewer comparisons."""
         fitting = [
             rows for rows in range(1, _HASHES + 1) if 1 - (1 - similarity**rows) ** (_HASHES // rows) >= _RECALL]
         rows = max(fitting, default=1)
         return cls(similarity, rows, _HASHES // rows)
 
     def key_buckets(self, documents: int) -> int:
-        """Number of buckets of keys for a number of documents."""
+        """Number of ranges into which the keys of this many documents are divided."""
         listed = documents * self.bands * (_HASHES + ID_BYTES + 12)
         return max(1, -(-listed // _KEYS_BYTES))
 
     def keys(self, hashes_NH: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """Key of each band of some sketches, uint64 [N, bands]."""
+        """Key of each band of each sketch, uint64 [N, bands]."""
         keys_NB = np.tile(np.arange(self.bands, dtype=np.uint64), (len(hashes_NH), 1))
         banded_NBR = hashes_NH[:, :self.bands * self.rows].reshape(-1, self.bands, self.rows)
         for row in range(self.rows):
@@ -95,30 +95,30 @@ def shingles(text: str) -> list[str]:
 
 
 def sketches(texts: list[str]) -> NDArray[np.uint32]:
-    """Minimal hashes of each text, uint32 [N, 128]."""
+    """Sketch of each text: its 128 minimal hashes, uint32 [N, 128]."""
     rows = RMinHash.digest_matrix_from_token_sets([shingles(text) for text in texts], _HASHES, _SEED).to_rows()
     return np.array(rows, dtype=np.uint32).reshape(-1, _HASHES)
 
 
 def by_key(buckets: int) -> Buckets:
-    """Function that returns the range of keys of each listed document."""
+    """Return a function that gives, for each listed document, the number of the range that its key is in."""
     return functools.partial(_range_of_rows, buckets=buckets)
 
 
 def by_id(buckets: int) -> Buckets:
-    """Function that returns the bucket of each dropped document."""
+    """Return a function that gives, for each dropped document, the number of the bucket that its id is in."""
     return functools.partial(bucket_of_rows, buckets=buckets)
 
 
 def list_documents(index: int, documents: pa.Table, banding: Banding, buckets: int, path: Path) -> Scattered:
-    """Write documents, listed under the keys of their bands and divided by ranges of keys.
+    """List documents under the keys of their bands; write the lists, divided by ranges of keys.
 
     Args:
         index: Number of the documents' bucket.
         documents: Distinct documents with the columns id, order, side, text.
-        banding: Division of the sketches.
+        banding: Division of the sketches into bands.
         buckets: Number of ranges of keys.
-        path: Beginning of the names of the files to write.
+        path: Common prefix of the files to write.
     """
     listed = (_listed(documents.slice(start, _CHUNK), banding) for start in range(0, len(documents), _CHUNK))
     return Scattered(index, scatter(listed, path, LISTED, by_key(buckets), Digits.of(buckets)))
@@ -127,8 +127,8 @@ def list_documents(index: int, documents: pa.Table, banding: Banding, buckets: i
 def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Path) -> Scattered:
     """Compare the documents under each key in a range; write the ids of near duplicates below `directory`, by bucket.
 
-    A document is a near duplicate if one with a lower rank, or an equal rank and a lower id, is similar enough, whether or not that
-    one is a near duplicate too.
+    A document is a near duplicate if it is similar enough to a document with a lower rank, or with an equal rank and a lower id.
+    That other document may be a near duplicate too.
     """
     table = read_pieces(pieces, LISTED)
     keys, rank = table["key"].to_numpy(), table["rank"].to_numpy()
@@ -148,14 +148,14 @@ def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Pa
 
 
 def without(documents: pa.Table, dropped: Pieces | None) -> pa.Table:
-    """The documents whose ids were not dropped."""
+    """The documents, except those whose ids are in `dropped`."""
     if dropped is None or not dropped.files:
         return documents
     return documents.filter(pa.array(~np.isin(_words(id_matrix(documents)), _words(id_matrix(read_pieces(dropped, DROPPED))))))
 
 
 def _repeats(sketches_NH: NDArray[np.uint8], similarity: float) -> NDArray[np.bool_]:
-    """Whether each of some documents is similar enough to an earlier one, [N]."""
+    """Whether each document is similar enough to an earlier one, bool [N]."""
     repeats_N = np.zeros(len(sketches_NH), dtype=bool)
     for i, earlier_H in enumerate(sketches_NH[:_COMPARED]):
         equal_N = (sketches_NH[i + 1:] == earlier_H).mean(axis=1)
@@ -166,9 +166,9 @@ def _repeats(sketches_NH: NDArray[np.uint8], similarity: float) -> NDArray[np.bo
 def _listed(chunk: pa.Table, banding: Banding) -> pa.Table:
     hashes_NH = sketches(chunk["text"].to_pylist())
     rows = np.repeat(np.arange(len(chunk)), banding.bands)
-    # A document that an earlier run held out stays: its copy in the training text would be trained on.
+    # A document that an earlier run held out has the lowest rank: it stays, and its near duplicates are dropped, not trained on.
     rank = np.where(chunk["side"].to_numpy() == HELD_OUT, -1, chunk["order"].to_numpy()).astype(np.int32)
-    sketch = hashes_NH.astype(np.uint8)     # the last byte of each
+    sketch = hashes_NH.astype(np.uint8)     # the last byte of each hash
     return pa.table([
         pa.array(banding.keys(hashes_NH).ravel()), pa.array(rank[rows]), id_column(id_matrix(chunk)[rows].tobytes()),
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(_HASHES), len(rows), [None, pa.py_buffer(sketch[rows].tobytes())]),

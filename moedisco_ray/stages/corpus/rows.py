@@ -1,7 +1,7 @@
 """Read the texts of a named column in JSON Lines, CSV, Parquet and the Arrow files of saved data sets.
 
-A text of up to 16 MB is a string. A longer one is an iterator of its UTF-8 bytes in pieces, so that it is never held as a whole in
-Python; read it before the next text.
+A text of up to 16 MB is returned as a string. A longer text is returned as an iterator over pieces of its UTF-8 bytes, so that
+Python never holds it as a whole. Read such a text before you request the next one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from moedisco_ray.stages.corpus.streams import CHUNK, LinePart, NotTextError, de
 from moedisco_ray.stages.text.cutting import Kept
 
 Text = str | Iterator[bytes]
-"""A text, or the UTF-8 bytes of a long one in pieces."""
+"""A text as a string, or a long text as an iterator over pieces of its UTF-8 bytes."""
 
 _LONG = 16 << 20
-"""Bytes above which a text is read in pieces."""
+"""Size above which a text is read in pieces (bytes)."""
 _ROWS = 1024
 """Maximum number of rows that are read at once."""
 _ROWS_BYTES = 64 << 20
@@ -120,7 +120,7 @@ def arrow(file: File, column: str) -> Iterator[Text]:
 
 
 def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, bytes | Iterator[LinePart]]]:
-    """Offset and bytes of each line that is not blank; the parts of a line of more than `_LONG` bytes."""
+    """Yield the offset of each line that is not blank, and its bytes, or its parts if it is longer than `_LONG` bytes."""
     held: list[LinePart] = []
     parts = read_lines(file, start, stop)
     for part in parts:
@@ -132,7 +132,7 @@ def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, byte
         elif part.at - held[0].at > _LONG:
             rest = _rest_of_line(parts)
             yield held[0].at, itertools.chain(held, rest)
-            for _ in rest:      # what was not read of it
+            for _ in rest:      # skip what the caller has not read of the line
                 pass
             held = []
     if held and (line := _joined(held)):
@@ -174,7 +174,7 @@ def _characters(line: Iterable[LinePart]) -> Iterator[str]:
 
 
 def _whole_characters(data: bytes) -> int:
-    """Number of leading bytes of UTF-8 that end between characters."""
+    """Length of the longest prefix of UTF-8 bytes that does not cut a character."""
     for back in range(1, min(4, len(data)) + 1):
         first = data[-back]
         if first & 0xC0 != 0x80:

@@ -1,11 +1,12 @@
-"""Divide the rows that many tasks write among many tasks that read them, through files: a radix partition by bucket.
+"""Shuffle rows from the tasks that write them to the tasks that read them, through files: a radix partition by bucket.
 
-Each row belongs to one of B buckets. Buckets are divided in passes by the digits of their numbers to the base f, most significant
-first. A task of a pass writes files of about 64 MB, and every file has f record batches, one per digit. The next pass reads one
-digit's batches from up to f files and divides them by the next digit; it ends with files that each bucket's task reads.
+Each row belongs to one of B buckets. Each pass divides the rows by one digit of their bucket's number in base f, the most
+significant digit first. Its tasks write files of about 64 MB; every file has f record batches, one per digit. A task of the next
+pass reads the batches of one digit from up to f files and divides their rows by the next digit. After the last pass, every record
+batch belongs to one bucket.
 
-One pass serves up to 128 buckets (8 GB of text), two serve 16,384 (1 TB). So a record batch has half a megabyte or more and the
-number of reads grows with the text, not with its square. The caller holds the names of the files, one per 64 MB.
+One pass is enough for up to 128 buckets (8 GB of text), two are enough for 16,384 (1 TB). So a record batch has half a megabyte or
+more, and the number of reads grows with the text, not with its square. The caller holds one file name per 64 MB of text.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Buckets = Callable[[pa.Table], NDArray[np.int64]]
-"""Picklable function that returns the bucket of each row."""
+"""Picklable function that returns the number of the bucket of each row of a table."""
 
 FILE_BYTES = 64 << 20
-"""Bytes of rows that a task collects before it writes a file. A task holds them twice while it writes."""
+"""Bytes of rows that a task collects before it writes a file. It needs twice this memory while it writes."""
 _FAN_OUT = 128
 """Maximum number of record batches in a file, so that a batch of a full file has at least 0.5 MB."""
 
@@ -52,7 +53,7 @@ class Digits:
 
     Attributes:
         buckets: Number of buckets.
-        base: Number of record batches in a file.
+        base: Base of the digits, and number of record batches in a file.
         passes: Number of passes.
     """
 
@@ -62,7 +63,7 @@ class Digits:
 
     @classmethod
     def of(cls, buckets: int) -> Digits:
-        """The fewest passes that suffice, with the smallest base that suffices for them."""
+        """The fewest passes that suffice for a number of buckets, and the smallest base that suffices for these passes."""
         passes = 1
         while _FAN_OUT**passes < buckets:
             passes += 1
@@ -72,7 +73,7 @@ class Digits:
         return cls(buckets, base, passes)
 
     def of_pass(self, number: int, buckets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Digit that pass `number`, counted from 1, divides each bucket by."""
+        """The digit of each bucket's number by which pass `number` divides; passes are counted from 1."""
         return buckets // self.base ** (self.passes - number) % self.base
 
 
@@ -96,7 +97,7 @@ class Pieces:
     Attributes:
         index: Number of the bucket or range.
         files: Files with the rows.
-        batch: Position of the record batch in each file that holds them.
+        batch: Position of the record batch with these rows in each file.
     """
 
     index: int
@@ -108,17 +109,17 @@ def scatter(
     tables: Iterable[pa.Table], path: Path, schema: pa.Schema, buckets: Buckets, digits: Digits, *, number: int = 1,
     file_bytes: int = FILE_BYTES,
 ) -> tuple[Path, ...]:
-    """Write rows by one digit of their buckets, into files with `path` as the beginning of their names.
+    """Write rows to files in which each record batch has the rows with one digit of the bucket's number.
 
-    A second attempt replaces the files by ones with the same bytes.
+    A second attempt writes files with the same bytes.
 
     Args:
         tables: The rows.
-        path: Beginning of the files' names; its directory is made when absent.
+        path: Common prefix of the files; its directory is made when absent.
         schema: Schema of the rows.
-        buckets: Bucket of each row.
-        digits: Digits of the buckets.
-        number: Number of the pass.
+        buckets: Function that returns the bucket of each row.
+        digits: Number of passes and base of the digits.
+        number: Number of the pass, counted from 1.
         file_bytes: Bytes of rows to collect for a file.
 
     Returns:
@@ -135,14 +136,14 @@ def scatter(
 def shuffle(
     written: Iterable[Scattered], directory: Path, schema: pa.Schema, buckets: Buckets, digits: Digits, map_tasks: MapTasks,
 ) -> list[Pieces]:
-    """Carry out the passes after the first, and return the pieces of each bucket. Each pass deletes the files before it.
+    """Run all passes after the first, and return the pieces of each bucket. Each pass deletes the files that it has read.
 
     Args:
         written: Files of the first pass.
         directory: Directory for the files of this shuffle; the first pass wrote below it.
         schema: Schema of the rows.
-        buckets: Bucket of each row.
-        digits: Digits of the buckets.
+        buckets: Function that returns the bucket of each row.
+        digits: Number of passes and base of the digits.
         map_tasks: Function that runs the tasks.
     """
     reports = sorted(written, key=lambda report: report.index)
@@ -161,7 +162,7 @@ def shuffle(
         ranges = [
             tuple(path for report in sorted(each, key=lambda report: report.index) for path in report.files) for each in found]
         for folder in old:
-            shutil.rmtree(folder, ignore_errors=True)     # other machines may have written it
+            shutil.rmtree(folder, ignore_errors=True)     # it may exist on another machine only
     return _pieces(ranges, digits.buckets, digits.base)
 
 
@@ -197,7 +198,7 @@ def _divide(
 
 
 def _collected(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The rows in tables of about `size` bytes, without empty ones."""
+    """Yield the rows in tables of about `size` bytes, none of them empty."""
     held: list[pa.Table] = []
     filled = 0
     for table in tables:

@@ -1,7 +1,7 @@
 """Read every text once and stage its documents on disk, divided by ranges of ids; see `shuffle`.
 
-A task reads one unit (some files, or part of a file) and holds the documents of at most two files of the shuffle, however much it
-reads.
+A task reads one unit: some files, or part of a file. Its memory does not depend on the size of the unit: it holds the documents of
+at most two files of the shuffle.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SMALL_BUCKET_BYTES = 1 << 20
 _FEW_BUCKETS = 8
 """Maximum number of buckets smaller than `BUCKET_BYTES`."""
 _CHUNK_CHARACTERS = 8 << 20
-"""Characters of text that a reading task collects as Python strings."""
+"""Characters of text that a reading task collects as Python strings before it turns them into a table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Bucket:
     Attributes:
         index: Number of the bucket.
         staged: The documents.
-        dropped: Ids of near duplicates among them; None if none were looked for.
+        dropped: Ids of the near duplicates among the documents; None if near duplicates were not searched for.
     """
 
     index: int

@@ -100,14 +100,16 @@ def evaluate_stages(
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.
-        dtype: As in `evaluate`.
+        dtype: Dtype of the model; None: bf16 on a GPU, fp32 elsewhere.
         batch_tokens: Maximum positions of a forward pass.
         advance: Receives the number of tokens measured.
 
     Returns:
-        The result of `evaluate` for the fine-tuned model, with two more entries. `stages`: the figures of `Score.to_dict` per
-        stage; those of `submodels` are totals, with `units`, the figures of each sub-model. `extra_seconds`: time spent on
-        models other than the fine-tuned one.
+        The result of `evaluate` for the fine-tuned model, and
+
+        * `stages`: the figures of `Score.to_dict` for each stage. For `submodels` they are totals over the sub-models, and `units`
+          has the figures of each;
+        * `extra_seconds`: time spent on models other than the fine-tuned one.
     """
     started = time.monotonic()
     settings: dict[str, Any] = {
@@ -142,11 +144,11 @@ def evaluate_unseen(
         prefix: The token before each document.
         sequence_length: Maximum positions of a window.
         device: Device to run the model on.
-        dtype: As in `evaluate`.
+        dtype: Dtype of the model; None: bf16 on a GPU, fp32 elsewhere.
         batch_tokens: Maximum positions of a forward pass.
 
     Returns:
-        The figures of `Score.to_dict`, and `sources`: the same per source, with `source`, in the documents' order.
+        The figures of `Score.to_dict`, and `sources`: the same figures per source, with `source`, in the documents' order.
     """
     model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
     nats_N = document_nats(
@@ -169,12 +171,12 @@ def evaluate_ensemble(
     Args:
         submodels: Directories of the sub-models, in the clusters' order.
         documents: Documents to measure on.
-        distances: Squared distances of contexts from the clusters' centres.
+        distances: Squared distances between contexts and the clusters' centres.
         top_k: Number of sub-models that predict a token; None: all.
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.
-        advance: Receives the number of tokens measured, per sub-model.
+        advance: Receives the number of tokens measured with each sub-model.
 
     Returns:
         The figures of `Score.to_dict`.

@@ -84,7 +84,7 @@ class RouterMeter:
             self._handles.pop().remove()
 
     def observe(self, real_BL: Tensor, document_B: Tensor) -> None:
-        """Set which positions of the batch that runs next are real, and which document each row belongs to."""
+        """Set, for the next batch, which positions are not padding, and which document each row belongs to."""
         self._real_T = real_BL.flatten()
         self._document_T = document_B[:, None].expand_as(real_BL)[real_BL]
 

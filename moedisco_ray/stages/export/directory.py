@@ -45,10 +45,10 @@ def export(
 ) -> dict[str, Any]:
     """Write the exported directory, read it again, and compare it with the trained model.
 
-    These parts of the model that the run started from are kept: configuration fields, tokenizer, chat template, end-of-text tokens,
-    generation settings, dtype and licence. Weight files that already have the right dtype and one tensor per expert, under the
-    family's usual names, are hard-linked, or copied where that is not possible. Others are rewritten tensor by tensor. The
-    comparison and the samples hold one decoder layer in memory at a time, unless the whole model is small.
+    The export keeps these parts of the model that the run started from: configuration fields, tokenizer, chat template, end-of-text
+    tokens, generation settings, dtype and licence. Weight files that already have the right dtype and one tensor per expert, under
+    the family's usual names, are hard-linked, or copied where hard links are not possible. Other weights are rewritten tensor by
+    tensor. The comparison and the samples hold one decoder layer in memory at a time, unless the whole model is small.
 
     Args:
         model_dir: The trained model.
@@ -65,12 +65,12 @@ def export(
         advance: Receives the number of files written.
 
     Returns:
-        `parameters`, `active_parameters` (that one token uses), `rounded_to` (the dtype of the weights if it cannot hold the
-        trained ones exactly, else None), `bytes` of the weights, and `samples` [{prompt, text}].
+        `parameters`, `active_parameters` (used by one token), `rounded_to` (the dtype that the trained weights were rounded to, or
+        None if they were not), `bytes` of the weights, and `samples` [{prompt, text}].
 
     Raises:
-        CheckpointError: The trained model's tensors are not exactly its family's.
-        RunError: The written model does not give the trained model's logits, bit for bit, or the tokenizer's tokens.
+        CheckpointError: The trained model's tensors are not exactly those of its family.
+        RunError: The written model's logits are not bit-identical to the trained model's, or the tokenizers give different tokens.
     """
     directory.mkdir(parents=True, exist_ok=True)
     trained = open_checkpoint(model_dir)

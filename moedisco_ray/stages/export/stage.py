@@ -47,7 +47,7 @@ def export_model(
         sample_tokens: Number of tokens to add to each prompt.
         seed: Seed of the run.
         start: The run's model section, which names what the run started from.
-        own_tokens: Whether the run kept the tokenizer of its start.
+        own_tokens: Whether the run kept the tokenizer of the model that it started from.
         dtype: Dtype of the weights; see `export`.
         device: Device that the samples are computed on.
         events: Takes `stage_progress` events.

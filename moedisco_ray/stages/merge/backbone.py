@@ -20,7 +20,7 @@ from moedisco_ray.models import same_bits
 
 BackboneRule = Literal["uniform", "token_weighted"]
 _CHUNK = 1 << 18
-"""Elements of all sub-models that are combined at a time: few enough for a processor's cache (2 MB in float64)."""
+"""Number of elements, summed over sub-models, that are combined at a time; they fit into a processor's cache (2 MB in float64)."""
 
 
 def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:

@@ -38,9 +38,9 @@ def build_merged(
 
     Args:
         submodels: Directories of the sub-models, in the clusters' order.
-        start: The backbone that all of them started from, or had in common at their last sync point.
-        config: `config.json` of the whole MoE, with its own number of experts and top-k.
-        weights: Weight of each sub-model in the backbone; they sum to 1.
+        start: The backbone that all sub-models started from, or had in common at their last sync point.
+        config: `config.json` of the whole MoE.
+        weights: Weight of each sub-model in the merged backbone; the weights sum to 1.
         batches: Calibration data: token ids of B windows [B, L], and the cluster of each window [B].
         directory: Directory of the merged model and of `merge.json`.
         router: How routers are calibrated.
@@ -48,7 +48,7 @@ def build_merged(
         advance: Receives the number of tensors merged.
 
     Returns:
-        Content of `merge.json`: `weights`, `tensors` (one entry each), `layers` (one entry per router).
+        Content of `merge.json`: `weights`, `tensors` (one entry per tensor), `layers` (one entry per router).
 
     Raises:
         CheckpointError: A sub-model is of another family, or the joined tensors are not exactly those of the MoE.
@@ -86,7 +86,7 @@ def _open(directory: Path, model_map: ModelMap) -> Checkpoint:
 
 
 def merged_layout(submodels: Sequence[Checkpoint], config: Mapping[str, Any]) -> dict[str, Stored]:
-    """Shape of every tensor of the merged model, with the dtype that it has in the first sub-model."""
+    """Shape and dtype of every tensor of the merged model; dtypes are those of the first sub-model."""
     shapes, first = canonical_shapes(config), submodels[0]
     names = first.model_map
     groups = names.experts(first)
@@ -104,7 +104,7 @@ def merged_layout(submodels: Sequence[Checkpoint], config: Mapping[str, Any]) ->
 
 
 class _ReadAhead:
-    """Reads each layer of some checkpoints into the page cache while the layer before it is joined."""
+    """Reads each layer of some checkpoints into the page cache while the previous layer is merged."""
 
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
         self._checkpoints = checkpoints
@@ -114,7 +114,7 @@ class _ReadAhead:
             self._keys.setdefault(checkpoints[0].model_map.classify(key).layer, []).append(key)
 
     def at(self, layer: int | None) -> None:
-        """Announce the layer after this one, unless that is done."""
+        """Start to read the layer after `layer`, unless that has been done."""
         following = 0 if layer is None else layer + 1
         if following <= self._announced:
             return

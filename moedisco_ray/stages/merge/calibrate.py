@@ -1,12 +1,12 @@
-"""Calibrate the merged model's routers layer by layer, on its own hidden states, while its tensors pass by.
+"""Calibrate the merged model's routers layer by layer, on its own hidden states, while its tensors are streamed.
 
 The router's input at layer l depends on the routers of all layers before it. So the layers are calibrated in order: compute the
 inputs of the router of layer l, set its rows, and run the whole layer for the inputs of layer l + 1. One layer is on the device at
-a time. Its hidden states are in the host's memory, in the dtype of the model; sums over them are float64 on the device.
+a time. The hidden states are in host memory, in the dtype of the model; sums over them are float64 on the device.
 
 If the weights of the selected experts are not normalised to sum to one, experts that were trained at a weight of 1 get a smaller
-weight after the merge. To keep the output's scale, `match_scale` multiplies a layer's `down_proj` by the ratio of the mean weight
-before the merge to that after it.
+weight after the merge. To keep the output's scale, `match_scale` multiplies a layer's `down_proj` by the mean weight before the
+merge, divided by the mean weight after it.
 
 Shapes: B documents, L sequence length, T tokens, D hidden, E experts, C clusters, g = E / C, K top-k.
 """
@@ -57,18 +57,18 @@ class RouterSettings:
 
 
 class _RouterReachedError(Exception):
-    """Ends a forward pass at the router whose input is collected."""
+    """Stops a forward pass at the router whose inputs are collected."""
 
 
 def calibrated(
     tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], clusters: int, batches: Sequence[Batch], *,
     settings: RouterSettings, report: list[dict[str, Any]], device: str = "cpu", dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Replace the concatenated router rows of a merged model by calibrated ones, as its tensors pass by.
+    """Yield the tensors of a merged model, with calibrated router rows in place of the concatenated ones.
 
-    The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction of cluster k,
-    which is the same for the whole group. In a group of one expert, the row in the sub-model is untrained and counts as zero.
-    The method `concat` leaves all rows as they are.
+    The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction of cluster k
+    (see `router_init`), which is the same for the whole group. In a group of one expert, the row in the sub-model is untrained and
+    counts as zero. The method `concat` leaves all rows as they are.
 
     Args:
         tensors: Canonical tensors of the merged model: the embedding, each layer in turn, norm and head.
@@ -78,8 +78,8 @@ def calibrated(
         settings: How routers are calibrated.
         report: Receives one entry per MoE layer: `layer`, `scale` (factor on `down_proj`), `accuracy` (share of tokens whose top-1
             expert is in the group of their own cluster), `top1_load_C` (share of tokens whose top-1 expert is in each group),
-            `group_load_C` (share of top-k selections per group), `load_E` (the same per expert), `weight_sum` (mean sum of the
-            selected weights).
+            `group_load_C` (share of top-k selections per group), `load_E` (share of top-k selections per expert), `weight_sum`
+            (mean sum of the selected weights).
         device: Device that one layer at a time runs on.
         dtype: Dtype of the layer and its hidden states.
 
@@ -91,7 +91,7 @@ def calibrated(
     """
     _check(batches, clusters)
     names = ModelMap(str(config.get("model_type")))
-    window: dict[str, Tensor] = {}      # tensors of the layer at hand; the model below reads its weights from here
+    window: dict[str, Tensor] = {}      # tensors of the current layer, from which the model below reads its weights
     model = specialise(streamed_model(window, config, dtype=dtype, device=device, resident=False))
     layers = _Layers(model, names, clusters, batches, settings)
     for layer, found in by_layer(tensors, names):
@@ -106,7 +106,7 @@ def calibrated(
 
 
 def by_layer(tensors: Iterable[tuple[str, Tensor]], names: ModelMap) -> Iterator[tuple[int | None, dict[str, Tensor]]]:
-    """The tensors of each layer, sorted by name, with the layer's index; None: those before or after the layers."""
+    """Yield the index and the tensors, sorted by name, of each layer; the index of tensors outside of the layers is None."""
     for layer, found in itertools.groupby(tensors, lambda item: names.classify(item[0]).layer):
         yield layer, dict(sorted(found, key=lambda item: names.sort_key(item[0])))
 
@@ -119,7 +119,7 @@ def _check(batches: Sequence[Batch], clusters: int) -> None:
 
 
 class _Layers:
-    """The calibration data on its way through the layers of a model, which are calibrated in order."""
+    """Runs the calibration data through the layers of a model, and calibrates each layer's router."""
 
     def __init__(
         self, model: PreTrainedModel, names: ModelMap, clusters: int, batches: Sequence[Batch], settings: RouterSettings,
@@ -127,7 +127,7 @@ class _Layers:
         self._model, self._names, self._clusters, self._settings = model, names, clusters, settings
         self._batches, self._device = batches, device_of_model(model)
         self._blocks = moe_blocks(model)
-        self._states: list[Tensor] = []     # hidden states [B, L, D] of each batch, in the host's memory
+        self._states: list[Tensor] = []     # hidden states [B, L, D] of each batch, in host memory
 
     @torch.no_grad()
     def embed(self) -> None:
@@ -137,11 +137,11 @@ class _Layers:
 
     @torch.no_grad()
     def calibrate(self, layer: int, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
-        """Calibrate a layer's router and run the layer; return the report's entry, None for a layer without experts.
+        """Calibrate a layer's router and run the layer; return the entry of the report, None for a layer without experts.
 
         Args:
             layer: Index of the layer.
-            tensors: Canonical tensors of the layer; calibrated ones are replaced.
+            tensors: Canonical tensors of the layer; the calibrated tensors replace the old ones in it.
         """
         module: Any = self._model.get_submodule(f"model.layers.{layer}")
         step = layer_step(self._model, layer)
@@ -182,7 +182,7 @@ class _Layers:
         return {"layer": layer, "scale": scale, **entry}
 
     def _router_inputs(self, block: nn.Module, step: Step) -> list[Tensor]:
-        """Inputs x_TD of one MoE block on all batches, in the host's memory."""
+        """Inputs x_TD of one MoE block, for each batch, in host memory."""
         caught: list[Tensor] = []
 
         def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

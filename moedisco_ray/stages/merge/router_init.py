@@ -4,7 +4,7 @@ A router has no bias, so its logits are x_TD w_CD^T. Every solution is shifted s
 changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1. At this scale the softmax
 is not saturated, so gradients reach the router in the fine-tune, whichever method gave the directions.
 
-A direction v_D along which all inputs are nearly equal replaces the bias: the least-squares solution of X v = 1. Adding
+A direction v_D with v . x close to 1 for all inputs x replaces the bias; it is the least-squares solution of X v = 1. Adding
 b_c v to row c adds b_c (v . x) to its logit, so that offsets b_C can give every cluster its share of the tokens.
 
 Shapes: T tokens, D hidden, C clusters. Everything inside is float64, on the device of the router's inputs.

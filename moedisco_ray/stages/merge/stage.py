@@ -68,7 +68,7 @@ def merge_submodels(
     Args:
         start: The run's start. Its seed also decides random router rows.
         submodels: The trained sub-models, in the clusters' order.
-        common: The backbone that all of them began with, or had in common at their last sync point.
+        common: The backbone that all sub-models started from, or had in common at their last sync point.
         tokens: Tokens that each sub-model was trained on.
         batches: Calibration data.
         settings: The run's merge section.
@@ -103,7 +103,7 @@ def write_whole(
         start: The run's start.
         clusters: Number of groups of experts in the MoE; the seed model has the first group.
         trained_seed: The seed model; None if none was trained.
-        batches: Text that the output scale is measured on, all of cluster 0.
+        batches: Text on which the output scale is measured; all of it counts as cluster 0.
         settings: The run's merge section.
         keep_optimizer_state: Whether the seed's optimizer state is upcycled too.
         device: Device that the MoE runs on.

@@ -146,7 +146,7 @@ def cut_document(text: str, about: int) -> Iterator[Document]:
 
 
 def cut_stream(data: Iterable[bytes], about: int) -> Iterator[Document]:
-    """Yield the documents of `cut_document` from a text in pieces of UTF-8, and hold only a few of them."""
+    """Cut a text as `cut_document` does, but read it in pieces of UTF-8 and hold only a few of them in memory."""
     longest = about + about // 2
     pieces = iter(data)
     begun = b""

@@ -1,4 +1,4 @@
-"""Pack the documents of one part into pieces of packed tokens, so that every part can be packed in a task of its own."""
+"""Pack the documents of one part of a corpus into files of packed tokens; each part can be packed in its own task."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def pack_part(
 ) -> list[Piece]:
     """Pack each document of a part as often as its column `copies` says.
 
-    Pass c, c = 0, 1, ..., packs the documents with more than c copies into one piece. The names of the pieces sort by pass, then by
-    part. So the copies of a document are a whole pass over all parts apart.
+    Pass c (0, 1, ...) packs the documents with more than c copies into one file, a piece. Names of pieces sort by pass, then by
+    part. So the stream of all pieces contains a whole pass over all parts before a document is repeated.
 
     Args:
         documents: The part's documents, with the columns `copies` and `tokens`.
@@ -36,7 +36,7 @@ def pack_part(
         keep: Mask of the documents to pack, for example those of a cluster; None packs all documents.
 
     Returns:
-        The pieces, without empty ones. `packed_tokens.write_index` makes the pieces of all parts one stream.
+        The pieces, none of them empty. `packed_tokens.write_index` makes the pieces of all parts one stream.
     """
     copies = documents["copies"].to_numpy()
     if keep is not None:
@@ -52,7 +52,7 @@ def pack_part(
 
 
 def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """A column of token lists as the tokens of all documents, one after the other, and the number of tokens of each."""
+    """Flatten a column of token lists: the tokens of all documents, one after the other, and the number of tokens of each."""
     flat: list[NDArray[np.int32]] = []
     lengths: list[NDArray[np.int64]] = []
     for chunk in column.chunks:

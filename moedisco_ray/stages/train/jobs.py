@@ -30,9 +30,9 @@ def make_job(
     section = tuning or config.submodels
     steps = steps_for(tokens, section.optimizer)
     home = context.checkpoints(stage) / name
-    # Ray Train shows the folder's name as that of a gang's run.
+    # Ray Train shows the name of this folder as the name of a gang's training run.
     checkpoints = joined(context.storage(stage), f"{config.name}-{name}", "steps")
-    context.store.fetch(model / "config.json")      # for the choice of a node type
+    context.store.fetch(model / "config.json")      # read when a node type is chosen
     job = TrainJob(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
         output=(home / "trained").absolute(), checkpoints=checkpoints, steps=steps,
@@ -67,7 +67,7 @@ def _encoder(context: Context) -> Encoder:
 
 
 def restored_optimizer_state(context: Context, stage: str) -> Path | None:
-    """Folder of the optimizer state of an earlier stage's model; None if it has none."""
+    """Folder of the optimizer state that an earlier stage saved with its model; None if it saved none."""
     folder = (context.of(stage) / OPTIMIZER_FOLDER).absolute()
     return folder if context.store.has(folder) else None
 

@@ -83,7 +83,7 @@ def storage_of(job: TrainJob) -> Storage:
 
 
 def share_key(job: TrainJob) -> None:
-    """Make the key that signs a training's checkpoints, if its workers do not share a directory in which the first one makes it.
+    """Make and publish the key that signs a training's checkpoints. In a shared run directory, the first worker makes it later.
 
     Raises:
         RunDirError: The key cannot be written.

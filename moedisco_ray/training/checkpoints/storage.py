@@ -227,7 +227,7 @@ class Storage:
 
 
 def folder_name(step: int) -> str:
-    """Name of the folder of a checkpoint."""
+    """Name of the folder that holds the checkpoint of a step."""
     return f"step-{step:07d}"
 
 

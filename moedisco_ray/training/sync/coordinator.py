@@ -11,7 +11,7 @@ from moedisco_ray.training.job import TrainJob
 from moedisco_ray.training.sync import exchange
 
 _LOOK_SECONDS = 3.0
-"""Minimum interval between two looks for a member of a run at a URI, where each look is a request (s)."""
+"""Minimum interval between checks whether a member has published; used for runs at a URI, where each check is a request (s)."""
 
 
 class SyncCoordinator:

@@ -60,12 +60,12 @@ def publish(
     directory: Path, number: int, name: str, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
     record: MemberRecord, store: RunStore = SHARED,
 ) -> None:
-    """Write a member's backbone, unless it exists already.
+    """Publish a member's backbone for a sync point, unless it is published already.
 
     Args:
         directory: Directory of all sync points.
         number: Sync point that the member has reached.
-        name: The member.
+        name: Name of the member.
         tensors: The member's backbone under canonical names.
         config: The `config.json` of the member's model.
         record: The member's state.
@@ -82,7 +82,7 @@ def publish(
         shutil.rmtree(draft, ignore_errors=True)
         write_checkpoint(draft, tensors, config)
         write_json(draft / _MEMBER, dataclasses.asdict(record))
-        shutil.rmtree(target, ignore_errors=True)   # of an attempt that ended before it had published
+        shutil.rmtree(target, ignore_errors=True)   # left by an attempt that died before it published
         draft.rename(target)
         store.publish(target)
 
@@ -105,14 +105,14 @@ def backbone_directory(directory: Path, number: int) -> Path:
 
 
 def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer: Outer, *, store: RunStore = SHARED) -> None:
-    """Make the outer step and complete the sync point.
+    """Combine the members' backbones by an outer optimizer step, and complete the sync point.
 
     Args:
         directory: Directory of all sync points.
         number: Number of this sync point.
         start: Start model of all members, read at sync point 1.
         ready: Members to combine.
-        outer: The recipe of the outer step.
+        outer: Settings of the outer optimizer step.
         store: Store of the run.
 
     Raises:

@@ -28,7 +28,7 @@ _MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 class HiddenState(Vectoriser):
     """Mean last hidden state over the first tokens of a document; zero for a document without tokens.
 
-    Unless the model is small, one decoder layer is in memory at a time. On a GPU it is in bf16; the means are fp32.
+    Unless the model is small, one decoder layer is in memory at a time. On a GPU the model runs in bf16; means are always fp32.
 
     On a CPU each document is computed separately, so its vector does not depend on other documents, to the last bit. On a GPU,
     documents of similar length share a batch. Padding on the right does not affect a causal model's earlier tokens, so only
@@ -51,7 +51,7 @@ class HiddenState(Vectoriser):
 
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
-        """Open the seed model; `centre` computes the mean afterwards."""
+        """Open the seed model. The vectoriser has no centre yet; `centre` sets it."""
         return cls(inputs.model_dir, inputs.max_tokens)
 
     @torch.inference_mode()
@@ -69,7 +69,7 @@ class HiddenState(Vectoriser):
         return x_ND
 
     def _fill(self, tokens: Sequence[Array], rows: Array, lengths_B: Array) -> tuple[Tensor, Tensor]:
-        """Tokens [B, L] of a batch, padded on the right, and which positions are real [B, L]."""
+        """Tokens [B, L] of a batch, padded on the right, and the mask [B, L] of positions that are not padding."""
         longest = int(lengths_B.max())
         tokens_BL = np.zeros((len(rows), longest), dtype=np.int64)
         for b, i in enumerate(rows):
