@@ -80,7 +80,8 @@ ReportTo = Annotated[
 ]
 RunId = Annotated[str | None, typer.Option(
     "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
-RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run: OUTPUT/NAME.")]
+RunDir = Annotated[
+    str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run, such as runs/NAME or s3://BUCKET/FOLDER/NAME.")]
 
 TaskFiles = Annotated[
     list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="An lm-eval task file; repeat the option for more."),

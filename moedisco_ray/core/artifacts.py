@@ -4,7 +4,7 @@ RUN_DIR/
 ├── config.json      the resolved configuration
 ├── run.json         the run's id, made once
 ├── events.jsonl     all events, in order
-├── report.json      the figures of the final table
+├── report.json      the final report
 ├── ray.log          Ray's output
 ├── corpus/          tokenizer/, train/ and validation/ documents (Parquet), shards/ (packed tokens)
 ├── seed/            the common dense model that all sub-models start from (a Hugging Face directory)
@@ -17,7 +17,8 @@ RUN_DIR/
 ├── model/           the finished Hugging Face directory
 └── checkpoints/     checkpoints of running trainings, deleted when their stage is finished
 
-Every committed directory holds a `manifest.json`. A directory without one is unfinished and is made again.
+E is the number of sub-models. Every committed directory holds a `manifest.json`. A directory without one is unfinished and is made
+again.
 """
 
 from __future__ import annotations
@@ -100,24 +101,24 @@ class Draft:
 
 
 class Committing(Protocol):
-    """Where directories are committed: on a disk, or at a URI (`run_store.RunStore`)."""
+    """Storage that commits directories: `OnDisk`, or `run_store.RunStore` for a disk or a URI."""
 
     def draft(self, directory: Path) -> Path:
-        """The directory in which a new version of `directory` is written."""
+        """Path of the draft: the directory in which to write a new version of `directory`."""
 
     def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest and put the complete draft in the place of `directory`."""
+        """Write the manifest into the complete draft, and replace `directory` with the draft."""
 
 
 class OnDisk:
-    """Commits a directory by renaming it."""
+    """Commits a directory on a disk by renaming its draft."""
 
     def draft(self, directory: Path) -> Path:
-        """A directory with a name of its own next to the other."""
+        """Path of the draft: a hidden directory next to `directory`."""
         return directory.with_name(f".{directory.name}.draft")
 
     def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, and rename the draft."""
+        """Write the manifest into the draft, and rename the draft to `directory`."""
         write_json(draft / "manifest.json", manifest)
         # A directory cannot replace a non-empty one, so the old one is renamed first.
         aside = directory.with_name(f".{directory.name}.old")

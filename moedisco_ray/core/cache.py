@@ -1,9 +1,12 @@
-"""The limit on the working copies of a machine: what was not used for longest is deleted, never what is not uploaded.
+"""Limit the size of a machine's working copies: delete the least recently used files that are also stored at their run's URI.
 
-CACHE/runs/NAME-DIGEST/run/               a working copy
-used/UNIT          touched when a unit is used: a committed directory, or an attempt at one
-uploaded/UNIT      names of the files of an attempt that are uploaded, so that they may be deleted
-pins/UNIT          locked while a process uses the unit
+Files are deleted in units. A unit is a committed directory, or the files of one attempt to write a directory. The folder
+`CACHE/runs/NAME-DIGEST` of a run has these parts:
+
+    run/               the working copy
+    used/UNIT          an empty file; its modification time is the time of the unit's last use
+    uploaded/UNIT      names of an attempt's uploaded files, which may be deleted
+    pins/UNIT          locked while a process uses the unit
 """
 
 from __future__ import annotations
@@ -20,15 +23,15 @@ from urllib.parse import quote, unquote
 from moedisco_ray.core.manifests import MANIFEST, OBJECTS
 
 LIMIT = "MOEDISCO_CACHE_GB"
-"""Environment variable: maximum size of all working copies of a machine (GB); half of the disk if it is not set."""
+"""Environment variable: maximum total size of a machine's working copies (GB); if it is not set, half of the disk."""
 
 _RECENT_SECONDS = 600.0
-"""Time for which a used unit stays even if no process has pinned it (s): a driver reads what it has just fetched."""
+"""Time after its last use for which a unit is kept, even if no process has pinned it (s): a driver may still read its files."""
 
 
 @contextlib.contextmanager
 def pinned(home: Path, units: Iterable[str]) -> Iterator[None]:
-    """Keep units of a working copy from being deleted until the block ends."""
+    """Prevent units (parts of a working copy) from being deleted until the block ends."""
     with contextlib.ExitStack() as stack:
         for unit in sorted(set(units)):
             file = stack.enter_context(_file(home, "pins", unit).open("a"))
@@ -38,14 +41,14 @@ def pinned(home: Path, units: Iterable[str]) -> Iterator[None]:
 
 
 def note_uploaded(home: Path, unit: str, names: Iterable[str]) -> None:
-    """Note files of an attempt that are at the URI, by their names below the run directory."""
+    """Record the names of uploaded files, relative to the run directory: their local copies may be deleted."""
     with _file(home, "uploaded", unit).open("a", encoding="utf-8") as file:
         file.write("".join(f"{name}\n" for name in names))
     _file(home, "used", unit).touch()
 
 
 def make_room(folder: Path) -> None:
-    """Delete the least recently used units of the working copies in a folder until these fit the limit."""
+    """Delete the least recently used parts of all working copies in a folder until their total size is within the limit."""
     homes = [home for home in folder.iterdir() if home.is_dir()]
     sizes = {home: sum(_size(path) for path in (home / "run").rglob("*")) for home in homes}
     over = sum(sizes.values()) - _limit(folder)
@@ -59,7 +62,7 @@ def make_room(folder: Path) -> None:
 
 
 def _delete(home: Path, unit: str) -> int:
-    """Delete what is uploaded of a unit, unless a process uses it; returns the bytes."""
+    """Delete the uploaded files of a unit, unless a process uses the unit; return the number of freed bytes."""
     with _file(home, "pins", unit).open("a") as pin:
         try:
             fcntl.flock(pin, fcntl.LOCK_EX | fcntl.LOCK_NB)

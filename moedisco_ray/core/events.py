@@ -17,23 +17,23 @@ EventType = Literal[
     "run_started",      # id, name, directory, stages
     "stage_started",    # stage
     "stage_skipped",    # stage: its artifact already exists
-    "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; at most one a second
+    "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; emitted at most once a second
     "stage_finished",   # stage, seconds, summary
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
     "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second, mfu
-    "checkpoint",       # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was safe)
+    "checkpoint",       # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was stored)
     "evaluation",       # stage, unit, step, tokens, held_out_loss: held-out loss during training
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
-    "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for it
+    "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for this sub-model
     "sync",             # stage, sync, syncs, members, late, seconds: the sub-models' backbones were combined
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason
-    "workers_held",     # hold, pool, workers, unit: slots of a pool or node type are taken; unit: for trainers only
+    "workers_held",     # hold, pool, workers, unit: workers took slots of a pool; unit: the training, if any
     "workers_released", # hold
-    "slots_free",       # pool, slots: existing slots that no worker holds, from now on
-    "nodes_asked",      # pool, workers, seconds: requests nodes for these workers, seconds before they are needed
-    "nodes_let_go",     # pool: its nodes are no longer requested
-    "heartbeat",        # every few seconds: the run is alive, and held slots are still held
+    "slots_free",       # pool, slots: number of slots that exist and that no worker holds, from now on
+    "nodes_asked",      # pool, workers, seconds: nodes for these workers are requested, and needed after these seconds
+    "nodes_let_go",     # pool: nodes of this pool are no longer requested
+    "heartbeat",        # emitted every few seconds: the run is alive, and its workers still hold their slots
     "warning",          # message
     "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`)
     "run_failed",       # message

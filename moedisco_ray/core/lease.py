@@ -1,10 +1,13 @@
-"""The lease of a run at a URI: one driver at a time works on it.
+"""The lease of a run at a URI, with which only one driver at a time works on the run.
 
-The driver renews `lease.json` every few seconds. Another driver takes a lease over only after it has watched it for a while without
-a renewal, writes its own name and looks again, so that of two drivers that begin at once the last writer stays. Object stores that
-pyarrow reaches offer no atomic test-and-set, so this is no proof: a driver that is cut off from the store for longer than
-`_STALE_SECONDS` may come back to a run that another one has taken over. It notices at its next renewal and commits nothing more.
-Until then both may upload, each to objects of its own, and the manifest that is written last counts.
+The driver renews `lease.json` every few seconds. Another driver takes over the lease only if it has seen no renewal for
+`_STALE_SECONDS`. It writes its own id to the file and reads the file again: if two drivers start at the same time, the one that
+wrote last keeps the lease.
+
+pyarrow offers no atomic test-and-set on object stores, so the lease is no guarantee. If a driver loses its connection to the store
+for longer than `_STALE_SECONDS`, another driver may take over the run. When the first driver reconnects, it detects this at its
+next renewal and commits nothing more. Until then both drivers may upload. They write different objects, and the manifest that is
+written last is valid.
 """
 
 from __future__ import annotations
@@ -25,20 +28,20 @@ from moedisco_ray.core.manifests import LEASE
 from moedisco_ray.core.run_store import RunStore
 
 _RENEW_SECONDS = 10.0
-"""Interval between two renewals (s)."""
+"""Interval between two renewals of the lease (s)."""
 _STALE_SECONDS = 45.0
-"""Time without a renewal after which a driver counts as dead (s): four renewals; one of them may be slow."""
+"""Time without a renewal after which a driver counts as dead (s): four intervals, and some time for a slow renewal."""
 _SETTLE_SECONDS = 1.0
-"""Time from writing a lease to the look whether it stayed (s): longer than a write takes."""
+"""Time between writing a lease and reading it again (s): another driver's write takes less."""
 _POLL_SECONDS = 1.0
 _REMEDY = "another process works on this run; wait for it, or end it"
 
 
 class Lease:
-    """The lease of this process.
+    """A driver's lease of a run.
 
     Attributes:
-        fresh: Whether another machine, or none, has worked on the run last, so that this machine's working copy does not count.
+        fresh: Whether to ignore this machine's working copy, because the run is new or its last driver used another copy.
     """
 
     def __init__(self, store: RunStore, copy: str) -> None:
@@ -54,14 +57,14 @@ class Lease:
         """Take the lease.
 
         Args:
-            seconds: Time to wait for a driver that works on the run.
+            seconds: Maximum time to wait until another driver releases the run (s).
 
         Raises:
             RunDirError: Another driver works on the run.
         """
         held, deadline = _read(self._store), time.monotonic() + seconds
         changed = time.monotonic()
-        # This machine's own lock is held: an earlier driver with the same working copy has ended.
+        # A lease with the same working copy is from a driver that has ended: this process holds the copy's lock now.
         while held is not None and not held["released"] and held["copy"] != self._copy:
             now = time.monotonic()
             if now - changed >= _STALE_SECONDS:
@@ -80,7 +83,7 @@ class Lease:
             raise RunDirError("output", str(self._store.location), _REMEDY)
 
     def check(self) -> None:
-        """Raise if another driver has taken the run over.
+        """Raise an error if another driver has taken over the run.
 
         Raises:
             RunError: Another driver works on the run now.
@@ -89,9 +92,9 @@ class Lease:
             raise RunError(f"another driver has taken over {self._store.location}; this one ends")
 
     def keep(self) -> None:
-        """Renew the lease until it is released."""
+        """Renew the lease at regular intervals until it is released or lost."""
         while not self._ended.wait(_RENEW_SECONDS):
-            with contextlib.suppress(StorageError):     # tried again at the next renewal
+            with contextlib.suppress(StorageError):     # the next renewal tries again
                 found = _read(self._store)
                 if found is not None and found["session"] != self._session:
                     self._lost = True
@@ -99,7 +102,7 @@ class Lease:
                 self._write(released=False)
 
     def release(self) -> None:
-        """Give the lease back."""
+        """Release the lease, so that another driver can take it at once."""
         self._ended.set()
         if not self._lost:
             self._write(released=True)
@@ -113,11 +116,11 @@ class Lease:
 
 @contextlib.contextmanager
 def leased(store: RunStore, seconds: float) -> Iterator[Lease]:
-    """Hold the lease of a run at a URI for the block.
+    """Hold the lease of a run at a URI until the block ends.
 
     Args:
         store: The run.
-        seconds: Time to wait for a driver that works on the run.
+        seconds: Maximum time to wait until another driver releases the run (s).
 
     Raises:
         RunDirError: Another driver works on the run.
@@ -132,12 +135,12 @@ def leased(store: RunStore, seconds: float) -> Iterator[Lease]:
         try:
             yield lease
         finally:
-            with contextlib.suppress(StorageError):     # it becomes stale
+            with contextlib.suppress(StorageError):     # the lease becomes stale instead
                 lease.release()
 
 
 def is_leased(store: RunStore) -> bool:
-    """Whether a driver seems to work on a run at a URI: its lease was renewed lately, if the clocks agree."""
+    """Whether a driver probably works on a run at a URI: its lease was renewed recently, if this machine's clock is right."""
     held, renewed = _read(store), store.remote.modified(LEASE)
     return held is not None and not held["released"] and renewed is not None and time.time() - renewed < 2 * _STALE_SECONDS
 

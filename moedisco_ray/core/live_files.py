@@ -1,4 +1,4 @@
-"""Uploads the files of a run that grow while it runs, such as its events, so that they can be read at the run's URI."""
+"""Upload growing files of a run, such as its events, so that they can be read at the run's URI while the run continues."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.run_store import RunStore
 
 _INTERVAL_SECONDS = 5.0
-"""Minimum interval between two uploads of a file (s): a request each 5 s costs less than half a cent an hour on S3."""
+"""Minimum interval between two uploads of a file (s): one request every 5 s costs less than half a cent per hour on S3."""
 _BYTES_PER_SECOND = 1 << 20
-"""Mean bandwidth for a file that is uploaded again and again: a file of 100 MB is 100 s old at most."""
+"""Maximum mean bandwidth of repeated uploads of one file (bytes/s): a file of 100 MB is uploaded about every 100 s."""
 
 
 class LiveFiles:
-    """Uploads some files of a run when they have changed, in a thread, until the block ends, and then once more.
+    """Uploads changed files of a run from a background thread, and a last time when the block ends.
 
     Args:
         store: The run.
-        names: Names of the files below the run directory.
+        names: Names of the files, relative to the run directory.
     """
 
     def __init__(self, store: RunStore, names: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ class LiveFiles:
         while not self._ended.wait(_INTERVAL_SECONDS):
             for name, due in self._due.items():
                 if time.monotonic() >= due:
-                    with contextlib.suppress(StorageError):     # tried again at the next turn
+                    with contextlib.suppress(StorageError):     # the next pass tries again
                         self._upload(name)
 
     def _upload(self, name: str) -> None:

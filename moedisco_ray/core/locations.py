@@ -1,4 +1,4 @@
-"""Paths and URIs, and where a run keeps its files on this machine.
+"""Paths and URIs of runs, and the directory of a run's files on this machine.
 
 A URI may end with options of its file system, such as `s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http`.
 """
@@ -14,7 +14,7 @@ Location = Path | str
 """A local path, or a URI."""
 
 CACHE = "MOEDISCO_CACHE_DIR"
-"""Environment variable: folder of what this package keeps on a machine, such as working copies of runs at a URI."""
+"""Environment variable: folder in which this package stores files on a machine, such as working copies of runs at a URI."""
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -28,7 +28,7 @@ def joined(location: Location, *parts: str) -> Location:
 
 
 def parent(location: Location) -> tuple[Location, str]:
-    """The folder that contains a location, and the location's name in it; a URI's options stay with the folder."""
+    """The folder that contains a location, and the location's name in that folder; a URI's options stay at the folder's end."""
     if not is_uri(location):
         path = Path(location).absolute()
         return path.parent, path.name
@@ -43,16 +43,16 @@ def is_uri(location: Location) -> bool:
 
 
 def cache_directory() -> Path:
-    """Folder of what this package keeps on this machine: MOEDISCO_CACHE_DIR, or else `moedisco` in the user's cache directory."""
+    """Folder for this package's files on this machine: MOEDISCO_CACHE_DIR, or `moedisco` in the user's cache folder if unset."""
     named = os.environ.get(CACHE)
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named).absolute() if named else Path(user) / "moedisco"
 
 
 def working_directory(location: Location) -> Path:
-    """Where a run's files are on this machine: the location itself if it is a path, or the working copy of a URI.
+    """Directory of a run's files on this machine: the location itself if it is a path, or the working copy of a run at a URI.
 
-    The options of a URI do not count: they say how the place is reached.
+    URIs that differ only in their options have the same working copy.
     """
     if not is_uri(location):
         return Path(location)

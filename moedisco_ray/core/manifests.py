@@ -1,4 +1,4 @@
-"""Committed directories at a URI: their manifests, and the transfer of their files."""
+"""Committed directories at a URI: manifests, and uploads and downloads of files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LEASE = "lease.json"
 CHECKPOINTS, LOGS, OBJECTS, RECEIPTS, STEPS = "checkpoints", "logs", "objects", "receipts", "steps"
 
 _TRANSFERS = 8
-"""Simultaneous uploads or downloads of one call: enough to fill a connection of 10 Gbit/s with S3's 100 MB/s per stream."""
+"""Number of parallel transfers in one call: at 100 MB/s per stream, as from S3, 8 streams use most of a 10 Gbit/s connection."""
 
 
 class Entry(NamedTuple):
-    """A file of a committed directory: its object, size and checksum."""
+    """A file of a committed directory: the object that stores it, its size (bytes) and its SHA-256."""
 
     object: str
     size: int
@@ -29,17 +29,17 @@ class Entry(NamedTuple):
 
 
 Entries = dict[str, Entry]
-"""Files of a directory by name."""
+"""Entry of each file of a directory, by the file's name."""
 
 
 def upload(remote: Remote, files: Iterable[Path], root: Path, prefix: str) -> Entries:
-    """Upload files to objects below a prefix.
+    """Upload files as objects, and return an entry for each.
 
     Args:
-        remote: The run's folder.
+        remote: Folder of the run at its URI.
         files: Files below `root`.
-        root: Directory that the entries' names are relative to.
-        prefix: Prefix of the objects.
+        root: Directory relative to which the entries are named.
+        prefix: Folder of the objects, relative to `remote`.
     """
     def one(path: Path) -> tuple[str, Entry]:
         name = path.relative_to(root).as_posix()
@@ -50,7 +50,7 @@ def upload(remote: Remote, files: Iterable[Path], root: Path, prefix: str) -> En
 
 
 def download(remote: Remote, wanted: Mapping[Path, Entry]) -> None:
-    """Download and check files."""
+    """Download files, and check the size and SHA-256 of each."""
     def one(item: tuple[Path, Entry]) -> None:
         path, entry = item
         remote.download(entry.object, path, entry.size, entry.sha256)
@@ -60,22 +60,22 @@ def download(remote: Remote, wanted: Mapping[Path, Entry]) -> None:
 
 
 def attempt_of(name: str) -> str:
-    """The folder of an object: `objects/ATTEMPT`."""
+    """Folder of the attempt that wrote an object: `objects/ATTEMPT`."""
     return "/".join(name.split("/")[:2])
 
 
 def entries_of(content: bytes) -> Entries:
-    """The files that a manifest or a receipt lists."""
+    """The file entries in the JSON of a manifest, or of a receipt (a list of one worker's uploads)."""
     return {name: Entry(*entry) for name, entry in json.loads(content).get("objects", {}).items()}
 
 
 def as_json(value: Any) -> bytes:
-    """A value as the content of an object."""
+    """A value as JSON bytes, to be stored as an object."""
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def files_in(path: Path) -> list[Path]:
-    """All files below a directory, or the file itself."""
+    """All files below a directory, sorted; for the path of a file, only this file."""
     return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
 
 
@@ -85,7 +85,7 @@ def has_size(path: Path, size: int) -> bool:
 
 
 def is_uploaded(path: Path, draft: Path, entries: Entries) -> bool:
-    """Whether a file of a draft is uploaded as it is now."""
+    """Whether the current content of a draft's file is already uploaded, according to `entries`."""
     entry = entries.get(path.relative_to(draft).as_posix())
     if entry is None or not has_size(path, entry.size):
         return False

@@ -19,9 +19,9 @@ from pathlib import Path
 from moedisco_ray.core.locations import working_directory
 
 ENVIRONMENT = "MOEDISCO_READ_ROOTS"
-"""Environment variable with a JSON list of directories, and of URIs of runs, which stand for the machine's working copies.
+"""Environment variable: JSON list of the directories that may be read. The URI of a run stands for its local working copy.
 
-The control service sets it for a driver, and Ray for its workers.
+The control service sets the variable for a driver, and Ray passes it to the driver's workers.
 """
 
 _WITHIN: ContextVar[tuple[str, ...] | None] = ContextVar("read_roots", default=None)

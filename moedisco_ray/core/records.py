@@ -79,9 +79,9 @@ class CorpusSummary(Record):
     documents: int = 0
     validation_documents: int = 0
     duplicates: int = 0
-    """Documents that were dropped as equal to another one."""
+    """Number of documents that were dropped because their text equals another document's."""
     near_duplicates: int = 0
-    """Documents that were dropped as similar to another one (`corpus.near_duplicates`)."""
+    """Number of documents that were dropped because they are similar to another one (`corpus.near_duplicates`)."""
     tokens: int = 0
     """Tokens of one pass over the training text, as packed."""
     validation_tokens: int = 0

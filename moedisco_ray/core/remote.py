@@ -1,4 +1,4 @@
-"""A folder on any file system that pyarrow supports: small operations, each repeated after errors that may be temporary."""
+"""A folder on any file system that pyarrow supports; operations are retried after errors that may be temporary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 RETRY_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
 """Pauses between attempts (s); the file systems retry on their own in addition."""
 BUFFER = 4 << 20
-"""Buffer of an output stream, and bytes of a transfer at a time."""
+"""Size of an output stream's buffer, and of the pieces in which files are copied (bytes)."""
 
 _PERMANENT = re.compile(r"NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH")
 """Errors of an object store that no retry cures."""
@@ -44,34 +44,34 @@ def resolve(location: Location) -> tuple[Any, str]:
     """
     if is_uri(location):
         uri = str(location)
-        if uri.startswith("s3://"):     # a small object takes one request instead of three
+        if uri.startswith("s3://"):     # this option uploads a small object in one request instead of three
             uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
         return fs.FileSystem.from_uri(uri)
     return fs.LocalFileSystem(), str(Path(location).absolute())
 
 
 class Stored(NamedTuple):
-    """Size and SHA-256 of an object."""
+    """Size (bytes) and SHA-256 of an object."""
 
     size: int
     sha256: str
 
 
 class Info(NamedTuple):
-    """Size of an object, and when it was written (s since the epoch, by the store's clock)."""
+    """Size of an object (bytes), and the time at which it was written (s since the epoch, by the store's clock)."""
 
     size: int
     modified: float
 
 
 class Remote:
-    """A folder that every machine reaches under the same location.
+    """A folder at a path or URI that every machine can reach.
 
-    Failed operations are retried for some minutes with growing pauses, except on a disk.
+    Failed operations are retried with growing pauses for some minutes. On a local disk they are not retried.
 
     Args:
-        location: The folder.
-        setting: Setting that names the folder; errors name it.
+        location: Path or URI of the folder.
+        setting: Name of the setting that holds the location, for error messages.
         pauses: Pauses between attempts (s); None: `RETRY_PAUSES`.
 
     Raises:
@@ -123,11 +123,11 @@ class Remote:
         return self.retrying(get)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small object; a reader sees the old content or the new one."""
+        """Write a small object; a reader sees either the old or the new content."""
         self.retrying(lambda: self._put(name, lambda stream: stream.write(data)))
 
     def upload(self, file: Path, name: str) -> Stored:
-        """Copy a local file to an object."""
+        """Upload a local file as an object; return the object's size and SHA-256."""
         def put() -> Stored:
             digest, size = hashlib.sha256(), 0
 
@@ -143,16 +143,16 @@ class Remote:
         return self.retrying(put)
 
     def download(self, name: str, file: Path, size: int | None = None, sha256: str | None = None) -> None:
-        """Copy an object to a local file, which appears when it is complete.
+        """Download an object to a local file; the file appears only when it is complete.
 
         Args:
-            name: The object.
-            file: The file.
-            size: Size of the object; None: any.
-            sha256: Checksum of the object; None: any.
+            name: Name of the object.
+            file: The local file.
+            size: Expected size of the object (bytes); None: not checked.
+            sha256: Expected checksum of the object; None: not checked.
 
         Raises:
-            StorageError: The object has another size or checksum, in two reads.
+            StorageError: The object has another size or checksum, also when it is downloaded a second time.
         """
         def get() -> Stored:
             digest, received = hashlib.sha256(), 0
@@ -166,7 +166,7 @@ class Remote:
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
         try:
-            for _ in range(2):      # the object may be intact and only its transfer damaged
+            for _ in range(2):      # twice: the object may be intact and only the first transfer damaged
                 found = self.retrying(get)
                 if size in (None, found.size) and sha256 in (None, found.sha256):
                     draft.replace(file)
@@ -176,11 +176,11 @@ class Remote:
         raise StorageError(f"{name} in {self.location} is damaged: it has {found.size} bytes or another checksum")
 
     def list(self, name: str = "") -> dict[str, int]:
-        """Size of every object below a folder, or of one object, by name relative to `location`; empty if there is none."""
+        """Size (bytes) of each object below a folder, or of one object, by name relative to `location`; empty if none exists."""
         return {found: info.size for found, info in self.details(name).items()}
 
     def details(self, name: str = "") -> dict[str, Info]:
-        """Like `list`, with the time of each object."""
+        """Like `list`, but with the size and the time of writing of each object."""
         def found() -> dict[str, Info]:
             itself = self.system.get_file_info(self.path(name))
             below = fs.FileSelector(self.path(name), allow_not_found=True, recursive=True)
@@ -191,19 +191,19 @@ class Remote:
         return self.retrying(found)
 
     def modified(self, name: str) -> float | None:
-        """When an object was written (s since the epoch, by the store's clock); None if it does not exist."""
+        """Time at which an object was written (s since the epoch, by the store's clock); None if the object does not exist."""
         info = self.info(name)
         return None if info is None else info.modified
 
     def info(self, name: str) -> Info | None:
-        """Size and time of an object; None if it does not exist."""
+        """Size and time of writing of an object; None if the object does not exist."""
         def found() -> Info | None:
             info = self.system.get_file_info(self.path(name))
             return None if info.type != fs.FileType.File else Info(info.size, info.mtime_ns / 1e9)
         return self.retrying(found)
 
     def open(self, name: str) -> Any:
-        """An object as a pyarrow file for reading at any position."""
+        """Open an object as a pyarrow file that can be read from any position."""
         return self.retrying(lambda: self.system.open_input_file(self.path(name)))
 
     def delete(self, name: str) -> None:
@@ -223,7 +223,7 @@ class Remote:
         self.retrying(remove)
 
     def path(self, name: str) -> str:
-        """Path of an object in the file system."""
+        """Path of an object in the pyarrow file system."""
         return f"{self.root}/{name}" if name else self.root
 
     def _put(self, name: str, fill: Callable[[Any], object]) -> None:
@@ -232,7 +232,7 @@ class Remote:
 
     @contextlib.contextmanager
     def _appearing(self, path: str) -> Iterator[str]:
-        """The path to write at. An object appears when it is complete; a file on a disk is renamed then."""
+        """Yield a path to write to. Readers see only complete objects: a file on a disk is renamed when it is complete."""
         if not self.on_disk:
             yield path
             return

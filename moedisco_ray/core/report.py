@@ -190,7 +190,7 @@ def report_notes(report: RunReport) -> list[str]:
 
 
 def report_speeds(report: RunReport) -> list[str]:
-    """Speed of each stage that trained."""
+    """One line on the training speed of each stage that trained."""
     return [_speed(stage) for stage in report.stages if stage.tokens_per_second_per_worker]
 
 
@@ -209,7 +209,7 @@ def _stalls(events: Iterable[Event]) -> dict[str, float]:
 
 
 def _mfu(events: Iterable[Event]) -> dict[str, float]:
-    """Mean model FLOPs utilisation of each stage's trainings, over their reports of progress."""
+    """Mean model FLOPs utilisation (MFU) of each stage, over the progress events of its trainings."""
     shares: defaultdict[str, list[float]] = defaultdict(list)
     for event in events:
         if event.type == "progress" and event.stage is not None and event.data.get("mfu") is not None:

@@ -50,9 +50,9 @@ class StageReport(Record):
     training_worker_seconds: float | None = None
     """Seconds of the training loops, summed over workers, without start-ups."""
     tokens_per_second_per_worker: float | None = None
-    """Tokens of the training loops per second and worker."""
+    """Mean training speed of one worker (tokens/s)."""
     mfu: float | None = None
-    """Model FLOPs utilisation: the share of the cards' peak speed that training reached; null on CPUs and unknown cards."""
+    """Model FLOPs utilisation: the share of the GPUs' peak speed that training reached; null on CPUs and unknown GPUs."""
     stalled: float | None = None
     """Share of the training time in which training stood still while checkpoints were saved."""
     dollars: float

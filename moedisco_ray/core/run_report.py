@@ -24,17 +24,17 @@ _ENDS: dict[str, RunState] = {"run_finished": "finished", "run_stopped": "stoppe
 
 
 def current_report(location: Location) -> RunReport:
-    """The report of a run: the stored report of a finished run, or a new one from the stages so far.
+    """The report of a run: the stored one if the run is finished, else one computed from the stages so far.
 
     Args:
         location: Directory or URI of the run.
 
     Returns:
-        The report, with `state` and `state_reason`, the message of a failed or stopped run.
+        The report, with the run's `state`; `state_reason` is the message of a failed or stopped run.
 
     Raises:
         ConfigError: The URI cannot be reached.
-        RunDirError: The place holds no run, or a run of a version that cannot be read.
+        RunDirError: The location holds no run, or a run of a version that cannot be read.
         StorageError: The URI does not respond.
     """
     store = RunStore.of(location)
@@ -63,7 +63,9 @@ def _config(location: Location, content: bytes) -> RunConfig:
 
 
 def run_state(store: RunStore, events: Sequence[Event]) -> tuple[RunState, str | None]:
-    """The state of a run, from the lock on its event log or its lease, and from its last event.
+    """The state of a run, and the message of a failed or stopped run.
+
+    A run is running while a process holds the lock on its event log, or its lease. Otherwise its last event says how it ended.
 
     Args:
         store: The run.

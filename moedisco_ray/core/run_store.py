@@ -1,15 +1,16 @@
 """Where a run is stored: in a directory, or at a URI with a working copy on every machine.
 
-At a URI, a file of the run has the name that it has below the run directory, except in a committed directory (an artifact, or the
-output of a training): its manifest, which is written last, lists its objects.
+At a URI, most files have the same names as in the run directory. The files of a committed directory (an artifact, or the output of
+a training) are stored as objects with other names. The directory's manifest, which is written last, lists these objects.
 
     LOCATION/config.json, events.jsonl, ...      loose files, replaced as a whole
     LOCATION/corpus/manifest.json                {"objects": {NAME: [OBJECT, SIZE, SHA256]}}; its existence commits the directory
-    LOCATION/objects/corpus-4f1c.../train/...    the objects of one attempt; never changed, deleted once no manifest lists them
+    LOCATION/objects/corpus-4f1c.../train/...    objects of one attempt to write a directory; never changed
     LOCATION/receipts/corpus-4f1c.../*.json      objects that one worker has uploaded for a directory that is not committed yet
 
-So a half-written directory is never visible, and a directory is replaced by writing one object. No object is ever renamed.
-A working copy holds files that were written or read on its machine. For a run in a directory all methods but `link` do nothing.
+So a half-written directory is never visible, and writing one object (the manifest) replaces a directory. Objects are never renamed.
+They are deleted once no manifest lists them. A working copy holds only the files that were written or read on its machine. For a
+run in a directory, nothing is transferred.
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class RunStore:
-    """The files of one run. It may be sent to another machine, where it stands for that machine's working copy.
+    """The files of one run. A store that is pickled to another machine uses that machine's working copy.
 
     Attributes:
         location: Path or URI of the run.
         directory: The run directory: the location itself, or this machine's working copy.
-        pauses: Pauses between attempts to reach the URI (s); None: those of `remote`.
+        pauses: Pauses between attempts to reach the URI (s); None: `remote.RETRY_PAUSES`.
     """
 
     location: Location
@@ -71,7 +72,7 @@ class RunStore:
 
     @classmethod
     def of(cls, location: Location, pauses: tuple[float, ...] | None = None) -> RunStore:
-        """The store of a run, on this machine."""
+        """The store of the run at a location, for use on this machine."""
         return cls(location, working_directory(location), pauses)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,13 +92,13 @@ class RunStore:
 
     @property
     def home(self) -> Path:
-        """Folder on this machine with the working copy and what is known of it."""
+        """Folder on this machine that contains the working copy, and records and locks for it."""
         return self.directory.parent
 
     def fetch(self, *paths: Path) -> None:
-        """Make files or directories of the run present in the working copy; paths elsewhere are left alone.
+        """Download files or directories of the run that the working copy lacks; paths outside of the run are ignored.
 
-        Files of a committed directory are checked against its manifest. Processes of one machine may ask at the same time.
+        Files of a committed directory are checked against its manifest. Several processes of a machine may call this at once.
 
         Raises:
             StorageError: The URI does not respond, or an object is damaged.
@@ -107,7 +108,7 @@ class RunStore:
 
     @contextlib.contextmanager
     def using(self, *paths: Path) -> Iterator[None]:
-        """Like `fetch`, and keep the files in the working copy until the block ends.
+        """Like `fetch`, but also prevent the deletion of the files from the working copy until the block ends.
 
         Raises:
             StorageError: The URI does not respond, or an object is damaged.
@@ -123,9 +124,9 @@ class RunStore:
             yield
 
     def publish(self, *paths: Path) -> None:
-        """Upload files or directories that this process has written, completely and for good.
+        """Upload files or directories that this process has finished writing.
 
-        A directory outside of a draft is committed.
+        A directory that is not part of a draft is committed.
 
         Raises:
             StorageError: The URI does not respond.
@@ -149,7 +150,7 @@ class RunStore:
             note_uploaded(self.home, draft, (entry.object for entry in entries.values()))
 
     def files(self, directory: Path, suffix: str = "") -> list[Path]:
-        """Paths of the files in a directory with this ending, sorted, whether they are present in the working copy or not."""
+        """Sorted paths of a directory's files whose names end in `suffix`, including files that the working copy lacks."""
         found = {path for path in directory.glob(f"*{suffix}") if path.is_file() and path.name != MANIFEST}
         name = self.name_of(directory) if self.is_remote else None
         owner = None if name is None else self._owner(name)
@@ -162,7 +163,7 @@ class RunStore:
         return sorted(found)
 
     def has(self, path: Path) -> bool:
-        """Whether a file, or a directory that is or is in a committed one, exists."""
+        """Whether a file, a committed directory, or a directory inside a committed one exists."""
         name = self.name_of(path) if self.is_remote else None
         if name is None:
             return path.exists()
@@ -175,7 +176,7 @@ class RunStore:
         return owner == name or any(f"{owner}/{each}".startswith((f"{name}/", name)) for each in entries)
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file of the run, by its name below the run directory; None if it does not exist. Needs no working copy."""
+        """Content of a file, by its name relative to the run directory, without a working copy; None if the file does not exist."""
         if not self.is_remote:
             with contextlib.suppress(OSError):
                 return (self.directory / name).read_bytes()
@@ -184,7 +185,7 @@ class RunStore:
         return None if found is None else self.remote.read(found)
 
     def object_of(self, name: str) -> str | None:
-        """The object of a file at the URI; None: its committed directory does not exist or list it."""
+        """Name of the object that stores a file; None if the file's committed directory does not exist or lacks the file."""
         owner = self._owner(name)
         if owner is None or name == f"{owner}/{MANIFEST}":
             return name
@@ -192,16 +193,16 @@ class RunStore:
         return None if entry is None else entry.object
 
     def read_newest(self, name: str) -> bytes | None:
-        """Like `read`, in the driver, whose loose files are newer than those at the URI."""
+        """Like `read`, for the driver: files outside of committed directories are read from its working copy, which is newer."""
         path = self.directory / name
         return path.read_bytes() if self._owner(name) is None and path.exists() else self.read(name)
 
     def remove(self, directory: Path, *, objects: bool = False) -> None:
-        """Delete a directory that is no artifact, here and at the URI.
+        """Delete a directory that is not an artifact, on this machine and at the URI.
 
         Args:
             directory: The directory.
-            objects: Whether to delete also its objects, if it is committed. Nothing else may link to them.
+            objects: Whether to delete the objects of a committed directory, too. No other manifest may list them.
         """
         name = self.name_of(directory) if self.is_remote else None
         if name is not None:
@@ -213,7 +214,7 @@ class RunStore:
         shutil.rmtree(directory, ignore_errors=True)
 
     def amend(self, path: Path) -> None:
-        """Replace one file of a committed artifact by the file in the working copy."""
+        """Replace one file of a committed artifact with the changed file in the working copy."""
         name = self.name_of(path) if self.is_remote else None
         if name is None:
             return
@@ -227,19 +228,19 @@ class RunStore:
         self._record(owner, content)
 
     def dumps(self, value: Any) -> bytes:
-        """Pickle a value for another machine: paths of the run become paths of that machine's working copy."""
+        """Pickle a value for another machine: there, paths in the run directory become paths in that machine's working copy."""
         file = io.BytesIO()
         _Pickler(file, self).dump(value)
         return file.getvalue()
 
     def paths_in(self, value: Any) -> list[Path]:
-        """The paths of the run that a value holds, in its fields or theirs, in order."""
+        """All paths in the run directory that a value contains, at any depth, in order."""
         pickler = _Pickler(io.BytesIO(), self)
         pickler.dump(value)
         return [self.directory / name for name in pickler.names]
 
     def link(self, source: Path, target: Path) -> None:
-        """Copy a directory that no longer changes into a draft, without moving its bytes: with hard links, or by its objects."""
+        """Copy a finished directory into a draft without copying data: by hard links, and at a URI by references to its objects."""
         if self.is_remote:
             name = str(self.name_of(source))
             owner = self._owner(name) or name
@@ -253,18 +254,18 @@ class RunStore:
                 source, target, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
 
     def name_of(self, path: Path) -> str | None:
-        """Name of a path below the run directory; None for a path elsewhere."""
+        """Name of a path relative to the run directory; None for a path outside of the run."""
         path = path.absolute()
         return path.relative_to(self.directory).as_posix() if path.is_relative_to(self.directory) else None
 
     def draft(self, directory: Path) -> Path:
-        """Where a new version of a directory is written; see `artifacts.commit`."""
+        """Path of the draft in which to write a new version of a directory; see `artifacts.commit`."""
         if not self.is_remote:
             return OnDisk().draft(directory)
         return self.directory / OBJECTS / f"{directory.name}-{uuid.uuid4().hex[:12]}"
 
     def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
-        """Put a complete draft in the place of a directory; see `artifacts.commit`."""
+        """Replace a directory with its complete draft; see `artifacts.commit`."""
         if not self.is_remote:
             OnDisk().replace(draft, directory, manifest)
             return
@@ -276,18 +277,18 @@ class RunStore:
         self.remote.delete_folder(attempt.replace(OBJECTS, RECEIPTS, 1))
 
     def _owner(self, name: str) -> str | None:
-        """The committed directory that a name is in, as far as the name shows it; None for a loose file and a draft."""
+        """Name of the committed directory that contains a file, judged by the file's name; None for other files and for drafts."""
         top, _, rest = name.partition("/")
         if top in (OBJECTS, RECEIPTS, LOGS) or (not rest and "." in top):
             return None
         return name if top == CHECKPOINTS else top
 
     def _unit(self, name: str) -> str:
-        """What a name belongs to in the cache."""
+        """The unit (see `cache`) to which a file belongs: the cache keeps or deletes a unit as a whole."""
         return attempt_of(name) if name.startswith(f"{OBJECTS}/") else self._owner(name) or name
 
     def _fetch(self, name: str) -> bool:
-        """Fetch the files with or below a name; returns whether any was missing."""
+        """Fetch a file, or all files below a directory; return whether any was missing."""
         owner = self._owner(name)
         content = None if owner is None else self.remote.read(f"{owner}/{MANIFEST}")
         if owner is None or content is None:
@@ -302,7 +303,7 @@ class RunStore:
         return bool(missing)
 
     def _fetch_loose(self, name: str) -> bool:
-        draft = name.startswith(f"{OBJECTS}/")      # files of a draft never change
+        draft = name.startswith(f"{OBJECTS}/")      # once uploaded, files of a draft never change
         found = self.remote.list(name)
         missing = [each for each, size in found.items() if not (draft and has_size(self.directory / each, size))]
         for each in missing:
@@ -312,7 +313,7 @@ class RunStore:
         return bool(missing)
 
     def renew(self, owner: str, content: bytes) -> None:
-        """Drop the files of an earlier version of a committed directory."""
+        """Delete the local files of a committed directory if its manifest at the URI has changed."""
         record = self._record_path(owner)
         if record.exists() and record.read_bytes() == content:
             return
@@ -330,7 +331,7 @@ class RunStore:
         self._record(name, content)
 
     def _gather(self, attempt: str, draft: Path) -> Entries:
-        """The files of a draft, from whichever machine they were uploaded; uploads those that only this machine has."""
+        """Entries of all files of a draft, uploaded by any machine. Uploads the files that only this machine has."""
         entries: Entries = {}
         receipts = attempt.replace(OBJECTS, RECEIPTS, 1)
         for name in sorted(self.remote.list(receipts)):
@@ -345,12 +346,12 @@ class RunStore:
         return {name: entry for name, entry in sorted(entries.items()) if name not in removed}
 
     def _write_receipt(self, draft: str, entries: Entries) -> None:
-        # Of two receipts for one file, the newer one counts.
+        # Names sort by time: if two receipts list the same file, the newer one is valid.
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         self.remote.write(f"{draft.replace(OBJECTS, RECEIPTS, 1)}/{name}", as_json({"objects": entries}))
 
     def manifest(self, owner: str) -> Entries | None:
-        """Files of a committed directory; None if it is not committed."""
+        """Entries of the files of a committed directory; None if the directory is not committed."""
         content = self.remote.read(f"{owner}/{MANIFEST}")
         return None if content is None else entries_of(content)
 
@@ -372,7 +373,7 @@ class RunStore:
 
 
 SHARED = RunStore.of(Path())
-"""The store of files that all machines share: nothing is fetched or published."""
+"""A store for files that all machines share: it transfers nothing."""
 
 
 class _Pickler(pickle.Pickler):

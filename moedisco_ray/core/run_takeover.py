@@ -1,4 +1,4 @@
-"""A driver takes over a run at a URI: the state that other machines have left, and the objects that nothing needs any more."""
+"""Prepare a run at a URI for a new driver: update its working copy, and delete objects that are no longer needed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from moedisco_ray.core.run_store import RunStore
 
 
 def begin(store: RunStore, artifacts: Iterable[str], *, fresh: bool) -> None:
-    """Bring the working copy to the state of the URI, before a driver continues the run.
+    """Update the working copy to the run's state at the URI, before a driver continues the run.
 
     Args:
         store: The run.
         artifacts: Names of the artifacts' directories.
-        fresh: Whether another machine has worked on the run since, so that nothing in this working copy counts.
+        fresh: Whether to delete the working copy first, because the run's last driver used another one.
 
     Raises:
-        RunDirError: The URI holds something else.
+        RunDirError: The URI is not empty and holds no run.
     """
     listed = store.remote.list()
     if "config.json" not in listed and listed.keys() - {LEASE}:
@@ -41,7 +41,7 @@ def begin(store: RunStore, artifacts: Iterable[str], *, fresh: bool) -> None:
 
 
 def collect(store: RunStore) -> None:
-    """Delete objects that no manifest lists; only while nothing works on the run."""
+    """Delete objects that no manifest lists. Call this only while no driver or worker uses the run."""
     if not store.is_remote:
         return
     listed = store.remote.list()

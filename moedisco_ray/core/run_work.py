@@ -1,6 +1,7 @@
-"""Work on files of a run, on any machine: it fetches what it reads before, and publishes what it has written after.
+"""Wrap functions that read and write files of a run, so that they can be called on any machine.
 
-For a run in a directory that all machines share, work stays as it is.
+A wrapped function fetches its input files before the call and publishes its output files after it. If the run is in a directory
+that all machines share, functions are returned without a wrapper.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ class Files(NamedTuple):
 
 
 def on_files(store: RunStore, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> Callable[[], T]:
-    """A call of a function, to be made on any machine.
+    """Wrap a call of a function so that it can be made on any machine.
 
     Args:
         store: The run.
-        files: What the function reads and writes.
+        files: Files that the function reads and writes.
         function: The function.
         args: Its positional arguments, which may hold paths of the run.
         kwargs: Its named arguments.
@@ -42,19 +43,21 @@ def on_files(store: RunStore, files: Files, function: Callable[..., T], *args: A
 def on_each(
     store: RunStore, function: Callable[[I], T], also: Sequence[Path] = (), writes: Callable[[T], Sequence[Path]] | None = None,
 ) -> Callable[[I], T]:
-    """A function of one item, to be called on any machine. It reads the paths in the item, and writes those in its result.
+    """Wrap a function of one item so that it can be called on any machine.
+
+    The wrapper fetches all paths that the item contains before the call, and publishes the paths in the result after it.
 
     Args:
         store: The run.
         function: The function.
-        also: Paths that it reads for every item.
-        writes: The paths that it has written, from its result; None: those in the result.
+        also: Further paths to fetch, for every item.
+        writes: Returns the paths to publish, given the result; None: all paths that the result contains.
     """
     return _Each(store, function, also, writes) if store.is_remote else function
 
 
 def unpickled(data: bytes) -> Any:
-    """What `RunStore.dumps` has pickled, with the paths of this machine."""
+    """Unpickle the output of `RunStore.dumps`; paths in the run directory become paths on this machine."""
     return pickle.loads(data)   # noqa: S301  # from our own process on another machine
 
 

@@ -125,10 +125,10 @@ def run(
 
 
 def _taken_over(store: RunStore, seconds: float, stack: contextlib.ExitStack) -> Callable[[], None]:
-    """Take over a run at a URI: its lease, and the state that other machines have left.
+    """Take the lease of a run at a URI, and update this machine's working copy.
 
     Returns:
-        A function that raises once another driver has taken the run over.
+        A function that raises an error once another driver has taken over the run.
     """
     if not store.is_remote:
         return lambda: None

@@ -1,8 +1,8 @@
 """Read Hugging Face model directories tensor by tensor.
 
-A reader sees the canonical tensors, whether a directory has one safetensors file or several, with experts stored one by one or
-stacked. Tensors are read on access, one at a time. `checkpoint_writer` always writes the canonical per-expert
-form, which other tools can read.
+A `Checkpoint` offers the canonical tensors, with separate tensors for each expert, even if the files store the experts of a layer
+in one stack. The directory may have one or several safetensors files. Tensors are read on access, one at a time.
+`checkpoint_writer` always writes canonical tensors, which other tools can read, too.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _AHEAD = 64
-"""Tensors that a stream reads ahead: enough for a disk, and few enough for the page cache."""
+"""Number of tensors that `stream` reads ahead: enough to keep a disk busy, and few enough for the page cache."""
 BACKBONE = "backbone"
-"""Name of a directory with the tensors that the model directories next to it have in common."""
+"""Name of a directory that stores the tensors that all model directories next to it share."""
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -57,12 +57,12 @@ class Checkpoint(Mapping[str, Tensor]):
         return stored[place.index(tuple(stored.get_shape()))]
 
     def read_ahead(self, keys: Iterable[str]) -> None:
-        """Let the system read tensors into its page cache now: reading a mapped file page by page on access is slow."""
+        """Start reading tensors into the page cache, because reading a mapped file page by page on access is slow."""
         for stored in {self._places[key].key for key in keys}:
             advise_soon(self._files[stored].get_tensor(stored))
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors in order; the files are read ahead."""
+        """Yield all canonical tensors with their names, in order, and read the files ahead."""
         keys, announced = list(self), 0
         for number, key in enumerate(keys):
             if number >= announced - _AHEAD // 2:
@@ -85,10 +85,10 @@ class Checkpoint(Mapping[str, Tensor]):
         return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
 
     def layout(self, dtype: torch.dtype | None = None) -> dict[str, Stored]:
-        """Shape and dtype of every canonical tensor, in order; only headers are read.
+        """Shape and dtype of every canonical tensor, in order; only the files' headers are read.
 
         Args:
-            dtype: Dtype to announce for all tensors; None: the stored ones.
+            dtype: Dtype to return for all tensors; None: the stored dtypes.
 
         Raises:
             CheckpointError: A tensor's dtype is not in `STORED_DTYPES`.
@@ -158,10 +158,10 @@ def write_config(directory: Path, config: Mapping[str, Any]) -> None:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory, which may include those of the directory `BACKBONE` next to it.
+    """The safetensors files of a model directory; some of them may be in the directory `BACKBONE` next to it.
 
     Raises:
-        CheckpointError: There are none, or the index cannot be read or names a file elsewhere.
+        CheckpointError: There are no such files, or the index cannot be read or names a file elsewhere.
     """
     if (directory / INDEX).is_file():
         index = directory / INDEX
@@ -183,7 +183,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def advise_soon(tensor: Tensor) -> None:
-    """Announce that a tensor of a mapped file is needed soon; without effect where the system has no such call."""
+    """Advise the operating system that a tensor of a mapped file is needed soon; does nothing on systems without `madvise`."""
     advise = getattr(ctypes.CDLL(None), "madvise", None)
     start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     if advise is not None and tensor.nbytes:
@@ -192,7 +192,7 @@ def advise_soon(tensor: Tensor) -> None:
 
 
 def open_file(path: Path) -> Any:
-    """A safetensors file, mapped into memory.
+    """Open a safetensors file, mapped into memory.
 
     Raises:
         CheckpointError: The file is missing or broken.

@@ -20,7 +20,7 @@ from moedisco_ray.models.shard_file import ShardFile, Stored
 
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
-"""Maximum size of a safetensors file (bytes)."""
+"""Default maximum size of a safetensors file (bytes)."""
 
 
 def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
@@ -28,7 +28,7 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
                      with_backbone: bool = False) -> int:
     """Write a model directory from a stream of canonical tensors.
 
-    With a layout one tensor is in memory at a time, without one a file. Tensors of files that are mapped into memory do not count.
+    With a layout, only one tensor is in memory at a time; without one, all tensors of a file. Memory-mapped tensors take no memory.
 
     Args:
         directory: Target directory, created if missing. It is incomplete until the function returns.
@@ -36,14 +36,14 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
         config: Values of `config.json`.
         max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
         layout: Shape and dtype of every tensor, in the order of `tensors`; None: unknown.
-        with_backbone: Whether the tensors in the directory `BACKBONE` next to this one belong to the model too. The index names
-            their files by relative paths, so the model can be read as long as both directories have the same parent.
+        with_backbone: Whether the model also contains the tensors in the directory `BACKBONE` next to this one. The index names
+            their files by relative paths, so both directories must stay next to each other.
 
     Returns:
         Size of the written tensors in bytes.
 
     Raises:
-        CheckpointError: A tensor occurs twice, there are no tensors, or they are not those of the layout.
+        CheckpointError: A tensor occurs twice, there are no tensors, or the tensors differ from the layout.
         OSError: The disk is full or broken.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
 
 
 def _once(tensors: Iterable[tuple[str, Tensor]], sizes: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors; their sizes in bytes are added to `sizes`."""
+    """Yield the tensors, and store their sizes (bytes) in `sizes`; a second tensor of the same name is an error."""
     for key, tensor in tensors:
         if key in sizes:
             raise CheckpointError("tensor", key, "is written twice")
@@ -133,7 +133,7 @@ def _write_shard(directory: Path, number: int, shard: dict[str, Tensor]) -> tupl
 
 
 def _backbone_files(directory: Path) -> dict[str, str]:
-    """The file of every tensor of the backbone, relative to a directory next to it."""
+    """File of each backbone tensor by name, as a path relative to a model directory next to the backbone."""
     files = weight_files(directory.parent / BACKBONE)
     return {key: f"../{BACKBONE}/{path.name}" for path in files for key in open_file(path).keys()}  # noqa: SIM118  # no mapping
 

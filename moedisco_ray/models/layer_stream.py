@@ -1,4 +1,4 @@
-"""Run many batches through a model of any size, one decoder layer after the other: its weights are read once for all batches.
+"""Run many batches through a model of any size, layer by layer, so that its weights are read once for all batches.
 
 Shapes: B sequences, L positions, D hidden.
 """
@@ -17,36 +17,36 @@ from transformers import PreTrainedModel
 from moedisco_ray.models.streamed import device_of_model, loaded, stays
 
 _CPU_STATES, _GPU_STATES = 2**29, 2**32
-"""Maximum size of the hidden states that pass through the layers together (bytes). Larger groups load the weights less often."""
+"""Maximum size of a group's hidden states (bytes). Each layer is loaded once per group, so larger groups cause fewer loads."""
 
 T = TypeVar("T")
 
 
 class Step(Protocol):
-    """A decoder layer as a function."""
+    """A decoder layer as a function of hidden states."""
 
     def __call__(self, hidden_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """The layer's output for hidden states, with an attention mask; None: every position is real."""
+        """Run the layer. The attention mask is 0 at padding; None: there is no padding."""
 
 
 def final_states(
     model: PreTrainedModel, inputs: Iterable[Tensor], *, masks: Sequence[Tensor | None] | None = None,
     before: Callable[[int], None] | None = None, after: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """The last hidden state of every batch.
+    """Compute the last hidden states of every batch.
 
-    If the model is streamed and does not stay in memory, all batches pass through a layer before the next layer is loaded; the
-    hidden states of all batches are in memory then, see `grouped`.
+    If the model is streamed and its weights do not stay in memory, all batches pass through a layer before the next layer is
+    loaded. Then the hidden states of all batches are in memory at the same time; `grouped` divides batches so that they fit.
 
     Args:
         model: A model, streamed or in memory.
         inputs: Token ids [B, L] of each batch, on the model's device.
-        masks: Attention mask [B, L] of each batch; None: every position is real.
-        before: Receives the number of a batch before layers run on it.
-        after: Receives the number of a batch and how many layers have run on it since the last call.
+        masks: Attention mask [B, L] of each batch, 0 at padding; None: there is no padding.
+        before: Receives the index of a batch before layers run on it.
+        after: Receives the index of a batch, and the number of layers that have run on it since the last call.
 
     Yields:
-        Hidden states [B, L, D] of each batch in turn.
+        Hidden states [B, L, D] of each batch, in the order of `inputs`.
     """
     base: Any = model.base_model
     run = _Observed(before, after)
@@ -71,8 +71,8 @@ def final_states(
 def layer_step(model: PreTrainedModel, index: int) -> Step:
     """One decoder layer as a function of hidden states.
 
-    transformers' own forward pass of the whole model calls it, with all other layers left out, so attention mask and position
-    embeddings are those that transformers computes for the family.
+    The function calls transformers' forward pass of the whole model, in which all other layers return their input. So transformers
+    computes the attention mask and the position embeddings as for the whole model.
     """
     base: Any = model.base_model
     alone = copy.copy(base)
@@ -88,12 +88,12 @@ def layer_step(model: PreTrainedModel, index: int) -> Step:
 
 
 def grouped(items: Iterable[T], positions: Callable[[T], int], model: PreTrainedModel) -> Iterator[list[T]]:
-    """Cut batches into groups whose hidden states fit in memory together; a group is at least one batch.
+    """Divide batches into groups whose hidden states fit in memory at the same time; each group has at least one batch.
 
     Args:
         items: The batches.
         positions: Returns the number of positions of a batch, padding included.
-        model: The model that they pass through.
+        model: The model that the batches pass through.
     """
     limit = _GPU_STATES if device_of_model(model).type == "cuda" else _CPU_STATES
     each = int(model.config.hidden_size) * model.dtype.itemsize
@@ -112,7 +112,7 @@ def grouped(items: Iterable[T], positions: Callable[[T], int], model: PreTrained
 
 @dataclasses.dataclass(frozen=True)
 class _Observed:
-    """Calls the observers of `final_states` around a run of layers."""
+    """Calls the `before` and `after` of `final_states` each time that layers run on a batch."""
 
     before: Callable[[int], None] | None
     after: Callable[[int, int], None] | None
@@ -131,7 +131,7 @@ def _mask(masks: Sequence[Tensor | None] | None, number: int) -> Tensor | None:
 
 
 class _LeftOut(nn.Module):
-    """A decoder layer that returns its input."""
+    """Replaces a decoder layer and returns its input."""
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
         return hidden_states

@@ -1,13 +1,13 @@
-"""The optimizer state of a model, which the next training continues from: Adam's (Kingma and Ba, arXiv 1412.6980, algorithm 1).
+"""The optimizer state in a model directory, for the next training: Adam's moments (Kingma and Ba, arXiv 1412.6980, algorithm 1).
 
 For matrices that Muon trained, the first moment is Muon's momentum, and the second moment is zero.
 
-    MODEL/optimizer_state/exp_avg/      first moments, a model directory: names and shapes are those of the weights
+    MODEL/optimizer_state/exp_avg/      first moments, as a model directory with the names and shapes of the weights
                           exp_avg_sq/   second moments, in the same form
                           steps.json    number of updates
 
-Without this state, the first updates of a training move every weight by about the learning rate, because m / sqrt(v) is 1 or -1
-after one step. That undoes part of what the previous training has just learnt.
+Without this state, the first updates of a training move every weight by about the learning rate, because the first moment divided
+by the root of the second is 1 or -1 after one step. That undoes part of what the previous training has learnt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Write a safetensors file tensor by tensor, with one tensor in memory; safetensors' own writer needs all of them at once.
+"""Write a safetensors file with only one tensor in memory at a time; safetensors' own writer needs all tensors at once.
 
 The file starts with the length of its header (8 bytes) and the header: JSON with dtype, shape and byte range of every tensor. The
-files are the same bytes as those of `safetensors.torch.save_file`.
+files are byte for byte those that `safetensors.torch.save_file` writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from moedisco_ray.core.errors import CheckpointError
 
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Supported dtypes by their names in safetensors files, in the order in which safetensors stores them."""
+"""Supported dtypes by their names in safetensors files; safetensors stores tensors in this order of dtypes."""
 _NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 _ALIGNMENT = 8
 
@@ -37,7 +37,7 @@ class Stored(NamedTuple):
 
 
 class ShardFile:
-    """A safetensors file of known content, which takes its tensors in any order.
+    """A safetensors file whose layout is known in advance, so that its tensors can be written in any order.
 
     Args:
         path: File to write.
@@ -64,7 +64,7 @@ class ShardFile:
         """Write one tensor.
 
         Raises:
-            CheckpointError: The file has no such tensor, it is already written, or its shape or dtype is not the announced one.
+            CheckpointError: The layout has no such tensor, the tensor is already written, or its shape or dtype differs.
             OSError: The disk is full or broken.
         """
         if key not in self._missing:
@@ -75,7 +75,7 @@ class ShardFile:
         self._missing.remove(key)
         self._file.seek(self._offsets[key])
         left = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        while left:     # an unbuffered write may be partial
+        while left:     # an unbuffered write may write only a part
             left = left[self._file.write(left):]
 
     def complete(self) -> None:
@@ -89,7 +89,7 @@ class ShardFile:
 
 
 def _header(layout: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
-    """The file's first bytes, and the position of each tensor in the file."""
+    """The bytes before the first tensor, and the byte position of each tensor in the file."""
     order = list(_NAMES)
     if unknown := sorted(key for key, stored in layout.items() if stored.dtype not in order):
         dtype = layout[unknown[0]].dtype

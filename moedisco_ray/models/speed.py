@@ -38,9 +38,9 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Compute the weighted sum of the selected experts' outputs: tokens are sorted by expert, and each expert runs once.
+    """Compute the weighted sum of the selected experts' outputs for each token; each expert runs once, on all its tokens.
 
-    The result is deterministic. On a GPU the loop over experts would wait for the device, so `grouped_experts` is called instead.
+    The result is deterministic. On a GPU, `grouped_experts` is called instead: the loop over experts would wait for the GPU.
 
     Args:
         self: The experts' module, with `gate_up_proj` w_EGD and `down_proj` w_EDF.
@@ -71,9 +71,10 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
 
 
 def grouped_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Compute `sorted_experts` with transformers' grouped matrix product: two kernels for all experts, and no wait for the device.
+    """Compute the same as `sorted_experts` with transformers' grouped matrix product, which needs two kernels for all experts.
 
-    The grouped product ignores autocast and would compute in the dtype of the weights, so autocast's dtype is applied here.
+    The CPU does not wait for the GPU. The grouped product ignores autocast and computes in the dtype of the weights, so the weights
+    are cast to autocast's dtype here.
     """
     device = x_TD.device.type
     experts = _CastExperts(self, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else self
@@ -82,7 +83,7 @@ def grouped_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tenso
 
 
 class _CastExperts:
-    """An experts' module with its weights in another dtype; their gradients reach the module's own weights."""
+    """An experts module whose weights are cast to another dtype; gradients flow back to the original weights."""
 
     def __init__(self, experts: nn.Module, dtype: torch.dtype) -> None:
         self._experts = experts

@@ -1,9 +1,9 @@
-"""Models of any size: transformers models whose parts read their weights from mapped files when they run.
+"""transformers models of any size: each part of a model loads its weights from memory-mapped files when it runs.
 
-The parts are the embedding, the decoder layers, the norm and the head. The model can be called like any other one; each forward
+The parts are the embedding, the decoder layers, the norm and the head. The model can be called like any other model; each forward
 pass loads all weights once, one layer at a time. `layer_stream` runs many batches through a layer before it loads the next one.
 
-On the CPU the results are the same bits as those of the same model in memory: the same modules run on the same inputs.
+On the CPU the results are bit for bit those of the same model in memory: the same modules run on the same inputs.
 
 Shapes: B sequences, L positions, T tokens, K selected experts, S tokens of one expert, D hidden, F expert hidden.
 """
@@ -30,11 +30,11 @@ from moedisco_ray.models.hf import canonical_shapes, moe_blocks, skeleton
 from moedisco_ray.models.layout import ModelMap
 
 RESIDENT_BYTES = 2**30
-"""Size up to which a model stays in a CPU's memory after its first use (bytes)."""
+"""Maximum size of a model that stays in a CPU's memory after its first use (bytes)."""
 _RESIDENT_SHARE = 0.4
-"""Largest share of a GPU's memory for a model that stays there: the rest is for its activations."""
+"""Maximum share of a GPU's memory for a model that stays loaded: the rest is for activations."""
 EMBEDDING = "model.embed_tokens.weight"
-"""Name of the embedding, for every family."""
+"""Name of the embedding's tensor, the same in every family."""
 _HEAD = "lm_head.weight"
 
 
@@ -42,16 +42,17 @@ def streamed_model(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any] | PretrainedConfig, *, dtype: torch.dtype, device: str = "cpu",
     resident: bool | None = None, few_tokens: bool = False,
 ) -> PreTrainedModel:
-    """A model whose parts read their weights when they run.
+    """Build a model whose parts load their weights when they run.
 
     Args:
-        tensors: Canonical tensors, read on access: a checkpoint, or a mapping that gets each layer's tensors before the layer runs.
-        config: The configuration, or the values of its `config.json`.
+        tensors: Canonical tensors, read on access. A layer's tensors may be added to the mapping as late as just before it runs.
+        config: Configuration of the model, or the values of its `config.json`.
         dtype: Dtype of the weights in memory.
         device: Device that the model runs on.
-        resident: Whether parts stay loaded; None: if the model takes at most `RESIDENT_BYTES`, or 40 % of a GPU's memory.
-        few_tokens: Whether forward passes have few tokens, as in generation. If parts do not stay loaded, only the experts that the
-            tokens select are then read.
+        resident: Whether parts stay loaded after they ran; None: only if the model takes at most `RESIDENT_BYTES`, or 40 % of a
+            GPU's memory.
+        few_tokens: Whether forward passes have few tokens, as in generation. Then a model that does not stay loaded reads only the
+            experts that the tokens select.
 
     Raises:
         ConfigError: transformers cannot build the model.
@@ -75,7 +76,7 @@ def streamed_model(
 
 
 def open_streamed(directory: Path, *, dtype: torch.dtype, device: str = "cpu", few_tokens: bool = False) -> PreTrainedModel:
-    """The model in a directory, with parts that read their weights when they run; see `streamed_model`.
+    """Open a model directory as a model whose parts load their weights when they run; see `streamed_model`.
 
     Args:
         directory: A Hugging Face directory of a supported family.
@@ -88,7 +89,7 @@ def open_streamed(directory: Path, *, dtype: torch.dtype, device: str = "cpu", f
     """
     stored = open_checkpoint(directory)
     try:
-        check_folder(directory)     # transformers opens the file itself, not by `opened`
+        check_folder(directory)     # transformers opens config.json itself, without the checks of `opened`
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         check_complete(stored, canonical_shapes(config))
     except (OSError, ValueError) as error:
@@ -99,7 +100,7 @@ def open_streamed(directory: Path, *, dtype: torch.dtype, device: str = "cpu", f
 
 
 def device_of_model(model: PreTrainedModel) -> torch.device:
-    """The device that a model runs on; `model.device` is that of a parameter, which may not be loaded."""
+    """The device that a model runs on. `model.device` may differ: it is the device of a parameter, which may not be loaded."""
     base: Any = model.base_model
     device: torch.device = base.rotary_emb.inv_freq.device
     return device
@@ -107,7 +108,7 @@ def device_of_model(model: PreTrainedModel) -> torch.device:
 
 @contextlib.contextmanager
 def loaded(module: nn.Module) -> Iterator[nn.Module]:
-    """Hold the weights of a part of a model until the block ends; without effect on a model in memory."""
+    """Keep the weights of a part of a streamed model loaded until the block ends; does nothing for a model in memory."""
     part: _LoadedPart | None = getattr(module, "streamed_part", None)
     if part is None or part.is_loaded:
         yield module
@@ -120,7 +121,7 @@ def loaded(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def stays(module: nn.Module) -> bool:
-    """Whether the weights of a part of a model stay in memory."""
+    """Whether a part of a model keeps its weights in memory after it ran."""
     part: _LoadedPart | None = getattr(module, "streamed_part", None)
     return part is None or part.keep
 
@@ -136,13 +137,13 @@ class _Weights:
         return self._tensors[EMBEDDING if key == _HEAD and key not in self._tensors else key]
 
     def read_ahead(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Read tensors of the model in memory, named with their shapes, into the page cache, if they are stored in files."""
+        """Read the model's tensors with these names and shapes into the page cache, if they are stored in files."""
         if isinstance(self._tensors, Checkpoint):
             stored = (name for key, shape in shapes.items() for name in self.names.stored_tensors(key, shape))
             self._tensors.read_ahead(name for name in stored if name in self._tensors)
 
     def read(self, key: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor of the model in memory; a stack of experts is filled from one tensor per expert."""
+        """Read a tensor of the model; a stack of experts is filled from one stored tensor per expert."""
         target = torch.empty(shape, dtype=self.dtype, device=self.device)
         for name, place in self.names.stored_tensors(key, shape).items():
             piece, source = target[place.index(shape)], self.stored(name)
@@ -186,7 +187,7 @@ class _LoadedPart:
 
 
 class StoredEmbedding(nn.Module):
-    """Looks tokens up in the stored embedding; only the rows of these tokens are loaded."""
+    """Looks up tokens in the stored embedding, and loads only the rows of these tokens."""
 
     def __init__(self, weights: _Weights) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ class Plan(BaseModel):
     bill: Bill
     """The planned bill of all stages."""
     storage: tuple[StageStorage, ...]
-    """Bytes that the stages store and move, in pipeline order."""
+    """Bytes that each stage stores and transfers, in pipeline order."""
     assumptions: str
 
 

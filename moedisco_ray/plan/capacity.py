@@ -1,6 +1,6 @@
-"""Check that the machines of a cluster file have the memory and disk for what runs on them, and price the traffic.
+"""Check that the machines of a cluster file have enough memory and disk for a run, and compute the price of its traffic.
 
-Memory and disk that a file does not state are not checked.
+If the file does not state the memory or disk of a machine, it is not checked.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from moedisco_ray.plan.cluster_file import Cluster, NodeType
 from moedisco_ray.plan.memory import GIB
 
 HEAD_PROCESSES_MB = 2000
-"""Memory of the head's own processes (MB): 520 when idle for Ray's GCS, raylet, dashboard, agents and autoscaler; they grow."""
+"""Memory of Ray's GCS, raylet, dashboard, agents and autoscaler on the head (MB): 520 when idle, and they grow."""
 DRIVER_MB = 600
-"""Memory of a run's driver on the head (MB), torch included (`benchmarks/seats.py`)."""
+"""Memory of a run's driver on the head, including torch (MB); measured with `benchmarks/seats.py`."""
 SEAT_MB = 20
-"""Memory on the head for each sub-model that trains (MB), at most: a warm seat has no process there (`benchmarks/seats.py`)."""
+"""Maximum memory on the head per sub-model in training (MB), measured with `benchmarks/seats.py`; its process is elsewhere."""
 GANG_MB = 700
-"""Memory on the head for the gang (MB): controller and helper actors of its TorchTrainer (`benchmarks/seats.py`, arm `trainer`)."""
+"""Memory on the head for a gang (MB): the controller and helper actors of its TorchTrainer; measured with `benchmarks/seats.py`."""
 WORKER_PROCESS_GB = 3.0
-"""Memory of a worker's process on its machine (GB), without the copy of a checkpoint: CUDA libraries, torch, Ray's raylet."""
+"""Memory of a worker on its machine (GB), for CUDA libraries, torch and Ray's raylet; a copy of a checkpoint is extra."""
 SYSTEM_DISK_GB = 60
-"""Disk for operating system, GPU driver, installed packages and Ray's logs (GB)."""
+"""Disk space for the operating system, GPU driver, installed packages and Ray's logs (GB)."""
 STATE_DISK_GB = 20
-"""Disk of the head for the service's database and the logs of all runs (GB); runs are in storage."""
+"""Disk space on the head for the service's database and the logs of all runs (GB); the run directories are stored elsewhere."""
 _USABLE_MEMORY = 0.95
-"""Share of a machine's memory above which Ray ends processes."""
+"""Share of a machine's memory that processes may use; above it, Ray kills processes."""
 _MB_PER_GB = 1024
 
 
 class ClusterNeeds(BaseModel):
-    """What a run needs from a cluster file's machines."""
+    """Memory, disk and traffic that a run needs on the machines of a cluster file."""
 
     model_config = ConfigDict(frozen=True)
 
     head_memory_gb: float
-    """Memory of the head if all the nodes that the file allows train sub-models (GB)."""
+    """Memory that the head needs if all nodes that the file allows train sub-models (GB)."""
     head_disk_gb: float
     submodels: int
-    """Number of sub-models that the file's nodes train at the same time."""
+    """Maximum number of sub-models that the file's nodes train at the same time."""
     moved_bytes: int
-    """Bytes that nodes read from storage and write to it."""
+    """Number of bytes that all nodes together read from the storage and write to it."""
     transfer_dollars: float
-    """Price of these bytes, each stage on the pool's most expensive node type."""
+    """Price of transferring `moved_bytes`, if each stage uses the node type of its pool with the most expensive transfer."""
 
 
 def cluster_needs(cluster: Cluster, config: RunConfig, plan: Plan) -> ClusterNeeds:
-    """Memory and disk of the head, and traffic with its price."""
+    """Compute the head's memory and disk, and the traffic with its price, for a run on the machines of a cluster file."""
     submodels = _submodels(cluster, config)
     return ClusterNeeds(
         head_memory_gb=head_memory_mb(submodels, gang=_has_gang(config)) / _MB_PER_GB, head_disk_gb=SYSTEM_DISK_GB + STATE_DISK_GB,
@@ -63,7 +63,7 @@ def cluster_needs(cluster: Cluster, config: RunConfig, plan: Plan) -> ClusterNee
 
 
 def head_memory_mb(submodels: int, *, gang: bool) -> int:
-    """Memory of the head for one run (MB).
+    """Memory that the head needs for one run (MB).
 
     Args:
         submodels: Number of sub-models that train at the same time.
@@ -73,12 +73,12 @@ def head_memory_mb(submodels: int, *, gang: bool) -> int:
 
 
 def usable_mb(memory_gb: float) -> int:
-    """Memory of a machine that processes may use (MB)."""
+    """Memory of a machine that processes may use before Ray kills some of them (MB)."""
     return math.floor(memory_gb * _MB_PER_GB * _USABLE_MEMORY)
 
 
 def lacking(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
-    """The machines of a cluster file that cannot hold what the file's number of workers puts on them."""
+    """A `Disagreement` for each machine of a cluster file with too little memory or disk for the workers that may run on it."""
     nodes = (node for node in cluster.types if node.most)
     return (*_of_head(cluster, config), *(each for node in nodes for each in _of_node(cluster, node, config, plan)))
 

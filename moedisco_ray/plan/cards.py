@@ -1,6 +1,7 @@
-"""Peak speed of GPUs, for the share of it that training reaches (model FLOPs utilisation, MFU).
+"""Peak speed of GPUs, to compute the share of it that training reaches (model FLOPs utilisation, MFU).
 
-Dense bf16 products with fp32 sums, from the vendor's data sheets, without sparsity. T4 and V100 have no bf16: fp16.
+The values are from the vendor's data sheets, for dense bf16 matrix products with fp32 accumulation. T4 and V100 do not support
+bf16, so their values are for fp16.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ _PEAK_TFLOPS = {
     "L4": 121, "RTX 6000 Ada": 364, "A6000": 155, "A40": 150, "A10G": 70, "A10": 125, "RTX 5090": 209, "RTX 4090": 165,
     "RTX 3090": 71, "V100": 125, "T4": 65,
 }
-"""Peak by part of the name that CUDA gives a card (TFLOP/s); the first match counts."""
+"""Peak speed by a part of the GPU's name in CUDA (TFLOP/s); the first matching entry is used."""
 
 
 def peak_flops(card: str) -> float | None:
-    """Peak FLOP/s of a card by the name that CUDA gives it; None: not in the table."""
+    """Peak speed of a GPU (FLOP/s), given its name in CUDA; None if the GPU is not in the table."""
     return next((tflops * 1e12 for name, tflops in _PEAK_TFLOPS.items() if name in card), None)

@@ -1,4 +1,4 @@
-"""Check a configuration's pools against the nodes of a cluster file: resources, GPUs, memory, number of workers, prices."""
+"""Check a configuration's pools against the nodes of a cluster file: resources, GPUs, memory, number of workers and prices."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The nodes that a cluster file starts: resources, GPUs, memory, disks, number and prices.
+"""The nodes that a cluster file can start: their resources, GPUs, memory, disks, maximum numbers and prices.
 
-Ray ignores a file's top-level `metadata`. There, `moedisco.node_types` holds the facts that Ray has no field for, such as
-`gpu_memory_gb` and `price_per_hour` of each node type, the head's included. In a file for existing hosts (`provider: local`),
-`moedisco.hosts` holds each host's node type. A RayCluster of KubeRay has the same facts as annotations of each group's pods.
+Facts for which Ray has no field are in the file's top-level `metadata`, which Ray ignores. `moedisco.node_types` in it states, for
+example, `gpu_memory_gb` and `price_per_hour` of each node type, including the head's. In a file for existing hosts
+(`provider: local`), `moedisco.hosts` states the node type of each host. A KubeRay file states the same facts as annotations of the
+pods.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from moedisco_ray.plan.memory import GIB
 
 ANNOTATION_PREFIX = "moedisco/"
 _QUANTITIES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-"""Units of Kubernetes' quantities (bytes)."""
+"""Bytes per unit of a Kubernetes quantity such as 8Gi."""
 
 
 class NodeFacts(BaseModel):
@@ -36,15 +37,15 @@ class NodeFacts(BaseModel):
     price_per_hour: Annotated[float, Field(ge=0)]
     """Price of the whole node (dollars per hour)."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory of the machine (GB); null: unknown, and not checked."""
+    """Memory of the machine (GB); null: unknown, so it is not checked."""
     disk_gb: Annotated[float, Field(gt=0)] | None = None
-    """Disk of the machine (GB); null: unknown, and not checked."""
+    """Disk space of the machine (GB); null: unknown, so it is not checked."""
     transfer_price_per_gb: Annotated[float, Field(ge=0)] = 0
-    """Price of data between the storage and the node (dollars per GB); 0 inside the storage's region."""
+    """Price of data transfer between the storage and the node (dollars per GB); 0 if both are in the same region."""
     resources: dict[str, Annotated[int, Field(ge=0)]] = {}
-    """Resources that a node offers to Ray; only for machines that Ray does not start: existing hosts, and machines that join."""
+    """Resources that a node offers to Ray. Only for machines that Ray does not start: existing hosts, and machines that join."""
     labels: dict[str, str] = {}
-    """Ray labels of a node; only for existing hosts."""
+    """Labels that a node has in Ray. Only for existing hosts."""
 
 
 class ClusterMetadata(BaseModel):
@@ -58,7 +59,7 @@ class ClusterMetadata(BaseModel):
     hosts: dict[str, str] = {}
     """Node type by host address; only for `provider: local`."""
     joining: dict[str, Annotated[int, Field(ge=0)]] = {}
-    """Maximum number of machines of each node type that join with `moedisco join`."""
+    """Maximum number of machines that join with `moedisco join`, by node type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +73,9 @@ class NodeType:
         gpu_memory_gb: Memory of one GPU (GB).
         price_per_hour: Dollars per node-hour.
         memory_gb: Memory of the machine (GB); None: unknown.
-        disk_gb: Disk of the machine (GB); None: unknown.
-        transfer_price_per_gb: Dollars per GB between the storage and a node.
-        joins: Whether such machines join by themselves; the file's limit does not count them.
+        disk_gb: Disk space of the machine (GB); None: unknown.
+        transfer_price_per_gb: Price of data transfer between the storage and a node (dollars per GB).
+        joins: Whether machines of this type join with `moedisco join`; the file's limit on workers does not count them.
     """
 
     name: str
@@ -104,10 +105,10 @@ class NodeType:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """The head's machine.
+    """The machine of the cluster's head.
 
     Attributes:
-        name: Its node type in the cluster file.
+        name: Node type of the head in the cluster file.
         memory_gb: Memory (GB); None: unknown.
         disk_gb: Disk (GB); None: unknown.
     """
@@ -124,7 +125,7 @@ class Cluster:
     Attributes:
         types: Types of worker nodes, in the order of the cluster file.
         head: The head's machine.
-        limit: The file's setting that limits the number of workers.
+        limit: Name of the file's setting that limits the number of worker nodes.
         most: Maximum number of worker nodes of all types together; None: no such limit.
     """
 
@@ -216,7 +217,7 @@ def _node_type(name: str, most: int, resources: Mapping[str, int], facts: NodeFa
 
 def _kuberay_cluster(spec: Mapping[str, Any]) -> Cluster:
     template = spec["headGroupSpec"]["template"]
-    facts = NodeFacts.model_validate({"price_per_hour": 0} | _pod_facts(template))    # its price is the Kubernetes cluster's
+    facts = NodeFacts.model_validate({"price_per_hour": 0} | _pod_facts(template))    # the head has no price of its own
     types = tuple(_kuberay_type(group) for group in spec["workerGroupSpecs"])
     return Cluster(types, Head("headGroupSpec", facts.memory_gb, facts.disk_gb), "maxReplicas")
 
@@ -229,7 +230,7 @@ def _kuberay_type(group: Mapping[str, Any]) -> NodeType:
 
 
 def _pod_facts(template: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts about a pod: its annotations, and the memory limit of its containers."""
+    """Facts about a pod, from its annotations and the memory limits of its containers."""
     noted = {
         key.removeprefix(ANNOTATION_PREFIX).replace("-", "_"): value
         for key, value in template.get("metadata", {}).get("annotations", {}).items() if key.startswith(ANNOTATION_PREFIX)}
@@ -238,6 +239,6 @@ def _pod_facts(template: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gigabytes(quantity: str) -> float:
-    """A memory quantity of Kubernetes, such as 8Gi, in GB."""
+    """Convert a memory quantity of Kubernetes, such as 8Gi, to GB."""
     unit = quantity.lstrip("0123456789.")
     return float(quantity.removesuffix(unit)) * _QUANTITIES[unit] / GIB

@@ -221,7 +221,7 @@ class _Reading:
 
     def _merge(self) -> float | None:
         config = self._config
-        # Every layer runs once without its experts, to find its router's input, and all but the last once more.
+        # Each layer runs once without its experts, to compute its router's input. Then each layer but the last runs again, in full.
         calibrated = round(config.merge.calibration_tokens * (2 - 1 / self._whole.num_hidden_layers))
         work = self._read(calibrated, whole=True) if config.tokens.decoupled or config.tokens.seed else 0.0
         return _total([work, self._starting(config.finetune_pool)])

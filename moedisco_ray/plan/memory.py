@@ -2,10 +2,10 @@
 
 Weights, gradients and optimizer state follow `optimizer.precision`: 2 + 2 + 4 bytes per parameter in pure bf16, else 4 + 4 + 8.
 
-Activations are counted tensor by tensor, as autograd saves them, in the manner of Korthikanti et al., "Reducing
-activation recomputation in large transformer models" (arXiv 2205.05198, section 4.1), for layers with RMSNorm, SwiGLU
-and attention that never stores its L x L scores. With s bytes per number in a matrix product and r on the
-residual stream (4 under autocast, else s), a token costs in one layer:
+Activations are counted tensor by tensor, as autograd saves them. The method is that of Korthikanti et al., "Reducing
+activation recomputation in large transformer models" (arXiv 2205.05198, section 4.1), applied to layers with RMSNorm, SwiGLU
+and attention that never stores its L x L scores. A number takes s bytes in a matrix product and r bytes in the residual
+stream (r = 4 under autocast, else r = s). Then the activations of one token in one layer take these bytes:
 
 * two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + r + s) D;
 * attention: queries, keys, values and the output, s (2Hd + 2Gd), and a log-sum-exp of 4 bytes per head; where queries
@@ -14,14 +14,14 @@ residual stream (4 under autocast, else s), a token costs in one layer:
   its weight: s (2D + 4F); a layer's only expert, which runs as a dense one: 4sF; a shared expert: s (D + 4S);
 * under autocast, every linear layer casts its own copy of the input: sD more for each further layer with the same input.
 
-The last norm adds (4 + r + s) D, and the gradient of its output 4D. Logits, their copies and their gradient take 16V, but at most
-64 MiB in all, because the loss is computed in tiles (`training.cross_entropy`).
+For each token, the last norm adds (4 + r + s) D bytes and the gradient of its output 4D. Logits, their copies and their gradient
+take 16V bytes per token, but at most 64 MiB in all, because the loss is computed in tiles (`training.cross_entropy`).
 
 The optimizer steps after the activations are freed. With `pure_bf16` it handles at most 2^24 elements of a tensor at a time and
 holds fp32 copies of the gradient, both moments, the weight and the random bits: 20 bytes per element.
 
-Compute copies are an upper bound in sharded training: 10 bytes per parameter of the largest block in bf16 (gathered weights 2,
-gradients 2, gradients that are reduced in fp32 4, prefetched weights of the next block 2), and 12 in fp32.
+Compute copies in sharded training are given by an upper bound: 10 bytes per parameter of the largest block in bf16 (gathered
+weights 2, gradients 2, gradients that are reduced in fp32 4, prefetched weights of the next block 2), and 12 in fp32.
 
 With gradient checkpointing a layer keeps only its input (rD), and one layer at a time is recomputed in full.
 
@@ -43,7 +43,7 @@ GIB = 2**30
 
 _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
-"""Temporary memory of the optimizer's step (bytes per element that it handles at once); the fused fp32 AdamW needs none."""
+"""Temporary memory of an optimizer step, by precision (bytes per element processed at once); fused fp32 AdamW needs none."""
 _STEP_ELEMENTS = 2**24
 """Maximum elements that the optimizer's step handles at once; equal to `training.optimizer.STEP_ELEMENTS`, which needs torch."""
 _MUON_BYTES = 32

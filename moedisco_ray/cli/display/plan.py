@@ -41,7 +41,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bool) -> RenderableType:
-    """The nodes of a cluster file, what the head needs, the price of traffic, and whether the pools agree with the file."""
+    """View of a cluster file: its node types, the head's memory and disk, the price of traffic, and whether the pools match it."""
     table = plain_table("node type", "workers", "of", "GB per GPU", "dollars per worker-hour")
     for node in cluster.types:
         for tag, slots in node.slots.items():

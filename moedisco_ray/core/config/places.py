@@ -41,7 +41,7 @@ class Marker:
 
 @dataclasses.dataclass(frozen=True)
 class ReadsFrom(Marker):
-    """Marks a setting that names a place the run reads.
+    """Marks a setting that names a path or URI from which the run reads.
 
     Attributes:
         uris: Whether the setting may hold a URI or `embedded` instead of a local path.
@@ -54,10 +54,10 @@ class ReadsFrom(Marker):
 
 @dataclasses.dataclass(frozen=True)
 class WritesTo(Marker):
-    """Marks a setting that names a place the run writes.
+    """Marks a setting that names a path or URI to which the run writes.
 
     Attributes:
-        what: What is written: `runs` or `checkpoints`, in a directory or a bucket.
+        what: What the run writes there: `runs` (run directories) or `checkpoints`.
     """
 
     what: Literal["runs", "checkpoints"]

@@ -76,20 +76,20 @@ class RunConfig(Section):
     tracking: Annotated[Tracking, NoEffect("trackers only read a run's events")] = Tracking()
     output: Annotated[
         Path | str, WritesTo("runs"), AfterValidator(_as_output), NoEffect("it is where the run directory is made")] = Path("runs")
-    """Place of the run directories: a directory, on several machines one that all of them share; or any URI that a pyarrow file
-    system writes (`s3://BUCKET/FOLDER`, `gs://`, `abfs://`), so that the machines share nothing else. Of a run at a URI, each
-    machine has a working copy below MOEDISCO_CACHE_DIR (`~/.cache/moedisco`), of at most MOEDISCO_CACHE_GB (half of the disk)
-    together with those of other runs. Credentials come from the machines' environment or role. A control service allows only its
-    output roots."""
+    """Folder or URI in which the run directory is created. Several machines need a folder that all of them share, or the URI of
+    a file system that pyarrow can write to (`s3://BUCKET/FOLDER`, `gs://`, `abfs://`). With a URI, each machine keeps a working
+    copy of the run below MOEDISCO_CACHE_DIR (default: `~/.cache/moedisco`). All working copies of a machine together take at most
+    MOEDISCO_CACHE_GB (default: half of the disk). Credentials come from each machine's environment or instance role. A control
+    service accepts only the locations that its operator allows."""
 
     @property
     def location(self) -> Location:
-        """Where the run is stored: OUTPUT/NAME."""
+        """Path or URI of the run: OUTPUT/NAME."""
         return joined(self.output, self.name) if is_uri(self.output) else Path(self.output) / self.name
 
     @property
     def directory(self) -> Path:
-        """The run directory; of a run at a URI, the working copy on this machine."""
+        """The run directory on this machine. If the run is at a URI, this is the working copy."""
         return working_directory(self.location)
 
     @property

@@ -25,7 +25,7 @@ _ROUNDING = 1e-9
 
 
 def is_storage(place: str) -> bool:
-    """Whether a place is a URI of a store that a run can write to."""
+    """Whether a text is the URI of a storage service that a run can write to."""
     scheme, sign, rest = place.partition("://")
     return bool(sign) and scheme in _SCHEMES and rest[:1] not in ("", "/", "?")
 
@@ -86,8 +86,9 @@ class Corpus(Section):
     max_document_tokens: int | None = Field(None, ge=16, le=LARGEST)
     """Maximum length of a document (tokens); longer ones are cut at blank lines, line ends or sentence ends. Null: 8 sequences."""
     near_duplicates: float | None = Field(None, ge=0.3, le=1)
-    """Drop a document whose similarity with another one is at least this, such as 0.8: the Jaccard similarity of their sets of five
-    consecutive words, estimated by MinHash. The document of the earlier source stays. Null: only equal texts are dropped."""
+    """Drop a document if its similarity to another one is at least this value, such as 0.8. The similarity is the Jaccard index of
+    the documents' sets of five consecutive words, estimated by MinHash. The document from the earlier source is kept. Null: drop
+    only documents whose text is equal."""
 
     @property
     def document_tokens(self) -> int:
@@ -162,8 +163,8 @@ class Clusters(Section):
     """Maximum size of a cluster (tokens), as a multiple of the mean cluster size. Null: no limit (the paper)."""
     restarts: int = Field(4, ge=1, le=64)
     sample: int = Field(10_000, ge=16, le=LARGEST)
-    """Number of sample documents for k-means (at least 256 per cluster), the tf-idf vocabulary, the language models of
-    `likelihood`, the silhouette and the 2-D map."""
+    """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means, the tf-idf vocabulary and the
+    language models of `likelihood`, and the silhouette and the 2-D map are computed from it."""
 
 
 Precision = Literal["fp32", "bf16"]
@@ -175,11 +176,12 @@ def precision_on(*, gpu: bool) -> Precision:
 
 
 class Optimizer(Section):
-    """The optimizer, its schedule, batches and precision, for one training."""
+    """Settings of one training: optimizer, learning-rate schedule, batches and precision."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon` trains the matrices of the layers, each expert's on its own, with Muon, and all else with AdamW, at the same learning
-    rate. Its state is a quarter smaller."""
+    """`muon` trains the layers' weight matrices with Muon, each expert's matrices separately, and all other weights with AdamW at
+    the same learning rate. Weights, gradients and optimizer state then take a quarter less memory, because Muon stores one moment
+    where AdamW stores two."""
     lr: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
     """`cosine` falls to a tenth of `lr` over the whole training, `wsd` (warm-up, stable, decay) over the last fifth of the
@@ -197,7 +199,7 @@ class Optimizer(Section):
     bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is bf16 on a GPU and fp32
     on a CPU."""
     within_documents: bool = False
-    """Hide the other documents of a packed sequence from each token."""
+    """Let each token attend only to its own document, not to the other documents that are packed into the same sequence."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
 

@@ -1,6 +1,8 @@
-"""Machines that join a Ray cluster from outside, with nothing but one outgoing ssh connection.
+"""Let machines outside of a Ray cluster's network join the cluster through one outgoing ssh connection.
 
-The connection carries a layer-3 tunnel (`ssh -w`), so that the machine has an address that the head reaches, and Ray on both ends
-needs no change. `head` prepares a separate sshd on the head and issues tokens; `machine` uses a token. A token is an ssh
-certificate with its key. sshd itself enforces what it allows: one connection, until it expires, for the tunnel and the offer.
+The connection carries a layer-3 tunnel (`ssh -w`). The head can reach the machine at an address in the tunnel, so Ray needs no
+change on either end. `head` sets up a separate sshd on the head and issues tokens; `machine` uses a token to join.
+
+A token contains an ssh certificate and its private key. sshd itself enforces its limits: it opens one connection before it expires,
+and this connection can only carry the tunnel and read the offer (the Ray cluster's address and versions).
 """

@@ -1,12 +1,12 @@
-"""The head's side: an sshd of its own that only opens tunnels, and the tokens for it. Everything here runs as root.
+"""The head's side of joining: a separate sshd that only opens tunnels, and the tokens for it. All of it runs as root.
 
-Files are in one directory that only root writes, as sshd demands of the commands that it runs:
+The files are in a directory that only root may write to, because sshd requires this of the commands that it runs:
 
     ca, host, *.pub     keys that sign tokens and identify the head
     sshd_config         allows nothing but a layer-3 tunnel and the forced command
     admit.sh            refuses a certificate that an earlier connection used
     offer.sh            the forced command: prints offer.json and waits for the end of the connection
-    used/               one file per serial number that was used; written by the unprivileged user
+    used/               one file per serial number of a used certificate; the unprivileged user of the sshd writes it
     slots/              one file per tunnel: serial number and expiry of its newest token
 """
 
@@ -34,7 +34,7 @@ from moedisco_ray.execution.joining.token import JoinToken, Offer, address, devi
 USER = "moedisco-join"
 SSHD = "/usr/sbin/sshd"
 _CLOCK_SKEW = 300
-"""Time before its issue from which a certificate is valid, for clocks that were set back (s)."""
+"""Time by which a certificate's validity begins before its issue (s): the head's clock may be set back after the issue."""
 _SSHD_CONFIG = """\
 Port {port}
 HostKey {directory}/host
@@ -89,16 +89,16 @@ class Gateway(BaseModel):
     """Name or address at which machines reach the head."""
     port: Annotated[int, Field(ge=1, le=65535)]
     network: str
-    """Network of the tunnels' addresses."""
+    """IP network from which the tunnels get their addresses, such as 10.97.0.0/16."""
     machines: Annotated[int, Field(ge=1, le=1000)]
-    """Maximum number of machines at the same time."""
+    """Maximum number of joined machines at the same time."""
 
 
 def prepare(directory: Path, gateway: Gateway, offer: Offer) -> None:
-    """Write the sshd's files and create its user and its tunnel devices. What exists already stays, and so do issued tokens.
+    """Write the sshd's files, and create its user and tunnel devices. Existing keys and issued tokens stay valid.
 
     Raises:
-        ConfigError: This is not root, a tool is missing, or the network has too few addresses.
+        ConfigError: This process is not root, a tool is missing, or the network has too few addresses.
     """
     _require_root("join-gateway")
     check_network(gateway)
@@ -124,7 +124,7 @@ def prepare(directory: Path, gateway: Gateway, offer: Offer) -> None:
 
 
 def check_network(gateway: Gateway) -> None:
-    """Check that every tunnel has an address.
+    """Check that the network has an address for every tunnel.
 
     Raises:
         ConfigError: The network is not valid, or too small.
@@ -138,7 +138,7 @@ def check_network(gateway: Gateway) -> None:
 
 
 def serve(directory: Path) -> None:
-    """Replace this process by the sshd.
+    """Replace this process with the sshd that accepts joining machines.
 
     Raises:
         ConfigError: sshd is not installed.
@@ -150,15 +150,15 @@ def serve(directory: Path) -> None:
 
 
 def issue(directory: Path, minutes: int, now: float | None = None) -> JoinToken:
-    """Make a token for a free tunnel.
+    """Issue a token for a free tunnel.
 
     Args:
-        directory: Directory of `prepare`.
-        minutes: Time for which the token opens a connection (min).
-        now: Current time (Unix time); None: the clock's.
+        directory: Directory with the files that `prepare` wrote.
+        minutes: Time for which the token can open a connection (min).
+        now: Current time (Unix time); None: read the clock.
 
     Raises:
-        ConfigError: This is not root, no gateway was prepared, or every tunnel has a machine or an unused token.
+        ConfigError: This process is not root, no gateway was prepared, or every tunnel has a machine or an unused token.
     """
     _require_root("join-token")
     try:
@@ -188,7 +188,7 @@ def issue(directory: Path, minutes: int, now: float | None = None) -> JoinToken:
 
 
 def _is_free(directory: Path, slot: int, now: float) -> bool:
-    """Whether a tunnel has no machine, and no token that may still bring one."""
+    """Whether a tunnel has neither a connected machine nor an unused token that is still valid."""
     try:
         token: Mapping[str, float] = json.loads((directory / "slots" / str(slot)).read_text())
     except FileNotFoundError:
@@ -205,11 +205,11 @@ def _is_connected(slot: int) -> bool:
 
 
 def _make_devices(gateway: Gateway) -> None:
-    """Create the tunnel devices that the unprivileged user may open, each with a route to its machine."""
+    """Create the tunnel devices, each with a route to its machine. The unprivileged user of the sshd may open them."""
     head = address(gateway.network, 0)
     if not Path("/dev/net/tun").exists():
         raise ConfigError("/dev/net/tun", None, "does not exist; load the kernel module `tun`")
-    Path("/dev/net/tun").chmod(0o666)   # as udev does; a device still opens only for its owner
+    Path("/dev/net/tun").chmod(0o666)   # the mode that udev sets, too; a tunnel device still opens only for its owner
     for slot in range(1, gateway.machines + 1):
         name = device_name(slot)
         if not Path(f"/sys/class/net/{name}").exists():
@@ -217,29 +217,29 @@ def _make_devices(gateway: Gateway) -> None:
         _run(["ip", "address", "replace", head, "peer", address(gateway.network, slot), "dev", name])
         _run(["ip", "link", "set", name, "mtu", "1400", "up"])
         settings = Path("/proc/sys/net/ipv4/conf") / name
-        (settings / "rp_filter").write_text("1")    # only the machine's own address as source
-        (settings / "forwarding").write_text("0")   # only the head as destination
+        (settings / "rp_filter").write_text("1")    # accept only packets from the machine's own address
+        (settings / "forwarding").write_text("0")   # accept only packets for the head itself
 
 
 def _make_user() -> None:
     try:
         pwd.getpwnam(USER)
     except KeyError:
-        # sshd refuses locked accounts; `*` is no lock, and no password matches it.
+        # sshd refuses locked accounts. The password field `*` does not lock the account, and no password matches it.
         _run([
             "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/", "--shell", "/bin/sh", "--password", "*",
             USER])
 
 
 def _forget_old(used: Path) -> None:
-    """Delete the marks of serial numbers whose certificates expired long ago: a token is valid for a week at most."""
+    """Delete the files of used serial numbers after two weeks; certificates are valid for at most one week."""
     for path in used.iterdir():
         if path.stat().st_mtime < time.time() - 14 * 86_400:
             path.unlink()
 
 
 def _utc(seconds: float) -> str:
-    """A time for ssh-keygen, which runs with UTC as its time zone."""
+    """Format a Unix time for ssh-keygen, whose time zone is set to UTC."""
     return time.strftime("%Y%m%d%H%M%S", time.gmtime(seconds))
 
 

@@ -1,4 +1,4 @@
-"""The machine's side: open the tunnel, start Ray in it, and leave without losing work."""
+"""The joining machine's side: open the tunnel, run Ray through it, and leave the cluster without losing work."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from moedisco_ray.execution.node_agent import Drainer, Notice, RayUnavailable
 from moedisco_ray.execution.node_agent.raylets import local_raylets
 
 _CONNECT_SECONDS = 15
-"""Timeout for the head to accept a connection (s)."""
+"""Timeout for connecting to the head (s)."""
 _POLL_SECONDS = 0.5
 _END_SECONDS = 20
-"""Time for Ray's processes to end after SIGTERM before they are killed (s)."""
+"""Time that Ray's processes have to end after SIGTERM (s); then they are killed."""
 _RULE = 7700
-"""Priority of the routing rules, and with the tunnel's number added, the routing table."""
+"""Priority of the first routing rule. The number of the routing table is this value plus the tunnel's number."""
 _SHARED = ("ray", "moedisco-ray")
 _MEANINGS = (
     ("Permission denied", "TOKEN", "the head refuses it: it was used before, or another head issued it; ask for a new one"),
@@ -37,19 +37,19 @@ _MEANINGS = (
     ("Tunnel device open failed", "/dev/net/tun", "no tunnel can be opened; this machine needs root and CAP_NET_ADMIN"),
     ("Tunnel forwarding failed", "TOKEN", "its tunnel is in use on the head; ask for a new one"),
 )
-"""What ssh prints, and what it means: field and remedy. Anything else means that the head was not reached."""
+"""Messages of ssh, each with field and remedy of the error to raise. After any other message, the head was not reached."""
 
 
 class LostHead(MoeDiscoError):  # noqa: N818 - an end, which the machine reports
-    """The connection to the head, or Ray, ended."""
+    """The connection to the head ended, or Ray ended on this machine."""
 
 
 class Machine(BaseModel):
-    """What this machine offers to Ray.
+    """Resources that this machine offers to Ray.
 
     Attributes:
-        tag: Custom resource of the pool.
-        slots: Number of workers at the same time.
+        tag: Custom resource that marks the pool's nodes.
+        slots: Maximum number of workers at the same time.
         gpus: Number of GPUs.
         labels: Labels of the Ray node.
     """
@@ -62,7 +62,7 @@ class Machine(BaseModel):
     labels: Mapping[str, str]
 
     def arguments(self, ray_address: str, own_address: str) -> list[str]:
-        """Arguments of `ray start`. The node offers no CPU, so that text processing never occupies it."""
+        """Arguments of `ray start`. The node offers no CPUs, so that text processing never runs on it."""
         labels = ",".join(f"{name}={value}" for name, value in self.labels.items())
         return [
             "start", f"--address={ray_address}", f"--node-ip-address={own_address}", "--num-cpus=0", f"--num-gpus={self.gpus}",
@@ -70,7 +70,7 @@ class Machine(BaseModel):
 
 
 def own_versions() -> dict[str, str]:
-    """Versions that all nodes of a Ray cluster must share."""
+    """This machine's versions of Python and of the packages whose versions must match on all nodes of a Ray cluster."""
     found = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in _SHARED:
         with contextlib.suppress(PackageNotFoundError):
@@ -104,18 +104,18 @@ def require_root() -> None:
 
 
 def join(token: JoinToken, machine: Machine, stop: threading.Event, say: Callable[[str], None], *, grace: float) -> None:
-    """Be a node of the head's Ray cluster until stopped.
+    """Run as a node of the head's Ray cluster until `stop` is set.
 
     Args:
-        token: The token; it is used up.
-        machine: What the node offers.
-        stop: Ends the node: it is drained first.
-        say: Receives one line per change of state.
-        grace: Time that work on this machine has to save its state after `stop` (s).
+        token: The token; it can be used only once.
+        machine: Resources that the node offers.
+        stop: Setting this event drains the node and then ends it.
+        say: Receives one line of text per change of state.
+        grace: Time for work on this machine to save its state after `stop` is set (s).
 
     Raises:
-        ConfigError: The head refuses the token or does not answer, or has other versions.
-        LostHead: The connection to the head, or Ray, ended.
+        ConfigError: The head refuses the token, does not answer, or has other versions of Python or packages.
+        LostHead: The connection to the head ended, or Ray ended on this machine.
     """
     with _tunnel(token) as (ssh, offer):
         check_versions(offer.versions, own_versions())
@@ -138,7 +138,7 @@ def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
     """Compare the versions of the head with this machine's.
 
     Raises:
-        ConfigError: One differs.
+        ConfigError: A version differs.
     """
     for name, wanted in theirs.items():
         if ours.get(name) != wanted:
@@ -146,7 +146,7 @@ def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
 
 
 def explain(stderr: str, token: JoinToken) -> ConfigError:
-    """What an ssh that ended without an offer means."""
+    """The error to raise for an ssh process that ended before it received the head's offer."""
     for sign, field, remedy in _MEANINGS:
         if sign in stderr:
             return ConfigError(field, None, remedy)
@@ -171,7 +171,7 @@ def _tunnel(token: JoinToken) -> Iterator[tuple[subprocess.Popen[str], Offer]]:
         command = [
             "ssh", "-F", "none", "-T", "-i", str(folder / "key"), "-p", str(token.port), "-w", f"{token.device}:{token.device}",
             *(f"-o{name}={value}" for name, value in options.items()), f"{token.user}@{token.host}"]
-        # In a session of its own: Ctrl-C must not end the tunnel before Ray has left through it.
+        # A separate session, so that Ctrl-C does not end the tunnel before Ray has left the cluster through it.
         ssh = subprocess.Popen(  # noqa: S603 - ssh with our own arguments
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
         try:
@@ -193,7 +193,7 @@ def _read_offer(ssh: subprocess.Popen[str], token: JoinToken) -> Offer:
 
 @contextlib.contextmanager
 def _routed(token: JoinToken, offer: Offer) -> Iterator[None]:
-    """Send what goes to the head's own address through the tunnel, except the ssh connection that carries it."""
+    """Route all traffic to the head's own address through the tunnel, except for the ssh connection that carries the tunnel."""
     device, table = f"tun{token.device}", _RULE + token.slot
     _ip(f"address add {token.own_address} peer {token.head_address} dev {device}")
     _ip(f"link set {device} mtu 1400 up")
@@ -231,7 +231,7 @@ def _ray(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _drain(ray_address: str, ray: subprocess.Popen[bytes], grace: float, say: Callable[[str], None]) -> None:
-    """Let Ray start nothing more here, and wait until the node is idle and ends, or the time is over."""
+    """Drain this machine's Ray node, and wait until it is idle and ends, or until the grace time is over."""
     deadline = time.time() + grace
     drain = Drainer(find=lambda _only: [each for each in local_raylets() if each.gcs_address == ray_address])
     try:

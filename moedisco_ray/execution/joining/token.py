@@ -1,4 +1,4 @@
-"""A join token: where the head is, and an ssh certificate that opens one tunnel to it. And the offer that the head answers with."""
+"""The join token (the head's address, and an ssh certificate that opens one tunnel to it) and the head's answer, the offer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from moedisco_ray.core.errors import ConfigError
 
 _PREFIX = "mdj1."
 _FIRST_DEVICE = 7700
-"""Number of the tunnel device before the first one, so that other tunnels of a machine keep theirs."""
+"""Offset of the tunnel devices' numbers: a high number, so that they do not collide with other tunnels of a machine."""
 _FIRST_ADDRESS = 256
-"""Position in the network before the first machine's address; the head has position 1."""
+"""Offset of the machines' addresses in the network: slot N has address number 256 + N, and the head has number 1."""
 _MOST_BYTES = 1 << 16
 """Maximum size of a decoded token (bytes)."""
 
 
 class JoinToken(BaseModel):
-    """Everything that a machine needs to reach the head once."""
+    """All data that a machine needs to connect to the head once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,21 +31,21 @@ class JoinToken(BaseModel):
     """Name or address of the head, reachable from the machine."""
     port: int
     host_key: str
-    """Public key of the head's sshd."""
+    """Public host key of the head's sshd."""
     user: str
     slot: int
-    """Number of the tunnel, from 1."""
+    """Number of the tunnel, counted from 1."""
     network: str
-    """Network of the tunnels' addresses."""
+    """IP network of the tunnels' addresses, such as 10.97.0.0/16."""
     key: str
-    """Private key."""
+    """Private ssh key that belongs to the certificate."""
     certificate: str
     expires: float
-    """Time until which the certificate opens a connection (Unix time)."""
+    """Time after which the certificate opens no new connection (Unix time)."""
 
     @property
     def device(self) -> int:
-        """Number N of the device tunN on both ends."""
+        """Number N of the tunnel device tunN, the same on both ends."""
         return _FIRST_DEVICE + self.slot
 
     @property
@@ -59,7 +59,7 @@ class JoinToken(BaseModel):
         return address(self.network, self.slot)
 
     def encoded(self) -> str:
-        """The token as one word."""
+        """Encode the token as one word of ASCII text."""
         return _PREFIX + base64.urlsafe_b64encode(zlib.compress(self.model_dump_json().encode(), 9)).decode()
 
     @classmethod
@@ -67,11 +67,11 @@ class JoinToken(BaseModel):
         """Read a token.
 
         Args:
-            text: The word that `join-token` printed.
-            now: Current time (Unix time); None: the clock's.
+            text: The word that `moedisco join-token` printed.
+            now: Current time (Unix time); None: read the clock.
 
         Raises:
-            ConfigError: It is no token, or it has expired.
+            ConfigError: The text is not a join token, or the token has expired.
         """
         word = text.strip()
         unpacking = zlib.decompressobj()
@@ -89,25 +89,25 @@ class JoinToken(BaseModel):
 
 
 class Offer(BaseModel):
-    """What the head answers to a machine that the tunnel connects."""
+    """The head's answer to a machine that has opened its tunnel."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ray_address: str
     """HOST:PORT of the Ray cluster."""
     ray_token: str | None
-    """Token of the Ray cluster; null: it has none."""
+    """Authentication token of the Ray cluster; null: the Ray cluster needs none."""
     versions: dict[str, str]
-    """Versions of Python and of packages that all nodes of a Ray cluster must share."""
+    """The head's versions of Python and of packages; all nodes of the Ray cluster must have the same ones."""
 
     @property
     def ray_host(self) -> str:
-        """Address of the head in its own network."""
+        """The head's address in its own network: the host of `ray_address`."""
         return self.ray_address.rpartition(":")[0]
 
 
 def address(network: str, slot: int) -> str:
-    """Address in the tunnels' network of a slot's machine; of the head for slot 0."""
+    """Tunnel address of the machine in a slot; slot 0 is the head."""
     return str(ipaddress.IPv4Network(network)[_FIRST_ADDRESS + slot if slot else 1])
 
 
