@@ -101,7 +101,7 @@ class Draft:
 
 
 class Committing(Protocol):
-    """Storage that commits directories: `OnDisk`, or `run_store.RunStore` for a disk or a URI."""
+    """Interface of a storage that commits directories; `OnDisk` and `run_store.RunStore` implement it."""
 
     def draft(self, directory: Path) -> Path:
         """Path of the draft: the directory in which to write a new version of `directory`."""

@@ -29,14 +29,14 @@ Held = Mapping[str, Mapping[str, float]]
 
 
 class SubmodelProgress:
-    """Progress of a group of trainings, over all drivers.
+    """Progress of a group of trainings, over all drivers of the run.
 
     Args:
         jobs: The trainings, including those that an earlier driver finished.
         quorum: Number of trainings that must finish, and how long to wait for the others.
-        workers: Number of workers of each training, until `self.workers` says otherwise.
-        path: File of the stored progress; its directory must exist.
-        clock: Returns seconds.
+        workers: Number of workers of each training before its first attempt.
+        path: File that stores the progress; its directory must exist.
+        clock: Returns the current time (s).
 
     Attributes:
         finished: Results of the finished trainings, by name.
@@ -134,11 +134,14 @@ class SubmodelProgress:
             write_json(self._path, {
                 "seconds": self.seconds, "ended": self._ended, "speeds": self._speeds, "held": self._count(held()),
                 "walls": self._walls})
-            with contextlib.suppress(StorageError):     # not fatal: the next save follows
+            with contextlib.suppress(StorageError):     # not fatal: the next save tries again
                 self._jobs[0].store.publish(self._path)
 
     def _count(self, held: Held) -> dict[str, dict[str, float]]:
-        """Worker-seconds over all drivers; those since the last count, divided by the workers, are added to the wall times."""
+        """Worker-seconds of each training and pool, over all drivers.
+
+        The increase since the last call, divided by the number of workers, is added to the wall-clock time of each training.
+        """
         units = dict.fromkeys([*self._held_before, *held])
         totals: dict[str, dict[str, float]] = {
             unit: dict(Counter(self._held_before.get(unit, {})) + Counter(held.get(unit, {}))) for unit in units}

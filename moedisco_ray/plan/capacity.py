@@ -21,7 +21,7 @@ HEAD_PROCESSES_MB = 2000
 DRIVER_MB = 600
 """Memory of a run's driver on the head, including torch (MB); measured with `benchmarks/seats.py`."""
 SEAT_MB = 20
-"""Maximum memory on the head per sub-model in training (MB), measured with `benchmarks/seats.py`; its process is elsewhere."""
+"""Maximum memory on the head per sub-model that trains on another machine (MB); measured with `benchmarks/seats.py`."""
 GANG_MB = 700
 """Memory on the head for a gang (MB): the controller and helper actors of its TorchTrainer; measured with `benchmarks/seats.py`."""
 WORKER_PROCESS_GB = 3.0

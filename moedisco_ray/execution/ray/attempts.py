@@ -38,16 +38,16 @@ _COLLECTIVE_SECONDS = 300
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttemptContext:
-    """What the attempts of a run share.
+    """Data that all attempts of a run share.
 
     Attributes:
-        run: Prefix of the Ray Train runs' names.
+        run: Prefix for the names of Ray Train runs.
         placement: Pool and number of the workers.
-        directory: Directory of the driver's files about these trainings.
+        directory: Directory for the driver's files about these trainings.
         stop_files: The attempts end as soon as one of these files exists.
         mailbox: Carries the workers' events to the driver.
-        seats: The run's warm processes that hold a slot each; a training with one worker runs in one of them. None: the training
-            is a gang.
+        seats: The run's warm processes, each of which holds a slot. A training with one worker runs in one of them. None: the
+            training is a gang.
     """
 
     run: str
@@ -78,7 +78,7 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     mailbox = context.mailbox
     dead_before = dead_nodes()
     attempt_id = mailbox.begin_attempt(job.name)
-    # Without a shared directory, workers cannot see the stop files.
+    # Without a shared directory, workers cannot see the driver's stop files.
     relaying = relaying_stops(mailbox, attempt_id, context.stop_files) if job.store.is_remote else contextlib.nullcontext()
     try:
         with relaying:
@@ -136,9 +136,9 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
                 num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
             run_config=RunConfig(
                 name=name, **train_storage(storage_path)._asdict(),
-                # The driver decides what follows, as for sub-models: Ray Train restarts without the history of what failed, counts
-                # a node that dies without a notice as a failure, and ends a run as finished if workers that saved upon a notice
-                # return before its controller, which looks every 2 s, has seen the notice.
+                # Ray Train must not restart workers: the driver decides what follows, as for sub-models. Ray Train does not know
+                # what failed in earlier runs, and counts a node that dies without a notice as a failure. Its controller polls for
+                # notices every 2 s: if workers save and return before it sees the notice, it ends the run as finished.
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
                 callbacks=[SlotReporter(
                     stage=job.stage, unit=job.name, pool=placement.pool.key, mailbox=mailbox.handle, attempt=attempt_id)],

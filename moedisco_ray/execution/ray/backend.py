@@ -140,27 +140,27 @@ def train_all(
     jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER, quorum: Quorum = ALL,
     run: str = "run", seats: Seats | None = None, observer: Observer | None = None, gang: GangSize | None = None,
 ) -> list[Trained]:
-    """Train all jobs, in parallel while the pool has room; waiting jobs hold no slots.
+    """Train all jobs, as many in parallel as the pool has slots for; waiting jobs hold no slots.
 
     Args:
-        jobs: The trainings; results come in their order.
+        jobs: The trainings; the results are in the same order.
         placement: Pool and number of the workers.
-        directory: Directory of the files that end the trainers, and of the jobs' progress.
+        directory: Directory for the stop files of the trainers and for the stored progress of the jobs.
         emit: Receives the workers' events.
-        stop: Ends the trainers, with checkpoints.
-        quorum: How many jobs must finish, and how long to wait for the others.
-        run: Prefix of the Ray Train runs' names.
-        seats: The run's seats; None: new ones for these trainings.
+        stop: Stop request; the trainers save checkpoints and end.
+        quorum: Number of jobs that must finish, and how long to wait for the others.
+        run: Prefix for the names of the Ray Train runs.
+        seats: The run's seats (warm processes that hold slots); None: start new seats for these trainings.
         observer: Called at every poll.
-        gang: Decides the number of workers of the only job; None: each job trains on a seat.
+        gang: Decides the number of workers of a single job; None: each job trains on a seat.
 
     Raises:
-        MoeDiscoError: An error of this package, such as a full disk, from the first job that has one.
+        MoeDiscoError: A job failed with an error of this package that no retry repairs, such as a full disk.
         OSError: An event could not be written.
         PoolError: A job fits no node type of a mixed pool.
         TrainingError: Too many trainings failed or diverged to reach the quorum.
         RunStopped: The run was asked to end; the trainers have saved a checkpoint and ended.
-        KeyboardInterrupt: The user interrupted the run; the trainers have ended as for `RunStopped`.
+        KeyboardInterrupt: The user interrupted the run; the trainers have saved a checkpoint and ended.
     """
     directory.mkdir(parents=True, exist_ok=True)
     end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
@@ -194,17 +194,20 @@ def train_gang(
     job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER, run: str = "run",
     reservation: Reservation | None = None,
 ) -> Trained:
-    """Train a job, as `train_all`, with as many workers as a pool has, within its bounds.
+    """Train one job as a gang, with as many workers as the pool has slots for, within the pool's bounds.
 
     Args:
         job: The training.
-        pool: The workers' pool, with the bounds on their number.
-        max_failures: Maximum number of restarts of failed workers. Losing a machine or changing size is not a failure.
+        pool: Pool of the workers, with the bounds on their number.
+        max_failures: Maximum number of restarts after failures of workers. A lost machine or a change of size is not a failure.
         directory: As in `train_all`.
         emit: Receives the workers' events.
-        stop: Ends the training, with a checkpoint.
-        run: Prefix of names that Ray shows.
-        reservation: What an earlier stage has requested for the gang; None: nothing.
+        stop: Stop request; the workers save a checkpoint and end.
+        run: Prefix for the names that Ray shows.
+        reservation: Slots that an earlier stage has requested for the gang; None: no slots are requested yet.
+
+    Raises:
+        MoeDiscoError: As in `train_all`.
     """
     sizes = Sizes(job.batch, pool.fewest_workers, pool.most_workers)
     placement = Placement(pool, sizes.fewest, max_failures)

@@ -34,7 +34,7 @@ _NODE_GONE = re.compile(
     r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)
 """Ray's error texts for an actor that died with its node."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of the errors of a full disk."""
+"""Error numbers (`errno`) of a full disk and of an exceeded disk quota."""
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
 _RAY_DISK = (
     "the disk that Ray keeps its files on is full; free some space there, or name another directory with this variable, and run "

@@ -1,8 +1,10 @@
 """The cluster stage on Ray.
 
-The run's seats, or tasks where no model is needed, write the vectors of each part. The driver fits the clusters on a sample of
-them. Then a task per part counts its documents in each cluster, once for every correction of the balance, and a last one assigns
-and packs them. The tasks exchange a few numbers per cluster with the driver.
+The corpus is divided into parts. First, the vectors of each part's documents are computed: on the run's seats (warm processes that
+hold slots) if this needs a model, else in CPU tasks. The driver fits the clusters on a sample of the vectors. Then one task per
+part counts the part's documents in each cluster. This is repeated each time that the driver corrects the balance of the clusters.
+At the end, one task per part assigns the documents to clusters and packs them. Tasks and driver exchange only a few numbers per
+cluster.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ def build_clusters(
         corpus_dir: The corpus artifact.
         model_dir: The model from which `mean_token` and `hidden_state` take their vectors.
         directory: Directory of the new artifact.
-        emit: Receives the events about held slots, and `stage_progress` events.
-        stop: Ends the wait for a slot.
-        seats: The run's seats, which compute vectors.
+        emit: Receives events about held slots, and `stage_progress` events.
+        stop: Stop request, which ends the wait for a slot.
+        seats: The run's seats (warm processes that hold slots), on which vectors are computed.
 
     Raises:
         RunStopped: The run was asked to end before a slot was free.
@@ -59,10 +61,10 @@ def build_clusters(
 
 @dataclasses.dataclass
 class RayWorkers:
-    """`clustering.build.Workers` with seats and tasks.
+    """Implements `clustering.build.Workers` with seats and Ray tasks.
 
     Attributes:
-        slot: Where vectors are computed.
+        slot: Calls a function that computes vectors on a seat, or in a CPU task.
         store: The run.
     """
 
@@ -70,7 +72,7 @@ class RayWorkers:
     store: RunStore = SHARED
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
-        """Write the documents' vectors, on all slots at once. A slot that is lost repeats its parts on another."""
+        """Write the documents' vectors, on all slots in parallel. If a slot is lost, another slot computes its parts again."""
         pool = self.slot.pool
         slots = _cpus() if pool is None else session.room(pool)
         count = max(1, min(slots, len(parts)))
@@ -88,7 +90,7 @@ class RayWorkers:
             list(threads.map(embed, [files[i::count] for i in range(count)]))
 
     def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """Apply the function to each item in a task of its own."""
+        """Apply the function to each item in a separate Ray task, and yield each result when it is ready."""
         stored, call = ray.put(function), ray.remote(_call)
         running = [call.remote(stored, self.store, self.store.dumps(item)) for item in items]
         while running:

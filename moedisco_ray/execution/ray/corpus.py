@@ -1,8 +1,8 @@
-"""The corpus stage on Ray Data: each reading task and each bucket task is a row of a data set.
+"""The corpus stage on Ray Data: each task of the stage is one row of a Ray data set.
 
-The tasks read and write files of the run. Only their descriptions and reports, a few kilobytes each, pass through Ray: the
-object store stays empty for any corpus, and Ray repeats a task that died. The result does not depend on Ray Data's blocks, because
-all decisions about documents are in `moedisco_ray.stages.corpus`.
+The tasks read and write files of the run. Only task descriptions and reports, a few kilobytes each, pass through Ray. So Ray's
+object store stays almost empty for a corpus of any size, and Ray can repeat a task that died. The result does not depend on the
+number of Ray Data's blocks, because `moedisco_ray.stages.corpus` makes all decisions about documents.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, 
 
     Args:
         config: The run's configuration.
-        directory: An empty directory of the run.
-        blocks: Number of Ray Data blocks for the tasks; None: one per task. The result is the same.
+        directory: An empty directory below the run directory, for the artifact.
+        blocks: Number of Ray Data blocks for the tasks; None: one per task. It does not change the result.
         emit: Receives `stage_progress` events.
 
     Returns:
         The stage's figures, as `corpus.build` returns them.
 
     Raises:
-        UserError: Raised by `corpus.build`.
+        UserError: As raised by `corpus.build`.
     """
     store = RunStore.of(config.location)
 

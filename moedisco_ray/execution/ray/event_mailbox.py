@@ -27,7 +27,7 @@ from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 _LOSS_RATE_SECONDS = 60.0
 """Interval at which a worker reads the run's rate of lost workers (s)."""
 _STOP_SECONDS = 1.0
-"""Interval at which a stop request is looked for, by the driver and by a worker (s)."""
+"""Interval at which the driver and each worker check for a stop request (s)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +35,13 @@ class UnitStatus:
     """The last known state of a unit (one training).
 
     Attributes:
-        nodes: Ids of its workers' nodes; empty while it has no workers.
+        nodes: Ids of the nodes of the unit's workers; empty while the unit has no workers.
         step: Last step that the newest attempt reported; 0 if it has reported none.
         step_seconds: Seconds per step, as last reported by any attempt.
         stall: Seconds for which the newest checkpoint halted training.
-        held_at: When the newest attempt got its workers (s since the epoch); None while it has none.
-        start_seconds: Seconds from getting workers to the first progress event, in the newest attempt that got so far.
-        exit_step: Current step (from 0) when the first worker of the newest attempt ended; None if no worker reported it.
+        held_at: Time at which the newest attempt got its workers (s since the epoch); None while it has no workers.
+        start_seconds: Time from getting workers to the first progress event (s), in the newest attempt with such an event.
+        exit_step: Step (from 0) in which the first worker of the newest attempt ended; None if no worker reported it.
     """
 
     nodes: tuple[str, ...] = ()
@@ -315,7 +315,7 @@ def attempt_emitter(handle: ActorHandle, attempt: str) -> Emit:
 
 @contextlib.contextmanager
 def relaying_stops(mailbox: EventMailbox, attempt: str, stop_files: Sequence[StopFile]) -> Iterator[None]:
-    """Until the block ends, ask an attempt to end, through the mailbox, once a file on the driver's machine exists."""
+    """Watch stop files on the driver's machine until the block ends; if one appears, ask the attempt to end, by the mailbox."""
     ended = threading.Event()
 
     def relay() -> None:
@@ -334,12 +334,12 @@ def relaying_stops(mailbox: EventMailbox, attempt: str, stop_files: Sequence[Sto
 
 
 def stop_reader(handle: ActorHandle, attempt: str, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
-    """A function that returns whether an attempt has been asked to end through the mailbox, without blocking training.
+    """Return a function that checks, without blocking training, whether an attempt was asked to end through the mailbox.
 
     Args:
         handle: The run's mailbox actor.
         attempt: Id of the attempt.
-        clock: Returns seconds.
+        clock: Returns the current time (s).
     """
     ending, asked_at = False, float("-inf")
     answers: list[Any] = []

@@ -1,4 +1,4 @@
-"""How long a queue of trainings still takes, and in which order they start, from what the trainings have reported."""
+"""Estimate the remaining time of queued trainings, and choose their starting order, from the speeds that they have reported."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first, soonest_done
 
 RESTART_SECONDS = 30.0
-"""Assumed time from getting a slot to the next step, until one was measured (s)."""
+"""Time assumed from getting a slot to the next step (s), until a start has been measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """The remaining work of a queue.
+    """Estimates for a queue of trainings.
 
     Attributes:
-        running: Remaining work of each training that holds or awaits a slot of its own.
-        waiting: Remaining work of each training that waits.
-        statuses: What each training has reported, by name.
+        running: Remaining work of each started training, which already holds or awaits a slot.
+        waiting: Remaining work of each training that has not started.
+        statuses: Last known status of each training, by name.
     """
 
     running: Sequence[Remaining]
@@ -30,15 +30,15 @@ class Forecast:
     statuses: Mapping[str, UnitStatus]
 
     def order(self, room: int) -> list[str]:
-        """Names of the waiting trainings, in the order in which to start them on this number of slots."""
+        """Names of the waiting trainings, in the order in which to start them if `room` slots exist."""
         factor = calibration([*self.waiting, *self.running])
         return [unit.name for unit in soonest_done(
             self.waiting, [expected_seconds(unit, factor) for unit in self.running], room, factor)]
 
     def seconds_left(self) -> tuple[list[float], list[float]]:
-        """Expected seconds left of each running and each waiting training, with the starts of those that have not made a step.
+        """Expected remaining time of each running and each waiting training (s), including start-up before the first step.
 
-        They are infinite until one of them has reported its speed.
+        All values are infinite until one of the trainings has reported its speed.
         """
         starts = [status.start_seconds for status in self.statuses.values() if status.start_seconds is not None]
         start = statistics.median(starts) if starts else RESTART_SECONDS
@@ -49,11 +49,11 @@ class Forecast:
             [expected_seconds(unit, factor) + start for unit in longest_first(self.waiting, factor)])
 
     def stretch(self, losses_per_hour: float, boot_seconds: float) -> float:
-        """Factor on the remaining seconds that accounts for lost nodes and checkpoints.
+        """Factor by which lost nodes and checkpoints are expected to lengthen the remaining time.
 
         Args:
             losses_per_hour: Lost workers per worker-hour.
-            boot_seconds: Time until a node comes in place of a lost one (s).
+            boot_seconds: Time until a new node replaces a lost one (s).
         """
         cost = SaveCost(max((status.stall for status in self.statuses.values()), default=0.0))
         restart = RESTART_SECONDS + boot_seconds

@@ -1,14 +1,14 @@
-"""The number of workers of a gang: fewer after a lost node, more when more slots are free.
+"""Decide the number of workers of a gang: fewer after a lost node, more when more slots are free.
 
-A waiting gang holds nothing and begins at the size that fits. If a pool has room for one of two runs, they take turns. To change
-its size, a training ends with a checkpoint and another begins from it. The global batch stays the same, and with it the loss, up
-to rounding.
+A waiting gang holds no slots, and starts with the largest size that fits. If a pool has room for only one of two runs, one of them
+trains and the other waits. To change its size, a gang saves a checkpoint and ends, and a gang of the new size continues from the
+checkpoint. The global batch stays the same, and with it the loss, up to rounding.
 
-Ray Train 2.60 could change the size of a running gang (`ScalingConfig(num_workers=(min, max))`), but
+Ray Train 2.60 can change the size of a running gang (`ScalingConfig(num_workers=(min, max))`). This is not used, because Ray Train
 
-- it takes any number of workers, also one that does not divide the batch;
-- it counts slots of draining nodes and slots that others hold, up to 20 s late, and waits 60 s for a group that cannot start;
-- it ends the workers of a gang that grows without a checkpoint, however little is left to do.
+- accepts any number of workers, even one that does not divide the batch;
+- counts slots of draining nodes and slots that others hold, up to 20 s late, and then waits 60 s for workers that cannot start;
+- ends the workers of a growing gang without a checkpoint, even if little work is left.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from moedisco_ray.policies.gang import Sizes, worth_growing
 
 
 class GangSize:
-    """Decides how many workers a gang has, and requests nodes for them.
+    """Decides the number of workers of a gang, and requests nodes for them.
 
     Args:
         placement: Pool of the workers.
         sizes: Allowed numbers of workers.
-        reservation: Requests nodes, and holds what an earlier stage has requested.
-        clock: Returns seconds.
+        reservation: Requests nodes for the gang, and holds slots that an earlier stage has requested for it.
+        clock: Returns the current time (s).
     """
 
     def __init__(
@@ -47,23 +47,25 @@ class GangSize:
         self._next: int | None = None
 
     def to_start(self) -> int | None:
-        """Number of workers to start with; None: no gang fits yet, and its nodes are requested."""
-        # A gang that ended to grow starts at the larger size: its old slots may not be reported as free yet.
+        """Number of workers to start with; None if not even the smallest gang fits yet (then nodes are requested)."""
+        # A gang that ended in order to grow starts with the larger size, even if Ray does not yet report its old slots as free.
         found = self._next or self._sizes.on(self._free_slots)
         self._next = None
         if found is not None:
             self.request(0)
-        elif self._clock() - self._began > session.VIEW_SECONDS:    # by then, the slots that an earlier stage has freed are known
+        elif self._clock() - self._began > session.VIEW_SECONDS:    # Ray has noticed freed slots by then
             self.request(self._size_to_request())
         return found
 
     def larger(self, workers: int, seconds_left: float, restart_seconds: float) -> int | None:
-        """A larger size that is worth a restart now. If one would be worth it but lacks free slots, its nodes are requested.
+        """A larger number of workers for which a restart saves time now; None if there is none.
+
+        If more workers would save time but lack free slots, nodes for them are requested.
 
         Args:
             workers: Current number of workers.
             seconds_left: Remaining time with the current workers (s).
-            restart_seconds: Time from the stop with a checkpoint to the next step (s).
+            restart_seconds: Duration of a restart, from the stop with a checkpoint to the next step (s).
         """
         possible = self._sizes.on(workers + self._free_slots)
         if possible is not None and worth_growing(workers, possible, seconds_left, restart_seconds):
@@ -78,7 +80,7 @@ class GangSize:
         return None
 
     def forget_growth(self) -> None:
-        """Start with what is free: the gang ended for another reason than to grow."""
+        """Cancel the planned growth, because the gang ended for another reason; its next start uses the slots that are free."""
         self._next = None
 
     def request(self, workers: int) -> None:
@@ -100,7 +102,7 @@ class GangSize:
         return boot_seconds(self._reservation.boot_times) if self._autoscales else math.inf
 
     def _size_to_request(self) -> int:
-        """The largest size, or a smaller one if its nodes do not come within twice the expected time."""
+        """The largest size, or a smaller one if nodes for a larger size did not arrive within twice the expected time."""
         patience = 2 * self._boot_seconds
         waited = 0.0 if self._requested_at is None else self._clock() - self._requested_at
         most = session.max_slots(self._placement.pool)

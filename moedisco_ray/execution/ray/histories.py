@@ -69,7 +69,7 @@ def remembered(job: TrainJob, workers: int) -> History:
 
 
 def newest_checkpoint(job: TrainJob) -> int | None:
-    """Step of the newest checkpoint, 0 without one; None if the storage does not respond, since it only orders the queue."""
+    """Step of the newest checkpoint, 0 if there is none; None if the storage does not respond (the step only orders the queue)."""
     with contextlib.suppress(StorageError):
         return max(checkpoint.steps(job.checkpoints), default=0)
     return None

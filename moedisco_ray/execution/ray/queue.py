@@ -1,4 +1,4 @@
-"""A queue of trainings over a pool that grows and shrinks: all that fit run at once, the longest remaining ones start first.
+"""Queue trainings for a pool that grows and shrinks. All trainings that fit run at once; those with most work left start first.
 
 Sub-models train on one slot each. A gang is a queue of one training, on as many slots as `GangSize` says.
 """
@@ -44,13 +44,13 @@ Outcome = TrainResult | End
 
 @dataclasses.dataclass
 class _Attempt:
-    """An attempt under way.
+    """A running attempt at a training.
 
     Attributes:
-        pool: Node type of its workers.
+        pool: Node type of the workers.
         workers: Number of workers.
-        before: Status of the training before the attempt; until the attempt reports, this is still the newest status.
-        end: Ends this attempt alone, with a checkpoint; None: only the context's files end it.
+        before: Status of the training before the attempt; as long as the status stays equal, the attempt has reported nothing.
+        end: Stop file that ends only this attempt, with a checkpoint; None: only the stop files of all attempts end it.
     """
 
     job: TrainJob
@@ -64,11 +64,11 @@ class Queue:
     """The waiting and the running trainings.
 
     Args:
-        jobs: The trainings; only one if it is a gang.
-        context: What the attempts of these trainings share.
-        threads: Executor with one thread for each job, and one more.
+        jobs: The trainings; a gang has only one job.
+        context: Data that all attempts at these trainings share.
+        threads: Executor with one thread for each job, and one for syncs.
         progress: Records the outcome of each job.
-        gang: Decides the number of workers, which train in a Ray Train run of their own; None: each job trains on a seat.
+        gang: Decides the number of workers of a gang; None: each job trains on a seat.
 
     Raises:
         PoolError: A job fits no node type of a mixed pool.
@@ -122,12 +122,12 @@ class Queue:
 
     @property
     def seconds_left(self) -> tuple[list[float], list[float]]:
-        """Expected seconds left of each running and each waiting training; see `Forecast.seconds_left`."""
+        """Expected remaining time of each running and each waiting training (s); see `Forecast.seconds_left`."""
         return self._forecast(self._waiting.values()).seconds_left()
 
     @property
     def stretch(self) -> float:
-        """Factor on the remaining seconds that accounts for lost nodes and checkpoints."""
+        """Factor by which lost nodes and checkpoints are expected to lengthen the remaining time."""
         boot = 0.0 if self._demand is None else self._demand.boot_seconds
         return self._forecast(self._waiting.values()).stretch(self._context.mailbox.losses_per_hour(), boot)
 
@@ -221,7 +221,7 @@ class Queue:
         return [self._needs[name] for name in self._forecast(startable).order(room)] if startable else []
 
     def _placed(self, order: Sequence[Need], room: int) -> list[tuple[str, Pool, int]]:
-        """Name, node type and number of workers of each training to start now."""
+        """Name, node type and number of workers of each training that starts now."""
         if self._gang is not None:
             workers = self._gang.to_start() if order else None
             return [] if workers is None else [(order[0].name, self._context.placement.pool, workers)]
@@ -231,7 +231,7 @@ class Queue:
             (name, self._pools[key], 1) for name, key in itertools.islice(placed.items(), max(0, room - len(self._running)))]
 
     def _grow(self) -> None:
-        """End a gang with a checkpoint if a larger one would finish sooner."""
+        """End the gang with a checkpoint if a larger gang would finish the training sooner."""
         for each in self._running.values():
             if self._gang is None or each.end is None or each.end.requested:
                 continue

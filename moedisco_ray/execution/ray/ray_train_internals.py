@@ -1,6 +1,6 @@
 """All private API of Ray Train that the package uses; `ray_internals` names the Ray version that it was checked with."""
 
-# The file that makes Ray Train restore an earlier run of the same name; no public function deletes it.
+# If this file exists, Ray Train restores an earlier run of the same name. No public function deletes the file.
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 # The public errors of Ray Train carry these as causes; without them, missing slots look like a failed worker.

@@ -1,6 +1,7 @@
-"""The process of a seat. It imports only Ray, so that a seat holds its slot for no longer than necessary before it reports.
+"""The actor of a seat: a process that holds a slot and runs functions. It starts quickly, because this module imports only Ray.
 
-What one piece of work leaves on the GPU must not reach the next: memory, compiled code, or a context that an error broke.
+A function must not affect the next one in the same process by what it leaves behind: GPU memory, compiled code, or a GPU context
+that an error has broken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import ray
 
 _MAX_LEFT_BYTES = 64 << 20
-"""GPU memory that may stay allocated between two pieces of work (bytes): more than the workspaces that CUDA's libraries keep."""
+"""GPU memory that a function may leave allocated (bytes): CUDA's libraries keep workspaces, which are smaller than this."""
 
 
 class Seat:
@@ -23,14 +24,14 @@ class Seat:
     def __init__(self) -> None:
         self._left_bytes = 0
         if not ray.get_gpu_ids():
-            # Ray hides no GPU from an actor that holds none, and Ray Train's local mode trains on any GPU that it sees.
+            # Ray does not hide GPUs from an actor that holds none, and Ray Train's local mode would train on any GPU that it sees.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def node(self) -> str:
         """Id of the seat's node.
 
         Raises:
-            RuntimeError: Earlier work left memory on the GPU, so that the next might not fit.
+            RuntimeError: An earlier function left memory allocated on the GPU, so that the next one might not fit.
         """
         if self._left_bytes > _MAX_LEFT_BYTES:
             raise RuntimeError(f"earlier work left {self._left_bytes} bytes on the GPU")
@@ -38,32 +39,32 @@ class Seat:
         return found
 
     def run(self, function: Callable[[], Any]) -> Any:
-        """Call a function; the first call imports torch. After an error the process is to be ended."""
+        """Call a function, then free the memory that it left. If the function raises an error, the caller must end this process."""
         found = function()
         self._left_bytes = clear(sys.modules)
         return found
 
 
 def clear(modules: dict[str, Any]) -> int:
-    """Free what the last work left in memory and on the GPU.
+    """Free the memory that the last function left in the process and on the GPU.
 
     Args:
-        modules: The process' imported modules.
+        modules: The modules that the process has imported (`sys.modules`).
 
     Returns:
         Bytes that are still allocated on the GPU.
 
     Raises:
-        RuntimeError: An error has broken the GPU's context: every later call in this process would fail.
+        RuntimeError: An error has broken the GPU's context, so that every later GPU call in this process would fail.
     """
-    gc.collect()    # a model and its gradients refer to each other
+    gc.collect()    # a model and its gradients form reference cycles
     if "torch._dynamo" in modules:
-        # Compiled code keeps its model alive, and after eight models of one class torch would silently compile no more.
+        # Compiled code keeps its model alive. After eight models of one class, torch would stop compiling without a message.
         modules["torch"].compiler.reset()
     cuda = modules["torch"].cuda if "torch" in modules else None
     if cuda is None or not cuda.is_initialized():
         return 0
-    cuda.synchronize()  # raises what a kernel of the last work did wrong, which no call has reported yet
+    cuda.synchronize()  # raises errors of the last function's kernels that no call has reported yet
     cuda.empty_cache()
     cuda.reset_peak_memory_stats()
     return int(cuda.memory_allocated())

@@ -26,11 +26,11 @@ from moedisco_ray.execution.ray import ray_internals
 _CONNECT_SECONDS = 10.0
 """Timeout for a Ray cluster to accept a connection (s)."""
 VIEW_SECONDS = 2.0
-"""Age of the autoscaler's view of free slots, at most (s): Ray collects the view every second."""
+"""Maximum age of the autoscaler's view of free slots (s): Ray updates the view every second."""
 _FREE_SECONDS = 10.0
-"""Maximum wait for freed slots (s): other work may take them before this process sees them free."""
+"""Maximum time to wait for freed slots (s); limited, because other work may take them first."""
 _FREE_POLL_SECONDS = 0.1
-"""Interval between two looks at freed slots (s)."""
+"""Interval between two checks for freed slots (s)."""
 
 NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
 """Runtime environment for a Ray cluster without a dashboard.
@@ -95,7 +95,7 @@ def free_workers(bundle: Mapping[str, float]) -> int:
 
 
 def wait_until_free(tag: str, slots: int) -> None:
-    """Wait until the autoscaler knows that this number of slots with a tag is free; other work may take them meanwhile."""
+    """Wait until the autoscaler knows that a number of slots with a tag are free, at most 12 s: other work may take the slots."""
     deadline = time.monotonic() + _FREE_SECONDS
     while free_workers({tag: 1}) < slots and time.monotonic() < deadline:
         time.sleep(_FREE_POLL_SECONDS)
@@ -123,7 +123,7 @@ def autoscales() -> bool:
 
 
 def room(pool: Pool) -> int:
-    """Number of one-worker trainings that may run at once now, over all node types of a pool."""
+    """Number of one-worker trainings that can run at the same time on the existing nodes of a pool, over all its node types."""
     return min(sum(slots_staying(node_type) for node_type in pool.node_types), max_workers(pool))
 
 

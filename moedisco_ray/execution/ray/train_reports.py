@@ -1,6 +1,6 @@
-"""What a gang reports to Ray Train: its metrics, and its checkpoints by reference.
+"""The reports of a gang to Ray Train: metrics, and references to checkpoints.
 
-Ray Train copies no checkpoint: the workers have written it, chunk by chunk, below the run's Ray Train directory.
+Ray Train need not copy a checkpoint, because the workers have written it below the directory of the Ray Train run.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from moedisco_ray.training.checkpoints.storage import folder_name
 from moedisco_ray.training.consensus import from_rank_zero
 
 _REPORT_SECONDS = 10.0
-"""Minimum time between two reports (s): Ray Train's controller takes one every 2 s, and a worker waits while the last one waits."""
+"""Minimum time between two reports (s): Ray Train accepts one every 2 s, and a worker blocks until its last one is accepted."""
 
 
 def ray_train_run(job: TrainJob) -> tuple[Location, str]:
-    """Storage path and name of a gang's Ray Train run; its directory contains the job's checkpoints."""
+    """Storage path and name of a gang's Ray Train run; the run's directory contains the job's checkpoints."""
     return parent(parent(job.checkpoints)[0])
 
 
 def forget_earlier_run(storage_path: Location, name: str) -> None:
-    """Delete Ray Train's list of an earlier attempt's checkpoints: it would refuse to start if one of them was deleted since.
+    """Delete Ray Train's list of an earlier attempt's checkpoints, because Ray Train does not start if a listed one is missing.
 
-    The workers resume from the newest checkpoint whose checksums are right, not from the newest in Ray Train's list.
+    The workers do not need the list: they resume from the newest checkpoint with valid checksums.
 
     Raises:
         OSError: The storage cannot be reached.
@@ -44,12 +44,12 @@ def forget_earlier_run(storage_path: Location, name: str) -> None:
 
 
 class TrainReports:
-    """Collects events of a gang's worker and reports the newest of each kind. All workers must report equally often.
+    """Reports a worker's newest metrics and newest checkpoint to Ray Train. All workers of a gang must report equally often.
 
     Args:
         job: The training.
-        world: This process.
-        clock: Returns seconds.
+        world: Rank of this process, and number of processes.
+        clock: Returns the current time (s).
     """
 
     def __init__(self, job: TrainJob, world: World, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,7 +61,7 @@ class TrainReports:
         self._step: int | None = None
 
     def noting(self, emit: Emit) -> Emit:
-        """An `emit` that also notes what the next report holds."""
+        """An `emit` that also keeps the newest metrics and checkpoint for the next report."""
         def noted(event: Event) -> None:
             if event.type == "progress":
                 self._metrics = dict(event.data)
@@ -72,12 +72,12 @@ class TrainReports:
         return noted
 
     def send_if_due(self) -> None:
-        """Report if rank 0 has news and its last report is old enough."""
+        """Report if rank 0 has new metrics and made its last report at least `_REPORT_SECONDS` ago."""
         if from_rank_zero(lambda: bool(self._metrics) and self._clock() - self._sent_at >= _REPORT_SECONDS, self._world):
             self.send()
 
     def send(self) -> None:
-        """Report the newest metrics, and the newest checkpoint since the last report."""
+        """Report the newest metrics, and the newest checkpoint if one was saved since the last report."""
         storage = ray.train.get_context().get_storage()
         step, self._step = self._step, None
         checkpoint = None if step is None else Checkpoint(

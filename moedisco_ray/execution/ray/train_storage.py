@@ -1,7 +1,8 @@
-"""The storage of a gang's Ray Train run, without keys for folders.
+"""The storage of a gang's Ray Train run. In an object store, no folders are created.
 
-Ray Train creates each folder that it writes to. Object stores have no folders, but pyarrow writes a key for each of them, and asks
-for the bucket before. A role that is limited to one folder of a bucket may not ask for the bucket (apache/arrow#49949).
+Ray Train creates each folder before it writes there. Object stores have no folders, so pyarrow writes an empty object for each, and
+first checks that the bucket exists. Credentials that are limited to one folder of a bucket do not permit this check
+(apache/arrow#49949).
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from moedisco_ray.core.remote import resolve
 
 
 class TrainStorage(NamedTuple):
-    """Arguments of `ray.train.RunConfig`."""
+    """Storage arguments of `ray.train.RunConfig`."""
 
     storage_path: str
     storage_filesystem: fs.FileSystem | None
 
 
 def train_storage(location: Location) -> TrainStorage:
-    """Ray Train's storage at a path or URI.
+    """Storage arguments of Ray Train for a path or URI.
 
     Raises:
         OSError: The storage cannot be reached.
@@ -35,10 +36,10 @@ def train_storage(location: Location) -> TrainStorage:
 
 
 class ObjectStore(fs.SubTreeFileSystem):
-    """A bucket in which no folder is created: a folder exists while there is an object in it."""
+    """A bucket as a file system that creates no folders: a folder exists while it contains an object."""
 
     def create_dir(self, path: str, *, recursive: bool = True) -> None:
-        """Do nothing."""
+        """Do nothing: object stores need no folders."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ObjectStore, (self.base_path, self.base_fs)

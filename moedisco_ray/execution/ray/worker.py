@@ -36,8 +36,9 @@ def train_on_seat(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorH
 
     Args:
         job: The training.
-        stop_files: Each of them ends the training, with a checkpoint, once it exists; of a run at a URI, the mailbox does.
-        mailbox: Receives events and the outcome.
+        stop_files: The training ends with a checkpoint once one of these files exists. For a run at a URI, the driver sends the
+            stop request through the mailbox instead.
+        mailbox: The run's mailbox actor; it receives events and the outcome, and passes on stop requests.
         attempt_id: Id of the attempt in the mailbox.
         name: Name of the Ray Train run.
     """
@@ -49,9 +50,9 @@ def train_on_seat(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorH
 def train_on_worker(
     job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, *, in_gang: bool = True,
 ) -> None:
-    """The training function, as `train_on_seat`; it sends what `training.train` returns, or its error, to the mailbox.
+    """The training function of each worker: call `training.train`, and send its result or its error to the mailbox.
 
-    The workers of a gang also report to Ray Train. In a seat nothing would read the reports.
+    The workers of a gang also report to Ray Train. For a training on a seat, Ray Train would not use the reports.
     """
     context = ray.train.get_context()
     device = get_device()
@@ -121,7 +122,7 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
     finally:
         root.removeHandler(handler)
         handler.close()
-        with contextlib.suppress(MoeDiscoError):    # a log is no reason to fail
+        with contextlib.suppress(MoeDiscoError):    # a log that cannot be stored must not fail the training
             job.store.publish(job.logs / f"{job.name}.{world.rank}.log")
 
 

@@ -49,12 +49,12 @@ class Demand:
         return max(requests.boot_seconds for requests in self._requests.values())
 
     def request_for(self, order: Sequence[Need], placement: Placement, taken: Counter[str]) -> None:
-        """Request slots for waiting trainings; if a node type does not come, those of the next one that fits.
+        """Request slots for waiting trainings. If nodes of a type do not arrive, slots of the next type that fits are requested.
 
         Args:
-            order: Needs of the trainings, the first to start first.
+            order: Needs of the waiting trainings, in the order in which they start.
             placement: The pool.
-            taken: Number of trainings that hold or await a slot of their own, by node type.
+            taken: Number of started trainings, which already hold or await a slot, by node type.
         """
         types = placement.types({key: session.max_workers(pool) - taken[key] for key, pool in self._pools.items()})
         found = ask_for(order, types, self.absent)

@@ -66,9 +66,10 @@ class Reservation:
             self.workers = workers
 
     def hand_over(self) -> None:
-        """Remove the request just before the work requests its own slots. Call `record` once the work has begun.
+        """Release the requested slots just before the work requests its own slots. Call `record` once the work has begun.
 
-        It returns when the autoscaler knows that the slots are free. Earlier, it would take the work's request for one more.
+        This returns only when the autoscaler knows that the slots are free. Otherwise the autoscaler would start further nodes for
+        the work's request.
         """
         if self._group is None:
             return
