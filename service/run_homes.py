@@ -33,7 +33,7 @@ def open_home(home: Path, roots: Sequence[Path], user: DriverUser | None) -> Ite
     Args:
         home: Home of the run.
         roots: Output roots.
-        user: User of the drivers; None for the service's own.
+        user: User of the drivers; None: the service's user.
 
     Yields:
         A file descriptor, valid inside the block.
@@ -90,7 +90,7 @@ def write_in(home: int, name: str, text: str, user: DriverUser | None) -> None:
         home: Descriptor from `open_home`.
         name: File name in the home directory.
         text: Content of the file.
-        user: User that may read the file; None for the service's own.
+        user: User that gets permission to read the file; None: permissions follow the umask.
 
     Raises:
         OSError: The file cannot be written.
@@ -116,7 +116,7 @@ def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None)
         other: Id of another run whose directory is inside the home, if any.
 
     Returns:
-        The new path, in the root; None if there is no home.
+        The new path, directly under the output root; None if there is no home.
 
     Raises:
         OSError: The home cannot be renamed, is a symbolic link, is not the run's under a root, or contains another run's directory.
@@ -145,7 +145,7 @@ def left_aside(roots: Iterable[Path], known: Callable[[str], bool]) -> Iterator[
 
     Args:
         roots: Output roots.
-        known: Returns whether a run with this id exists; its home is then kept.
+        known: Returns whether a run with this id exists; homes of existing runs are left out.
     """
     for root in roots:
         for path in root.glob(f"{_ASIDE}*"):
@@ -155,10 +155,10 @@ def left_aside(roots: Iterable[Path], known: Callable[[str], bool]) -> Iterator[
 
 
 def check_deletable(home: Location, run_id: str, roots: Sequence[str]) -> None:
-    """Refuse to delete objects outside of the output roots, or outside of a run's own folder.
+    """Check that a run's home may be deleted: a home at a URI must be the run's own folder below an output root.
 
     Raises:
-        PermissionError: The home is at a URI, and is not the run's folder below an output root.
+        PermissionError: The home is at a URI and is another folder.
     """
     place = str(home)
     if is_uri(place) and not (place.endswith(f"/{run_id}") and any(place.startswith(f"{root}/") for root in roots)):
@@ -166,12 +166,12 @@ def check_deletable(home: Location, run_id: str, roots: Sequence[str]) -> None:
 
 
 def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[str]) -> None:
-    """Delete the objects of a run at a URI, and then the home that was set aside, so that a failed deletion can be repeated.
+    """Delete the objects of a run at a URI, then its home on this machine. In this order, a failed deletion can be repeated.
 
     Args:
-        aside: Home of the run on this machine, set aside; None if there is none.
+        aside: New path of the home after `set_aside`; None if there is no home.
         run_id: Id of the run.
-        home: OUTPUT/RUN_ID. A URI in the `request.json` of `aside` counts first, because it outlives the database's row.
+        home: OUTPUT/RUN_ID. A URI in the `request.json` of `aside` is used instead: it outlives the run's row in the database.
         roots: Output roots at URIs.
 
     Raises:
@@ -187,7 +187,7 @@ def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[
 
 
 def _asked_output(home: Path) -> str | None:
-    """`output` in the `request.json` of a home; None if a driver was never started."""
+    """Setting `output` in the `request.json` of a home; None if the file is not valid."""
     try:
         return str(json.loads(read(DirectoryRun(home), "request.json") or b"{}").get("output"))
     except (ValueError, AttributeError):

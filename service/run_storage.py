@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 256 * 2**20
 """Maximum size of a file that is read whole (bytes)."""
 _PAUSES = ()
-"""Pauses between attempts to reach a URI: none, because the file system retries for some seconds, and a request waits."""
+"""Pauses between attempts to reach a URI. There are none: the file system already retries for some seconds, and a client waits."""
 _MOST_STORES = 64
 """Number of runs at URIs whose connections are kept."""
 _INTERNAL = frozenset({OBJECTS, RECEIPTS, LEASE})
@@ -39,7 +39,7 @@ class StoredFile(Protocol):
 
     @property
     def size(self) -> int:
-        """Size when it was opened (bytes)."""
+        """Size of the file when it was opened (bytes)."""
 
     @property
     def modified(self) -> float:
@@ -47,11 +47,11 @@ class StoredFile(Protocol):
 
     @property
     def etag(self) -> str:
-        """ETag, which changes with the file."""
+        """ETag; it changes when the file changes."""
 
     @property
     def poll_seconds(self) -> float:
-        """Poll interval for new content of the file (s)."""
+        """Interval at which to poll the file for new content (s)."""
 
     def read_at(self, start: int, count: int) -> bytes:
         """Up to `count` bytes from `start` on, also those written after the file was opened; empty at the end of the file."""
@@ -61,7 +61,7 @@ class StoredFile(Protocol):
 
 
 class RunStorage(Protocol):
-    """The files of a run, by their paths below the run directory."""
+    """Access to the files of a run, by their paths below the run directory."""
 
     def open(self, path: str) -> StoredFile:
         """Open a file.
@@ -72,11 +72,11 @@ class RunStorage(Protocol):
         """
 
     def files(self, folder: str = "") -> list[Artifact]:
-        """Files in a folder and its subfolders, sorted, without those whose names begin with a dot."""
+        """List the files in a folder and its subfolders, sorted by path, except those whose names begin with a dot."""
 
 
 def storage_of(location: Location) -> RunStorage:
-    """The files of a run.
+    """Access to the files of a run in a directory or at a URI.
 
     Raises:
         StorageUnavailable: The URI cannot be reached.
@@ -161,7 +161,7 @@ class UriRun:
             return _RemoteFile(self.store.remote, name)
 
     def files(self, folder: str = "") -> list[Artifact]:
-        """List the files in a folder, loose ones and those of committed directories."""
+        """List the files in a folder: those that are stored under their own names, and those that manifests list."""
         with _reaching(self.store.location):
             remote = self.store.remote
             found = remote.details(folder)
@@ -181,7 +181,7 @@ class UriRun:
 
 
 class _RemoteFile:
-    """An object; its time counts in whole seconds, because some answers of a store have no finer ones."""
+    """A file in an object store. Its times are in whole seconds, because some responses of a store are not more precise."""
 
     poll_seconds = 5.0      # a driver uploads its growing files at this interval
 
@@ -226,7 +226,7 @@ def stored_bytes(directory: Path, location: Location) -> int:
 
 
 def documents_at(location: Location) -> str:
-    """Glob of the documents of a finished run's corpus at a URI.
+    """Glob pattern of the corpus documents of a finished run at a URI.
 
     Raises:
         StorageUnavailable: The URI cannot be reached, or holds no corpus.
@@ -263,7 +263,7 @@ def _is_object(name: str) -> bool:
 
 
 def _own_entries(content: bytes | None) -> Entries:
-    """Files that a manifest lists, without those that are no objects of the run: any driver may have written it."""
+    """Files that a manifest lists; entries outside of the run's objects are left out, because a driver could have forged them."""
     try:
         entries = entries_of(content or b"{}")
     except (ValueError, TypeError, AttributeError):
@@ -273,7 +273,7 @@ def _own_entries(content: bytes | None) -> Entries:
 
 @contextlib.contextmanager
 def _reaching(location: Location) -> Iterator[None]:
-    """Turn errors of a URI into one that says that it cannot be reached now."""
+    """Turn errors about a URI into `StorageUnavailable`."""
     try:
         yield
     except FileNotFoundError:

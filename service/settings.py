@@ -16,7 +16,7 @@ from service.domain.path_sandbox import Roots
 
 MIB = 2**20
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-"""Schemes of object stores that may be roots."""
+"""URI schemes of the object stores that may be roots."""
 
 
 class Settings(BaseModel):
@@ -37,7 +37,8 @@ class Settings(BaseModel):
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """URL at which the service reaches the Ray dashboard; null: `ray_address`. Browsers reach it at `/ray/`."""
     driver_user: str | None = None
-    """Unprivileged user that the local Ray and its drivers run as; null: the service's user. The service must then run as root."""
+    """Unprivileged user that the local Ray and its drivers run as; null: the service's user. If it is set, the service must run as
+    root."""
     input_roots: tuple[str, ...] = (".",)
     """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The built-in text is always allowed."""
     output_roots: Annotated[tuple[Location, ...], Field(min_length=1)] = (Path("runs"),)
@@ -74,7 +75,7 @@ class Settings(BaseModel):
     @property
     def roots(self) -> Roots:
         """Directories and buckets that runs may read and write."""
-        # The service writes the files of runs at URIs, such as stop files, on this machine.
+        # Even for runs at URIs, the service keeps its own files, such as stop files, on this machine.
         homes = (*(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
         return Roots(self.input_roots, self.output_roots, self.storage_roots, homes)
 

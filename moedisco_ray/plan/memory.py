@@ -45,13 +45,13 @@ _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
 """Temporary memory of an optimizer step, by precision (bytes per element processed at once); fused fp32 AdamW needs none."""
 _STEP_ELEMENTS = 2**24
-"""Maximum elements that the optimizer's step handles at once; equal to `training.optimizer.STEP_ELEMENTS`, which needs torch."""
+"""Maximum elements that the optimizer's step handles at once; `training.optimizer.STEP_ELEMENTS`, copied for use without torch."""
 _MUON_BYTES = 32
 """Temporary memory of Muon's step (bytes per element of the matrices that it handles at once): eight fp32 copies."""
 _GATHERED_BYTES = {2: 10, 4: 12}
 """Memory of the largest block that sharded training gathers (bytes per parameter), by bytes per number in matrix products."""
 _LOGITS_BYTES = 64 * 2**20
-"""Maximum memory of logits (bytes); equal to `training.cross_entropy.LOGITS_BYTES`, which needs torch."""
+"""Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
 _FIXED_OVERHEAD = 1 * GIB
 _FRAGMENTATION = 0.05
 

@@ -49,7 +49,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
         log_partition_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf, dtype=torch.float32)
-        logit_T = torch.zeros_like(log_partition_T)     # of the target
+        logit_T = torch.zeros_like(log_partition_T)     # logit of the target
         for tokens, words, logits_tv, _, _ in _tiles(hidden_TD, head_VD, dtype):
             log_partition_T[tokens] = torch.logaddexp(log_partition_T[tokens], logits_tv.logsumexp(dim=1))
             column_t, inside_t = _columns(targets_T[tokens], words)

@@ -190,7 +190,7 @@ class World:
     Attributes:
         rank: Rank of this worker, from 0.
         size: Number of workers; above 1, torch.distributed is initialised.
-        device: Device to compute on, as torch spells it.
+        device: Torch device to compute on, such as `cuda:0`.
     """
 
     rank: int = 0

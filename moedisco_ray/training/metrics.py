@@ -125,7 +125,7 @@ def _peak_flops(world: World) -> float | None:
 
 
 class HeldOutLoss:
-    """Evaluates the loss on `job.held_out`, if any, during training; nothing but the wall-clock time depends on it.
+    """Evaluates the loss on `job.held_out`, if any, during training; the evaluation does not change the training's result.
 
     Every worker evaluates all of the text, because a forward pass of a sharded model needs all workers.
     """
@@ -150,7 +150,7 @@ class HeldOutLoss:
     def _loss(self, held_out: HeldOut) -> float:
         """Mean cross-entropy over the tokens of the text, in nats."""
         share = -(-self._job.batch // self._world.size)
-        sequences = min(self._job.optimizer.micro_batch or share, share)    # training fits this many into memory
+        sequences = min(self._job.optimizer.micro_batch or share, share)    # memory is enough for a training micro-batch
         nats, tokens = torch.zeros((), dtype=torch.float64, device=self._world.device), 0
         self._model.eval()
         for inputs_BL, targets_BL in held_out.batches(sequences * self._job.sequence_length):

@@ -95,7 +95,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         momentum_fp32 = momentum.float().lerp_(gradient.float(), 1 - MOMENTUM)
         momentum.copy_(momentum_fp32)
-        update = gradient.float().lerp(momentum_fp32, MOMENTUM)      # Nesterov
+        update = gradient.float().lerp(momentum_fp32, MOMENTUM)      # Nesterov momentum
         if isinstance(parameter, DTensor) and parameter.ndim == 2:
             update = _orthogonal_shard(update, parameter)
         else:

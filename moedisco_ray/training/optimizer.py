@@ -18,11 +18,11 @@ from moedisco_ray.training.muon import Muon, is_matrix
 from moedisco_ray.training.rounding import generator, local, round_into
 
 BETAS = (0.9, 0.95)
-"""Decay rates of Adam's moments, usual for language models; equal in all trainings, which can so inherit the state."""
+"""Decay rates of Adam's moments, usual for language models; equal in all trainings, so that one can continue another's state."""
 LARGEST_NORM = 1.0
 """Maximum norm of a gradient, to which larger ones are clipped; the usual value for language models."""
 DECAY = 0.2
-"""Share of the steps in which `wsd` decays: the 10 to 20 % that its paper finds sufficient."""
+"""Share of the steps in which the schedule `wsd` decays the learning rate; its paper finds 10 to 20 % sufficient."""
 STEP_ELEMENTS = 2**24
 """Maximum elements that `RoundingAdamW` updates at once (320 MiB of fp32 copies). A whole embedding would need several GB."""
 _FINAL_SHARE = 0.1
@@ -76,7 +76,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0) -> torch.optim.Optimizer:
-    """AdamW with the storage type of the recipe.
+    """AdamW with weights and state in the dtype of the recipe: fp32, or bf16 with stochastic rounding.
 
     Args:
         groups: Parameter groups in torch's format.

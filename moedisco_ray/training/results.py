@@ -57,8 +57,8 @@ def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: T
 def drop_checkpoints(job: TrainJob, result: TrainResult) -> None:
     """Record the result of a finished training, whose output is complete, and delete its checkpoints.
 
-    The record is written first. If the process dies before that, the training resumes from its last checkpoint and ends again. If
-    the process dies later, the remaining checkpoints are deleted with those of the stage.
+    The record is written first. If the process dies before that, the training resumes from its last checkpoint and finishes again.
+    If the process dies later, the remaining checkpoints are deleted with those of the stage.
     """
     write_json(job.result_file, dataclasses.asdict(result))
     job.store.publish(job.result_file)

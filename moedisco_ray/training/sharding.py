@@ -63,7 +63,7 @@ class SummedLoss:
 
 
 def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:
-    """Context for forward passes: bf16 arithmetic on fp32 weights; FSDP casts by itself."""
+    """Context for forward passes with bf16 arithmetic on fp32 weights; sharded models need none, because FSDP casts weights."""
     if world.size == 1 and optimizer.state == "fp32" and compute_dtype(optimizer, world.device) is torch.bfloat16:
         return torch.autocast(torch.device(world.device).type, torch.bfloat16)
     return contextlib.nullcontext()

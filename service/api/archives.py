@@ -24,11 +24,11 @@ _FORMAT = b"pax 1"
 
 
 class Archive:
-    """Tar archive of a committed folder of a run; see `service.api.files.Content`.
+    """Tar archive of a folder of a run; it is sent as `service.api.files.Content`.
 
     Args:
         storage: Files of the run.
-        folder: Folder to pack; it must be committed, so that its files do not change.
+        folder: Folder to pack; a stage must have completed it, so that its files no longer change.
         prefix: Name of the folder in the archive.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Opens and sends files of a run, without leaving its directory."""
+"""Opens and sends files of a run; no path leads out of the run directory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class OpenFile:
     """An open file of a run, with its attributes at the time of opening.
 
     Attributes:
-        name: Name without the folder.
+        name: File name without the folder.
     """
 
     name: str
@@ -76,10 +76,10 @@ class OpenFile:
 
 
 def open_file(storage: RunStorage, path: str) -> OpenFile:
-    """Open a file of a run by its path below the run directory, without symbolic links, `..` or parts that begin with a dot.
+    """Open a file of a run by its path below the run directory.
 
     Raises:
-        NotFound: The file does not exist, or the path leads out of the directory.
+        NotFound: The file does not exist, or the path contains a symbolic link, `..` or a part that begins with a dot.
     """
     parts = path.split("/")
     if "\0" in path or any(part in ("", "..") or part.startswith(".") for part in parts):

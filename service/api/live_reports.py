@@ -23,11 +23,11 @@ class LiveReports:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._locks = {False: threading.Lock(), True: threading.Lock()}     # a slow URI holds up only runs at URIs
+        self._locks = {False: threading.Lock(), True: threading.Lock()}     # a slow URI delays only reports of runs at URIs
         self._kept: dict[Location, tuple[float, RunReport]] = {}
 
     def get(self, location: Location, config: RunConfig) -> RunReport:
-        """Report of a run, at most a few seconds old. Its directory may not exist yet.
+        """Report of a run, at most a few seconds old. The run directory may not exist yet.
 
         Raises:
             NotFound: A file of the run is too large to be read whole.

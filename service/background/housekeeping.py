@@ -33,7 +33,7 @@ class Housekeeping:
 
     Args:
         jobs: Client for Ray Jobs; the jobs of removed runs are deleted.
-        roots: Roots; nothing outside of the output roots and homes is removed.
+        roots: Allowed directories and URIs; files outside of the output roots and of the homes' directories are never removed.
         idle: Time without use after which a browser session ends (s).
     """
 
@@ -128,7 +128,7 @@ class Housekeeping:
 
 
 def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
-    """Compute the changed expiry times by run id, and the runs whose time has come, which are removed now."""
+    """Compute the changed expiry times, by run id, and the runs that have expired."""
     named, rules = _named(session), policies.load(session)
     by_owner: dict[str, list[RunRow]] = defaultdict(list)
     for run in runs.finished(session):

@@ -77,7 +77,7 @@ class Launcher:
         """Write the stop file of the run's current attempt.
 
         Raises:
-            ConfigError: The service may not write to the run's home. It cannot have started a driver there either.
+            ConfigError: The service may not write to the run's home, so it cannot have started a driver there.
             OSError: The run's home cannot be written.
         """
         place = RunPaths(Path(run.directory))
@@ -87,7 +87,7 @@ class Launcher:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
     def _allowed(self, run: RunRow) -> tuple[RunConfig, Sequence[Path]]:
-        """Check the paths again as at submission; returns the configuration with run references as paths, and their directories."""
+        """Check the paths again, as at submission, and replace run references by paths; see `located`."""
         stored = run.settings
         output = home_of(home_of(run.location))
         asked = stored.model_copy(update={"output": output if is_uri(output) else Path(os.path.realpath(output))})

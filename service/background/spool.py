@@ -75,7 +75,7 @@ def _whole(storage: RunStorage) -> Iterator[tuple[Event, int]]:
 
 
 class _Sequential(io.RawIOBase):
-    """Reads a file from its start."""
+    """A binary stream over a stored file, from start to end."""
 
     def __init__(self, file: StoredFile) -> None:
         self._file = file

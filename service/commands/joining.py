@@ -17,7 +17,8 @@ from service.commands.output import remark, say
 
 commands = typer.Typer()
 TOKEN_VARIABLE = "MOEDISCO_JOIN_TOKEN"  # noqa: S105 - the name of a variable
-StateDir = Annotated[Path, typer.Option("--state-dir", metavar="DIR", help="Directory of keys and tokens; only root may write it.")]
+StateDir = Annotated[Path, typer.Option(
+    "--state-dir", metavar="DIR", help="Directory of keys and tokens; only root may write to it.")]
 _STATE = Path("/var/lib/moedisco-join")
 _MOST_MINUTES = 7 * 24 * 60
 
@@ -25,14 +26,15 @@ _MOST_MINUTES = 7 * 24 * 60
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def join(
     token: Annotated[str, typer.Argument(
-        metavar="TOKEN", envvar=TOKEN_VARIABLE, help="What `join-token` printed on the head; - reads it from standard input.")],
-    resource: Annotated[str, typer.Option(metavar="TAG", help="Custom resource of the pool to join.")] = "low_mem_gpu",
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs to offer.", show_default="all")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Workers at the same time.", show_default="one per GPU")] = None,
+        metavar="TOKEN", envvar=TOKEN_VARIABLE, help="Token from `join-token` on the head node; - reads it from standard input.")],
+    resource: Annotated[str, typer.Option(metavar="TAG", help="Ray custom resource that marks the pool to join.")] = "low_mem_gpu",
+    gpus: Annotated[int | None, typer.Option(min=0, help="Number of GPUs to offer.", show_default="all")] = None,
+    slots: Annotated[int | None, typer.Option(
+        min=1, help="Maximum number of workers at the same time.", show_default="one per GPU")] = None,
     grace: Annotated[float, typer.Option(
-        min=0, max=3600, help="Time for work on this machine to save its state when it leaves (s).")] = 60.0,
+        min=0, max=3600, help="Time that workers get to save their state when this machine leaves (s).")] = 60.0,
 ) -> None:
-    """Join a cluster's low-memory pool with this machine, through an encrypted tunnel. Ctrl-C or SIGTERM leaves. Needs root."""
+    """Let this machine join a cluster's low-memory pool, through an encrypted tunnel. Ctrl-C or SIGTERM ends it. Needs root."""
     from moedisco_ray.execution.joining import machine
     from moedisco_ray.execution.joining.token import JoinToken
 
@@ -51,11 +53,11 @@ def join(
 
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def join_token(
-    minutes: Annotated[int, typer.Option(min=1, max=_MOST_MINUTES, help="Time for which the token can be used (min).")] = 60,
+    minutes: Annotated[int, typer.Option(min=1, max=_MOST_MINUTES, help="Validity of the token (min).")] = 60,
     count: Annotated[int, typer.Option(min=1, max=1000, help="Number of tokens, one per machine.")] = 1,
     state_dir: StateDir = _STATE,
 ) -> None:
-    """Print a token with which one machine can join once. It allows nothing else. Run it on the head, as root."""
+    """Print a token with which one machine can join the cluster once. Run this command as root on the head node."""
     from moedisco_ray.execution.joining import head
 
     for _ in range(count):
@@ -64,17 +66,17 @@ def join_token(
 
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def join_gateway(
-    public_host: Annotated[str, typer.Option(metavar="HOST", help="Name or address at which machines reach this head.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the sshd for joining machines.")] = 7722,
+    public_host: Annotated[str, typer.Option(metavar="HOST", help="Host name or address at which machines reach this head node.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SSH server for joining machines.")] = 7722,
     ray_address: Annotated[str | None, typer.Option(
         metavar="HOST:PORT", help="Address of the Ray cluster.", show_default="the one on this machine")] = None,
     ray_token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the Ray cluster's token.")] = None,
     network: Annotated[str, typer.Option(metavar="CIDR", help="IPv4 network of the tunnels; no other network may use it.")] =
     "10.97.0.0/16",
-    machines: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of machines at the same time.")] = 32,
+    machines: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of joined machines at the same time.")] = 32,
     state_dir: StateDir = _STATE,
 ) -> None:
-    """Let machines join through this head: run an sshd that opens tunnels for tokens and nothing else. Needs root."""
+    """Let machines join the cluster through this head node, by an SSH server that only opens their tunnels. Needs root."""
     from moedisco_ray.execution.joining import head
     from moedisco_ray.execution.joining.machine import own_versions
     from moedisco_ray.execution.joining.token import Offer

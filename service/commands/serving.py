@@ -43,13 +43,14 @@ def serve(
         help="File of the first administrator's token; created if it is missing.")] = None,
     driver_user: Annotated[str | None, typer.Option(
         metavar="NAME", show_default="this user",
-        help="Unprivileged user that the local Ray and its drivers run as; the service must then run as root.",
+        help="Unprivileged user that the local Ray and its drivers run as; if it is set, the service must run as root.",
     )] = None,
     input_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX that runs may read; may be repeated.", show_default="."),
     ] = None,
     output_root: Annotated[list[str] | None, typer.Option(
-        help="Directory or s3://BUCKET/PREFIX for runs; may be repeated, the first is the default.", show_default="runs")] = None,
+        help="Directory or s3://BUCKET/PREFIX in which runs are stored; may be repeated, the first is the default.",
+        show_default="runs")] = None,
     storage_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX that checkpoint.storage may name; may be repeated.",
         show_default="run directories only")] = None,

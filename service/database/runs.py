@@ -32,7 +32,7 @@ def insert(
     """Create a queued run with an id from `new_id`.
 
     `output` of the configuration must be the run's own folder. `parent` is the id of the run that this one retries. `home` is the
-    home of a run at a URI.
+    folder for the service's files of a run at a URI; None for a run in a directory.
     """
     document = values.document(config.model_dump(mode="json"))
     waiting = {stage.name: {"status": "waiting", "started": None, "seconds": None} for stage in STAGES}
@@ -141,7 +141,7 @@ def finished(session: Session) -> list[RunRow]:
 
 
 def unmeasured(session: Session) -> list[tuple[str, Path, Location]]:
-    """Ids, directories and locations of runs whose files may have changed since they were measured."""
+    """Ids, directories and locations of runs whose size may have changed since it was last measured."""
     active = RunRow.state.in_([state.value for state in ACTIVE])
     output = RunRow.config["output"].as_string()
     changed = or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended)

@@ -52,7 +52,7 @@ class RunRow(Table):
     attempt: Mapped[int] = mapped_column(default=0)
     """Number of drivers started so far."""
     futile: Mapped[int] = mapped_column(default=0)
-    """Consecutive drivers lost without progress."""
+    """Number of consecutive drivers that were lost without progress."""
     mark: Mapped[int] = mapped_column(default=0)
     """Furthest progress in stages and steps, as a number that never falls; a driver that does not raise it made no progress."""
     mark_at_start: Mapped[int] = mapped_column(default=0)
@@ -224,7 +224,7 @@ class BrowserSession(Table):
     hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
     """SHA-256 of a random 256-bit secret."""
     token_id: Mapped[str] = mapped_column(ULID, ForeignKey("tokens.id", ondelete="CASCADE"))
-    """Token that the session acts for and ends with."""
+    """Token whose permissions the session has; the session ends when the token does."""
     created: Mapped[float]
     used: Mapped[float]
     """Time of the last use, to the minute; a session that is unused for too long ends."""
@@ -286,7 +286,7 @@ class Delivery(Table):
     """Time of the next attempt; null: delivered or given up."""
     delivered: Mapped[float | None]
     answer: Mapped[str | None]
-    """Status or error of the last attempt."""
+    """HTTP status or error of the last attempt to deliver."""
 
     __table_args__ = (Index("deliveries_by_due", "due"), Index("deliveries_by_webhook", "webhook_id", "id"))
 

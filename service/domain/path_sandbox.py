@@ -28,7 +28,7 @@ HARMLESS_OPTIONS = frozenset({"region", "anonymous"})
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 _PLAIN = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
-"""Name of a folder at a URI, which needs no encoding and is no wildcard."""
+"""Matches a folder name that needs no encoding in a URI and contains no wildcard."""
 _WILDCARD = re.compile(r"[*?\[]")
 _DEFAULT_OUTPUT = RunConfig.model_fields["output"].default
 
@@ -42,7 +42,8 @@ class Roots:
             first directory.
         outputs: Absolute directories without symbolic links, and URIs; the first is the default.
         storage: Absolute directories without symbolic links, and buckets, for checkpoints; empty allows run directories only.
-        homes: Directories in which the service makes the homes of runs; those of runs at URIs are in the first.
+        homes: Directories in which the service creates the folders of its own files of each run, the homes. The first directory has
+            the homes of runs at URIs.
     """
 
     inputs: Sequence[str]
@@ -198,7 +199,7 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
 
 
 def _checked_home(place: Place, roots: Roots) -> str:
-    """The checked URI of a folder that runs write: plain names, outside of other runs' folders."""
+    """Check the URI of a folder that runs write to: its parts are plain names, and it is outside of other runs' folders."""
     buckets = roots.output_buckets if place.marker == WritesTo("runs") else _buckets(roots.storage)
     uri = _checked_uri(place, buckets, roots)
     location, _, options = uri.partition("?")

@@ -5,7 +5,7 @@ ROOT/RUN_ID/              home of the run, under an output root
 ├── stop-ATTEMPT          stop file: asks the driver of that attempt to stop; contains the reason
 └── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
 
-A run at a URI has its run directory at URI/RUN_ID/NAME. Its home, in a directory of the service, holds the other files.
+A run at a URI has its run directory at URI/RUN_ID/NAME. Its home is in a directory of the service and holds the other files.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def with_run_directory(config: RunConfig, run_id: str) -> RunConfig:
 
 
 def home_of(location: Location) -> Location:
-    """The folder of a run, which contains the run directory at `location`."""
+    """The run's own folder: the parent of the run directory at `location`."""
     return parent(location)[0]
 
 
 def location_of(output: str, directory: Path) -> Location:
-    """Where a run is stored.
+    """Path or URI of a run directory.
 
     Args:
-        output: `output` of the run's stored configuration.
+        output: Setting `output` of the run's stored configuration.
         directory: The run directory on this machine, ROOT/RUN_ID/NAME.
     """
     return joined(output, directory.name) if is_uri(output) else directory
@@ -62,7 +62,7 @@ class RunPaths:
 
     @property
     def home(self) -> Path:
-        """ROOT/RUN_ID, which contains all files of the run."""
+        """The run's own folder on this machine, ROOT/RUN_ID."""
         return self.directory.parent
 
     @property

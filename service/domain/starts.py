@@ -1,7 +1,7 @@
-"""References to finished runs in configurations: `run://RUN/model` is a run's model, `run://RUN/corpus` its text.
+"""References to finished runs in configurations: `run://RUN/model` is a run's model, `run://RUN/corpus` is its text.
 
-RUN is the id of the run, or its name if the name is unambiguous for the caller. A stored configuration contains the id; it is
-replaced by a path or URI each time a driver starts.
+RUN is the id of the run, or its name if the name is unambiguous for the caller. A stored configuration contains the id. Each time a
+driver starts, the references are replaced by paths or URIs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
 def located(
     config: RunConfig, location_of: Callable[[str], Location | None], documents_at: Callable[[Location], str],
 ) -> tuple[RunConfig, tuple[Path, ...]]:
-    """The configuration with run references replaced by paths, and the directories that they point to.
+    """The configuration with run references replaced by paths or URIs, and the directories that the driver may then read.
 
     Args:
         config: Configuration from `with_ids`.

@@ -26,8 +26,8 @@ class Submission:
         config_path: Configuration of the run, as JSON.
         stop_file: File whose existence makes the driver stop with a checkpoint.
         report_url: URL to which the driver posts its events.
-        token: Token that authenticates the driver there.
-        read_roots: Directories that the driver and its workers may read, and the URI of a run, which stands for its working copies.
+        token: Token with which the driver authenticates itself at `report_url`.
+        read_roots: Directories that the driver and its workers may read. A run's URI allows the working copies of that run.
         metadata: Metadata that the Ray dashboard shows with the job.
     """
 

@@ -40,8 +40,7 @@ class RunRequest(Document):
     model_config = example(config=_CONFIG, priority=0, budget_dollars=20.0)
 
     config: PlannableConfig
-    """Configuration as for `moedisco run`. `output` is a directory or URI under one of the service's output
-    roots."""
+    """Run configuration, as for `moedisco run`. `output` is a directory or URI under one of the service's output roots."""
     priority: Priority = 0
     """Priority in the queue; higher starts first."""
     budget_dollars: Dollars | None = None

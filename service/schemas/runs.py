@@ -100,7 +100,7 @@ class Unit(Document):
     loss: float | None
     tokens_per_second: float | None
     mfu: float | None = None
-    """Model FLOPs utilisation: the share of the cards' peak speed; null on CPUs and unknown cards."""
+    """Model FLOPs utilisation: the share of the GPUs' peak FLOP/s; null on CPUs and on GPUs with an unknown peak."""
     restarts: int
     workers: int
     node: str | None

@@ -149,7 +149,7 @@ def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array
     regret_CE = np.where(fits_CE, cost_NE[candidates_C] - own_C[:, None], np.inf)
     targets_C = regret_CE.argmin(axis=1)
     regret_C = regret_CE.min(axis=1)
-    # Rows are sorted by id and the sort is stable, so that equal regrets are ordered by id.
+    # The regret is the extra cost of a move. Rows are sorted by id and the sort is stable, so equal regrets are ordered by id.
     order = np.argsort(regret_C, kind="stable")
     moved = False
     for c in order[: np.isfinite(regret_C).sum()]:
@@ -164,7 +164,7 @@ def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array
 
 
 def _even_out(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array, limit: float) -> bool:
-    """Move one document into the emptiest cluster if that makes two loads less uneven; return whether one moved."""
+    """Move one document from an overfull cluster to the emptiest one if their loads become more even; return whether one moved."""
     target = int(loads_E.argmin())
     for source in np.argsort(-loads_E, kind="stable"):
         if loads_E[source] <= limit:

@@ -24,7 +24,7 @@ BALANCE_DOCUMENTS = 100_000
 """Number of documents on which prices are fitted. With 64 clusters, their costs take 26 MB, and fitting takes 0.3 GB. The loads of
 such a sample have an error of about 4 %, which the corrections remove."""
 TOLERANCE = 0.005
-"""Share of the capacity by which the largest cluster may exceed it when the corrections end."""
+"""Excess of the largest cluster over the capacity, as a share of the capacity, below which the corrections end."""
 _CORRECTIONS = 5
 """Maximum number of corrections; two are usual."""
 @dataclasses.dataclass(frozen=True)

@@ -139,7 +139,7 @@ class Block:
         return self._memories[restart].labels_N.astype(np.int64)
 
     def _drift(self, restart: int, centroids_KD: Array) -> Array:
-        """Upper bound [K] on how much gaps in each cluster shrank since the last step; the first call creates the memory."""
+        """Upper bound [K] on how much the gaps of each cluster's rows shrank in this step; the first call creates the memory."""
         memory = self._memories.get(restart)
         K, D = centroids_KD.shape
         if memory is None:

@@ -75,7 +75,7 @@ def finish_part(part: Part, plan: Plan) -> Packed:
     table = pq.read_table(part.documents, columns=["id", "source", "packed", *PACKED_COLUMNS])
     clusters_N, count = clusters_in(part.vectors, plan.rule), len(plan.rule.prices_E)
     for folder in ("assignments", *(f"shards/{k}" for k in range(count))):
-        (plan.directory / folder).mkdir(parents=True, exist_ok=True)    # on any machine
+        (plan.directory / folder).mkdir(parents=True, exist_ok=True)    # this task may be the first on its machine
     assigned = pa.table({"id": table["id"].cast(ID), "cluster": clusters_N.astype(np.int32)})
     pq.write_table(assigned, plan.directory / "assignments" / part.documents.name)
     encoder = Encoder(plan.tokenizer)

@@ -36,7 +36,7 @@ R = TypeVar("R")
 TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
 """Characters of training text that a new tokenizer is trained on."""
 LISTED_FILES = 20
-"""Maximum number of unread files that a summary lists by name; it counts all of them."""
+"""Maximum number of unread files that a summary lists by name; its counts include all unread files."""
 
 
 def build(
@@ -117,7 +117,7 @@ def build(
 def _stage_all(
     units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks, progress: StageProgress,
 ) -> tuple[list[Staged], dict[int, dict[str, Skipped]]]:
-    """Call `stage` for every unit, and again for a unit with unreadable files, without these.
+    """Call `stage` for every unit, and repeat a unit that has unreadable files without these files.
 
     Returns:
         The result for each unit, and the unreadable files by `Input.order` and path.
@@ -132,7 +132,7 @@ def _stage_all(
             reports.append(report)
         for report in sorted(reports, key=lambda report: report.index):
             staged[report.index] = report
-            for each in report.skipped:     # keep the reason of a file's first slice
+            for each in report.skipped:     # if a file has several slices, the first slice's reason is kept
                 skipped[report.order].setdefault(each.path, each)
         shortened = [unit.without(skipped[unit.source.order].keys()) for unit in units]
         waiting = [unit for unit, before in zip(shortened, units, strict=True) if unit != before]

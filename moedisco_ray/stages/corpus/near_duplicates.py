@@ -40,7 +40,7 @@ _KEYS_BYTES = 128 << 20
 _CHUNK = 4096
 """Number of documents that are sketched at once."""
 _COMPARED = 64
-"""Number of documents under a key with which the later ones are compared. It limits the work on text that many documents share."""
+"""Number of first documents under a key with which all later ones are compared. It limits the work on text that many share."""
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+")
 """Matches a word. Chinese and Japanese have no spaces, so each of their characters counts as a word."""
 

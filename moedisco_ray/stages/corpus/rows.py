@@ -157,7 +157,7 @@ def _long_text(file: File, line: Iterable[LinePart], column: str, at: int) -> It
         yield (_without_surrogates(piece).encode() for piece in found)
     elif column not in found:
         raise _no_column(file, found)
-    elif found[column] != "n":      # of null
+    elif found[column] != "n":      # first character of `null`
         raise _no_text(file, {"[": "list", "{": "dict"}.get(found[column], "number"))
 
 

@@ -31,7 +31,7 @@ Buckets = Callable[[pa.Table], NDArray[np.int64]]
 """Picklable function that returns the number of the bucket of each row of a table."""
 
 FILE_BYTES = 64 << 20
-"""Bytes of rows that a task collects before it writes a file. It needs twice this memory while it writes."""
+"""Bytes of rows that a task collects before it writes a file. The task needs twice this memory while it writes."""
 _FAN_OUT = 128
 """Maximum number of record batches in a file, so that a batch of a full file has at least 0.5 MB."""
 

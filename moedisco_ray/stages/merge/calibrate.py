@@ -84,7 +84,7 @@ def calibrated(
         dtype: Dtype of the layer and its hidden states.
 
     Yields:
-        Every tensor in its stored dtype, a layer sorted by name, with calibrated router rows and rescaled `down_proj`.
+        Every tensor in its stored dtype, sorted by name within a layer, with calibrated router rows and rescaled `down_proj`.
 
     Raises:
         CheckpointError: There is no calibration data, or a cluster index is out of range.

@@ -1,4 +1,4 @@
-"""Compute router rows from data: one direction per cluster, from sums that are added up over blocks and workers.
+"""Compute router rows from data: one direction per cluster, from sums over the router's inputs that blocks and workers add up.
 
 A router has no bias, so its logits are x_TD w_CD^T. Every solution is shifted so that the directions sum to zero, which
 changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1. At this scale the softmax

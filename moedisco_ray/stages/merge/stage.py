@@ -66,7 +66,7 @@ def merge_submodels(
     """Write the merged MoE with its calibrated router.
 
     Args:
-        start: The run's start. Its seed also decides random router rows.
+        start: Settings and files of the untrained MoE. Its seed also decides random router rows.
         submodels: The trained sub-models, in the clusters' order.
         common: The backbone that all sub-models started from, or had in common at their last sync point.
         tokens: Tokens that each sub-model was trained on.
@@ -100,7 +100,7 @@ def write_whole(
     rows. Unless `settings.router` is `random`, experts are rescaled as in a merge; see the module `calibrate`.
 
     Args:
-        start: The run's start.
+        start: Settings and files of the untrained MoE.
         clusters: Number of groups of experts in the MoE; the seed model has the first group.
         trained_seed: The seed model; None if none was trained.
         batches: Text on which the output scale is measured; all of it counts as cluster 0.

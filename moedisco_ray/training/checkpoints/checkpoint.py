@@ -29,14 +29,14 @@ _PROGRESS = "progress.json"
 
 @dataclasses.dataclass
 class Progress:
-    """The state of a training besides weights and optimizer.
+    """The state of a training, except for the weights and the optimizer state.
 
     Attributes:
         step: Steps made.
         tokens: Tokens trained on.
         losses: Mean cross-entropy of each step.
         seconds: Training time so far (s).
-        fractions_NE: Selections per token of each of E experts of N routers in the last global batch; see `objective`.
+        fractions_NE: How often each expert was selected in the last global batch, per token, [N routers, E experts].
         sync_point: Last sync point whose backbone was loaded; 0: none.
         synced_step: Step at which that backbone was loaded.
     """

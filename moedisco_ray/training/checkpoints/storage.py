@@ -196,7 +196,7 @@ class Storage:
     def _manifest_read_twice(self, name: str) -> Manifest:
         try:
             return self._manifest(name)
-        except ValueError:   # perhaps only the transfer was damaged, and `begin` deletes checkpoints without a valid manifest
+        except ValueError:   # `begin` deletes checkpoints without a valid manifest, but perhaps only this transfer was damaged
             return self._manifest(name)
 
     def _manifest(self, name: str) -> Manifest:

@@ -33,7 +33,7 @@ from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 _COMPLETE = "sync.json"
 _MEMBER = "member.json"
 _KEPT = 2
-"""Sync points whose tensors are kept: a late member may still be reading those of the sync point before the latest."""
+"""Number of sync points whose tensors are kept: a late member may still read those of the sync point before the latest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MemberRecord:
 
     Attributes:
         step: Steps made.
-        tokens: Tokens since it last loaded a common backbone.
+        tokens: Tokens that the member has trained on since it last loaded a common backbone.
     """
 
     step: int

@@ -82,7 +82,7 @@ class HiddenState(Vectoriser):
         self.centre_D = sample_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def save(self, directory: Path) -> None:
-        """Write the centre and the model, as hard links if the file system supports them."""
+        """Write the centre, and the model's files as hard links if the file system supports them."""
         target = directory / "model"
         target.mkdir(exist_ok=True)
         for path in sorted(path for pattern in _MODEL_FILES for path in self._model_dir.glob(pattern)):
@@ -106,7 +106,7 @@ def _mean(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
 
 
 def _batches(lengths_N: Array, batch_tokens: int) -> Iterator[Array]:
-    """Group rows of non-empty documents by length into batches of at most `batch_tokens` tokens with padding, or one row."""
+    """Group rows of non-empty documents by length into batches: of at most `batch_tokens` tokens with padding, or of one row."""
     order = np.argsort(lengths_N, kind="stable")
     order = order[lengths_N[order] > 0]
     start = 0
