@@ -46,7 +46,7 @@ class AttemptContext:
         directory: Directory for the driver's files about these trainings.
         stop_files: The attempts end as soon as one of these files exists.
         mailbox: Carries the workers' events to the driver.
-        seats: The run's warm processes, each of which holds a slot. A training with one worker runs in one of them. None: the
+        seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None: the
             training is a gang.
     """
 

@@ -1,7 +1,7 @@
 """The actor of a seat: a process that holds a slot and runs functions. It starts quickly, because this module imports only Ray.
 
-A function must not affect the next one in the same process by what it leaves behind: GPU memory, compiled code, or a GPU context
-that an error has broken.
+Whatever a function leaves behind must not affect the next one in the same process: GPU memory, compiled code, or a GPU context that
+an error has broken.
 """
 
 from __future__ import annotations
