@@ -47,10 +47,10 @@ class Manifest:
 
     Attributes:
         fingerprint: Digest of everything the artifact depends on.
-        seconds: Wall-clock time of its creation (s).
+        seconds: Wall-clock seconds that it took to make the artifact.
         summary: The stage's figures for the report.
-        versions: Versions of the packages that made it.
-        created: Time of creation (s since the epoch).
+        versions: Versions of the packages that made the artifact.
+        created: Time at which the artifact was made, in seconds since the epoch.
     """
 
     fingerprint: str
@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of a committed directory; None without a valid one."""
+    """The manifest of a committed directory; None if it has no valid manifest."""
     try:
         return parse_manifest((directory / "manifest.json").read_bytes())
     except OSError:

@@ -6,10 +6,11 @@ a worker cost money too if they are rented for this run alone. They have lines o
 
 The baseline is full training: the same model, trained as a whole on the same number of tokens on the high-memory pool. Its
 worker-seconds per token are those of the fine-tune (measured or planned; scaled by the pools' `speed` if the fine-tune runs on the
-other pool). Added to that are one start-up per worker at the pool's minimum size, and the evaluation and export of the finished
-model. The baseline has no seed, sub-models, clusters or merge.
+low-memory pool). Added to that are one start-up per worker at the pool's minimum size, and the evaluation and export of the
+finished model. The baseline has no seed, sub-models, clusters or merge.
 
-Saving = 1 - total / baseline; below 0 the run costs more. A run that is itself full training, or not complete, has no saving.
+Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is itself full training, or not complete,
+has no saving.
 
 The plan, `report.json`, the REST API, the tables, the web page, the model card and the trackers all read this one structure.
 """
@@ -27,7 +28,7 @@ from moedisco_ray.core.stages import STAGES
 
 QUALITY_UNKNOWN = (
     "The quality of full training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")
-"""What a bill says about quality, unless a comparison has measured it."""
+"""What a bill says about the model's quality, unless a comparison has measured it."""
 
 _TRAINING = ("seed", "submodels", "finetune")
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
@@ -39,24 +40,24 @@ class Line(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     stage: str
-    """A stage of the pipeline; `start-up` in a baseline; `idle` for slots without a worker."""
+    """A stage of the pipeline, `start-up` (only in a baseline), or `idle` for slots without a worker."""
     pool: str
     """`low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`."""
     worker_seconds: float | None
-    """Slots times seconds; null if a plan does not know the machines' speed."""
+    """Number of slots times seconds; null if a plan does not know the machines' speed."""
     dollars: float | None
     """Cost at the pool's price; null if the seconds are unknown."""
 
 
 class Baseline(BaseModel):
-    """Full training of the same model, on the same number of tokens on the high-memory pool."""
+    """Estimated cost of full training: the same model, trained as a whole on the same number of tokens, on the high-memory pool."""
 
     model_config = ConfigDict(frozen=True)
 
     lines: tuple[Line, ...]
     dollars: float
     seconds: float
-    """Wall-clock seconds with the pool's minimum number of workers."""
+    """Wall-clock seconds if the pool has its minimum number of workers."""
     rate: Literal["measured", "planned"]
     """Whether the worker-seconds per token were measured or planned. The baseline is an estimate in both cases."""
 
@@ -67,25 +68,27 @@ class Bill(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     planned: bool
-    """Whether this is a plan; otherwise it is metered."""
+    """Whether the bill was planned before the run; otherwise it was metered during the run."""
     complete: bool
-    """Whether the bill includes all that the run does: a plan leaves out `evaluation.lm_eval`."""
+    """Whether the bill covers all of the run's work; the bill of a plan leaves out `evaluation.lm_eval`."""
     lines: tuple[Line, ...]
-    """Priced work per stage and pool, in pipeline order."""
+    """One line per stage and pool, in pipeline order."""
     dollars: float | None
-    """Sum of the lines; null if one of them is unknown."""
+    """Sum of the lines' dollars; null if one of them is unknown."""
     idle: tuple[Line, ...]
-    """Slots that existed without a worker."""
+    """One line per pool for slots that existed without a worker."""
     idle_dollars: float
-    """Sum of the idle lines."""
+    """Sum of the idle lines' dollars."""
     dollars_with_idle: float | None
-    """`dollars` and `idle_dollars`: the cost if the machines were rented for this run alone."""
+    """Sum of `dollars` and `idle_dollars`: the cost if the machines were rented for this run alone; null if `dollars` is null."""
     seconds: float | None
-    """Wall-clock seconds of the run, all attempts; null if a plan cannot know it."""
+    """Wall-clock seconds of the run, over all attempts; null if a plan cannot estimate them."""
     baseline: Baseline | None
-    """What the saving is measured against; null if the run itself is full training, or until the fine-tune's speed is known."""
+    """What the saving is measured against; null if the run itself is full training, and as long as the fine-tune's speed is
+    unknown."""
     saving: float | None
-    """1 - dollars / baseline, of a complete bill; below 0 the run costs more. Never show it without `verdict`."""
+    """1 - `dollars` / the baseline's dollars; a value below 0 means that the run costs more. Never show it without `verdict`. Null
+    unless the bill is complete and has a baseline."""
     quality: str
     """What is known of the model's quality at this cost."""
     verdict: str | None
@@ -99,12 +102,12 @@ def make_bill(
     """Add up a bill.
 
     Args:
-        lines: Priced work.
-        idle: Slots that existed without a worker.
-        seconds: Wall-clock seconds.
-        baseline: Full training on the same number of tokens.
-        quality: What is known of the model's quality at this cost; None: `QUALITY_UNKNOWN`.
-        planned: Whether this is a plan.
+        lines: Lines of the run's work.
+        idle: Lines of the slots that existed without a worker.
+        seconds: Wall-clock seconds of the run; None if unknown.
+        baseline: Full training on the same number of tokens; None if there is nothing to compare with.
+        quality: What is known of the model's quality at this cost; None stands for `QUALITY_UNKNOWN`.
+        planned: Whether the bill belongs to a plan.
         complete: Whether the lines include all stages.
     """
     kept = tuple(sorted(lines, key=lambda line: (_ORDER.get(line.stage, len(_ORDER)), line.pool)))
@@ -124,7 +127,7 @@ def metered_bill(meter: Meter, config: RunConfig, quality: str | None = None) ->
     Args:
         meter: Usage from the run's events.
         config: The run's configuration: pools with prices and speeds.
-        quality: What is known of the model's quality at this cost; None: nothing.
+        quality: What is known of the model's quality at this cost; None if nothing is known.
     """
     lines = [
         line(stage, pool, seconds, config)
@@ -141,7 +144,7 @@ def line(stage: str, pool: str, worker_seconds: float | None, config: RunConfig)
     Args:
         stage: Name of the line.
         pool: `Pool.key`.
-        worker_seconds: Worker-seconds of the line; None: unknown.
+        worker_seconds: Worker-seconds of the line; None if unknown.
         config: The run's configuration.
     """
     price = config.pools.at(pool).price_per_hour
@@ -160,7 +163,7 @@ def make_baseline(
         config: The run's configuration.
         tokens: Tokens that the run trains on, over all stages.
         seconds_per_token: Worker-seconds per token of the fine-tune.
-        start_up: Start-up time of one fine-tune worker, until its first step (s).
+        start_up: Seconds that one fine-tune worker takes from its start to its first step.
         evaluate: Worker-seconds to evaluate the finished model.
         export: Worker-seconds to export the finished model.
         rate: Whether `seconds_per_token` was measured or planned.
@@ -231,7 +234,7 @@ def _in_words(saving: float, baseline: Baseline) -> str:
 
 
 def sum_dollars(lines: Sequence[Line]) -> float | None:
-    """The sum of lines; None if one of them is unknown."""
+    """The sum of the lines' dollars; None if one of them is unknown."""
     total = 0.0
     for each in lines:
         if each.dollars is None:

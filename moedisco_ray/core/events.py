@@ -43,7 +43,7 @@ EventType = Literal[
 
 
 BILL_FIGURES = ("dollars", "dollars_with_idle", "seconds")
-"""Totals of the bill in a run's last event, for trackers. The saving is not among them: it needs its verdict next to it."""
+"""Totals of the bill in a run's last event, for trackers. The saving is not among them: it must be shown with its verdict."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,8 @@ class StageProgress:
     """Counts what a stage does and emits `stage_progress` events, at most one a second.
 
     Args:
-        unit: What is counted, in the plural.
-        total: Count at the end; None if it is unknown.
+        unit: Plural noun for the things that are counted, such as `documents`.
+        total: Count that the stage will reach; None if it is unknown.
     """
 
     _INTERVAL = 1.0

@@ -91,7 +91,7 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def left_out(corpus: CorpusSummary) -> list[str]:
-    """One line for each file (up to a limit) that the corpus stage did not read. It shows paths: only for the run's owner."""
+    """One line for each file (up to a limit) that the corpus stage did not read. Only the run's owner may see these paths."""
     listed = [f"left out of {each.source}: {each.path} {each.reason}" for each in corpus.skipped]
     more = corpus.skipped_files + corpus.passed_over_files - len(listed)
     return [*listed, f"and {more:,} more files"] if more else listed

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from moedisco_ray.core.events import Event, EventLog
 
 INTERVAL = 5.0
-"""Time between two heartbeats (s), which is the precision of bills."""
+"""Seconds between two heartbeats. Bills are precise to this time."""
 
 
 @contextlib.contextmanager

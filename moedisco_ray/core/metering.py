@@ -20,7 +20,7 @@ from moedisco_ray.core.stages import STAGES
 
 _STAGES = frozenset(stage.name for stage in STAGES)
 _MOST = 1e15
-"""Limit from which a number in an event is invalid."""
+"""Numbers in events that are this large or larger are invalid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Hold:
 
     Attributes:
         pool: `low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`.
-        workers: Number of slots.
-        since: Start of the hold (s since the epoch).
-        stage: The stage that holds them.
+        workers: Number of workers, each with one slot.
+        since: Start of the hold, in seconds since the epoch.
+        stage: Stage whose workers hold the slots.
     """
 
     pool: str
@@ -46,7 +46,7 @@ class Free:
 
     Attributes:
         slots: Number of free slots.
-        since: Time since which they are free (s since the epoch).
+        since: Time since which the slots are free, in seconds since the epoch.
     """
 
     slots: int
@@ -55,13 +55,14 @@ class Free:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a finished stage did, as of its last completion.
+    """What a finished stage did when it last completed.
 
     Attributes:
-        tokens: Tokens trained on.
+        tokens: Number of tokens that the stage trained on.
         loop_seconds: Worker-seconds of the training loops, without start-ups.
         held_seconds: Worker-seconds for which slots were held.
-        extra_seconds: Seconds that an evaluation spent on models other than the finished one.
+        extra_seconds: Seconds that the evaluate stage spent on models other than the finished one, such as the seed and the
+            sub-models. Full training would not spend them.
     """
 
     tokens: int = 0
@@ -76,16 +77,16 @@ class Meter:
 
     Attributes:
         closed: Worker-seconds of the holds that have ended, per stage and pool.
-        open: Holds that have not ended, by name.
-        newest: Time of the newest event.
-        idle: Idle slot-seconds up to the last change, per pool.
-        free: Free slots as they were last seen, per pool.
+        open: Holds that have not ended, by the hold's id.
+        newest: Time of the newest event, in seconds since the epoch.
+        idle: Slot-seconds without a worker, up to the last change of `free`, per pool.
+        free: Slots without a worker, as the newest event about them says, per pool.
         stage: The current stage, or the last one.
-        before: Worker-seconds that a stage had used when it last started, per stage.
-        start_up: Seconds from taking a slot to the first training step in the last run of each stage; mean over its workers.
-        work: What each finished stage did.
+        before: Worker-seconds that each stage had used, in earlier attempts, when it last started.
+        start_up: Seconds from taking a slot to the first training step when each stage last ran; the mean over its workers.
+        work: What each finished stage did when it last completed.
         elapsed: Wall-clock seconds of the attempts that have ended.
-        began: Start of the current attempt (s since the epoch); None between attempts.
+        began: Start of the current attempt, in seconds since the epoch; None between attempts.
         finished: Whether the newest attempt completed the run.
     """
 
@@ -153,7 +154,7 @@ class Meter:
 
     @property
     def idle_seconds(self) -> dict[str, float]:
-        """Slot-seconds per pool that no worker held, up to the newest event."""
+        """Slot-seconds without a worker, per pool, up to the newest event."""
         totals = dict(self.idle)
         for pool, free in self.free.items():
             totals[pool] = totals.get(pool, 0.0) + free.slots * max(0.0, self.newest - free.since)

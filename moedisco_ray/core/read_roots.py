@@ -39,7 +39,7 @@ def reading_within(roots: Sequence[Path]) -> Iterator[None]:
 
 
 def read_roots() -> tuple[Path, ...] | None:
-    """The directories that may be read, with symbolic links resolved; None: no limit."""
+    """The directories that may be read, with symbolic links resolved; None if everything may be read."""
     within = _WITHIN.get()
     if within is None:
         named = os.environ.get(ENVIRONMENT)

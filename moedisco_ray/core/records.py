@@ -30,15 +30,15 @@ class UnitRecord(Record):
     steps: int
     planned_steps: int
     tokens: int
-    """Tokens trained on."""
+    """Number of tokens that the training processed."""
     loss: float | None
     """Training loss at the end (nats per token); null before the first step."""
     seconds: float
-    """Time in the training loop (s)."""
+    """Seconds in the training loop."""
     workers: float
-    """Mean number of workers."""
+    """Mean number of workers of the training."""
     held: dict[str, float]
-    """Worker-seconds by pool key."""
+    """Worker-seconds that the training used, by pool key."""
     contribution: Contribution
     """What the merge uses: the finished sub-model, its last checkpoint, or the seed that it started from."""
     reason: str | None
@@ -49,13 +49,13 @@ class SyncRecord(Record):
     """One sync point, at which the sub-models' backbones were combined."""
 
     members: dict[str, int]
-    """Tokens of each member since its last sync point."""
+    """Number of tokens that each sub-model of the sync was trained on since its last sync point, by name."""
     late: list[str]
-    """Members that were not waited for."""
+    """Names of the sub-models that the sync did not wait for."""
 
 
 class CorpusSource(Record):
-    """Figures of the text that was read from one source."""
+    """Counts of the text that was read from one source."""
 
     documents: int
     tokens: int
@@ -83,10 +83,10 @@ class CorpusSummary(Record):
     near_duplicates: int = 0
     """Number of documents that were dropped because they are similar to another one (`corpus.near_duplicates`)."""
     tokens: int = 0
-    """Tokens of one pass over the training text, as packed."""
+    """Number of packed training tokens in one pass over the corpus."""
     validation_tokens: int = 0
     bytes: int = 0
-    """Bytes of training text."""
+    """Size of the training text in bytes."""
     vocab_size: int = 0
     sources: dict[str, CorpusSource] = Field(default_factory=dict)
     skipped_files: int = 0
@@ -116,10 +116,10 @@ class ClusterSummary(Record):
     nmi: float | None = None
     """Normalised mutual information between cluster and source; null if there is only one source."""
     balance: float | None = None
-    """Tokens of the largest cluster, as a multiple of the mean."""
+    """Number of tokens in the largest cluster, as a multiple of the mean over clusters."""
     warnings: list[str] = Field(default_factory=list)
     held: dict[str, float] = Field(default_factory=dict)
-    """Worker-seconds of computing the vectors, by pool key."""
+    """Worker-seconds that the document vectors took, by pool key."""
 
 
 class ClusterEntry(ClusterSize):
@@ -160,18 +160,18 @@ class MergeSummary(Record):
     """Summary of the merge stage."""
 
     weights: list[float] = Field(default_factory=list)
-    """Weight of each sub-model in the backbone."""
+    """Weight of each sub-model in the mean of the backbones."""
     layers: list[dict[str, Any]] = Field(default_factory=list)
-    """Accuracy, loads and scale of each router."""
+    """Accuracy, expert loads and output scale of each layer's router."""
     tensors: int = 0
-    """Number of tensors; `merge.json` lists the origin of each."""
+    """Number of tensors of the merged model; `merge.json` says where each came from."""
 
 
 class Figures(Record):
     """How well a model predicts some documents."""
 
     loss: float | None = None
-    """Nats per token; null if there were no tokens."""
+    """Mean loss (nats per token); null if there were no tokens."""
     perplexity: float | None = None
     bits_per_byte: float | None = None
     tokens: int = 0
@@ -198,9 +198,9 @@ class RouterRecord(Record):
     load: list[float]
     """Share of the top-k selections that each expert gets."""
     dead: int = 0
-    """Number of experts with less than 1 % of an even load."""
+    """Number of experts whose load is less than 1 % of an even share."""
     token_entropy: float | None = None
-    """Mean entropy of the router's choice for a token (nats)."""
+    """Mean entropy of the router's probabilities for a token (nats)."""
     load_entropy: float | None = None
     """Entropy of `load` (nats)."""
     nmi_cluster: float | None = None
@@ -219,7 +219,7 @@ class UnseenFigures(Figures):
 
     sources: list[SourceFigures] = Field(default_factory=list)
     trained_on: int = 0
-    """Number of documents left out because the corpus has them."""
+    """Number of documents that were left out because the corpus contains them."""
     skipped: list[dict[str, Any]] = Field(default_factory=list)
     """`path` and `reason` of files that could not be read."""
 
@@ -230,13 +230,13 @@ class TaskFigures(Record):
     task: str
     examples: int
     acc: float | None
-    """Share of right answers."""
+    """Share of examples that the model answers correctly, by the likelihood of each choice."""
     acc_stderr: float | None = None
     acc_norm: float | None = None
-    """Share of right answers if likelihoods are divided by the choices' lengths."""
+    """Share of examples that the model answers correctly if the likelihood of each choice is divided by the choice's length."""
     acc_norm_stderr: float | None = None
     chance: float | None = None
-    """Accuracy of random guessing."""
+    """Expected accuracy of random guessing."""
 
 
 class EvaluationRecord(Figures):
@@ -268,7 +268,7 @@ class EvaluateSummary(Record):
     documents: int
     tokens: int
     extra_seconds: float
-    """Time spent on models other than the finished one (s)."""
+    """Seconds that the stage spent on models other than the finished one, such as the seed and the sub-models."""
 
 
 class Sample(Record):
@@ -283,9 +283,9 @@ class ExportSummary(Record):
 
     parameters: int
     active_parameters: int
-    """Parameters that one token uses."""
+    """Number of parameters that take part in computing one token."""
     rounded_to: str | None = None
     """Dtype that the trained weights were rounded to; null if they were stored exactly."""
     bytes: int = 0
-    """Bytes of the weights."""
+    """Size of the weights in bytes."""
     samples: list[Sample] = Field(default_factory=list)

@@ -25,7 +25,7 @@ from moedisco_ray.core.locations import Location, first_line, is_uri
 T = TypeVar("T")
 
 RETRY_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
-"""Pauses between attempts (s); the file systems retry on their own in addition."""
+"""Pauses between attempts, in seconds. Within each attempt, the file system itself may retry too."""
 BUFFER = 4 << 20
 """Size of an output stream's buffer, and of the pieces in which files are copied (bytes)."""
 

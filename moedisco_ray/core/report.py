@@ -36,7 +36,7 @@ from moedisco_ray.core.stages import STAGES
 T = TypeVar("T")
 PoolName = Literal["low_memory", "high_memory", "head"]
 ReadFile = Callable[[str], bytes | None]
-"""Function that takes a relative path in a run directory and returns the file's content; None: the file does not exist."""
+"""Function that takes a relative path in a run directory and returns the file's content, or None if the file does not exist."""
 
 CURVE_POINTS = 400
 
@@ -173,7 +173,7 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
 
 
 def report_verdict(report: RunReport) -> str | None:
-    """A sentence with the saving, the nature of the baseline, and what is known of quality; None without a saving."""
+    """A sentence with the saving, a note that the baseline is an estimate, and what is known of quality; None without a saving."""
     return report.bill.verdict
 
 

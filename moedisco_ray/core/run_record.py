@@ -38,15 +38,15 @@ class StageReport(Record):
 
     name: str
     pool: str
-    """`low_memory`, `high_memory`, or `head`: the head node."""
+    """Pool that ran the stage: `low_memory` or `high_memory`; `head` if it ran on the head node."""
     workers: float
-    """Number of workers at the same time; for a gang whose size changed, the average."""
+    """Number of workers that ran at the same time; the average for a gang whose size changed."""
     seconds: float
-    """Wall-clock time that the stage took when it last completed (s)."""
+    """Wall-clock seconds that the stage took when it last completed."""
     tokens: int | None
-    """Tokens trained on; null if the stage trains nothing."""
+    """Number of tokens that the stage trained on; null if it trains nothing."""
     worker_seconds: float
-    """Seconds summed over workers, their start-up included; 0 if the stage holds no priced slot."""
+    """Seconds summed over workers, including their start-up; 0 if the stage holds no slot with a price."""
     training_worker_seconds: float | None = None
     """Seconds of the training loops, summed over workers, without start-ups."""
     tokens_per_second_per_worker: float | None = None
@@ -67,7 +67,7 @@ class StageReport(Record):
 
 
 class Curve(Record):
-    """Loss of a unit over its tokens, at most 400 points."""
+    """Loss of a unit over the tokens that it was trained on, with at most 400 points."""
 
     stage: str | None
     tokens: list[int]
@@ -79,13 +79,13 @@ class StartRecord(Record):
     """What the model was started from."""
 
     kind: str
-    """`random`, `checkpoint` or `upcycle`."""
+    """How the model was started: from `random` weights, from a `checkpoint`, or by an `upcycle` of a dense model."""
     name: str | None
-    """Name of the directory that the model was read from."""
+    """Name of the directory from which the model was read; null for random weights."""
 
 
 class RunReport(Record):
-    """Cost and results of a run; while it runs, those of the stages so far."""
+    """Cost and results of a run; while it runs, the cost so far and the results of its finished stages."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -97,7 +97,7 @@ class RunReport(Record):
     stages: list[StageReport]
     """Finished stages, in the pipeline's order."""
     tokens: int
-    """Tokens trained on, over all stages."""
+    """Number of tokens that the run trained on, over all stages."""
     bill: Bill
     """What the run has cost: lines, totals, idle machines, time, baseline, saving, quality."""
     syncs: list[SyncRecord] = Field(default_factory=list)
@@ -121,4 +121,4 @@ class RunReport(Record):
     state: RunState | None = None
     """Current state of the run; not stored in a finished run's file."""
     state_reason: str | None = None
-    """Message of a failed or stopped run."""
+    """Why the run failed or stopped; null in other states."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def kept_secret(path: Path, make: Callable[[], bytes]) -> bytes:
-    """The secret in a file of mode 0600; created if the file does not exist.
+    """The secret that a file holds; if the file does not exist, make a secret and store it there with mode 0600.
 
-    If several processes create it at the same time, all of them get the same secret.
+    If several processes make it at the same time, all of them get the same secret.
 
     Args:
         path: The file; its directory is created with mode 0700 if it does not exist.

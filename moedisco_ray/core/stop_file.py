@@ -16,7 +16,7 @@ class StopFile:
     """A file whose existence requests a graceful stop.
 
     Attributes:
-        path: The file; its text is the reason. None: the run cannot be stopped by a file.
+        path: Path of the file, whose text is the reason for the stop; None if the run cannot be stopped by a file.
     """
 
     path: Path | None = None
@@ -36,7 +36,7 @@ class StopFile:
             raise RunStopped(self.path.read_text(encoding="utf-8").strip() or "cancelled")
 
     def request(self, reason: str) -> None:
-        """Request a stop; without a path, nothing happens."""
+        """Request a stop by writing the file; without a path, do nothing."""
         if self.path is not None and not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(reason + "\n", encoding="utf-8")

@@ -41,7 +41,8 @@ class Leaf:
 
     Attributes:
         path: Dotted path. A list of sections and a section that may be absent are one leaf each.
-        marker: Marker of the setting; None: results depend on its value.
+        marker: `NoEffect` or `Resolved` if the declaration of the setting, or of a section around it, says so. None means that
+            results depend on the setting's value.
     """
 
     path: str
@@ -54,7 +55,7 @@ def leaves(section: type[BaseModel], prefix: str = "", outer: NoEffect | Resolve
     Args:
         section: The section's class.
         prefix: Dotted path of the section, with a trailing dot.
-        outer: `NoEffect` or `Resolved` if the section itself is marked with it; it then holds for all settings of the section.
+        outer: `NoEffect` or `Resolved` if the section itself is marked so; it holds for each setting without a marker of its own.
     """
     for name, info in section.model_fields.items():
         marker = _marker(info) or outer

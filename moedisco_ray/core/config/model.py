@@ -34,27 +34,27 @@ class Architecture(Section):
     num_hidden_layers: int = Field(4, ge=1, le=MOST_LAYERS)
     num_attention_heads: int = Field(4, ge=1, le=LARGEST_DIMENSION)
     num_key_value_heads: int | None = Field(None, ge=1, le=LARGEST_DIMENSION)
-    """Number of key and value heads (grouped-query attention). Null: the number of attention heads."""
+    """Number of key and value heads (grouped-query attention). Null means the number of attention heads."""
     head_dim: int | None = Field(None, ge=2, le=LARGEST_DIMENSION)
-    """Size of one head. Null: hidden_size / num_attention_heads. Only qwen3_moe and mixtral allow another value."""
+    """Size of one head. Null means hidden_size / num_attention_heads. Only qwen3_moe and mixtral allow another value."""
     moe_intermediate_size: int = Field(512, ge=8, le=LARGEST_DIMENSION)
     """Hidden size of one expert (Mixtral and OLMoE call it intermediate_size)."""
     shared_expert_intermediate_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
-    """Hidden size of the shared expert of qwen2_moe. Null: that of a routed expert."""
+    """Hidden size of the shared expert of qwen2_moe. Null means the hidden size of a routed expert."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     norm_topk_prob: bool = True
-    """Whether the selected router weights are scaled to sum to one, as Mixtral always does. True keeps a sub-model's output scale
-    through the merge; with false the merge rescales the experts."""
+    """Whether the router weights of a token's selected experts are scaled to sum to one, as Mixtral always does. If they are, the
+    merge keeps the output scale of each sub-model; otherwise the merge rescales the experts."""
     vocab_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
-    """Rows of the embedding. Null: the number of tokens in the tokenizer."""
+    """Number of rows of the embedding. Null means the number of tokens in the tokenizer."""
     max_position_embeddings: int | None = Field(None, ge=8, le=LARGEST)
-    """Maximum sequence length (tokens). Null: corpus.sequence_length."""
+    """Maximum sequence length (tokens). Null means corpus.sequence_length."""
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
     rope_scaling: dict[str, Any] | None = Field(None, max_length=32)
     """Scaling of rotary positions for longer texts, as in `config.json`: `rope_type` (linear, dynamic, yarn, longrope, llama3,
-    proportional) and its parameters. Null: none."""
+    proportional) and its parameters. Null means no scaling."""
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
 
@@ -91,7 +91,7 @@ class Architecture(Section):
 
 
 class LocalInit(Section):
-    """Base class of `model.init` sections with a local Hugging Face directory; `KEY` is the setting with its path."""
+    """Base class of the `model.init` sections that name a local Hugging Face directory, in the setting whose name is `KEY`."""
 
     KEY: ClassVar[str]
 
@@ -108,12 +108,13 @@ class LocalInit(Section):
 
 
 class CheckpointInit(LocalInit):
-    """Start from a local Hugging Face MoE directory."""
+    """Start from the Mixture-of-Experts model in a local Hugging Face directory."""
 
     KEY: ClassVar[str] = "checkpoint"
 
     checkpoint: Annotated[Path, ReadsFrom(run_part="model")]
-    """A Hugging Face directory. On a control service also `run://RUN/model`, the model of a finished run, by id or name."""
+    """A Hugging Face directory. A control service also accepts `run://RUN/model`: the model of the finished run with this id or
+    name."""
 
 
 class UpcycleInit(LocalInit):
@@ -122,11 +123,13 @@ class UpcycleInit(LocalInit):
     KEY: ClassVar[str] = "upcycle"
 
     upcycle: Annotated[Path, ReadsFrom(run_part="model")]
-    """A Hugging Face directory: a dense relative of the family (Qwen3 for qwen3_moe; Mistral and Llama for mixtral; Qwen2, and
-    Llama with biases, for qwen2_moe), or a model of the family with one expert, such as an earlier run's seed."""
+    """A Hugging Face directory with a dense model that is related to the family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral,
+    and Qwen2 or Llama with biases for qwen2_moe. It may also hold a model of the family with one expert, such as an earlier run's
+    seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
-    """Experts per token. Their weights sum to one, so that the MoE initially computes the same as the dense model."""
+    """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
+    model."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
@@ -186,7 +189,7 @@ def read_architecture(directory: Path, family: FamilyName) -> Architecture:
 
 
 def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architecture:
-    """The sizes of the MoE that a dense model, or a model with one expert, is upcycled to.
+    """The sizes of the MoE that a dense model, or a model with one expert, is upcycled into.
 
     Raises:
         CheckpointError: The `config.json` cannot be read, or its model cannot become one of this family.

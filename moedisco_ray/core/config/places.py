@@ -45,7 +45,7 @@ class ReadsFrom(Marker):
 
     Attributes:
         uris: Whether the setting may hold a URI or `embedded` instead of a local path.
-        run_part: Part of a finished run that the setting may name as `run://RUN/PART`; None: none.
+        run_part: Part of a finished run that the setting may name as `run://RUN/PART`; None if it may name no run.
     """
 
     uris: bool = False
@@ -69,8 +69,8 @@ class Place:
 
     Attributes:
         field: Dotted path of the setting, such as `corpus.sources.0.path`.
-        value: Value of the setting.
-        marker: Marker of the setting.
+        value: The path or URI.
+        marker: `ReadsFrom` if the run reads from the place, `WritesTo` if it writes there.
     """
 
     field: str

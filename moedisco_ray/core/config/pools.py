@@ -1,4 +1,4 @@
-"""The pools: where the work runs, and what it costs."""
+"""The pools of workers on which a run's work runs, and their prices."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Pool(Section):
     """Key of the pool in `pools`."""
 
     resource: Tag
-    """Custom resource of the pool's nodes: one unit per worker that a node has room for."""
+    """Custom resource that the pool's nodes offer: each node offers an amount of 1 for each worker that it has room for."""
     gpu: Gpus = 0
-    """GPUs per worker; 0 trains on a CPU."""
+    """Number of GPUs per worker; with 0, workers train on a CPU."""
     memory_gb: float = Field(gt=0)
     price_per_hour: PricePerHour
     """Dollars per worker-hour."""
@@ -56,7 +56,7 @@ class Pool(Section):
 
     @property
     def node_types(self) -> tuple[Pool, ...]:
-        """One pool per node type; the pool itself if it has one type."""
+        """One pool per node type; only the pool itself if it is not mixed."""
         return (self,)
 
     @property
@@ -99,7 +99,7 @@ class LowMemoryPool(Pool):
     """Maximum number of sub-models that train at once."""
     types: tuple[MachineType, ...] = Field((), max_length=32)
     """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource, memory, price
-    and speed, which replace the pool's. Empty: one type."""
+    and speed, which replace the pool's. An empty list means that all nodes are of one type."""
 
     @property
     def fewest_workers(self) -> int:
@@ -113,7 +113,7 @@ class LowMemoryPool(Pool):
 
     @property
     def node_types(self) -> tuple[LowMemoryPool, ...]:
-        """One pool per node type; the pool itself if it has one type."""
+        """One pool per node type; only the pool itself if it is not mixed."""
         return tuple(
             _OneType(gpu=self.gpu, type_name=each.name, **each.model_dump(exclude={"name"})) for each in self.types) or (self,)
 
@@ -152,8 +152,9 @@ class HighMemoryPool(Pool):
     price_per_hour: PricePerHour = 2.28
     speed: float = Field(1.0, gt=0)
     workers: Workers | tuple[Workers, Workers] = 1
-    """Size of the gang. N: always N workers, with bit-identical results. [FEWEST, MOST]: starts with the free workers, shrinks when
-    a worker is lost and grows when more arrive, in sizes that divide the batch; results are the same up to rounding."""
+    """Size of the gang. A number N means always N workers; results are then identical, bit for bit. With [FEWEST, MOST], the gang
+    starts with the workers that are free, shrinks when it loses a worker and grows when more arrive, in sizes that divide the
+    batch; results are then the same up to rounding."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:
@@ -188,7 +189,7 @@ class Pools(Section):
 
     @property
     def by_key(self) -> dict[str, Pool]:
-        """The pools, and the node types of a mixed one, by their name in the bill."""
+        """Every pool, or each node type of a mixed pool, by its name in the bill."""
         return {each.key: each for pool in (self.low_memory, self.high_memory) for each in pool.node_types}
 
     def needed(self, finetune: PoolName) -> tuple[tuple[AnyPool, int], ...]:
@@ -202,7 +203,7 @@ class Pools(Section):
         return (self.low_memory, 1), (self.high_memory, self.high_memory.fewest_workers)
 
     def at(self, key: str) -> Pool:
-        """The pool or node type with this name in the bill; for a type that is no longer configured, its pool.
+        """The pool or node type with this name in the bill; the name of a node type that was removed from a pool gives the pool.
 
         Raises:
             KeyError: No pool has this name.

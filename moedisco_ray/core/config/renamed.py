@@ -1,6 +1,7 @@
-"""Converts stored configurations of earlier versions into today's form.
+"""Converts configurations that earlier versions stored into the form of this version.
 
-It serves only run directories and services; a user who writes an old name gets an error that says so.
+Only configurations that a run directory or a service has stored are converted. In a configuration that a user writes, a setting's
+old name is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _REMOVED = frozenset({
     "checkpoint.keep", "evaluation.slice_tokens",
 })
 _REMOVED_UNLESS_USED: Mapping[str, Any] = {"clusters.overlap": 0.0}
-"""Removed settings, each with the value that had no effect. Another value stays and is refused, because it changed the results."""
+"""Removed settings, each with the one value that had no effect: with this value the setting is dropped. With any other value the
+setting changed results, so it is kept, and the validation refuses it."""
 _RENAMED: Mapping[str, str] = {
     "submodels.max_failures": "checkpoint.max_failures",
     "submodels.keep_moments": "submodels.keep_optimizer_state",
@@ -32,7 +34,7 @@ _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("submodels.optimizer.state", "bf16"): ("submodels.optimizer.precision", "pure_bf16"),
     ("finetune.optimizer.state", "bf16"): ("finetune.optimizer.precision", "pure_bf16"),
 }
-"""Removed values of settings, each with the setting and value that replace it."""
+"""Values that a setting no longer accepts, each with the setting and value that replace it."""
 _SECTIONS = frozenset(
     path.rpartition(".")[0] for path in (*_REMOVED, *_REMOVED_UNLESS_USED, *_RENAMED, *(path for path, _ in _VALUES)))
 
@@ -41,7 +43,7 @@ def stored_config(raw: Any) -> RunConfig:
     """A configuration that this or an earlier version stored.
 
     Raises:
-        ValidationError: It is no configuration of a known version, or has a removed value that nothing replaces.
+        ValidationError: `raw` is no configuration of a known version, or has a removed value that nothing replaces.
     """
     return RunConfig.model_validate(_nested(raw) if isinstance(raw, Mapping) else raw)
 

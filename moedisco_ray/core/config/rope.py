@@ -53,7 +53,7 @@ def checked_scaling(raw: Mapping[str, Any], head_size: int | None) -> dict[str, 
         head_size: Size of an attention head; None if unknown.
 
     Returns:
-        None without scaling.
+        The checked scaling; None if the type is `default`, which means no scaling.
 
     Raises:
         ValueError: The type is missing or unknown, or a parameter is missing, unknown, or has an invalid value.

@@ -60,7 +60,7 @@ class RunConfig(Section):
     """Name of the run and of its directory, OUTPUT/NAME."""
     seed: int = Field(0, ge=0, lt=2**31)
     tags: Annotated[Tags, NoEffect("they are labels for people")] = Field(default_factory=dict)
-    """Labels to find the run by: at most 16 key and value pairs, each part of at most 63 characters."""
+    """Labels by which to find the run: at most 16 pairs of a key and a value, each of at most 63 characters."""
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()

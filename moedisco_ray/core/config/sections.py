@@ -19,9 +19,9 @@ _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 
 MOST_SOURCES = 1000
 _SLICE_TOKENS = 65_536
-"""Number of validation tokens of each measurement during training: enough for a curve, and cheap."""
+"""Number of validation tokens that each measurement during training uses: enough for a curve, and cheap."""
 _ROUNDING = 1e-9
-"""Tolerance for shares that add up to 1."""
+"""Rounding error up to which a sum of shares counts as equal to 1."""
 
 
 def is_storage(place: str) -> bool:
@@ -35,26 +35,28 @@ class Source(Section):
 
     path: Annotated[str, ReadsFrom(uris=True, run_part="corpus")]
     """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `embedded` is the text of the
-    installed packages. On a control service, `run://RUN/corpus` is the corpus of a finished run, by id or name; it keeps that
-    run's split into training and held-out text."""
+    installed packages. On a control service, `run://RUN/corpus` is the corpus of the finished run whose id or name is RUN;
+    its split into training and held-out text is kept."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Name of the domain; the report shows how clusters and experts relate to it."""
     format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "datasets"] = "auto"
-    """`auto` follows the file endings and rejects unknown ones; in a folder with tables or JSON Lines it skips plain text files and
-    lists them. `datasets` is a folder that Hugging Face `save_to_disk` wrote. In `tsv`, quotation marks are text."""
+    """Format of the files. `auto` decides by each file's ending and rejects unknown endings; in a folder with tables or JSON Lines
+    it skips plain text files and lists them. `datasets` is a folder that Hugging Face `save_to_disk` wrote. In `tsv`, quotation
+    marks are text."""
     text_column: str = "text"
     """Column with the text, in JSONL, CSV, TSV, Parquet and datasets."""
     documents: Literal["auto", "file", "paragraph", "line"] = "auto"
-    """What one document is in plain text. `auto`: about one training sequence, cut at blank lines, and inside longer paragraphs at
-    line ends, sentence ends or words. `file`: a whole file. `paragraph`: the text between blank lines. `line`: one line;
-    neighbouring lines may then be on different sides of the validation split."""
+    """What one document of plain text is. With `auto` it is about as long as one training sequence, and is cut at blank lines, or
+    inside longer paragraphs at line ends, sentence ends or words. With `file` it is a whole file, with `paragraph` the text between
+    two blank lines, and with `line` one line; the validation split may then separate neighbouring lines."""
     exclude: tuple[str, ...] = Field((), max_length=256)
-    """Globs of files to leave out: by name (`*.log`), or, with a slash, by the path below the source's folder (`drafts/**`)."""
+    """Globs of files to leave out. A glob without a slash (`*.log`) matches file names; one with a slash (`drafts/**`) matches
+    paths below the source's folder."""
     on_error: Literal["fail", "skip"] = "fail"
     """What to do with a file that is binary, not UTF-8, damaged or has an unknown ending: end the run, or skip the file and list it
     in the report."""
     weight: float = Field(1.0, gt=0, le=100)
-    """Copies of each document per pass over the corpus; 0.5 keeps half of the documents."""
+    """Number of copies of each document in one pass over the corpus; 0.5 keeps half of the documents."""
 
 
 def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
@@ -84,11 +86,12 @@ class Corpus(Section):
     sequence_length: int = Field(1024, ge=16, le=LARGEST)
     """Tokens per training sequence."""
     max_document_tokens: int | None = Field(None, ge=16, le=LARGEST)
-    """Maximum length of a document (tokens); longer ones are cut at blank lines, line ends or sentence ends. Null: 8 sequences."""
+    """Maximum length of a document (tokens); longer documents are cut at blank lines, line ends or sentence ends. Null means 8
+    times `sequence_length`."""
     near_duplicates: float | None = Field(None, ge=0.3, le=1)
     """Drop a document if its similarity to another one is at least this value, such as 0.8. The similarity is the Jaccard index of
-    the documents' sets of five consecutive words, estimated by MinHash. The document from the earlier source is kept. Null: drop
-    only documents whose text is equal."""
+    the documents' sets of five consecutive words, estimated by MinHash. The document from the earlier source is kept. With null,
+    only documents whose text is equal are dropped."""
 
     @property
     def document_tokens(self) -> int:
@@ -100,24 +103,25 @@ class Tokenizer(Section):
     """The tokenizer."""
 
     path: Annotated[Path, ReadsFrom(run_part="model")] | None = None
-    """Directory with a tokenizer that transformers can read. Null: the tokenizer of the model in `model.init`, or, with random
-    weights, one that is trained on the corpus."""
+    """Directory with a tokenizer that transformers can read. Null means the tokenizer of the model in `model.init`; a
+    run that starts from random weights trains a tokenizer on the corpus."""
     replace: bool = False
-    """Replace the tokenizer of the model in `model.init` by the one in `path`, or by one that is trained on the corpus. The model
-    then has to learn its embedding again."""
+    """Replace the tokenizer of the model in `model.init` by the tokenizer in `path`, or, without `path`, by one that is trained on
+    the corpus. The model then has to learn its embedding again."""
     train_vocab_size: int = Field(8192, ge=300, le=LARGEST)
     """Size of the byte-level BPE vocabulary to train."""
 
 
 class Tokens(Section):
-    """Number of training tokens, and their division among the phases."""
+    """Number of training tokens, and how the phases share them."""
 
     total: int = Field(20_000_000, gt=0, le=LARGEST)
     seed_share: Share = 0.2
-    """Share that first trains one common dense model on the whole corpus; the paper has 0."""
+    """Share of the tokens that first trains one common dense model on the whole corpus; the paper uses 0."""
     finetune_share: float = Field(0.15, ge=0, le=1)
-    """Share that trains the merged MoE; the sub-models train on the rest. 0 skips the fine-tune. If nothing is left for sub-models,
-    none are trained: 1 is joint training, and 1 - seed_share is sparse upcycling of the seed."""
+    """Share of the tokens that trains the merged MoE; the sub-models train on the rest. 0 skips the fine-tune. If nothing is left
+    for sub-models, none are trained: the value 1 is joint training, and the value 1 - seed_share is sparse upcycling of the
+    seed."""
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Self:
@@ -133,17 +137,17 @@ class Tokens(Section):
 
     @property
     def seed(self) -> int:
-        """Tokens of the seed phase."""
+        """Number of tokens of the seed phase."""
         return int(self.total * self.seed_share)
 
     @property
     def finetune(self) -> int:
-        """Tokens of the fine-tune."""
+        """Number of tokens of the fine-tune."""
         return int(self.total * self.finetune_share) if self.decoupled else self.total - self.seed
 
     @property
     def submodels(self) -> int:
-        """Tokens of all sub-models together."""
+        """Number of tokens of all sub-models together."""
         return self.total - self.seed - self.finetune
 
 
@@ -151,16 +155,17 @@ class Clusters(Section):
     """Clustering of the documents."""
 
     count: int = Field(4, ge=1, le=MOST_CLUSTERS)
-    """Number of clusters and of sub-models. Must divide the number of experts."""
+    """Number of clusters, and of sub-models. It must divide the number of experts."""
     method: Literal["kmeans", "likelihood", "random"] = "kmeans"
-    """`kmeans` on document vectors (the paper). `likelihood`: one small language model per cluster, and each document in the
-    cluster whose model predicts it best (SMALLTALK). `random`: by a hash of the text (the paper's ablation)."""
+    """How documents are assigned to clusters. `kmeans` clusters document vectors, as in the paper. `likelihood` trains one small
+    language model per cluster, and assigns each document to the cluster whose model predicts it best (SMALLTALK). `random` assigns
+    by a hash of the text (an ablation in the paper)."""
     vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
     """Document vectors for `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
     dimensions: int = Field(64, ge=2, le=LARGEST)
     """Number of SVD components of `tfidf_svd`."""
     capacity: float | None = Field(1.05, ge=1)
-    """Maximum size of a cluster (tokens), as a multiple of the mean cluster size. Null: no limit (the paper)."""
+    """Maximum number of tokens in a cluster, as a multiple of the mean over clusters. Null means no limit, as in the paper."""
     restarts: int = Field(4, ge=1, le=64)
     sample: int = Field(10_000, ge=16, le=LARGEST)
     """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means, the tf-idf vocabulary and the
@@ -184,16 +189,16 @@ class Optimizer(Section):
     where AdamW stores two."""
     lr: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
-    """`cosine` falls to a tenth of `lr` over the whole training, `wsd` (warm-up, stable, decay) over the last fifth of the
-    steps."""
+    """Schedule of the learning rate. `cosine` lowers it to a tenth of `lr` over the whole training, `wsd` (warm-up, stable, decay)
+    over the last fifth of the steps."""
     warmup: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises linearly from 0."""
+    """Share of the steps during which the learning rate rises linearly from 0, at the start of the training."""
     weight_decay: float = Field(0.01, ge=0)
     batch_tokens: int = Field(16_384, gt=0, le=LARGEST)
-    """Tokens per step over all workers."""
+    """Number of tokens in one step, over all workers."""
     micro_batch: int | None = Field(None, ge=1, le=LARGEST)
-    """Sequences per forward pass of one worker. Null: the worker's whole share. A smaller value needs less memory, with the same
-    result."""
+    """Number of sequences in one forward pass of a worker. Null means the worker's whole share of the batch. A smaller value needs
+    less memory and gives the same result."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "pure_bf16"], Resolved("precision")] = "auto"
     """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer state (16
     bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is bf16 on a GPU and fp32
@@ -201,7 +206,7 @@ class Optimizer(Section):
     within_documents: bool = False
     """Let each token attend only to its own document, not to the other documents that are packed into the same sequence."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass, which needs less memory and takes a third more time."""
 
     @property
     def state(self) -> Precision:
@@ -209,7 +214,7 @@ class Optimizer(Section):
         return "bf16" if self.precision == "pure_bf16" else "fp32"
 
     def arithmetic(self, *, gpu: bool) -> Precision:
-        """Dtype of the forward and backward pass on a GPU or a CPU."""
+        """Dtype in which the forward and backward pass compute, on a GPU or a CPU."""
         match self.precision:
             case "auto":
                 return precision_on(gpu=gpu)
@@ -231,7 +236,7 @@ _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
     "summary says what each sub-model contributed")
 _SYNC_PATIENCE = 600.0
-"""Maximum wait of a sync for late sub-models (s): a sub-model that lost its machine needs minutes to continue on a new one."""
+"""Maximum time that a sync waits for late sub-models, in seconds: one that lost its machine takes minutes to continue elsewhere."""
 
 
 class Submodels(Section):
@@ -239,21 +244,22 @@ class Submodels(Section):
 
     optimizer: Optimizer = Optimizer()
     sync_every: int | None = Field(None, ge=1, le=LARGEST)
-    """Steps between two syncs, which combine the backbones and leave the experts private; a sub-model with fewer steps in total
-    syncs after proportionally fewer steps. Null: only the merge combines the backbones (the paper)."""
+    """Number of steps between two syncs. A sync combines the sub-models' backbones and leaves each one's experts unchanged. A
+    sub-model with fewer steps in total syncs after proportionally fewer steps. With null, only the merge combines the backbones, as
+    in the paper."""
     outer: Outer = Outer()
     keep_optimizer_state: bool = True
-    """Continue with the seed's Adam state; false: each sub-model starts with a new one."""
+    """Whether each sub-model continues with the seed's Adam state; with false it starts with a new one."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Number of finished sub-models at which the merge may start without the others. Null: all. Once the quorum
-    is reached, the run waits for the others until the phase has taken 1.5 x max(time of the quorum, expected time of the longest
+    """Number of finished sub-models at which the merge may start without the others. Null means all sub-models. Once the quorum is
+    reached, the run waits for the others until the phase has taken 1.5 x max(time of the quorum, expected time of the longest
     sub-model). A missing sub-model contributes its last checkpoint, or its initial weights, and the report says so. With a quorum,
     a sync waits at most 10 minutes after half of the sub-models have arrived. A run with a missing sub-model is not
     reproducible."""
 
     @property
     def sync_patience(self) -> float | None:
-        """Maximum wait of a sync after half of the sub-models have arrived (s); None: wait for all."""
+        """Maximum time that a sync waits after half of the sub-models have arrived, in seconds; None if it waits for all."""
         return None if self.quorum is None else _SYNC_PATIENCE
 
 
@@ -261,7 +267,8 @@ class Merge(Section):
     """The merge of the sub-models into one MoE."""
 
     backbone: Literal["uniform", "token_weighted"] = "token_weighted"
-    """Weights of the mean of the sub-models' backbones: equal, or proportional to the tokens that each was trained on."""
+    """How the mean of the sub-models' backbones weights them: all equally, or each by the number of tokens that it was trained
+    on."""
     router: Literal["ridge", "random"] = "ridge"
     """`ridge` computes the routers from data: each cluster's experts begin with the cluster's share of the tokens, and if top-k
     weights are not normalised, experts keep their output scale. `random`, as in the paper, does neither."""
@@ -286,24 +293,27 @@ class Finetune(Section):
     z_loss: float = Field(0.001, ge=0)
     """Weight of the router z-loss; sub-models with several experts use it too."""
     keep_optimizer_state: bool = True
-    """Continue with the sub-models' Adam state, or with the seed's if there are none; false: start with a new one."""
+    """Whether to continue with the sub-models' Adam state, or with the seed's if there are no sub-models; with false, the fine-tune
+    starts with a new one."""
 
 
 class Checkpoint(Section):
     """Checkpoints of the trainings, which are written while training continues."""
 
     every: Annotated[int, Field(ge=1, le=LARGEST)] | Literal["auto"] = "auto"
-    """Steps between checkpoints; auto: the interval that costs least, from measured saves and lost workers."""
+    """Number of steps between checkpoints. `auto` chooses the interval that costs least time, computed from the measured duration
+    of a save and the measured rate of lost workers."""
     max_failures: int = Field(3, ge=0, le=LARGEST)
-    """Maximum number of restarts of a failed worker from its last checkpoint. Losing a machine does not count."""
+    """Maximum number of times that a failed worker is restarted from its last checkpoint. A lost machine does not count as a
+    failure."""
     storage: Annotated[str, WritesTo("checkpoints")] | None = None
-    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run uses STORAGE/NAME-ID. Null:
-    in the run directory. Credentials come from the machines' environment or role. A control service allows only its storage
-    roots."""
+    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run writes to STORAGE/NAME-ID.
+    With null, checkpoints stay in the run directory. Credentials come from the machines' environment or role. A control service
+    allows only its storage roots."""
 
     @property
     def steps(self) -> int | None:
-        """Steps between checkpoints; None for auto."""
+        """Number of steps between checkpoints; None for `auto`."""
         return None if self.every == "auto" else self.every
 
     @field_validator("storage")
@@ -323,13 +333,14 @@ class Evaluation(Section):
     max_tokens: int = Field(1_000_000, gt=0, le=LARGEST)
     """Maximum number of validation tokens to evaluate on, in whole documents."""
     every_tokens: Annotated[int | None, _ONLY_LOOKS] = Field(None, gt=0, le=LARGEST)
-    """Tokens between two measurements of the held-out loss while the seed and the MoE train. Null: none."""
+    """Number of training tokens between two measurements of the held-out loss, for the seed and the MoE. Null means no
+    measurements."""
     stages: bool = True
     """Also measure the seed, each sub-model on its own cluster's text, and the merged model."""
     ensemble: bool = False
     """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
     ensemble_top_k: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Number of nearest sub-models that predict each token of the ensemble. Null: all."""
+    """Number of sub-models, nearest to the text, whose predictions the ensemble combines for each token. Null means all."""
     sources: Sources = ()
     """Text that is never trained on, to evaluate the finished model. Each source contributes an equal share of `max_tokens`, read
     in the order of its files. Documents that are in the corpus are left out. `weight` has no effect here."""
@@ -337,14 +348,14 @@ class Evaluation(Section):
     """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, either with `query`, `choices` and
     `gold` (the index of the right choice, from 0), or with `context` and `continuation`. Each task is named after its file."""
     lm_eval_limit: int | None = Field(None, ge=1, le=LARGEST)
-    """Maximum number of examples, from the start of each task file. Null: all."""
+    """Maximum number of examples per task file, taken from its start. Null means all."""
     prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
     """Prompts that the finished model continues, as samples in the report."""
     sample_tokens: int = Field(48, ge=1, le=4096)
 
     @property
     def slice_tokens(self) -> int:
-        """Number of validation tokens of each measurement during training."""
+        """Number of validation tokens that each measurement during training uses."""
         return min(self.max_tokens, _SLICE_TOKENS)
 
 
@@ -352,7 +363,8 @@ class Export(Section):
     """The directory of the finished model."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Dtype of the weights; auto: that of the model in `model.init`, or, with random weights, that of the training."""
+    """Dtype of the weights. `auto` means the dtype of the model in `model.init`; for a run that starts from random weights, it
+    means the dtype of the training."""
 
 
 class Tracking(Section):

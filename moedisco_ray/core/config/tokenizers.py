@@ -1,4 +1,4 @@
-"""The directory that a run takes its tokenizer from, and the tokenizer's files in it. Opens no file."""
+"""The directory from which a run takes its tokenizer, and the tokenizer's files in it. Nothing here opens a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SETTINGS = (
 
 
 def tokenizer_files(directory: Path) -> tuple[Path, ...]:
-    """Tokenizer and chat template files of a model directory; empty without a vocabulary file."""
+    """Tokenizer and chat template files of a model directory; empty if it has no vocabulary file."""
     if not _matching(directory, _VOCABULARIES):
         return ()
     return _matching(directory, (*_VOCABULARIES, *_SETTINGS))
