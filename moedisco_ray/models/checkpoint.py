@@ -77,7 +77,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self._places)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a canonical tensor; only the file's header is read."""
+        """Shape of a canonical tensor, from the file's header."""
         place = self._places[key]
         stored = tuple(self._files[place.key].get_slice(place.key).get_shape())
         if place.expert is None:
@@ -85,10 +85,10 @@ class Checkpoint(Mapping[str, Tensor]):
         return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
 
     def layout(self, dtype: torch.dtype | None = None) -> dict[str, Stored]:
-        """Shape and dtype of every canonical tensor, in order; only the files' headers are read.
+        """Shape and dtype of every canonical tensor, in order, from the headers of the files.
 
         Args:
-            dtype: Dtype to return for all tensors; None: the stored dtypes.
+            dtype: Dtype to return for all tensors instead of the stored dtypes.
 
         Raises:
             CheckpointError: A tensor's dtype is not in `STORED_DTYPES`.
@@ -102,7 +102,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return found
 
     def dtype(self, key: str) -> torch.dtype | None:
-        """Dtype of a canonical tensor, None if it is not in `STORED_DTYPES`; only the file's header is read."""
+        """Dtype of a canonical tensor, from the file's header; None if `STORED_DTYPES` lacks this dtype."""
         stored = self._places[key].key
         return STORED_DTYPES.get(self._files[stored].get_slice(stored).get_dtype())
 
@@ -112,7 +112,7 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
 
     Args:
         directory: A Hugging Face model directory.
-        names: Names of the stored tensors; None: the names of the family in `config.json`.
+        names: Maps the names of stored tensors to canonical names. By default this is the map of the family in `config.json`.
 
     Raises:
         CheckpointError: The family is not supported, the weights are pickled, a file is missing or broken, or a tensor is unknown
@@ -126,7 +126,7 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
         file = open_file(path)
         for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
             if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
-                continue    # a copy of the embedding, which transformers ignores too
+                continue    # this tensor is a copy of the embedding; transformers ignores it too
             files[stored] = file
             for key, place in model_map.stored_tensors(stored, tuple(file.get_slice(stored).get_shape())).items():
                 if key in places:

@@ -35,7 +35,7 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
         tensors: Canonical names and tensors, each name once.
         config: Values of `config.json`.
         max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
-        layout: Shape and dtype of every tensor, in the order of `tensors`; None: unknown.
+        layout: Shape and dtype of every tensor, in the order of `tensors`; None if unknown.
         with_backbone: Whether the model also contains the tensors in the directory `BACKBONE` next to this one. The index names
             their files by relative paths, so both directories must stay next to each other.
 

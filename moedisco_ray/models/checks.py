@@ -35,7 +35,7 @@ def expert_count(config: Mapping[str, Any]) -> int:
         CheckpointError: The number is missing or not positive.
     """
     field = ModelMap(str(config.get("model_type"))).family.num_experts_field
-    # For some families transformers reads and writes either name.
+    # For some families, transformers accepts two names of this field in a `config.json`, and writes either of them.
     found = config.get(field, config.get("num_experts", config.get("num_local_experts")))
     if not isinstance(found, int) or found < 1:
         raise CheckpointError(field, found, "the model's config.json must hold the number of experts here")
@@ -118,7 +118,7 @@ def check_start_tensors(model: Model) -> None:
 
 
 def _shapes(start: LocalInit, model: Model) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Stored and needed shapes, by canonical name."""
+    """Two mappings from canonical names to shapes: those of the stored tensors, and those that the configuration requires."""
     if isinstance(start, UpcycleInit):
         stored: Any = open_dense(start.upcycle, model.family)
         whole = upcycled_config(start.upcycle, model.family, start.num_experts, start.num_experts_per_tok)

@@ -25,12 +25,12 @@ _MLP = re.compile(rf"model\.layers\.(\d+)\.mlp\.({'|'.join(PARTS)})_proj\.weight
 _BIAS = re.compile(r"model\.layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias")
 _MODEL_SPECIFIC = ("model_type", "architectures", "transformers_version")
 _FOLD_TOLERANCE = 1e-5
-"""Maximum error of an output bias that is replaced by a bias of the values, relative to its largest element: about 100 times the
-rounding error of fp32."""
+"""Maximum error when a bias of the values replaces an output bias, as a share of the output bias' largest element; about 100 times
+the rounding error of fp32."""
 
 
 class DenseMap(ModelMap):
-    """Tensor names of the dense models related to a family: the MLP of a layer is expert 0, and biases keep their names."""
+    """Tensor names of the dense models related to an MoE family: each layer's MLP maps to expert 0, and biases keep their names."""
 
     def stored_tensors(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
         """The canonical tensor that a stored tensor holds, with its position.

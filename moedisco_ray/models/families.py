@@ -33,7 +33,8 @@ class TensorRole:
     Attributes:
         layer: Index of the decoder layer; None outside the layers.
         expert: Index of the expert; None for other roles.
-        part: `gate`, `up` or `down` for an expert; else the name inside the layer or the model.
+        part: For an expert, the projection: `gate`, `up` or `down`. For other roles, the tensor's name, without the prefix of its
+            layer if it is in one.
     """
 
     role: Role
@@ -75,7 +76,7 @@ _NORMS = r"(input|post_attention)_layernorm\.weight"
 _ATTENTION = r"self_attn\.[qkvo]_proj\.weight"
 _ATTENTION_BIAS = r"self_attn\.[qkvo]_proj\.bias"
 _QK_NORM = r"self_attn\.[qk]_norm\.weight"
-_DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"   # dense layers, which `mlp_only_layers` and `decoder_sparse_step` select
+_DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"   # in layers that the configuration makes dense
 _SHARED_EXPERT = r"mlp\.shared_expert(\.(gate|up|down)_proj|_gate)\.weight"
 _QWEN = ("gate_proj", "up_proj", "down_proj")
 

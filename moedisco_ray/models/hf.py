@@ -95,7 +95,7 @@ def config_values(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def submodel_config(config: Mapping[str, Any], experts_per_submodel: int) -> dict[str, Any]:
-    """The `config.json` values of a sub-model, from those of the whole MoE: fewer experts per layer, and top-k at most as large."""
+    """Values of a sub-model's `config.json`: those of the whole MoE, with fewer experts and with top-k limited to their number."""
     family = ModelMap(str(config.get("model_type"))).family
     values = {key: value for key, value in config.items() if key not in ("num_experts", "num_local_experts")}
     values[family.num_experts_field] = experts_per_submodel
@@ -129,7 +129,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     """
     ModelMap(str(read_config(directory).get("model_type")))
     try:
-        check_folder(directory)     # transformers opens the files itself, not by `opened`
+        check_folder(directory)     # because transformers opens the files itself, without the checks of `opened`
         for path in weight_files(directory):
             check_inside(path)
         with _no_progress_bar():

@@ -26,7 +26,7 @@ class Step(Protocol):
     """A decoder layer as a function of hidden states."""
 
     def __call__(self, hidden_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Run the layer. The attention mask is 0 at padding; None: there is no padding."""
+        """Run the layer. The attention mask is 0 at padding, and None without padding."""
 
 
 def final_states(
@@ -41,7 +41,7 @@ def final_states(
     Args:
         model: A model, streamed or in memory.
         inputs: Token ids [B, L] of each batch, on the model's device.
-        masks: Attention mask [B, L] of each batch, 0 at padding; None: there is no padding.
+        masks: Attention mask [B, L] of each batch, 0 at padding; None for a batch without padding.
         before: Receives the index of a batch before layers run on it.
         after: Receives the index of a batch, and the number of layers that have run on it since the last call.
 

@@ -28,12 +28,12 @@ _FUSED: dict[str, tuple[Part, ...]] = {"gate_up_proj": ("gate", "up"), "down_pro
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The position of a canonical tensor in a stored tensor, which may hold several.
+    """The position of a canonical tensor in a stored tensor, which may hold several canonical tensors.
 
     Attributes:
         key: Name of the stored tensor.
-        expert: Index along the first axis; None: the whole tensor.
-        half: 0 or 1, the half of the second axis; None: all of it.
+        expert: Index along the first axis of a stack of experts; None if the stored tensor is not such a stack.
+        half: Half of the second axis that belongs to the canonical tensor, 0 or 1; None if the whole axis does.
     """
 
     key: str
@@ -133,7 +133,7 @@ class ModelMap:
             return {
                 self.expert_key(index, expert, part): Place(key, expert, half if len(parts) == 2 else None)
                 for expert in range(shape[0]) for half, part in enumerate(parts)}
-        # A Mixtral checkpoint that was saved with in-memory names has this name for the router.
+        # A Mixtral checkpoint that was saved with in-memory names calls the router `mlp.gate.weight`.
         canonical = self.router_key(index) if rest == "gate.weight" else key
         self.classify(canonical)
         return {canonical: Place(key)}

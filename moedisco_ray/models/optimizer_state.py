@@ -56,11 +56,11 @@ def open_optimizer_state(directory: Path) -> OptimizerState | None:
 def write_optimizer_state(
     directory: Path, tensors: Callable[[Kind], Iterable[tuple[str, Tensor]]], steps: int, config: Mapping[str, Any],
 ) -> None:
-    """Write an optimizer state, with at most one file in memory.
+    """Write an optimizer state. The tensors of at most one file are in memory at the same time.
 
     Args:
         directory: Target directory.
-        tensors: Returns the canonical tensors of `exp_avg` or of `exp_avg_sq`.
+        tensors: Function that takes `exp_avg` or `exp_avg_sq` and yields the canonical tensors of this part of the state.
         steps: Number of updates.
         config: `config.json` values of the model.
 

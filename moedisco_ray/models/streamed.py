@@ -49,10 +49,10 @@ def streamed_model(
         config: Configuration of the model, or the values of its `config.json`.
         dtype: Dtype of the weights in memory.
         device: Device that the model runs on.
-        resident: Whether parts stay loaded after they ran; None: only if the model takes at most `RESIDENT_BYTES`, or 40 % of a
-            GPU's memory.
-        few_tokens: Whether forward passes have few tokens, as in generation. Then a model that does not stay loaded reads only the
-            experts that the tokens select.
+        resident: Whether a part's weights stay loaded after it has run. By default they stay loaded if the whole model is small: at
+            most `RESIDENT_BYTES` on a CPU, or 40 % of the memory of a GPU.
+        few_tokens: Whether forward passes have few tokens, as in generation. If the weights do not stay loaded, each pass then
+            reads only the experts that its tokens select.
 
     Raises:
         ConfigError: transformers cannot build the model.

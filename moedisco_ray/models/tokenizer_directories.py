@@ -1,6 +1,6 @@
 """Tokenizer directories: load them with transformers, and copy them file by file.
 
-This module imports transformers, which is slow; workers that read text use `corpus.Encoder` alone.
+This module imports transformers, which is slow. Workers that only encode text use `stages.text.tokenizer.Encoder` instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
             field, str(directory),
             "holds no tokenizer; name a directory with tokenizer.json, vocab.json and merges.txt, or a .model file")
     try:
-        check_folder(directory)     # transformers opens the files itself, not by `opened`
+        check_folder(directory)     # because transformers opens the files itself, without the checks of `opened`
         if {"vocab.json", "merges.txt"} <= names and not {"tokenizer.json", "tokenizer_config.json"} & names:
             plain = ByteLevelBPETokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"))
             found = PreTrainedTokenizerFast(tokenizer_object=plain._tokenizer)  # noqa: SLF001  # has no public access
@@ -89,7 +89,7 @@ def reads_as(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
-    """The first difference between two tokenizers that matters to a model; None: no difference."""
+    """The first difference between two tokenizers that matters to a model, in words; None if there is no such difference."""
     ids, others = one.get_vocab(), other.get_vocab()
     if ids != others:
         token = min(token for token in ids.keys() | others.keys() if ids.get(token) != others.get(token))

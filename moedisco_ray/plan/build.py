@@ -26,7 +26,7 @@ StageName = Literal["seed", "submodels", "finetune"]
 
 
 class StagePlan(BaseModel):
-    """One training stage."""
+    """The plan of one training stage."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,11 +35,12 @@ class StagePlan(BaseModel):
     units: int
     """Number of models that train independently."""
     workers: int
-    """Number of workers that train at the same time; for an elastic gang its minimum, which must suffice for the model."""
+    """Number of workers that train at the same time. For an elastic gang this is the minimum number, with which the model must
+    fit."""
     parameters: Parameters
-    """Parameters of one unit."""
+    """Parameter counts of one of the models that train independently."""
     steps: int
-    """Optimizer steps of one unit."""
+    """Optimizer steps of each model."""
     memory: Memory
     """Peak memory of one worker."""
     pool_gb: float
@@ -52,9 +53,9 @@ class StagePlan(BaseModel):
     """Settings to change if the stage does not fit; null if it fits."""
     cost: Cost
     sync: Sync | None
-    """Data that the syncs between sub-models move; null without syncs."""
+    """Data that sub-models transfer to synchronise their backbones; null if they do not synchronise."""
     types: tuple[TypeShare, ...] = ()
-    """Share of the stage on each node type of a mixed pool."""
+    """Part of the stage that each node type of a mixed pool trains; empty for any other pool."""
 
 
 class Plan(BaseModel):
@@ -68,7 +69,7 @@ class Plan(BaseModel):
     clusters: int
     experts_per_submodel: int
     parameters: Parameters
-    """Parameters of the whole MoE."""
+    """Parameter counts of the whole MoE."""
     stages: tuple[StagePlan, ...]
     fits: bool
     """Whether all stages fit the memory of their pools."""
@@ -79,13 +80,13 @@ class Plan(BaseModel):
     """Wall-clock hours of training alone, computed from operation counts, so that comparisons and remedies are the same on every
     machine. The time and cost of the run are in the bill."""
     training_dollars: float
-    """Dollars of training alone, computed like `training_hours`."""
+    """Cost of training alone in dollars, computed from operation counts like `training_hours`."""
     full_training: Cost
-    """Cost of training the whole model on the same number of tokens on the high-memory pool, computed like `training_hours`."""
+    """Cost of training the whole model on as many tokens on the high-memory pool, computed from operation counts."""
     estimates: tuple[StageEstimate, ...]
     """Estimates of all stages, in pipeline order."""
     speeds: tuple[Speed, ...]
-    """Speed of each pool's workers, and its source."""
+    """Speed of each pool's workers, and where the figure comes from."""
     bill: Bill
     """The planned bill of all stages."""
     storage: tuple[StageStorage, ...]

@@ -31,9 +31,10 @@ class Disagreement:
 
 
 def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
-    """All contradictions between a cluster file and a configuration's pools; `plan` gives the memory of workers."""
+    """All contradictions between a cluster file and a configuration's pools; `plan` says how much memory their workers need."""
     low, high = config.pools.low_memory, config.pools.high_memory
-    # In a mixed pool, no sub-model runs on a type that is too small for it. So each type only needs its configured memory.
+    # In a mixed pool, no sub-model runs on a node type that is too small for it. So a node type in the cluster file only needs the
+    # memory that the configuration says.
     of_low = (
         [each for i, kind in enumerate(low.node_types)
          for each in _of_pool(
@@ -49,7 +50,7 @@ def _path(pool: Pool) -> str:
 
 
 def _need_gb(plan: Plan, pool: Pool) -> float:
-    """Memory of the largest worker of a pool (GB)."""
+    """Memory that the largest worker of a pool needs (GB)."""
     return max((stage.memory.total for stage in plan.stages if stage.pool == pool.name), default=0) / GIB
 
 

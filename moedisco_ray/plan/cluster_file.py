@@ -31,15 +31,15 @@ class NodeFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     gpu: str | None = None
-    """Model of the node's GPUs."""
+    """Name of the GPU model, such as A100; null for a node without GPUs."""
     gpu_memory_gb: Annotated[float, Field(ge=0)] = 0
-    """Memory of one GPU (GB)."""
+    """Memory of one GPU (GB); 0 for a node without GPUs."""
     price_per_hour: Annotated[float, Field(ge=0)]
     """Price of the whole node (dollars per hour)."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory of the machine (GB); null: unknown, so it is not checked."""
+    """Memory of the machine (GB); null if unknown, in which case it is not checked."""
     disk_gb: Annotated[float, Field(gt=0)] | None = None
-    """Disk space of the machine (GB); null: unknown, so it is not checked."""
+    """Disk space of the machine (GB); null if unknown, in which case it is not checked."""
     transfer_price_per_gb: Annotated[float, Field(ge=0)] = 0
     """Price of data transfer between the storage and the node (dollars per GB); 0 if both are in the same region."""
     resources: dict[str, Annotated[int, Field(ge=0)]] = {}
@@ -49,7 +49,7 @@ class NodeFacts(BaseModel):
 
 
 class ClusterMetadata(BaseModel):
-    """`metadata.moedisco` of a cluster file."""
+    """The section `metadata.moedisco` of a cluster file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -72,8 +72,8 @@ class NodeType:
         resources: Resources of a node.
         gpu_memory_gb: Memory of one GPU (GB).
         price_per_hour: Dollars per node-hour.
-        memory_gb: Memory of the machine (GB); None: unknown.
-        disk_gb: Disk space of the machine (GB); None: unknown.
+        memory_gb: Memory of the machine (GB); None if unknown.
+        disk_gb: Disk space of the machine (GB); None if unknown.
         transfer_price_per_gb: Price of data transfer between the storage and a node (dollars per GB).
         joins: Whether machines of this type join with `moedisco join`; the file's limit on workers does not count them.
     """
@@ -99,7 +99,7 @@ class NodeType:
         return {name: amount for name, amount in self.resources.items() if amount and name not in ("CPU", "GPU", "memory")}
 
     def worker_price(self, tag: str) -> float:
-        """Dollars per worker-hour on a full node."""
+        """Dollars per worker-hour on a node whose slots are all in use."""
         return self.price_per_hour / self.slots[tag]
 
 
@@ -109,8 +109,8 @@ class Head:
 
     Attributes:
         name: Node type of the head in the cluster file.
-        memory_gb: Memory (GB); None: unknown.
-        disk_gb: Disk (GB); None: unknown.
+        memory_gb: Memory (GB); None if unknown.
+        disk_gb: Disk space (GB); None if unknown.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Cluster:
         types: Types of worker nodes, in the order of the cluster file.
         head: The head's machine.
         limit: Name of the file's setting that limits the number of worker nodes.
-        most: Maximum number of worker nodes of all types together; None: no such limit.
+        most: Maximum number of worker nodes of all types together; None if the file sets no such limit.
     """
 
     types: tuple[NodeType, ...]

@@ -1,7 +1,7 @@
 """Hours and dollars of training, from floating-point operations and the pools' prices.
 
-The reference is one A100-80GB with 312 TFLOP/s in bf16 (data sheet) and an assumed utilisation of 35 %; a pool's `speed` scales it.
-Only training is counted; comparisons add forward passes without training (`compare.accounting`).
+The reference speed is that of one A100-80GB: 312 TFLOP/s in bf16 (data sheet) at an assumed utilisation of 35 %. A pool's `speed`
+is a factor on it. Only training is counted; comparisons add forward passes without training (`compare.accounting`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Cost(BaseModel):
     waves: int
     """Number of rounds that the pool needs if it cannot train all units at once."""
     hours: float
-    """Wall-clock time (h)."""
+    """Wall-clock time in hours."""
     worker_hours: float
     dollars: float
 
@@ -114,7 +114,7 @@ def mixed_cost(
 
 
 def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float) -> dict[str, int]:
-    """Slots of each node type that equal units use, best node type first."""
+    """Number of slots of each node type that equal units fill, best node type first."""
     order = ranked(Need("", need_gb), [
         NodeType(key, kind.memory_gb, kind.price_per_hour, kind.speed, free=kind.max_workers) for key, kind in kinds.items()])
     slots, left = {}, pool.max_workers
@@ -127,8 +127,8 @@ def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float)
 def _schedule(slots: dict[str, int], hours: dict[str, float], units: int) -> tuple[Counter[str], float]:
     """Number of units on each node type, and the hours until the last unit ends.
 
-    Equal units that start on one type at the same time also end at the same time, so they are one entry of the heap. The loop has
-    one step per wave of each type.
+    Equal units that start on one node type at the same time also end at the same time, so the heap has one entry for all of them.
+    The loop has one iteration per wave of each node type.
 
     Args:
         slots: Slots by type, best type first.

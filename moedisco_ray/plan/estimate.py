@@ -3,13 +3,15 @@
 The time of a stage is its operations (`plan.cost`) divided by the workers' speed (`plan.speed`), plus start-up times:
 
 * the driver and Ray start once per run;
-* each worker process starts once per stage; for trainings once per wave, after Ray Train's controller, which holds no priced slot;
-* corpus: the head's cores tokenize the sources, which has no price; the time is unknown if the size of the sources is unknown;
+* each worker process starts once per stage. A training worker starts once per wave, after Ray Train's controller has started; the
+  controller's time costs nothing;
+* corpus: the head's cores tokenize the sources, which costs nothing; the time is unknown if the size of the sources is unknown;
 * training: `evaluation.every_tokens` adds forward passes that measure the held-out loss;
 * cluster: if the vectors are hidden states, the seed model reads 1.25 times the sub-models' tokens;
 * merge: the model reads the calibration tokens once per layer, on average through half of its layers;
 * evaluate: each measured model, and the model that assigns documents to clusters, reads the validation tokens; the finished model
-  reads those of `evaluation.sources`; for an ensemble, all sub-models read the tokens, and their weights need more forward passes;
+  reads those of `evaluation.sources`; for an ensemble, all sub-models read the tokens, and computing the ensemble's weights takes
+  more forward passes;
 * export: the model generates samples from the prompts.
 
 The estimate leaves out k-means and the time to write files and checkpoints. It also leaves out `evaluation.lm_eval`, because a plan
@@ -30,8 +32,8 @@ from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
 CLUSTERED = 1.25
-"""Tokens to cluster per token that the sub-models train on, if the corpus is large enough. With the excess no sub-model repeats
-text, and routers are also calibrated on text that no sub-model has trained on."""
+"""Ratio of the tokens that are clustered to the tokens that the sub-models train on, if the corpus is large enough. Thanks to the
+additional text, no sub-model has to repeat text, and routers are also calibrated on text that no sub-model has trained on."""
 _ENSEMBLE_BLOCK = 64
 """Tokens between two updates of an ensemble's weights."""
 
@@ -43,15 +45,16 @@ class StageEstimate(BaseModel):
 
     stage: str
     pool: str
-    """`low_memory`, `high_memory`, or `head`, which has no price."""
+    """The pool that does the work: `low_memory`, `high_memory`, or `head` for the head node, which costs nothing."""
     seconds: float | None
-    """Wall-clock time (s); null: unknown."""
+    """Wall-clock time in seconds; null if unknown."""
     worker_seconds: float | None
-    """Time for which priced slots are held, start-ups included (s); null: unknown."""
+    """Seconds for which workers hold slots that cost money, summed over workers, with start-ups; null if unknown."""
     dollars: float | None
-    """Sum over `lines`; null: unknown."""
+    """Sum of the dollars of all `lines`; null if unknown."""
     lines: tuple[Line, ...] = ()
-    """Priced work per pool. If the node type in a mixed pool is not known before the run, the most expensive type is assumed."""
+    """Work that costs money, per pool. If the node type in a mixed pool is not known before the run, the most expensive one is
+    assumed."""
 
 
 class Training(BaseModel):
@@ -130,7 +133,7 @@ def _training(config: RunConfig, stage: str, training: Training, measuring: floa
         if not units:
             continue
         working = seconds * units / training.units
-        if pool.gpu:    # in a mixed pool, each type has its own speed
+        if pool.gpu:    # in a mixed pool, each node type has its own speed
             working = 3600 * (cost.worker_hours if share is None else share.worker_hours)
         held = working + (starting + measuring) * units * training.workers_per_unit
         lines.append(line(stage, pool.key if share is None else f"{pool.key}.{share.name}", held * crowd, config))
@@ -151,7 +154,7 @@ def _unknown(stage: str, pool: Pool) -> StageEstimate:
 
 
 def _crowd(pool: Pool, workers: int, machine: Machine) -> float:
-    """Factor by which workers that share cores slow down."""
+    """Factor by which workers that share cores slow each other down."""
     return 1.0 if pool.gpu or machine.probe is None else max(1.0, workers / machine.probe.cores)
 
 
@@ -180,7 +183,7 @@ class _Reading:
         return self._on_head(name, 0.0)
 
     def evaluate(self, *, finished_only: bool = False) -> float | None:
-        """Time that one worker needs for the evaluation (s); `finished_only` measures only the finished model."""
+        """Seconds that one worker needs for the evaluation; with `finished_only`, only the finished model is evaluated."""
         config, evaluation = self._config, self._config.evaluation
         tokens = evaluation.max_tokens
         passes = [self._read(tokens, whole=True)]
@@ -197,19 +200,19 @@ class _Reading:
         if evaluation.ensemble:
             passes.append(self._read(config.clusters.count * tokens, whole=False))
             if config.vectors_pool is not None:
-                # The ensemble's weights for a block depend on the text before it: half a sequence on average.
+                # The ensemble's weights for a block depend on the text before the block, which is half a sequence long on average.
                 contexts = tokens * config.corpus.sequence_length // (2 * _ENSEMBLE_BLOCK)
                 passes.append(self._read(contexts, whole=self._vectors_of_whole))
         return _total([*passes, self._starting(config.finetune_pool)])
 
     def export(self) -> float | None:
-        """Time that one worker needs for the export (s)."""
+        """Seconds that one worker needs for the export."""
         evaluation = self._config.evaluation
         samples = self._read(len(evaluation.prompts) * evaluation.sample_tokens, whole=True)
         return _total([samples, self._starting(self._config.finetune_pool)])
 
     def held_out_loss(self, stage: str, tokens: int) -> float | None:
-        """Time per worker to measure the held-out loss during a training stage and at its end (s); 0 for the sub-models."""
+        """Seconds per worker to measure the held-out loss during a training stage and at the stage's end; 0 for the sub-models."""
         evaluation = self._config.evaluation
         if evaluation.every_tokens is None or stage == "submodels":
             return 0.0
@@ -245,7 +248,7 @@ class _Reading:
         return None if probe is None or size is None else probe.start_up_seconds + size / probe.text_bytes_per_second
 
     def _read(self, tokens: int, *, whole: bool, pool: Pool | None = None) -> float | None:
-        """Time for one worker to run tokens through the model without training (s): a third of a training step's operations."""
+        """Seconds that one worker needs for a forward pass over tokens, which has a third of a training step's operations."""
         shape = self._whole if whole else self._part
         each = self._flops(shape)
         experts = shape.num_experts
@@ -259,7 +262,7 @@ class _Reading:
         return start_up(pool, self._machine)
 
     def _divided(self, stage: str, pool: Pool, one: float | None, workers: int) -> StageEstimate:
-        """Estimate of a stage that divides the work of one worker (s) among several."""
+        """Estimate of a stage whose workers share work that would take one worker `one` seconds."""
         starting = self._starting(pool)
         if one is None or starting is None:
             return _unknown(stage, pool)

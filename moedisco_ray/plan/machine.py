@@ -31,7 +31,7 @@ _MOST_FILES = 10_000
 
 
 def known_machine(config: RunConfig, *, here: bool, read_sizes: bool = False) -> Machine:
-    """Known facts about the machine, without a new measurement.
+    """Facts about the machine that are known without a new measurement.
 
     Args:
         config: The run's configuration.
@@ -42,7 +42,7 @@ def known_machine(config: RunConfig, *, here: bool, read_sizes: bool = False) ->
 
 
 def measured_machine(config: RunConfig, *, here: bool) -> Machine:
-    """Facts about the machine; it is probed if a pool has no GPUs and no probe is cached for these libraries and cores.
+    """Facts about the machine. If a pool has no GPUs, the speed of the cores is measured unless it is cached.
 
     Args:
         config: The run's configuration.
@@ -54,7 +54,7 @@ def measured_machine(config: RunConfig, *, here: bool) -> Machine:
 
 
 def measure() -> Probe | None:
-    """The cached probe, or a new one; None if the probe fails."""
+    """Return the cached speed probe, or else run a new probe and cache it; None if that fails."""
     found = _cached()
     if found is not None:
         return found

@@ -2,17 +2,19 @@
 
 Weights, gradients and optimizer state follow `optimizer.precision`: 2 + 2 + 4 bytes per parameter in pure bf16, else 4 + 4 + 8.
 
-Activations are counted tensor by tensor, as autograd saves them. The method is that of Korthikanti et al., "Reducing
-activation recomputation in large transformer models" (arXiv 2205.05198, section 4.1), applied to layers with RMSNorm, SwiGLU
-and attention that never stores its L x L scores. A number takes s bytes in a matrix product and r bytes in the residual
-stream (r = 4 under autocast, else r = s). Then the activations of one token in one layer take these bytes:
+Activations are counted tensor by tensor, as autograd saves them. The method is that of Korthikanti et al., "Reducing activation
+recomputation in large transformer models" (arXiv 2205.05198, section 4.1), applied to layers with RMSNorm, SwiGLU and attention
+that never stores its L x L scores. An element takes s bytes in a matrix product and r bytes in the residual stream (r = 4 under
+autocast, else r = s). Then the activations of one token in one decoder layer take these bytes:
 
 * two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + r + s) D;
 * attention: queries, keys, values and the output, s (2Hd + 2Gd), and a log-sum-exp of 4 bytes per head; where queries
   and keys are normalised (qwen3_moe, olmoe), their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd);
-* each of its k experts: the token's copy, gate and up (one tensor), the activated gate, the product, the output before
-  its weight: s (2D + 4F); a layer's only expert, which runs as a dense one: 4sF; a shared expert: s (D + 4S);
-* under autocast, every linear layer casts its own copy of the input: sD more for each further layer with the same input.
+* each of its k experts: a copy of the token, gate and up (one tensor), the activated gate, the product of gate and up, and the
+  output before the router's weight scales it: s (2D + 4F); a layer's only expert, which runs as a dense MLP: 4sF; a shared expert:
+  s (D + 4S);
+* under autocast, each matrix product makes its own copy of its input in s bytes per element. So where several products have the
+  same input (such as those for queries, keys and values), each product after the first adds sD.
 
 For each token, the last norm adds (4 + r + s) D bytes and the gradient of its output 4D. Logits, their copies and their gradient
 take 16V bytes per token, but at most 64 MiB in all, because the loss is computed in tiles (`training.cross_entropy`).
@@ -49,7 +51,8 @@ _STEP_ELEMENTS = 2**24
 _MUON_BYTES = 32
 """Temporary memory of Muon's step (bytes per element of the matrices that it handles at once): eight fp32 copies."""
 _GATHERED_BYTES = {2: 10, 4: 12}
-"""Memory of the largest block that sharded training gathers (bytes per parameter), by bytes per number in matrix products."""
+"""Bytes per parameter that the largest block takes when sharded training gathers it. The keys are the bytes of an element in matrix
+products."""
 _LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
 _FIXED_OVERHEAD = 1 * GIB
@@ -169,8 +172,8 @@ def activation_bytes_per_token(
     Args:
         family: The model's family.
         architecture: Sizes of the model.
-        width: Bytes per number in a matrix product.
-        residual: Bytes per number on the residual stream.
+        width: Bytes of an element in a matrix product.
+        residual: Bytes of an element in the residual stream.
         checkpointing: Whether layers are recomputed in the backward pass.
     """
     layer = layer_bytes_per_token(family, architecture, width, residual)
@@ -180,7 +183,7 @@ def activation_bytes_per_token(
 
 
 def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width: int, residual: int) -> int:
-    """Bytes of one layer's saved tensors per token."""
+    """Bytes per token of the activations that one layer saves for the backward pass."""
     hidden = architecture.hidden_size
     queries = architecture.num_attention_heads * architecture.head_size
     keys = architecture.key_value_heads * architecture.head_size
@@ -192,15 +195,15 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     shared = shared_hidden_size(family, architecture)
     held = norms + attention + width * architecture.num_experts_per_tok * expert
     held += width * (hidden + 4 * shared) if shared else 0
-    # Autocast copies the input of each matrix product to bf16. `norms` holds the copies for the query projection and for the router
-    # (with one expert: its gate projection). More copies: for keys, for values, for a single expert's up projection, and three for
-    # the shared expert.
+    # Autocast copies the input of each matrix product to bf16. `norms` counts the copy for the query projection, and the copy for
+    # the router or, if the layer has a single expert, for that expert's gate projection. The remaining copies are counted here: one
+    # for the keys, one for the values, one for a single expert's up projection, and three for the shared expert.
     casts = 2 + (architecture.num_experts == 1) + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden
 
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:
-    """Bytes per number in the forward pass: 2 in bf16, 4 in fp32."""
+    """Bytes of an element in the forward pass: 2 in bf16, 4 in fp32."""
     bf16 = optimizer.arithmetic(gpu=gpu > 0) == "bf16"
     return 2 if bf16 else 4
 
@@ -211,6 +214,6 @@ def worker_sequences(optimizer: Optimizer, sequence_length: int, workers: int) -
 
 
 def micro_batch_sequences(optimizer: Optimizer, sequence_length: int, workers: int) -> int:
-    """Sequences of one forward pass of a worker."""
+    """Number of sequences in one forward pass of a worker."""
     share = worker_sequences(optimizer, sequence_length, workers)
     return min(share, optimizer.micro_batch or share)

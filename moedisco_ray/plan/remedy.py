@@ -49,8 +49,8 @@ def find_remedy(
 ) -> Remedy:
     """Try settings in the order of their cost, and return the first that fit.
 
-    The order: a smaller micro-batch (free), recomputed activations (a third more time), pure bf16 (a little
-    precision), then more workers, or more and smaller sub-models.
+    Settings are tried in this order: a smaller micro-batch (no cost), recomputed activations (a third more time), pure bf16 (a
+    little precision), and finally more workers, or more and smaller sub-models.
 
     Args:
         measure: Memory of a worker for an optimizer and a value of the spread.

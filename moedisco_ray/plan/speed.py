@@ -1,8 +1,8 @@
 """Speed of a pool's workers, and its source.
 
-GPUs: assumed, 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's `speed`. This machine's CPU cores:
-measured by a probe of about two seconds (`moedisco_ray.execution.probe`). The speed of other workers is unknown, and so are the
-figures that depend on it.
+The speed of a GPU is assumed: 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's `speed`. The speed
+of this machine's CPU cores is measured by a probe of about two seconds (`moedisco_ray.execution.probe`). The speed of other workers
+is unknown, and so are the figures that depend on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from moedisco_ray.core.config import Pool
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 
 START_UP = 60.0
-"""Start-up time assumed for workers without a measurement, such as GPU workers (s)."""
+"""Start-up time in seconds that is assumed for workers without a measurement, such as GPU workers."""
 
 
 class Trial(BaseModel):
@@ -27,7 +27,7 @@ class Trial(BaseModel):
     """Experts per layer; 1 is a dense model."""
     flops_per_token: float
     flops_per_second: float
-    """FLOP/s of one core, by CPU time."""
+    """FLOP per second of one core's CPU time."""
 
 
 class Probe(BaseModel):
@@ -40,12 +40,12 @@ class Probe(BaseModel):
     """Versions of the packages that the measurement depends on."""
     trials: tuple[Trial, ...]
     start_up_seconds: float
-    """CPU time from the start of a process until its libraries are imported (s)."""
+    """CPU time in seconds from the start of a process until its libraries are imported."""
     text_bytes_per_second: float
-    """Tokenizing speed of one core."""
+    """Bytes of text that one core tokenizes per second."""
 
     def rate(self, flops_per_token: float, experts: int) -> float:
-        """FLOP/s of one core, interpolated between measured model sizes on logarithmic scales; beyond them, that of the nearest.
+        """FLOP/s of one core, interpolated on logarithmic scales between the measured model sizes; constant beyond them.
 
         Args:
             flops_per_token: Operations of a training step per token.
@@ -68,9 +68,9 @@ class Machine(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     probe: Probe | None = None
-    """Probe of this machine if pools without GPUs use its cores; null: their speed is unknown."""
+    """Probe of this machine if pools without GPUs use its cores. Null means that the speed of workers without GPUs is unknown."""
     text_bytes: int | None = None
-    """Size of the corpus' sources (bytes); null: unknown."""
+    """Size of the corpus' sources (bytes); null if unknown."""
 
 
 class Speed(BaseModel):
@@ -99,7 +99,7 @@ def speed_of(pool: Pool, machine: Machine) -> Speed:
 
 
 def seconds_for(pool: Pool, machine: Machine, flops: float, flops_per_token: float, experts: int) -> float | None:
-    """Time of one worker for a number of operations (s); None: unknown.
+    """Seconds that one worker needs for a number of operations; None if its speed is unknown.
 
     Args:
         pool: Pool of the worker.
@@ -114,10 +114,10 @@ def seconds_for(pool: Pool, machine: Machine, flops: float, flops_per_token: flo
 
 
 def start_up(pool: Pool | None, machine: Machine) -> float | None:
-    """Start-up time of a worker process (s); None: unknown.
+    """Start-up time of a worker process in seconds; None if unknown.
 
     Args:
-        pool: Pool of the worker; None: a process on the head.
+        pool: Pool of the worker; None for a process on the head.
         machine: The machine.
     """
     if pool is not None and not pool.gpu and machine.probe is None:

@@ -69,7 +69,7 @@ class Trained:
         units: Number of models that train independently.
         workers: Workers per model.
         steps: Optimizer steps of one model.
-        hours: Training time of one model (h).
+        hours: Training time of one model in hours.
         weights: Bytes of one model's weights.
         optimizer: Bytes of one model's optimizer state.
         tokens: Training tokens, summed over models.
@@ -101,7 +101,7 @@ def plan_storage(
         config: The run's configuration.
         trained: Facts about the training stages, by stage.
         vocab_size: Entries of the vocabulary.
-        text_bytes: Size of the corpus; None: not known. The corpus is then assumed to have `tokens.total` tokens.
+        text_bytes: Size of the corpus (bytes). If it is None, the corpus is assumed to have `tokens.total` tokens.
     """
     planner = _Planner(config, trained, vocab_size, text_bytes)
     found = (planner.stage(stage.name) for stage in STAGES)
@@ -113,8 +113,8 @@ def checkpoint_count(steps: int, hours: float, every: int | None, size: int, wor
 
     Args:
         steps: Optimizer steps.
-        hours: Training time (h).
-        every: Steps between checkpoints; None: the interval with the least expected cost, see `policies.checkpointing`.
+        hours: Training time in hours.
+        every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with the least expected cost.
         size: Bytes of a checkpoint.
         workers: Workers that train together.
     """

@@ -9,7 +9,7 @@ from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.policies.sync_points import sync_count
 
 _STORED = {"fp32": 4, "bf16": 2}
-_COMMON = 4     # bytes per number of the common backbone and its momentum
+_COMMON = 4     # bytes per element of the common backbone and of its momentum
 
 
 class Sync(BaseModel):
@@ -23,7 +23,7 @@ class Sync(BaseModel):
 
 
 def plan_sync(settings: Submodels, steps: int, members: int, parameters: Parameters) -> Sync | None:
-    """Plan the syncs of `members` sub-models with `steps` steps each; None without syncs.
+    """Plan the syncs of `members` sub-models with `steps` steps each; None if they do not synchronise.
 
     At a sync each member writes its backbone and reads the common one. The outer step reads all members' backbones. In 7 more
     passes it reads the last common backbone twice, its momentum twice and the new momentum once, and writes the new backbone and

@@ -25,7 +25,7 @@ def planned_vocab_size(config: RunConfig) -> int:
     if rows is not None and from_checkpoint and not config.tokenizer.replace:
         return rows
     if rows is not None and path is not None and not any((path / name).exists() for name in _COUNTED):
-        return rows     # another file format: its tokens are counted when transformers loads it
+        return rows     # the tokens of other file formats are counted later, when transformers loads the tokenizer
     tokens = config.tokenizer.train_vocab_size if path is None else tokenizer_vocab_size(path)
     if rows is not None and tokens > rows:
         way_out = "use the checkpoint's tokenizer" if from_checkpoint else "raise it, or leave it out"
@@ -55,8 +55,8 @@ def tokenizer_vocab_size(directory: Path) -> int:
 
 def _token_ids(content: dict[str, Any]) -> list[int]:
     if "model" not in content:
-        return list(content.values())  # vocab.json: from token to id
+        return list(content.values())  # `vocab.json` maps tokens to ids
     vocabulary = content["model"]["vocab"]
-    # A unigram model lists its tokens in order of id; every other maps tokens to ids.
+    # A unigram model lists its tokens in order of id; every other kind of model maps tokens to ids.
     ids = list(range(len(vocabulary))) if isinstance(vocabulary, list) else list(vocabulary.values())
     return ids + [token["id"] for token in content.get("added_tokens") or ()]
