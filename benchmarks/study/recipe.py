@@ -17,8 +17,9 @@ _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
 _SIZE = ("tokens.total",)
 _MACHINES = (
     "submodels.quorum", "submodels.optimizer.micro_batch", "submodels.optimizer.precision",
-    "submodels.optimizer.gradient_checkpointing",
-    "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing")
+    "submodels.optimizer.gradient_checkpointing", "submodels.optimizer.moments", "submodels.optimizer.offload_moments",
+    "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing",
+    "finetune.optimizer.moments", "finetune.optimizer.offload_moments")
 """Settings that decide how work is done, not what is computed; none of them should change a loss."""
 _RESCALING = ("merge.router", "merge.calibration_tokens")
 

@@ -122,7 +122,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family, whole, vocab_size)
-    checkpointing = config.finetune.optimizer.gradient_checkpointing
+    checkpointing = bool(config.finetune.optimizer.gradient_checkpointing)
     flops = flops_per_token(parameters, whole, config.corpus.sequence_length, checkpointing=checkpointing)
     high = config.pools.high_memory
     full = training_cost(flops, config.tokens.total, high, workers_per_unit=high.fewest_workers)
@@ -212,7 +212,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
             f"pools.{pool.name}.types", pool_gb,
             f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any node type has; {remedy}")
     parameters = count_parameters(family, shape, vocab_size)
-    flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
+    flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
     steps = max(1, training.tokens // units // optimizer.batch_tokens)
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:

@@ -119,7 +119,7 @@ def worker_memory(
     copies = _GATHERED_BYTES[width] * parameters.largest_block if workers > 1 else width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
-        family, architecture, width, residual=4 if autocast else width, checkpointing=optimizer.gradient_checkpointing)
+        family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing))
     gradient_bytes, largest = _STATE_BYTES[optimizer.state][1], -(-parameters.largest_tensor // workers)
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
     early = gradient_bytes * largest if is_only_pass else gradients     # gradients that exist when the backward pass begins

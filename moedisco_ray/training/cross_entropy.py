@@ -59,11 +59,12 @@ class _TiledCrossEntropy(torch.autograd.Function):
         return torch.where(targets_T == _IGNORED, 0, log_partition_T - logit_T).sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_TD, head_VD, targets_T, log_partition_T = ctx.saved_tensors
         weight_T = torch.where(targets_T == _IGNORED, 0, gradient)
-        hidden_gradient_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
-        head_gradient_VD = torch.empty_like(head_VD)
+        needs_hidden, needs_head, *_ = ctx.needs_input_grad
+        hidden_gradient_TD = torch.zeros_like(hidden_TD, dtype=torch.float32) if needs_hidden else None
+        head_gradient_VD = torch.empty_like(head_VD) if needs_head else None
         sum_vD = torch.empty(0)
         for tokens, words, logits_tv, hidden_tD, head_vD in _tiles(hidden_TD, head_VD, ctx.dtype):
             # The gradient of the logits is softmax - one-hot target.
@@ -71,12 +72,15 @@ class _TiledCrossEntropy(torch.autograd.Function):
             column_t, inside_t = _columns(targets_T[tokens], words)
             gradient_tv.scatter_add_(1, column_t[:, None], -inside_t.float()[:, None])
             gradient_tv = gradient_tv.mul_(weight_T[tokens, None]).to(ctx.dtype)
-            hidden_gradient_TD[tokens] += gradient_tv @ head_vD
+            if hidden_gradient_TD is not None:
+                hidden_gradient_TD[tokens] += gradient_tv @ head_vD
+            if head_gradient_VD is None:
+                continue
             part_vD = (gradient_tv.T @ hidden_tD).float()
             sum_vD = part_vD if tokens.start == 0 else sum_vD.add_(part_vD)
             if tokens.stop == len(hidden_TD):
                 head_gradient_VD[words] = sum_vD
-        return hidden_gradient_TD.to(hidden_TD.dtype), head_gradient_VD, None, None
+        return None if hidden_gradient_TD is None else hidden_gradient_TD.to(hidden_TD.dtype), head_gradient_VD, None, None
 
 
 def _tiles(hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:

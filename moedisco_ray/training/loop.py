@@ -93,6 +93,7 @@ def _train_in_turns(
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:
         batches = Batches(job, world)
+        stepper.select(max(0, saver.newest - 1))    # a checkpoint has the optimizer state of the block that trained last
         progress = saver.restore()
         if job.optimizer_state is not None and not saver.newest:
             load_optimizer_state(job.optimizer_state, model, stepper.optimizer, world)
@@ -113,6 +114,7 @@ def _train_in_turns(
             if not (yield from sync.sync_before(step, stop, lambda: saver.save_and_wait(progress_now()))):
                 stopped = waits_for_sync = True
                 break
+            stepper.select(step)
             lr = learning_rate(step, job.steps, job.optimizer)
             set_learning_rate(stepper.optimizer, lr)
             metrics.add(*stepper(batches(step)))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.adamw import adamw as torch_adamw
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
+from moedisco_ray.models.optimizer_state import Kind
+from moedisco_ray.training import moments
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.muon import Muon, is_matrix
 from moedisco_ray.training.rounding import generator, local, round_into
@@ -76,42 +80,47 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0) -> torch.optim.Optimizer:
-    """AdamW with weights and state in the dtype of the recipe: fp32, or bf16 with stochastic rounding.
+    """AdamW with the storage types and places of the recipe.
 
     Args:
         groups: Parameter groups in torch's format.
-        recipe: Learning rate and precision.
+        recipe: Learning rate, precision, and storage of the moments.
         seed: Seed of stochastic rounding.
         rank: Rank of this worker; workers round their parts of a tensor independently.
     """
-    if recipe.state == "fp32":
+    fp8, offload = recipe.moments == "fp8", bool(recipe.offload_moments)
+    if recipe.state == "fp32" and not fp8 and not offload:
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
-    return RoundingAdamW(groups, lr=recipe.lr, betas=BETAS, seed=seed, rank=rank)
+    return RoundingAdamW(groups, lr=recipe.lr, seed=seed, rank=rank, fp8=fp8, offload=offload)
 
 
 class RoundingAdamW(torch.optim.Optimizer):
-    """AdamW with weights, gradients and both moments in bf16: 8 bytes per parameter.
+    """AdamW that needs less memory: with weights, gradients and both moments in bf16, 8 bytes per parameter.
 
     A second moment with a beta near 1 would never change if it were rounded to nearest. So weights and second moments are computed
     in fp32 and rounded at random (`training.rounding`). The first moment changes far more per step and is rounded to nearest.
 
+    Weights in fp32 are not rounded, and with moments in fp32 too, torch's own fused kernel updates them.
+
     Args:
-        params: bf16 parameters, or groups of them.
+        params: Parameters, or groups of them.
         lr: Learning rate.
-        betas: Decay rates of the first and second moment.
-        eps: Added to the square root of the second moment.
         weight_decay: Decoupled weight decay.
         seed: Seed of the rounding.
         rank: Rank of this worker.
+        fp8: Whether matrices have moments in 8 bits; see `training.moments`.
+        offload: Whether the moments are in the machine's memory. The result is the same.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, betas: tuple[float, float] = BETAS, eps: float = 1e-8,
-        weight_decay: float = 0.0, seed: int = 0, rank: int = 0,
+        self, params: Iterable[Any], lr: float, *, weight_decay: float = 0.0, seed: int = 0, rank: int = 0, fp8: bool = False,
+        offload: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": BETAS, "eps": 1e-8, "weight_decay": weight_decay})
         self._seed = seed
         self._rank = rank
+        self._fp8 = fp8
+        self._offload = offload
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch overloads it by closure
@@ -126,38 +135,100 @@ class RoundingAdamW(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["step"] = torch.zeros(())
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                if len(state) == 1:
+                    moments.add_moments(state, parameter, fp8=self._fp8, offload=self._offload)
                 state["step"] += 1
                 step = int(state["step"])
                 key = (parameter.device, step)
                 if key not in generators:
                     generators[key] = generator(parameter.device, self._seed, step, self._rank)
-                self._update(group, parameter, state, step, generators[key])
+                _update(group, parameter, state, step, generators[key])
+        for device in {device for device, _ in generators if device.type == "cuda" and self._offload}:
+            torch.cuda.synchronize(device)      # the copies to the machine's memory, which a checkpoint may read next
 
-    @staticmethod
-    def _update(
-        group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, generator: torch.Generator,
-    ) -> None:
-        tensors = (local(each) for each in (parameter, state["exp_avg"], state["exp_avg_sq"]))
-        gradient = local(parameter.grad).reshape(-1)
-        weight, moment, square = (each.view(-1) for each in tensors)
-        split = (torch.split(each, STEP_ELEMENTS) for each in (weight, gradient, moment, square))
-        for parts in zip(*split, strict=True):
-            _update_part(group, *parts, step=step, generator=generator)
+    @torch.no_grad()
+    def set_moment(self, parameter: nn.Parameter, key: Kind, moment: Tensor) -> None:
+        """Set a moment of a parameter whose state has its number of steps.
+
+        Args:
+            parameter: The parameter.
+            key: Which moment.
+            moment: The moment, with dtype, device and sharding of the parameter.
+        """
+        state = self.state[parameter]
+        if len(state) == 1:
+            moments.add_moments(state, parameter, fp8=self._fp8, offload=self._offload)
+        scales = state.get(key + moments.SCALE)
+        if scales is None:
+            state[key].copy_(moment)
+        elif local(moment).numel():
+            value = local(moment).float().reshape(-1)
+            source = generator(value.device, self._seed, 0, self._rank)
+            numbers, scale = (local(each).view(-1).to(value.device) for each in (state[key], scales))
+            is_root = key == "exp_avg_sq"
+            moments.encode(value.sqrt() if is_root else value.clone(), numbers, scale, source, is_root=is_root)
+            for far, near in ((state[key], numbers), (scales, scale)):
+                local(far).view(-1).copy_(near)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state as it is; torch would give it the dtype and the device of the parameters. Settings stay."""
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for key, parameter in zip(keys, parameters, strict=True):
+            if key in state_dict["state"]:
+                self.state[parameter] = state_dict["state"][key]
+
+
+def _update(group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, source: torch.Generator) -> None:
+    weight = local(parameter).view(-1)
+    if not weight.numel():      # of an uneven shard
+        return
+    elements = moments.elements_at_once(parameter, STEP_ELEMENTS)
+    split: list[Iterable[Any]] = [torch.split(each, elements) for each in (weight, local(parameter.grad).reshape(-1))]
+    count = -(-weight.numel() // elements)
+    for key in ("exp_avg", "exp_avg_sq"):
+        split.append(torch.split(local(state[key]).view(-1), elements))
+        scales = state.get(key + moments.SCALE)
+        split.append(itertools.repeat(None, count) if scales is None else torch.split(
+            local(scales).view(-1), moments.scales_per_part(parameter, elements)))
+    for part_weight, gradient, *stored in zip(*split, strict=True):
+        # For moments in the machine's memory, these are copies; else the moments themselves.
+        near = [None if each is None else each.to(part_weight.device, non_blocking=True) for each in stored]
+        _update_part(group, part_weight, gradient, near, step=step, source=source)
+        for far, each in zip(stored, near, strict=True):
+            if far is not None and far is not each:
+                far.copy_(each, non_blocking=True)
 
 
 def _update_part(
-    group: dict[str, Any], weight: Tensor, gradient: Tensor, moment: Tensor, square: Tensor, *, step: int,
-    generator: torch.Generator,
+    group: dict[str, Any], weight: Tensor, gradient: Tensor, stored: Sequence[Any], *, step: int, source: torch.Generator,
 ) -> None:
+    moment, moment_scales, square, square_scales = stored
     beta1, beta2 = group["betas"]
+    if weight.dtype is torch.float32 and moment_scales is None:
+        steps = torch.full((), float(step - 1), device=weight.device)
+        torch_adamw(
+            [weight], [gradient], [moment], [square], max_exp_avg_sqs=[], state_steps=[steps], fused=True, amsgrad=False,
+            maximize=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"])
+        return
     gradient_fp32 = gradient.float()
-    moment_fp32 = moment.float().lerp_(gradient_fp32, 1 - beta1)
-    square_fp32 = square.float().mul_(beta2).addcmul_(gradient_fp32, gradient_fp32, value=1 - beta2)
-    moment.copy_(moment_fp32)
-    round_into(square, square_fp32, generator)
-    denominator = square_fp32.sqrt_().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+    moment_fp32 = moments.decoded(moment, moment_scales).lerp_(gradient_fp32, 1 - beta1)
+    square_fp32 = moments.decoded(square, square_scales)
+    if square_scales is not None:
+        square_fp32.square_()
+    square_fp32.mul_(beta2).addcmul_(gradient_fp32, gradient_fp32, value=1 - beta2)
+    if moment_scales is None:
+        moment.copy_(moment_fp32)
+        round_into(square, square_fp32, source)
+    root_fp32 = square_fp32.sqrt_()
+    correction = math.sqrt(1 - beta2**step)
+    denominator = root_fp32.div_(correction) if moment_scales is None else root_fp32 / correction
+    denominator.add_(group["eps"])
     weight_fp32 = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
     weight_fp32.addcdiv_(moment_fp32, denominator, value=-group["lr"] / (1 - beta1**step))
-    round_into(weight, weight_fp32, generator)
+    if weight.dtype is torch.bfloat16:
+        round_into(weight, weight_fp32, source)
+    if moment_scales is not None:
+        del denominator, weight_fp32    # their memory is for the random bits
+        moments.encode(moment_fp32, moment, moment_scales, source, is_root=False)
+        moments.encode(root_fp32, square, square_scales, source, is_root=True)

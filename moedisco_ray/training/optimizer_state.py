@@ -14,6 +14,8 @@ from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import ModelMap, canonical_state, config_values, memory_state
 from moedisco_ray.models.optimizer_state import KINDS, Kind, open_optimizer_state, write_optimizer_state
 from moedisco_ray.training.job import World
+from moedisco_ray.training.moments import SCALE, decoded
+from moedisco_ray.training.optimizer import RoundingAdamW
 
 
 def load_optimizer_state(directory: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, world: World) -> None:
@@ -34,7 +36,11 @@ def load_optimizer_state(directory: Path, model: PreTrainedModel, optimizer: tor
     for kind in KINDS:
         tensors = memory_state(stored.tensors[kind], ModelMap(str(model.config.model_type))) if world.rank == 0 else {}
         for parameter in (each for each in trained if kind == "exp_avg" or each not in by_muon):
-            optimizer.state[parameter][kind] = _placed(tensors.get(names[parameter]), parameter, names[parameter], world)
+            moment = _placed(tensors.get(names[parameter]), parameter, names[parameter], world)
+            if isinstance(optimizer, RoundingAdamW):
+                optimizer.set_moment(parameter, kind, moment)
+            else:
+                optimizer.state[parameter][kind] = moment
 
 
 def save_optimizer_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer, directory: Path, world: World) -> None:
@@ -46,10 +52,17 @@ def save_optimizer_state(model: PreTrainedModel, optimizer: torch.optim.Optimize
     states: dict[str, dict[str, Any]] = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
     steps = max((int(state["step"]) for state in states.values() if state), default=0)
 
+    def moment(name: str, parameter: Tensor, kind: Kind) -> Tensor:
+        if kind not in states[name]:
+            return _gathered(torch.zeros_like(parameter))    # Muon has no second moment
+        stored, scales = _gathered(states[name][kind]), states[name].get(kind + SCALE)
+        if scales is None:
+            return stored
+        value = decoded(stored, _gathered(scales))
+        return (value if kind == "exp_avg" else value.square_()).to(parameter.dtype)
+
     def gathered(kind: Kind) -> dict[str, Tensor]:
-        return {
-            name: _gathered(states[name].get(kind, torch.zeros_like(parameter)))    # Muon has no second moment
-            for name, parameter in model.named_parameters()}
+        return {name: moment(name, parameter, kind) for name, parameter in model.named_parameters()}
 
     names, config = ModelMap(str(model.config.model_type)), config_values(model.config)
     if world.rank == 0:

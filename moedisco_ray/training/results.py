@@ -14,6 +14,7 @@ from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_js
 from moedisco_ray.core.errors import RunDirError, StorageError
 from moedisco_ray.models import ModelMap, canonical_state, save_model
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
+from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.optimizer import make_optimizer
@@ -107,8 +108,10 @@ def write_partial_result(job: TrainJob) -> None:
     """
     job.store.fetch(*job.reads)
     model = trainable(job.model, job.optimizer, World())
-    optimizer = make_optimizer(model, job, World())
     step = checkpoint.latest(job.checkpoints)
+    if job.optimizer.block_steps and step:
+        Blocks(model, job).select(step - 1)
+    optimizer = make_optimizer(model, job, World())
     progress = checkpoint.Progress()
     if step is not None:
         progress = checkpoint.load(checkpoint.storage_of(job), step, model, optimizer, World())

@@ -1,4 +1,4 @@
-"""Stochastic rounding to bf16, for optimizers with weights and state in bf16.
+"""Stochastic rounding to bf16 and shorter formats, for optimizers whose weights and state are stored in them.
 
 bf16 has 8 significant bits. With rounding to nearest, a weight would lose every update below 1/512 of it. Rounded up or down at
 random, with probabilities that make the expected value exact, no update is lost on average. The random bits come from a generator
@@ -14,13 +14,23 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+DROPPED_BITS = 16
+"""Bits of an fp32 number's fraction that bf16 does not have."""
 
-def round_into(target: Tensor, value: Tensor, source: torch.Generator) -> None:
-    """Round fp32 values stochastically into a bf16 tensor; `value` is overwritten."""
+
+def round_into(target: Tensor, value: Tensor, source: torch.Generator, dropped: int = DROPPED_BITS) -> None:
+    """Round fp32 values into a tensor of a shorter dtype; `value` is overwritten.
+
+    Args:
+        target: Receives the rounded values.
+        value: fp32 values.
+        source: Generator of the random bits.
+        dropped: Bits of the fraction that the target's dtype does not have.
+    """
     # bf16 is the upper half of fp32: adding 16 random bits carries into it with probability (lower half) / 2^16.
     bits = value.view(torch.int32)
-    bits += torch.randint(0, 1 << 16, bits.shape, generator=source, device=bits.device, dtype=torch.int32)
-    bits &= -(1 << 16)
+    bits += torch.randint(0, 1 << dropped, bits.shape, generator=source, device=bits.device, dtype=torch.int32)
+    bits &= -(1 << dropped)
     target.copy_(value)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.training import objective
 from moedisco_ray.training.batches import MicroBatch
+from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.optimizer import LARGEST_NORM, make_optimizer
 from moedisco_ray.training.sharding import autocast
@@ -31,7 +32,10 @@ class Stepper:
         self._model = model
         self._job = job
         self._world = world
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._blocks = Blocks(model, job) if job.optimizer.block_steps else None
+        if self._blocks is not None:
+            self._blocks.select(0)
+        self._parameters = _trained(model)
         self.optimizer = make_optimizer(model, job, world)
         probe = objective.RouterProbe(model) if job.load_balance or job.z_loss else None
         self._probe = probe if probe is not None and probe.layers else None
@@ -40,6 +44,13 @@ class Stepper:
             uniform_NE = objective.uniform_fractions(self._probe.layers, self._probe.experts, self._probe.top_k)
             self.fractions_NE = uniform_NE.to(world.device)
         self._selections_NE = torch.zeros_like(self.fractions_NE)
+
+    def select(self, step: int) -> None:
+        """Select the weights that train in a step, with an empty optimizer state if they are others than in the last step."""
+        if self._blocks is not None and self._blocks.select(step):
+            self._parameters = _trained(self._model)
+            self.optimizer.state.clear()
+            self.optimizer.param_groups[:] = make_optimizer(self._model, self._job, self._world).param_groups
 
     def restore(self, fractions_NE: list[list[float]]) -> None:
         """Restore `fractions_NE` from a checkpoint."""
@@ -82,6 +93,10 @@ class Stepper:
         with autocast(self._job.optimizer, self._world):
             loss_sum: Tensor = self._model(micro.inputs_BL, micro.targets_BL, micro.positions_BL)
         return loss_sum
+
+
+def _trained(model: PreTrainedModel) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _gathered(tensor: Tensor) -> Tensor:

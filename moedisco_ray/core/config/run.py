@@ -123,6 +123,12 @@ class RunConfig(Section):
             raise ValueError("finetune.pool must have one node type; remove pools.low_memory.types")
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
+        tuning = self.finetune.optimizer
+        if self.finetune_pool.most_workers > 1 and (tuning.block_steps or tuning.offload_moments):
+            setting = "block_steps" if tuning.block_steps else "offload_moments"
+            raise ValueError(
+                f"finetune.optimizer.{setting} {getattr(tuning, setting)} needs the whole MoE on one worker, and finetune.pool has "
+                f"up to {self.finetune_pool.most_workers}; leave it out, or use a pool of one worker")
         if self.finetune.keep_optimizer_state and self.finetune.optimizer.name != self.submodels.optimizer.name:
             raise ValueError(
                 f"finetune.optimizer.name {self.finetune.optimizer.name} cannot continue from the state of "

@@ -205,8 +205,28 @@ class Optimizer(Section):
     on a CPU."""
     within_documents: bool = False
     """Let each token attend only to its own document, not to the other documents that are packed into the same sequence."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, which needs less memory and takes a third more time."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass, which needs less memory and takes a third more time. Null: only on a GPU that has
+    too little memory otherwise."""
+    moments: Literal["auto", "full", "fp8"] = "auto"
+    """Storage of AdamW's two moments. `full` is the dtype of the weights; `fp8` needs 2 bytes per parameter, for 8-bit numbers that
+    share a scale in blocks of 128. `auto` is `full`, or `fp8` on a GPU that has too little memory otherwise."""
+    offload_moments: bool | None = None
+    """Keep AdamW's moments in the machine's memory and update the weights in parts: the same result, and slower. Needs a model on
+    one worker. Null: only on a GPU that has too little memory otherwise."""
+    block_steps: int | None = Field(None, ge=0, le=LARGEST)
+    """Train one decoder layer, the embedding or the head at a time, for this many steps each, in a seeded order (block coordinate
+    descent): only that block has gradients and moments. Needs AdamW and a model on one worker. 0 trains all weights in every step.
+    Null: so does it, but on a GPU that has too little memory otherwise blocks train for 100 steps each."""
+
+    @model_validator(mode="after")
+    def _only_adamw_saves_memory(self) -> Self:
+        if self.name == "muon":
+            settings = {"moments": self.moments == "fp8", "offload_moments": self.offload_moments, "block_steps": self.block_steps}
+            for setting, value in settings.items():
+                if value:
+                    raise ValueError(f"{setting} {getattr(self, setting)} needs the optimizer adamw; leave it out with muon")
+        return self
 
     @property
     def state(self) -> Precision:

@@ -18,10 +18,11 @@ def run(context: Context, draft: Draft) -> None:
         draft.summary.update(TrainingSummary(units=[]).to_json())
         context.store.link(context.of("merge"), draft.path)
         return
+    blocks = bool(config.finetune.optimizer.block_steps)
     job = make_job(
         context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards",
         tokens=config.tokens.finetune, seed=finetune_seed(config))
-    job = dataclasses.replace(job, optimizer_state=restored_optimizer_state(context, "merge"))
+    job = dataclasses.replace(job, optimizer_state=restored_optimizer_state(context, "merge") if not blocks else None)
     trained = context.backend.train_gang(
         job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, stop=context.stop)
     context.store.link(job.output, draft.path)

@@ -27,7 +27,7 @@ def run(context: Context, draft: Draft, *, write_common_start: Callable[..., Non
     job = make_job(
         context, "seed", "seed", model=start, shards=context.of("corpus") / "shards", tokens=config.tokens.seed,
         seed=dense_seed(config))
-    job = dataclasses.replace(job, with_optimizer_state=True)
+    job = dataclasses.replace(job, with_optimizer_state=not config.submodels.optimizer.block_steps)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.checkpoint.max_failures))
     context.store.link(job.output, draft.path)
     draft.summary.update(TrainingSummary(units=unit_records([job], trained)).to_json())

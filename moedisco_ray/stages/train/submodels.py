@@ -30,9 +30,10 @@ def run(context: Context, draft: Draft) -> None:
         for k in range(config.clusters.count)
     ]
     sync_directory = context.checkpoints("submodels") / "sync"
-    seed_state = restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state else None
+    blocks = bool(config.submodels.optimizer.block_steps)
+    seed_state = restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state and not blocks else None
     plans = sync_plans([job.steps for job in jobs], config.submodels, sync_directory, context.store)
-    jobs = [dataclasses.replace(job, sync=plan, optimizer_state=seed_state, with_optimizer_state=True, drop_checkpoints=True)
+    jobs = [dataclasses.replace(job, sync=plan, optimizer_state=seed_state, with_optimizer_state=not blocks, drop_checkpoints=True)
             for job, plan in zip(jobs, plans, strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum)
