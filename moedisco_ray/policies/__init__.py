@@ -11,5 +11,5 @@
 | `arrival` | when to ask for the expensive nodes |
 | `gang` | how many workers the fine-tune uses |
 
-The runtime calls them with its measurements, and the simulator in `benchmarks/study` with simulated ones.
+The runtime calls these functions with its measurements. The simulator in `benchmarks/study` calls them with simulated measurements.
 """

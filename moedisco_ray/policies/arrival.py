@@ -16,16 +16,16 @@ from moedisco_ray.policies.ordering import finish_times
 Advice = Literal["wait", "ask", "keep", "release"]
 
 ASSUMED_BOOT = 300.0
-"""Boot time assumed until one was measured (s): from the request for nodes to their first work."""
+"""Boot time in seconds that is assumed until one was measured: from the request for nodes until they start to work."""
 
 
 def boot_seconds(measured: Sequence[float], nodes: int = 1, assumed: float = ASSUMED_BOOT) -> float:
-    """Expected time from the request for a gang of nodes until the gang starts to work, when its last node has arrived (s).
+    """Expected seconds from the request for a gang of nodes until its last node has arrived, so that the gang can start to work.
 
     Args:
-        measured: Boot times of single nodes (s), oldest first; the newest 50 count.
+        measured: Boot times of single nodes in seconds, oldest first; only the newest 50 are used.
         nodes: Number of nodes of the gang.
-        assumed: Boot time of a gang without measurements (s).
+        assumed: Boot time in seconds to return if nothing was measured.
 
     Returns:
         The median of the longest of `nodes` boot times, which is the quantile of single boot times at 0.5^(1/nodes).
@@ -40,16 +40,16 @@ def boot_seconds(measured: Sequence[float], nodes: int = 1, assumed: float = ASS
 
 
 def ends_in(running: Sequence[float], waiting: Sequence[float], slots: int, stretch: float = 1.0) -> float:
-    """Expected time until the last sub-model ends (s).
+    """Expected time in seconds until the training of the last sub-model ends.
 
     Args:
-        running: Remaining work of each sub-model that trains (s).
-        waiting: Remaining work of each sub-model that waits (s), in order.
+        running: Remaining seconds of each sub-model that trains.
+        waiting: Remaining seconds of each sub-model that waits for a slot, in the order in which they start.
         slots: Number of slots of the cheap pool.
         stretch: Factor that allows for lost workers and checkpoints (`checkpointing.expected_stretch`).
 
     Returns:
-        Infinity if a sub-model waits and the pool has no slots.
+        The time; infinity if a sub-model waits and the pool has no slots.
     """
     if waiting and slots < 1:
         return math.inf
@@ -66,7 +66,8 @@ def advise(seconds_left: float, boot: float, *, asked: bool) -> Advice:
     """
     if not asked:
         return "ask" if seconds_left <= boot else "wait"
-    # Kept nodes idle until the end; released nodes cost one more boot. The factor 2 keeps small changes from restarting them.
+    # Nodes that are kept idle until the sub-models end; nodes that are released must boot once more. Because of the factor 2, small
+    # changes of the prediction do not restart nodes.
     return "release" if seconds_left > 2 * boot else "keep"
 
 
@@ -74,7 +75,7 @@ def gives_way(asked_for: float, boot: float) -> bool:
     """Whether to stop waiting for requested nodes and to request others.
 
     Args:
-        asked_for: Time since the request, or since the newest node arrived (s).
+        asked_for: Seconds since the request, or since the newest node arrived.
         boot: Result of `boot_seconds`.
     """
     return asked_for > 2 * boot

@@ -8,7 +8,7 @@ checkpoint interval", Communications of the ACM 17, 1974), with the cost d of a 
 
 A checkpoint that is written while training continues costs only the time for which training stands still. The latency until it is
 stored changes the expected cost, but hardly the best interval (N. H. Vaidya, "Impact of checkpoint latency on overhead ratio of a
-checkpointing scheme", IEEE Transactions on Computers 46, 1997); it is a lower bound of the interval.
+checkpointing scheme", IEEE Transactions on Computers 46, 1997). The interval is at least this latency.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Prior:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Bounds of the interval (s).
+    """Bounds of the interval between checkpoints.
 
     Attributes:
-        shortest: Lower bound; more frequent saves only load the storage.
-        longest: Upper bound; it limits the work lost with a worker.
+        shortest: Lower bound in seconds; saving more often would only burden the storage.
+        longest: Upper bound in seconds; it limits how much work is lost with a worker.
         stall: Maximum share of the time in which training may stand still.
     """
 
@@ -52,8 +52,9 @@ class SaveCost:
     """Measured cost of a checkpoint.
 
     Attributes:
-        stall: Time for which training stands still (s).
-        latency: Time until the checkpoint is stored, the stall included (s); None: the same as `stall`.
+        stall: Seconds for which training stands still.
+        latency: Seconds until the checkpoint is stored, including the stall. None means that the checkpoint is stored when the
+            stall ends.
     """
 
     stall: float
@@ -68,19 +69,19 @@ def loss_rate(losses: int, worker_hours: float, prior: Prior = ASSUMED) -> float
     """Lost workers per worker-hour: the mean of the gamma posterior, which is above 0 even if no worker was lost.
 
     Args:
-        losses: Number of lost workers that cost work. An announced loss that was used for a checkpoint costs none.
-        worker_hours: Observed time, summed over workers.
+        losses: Number of lost workers whose work was lost too. If a loss was announced in time for a checkpoint, it does not count.
+        worker_hours: Observed hours, summed over workers.
         prior: Loss rate assumed before measurements.
     """
     return (losses + prior.per_hour * prior.hours) / (worker_hours + prior.hours)
 
 
 def best_interval(stall: float, mean_time: float) -> float:
-    """Best time between two checkpoints by Daly's estimate (s).
+    """Best time between two checkpoints in seconds, by Daly's estimate.
 
     Args:
-        stall: Cost of a checkpoint (s).
-        mean_time: Mean time between two losses of a worker, over all workers of this training (s).
+        stall: Seconds that a checkpoint costs.
+        mean_time: Mean seconds between two losses of a worker, over all workers of this training.
     """
     if math.isinf(mean_time):
         return math.inf
@@ -91,18 +92,19 @@ def best_interval(stall: float, mean_time: float) -> float:
 
 
 def interval(cost: SaveCost, losses_per_hour: float, workers: int = 1, bounds: Bounds = USUAL) -> float:
-    """Best time between two checkpoints, within bounds (s).
+    """Best time between two checkpoints in seconds, within bounds.
 
     Args:
         cost: Cost of a checkpoint.
         losses_per_hour: Loss rate of one worker (`loss_rate`).
         workers: Number of workers of this training; the loss of one stops all.
-        bounds: Bounds; `stall` overrules `longest`, which overrules `shortest`.
+        bounds: Bounds of the interval. If they contradict each other, `stall` overrules `longest`, which overrules `shortest`.
     """
     rate = losses_per_hour * workers
     best = best_interval(cost.stall, HOUR / rate if rate > 0 else math.inf)
     within = min(max(best, bounds.shortest), bounds.longest)
-    # The share of stalls is s = d / (t + d). A checkpoint starts only after the last one is stored.
+    # With a stall of d after every t seconds of training, stalls take the share d / (t + d) of the time. A checkpoint starts only
+    # after the previous one is stored, so the interval is at least the latency.
     return max(within, cost.stall * (1 / bounds.stall - 1), cost.latency or 0.0)
 
 
@@ -117,14 +119,14 @@ def expected_stretch(interval_seconds: float, stall: float, mean_time: float, re
     Daly's complete model (equation 20 of the same article), per second of work.
 
     Args:
-        interval_seconds: Training time between two checkpoints (s).
-        stall: Cost of a checkpoint (s).
-        mean_time: Mean time between two losses of a worker (s).
-        restart: Time from a loss until training continues (s).
+        interval_seconds: Seconds of training between two checkpoints.
+        stall: Seconds that a checkpoint costs.
+        mean_time: Mean seconds between two losses of a worker.
+        restart: Seconds from a loss until training continues.
     """
     if math.isinf(mean_time):
         return (interval_seconds + stall) / interval_seconds
     exponent = (interval_seconds + stall) / mean_time
-    if exponent + restart / mean_time > 600:   # more than a float holds: such a training never ends
+    if exponent + restart / mean_time > 600:   # the result would be too large for a float; such a training never ends
         return math.inf
     return mean_time / interval_seconds * math.exp(restart / mean_time) * math.expm1(exponent)

@@ -31,11 +31,11 @@ class Sizes:
         return count_now(slots, self.batch, self.fewest, self.most)
 
     def asked(self, slots: float, times: int = 0) -> int:
-        """The gang size to request nodes for; all of them arrive together or none does.
+        """The size of the gang for which nodes are requested; the nodes of one request arrive together or not at all.
 
         Args:
             slots: Maximum number of slots that the Ray cluster can have.
-            times: Number of failed requests; each one lowers the size by one step, down to the smallest.
+            times: Number of failed requests so far. Each of them lowers the size to the next smaller allowed one.
         """
         within = min(self.most, slots)
         possible = counts(self.batch, self.fewest, int(within)) if self.elastic else ()
@@ -63,7 +63,7 @@ def count_now(available: int, batch: int, smallest: int, largest: int) -> int | 
         largest: Maximum number of workers.
 
     Returns:
-        The largest allowed number; None: wait.
+        The largest allowed number; None if the free slots do not suffice, so that the gang must wait.
     """
     fitting = [n for n in counts(batch, smallest, largest) if n <= available]
     return fitting[-1] if fitting else None
@@ -75,7 +75,7 @@ def worth_growing(current: int, possible: int, seconds_left: float, restart_seco
     Args:
         current: Current number of workers.
         possible: Possible number of workers (`count_now`).
-        seconds_left: Remaining time with the current workers (s).
-        restart_seconds: Time from the stop with a checkpoint to the next step (s).
+        seconds_left: Remaining seconds of training with the current workers.
+        restart_seconds: Seconds from the end of the last step, through the checkpoint and the restart, to the next step.
     """
     return possible > current and seconds_left * (1 - current / possible) > restart_seconds

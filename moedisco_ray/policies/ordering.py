@@ -1,8 +1,9 @@
 """The order in which sub-models start, and the time that a queue of them takes.
 
-The longest expected remaining time comes first, so that no long sub-model runs alone at the end. On m equal slots this takes at
-most 4/3 - 1/(3m) times as long as the best order (Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal on Applied
-Mathematics 17, 1969, theorem 2). With few units it can be some per cent worse; exchanging pairs removes most of that.
+The sub-model with the longest expected remaining time starts first, so that no long sub-model runs alone at the end. On m equal
+slots this order takes at most 4/3 - 1/(3m) times as long as the best order (Graham, "Bounds on multiprocessing timing anomalies",
+SIAM Journal on Applied Mathematics 17, 1969, theorem 2). With few units it can take some per cent longer than the best order;
+exchanging pairs of units removes most of this difference.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class Remaining:
 
     Attributes:
         steps: Remaining optimizer steps.
-        planned: Planned time per step (s); a factor that all units have in common does not matter.
-        measured: Last measured time per step (s); None if the unit never ran.
+        planned: Planned seconds per step. An error by the same factor for all units does not matter.
+        measured: Last measured seconds per step; None if the unit never ran.
     """
 
     name: str
@@ -41,7 +42,7 @@ def calibration(units: Iterable[Remaining]) -> float:
 
 
 def expected_seconds(unit: Remaining, factor: float = 1.0) -> float:
-    """Expected remaining time of a unit on one slot (s).
+    """Expected remaining seconds of a unit on one slot.
 
     Args:
         unit: Remaining work of the unit.
@@ -55,7 +56,7 @@ def longest_first(units: Sequence[Remaining], factor: float | None = None) -> li
 
     Args:
         units: Units that wait.
-        factor: Correction of the planned time per step; None: `calibration` of these units.
+        factor: Factor that corrects the planned time per step, by default the `calibration` of these units.
     """
     known = calibration(units) if factor is None else factor
     return sorted(units, key=lambda unit: -expected_seconds(unit, known))
@@ -68,11 +69,11 @@ _WORTH = 0.005
 
 
 def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: int, factor: float | None = None) -> list[Remaining]:
-    """The order of `longest_first`, improved by exchanging pairs of units as long as the last unit then ends earlier.
+    """The order of `longest_first`, improved by exchanging pairs of units while this makes the last unit end earlier.
 
     Args:
         units: Units that wait.
-        running: Remaining time of each unit that holds a slot (s).
+        running: Remaining seconds of each unit that holds a slot.
         slots: Number of slots of the pool, held ones included; without slots, nothing is exchanged.
         factor: As in `longest_first`.
     """
@@ -87,7 +88,8 @@ def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: in
 
     best = end(order)
     while True:
-        # Among equal gains take the last pair, so that long units still start early: lost work and bad estimates make them longer.
+        # Of several pairs with the same gain, exchange the last one. So long units still start early, which helps when lost work or
+        # bad estimates make them even longer.
         pairs = reversed(list(itertools.combinations(range(len(order)), 2)))
         candidate = min((_exchanged(order, i, j) for i, j in pairs), key=end, default=order)
         if end(candidate) >= best * (1 - _WORTH):
@@ -105,12 +107,12 @@ def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int)
     """End times of all units if the waiting ones start in order, each on the first free slot.
 
     Args:
-        running: Remaining time of each unit that holds a slot (s).
-        waiting: Time of each unit that waits (s).
+        running: Remaining seconds of each unit that holds a slot.
+        waiting: Seconds that each waiting unit will take.
         slots: Number of slots of the pool, held ones included.
 
     Returns:
-        End times (s from now), the running units first.
+        End times in seconds from now, the running units first.
 
     Raises:
         ValueError: A unit waits and the pool has no slots.
@@ -128,5 +130,5 @@ def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int)
 
 
 def makespan_bound(seconds: Sequence[float], slots: int) -> float:
-    """Lower bound of the makespan: the longest unit, or all work divided evenly (s)."""
+    """Lower bound of the makespan in seconds: the longest unit, or all work divided evenly among the slots."""
     return max(max(seconds, default=0.0), sum(seconds) / slots)

@@ -25,7 +25,7 @@ class NodeType:
 
     @property
     def price_of_work(self) -> float:
-        """Dollars for the work of one hour at speed 1; a fast, expensive machine may be the cheaper one."""
+        """Dollars for the work that takes an hour at speed 1; a fast machine with a high hourly price may be cheaper."""
         return self.price_per_hour / self.speed
 
 
@@ -42,7 +42,7 @@ class Need:
 
 
 def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
-    """The free node type with enough memory that is cheapest for the work (at equal cost, the fastest); None: wait."""
+    """The free node type with enough memory that does the work most cheaply (if equal, the fastest); None if none is free."""
     return next((kind for kind in ranked(need, types) if kind.free > 0), None)
 
 
@@ -78,5 +78,5 @@ def ask_for(needs: Sequence[Need], types: Sequence[NodeType], absent: Collection
 
 
 def fits_nowhere(need: Need, types: Sequence[NodeType]) -> bool:
-    """Whether no node type of the pool has enough memory."""
+    """Whether no node type of the pool has enough memory for a sub-model."""
     return all(kind.memory_gb < need.memory_gb for kind in types)

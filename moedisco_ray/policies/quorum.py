@@ -15,8 +15,8 @@ class Quorum:
     """The finished sub-models that the merge waits for.
 
     Attributes:
-        needed: Number of sub-models that must be finished; None: all.
-        patience: Once the quorum is reached, the merge waits for the rest until this multiple of the time so far; see `decide`.
+        needed: Number of sub-models that must be finished; None means all.
+        patience: Limits how long the merge waits for the other sub-models after the quorum is reached; see `decide`.
     """
 
     needed: int | None = None
@@ -31,10 +31,10 @@ class Member:
     """Progress of a sub-model.
 
     Attributes:
-        state: A unit that waits for a machine counts as training.
-        ended: End time of a finished unit (s from the start of the phase).
-        expected: Expected duration of the training without waiting (s).
-        checkpoint: Step of the last checkpoint; 0: none.
+        state: State of the sub-model. A sub-model that waits for a machine counts as training.
+        ended: Seconds from the start of the phase to the end of the training, if it is finished.
+        expected: Expected duration of the training in seconds, without waiting for machines.
+        checkpoint: Step of the last checkpoint; 0 if there is none.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Verdict:
     """The decision of `decide`.
 
     Attributes:
-        action: `go`: merge now; `fail`: the quorum cannot be reached any more.
-        seconds: Remaining wait for unfinished sub-models (s); 0 unless the quorum is reached and the merge still waits.
+        action: `wait` for more sub-models, `go` (merge now), or `fail`, because the quorum cannot be reached any more.
+        seconds: Seconds that the merge still waits for unfinished sub-models after the quorum is reached; 0 in all other cases.
         contributions: What each member would contribute now.
     """
 
@@ -67,9 +67,9 @@ def decide(members: Sequence[Member], quorum: int | None, now: float, patience: 
 
     Args:
         members: All sub-models.
-        quorum: Number of sub-models that must be finished; None: all.
-        now: Time since the start of the phase (s).
-        patience: Factor, at least 1.
+        quorum: Number of sub-models that must be finished; None means all.
+        now: Seconds since the start of the phase.
+        patience: Factor in the formula above, at least 1.
     """
     needed = len(members) if quorum is None else quorum
     finished = sorted(member.ended for member in members if member.state == "finished")

@@ -22,7 +22,8 @@ from typing import Literal
 EndKind = Literal["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"]
 
 MAY_GO_BACK: frozenset[EndKind] = frozenset({"failed", "not_finite"})
-"""Kinds of end after which `decide` may go back, so that it needs the list of checkpoints."""
+"""Kinds of an attempt's end after which `decide` may choose to go back to an earlier checkpoint. Only for these does it need the
+list of checkpoints."""
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemoryerror", "running low on memory", "cublas_status_alloc_failed")
 
@@ -103,7 +104,7 @@ class Again:
 
 @dataclasses.dataclass(frozen=True)
 class GoBack:
-    """Delete the checkpoints after `checkpoint` (0: all), then restart and skip the batches of `history.skip`."""
+    """Delete the checkpoints after step `checkpoint` (all if it is 0), then restart and skip the batches of `history.skip`."""
 
     history: History
     checkpoint: int
@@ -126,12 +127,12 @@ Decision = Again | GoBack | GiveUp
 
 
 def window_of(steps: int) -> int:
-    """Window for a training of `steps` steps: 100 as in PaLM, a twentieth in short trainings."""
+    """The value of `Limits.window` for a training of `steps` steps: 100 as in PaLM, but at most a twentieth of the steps."""
     return max(1, min(100, steps // 20))
 
 
 def kind_of(reason: str, *, node_lost: bool, finite: bool = True) -> EndKind:
-    """The kind of an attempt's end, from its error.
+    """How an attempt ended, judged by its error.
 
     Args:
         reason: Type and text of the error.
@@ -151,14 +152,14 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
     Args:
         history: History of the attempt that ended.
         end: How the attempt ended.
-        checkpoints: Steps of the existing checkpoints; needed for the ends in `MAY_GO_BACK`.
+        checkpoints: Steps of the existing checkpoints; only used if the kind of end is in `MAY_GO_BACK`.
         limits: Limits of retries.
     """
     if end.kind == "preempted":
         return Again(history)
     if end.kind == "out_of_memory":
         return _halve(history, end)
-    # Only a failure at a known step is evidence against its batch: the step of a dead process is imprecise.
+    # Only a failure at a known step is evidence against the step's batch. If a process died, its step is not known precisely.
     at_step = 0
     if end.kind == "failed" and end.step is not None:
         at_step = history.at_step + 1 if end.step == history.step else 1
@@ -183,7 +184,8 @@ def _go_back(history: History, end: End, checkpoints: Sequence[int], window: int
         return GiveUp(
             f"{what} at step {end.step} after it went back and skipped {history.skip.width} batches: {end.reason}",
             diverged=True)
-    # The last reported step may be before the newest checkpoint; a loss that is not finite has its exact step.
+    # Training may have got further than the last reported step, at least up to its newest checkpoint. If a loss was not finite, the
+    # reported step is exact.
     reported = end.step or 0
     step = reported if end.kind == "not_finite" else max(reported, *checkpoints, 0)
     before = sorted(checkpoint for checkpoint in checkpoints if checkpoint <= step)

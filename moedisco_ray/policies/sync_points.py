@@ -25,14 +25,15 @@ class SyncMembers:
 
 
 def sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
-    """The sync points of each sub-model, as numbers of steps made.
+    """The sync points of each sub-model; each is given as the number of steps that the sub-model makes before it.
 
-    All sub-models have the same number of sync points, so that none enters the merge with an outdated backbone. The longest
-    syncs every `every` steps; a shorter one syncs at the same fractions of its own steps.
+    All sub-models have the same number of sync points, so that none enters the merge with an outdated backbone. The sub-model with
+    the most steps syncs every `every` steps; a shorter one syncs at the same fractions of its own steps.
 
     Args:
         steps: Steps of each sub-model.
-        every: Steps between two sync points of the longest; increased if the shortest would make no step between two.
+        every: Steps between two sync points of the longest sub-model. Increased if the shortest sub-model would otherwise make no
+            step between two sync points.
     """
     longest = max(steps)
     every = max(every, -(-longest // min(steps)))
@@ -46,13 +47,13 @@ def sync_count(steps: int, every: int) -> int:
 
 
 def ready_members(alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None) -> SyncMembers | None:
-    """The members to combine now; None: wait.
+    """The members whose backbones are combined now; None if the sync point must wait for more members.
 
     Args:
         alive: Members that train, wait or are finished; not those that were given up.
-        arrived: Arrival time (s) of each member that has reached the sync point.
-        now: Current time (s) on the same clock.
-        patience: Seconds to wait for the others once half of the members have arrived; None: wait for all.
+        arrived: Arrival time in seconds of each member that has reached the sync point.
+        now: Current time in seconds, on the same clock.
+        patience: Seconds to wait for the others once half of the members have arrived; None means to wait for all members.
     """
     ready = tuple(name for name in alive if name in arrived)
     missing = tuple(name for name in alive if name not in arrived)
