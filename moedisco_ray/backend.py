@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """The pool and the number of workers of a training.
+    """The pool on which a training runs, and its number of workers.
 
     Attributes:
-        pool: Pool, or one of its node types, whose slots the workers hold.
+        pool: Pool whose slots the workers hold; it may stand for one node type of a mixed pool.
         workers: Number of workers per training: 1, or the size of a gang, whose workers start together.
-        max_failures: Maximum number of restarts after a worker failed.
+        max_failures: Maximum number of times that a training is restarted after one of its workers failed.
     """
 
     pool: Pool
@@ -39,7 +39,7 @@ class Placement:
     max_failures: int
 
     def on(self, pool: Pool) -> Placement:
-        """A copy of this placement on one of the pool's node types."""
+        """A copy of this placement with another pool, such as one of the node types of a mixed pool."""
         return dataclasses.replace(self, pool=pool)
 
     def need(self, job: TrainJob) -> Need:
@@ -47,7 +47,7 @@ class Placement:
         return self.need_of(job.name, job.model, job.optimizer, job.sequence_length)
 
     def need_of(self, name: str, model: Path, optimizer: Optimizer, sequence_length: int) -> Need:
-        """Peak memory that one worker needs to train a model; 0 if the pool has only one node type."""
+        """Peak memory that one worker needs to train a model; 0 if the pool has one node type, so that there is no choice."""
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
@@ -59,7 +59,7 @@ class Placement:
         """The pool's node types, as `policies.placement` takes them.
 
         Args:
-            free: Number of trainings that could start now, by node type key; a missing type counts as 1.
+            free: Number of trainings that could start now, by node type key; 1 is assumed for a node type without an entry.
         """
         return [
             NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free.get(each.key, 1))
@@ -95,10 +95,10 @@ class Trained:
 
     Attributes:
         result: Result of the training loop; a partial result if a quorum did not wait for it.
-        seconds: Wall-clock time during which workers were held (s).
+        seconds: Wall-clock seconds during which workers were held.
         held: Worker-seconds to pay for, by node type key.
-        contribution: What the merge uses of this training. The job's output directory exists only if it is `finished`.
-        reason: Why the training is not finished, in a sentence for users.
+        contribution: What the merge uses of this training. Only for `finished` does the job's output directory exist.
+        reason: A sentence for users that says why the training is not finished; None if it is finished.
     """
 
     result: TrainResult
@@ -114,7 +114,7 @@ class Trained:
 
     @property
     def workers(self) -> float:
-        """Mean number of workers while any were held."""
+        """Mean number of workers, over the time in which at least one was held."""
         return self.worker_seconds / self.seconds if self.seconds else 1.0
 
 
@@ -122,17 +122,17 @@ class Backend(Protocol):
     """Runs the work of the stages."""
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
-        """Build the corpus artifact and return its summary."""
+        """Build the corpus artifact in `directory`, and return its summary."""
 
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
     ) -> dict[str, Any]:
-        """Build the cluster artifact and return its summary; metered if workers of a pool compute the vectors."""
+        """Build the cluster artifact in `directory`, and return its summary; meter a pool's workers that compute vectors."""
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Run a pure function on one worker of a pool, metered while it runs; without a pool, on any node and unmetered.
+        """Run a pure function on one worker of a pool, and meter the worker. If `pool` is None, use any node and meter nothing.
 
         Raises:
             RunStopped: The stop file appeared before the function started.
@@ -145,7 +145,7 @@ class Backend(Protocol):
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = ...,
         quorum: Quorum = ...,
     ) -> list[Trained]:
-        """Train all jobs, in parallel where slots are free. Jobs that the quorum does not wait for stay unfinished.
+        """Train all jobs, in parallel while slots are free. Jobs that the quorum does not wait for stay unfinished.
 
         Raises:
             RunStopped: The stop file appeared.
@@ -154,7 +154,7 @@ class Backend(Protocol):
     def train_gang(
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = ...,
     ) -> Trained:
-        """Train one job on all free workers of a pool, between the pool's minimum and maximum number.
+        """Train one job on all workers of a pool that are free, within the pool's minimum and maximum number of workers.
 
         Raises:
             RunStopped: The stop file appeared.
@@ -162,15 +162,15 @@ class Backend(Protocol):
 
 
 def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Pool | None:
-    """The node type whose workers compute document vectors; None: the vectors are computed on any CPU.
+    """The node type whose workers compute document vectors; None if CPU tasks on any node compute them.
 
-    Of the types that can train the model, it is the cheapest one that has slots now, or else the cheapest. If no type can train the
-    model, it is the largest.
+    Of the node types that can train the model, the cheapest one with slots now is chosen, or the cheapest if none has slots. If no
+    node type can train the model, the one with the most memory is chosen.
 
     Args:
         config: Configuration of the run.
         model: Model whose hidden states are the vectors.
-        slots: Number of slots now, by node type key; a missing type counts as 1.
+        slots: Number of slots now, by node type key; 1 is assumed for a node type without an entry.
     """
     pool = config.vectors_pool
     if pool is None:
@@ -184,7 +184,7 @@ def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Po
 
 @contextlib.contextmanager
 def held_workers(emit: Emit, pool: Pool | None, workers: int, stage: str | None = None) -> Iterator[None]:
-    """Meter this number of a pool's workers as held until the block ends; without a pool, do nothing."""
+    """Emit events that meter a number of a pool's workers as held until the block ends; if `pool` is None, emit nothing."""
     if pool is None:
         yield
         return

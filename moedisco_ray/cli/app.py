@@ -69,14 +69,14 @@ ClusterFile = Annotated[
     typer.Option("--cluster", metavar="FILE", help="Compare the pools with the node types of this `ray up` file."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - is the standard output.")]
+NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - writes to standard output.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depend on changed settings.")]
 StopPath = Annotated[
     Path | None, typer.Option("--stop-file", metavar="PATH", help="Stop with a checkpoint and exit code 3 once this file exists."),
 ]
 ReportTo = Annotated[
     str | None,
-    typer.Option("--report-to", metavar="URL", help="Report to this URL of a control service, with MOEDISCO_RUN_TOKEN as token."),
+    typer.Option("--report-to", metavar="URL", help="Send events to this URL of a service; MOEDISCO_RUN_TOKEN holds the token."),
 ]
 RunId = Annotated[str | None, typer.Option(
     "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
@@ -84,10 +84,10 @@ RunDir = Annotated[
     str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run, such as runs/NAME or s3://BUCKET/FOLDER/NAME.")]
 
 TaskFiles = Annotated[
-    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="An lm-eval task file; repeat the option for more."),
+    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable."),
 ]
 UnseenText = Annotated[
-    list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeat for more."),
+    list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeatable."),
 ]
 ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Model that a run exported: OUTPUT/NAME/model.")]
 
@@ -243,7 +243,7 @@ def evaluate(
     lm_eval: TaskFiles = None,
     sources: UnseenText = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of text tokens.")] = 1_000_000,
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of examples, from the start of each task file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of examples per task file, from its start.")] = None,
     device: Annotated[str, typer.Option(help="Device that runs the model: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:

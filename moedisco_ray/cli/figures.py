@@ -157,7 +157,7 @@ def draw_experts(routers: Sequence[RouterRecord]) -> Figure | None:
     """Share of the router's choices that each expert gets, per layer, compared with an even share.
 
     Args:
-        routers: One {layer, load [experts]} per layer.
+        routers: One record per layer, whose `load` has the share of each expert.
 
     Returns:
         The figure; None without routers.
@@ -206,7 +206,7 @@ def _number_of(unit: str) -> int:
 
 
 def _by_main_cluster(labels: Sequence[str], clusters: Sequence[int]) -> dict[str, list[int]]:
-    """The documents of each label, ordered by the cluster that holds most of them, then by name."""
+    """Documents by label. Labels are in the order of the cluster that holds most of their documents, then of their names."""
     documents: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         documents.setdefault(label, []).append(i)

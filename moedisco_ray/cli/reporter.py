@@ -1,8 +1,8 @@
 """Delivery of a run's events to the control service.
 
-`events.jsonl` is the spool: every line of it is delivered once, in order. The service responds to each report with the
-number of the line that it wants next, so neither side stores what the other has seen. While the service is unreachable, the file
-grows and nothing is lost.
+`events.jsonl` is the spool: every line of it is delivered once, in order. The service responds to each report with the number of
+the line that it wants next, so neither side stores how much the other has seen. While the service is unreachable, the file grows
+and nothing is lost.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from moedisco_ray.core.stop_file import StopFile
 _BATCH = 1000
 """Maximum number of events in one report."""
 _LONGEST_PAUSE = 10.0
-"""Maximum pause between two attempts to reach the service (s)."""
+"""Maximum pause between two attempts to reach the service, in seconds."""
 _CLOSE_SECONDS = 20.0
-"""Maximum time that `close` spends on delivery (s); the service later reads what is left from the file."""
+"""Maximum time that `close` spends on delivery, in seconds; the service later reads undelivered events from the file."""
 _REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
 
 
@@ -115,11 +115,11 @@ class Spool:
         self._end = 0
 
     def read(self, first: int, most: int) -> list[dict[str, Any]]:
-        """The events from number `first`, as portable JSON, after an fsync.
+        """Read events as portable JSON, after an fsync of the file.
 
         Args:
-            first: Number of the first event.
-            most: Maximum number of events.
+            first: Number of the first event to read.
+            most: Maximum number of events to read.
         """
         if not self._path.exists():
             return []

@@ -1,6 +1,6 @@
 """Experiment trackers: listeners that hand a run's events to TensorBoard, Weights & Biases or MLflow.
 
-Series are named UNIT/FIGURE, such as `submodel-0/loss`; their x-axis is the unit's tokens.
+Series are named UNIT/FIGURE, such as `submodel-0/loss`; their x-axis is the number of tokens that the unit was trained on.
 """
 
 from __future__ import annotations

@@ -72,10 +72,11 @@ RUN: Mapping[str, Callable[[Context, Draft], None]] = {
     "evaluate": functools.partial(evaluate.run, readers=evaluate.Readers(ClusterModel.load, read_unseen)),
     "export": export.run,
 }
-"""The function of each stage, by name. Stages do not import each other: what one needs from another is passed to it here."""
+"""The function of each stage, by name. Stages do not import each other: a function that one stage needs from another is passed
+to it here."""
 
 _LOCK_SECONDS = 60.0
-"""Time that a run waits for its own earlier process to release the run directory (s)."""
+"""Seconds that a run waits for its own earlier process to release the run directory."""
 
 
 def run(
@@ -88,9 +89,9 @@ def run(
         config: A checked configuration.
         listeners: Receive every event as it happens.
         redo: Whether to accept a run directory made with other settings, and repeat the stages that depend on the changed ones.
-        backend: Runs the work; None: Ray, on an existing Ray cluster or a local one.
+        backend: Runs the work of the stages. If it is None, Ray runs the work, on an existing Ray cluster or a local one.
         stop: File that, once it exists, makes the run save checkpoints and end.
-        given_id: Id for a new run, such as the service's; None: a random one. A resumed run keeps its id.
+        given_id: Id for a new run, such as the one that a service gave it; random by default. A resumed run keeps its id.
 
     Returns:
         The run directory.

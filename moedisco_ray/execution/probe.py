@@ -1,7 +1,7 @@
 """Measure this machine in about two seconds: training steps of small models, tokenizing, and the start of a process.
 
-`python -m moedisco_ray.execution.probe` prints a `plan.speed.Probe` as JSON. Times are CPU times of one core, which other work on
-the machine hardly changes.
+`python -m moedisco_ray.execution.probe` prints a `plan.speed.Probe` as JSON. Times are CPU times of one core: other work on the
+machine hardly changes them.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict, contrib
 from moedisco_ray.training import TrainJob, TrainResult, read_partial_result
 
 _SAVE_SECONDS = 10.0
-"""Minimum time between two saves (s). If a driver dies, the progress since its last save is lost."""
+"""Minimum time between two saves, in seconds. If a driver dies, the progress since its last save is lost."""
 
 Held = Mapping[str, Mapping[str, float]]
 """Worker-seconds by name of the training, then by pool (`Pool.key`)."""
@@ -36,7 +36,7 @@ class SubmodelProgress:
         quorum: Number of trainings that must finish, and how long to wait for the others.
         workers: Number of workers of each training before its first attempt.
         path: File that stores the progress; its directory must exist.
-        clock: Returns the current time (s).
+        clock: Returns the current time in seconds.
 
     Attributes:
         finished: Results of the finished trainings, by name.
@@ -70,7 +70,7 @@ class SubmodelProgress:
 
     @property
     def seconds(self) -> float:
-        """Time for which drivers of the run have been running since the group started (s)."""
+        """Seconds for which any driver of the run has been running since the group started."""
         return self._clock() - self._began
 
     def finish(self, name: str, result: TrainResult, speed: float) -> None:
@@ -91,8 +91,8 @@ class SubmodelProgress:
         a training on a slow machine gets more time, but one that is slow for another reason does not.
 
         Args:
-            speeds: Relative speed of the machine of each unfinished training. If a training waits for a machine, the speed of one
-                that it may get.
+            speeds: Relative speed of the machine of each unfinished training. For a training that waits for a machine, it is the
+                speed of a machine that the training may get.
 
         Raises:
             TrainingError: Too many trainings were given up to reach the quorum.

@@ -25,7 +25,7 @@ class Findings:
     Attributes:
         problems: Errors that would fail the run, in the order in which the run would raise them.
         warnings: Problems that would not fail the run; one line each.
-        vocab_size: Rows of the embedding; None if unknown.
+        vocab_size: Number of rows of the embedding; None if unknown.
     """
 
     problems: tuple[UserError, ...]

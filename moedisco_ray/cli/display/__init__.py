@@ -1,4 +1,4 @@
-"""Views of a run, a finished run and a plan: live on a terminal, plain lines in a pipe, JSON for programs."""
+"""Views of a plan, of a run and of its report. A run is shown live on a terminal, as lines in a pipe, as JSON for programs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def listener_for(console: Console, json: bool, config: RunConfig | None = None, 
     Args:
         console: Console to write to.
         json: Write JSON lines, even to a terminal.
-        config: The run's configuration, for the cost so far in a live view; None if unknown.
-        plan: The run's plan, for the remaining time in a live view; None if unknown.
+        config: The run's configuration, from which a live view computes the cost so far; None if unknown.
+        plan: The run's plan, from which a live view estimates the remaining time; None if unknown.
     """
     if json:
         return JsonLines(console.file)

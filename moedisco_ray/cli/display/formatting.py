@@ -40,12 +40,12 @@ def plain_table(first: str, *others: str) -> Table:
 
 
 def let_go(data: Mapping[str, Any]) -> str:
-    """The data of a `unit_let_go` event in words."""
+    """A sentence about the training of a `unit_let_go` event, for which the run no longer waits."""
     taken = f"its checkpoint of step {data.get('steps', 0)}" if data.get("contribution") == "checkpoint" else "its seed"
     return f"not waited for, the merge takes {taken}: {data.get('reason', '')}"
 
 
 def stage_progress(data: Mapping[str, Any]) -> str:
-    """The data of a `stage_progress` event in words: `1.20M of 2.00M tokens evaluated`."""
+    """The progress in a `stage_progress` event in words, such as `1.20M of 2.00M tokens evaluated`."""
     done, total = count(data.get("done", 0)), data.get("total")
     return f"{done} of {count(total)} {data.get('unit', '')}" if total else f"{done} {data.get('unit', '')}"

@@ -31,8 +31,8 @@ class LiveView:
 
     Args:
         console: A terminal.
-        config: The run's configuration, for the cost so far; None: it is not shown.
-        plan: The run's plan, for the remaining time; None: it is not shown.
+        config: The run's configuration, from which the cost so far is computed. Without it, the view shows no cost.
+        plan: The run's plan, from which the remaining time is estimated. Without it, the view shows no remaining time.
     """
 
     def __init__(self, console: Console, config: RunConfig | None = None, plan: Plan | None = None) -> None:
@@ -62,7 +62,7 @@ def render(state: RunState, now: float) -> RenderableType:
 
     Args:
         state: The run so far.
-        now: Seconds since the epoch.
+        now: Current time, in seconds since the epoch.
     """
     parts: list[RenderableType] = [_heading(state, now), _stage_list(state, now)]
     units = {name: unit for name, unit in state.units.items() if unit.stage == state.current}

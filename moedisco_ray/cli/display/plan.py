@@ -1,4 +1,4 @@
-"""A plan as tables: memory by part compared with the pool's, tokens, hours, dollars, and what to change."""
+"""A plan as tables of memory, tokens, hours and dollars per stage, with advice on what to change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moedisco_ray.plan.cluster_file import Cluster
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """A plan as tables of parameters, memory, time and cost, with what to change."""
+    """A plan as tables of parameters, memory, time and cost, with advice on what to change."""
     parts: list[RenderableType] = [
         Text.assemble(
             (plan.name, "bold"), f"  {plan.family}, {_parts(plan)}, vocabulary {plan.vocab_size:,}"),

@@ -41,7 +41,7 @@ class UnitState:
 
     @property
     def done(self) -> float:
-        """Share of the steps that are done."""
+        """Share of the unit's steps that are done."""
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
     @property
@@ -53,7 +53,7 @@ class UnitState:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds to the last step at the current speed; None before the first step."""
+        """Seconds until the last step at the current speed; None before the first step."""
         return None if self.seconds_per_step is None else (self.steps - self.step) * self.seconds_per_step
 
 
@@ -62,8 +62,8 @@ class RunState:
     """Everything that a view shows.
 
     Attributes:
-        config: The run's configuration, for prices; None if the viewer does not know it.
-        plan: The run's plan, for the remaining time; None if the viewer does not know it.
+        config: The run's configuration, which has the prices; None if the viewer does not know it.
+        plan: The run's plan, from which the remaining time is estimated; None if the viewer does not know it.
     """
 
     config: RunConfig | None = None
@@ -107,7 +107,7 @@ class RunState:
         """Estimated seconds until the run ends; None after a failure, or if a stage has no estimate.
 
         Args:
-            now: Seconds since the epoch.
+            now: Current time, in seconds since the epoch.
         """
         if self.plan is None or not self.stages:
             return None

@@ -1,4 +1,4 @@
-"""The agent's loop: poll the cloud's metadata service, and drain this machine's Ray nodes once its end is announced."""
+"""The agent's loop: poll the cloud's metadata service, and drain this machine's Ray nodes once the machine's end is announced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moedisco_ray.execution.node_agent.raylets import RayUnavailable
 _ADDRESS = "http://169.254.169.254"
 _CLIENTS: Mapping[ProviderName, Callable[[Service], Provider]] = {"aws": Aws, "gcp": Gcp, "azure": Azure}
 _RETRY_SECONDS = 1.0
-"""Maximum pause after a drain that failed (s): the notice may leave only 30 s."""
+"""Maximum pause before a failed drain is tried again, in seconds: the notice may leave only 30 s."""
 
 
 def make_provider(name: ProviderName, url: str | None = None) -> Provider:
@@ -23,13 +23,13 @@ def make_provider(name: ProviderName, url: str | None = None) -> Provider:
 
     Args:
         name: Name of the cloud.
-        url: Address of the metadata service; None: the link-local address that all three clouds use.
+        url: Address of the metadata service; by default, the link-local address that all three clouds use.
     """
     return _CLIENTS[name](Service(url or _ADDRESS))
 
 
 def find_provider(url: str | None = None) -> Provider | None:
-    """The client of the cloud that this machine belongs to; None if no metadata service responds (yet)."""
+    """The client of the cloud that this machine belongs to; None if no metadata service responds, which may be only for now."""
     return next((provider for provider in (make_provider(name, url) for name in _CLIENTS) if _recognised(provider)), None)
 
 

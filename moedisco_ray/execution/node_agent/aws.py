@@ -1,7 +1,7 @@
 """Notices of EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, which may come earlier.
 
-Both return 404 until they are issued. IMDSv2 requires a session token, which expires; a 401 asks for a new one.
-Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of the EC2 user guide.
+Both return 404 until they are issued. IMDSv2 requires a session token, which expires; after a response 401 the client requests a
+new one. Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of the EC2 user guide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
 
 NOTICE_SECONDS = 120.0
-"""Time from the notice to the end of the machine, if the notice does not state it (s)."""
+"""Seconds from the notice to the end of the machine, assumed if the notice does not state the time."""
 
 _TOKEN_SECONDS = 21600   # the maximum that EC2 allows
 
@@ -38,7 +38,7 @@ class Aws:
         return True
 
     def poll(self, max_wait: float) -> Notice | None:  # noqa: ARG002 - the service responds at once
-        """The interruption notice, otherwise the rebalance recommendation."""
+        """The interruption notice if there is one, otherwise the rebalance recommendation, otherwise None."""
         action = self._get("/latest/meta-data/spot/instance-action", "action")
         if action is not None:
             due = _time(action.get("time"), time.time() + NOTICE_SECONDS)
@@ -83,7 +83,7 @@ def _document(path: str, text: str, key: str) -> dict[str, Any]:
 
 
 def _time(text: Any, otherwise: float) -> float:
-    """An ISO time in UTC, in seconds since the epoch; a notice without a readable time still counts."""
+    """Convert an ISO time in UTC to seconds since the epoch; an unreadable time gives `otherwise`."""
     try:
         moment = dt.datetime.fromisoformat(str(text))
     except ValueError:

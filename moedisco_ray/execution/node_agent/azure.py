@@ -38,7 +38,7 @@ class Azure:
         return True
 
     def poll(self, max_wait: float) -> Notice | None:  # noqa: ARG002 - the service responds at once
-        """The earliest event that ends this machine."""
+        """A notice of the earliest event that ends this machine; None if there is no such event."""
         if self._machine is None:
             self._machine = self._own_name()
         answer = self._service.request("/metadata/scheduledevents?api-version=2020-07-01", _HEADERS)
@@ -71,7 +71,7 @@ def _events(text: str) -> list[dict[str, Any]]:
 
 
 def _begins(event: dict[str, Any]) -> float:
-    """When an event begins, in seconds since the epoch; now if it has begun or gives no readable time."""
+    """Time at which an event begins, in seconds since the epoch; the current time if it has begun or states no readable time."""
     try:
         return email.utils.parsedate_to_datetime(event.get("NotBefore") or "").timestamp()
     except (TypeError, ValueError):

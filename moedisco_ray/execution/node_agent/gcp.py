@@ -36,7 +36,7 @@ class Gcp:
         return self._service.request("/computeMetadata/v1/", _HEADERS).headers.get("metadata-flavor") == "Google"
 
     def poll(self, max_wait: float) -> Notice | None:
-        """Maintenance that ends the machine, otherwise preemption."""
+        """A notice of maintenance that ends the machine, otherwise of preemption, otherwise None."""
         if _value(self._get("maintenance-event")) == "TERMINATE_ON_HOST_MAINTENANCE":
             return self._notice("host maintenance", MAINTENANCE_SECONDS)
         answer = self._get("preempted")

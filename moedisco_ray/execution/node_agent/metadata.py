@@ -17,7 +17,7 @@ _LARGEST_ANSWER = 1 << 20
 
 
 class Unavailable(MoeDiscoError):  # noqa: N818 - a normal state while a machine boots
-    """The metadata service did not respond, or not as documented."""
+    """The metadata service did not respond, or its response was not as documented."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Notice:
     """A notice of the cloud about this machine.
 
     Attributes:
-        kind: `end`: the machine will end. `risk`: it may end soon; nothing is decided.
-        deadline: Time at which the machine ends (s since the epoch); for `risk`, the time of the announcement.
-        reason: One line for a log.
+        kind: `end` if the machine will end; `risk` if the machine may end soon, but this is not decided.
+        deadline: Time at which the machine ends, in seconds since the epoch; for `risk`, the time of the announcement.
+        reason: Description of the notice in one line, for a log.
     """
 
     kind: Literal["end", "risk"]
@@ -44,7 +44,7 @@ class Provider(Protocol):
         """Whether this machine belongs to the cloud."""
 
     def poll(self, max_wait: float) -> Notice | None:
-        """The current notice, if there is one.
+        """The current notice; None if there is none.
 
         Args:
             max_wait: Seconds for which the service may hold the request open until something changes.
@@ -68,7 +68,7 @@ class Service:
 
     Args:
         url: Address of the service, such as http://169.254.169.254.
-        timeout: Maximum time without a byte, and for the whole body (s).
+        timeout: Seconds after which a request fails if no byte arrives, or if the body is still incomplete.
     """
 
     def __init__(self, url: str, timeout: float = 2.0) -> None:
@@ -84,7 +84,7 @@ class Service:
             path: Path and query.
             headers: Request headers.
             method: `GET` or `PUT`.
-            max_wait: Seconds for which the service was asked to hold the request open, on top of the timeout.
+            max_wait: Seconds for which the service was asked to hold the request open; they are added to the timeout.
 
         Raises:
             Unavailable: No complete response arrived in time.

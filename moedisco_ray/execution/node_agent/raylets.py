@@ -1,7 +1,7 @@
 """Find and drain this machine's Ray nodes. The drain runs in a subprocess, so that the agent itself does not import Ray.
 
-Ray's client ends its process when the Ray cluster is out of reach for a minute, which must not end the agent. Without Ray, an agent
-that waits for days needs a few megabytes instead of a hundred.
+Ray's client ends its process when the Ray cluster is out of reach for a minute, which must not end the agent. And an agent that
+waits for days needs only a few megabytes of memory without Ray, and a hundred with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moedisco_ray.execution.node_agent.metadata import Notice
 
 _DRAIN_SECONDS = 20.0
 _MIN_SECONDS_AHEAD = 1.0
-"""Minimum time from now to a deadline (s): Ray ignores a deadline in the past."""
+"""Minimum time from now to a deadline, in seconds: Ray ignores a deadline in the past."""
 
 
 class RayUnavailable(MoeDiscoError):  # noqa: N818 - a normal state while a machine boots
@@ -43,7 +43,7 @@ def local_raylets(only: str | None = None) -> list[Raylet]:
     """The Ray nodes that run on this machine, read from their command lines.
 
     Args:
-        only: Id of one node; None: all of them, because they end together.
+        only: Id of the only node to return; None for all nodes, because they end together.
     """
     found = []
     for process in psutil.process_iter(["name", "cmdline"]):
@@ -79,7 +79,7 @@ class Drainer:
     """Drains each of this machine's Ray nodes once.
 
     Args:
-        only: Id of one node; None: all of them.
+        only: Id of the only node to drain; None for all nodes.
         find: Returns the Ray nodes of this machine.
         run: Drains one node.
     """

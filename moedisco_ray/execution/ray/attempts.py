@@ -33,7 +33,7 @@ from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
 
 _COLLECTIVE_SECONDS = 300
-"""Timeout of a collective operation (s): torch's own, 30 minutes, is too long for a hang."""
+"""Timeout of a collective operation, in seconds: torch's default of 30 minutes is too long to wait for a hanging worker."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class AttemptContext:
         directory: Directory for the driver's files about these trainings.
         stop_files: The attempts end as soon as one of these files exists.
         mailbox: Carries the workers' events to the driver.
-        seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None: the
-            training is a gang.
+        seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None if
+            the training is a gang.
     """
 
     run: str
@@ -62,7 +62,8 @@ def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     """Train until the job is finished or its workers end.
 
     Returns:
-        The result, unfinished after a stop request or at a sync point; or how the workers ended.
+        The result of the training if its workers returned one; it is unfinished after a stop request or at a sync point. Otherwise,
+        how the workers ended.
 
     Raises:
         PoolError: The autoscaler can never bring enough nodes with these slots.
@@ -109,7 +110,7 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
 
 
 def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seats: Seats) -> Sequence[BaseException]:
-    """Train in a warm process, once one has a slot of the pool; returns the error that ended the training, if any."""
+    """Train on a seat; the result is the error that ended the training, or an empty list if none did."""
     pool, mailbox = context.placement.pool, context.mailbox
     name = f"{context.run}-{job.name}"
     try:
@@ -124,7 +125,7 @@ def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seat
 
 
 def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequence[BaseException] | End:
-    """Train in a Ray Train run; returns the errors that ended its workers, if any, or the end of its controller."""
+    """Train in a Ray Train run; returns the errors that ended its workers, or an `End` if its controller or storage failed."""
     placement, mailbox = context.placement, context.mailbox
     storage_path, name = ray_train_run(job)
     try:

@@ -33,11 +33,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Observer = Callable[[Sequence[float], Sequence[float], int, float], None]
-"""Called at each poll with the seconds left of running and of waiting trainings, the slots, and the factor for lost time."""
+"""Called at each poll with the seconds left of each running training and of each waiting one, the number of slots for trainings,
+and the factor by which lost nodes and checkpoints lengthen the remaining time."""
 
 
 class RayBackend:
-    """A `backend.Backend` on the connected Ray cluster. The run's name is the prefix of everything that Ray shows of it."""
+    """A `backend.Backend` on the connected Ray cluster. The run's name is the prefix of every name that Ray shows."""
 
     def __init__(self, config: RunConfig) -> None:
         self._run = config.name
@@ -55,7 +56,7 @@ class RayBackend:
         self._seats.__exit__(*error)
 
     def idle_seats(self, tag: str) -> int:
-        """Number of slots with a tag that this run holds without work now."""
+        """Number of slots with a tag that this run's idle seats hold now."""
         return self._seats.idle(tag)
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class RayBackend:
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
     ) -> dict[str, Any]:
-        """Build the clusters of documents, with vectors from seats."""
+        """Build the clusters of documents; seats compute the document vectors."""
         return build_clusters(
             config, corpus_dir=corpus_dir, model_dir=model, directory=directory, emit=emit, stop=stop, seats=self._seats)
 
@@ -100,7 +101,7 @@ class RayBackend:
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
-        """Train each job on a seat; while the last ones train, request the nodes of the next stage."""
+        """Train each job on a seat; while the last jobs train, request the nodes of the next stage."""
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._reservation.request, 0)
             trained = train_all(
@@ -140,19 +141,20 @@ def train_all(
     jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER, quorum: Quorum = ALL,
     run: str = "run", seats: Seats | None = None, observer: Observer | None = None, gang: GangSize | None = None,
 ) -> list[Trained]:
-    """Train all jobs, as many in parallel as the pool has slots for; waiting jobs hold no slots.
+    """Train all jobs, in parallel as far as the pool has slots; waiting jobs hold no slots.
 
     Args:
         jobs: The trainings; the results are in the same order.
         placement: Pool and number of the workers.
         directory: Directory for the stop files of the trainers and for the stored progress of the jobs.
         emit: Receives the workers' events.
-        stop: Stop request; the trainers save checkpoints and end.
+        stop: Stop file; once it exists, the trainers save checkpoints and end.
         quorum: Number of jobs that must finish, and how long to wait for the others.
         run: Prefix for the names of the Ray Train runs.
-        seats: The run's seats (warm processes that hold slots); None: start new seats for these trainings.
-        observer: Called at every poll.
-        gang: Decides the number of workers of a single job; None: each job trains on a seat.
+        seats: The run's seats (warm processes that hold slots); None if new seats are to be started for these trainings.
+        observer: Called at every poll; see `Observer`.
+        gang: Decides the number of workers, if `jobs` is one job that trains as a gang. None if each job trains with one worker, on
+            a seat.
 
     Raises:
         MoeDiscoError: A job failed with an error of this package that no retry repairs, such as a full disk.
@@ -202,9 +204,9 @@ def train_gang(
         max_failures: Maximum number of restarts after failures of workers. A lost machine or a change of size is not a failure.
         directory: As in `train_all`.
         emit: Receives the workers' events.
-        stop: Stop request; the workers save a checkpoint and end.
+        stop: Stop file; once it exists, the workers save a checkpoint and end.
         run: Prefix for the names that Ray shows.
-        reservation: Slots that an earlier stage has requested for the gang; None: no slots are requested yet.
+        reservation: Slots that an earlier stage has requested for the gang; None if no slots have been requested.
 
     Raises:
         MoeDiscoError: As in `train_all`.

@@ -27,7 +27,7 @@ from moedisco_ray.execution.ray.ray_train_internals import (
 from moedisco_ray.policies.retrying import End, kind_of
 
 _NODE_DEATH_SECONDS = 25.0
-"""Time until Ray declares a node dead (s): five health checks, three seconds apart, after a first delay."""
+"""Seconds until Ray declares a node dead: after a first delay, five health checks fail, three seconds apart."""
 _CONNECTION_LOST = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
 """Error texts of workers that lost the connection to another worker; Ray may not know yet that its process or node has ended."""
 _NODE_GONE = re.compile(
@@ -52,7 +52,7 @@ def end_of(failures: Sequence[BaseException], status: UnitStatus, dead_before: C
     """How an attempt ended, from the errors of its workers.
 
     Args:
-        failures: The errors; none if the workers ended without an error, and without a result.
+        failures: The errors that ended the workers; empty if they ended without an error and without a result.
         status: Last known state of the training.
         dead_before: Ids of the nodes that were dead when the attempt began.
     """

@@ -25,9 +25,9 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 _LOSS_RATE_SECONDS = 60.0
-"""Interval at which a worker reads the run's rate of lost workers (s)."""
+"""Interval at which a worker reads the run's rate of lost workers, in seconds."""
 _STOP_SECONDS = 1.0
-"""Interval at which the driver and each worker check for a stop request (s)."""
+"""Interval at which the driver and each worker check for a stop request, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class UnitStatus:
         step: Last step that the newest attempt reported; 0 if it has reported none.
         step_seconds: Seconds per step, as last reported by any attempt.
         stall: Seconds for which the newest checkpoint halted training.
-        held_at: Time at which the newest attempt got its workers (s since the epoch); None while it has no workers.
-        start_seconds: Time from getting workers to the first progress event (s), in the newest attempt with such an event.
+        held_at: Time at which the newest attempt got its workers, in seconds since the epoch; None while it has no workers.
+        start_seconds: Seconds from getting workers to the first progress event, in the newest attempt with such an event.
         exit_step: Step (from 0) in which the first worker of the newest attempt ended; None if no worker reported it.
     """
 
@@ -180,7 +180,7 @@ class EventMailbox:
         return attempt
 
     def end_attempt(self, unit: str) -> None:
-        """Release what the attempt still holds; if a worker died during start-up, its placement group is left over."""
+        """Release what the attempt still holds: its metered slots, and a placement group if a worker died during start-up."""
         group = ray.get(self.handle.end_attempt.remote(unit))
         if group is not None:
             remove_placement_group(group)
@@ -192,7 +192,7 @@ class EventMailbox:
             ray.kill(actor)
 
     def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
-        """Register the seat of an attempt, which `kill_attempt` would kill."""
+        """Register the process of an attempt, so that `kill_attempt` can kill it."""
         ray.get(self.handle.set_actor.remote(unit, attempt, actor))
 
     def start_work(self, unit: str, attempt: str, *, stage: str, pool: str, node: str) -> None:
@@ -217,17 +217,17 @@ class EventMailbox:
         return self.statuses([unit])[unit]
 
     def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
-        """The last known states of units, in one message."""
+        """The last known states of several units, by name, requested in one message."""
         found: dict[str, UnitStatus] = ray.get(self.handle.statuses.remote(units))
         return found
 
     def losses_per_hour(self) -> float:
-        """The policy's estimate of lost workers per worker-hour, over all units."""
+        """Number of lost workers per worker-hour over all units, as `policies.checkpointing` estimates it."""
         found: float = ray.get(self.handle.losses_per_hour.remote())
         return found
 
     def outcome(self, unit: str) -> Any:
-        """What the unit's worker returned; None if it did not return. An error of this package that it returned is raised."""
+        """What the unit's worker returned; None if it did not return. An error of this package is raised instead of returned."""
         outcome = ray.get(self.handle.outcome.remote(unit))
         if isinstance(outcome, MoeDiscoError):
             raise outcome
@@ -262,7 +262,7 @@ def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
 
 @contextlib.contextmanager
 def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iterator[Callable[[], None]]:
-    """Call `emit` with each event from `take`, in one thread, until the block ends; then once more for the rest.
+    """Until the block ends, a thread calls `emit` with each event from `take`; at the end it forwards the remaining events.
 
     Args:
         take: Returns the events since its last call.
@@ -339,7 +339,7 @@ def stop_reader(handle: ActorHandle, attempt: str, clock: Callable[[], float] = 
     Args:
         handle: The run's mailbox actor.
         attempt: Id of the attempt.
-        clock: Returns the current time (s).
+        clock: Returns the current time in seconds.
     """
     ending, asked_at = False, float("-inf")
     answers: list[Any] = []
@@ -363,7 +363,7 @@ def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], floa
     Args:
         handle: The run's mailbox actor.
         known: The rate when the worker began.
-        clock: Returns seconds.
+        clock: Returns the current time in seconds.
     """
     asked_at = clock()
     answers: list[Any] = []

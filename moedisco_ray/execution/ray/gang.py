@@ -31,7 +31,7 @@ class GangSize:
         placement: Pool of the workers.
         sizes: Allowed numbers of workers.
         reservation: Requests nodes for the gang, and holds slots that an earlier stage has requested for it.
-        clock: Returns the current time (s).
+        clock: Returns the current time in seconds.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class GangSize:
 
         Args:
             workers: Current number of workers.
-            seconds_left: Remaining time with the current workers (s).
-            restart_seconds: Duration of a restart, from the stop with a checkpoint to the next step (s).
+            seconds_left: Remaining seconds with the current workers.
+            restart_seconds: Seconds that a restart takes, from the stop with a checkpoint to the next step.
         """
         possible = self._sizes.on(workers + self._free_slots)
         if possible is not None and worth_growing(workers, possible, seconds_left, restart_seconds):
@@ -84,7 +84,7 @@ class GangSize:
         self._next = None
 
     def request(self, workers: int) -> None:
-        """Request nodes for this many additional workers, in place of the previous request."""
+        """Request nodes for a number of additional workers; this replaces the previous request."""
         if not workers:
             self._requested_at = None
         elif self._requested_at is None:

@@ -16,7 +16,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
-    """The job with the history's micro-batch and skipped batches, and with the rate of lost workers for the checkpoint interval."""
+    """A copy of the job with the micro-batch and skipped batches of its history, and the rate of lost workers for checkpointing."""
     optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
     return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 
@@ -28,14 +28,14 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
         job: The training.
         history: History of the attempts before this one.
         end: How the attempt ended.
-        max_failures: Maximum number of restarts of failed workers.
-        workers: Number of the attempt's workers.
+        max_failures: Maximum number of restarts after failures of workers.
+        workers: Number of workers of the attempt.
     """
     checkpoints: list[int] = []
     if end.kind in retrying.MAY_GO_BACK:
         try:
             checkpoints = checkpoint.steps(job.checkpoints)
-        except StorageError as error:   # going back needs the list, so only restart
+        except StorageError as error:   # without the list, the training can only restart
             end = End("storage", end.step, str(error))
     limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
     if end.kind == "out_of_memory":
@@ -57,7 +57,7 @@ def remembered(job: TrainJob, workers: int) -> History:
 
     Args:
         job: The training.
-        workers: Minimum number of workers that share its batch.
+        workers: Minimum number of workers that share the batch of the training.
     """
     path = _path(job)
     if not path.exists():
@@ -76,7 +76,7 @@ def newest_checkpoint(job: TrainJob) -> int | None:
 
 
 def _share(job: TrainJob, workers: int) -> int:
-    """Sequences per step of one worker."""
+    """Number of sequences that one worker processes in a step."""
     return -(-job.batch // workers)
 
 

@@ -16,7 +16,7 @@ from moedisco_ray.core.metering import Meter
 from moedisco_ray.execution.ray import ray_internals
 
 _POLL_SECONDS = 2.0
-"""Interval between two counts of idle slots (s)."""
+"""Interval between two counts of idle slots, in seconds."""
 
 
 class Gauges:
@@ -65,9 +65,9 @@ def reporting_idle_slots(
     An error of Ray or of a full disk is ignored: the next poll tries again.
 
     Args:
-        config: Names the pools. If two share a tag, the slots count for the first.
+        config: Names the pools. If two pools share a tag, its slots count for the first of them.
         emit: Receives the events.
-        idle_seats: Number of slots with a tag that the run itself holds without work.
+        idle_seats: Returns the number of slots with a tag that the run's idle seats hold.
         interval: Seconds between two polls.
     """
     pools = {pool.resource: key for key, pool in reversed(config.pools.by_key.items())}
@@ -99,10 +99,13 @@ def reporting_idle_slots(
 
 
 def idle_slots(nodes: Iterable[Mapping[str, float]], resource: str) -> int:
-    """Slots that no worker holds. A slot that a placement group keeps for a later worker is idle, although Ray calls it taken.
+    """Number of slots that no worker holds.
+
+    A slot that a placement group keeps for a later worker is idle, although Ray counts it as used.
 
     Args:
-        nodes: Free resources of each node, by name. A group adds RESOURCE_group_ID and one RESOURCE_group_N_ID per bundle.
+        nodes: Free resources of each node, by name of the resource. For a placement group, Ray adds a resource RESOURCE_group_ID,
+            and RESOURCE_group_N_ID for each bundle.
         resource: The pool's tag.
     """
     names = re.compile(rf"{re.escape(resource)}(_group_[0-9a-f]+)?")

@@ -1,4 +1,4 @@
-"""Queue trainings for a pool that grows and shrinks. All trainings that fit run at once; those with most work left start first.
+"""Queue trainings for a pool that grows and shrinks. All that fit run at the same time; those with most work left start first.
 
 Sub-models train on one slot each. A gang is a queue of one training, on as many slots as `GangSize` says.
 """
@@ -33,11 +33,11 @@ from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.training import TrainJob, TrainResult
 
 _POLL_SECONDS = 1.0
-"""Interval between two checks of trainings and slots (s)."""
+"""Interval at which the queue checks trainings and slots, in seconds."""
 _START_SECONDS = 60.0
-"""Wait before a warning that no slot is free (s): our own starting trainers may hold the slots without a report yet."""
+"""Seconds to wait before a warning that no slot is free. Trainings of this queue may hold slots before they report it."""
 _STOP_SECONDS = 120.0
-"""Maximum time for stopped trainers to save a checkpoint (s)."""
+"""Maximum time that stopped trainers get to save a checkpoint, in seconds."""
 
 Outcome = TrainResult | End
 
@@ -50,7 +50,8 @@ class _Attempt:
         pool: Node type of the workers.
         workers: Number of workers.
         before: Status of the training before the attempt; as long as the status stays equal, the attempt has reported nothing.
-        end: Stop file that ends only this attempt, with a checkpoint; None: only the stop files of all attempts end it.
+        end: Stop file with which the queue ends only this attempt, after a checkpoint, so that a larger gang can replace it. None
+            for a training on a seat, which is never replaced.
     """
 
     job: TrainJob
@@ -68,7 +69,7 @@ class Queue:
         context: Data that all attempts at these trainings share.
         threads: Executor with one thread for each job, and one for syncs.
         progress: Records the outcome of each job.
-        gang: Decides the number of workers of a gang; None: each job trains on a seat.
+        gang: Decides the number of workers if the job trains as a gang; None if each job trains with one worker, on a seat.
 
     Raises:
         PoolError: A job fits no node type of a mixed pool.
@@ -122,7 +123,7 @@ class Queue:
 
     @property
     def seconds_left(self) -> tuple[list[float], list[float]]:
-        """Expected remaining time of each running and each waiting training (s); see `Forecast.seconds_left`."""
+        """Expected seconds left of each running training, and of each waiting one; see `Forecast.seconds_left`."""
         return self._forecast(self._waiting.values()).seconds_left()
 
     @property
@@ -132,7 +133,7 @@ class Queue:
         return self._forecast(self._waiting.values()).stretch(self._context.mailbox.losses_per_hour(), boot)
 
     def start(self) -> None:
-        """Begin all trainings that fit, the one with most work first, each on the cheapest node type that it fits."""
+        """Begin all trainings that fit, those with most work first, each on the cheapest node type that has enough memory."""
         room = session.room(self._context.placement.pool)
         order = self._order(room)
         slot_for_each = room >= len(self._waiting) + len(self._running) + len(self._queueing)
@@ -174,7 +175,7 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=bool(done))
 
     def wait_for_ends(self) -> None:
-        """Wait while trainings that were asked to end save a checkpoint; kill those that wait for slots or hang."""
+        """Wait until trainings that were asked to end have saved a checkpoint; kill those that wait for slots, or hang."""
         if self._demand is not None:
             self._demand.request({})
         if self._gang is not None:
@@ -187,7 +188,7 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=True)
 
     def leave_unfinished(self) -> None:
-        """Report the unfinished trainings, once those that run, and were asked to end, have saved a checkpoint."""
+        """Wait until the running trainings, which were asked to end, have saved a checkpoint; then report the unfinished ones."""
         self.wait_for_ends()
         for future, ended in self._running.items():
             outcome = future.result()
@@ -216,7 +217,7 @@ class Queue:
             [self._remaining(job, status[job.name]) for job in waiting], status)
 
     def _order(self, room: int) -> list[Need]:
-        """Needs of the waiting trainings that could start, in the order in which to start them."""
+        """Memory needs of the waiting trainings that could start, in the order in which to start them."""
         startable = [job for job in self._waiting.values() if self._sync.startable(job)]
         return [self._needs[name] for name in self._forecast(startable).order(room)] if startable else []
 
@@ -267,7 +268,7 @@ class Queue:
         self._enqueue(job)
 
     def _enqueue(self, job: TrainJob) -> None:
-        """Queue a job once its newest checkpoint is known; a thread looks it up, because the storage may be slow or down."""
+        """Queue a job once its newest checkpoint is known. A thread looks for the checkpoint: storage may be slow or down."""
         self._queueing[self._threads.submit(histories.newest_checkpoint, job)] = job
 
     def _move_queued(self) -> None:
@@ -285,7 +286,7 @@ class Queue:
         return self._context.placement.need(histories.adjusted(job, self._histories[job.name]))
 
     def _update_wait_notice(self) -> None:
-        """Warn about missing slots while no training has a worker or will have one soon."""
+        """Warn about missing slots if no training has a worker, and none will get one soon."""
         placement, mailbox = self._context.placement, self._context.mailbox
         running = [job.name for job in self._running_jobs]
         if any(status.nodes for status in mailbox.statuses(running).values()):

@@ -51,13 +51,13 @@ def available_resources_per_node() -> dict[str, dict[str, float]]:
 
 
 def draining_nodes() -> Mapping[str, int]:
-    """Deadlines (ms since the epoch) of draining nodes by id; the public `ray.nodes` does not show that a node is draining."""
+    """Deadline of each draining node (ms since the epoch), by node id; the public `ray.nodes` does not show which nodes drain."""
     found: dict[str, int] = state.state.get_draining_nodes()
     return found
 
 
 def max_cluster_resources() -> Mapping[str, int] | None:
-    """Maximum resources that the autoscaler may bring; None if it states none. The public API knows only present nodes."""
+    """Maximum resources that the autoscaler may bring; None if it states no maximum. The public API knows only present nodes."""
     found: dict[str, int] | None = state.state.get_max_resources_from_cluster_config()
     return found
 
@@ -69,7 +69,7 @@ def cluster_address(address: str) -> tuple[str, tuple[str, str]]:
         The address as `HOST:PORT`, and its host and port.
 
     Raises:
-        ValueError: It is no address of a Ray cluster.
+        ValueError: The text is no address of a Ray cluster.
     """
     found = services.canonicalize_bootstrap_address(address)
     return found, parse_address(found)
@@ -82,7 +82,7 @@ def kv_get(key: str, namespace: str) -> bytes | None:
 
 
 def kv_put(key: str, value: str, namespace: str) -> None:
-    """Store a value as long as the Ray cluster lives; see `kv_get`."""
+    """Store a value in the Ray cluster's key-value store, which lasts as long as the Ray cluster; see `kv_get`."""
     _internal_kv_put(key, value, namespace=namespace)
 
 
@@ -99,11 +99,11 @@ def kv_put_from_head(key: str, value: str, namespace: str) -> None:
 
 
 def node_provider_class(provider: str) -> type:
-    """Ray's launcher for a cloud, whose libraries this imports; the public provider type `external` gives no class to extend."""
+    """Ray's launcher for a cloud; imports the cloud's libraries. The public provider type `external` gives no class to extend."""
     found: type = _get_node_provider_cls({"type": provider})
     return found
 
 
 def set_cloud_resource_monitor(monitor: Callable[[], CloudResourceMonitor]) -> None:
-    """Replace what makes the autoscaler's record of refused node types; Ray has no setting for it."""
+    """Make the autoscaler use another class to record which node types a cloud refuses; Ray has no setting for it."""
     autoscaler.CloudResourceMonitor = monitor

@@ -26,22 +26,23 @@ from moedisco_ray.execution.ray.seat_actor import Seat as SeatActor
 T = TypeVar("T")
 
 _IDLE_SECONDS = 30.0
-"""Time for which a run keeps a seat without work (s): more than between most stages, and a short wait for another run."""
+"""Seconds for which a run keeps a seat without work: longer than most pauses between stages, but short for another run that
+waits."""
 _POLL_SECONDS = 1.0
-"""Interval between two looks for seats that are to be ended (s)."""
+"""Interval at which idle seats are checked, and ended if they are no longer needed, in seconds."""
 _ANSWER_SECONDS = 5.0
-"""Timeout of an idle seat's answer before it gets work (s)."""
+"""Seconds in which an idle seat must answer a check before it gets work."""
 
 
 @dataclasses.dataclass
 class Seat:
-    """One seat.
+    """A process that holds a slot of a pool, and runs work there.
 
     Attributes:
-        actor: The process; killing it frees the slot.
-        pool: Node type whose slot it holds.
-        node_id: Id of its node; empty until the seat has a slot.
-        idle_since: When its last work ended; infinite while it works.
+        actor: The seat's process; killing it frees the slot.
+        pool: Node type whose slot the seat holds.
+        node_id: Id of the seat's node; empty until the seat has a slot.
+        idle_since: Time at which the seat's last work ended; infinite while the seat works.
     """
 
     actor: ActorHandle
@@ -50,10 +51,10 @@ class Seat:
     idle_since: float = float("inf")
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until the seat has its slot; returns whether it has.
+        """Wait until the seat has its slot, or until a timeout; returns whether it has a slot.
 
         Raises:
-            RayError: Its process ended, or Ray cannot start one.
+            RayError: The seat's process ended, or Ray cannot start it.
         """
         with contextlib.suppress(GetTimeoutError):
             self.node_id = ray.get(self.actor.node.remote(), timeout=seconds)
@@ -61,7 +62,7 @@ class Seat:
         return False
 
     def run(self, name: str, function: Callable[[], T]) -> T:
-        """Call a function in the seat, which Ray's state shows under a name.
+        """Call a function in the seat's process. Ray's list of tasks shows the call as `name`.
 
         Raises:
             RayError: The function raised an error, or the seat's process ended.
@@ -70,16 +71,16 @@ class Seat:
         return found
 
     def end(self) -> None:
-        """End the process, whatever it does or waits for."""
+        """End the seat's process, whatever it does or waits for."""
         ray.kill(self.actor)
 
 
 class Seats:
-    """Starts a run's seats, lends them to work, and ends them. Threads may call it at the same time.
+    """Starts a run's seats, lends them to work, and ends them. Several threads may use this object at the same time.
 
     Args:
         run: Prefix of the actors' names.
-        clock: Returns seconds.
+        clock: Returns the current time in seconds.
     """
 
     def __init__(self, run: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,9 +102,9 @@ class Seats:
 
     @contextlib.contextmanager
     def taken(self, pool: Pool) -> Iterator[Seat]:
-        """A seat of a node type for the block: an idle one, or a new one, which may still wait for its slot.
+        """Lend a seat of a node type to the block: an idle seat, or a new one, which may still wait for its slot.
 
-        It becomes idle at the end of the block, or is ended if the block raises an error.
+        The seat becomes idle at the end of the block, or is ended if the block raises an error.
         """
         seat = self._take_idle(pool) or self._start(pool)
         with contextlib.ExitStack() as on_failure:
@@ -115,7 +116,7 @@ class Seats:
             self._idle.append(seat)
 
     def idle(self, tag: str) -> int:
-        """Number of slots with a tag that are held without work now."""
+        """Number of slots with a tag that idle seats hold now."""
         with self._lock:
             return sum(seat.pool.resource == tag for seat in self._idle)
 

@@ -1,6 +1,6 @@
 """The Ray cluster of a run: an existing one, or a local one whose custom resources are the pools' tags.
 
-A *slot* is one GPU place of a pool; each worker of the pool holds one.
+A *slot* is room for one worker of a pool on a node: an amount of 1 of the pool's tag, and a GPU if the pool has GPUs.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from moedisco_ray.core.errors import PoolError
 from moedisco_ray.execution.ray import ray_internals
 
 _CONNECT_SECONDS = 10.0
-"""Timeout for a Ray cluster to accept a connection (s)."""
+"""Seconds in which a Ray cluster must accept a connection."""
 VIEW_SECONDS = 2.0
-"""Maximum age of the autoscaler's view of free slots (s): Ray updates the view every second."""
+"""Maximum age of the autoscaler's view of free slots, in seconds: Ray updates the view every second."""
 _FREE_SECONDS = 10.0
-"""Maximum time to wait for freed slots (s); limited, because other work may take them first."""
+"""Maximum time to wait for freed slots, in seconds; it is limited because other work may take them first."""
 _FREE_POLL_SECONDS = 0.1
-"""Interval between two checks for freed slots (s)."""
+"""Interval between two checks for freed slots, in seconds."""
 
 NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
 """Runtime environment for a Ray cluster without a dashboard.
 
-Ray Train asks a dashboard whether a training's controller is alive. Without this address it would use the Ray cluster that this
-machine last started, which may be another one or gone: it would wait at the end of each training, or assume that the controller is
-dead and remove its placement group.
+Ray Train asks a dashboard whether a training's controller is alive. Without this address Ray Train would ask the Ray cluster
+that this machine last started, which may be another one or may have ended. Ray Train would then wait at the end of each training,
+or assume that the controller is dead and remove its placement group.
 """
 
 
 @contextlib.contextmanager
 def ray_cluster(config: RunConfig) -> Iterator[list[str]]:
-    """Connect to Ray for the block. Output that is printed meanwhile goes to RUN_DIR/ray.log.
+    """Connect to Ray until the block ends. Output that is printed meanwhile is written to RUN_DIR/ray.log.
 
     A Ray cluster that RAY_ADDRESS names, or that this process is connected to, is used and left running. Otherwise a local one is
     started, whose custom resources are the pools' tags, and stopped at the end.
@@ -70,12 +70,12 @@ def ray_cluster(config: RunConfig) -> Iterator[list[str]]:
 
 
 def slots(pool: Pool) -> int:
-    """Slots of a pool on the Ray cluster, free or not."""
+    """Number of slots of a pool on the Ray cluster, whether free or held."""
     return _slots(pool, ray.cluster_resources())
 
 
 def slots_staying(pool: Pool) -> int:
-    """Slots of a pool without those of draining nodes, which Ray still counts although it starts nothing there."""
+    """Number of slots of a pool outside draining nodes; Ray still counts the slots there, although it starts nothing on them."""
     draining = ray_internals.draining_nodes()
     staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     return _slots(pool, {name: sum(each.get(name, 0) for each in staying) for name in (pool.resource, "GPU")})
@@ -87,7 +87,7 @@ def _slots(pool: Pool, resources: Mapping[str, float]) -> int:
 
 
 def free_workers(bundle: Mapping[str, float]) -> int:
-    """Number of workers with these resources that could start now, outside draining nodes; Ray's figures may be a moment old."""
+    """Number of workers with these resources that could start now outside draining nodes, as far as Ray knows."""
     draining = ray_internals.draining_nodes()
     return sum(
         min(int(available.get(name, 0) // amount) for name, amount in bundle.items())
@@ -106,7 +106,7 @@ def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int
     """A sentence that says which slots workers wait for.
 
     Args:
-        bundles: Resources of one worker on each suitable node type, the type's tag first.
+        bundles: Resources of one worker, for each suitable node type; the first resource is the node type's tag.
         workers: Number of workers that start at once.
         free: Number of workers that could start now.
     """
@@ -128,12 +128,12 @@ def room(pool: Pool) -> int:
 
 
 def max_workers(pool: Pool) -> int:
-    """Configured maximum of workers at once."""
+    """Maximum number of workers at the same time, as configured; practically unlimited for the high-memory pool."""
     return pool.max_workers if isinstance(pool, LowMemoryPool) else sys.maxsize
 
 
 def max_slots(pool: Pool) -> float:
-    """Maximum number of slots that the autoscaler may bring; infinite if it states none."""
+    """Maximum number of slots that the autoscaler may bring; infinite if it states no maximum."""
     limits = ray_internals.max_cluster_resources() if autoscales() else None
     return math.inf if not limits else sum(max(slots(node_type), _slots(node_type, limits)) for node_type in pool.node_types)
 

@@ -10,16 +10,16 @@ from moedisco_ray.core.events import Emit
 from moedisco_ray.training import SyncCoordinator, TrainJob
 
 _STAY_SECONDS = 120.0
-"""Time for which a member keeps its slot at a sync point (s): several times what its restart takes."""
+"""Seconds for which a sub-model keeps its slot while it waits at a sync point: several times the duration of its restart."""
 
 
 class SyncThread:
-    """Makes outer steps in a thread of the driver, so that the queue can follow other trainings meanwhile.
+    """Takes the outer optimizer's steps in a thread of the driver, so that the queue can serve other trainings meanwhile.
 
-    Not in a Ray task: members that wait at the sync point may hold every slot.
+    A Ray task could not take them: the sub-models that wait at the sync point may hold every slot.
 
     Args:
-        jobs: Trainings of the members.
+        jobs: Trainings of the sub-models that sync.
         threads: Executor with one free thread.
         emit: Receives the events of the sync points.
     """
@@ -34,13 +34,13 @@ class SyncThread:
         return not self._coordinator.is_waiting(job.name)
 
     def with_stay(self, job: TrainJob, *, slot_for_each: bool) -> TrainJob:
-        """A copy of the job; it keeps its slot while it waits at a sync point only if there is a slot for each member."""
+        """A copy of the job that keeps its slot while it waits at a sync point, if there is a slot for each sub-model."""
         if job.sync is None:
             return job
         return dataclasses.replace(job, sync=dataclasses.replace(job.sync, max_wait=_STAY_SECONDS if slot_for_each else 0.0))
 
     def poll(self) -> None:
-        """Start the outer step once all members have arrived, or the wait for late ones is over.
+        """Start the outer step once all sub-models have arrived at the sync point, or the wait for late ones is over.
 
         Raises:
             RunDirError: The disk is full.
@@ -53,5 +53,5 @@ class SyncThread:
         self.pending = [] if members is None else [self._threads.submit(self._coordinator.combine, members)]
 
     def drop(self, job: TrainJob) -> None:
-        """Stop waiting for a job that was given up."""
+        """Stop waiting for a job at sync points, because it was given up."""
         self._coordinator.remove(job.name)

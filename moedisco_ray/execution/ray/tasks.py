@@ -27,7 +27,7 @@ T = TypeVar("T")
 _MAX_STARTS = 4
 """Maximum number of attempts at a function whose worker dies."""
 _POLL_SECONDS = 1.0
-"""Interval between two checks of the stop file (s)."""
+"""Interval between two checks of the stop file, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Slot:
     """Where a function runs: on a slot of a pool, or on a CPU of any node.
 
     Attributes:
-        pool: One node type of a pool; None: a CPU, unmetered.
+        pool: Node type whose slot the function needs. None if it needs only a CPU of any node, which is not metered.
         emit: Receives the events about the held slot.
         stop: Ends the wait for a slot.
-        seats: The run's seats, to run on one of them; None: run in a Ray task.
+        seats: The run's seats, one of which runs the function. None if a Ray task runs it.
     """
 
     pool: Pool | None
@@ -47,9 +47,9 @@ class Slot:
     seats: Seats | None = None
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function there, and wait for it.
+        """Call a function on the slot, and wait for its result.
 
-        A slot counts as held from the start of the work on it until its end. Work whose worker died waits for another slot.
+        The slot counts as held from the start of the call until its end. If the worker dies, the call waits for another slot.
 
         Raises:
             MoeDiscoError: The function raised it.

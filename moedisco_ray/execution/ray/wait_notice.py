@@ -9,9 +9,9 @@ from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.execution.ray.autoscaling import launch_failures
 
 GRACE_SECONDS = 5.0
-"""Time to wait before the warning (s), because Ray reports freed slots with a delay."""
+"""Seconds to wait before the warning, because Ray reports freed slots with a delay."""
 _FAILURES_SECONDS = 20.0
-"""Interval at which a wait looks for nodes that the cloud refuses to start (s)."""
+"""Interval at which a wait checks whether the cloud refuses to start nodes, in seconds."""
 
 
 class WaitNotice:
@@ -30,7 +30,7 @@ class WaitNotice:
 
         Args:
             message: Returns the text of the warning.
-            grace: Time to wait before the warning (s).
+            grace: Seconds to wait before the warning.
         """
         now = self._clock()
         if self._since is None:

@@ -25,9 +25,9 @@ from moedisco_ray.execution.ray.train_reports import TrainReports
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 _NOTICE_SECONDS = 1.0
-"""Minimum interval between two checks for a preemption notice (s): each check is a message to another process."""
+"""Minimum interval between two checks for a preemption notice, in seconds: each check is a message to another process."""
 _LAST_MESSAGE_SECONDS = 10.0
-"""Timeout of a worker's last message to the driver (s): the driver's machine may be gone."""
+"""Timeout of a worker's last message to the driver, in seconds: the driver's machine may be gone."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 

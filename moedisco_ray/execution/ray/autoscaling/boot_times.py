@@ -12,7 +12,7 @@ from moedisco_ray.execution.ray import ray_internals
 
 _NAMESPACE = "moedisco"
 _MAX_KEPT = 50
-"""Boot times that the Ray cluster keeps for each tag."""
+"""Number of the newest boot times that the Ray cluster keeps for each tag."""
 
 
 class BootTimes:
@@ -30,12 +30,12 @@ class BootTimes:
 
     @property
     def seconds(self) -> list[float]:
-        """Boot times of earlier nodes, of all runs, from request to arrival (s); oldest first."""
+        """Seconds from request to arrival of earlier nodes, over all runs, oldest first."""
         kept = ray_internals.kv_get(self._key, _NAMESPACE)
         return [] if kept is None else list(json.loads(kept))
 
     def request(self, slots: int) -> None:
-        """Set the total number of slots that are requested now; earlier requests among them keep their time."""
+        """Set the number of slots that are requested now. Slots that were already requested keep the time of their request."""
         if not self._requested_at:
             self._known = self._nodes()
         waiting = self._requested_at[-slots:] if slots else []

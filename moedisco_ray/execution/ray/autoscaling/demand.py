@@ -23,7 +23,7 @@ from moedisco_ray.policies.arrival import boot_seconds, gives_way
 from moedisco_ray.policies.placement import Need, ask_for
 
 _ABSENT_SECONDS = 600.0
-"""Time for which a node type that did not come is not requested again (s); Ray itself remembers it for the same time."""
+"""Seconds for which a node type is not requested again after its nodes did not arrive. Ray itself remembers this for as long."""
 
 
 class Demand:
@@ -40,12 +40,12 @@ class Demand:
 
     @property
     def absent(self) -> Collection[str]:
-        """Node types that were requested and did not come within twice the expected time."""
+        """Keys of the node types whose requested nodes did not arrive within twice the expected time."""
         return [key for key, requests in self._requests.items() if requests.absent]
 
     @property
     def boot_seconds(self) -> float:
-        """Expected seconds until a node comes, for the slowest node type."""
+        """Expected seconds from request to arrival of a node, for the slowest node type."""
         return max(requests.boot_seconds for requests in self._requests.values())
 
     def request_for(self, order: Sequence[Need], placement: Placement, taken: Counter[str]) -> None:
@@ -62,7 +62,7 @@ class Demand:
         self.request(Counter([found[need.name] for need in order if need.name in found][:left]))
 
     def request(self, slots: Mapping[str, int]) -> None:
-        """Set the number of requested slots of each node type; 0 for those left out."""
+        """Set the number of requested slots of each node type; it is 0 for a node type without an entry."""
         for key, requests in self._requests.items():
             requests.set(slots.get(key, 0))
 

@@ -21,7 +21,7 @@ def drain(gcs_address: str, node_id: str, deadline_ms: int, reason: str) -> bool
     Args:
         gcs_address: HOST:PORT of the Ray cluster's control store.
         node_id: The node's id (hexadecimal).
-        deadline_ms: Time of the node's end (ms since the epoch).
+        deadline_ms: Time at which the node will end, in milliseconds since the epoch.
         reason: Text for Ray's log.
 
     Returns:

@@ -19,7 +19,8 @@ from moedisco_ray.execution.ray import ray_internals
 _NAMESPACE = "moedisco"
 _KEY = "launch_failures"
 _VALID_SECONDS = 300.0
-"""Time for which a published failure counts (s); the autoscaler repeats a failed request long before, as long as it is needed."""
+"""Seconds after which a published failure no longer counts. While the nodes are needed, the autoscaler requests them again much
+sooner, and a failure that persists is published again."""
 _MAX_LENGTH = 400
 """Maximum length of an error's text; some clouds append pages of details."""
 
@@ -66,11 +67,11 @@ def message(node_type: str, error: str) -> str:
 
 
 def publish(messages: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
-    """Publish the present failures to all runs, from the autoscaler's process; without a Ray cluster, do nothing.
+    """Publish the current launch failures to all runs; called in the autoscaler's process. Without a Ray cluster, do nothing.
 
     Args:
-        messages: A sentence for each node type that fails.
-        clock: Returns the time (s since the epoch).
+        messages: A sentence for each node type that fails to start, by node type.
+        clock: Returns the current time, in seconds since the epoch.
     """
     now = clock()
     with contextlib.suppress(ConnectionError, ray.exceptions.RpcError):     # the autoscaler's log has these failures too
@@ -78,7 +79,7 @@ def publish(messages: Mapping[str, str], clock: Callable[[], float] = time.time)
 
 
 def published(clock: Callable[[], float] = time.time) -> dict[str, str]:
-    """Sentences about the node types that the cloud refuses at present, by node type."""
+    """For each node type that the cloud refuses to start at present, a sentence that says why."""
     kept = ray_internals.kv_get(_KEY, _NAMESPACE) if ray.is_initialized() else None
     now = clock()
     return {} if kept is None else {name: text for name, (at, text) in json.loads(kept).items() if now - at < _VALID_SECONDS}

@@ -40,7 +40,7 @@ class Reservation:
 
     @property
     def boot_times(self) -> list[float]:
-        """Boot times of earlier nodes, of all runs, from request to arrival (s); oldest first."""
+        """Seconds from request to arrival of earlier nodes, over all runs, oldest first."""
         return self._boots.seconds
 
     @property

@@ -1,9 +1,9 @@
 """Ray's cloud launchers, extended so that the autoscaler tries the next node type when the cloud has no machine of one.
 
 Ray 2.60 lowers the score of a node type whose machines were promised and never came. But if a cloud lacks spot capacity, it refuses
-the request, which does not lower the score: Ray would request the same type forever. Here such a refusal counts too. Other refusals
-do not: a missing permission or a wrong image would lead to on-demand machines, which cost a multiple. They are logged and published
-for the runs that wait.
+the request, and a refusal does not lower the score: Ray would request the same type forever. Here a refusal for lack of capacity
+lowers the score too. Other refusals, such as for a missing permission or a wrong image, do not: otherwise Ray would fall back to
+on-demand machines, which cost a multiple. These refusals are logged, and published for the runs that wait.
 
 A cluster file names one of the launchers as `provider: {type: external, module: MODULE.AWS}` (or `.GCP`, `.Azure`), where MODULE is
 this module. The other fields of `provider` are those of Ray's own launcher.
@@ -32,9 +32,9 @@ from moedisco_ray.execution.ray.ray_internals import (
 logger = logging.getLogger(__name__)
 
 _PROVIDERS = {"AWS": "aws", "GCP": "gcp", "Azure": "azure"}
-"""Ray's name of each cloud."""
+"""Ray's name of each cloud, by the name of its launcher in this module."""
 _LOG_SECONDS = 300.0
-"""Interval at which the log repeats that a node type fails (s); the autoscaler tries it every few seconds."""
+"""Interval at which the log repeats that a node type fails to start, in seconds; the autoscaler tries it every few seconds."""
 _MAX_ERRORS = 1000
 """Number of the newest errors that are kept until the autoscaler handles them."""
 
@@ -51,7 +51,7 @@ def __getattr__(name: str) -> type:
 
 
 class _WithErrors:
-    """Mixin for a node provider: installs a `RefusalMonitor`, and keeps for it the cloud's errors, which Ray drops."""
+    """Mixin for a node provider: installs a `RefusalMonitor`, and keeps the cloud's errors for it, because Ray drops them."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         self._errors: Errors = {}
@@ -73,10 +73,10 @@ class _WithErrors:
 
 
 class _ZoneByZone:
-    """Mixin for AWS: tries each zone by itself, and keeps the nodes of the high-memory pool in one zone.
+    """Mixin for AWS: requests nodes from one zone at a time, and keeps the nodes of the high-memory pool in one zone.
 
-    Ray reports only the error of the last zone, which may not offer the machine at all while another one lacks capacity. And it may
-    spread the nodes of a gang over zones, between which AWS bills the traffic.
+    Ray's own launcher reports only the error of the last zone, which may not offer the machine at all while another zone only lacks
+    capacity. It may also spread the nodes of a gang over several zones, and AWS bills the traffic between zones.
     """
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
@@ -107,7 +107,7 @@ class _ZoneByZone:
 
 
 class RefusalMonitor(CloudResourceMonitor):
-    """Lowers the score of a node type that the cloud lacks, which then recovers over ten minutes, and reports other failures.
+    """Lowers the score of a node type that the cloud lacks, and reports other failures. The score recovers over ten minutes.
 
     Args:
         errors: Where the node provider stores errors.
