@@ -38,7 +38,7 @@ class Slot:
         pool: Node type whose slot the function needs. None if it needs only a CPU of any node, which is not metered.
         emit: Receives the events about the held slot.
         stop: Ends the wait for a slot.
-        seats: The run's seats, one of which runs the function. None if a Ray task runs it.
+        seats: The run's seats: the function runs on one of them. None if a Ray task runs it.
     """
 
     pool: Pool | None
