@@ -31,6 +31,7 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8, "figure.dpi": 150,
 }
 
+
 def plot(report: RunReport, folder: Path) -> list[Path]:
     """Draw every figure that a run's report has numbers for.
 

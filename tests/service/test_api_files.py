@@ -16,7 +16,6 @@ from service.run_storage import DirectoryRun
 DATA = bytes(range(256)) * 8
 
 
-
 @pytest.fixture
 def run(api):
     return api.submit()["id"]

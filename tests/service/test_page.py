@@ -61,6 +61,7 @@ def open_page(browser, site):
 def page(open_page):
     return open_page()
 
+
 def stored(site, run_id):
     with site.service.database.read() as session:
         return runs.get(session, run_id)

@@ -17,7 +17,6 @@ from moedisco_ray.core.errors import ConfigError
 _INITS = tuple(init.__name__ for init in LocalInit.__subclasses__())
 
 
-
 def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
     """The one mistake to show to a user, as field, value and remedy.
 

@@ -27,6 +27,8 @@ TOLERANCE = 0.005
 """Excess of the largest cluster over the capacity, as a share of the capacity, below which the corrections end."""
 _CORRECTIONS = 5
 """Maximum number of corrections; two are usual."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Assignment:
     """A rule that assigns a document to the cluster with the least sum of cost and price, with a list of exceptions.

@@ -57,7 +57,6 @@ CENTROID_DOCUMENTS = 256
 clusters and 64 documents per centroid it was 1.019 times as large."""
 
 
-
 class Workers(Protocol):
     """Carries out the steps of clustering that touch every document."""
 
