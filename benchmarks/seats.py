@@ -5,8 +5,10 @@ trainer        a new Ray Train run with one worker for each sub-model
 long-trainer   one Ray Train run with one worker per slot, which trains a fixed list of sub-models, one after the other
 
 All three run the same training function. Targets: the next sub-model's first step less than 1 s after the end of the one before
-it; at most 20 MB on the head node for each sub-model that trains. `--jobs 256 --slots 64 --rounds 1 --arms seats` asks whether one
-machine holds 64 at once, and what the queue adds: the seconds in which a slot has no sub-model although some wait.
+it; at most 20 MB on the head node for each sub-model that trains. It is a slope: each arm runs once more with three times the slots
+and sub-models, and the additional memory of Ray's own processes and the driver is divided by the additional slots.
+`--jobs 256 --slots 64 --rounds 1 --arms seats --result seats_256` asks whether one machine holds 64 at once, and what the queue
+adds: the seconds in which a slot has no sub-model although some wait.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import functools
 import json
 import logging
 import os
+import shlex
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -57,8 +61,8 @@ WORKERS = ("ray::Seat", "ray::RayTrainWorker")
 
 def make_jobs(directory: Path, count: int, steps: int) -> list[TrainJob]:
     """Equal tiny sub-models on the same random tokens."""
-    config = hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0)
-    write_checkpoint(config, random_weights(config, 0), directory / "model")
+    config = hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0).to_dict()
+    write_checkpoint(directory / "model", random_weights(config, 0).items(), config)
     tokens = np.random.default_rng(0).integers(1, VOCABULARY, 2 * steps * BATCH * LENGTH)
     write_packed(directory / "tokens", [[tokens]], 0, VOCABULARY)
     return [
@@ -156,7 +160,7 @@ def memory() -> tuple[int, float]:
 
 
 def measure(arm: str, count: int, slots: int, steps: int) -> dict[str, float]:
-    """One arm: seconds between sub-models, memory on the head per sub-model, and seconds of the whole."""
+    """One arm: seconds between sub-models, memory on the head while all slots train (MB), and seconds of the whole."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
         address="local", num_cpus=slots, resources={"low_mem_gpu": slots}, include_dashboard=False, runtime_env=dict(NO_DASHBOARD),
@@ -165,7 +169,6 @@ def measure(arm: str, count: int, slots: int, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         jobs = make_jobs(Path(scratch), count, steps)
         jobs = [dataclasses.replace(job, logs=None) for job in jobs]
-        _, before = memory()
         began = time.monotonic()
         with watching_memory(samples):
             events = run(arm, jobs, slots, Path(scratch) / "ray")
@@ -179,8 +182,8 @@ def measure(arm: str, count: int, slots: int, steps: int) -> dict[str, float]:
         "first_step": first - min(event.time for event in events),
         "next_step": statistics.median(between),
         "slowest_next_step": max(between),
-        "head_mb_per_submodel": (statistics.median(full) - before) / slots,
-        "head_mb": max(held for _, held in samples),
+        "head_mb": statistics.median(full),
+        "head_peak_mb": max(held for _, held in samples),
         "seconds": seconds,
         "idle_share": sum(between) / (sum(between) + training),
     }
@@ -203,19 +206,26 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slope", action=argparse.BooleanOptionalAction, default=True, help="measure the memory of one more slot")
     parser.add_argument("--result", default="seats", help="name of the result file")
     arguments = parser.parse_args()
     if arguments.arm:
         print(json.dumps(measure(arguments.arm, arguments.jobs, arguments.slots, arguments.steps)))
         return
-    sizes = ("--jobs", str(arguments.jobs), "--slots", str(arguments.slots), "--steps", str(arguments.steps))
-    rounds = interleave(__spec__.name, arguments.arms.split(","), arguments.rounds, *sizes)
-    write_result(arguments.result, {
-        **environment(f"python -m benchmarks.seats {' '.join(sizes)}"),
-        "setting": {"jobs": arguments.jobs, "slots": arguments.slots, "steps": arguments.steps, "rounds": arguments.rounds},
+    arms, jobs, slots = arguments.arms.split(","), arguments.jobs, arguments.slots
+    sizes = ("--jobs", str(jobs), "--slots", str(slots), "--steps", str(arguments.steps))
+    rounds = interleave(__spec__.name, arms, arguments.rounds, *sizes)
+    result: dict[str, Any] = {
+        **environment(shlex.join(["python", "-m", "benchmarks.seats", *sys.argv[1:]])),
+        "setting": {"jobs": jobs, "slots": slots, "steps": arguments.steps, "rounds": arguments.rounds},
+        "targets": {"next_step": 1.0, "head_mb_per_slot": 20, "head_mb": 4000, "idle_share": 0.05},
         "arms": {
-            arm: {name: spread([result[name] for result in results]) for name in results[0]} for arm, results in rounds.items()},
-    })
+            arm: {name: spread([result[name] for result in results]) for name in results[0]} for arm, results in rounds.items()}}
+    if arguments.slope:
+        more = interleave(__spec__.name, arms, 1, "--jobs", str(3 * jobs), "--slots", str(3 * slots), *sizes[4:])
+        result["head_mb_per_slot"] = {
+            arm: (more[arm][0]["head_mb"] - result["arms"][arm]["head_mb"]["median"]) / (2 * slots) for arm in arms}
+    write_result(arguments.result, result)
 
 
 if __name__ == "__main__":

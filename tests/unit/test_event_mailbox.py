@@ -93,7 +93,7 @@ def say(mailbox: _MailboxActor, attempt: str, word: str, step: int) -> None:
     elif word == "leave":
         mailbox.set_exit_step("unit", attempt, step)
     elif word == "finish":
-        mailbox.set_outcome("unit", attempt, step)
+        mailbox.set_outcome("unit", attempt, str(step).encode())
     elif word == "control":
         mailbox.set_actor("unit", attempt, step)
     else:

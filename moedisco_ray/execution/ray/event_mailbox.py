@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import pickle
 import threading
 import time
 import uuid
@@ -80,7 +81,7 @@ class _MailboxActor:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._attempts: dict[str, str] = {}
-        self._outcomes: dict[str, Any] = {}
+        self._outcomes: dict[str, bytes] = {}      # pickled: their classes would bring torch into this process
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
         self._statuses: defaultdict[str, UnitStatus] = defaultdict(UnitStatus)
         self._groups: dict[str, PlacementGroup] = {}
@@ -129,11 +130,11 @@ class _MailboxActor:
         if attempt == self._attempts.get(unit) and self._statuses[unit].exit_step is None:
             self._statuses[unit] = dataclasses.replace(self._statuses[unit], exit_step=step)
 
-    def set_outcome(self, unit: str, attempt: str, outcome: Any) -> None:
+    def set_outcome(self, unit: str, attempt: str, outcome: bytes) -> None:
         if attempt == self._attempts.get(unit):
             self._outcomes[unit] = outcome
 
-    def outcome(self, unit: str) -> Any:
+    def outcome(self, unit: str) -> bytes | None:
         return self._outcomes.get(unit)
 
     def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
@@ -228,7 +229,8 @@ class EventMailbox:
 
     def outcome(self, unit: str) -> Any:
         """What the unit's worker returned; None if it did not return. An error of this package is raised instead of returned."""
-        outcome = ray.get(self.handle.outcome.remote(unit))
+        pickled: bytes | None = ray.get(self.handle.outcome.remote(unit))
+        outcome = None if pickled is None else pickle.loads(pickled)    # noqa: S301  # from our own worker
         if isinstance(outcome, MoeDiscoError):
             raise outcome
         return outcome

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -83,7 +84,7 @@ def train_on_worker(
         except MoeDiscoError as error:
             outcome = error  # returned, not raised: the worker itself is healthy
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):
-        ray.get(mailbox.set_outcome.remote(job.name, attempt_id, outcome))
+        ray.get(mailbox.set_outcome.remote(job.name, attempt_id, pickle.dumps(outcome)))
 
 
 @contextlib.contextmanager
