@@ -89,6 +89,32 @@ def ray_overhead() -> str:
         table(["stage", "on Ray", "plain", "Ray adds"], rows), made_with(result))
 
 
+def seats() -> str:
+    result, targets = read("seats"), read("seats")["targets"]
+    large = read("seats_256")
+    rows = [
+        [arm, *(span(cell[name]) for name in ("first_step", "next_step", "slowest_next_step")),
+         number(result["head_mb_per_slot"][arm]), span(cell["seconds"])]
+        for arm, cell in result["arms"].items()]
+    many, ours = large["arms"]["seats"], result["arms"]["seats"]
+    setting = large["setting"]
+    verdicts = [
+        at_most("seconds to the next sub-model's first step", ours["next_step"], targets["next_step"]),
+        at_most("MB on the head per slot", spread([result["head_mb_per_slot"]["seats"]]), targets["head_mb_per_slot"]),
+        at_most(f"MB of the head, {setting['slots']} slots", many["head_mb"], targets["head_mb"]),
+        at_most(f"share of time in which a slot waits, {setting['slots']} slots", many["idle_share"], targets["idle_share"])]
+    return section(
+        "One-worker training of many sub-models",
+        f"""Tiny sub-models on a few slots of one machine. *seats*: the product, one actor per slot that trains one sub-model after
+        the other. *trainer*: a Ray Train run with one worker for each sub-model. *long-trainer*: one Ray Train run per slot with a
+        fixed list. Seconds from the end of a sub-model's last step to the first step of the next one on that slot, and memory of
+        Ray's processes and the driver for each additional slot; workers do not count, because they are on other machines.
+        {setting["jobs"]} sub-models on {setting["slots"]} slots of this machine took {number(many["seconds"]["median"])} s, the
+        start of {setting["slots"]} processes included; Ray and the driver held {number(many["head_mb"]["median"])} MB.""",
+        table(["arm", "first step, s", "next step, s", "slowest next step, s", "MB per slot", "whole, s"], rows),
+        "\n".join(verdicts), made_with(result), made_with(large))
+
+
 def service_load() -> str:
     result = read("service_load")
     setting, targets, readers, report = result["setting"], result["targets"], result["readers"], result["report"]
@@ -355,15 +381,8 @@ is a whole process. `python -m benchmarks.document` writes this page from `bench
 def page() -> str:
     """The text of RESULTS.md."""
     parts = [
-        "# Results", " ".join(_INTRODUCTION.split()), submodel_step(), kmeans(), ray_overhead(), service_load(),
-        checkpoint_stall(), simulator()]
-    if (RESULTS / "makespan.json").exists():    # needs a machine that does nothing else for most of an hour
-        parts.append(makespan())
-    if (RESULTS / "corpus_scale.json").exists():
-        parts.append(corpus_scale())
-    if (RESULTS / "true_sizes.json").exists():
-        parts.append(true_sizes())
-    parts.append(ranking())
+        "# Results", " ".join(_INTRODUCTION.split()), submodel_step(), kmeans(), ray_overhead(), seats(), service_load(),
+        checkpoint_stall(), simulator(), makespan(), corpus_scale(), true_sizes(), ranking()]
     if quality_section.results():     # hours of measuring, apart from `make bench`
         parts.append(quality())
     return "\n\n".join(parts) + "\n"

@@ -32,20 +32,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray._private.node import Node
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
-from torch import Tensor
 
 from benchmarks.harness import RESULTS, environment, run_arm, spread, write_result
+from benchmarks.pace import Pace
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
@@ -70,17 +68,6 @@ STAGGER = 60.0
 TARGETS = {"none": 1.10, "poisson": 1.25}
 POOL = LowMemoryPool()
 MEMORY = 80_000_000
-
-
-class Pace:
-    """A look at the held-out loss after every step, which takes as long as a step of a large model."""
-
-    every = 1
-
-    def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One sequence, after a while."""
-        time.sleep(PACE)
-        yield torch.ones(1, batch_tokens, dtype=torch.long), torch.ones(1, batch_tokens, dtype=torch.long)
 
 
 class Machines:
@@ -141,7 +128,7 @@ def jobs(scratch: Path, mean_seconds: float, interval: int) -> list[TrainJob]:
             stage="submodels", name=f"submodel-{k}", model=scratch / "start", packed_dirs=(scratch / "shards",),
             output=scratch / str(k) / "trained", checkpoints=scratch / str(k) / "steps", steps=round(share * mean_seconds / PACE),
             sequence_length=LENGTH, optimizer=Optimizer(batch_tokens=BATCH * LENGTH), checkpoint_every=interval,
-            log_every=1, held_out=Pace())
+            log_every=1, held_out=Pace(PACE))
         for k, share in enumerate(SHARES)]
 
 

@@ -7,14 +7,13 @@ long-trainer   one Ray Train run with one worker per slot, which trains a fixed 
 All three run the same training function. Targets: the next sub-model's first step less than 1 s after the end of the one before
 it; at most 20 MB on the head node for each sub-model that trains. It is a slope: each arm runs once more with three times the slots
 and sub-models, and the additional memory of Ray's own processes and the driver is divided by the additional slots.
-`--jobs 256 --slots 64 --rounds 1 --arms seats --result seats_256` asks whether one machine holds 64 at once, and what the queue
-adds: the seconds in which a slot has no sub-model although some wait.
+`--jobs 256 --slots 64 --steps 100 --pace 0.5 --rounds 1 --arms seats --no-slope --result seats_256` asks whether
+one machine holds 64 at once, and what the queue adds: the seconds in which a slot has no sub-model although some wait.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import logging
@@ -38,6 +37,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from benchmarks.harness import environment, interleave, spread, write_result
+from benchmarks.pace import Pace
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
@@ -59,8 +59,8 @@ WORKERS = ("ray::Seat", "ray::RayTrainWorker")
 """Processes that hold a slot; on a real cluster they are on other machines than the head."""
 
 
-def make_jobs(directory: Path, count: int, steps: int) -> list[TrainJob]:
-    """Equal tiny sub-models on the same random tokens."""
+def make_jobs(directory: Path, count: int, steps: int, pace: float) -> list[TrainJob]:
+    """Equal tiny sub-models on the same random tokens, with a wait of `pace` seconds after each step."""
     config = hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0).to_dict()
     write_checkpoint(directory / "model", random_weights(config, 0).items(), config)
     tokens = np.random.default_rng(0).integers(1, VOCABULARY, 2 * steps * BATCH * LENGTH)
@@ -69,7 +69,8 @@ def make_jobs(directory: Path, count: int, steps: int) -> list[TrainJob]:
         TrainJob(
             stage="submodels", name=f"submodel-{i}", model=directory / "model", packed_dirs=(directory / "tokens",),
             output=directory / str(i) / "trained", checkpoints=directory / str(i) / "steps", steps=steps, sequence_length=LENGTH,
-            optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH), checkpoint_every=10 * steps, log_every=1)
+            optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH), checkpoint_every=10 * steps, log_every=1,
+            held_out=Pace(pace) if pace else None)
         for i in range(count)]
 
 
@@ -159,7 +160,7 @@ def memory() -> tuple[int, float]:
     return workers, held
 
 
-def measure(arm: str, count: int, slots: int, steps: int) -> dict[str, float]:
+def measure(arm: str, count: int, slots: int, steps: int, pace: float) -> dict[str, float]:
     """One arm: seconds between sub-models, memory on the head while all slots train (MB), and seconds of the whole."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
@@ -167,19 +168,18 @@ def measure(arm: str, count: int, slots: int, steps: int) -> dict[str, float]:
         log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
     samples: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        jobs = make_jobs(Path(scratch), count, steps)
-        jobs = [dataclasses.replace(job, logs=None) for job in jobs]
-        began = time.monotonic()
+        jobs = make_jobs(Path(scratch), count, steps, pace)
+        began = time.time()
         with watching_memory(samples):
             events = run(arm, jobs, slots, Path(scratch) / "ray")
-        seconds = time.monotonic() - began
+        seconds = time.time() - began
     ray.shutdown()
-    between = gaps(events, slots)
+    between = [gap - pace for gap in gaps(events, slots)]       # the last step's wait is part of its training
     full = [held for workers, held in samples if workers >= slots] or [max(held for _, held in samples)]
     first = min(event.time for event in events if event.type == "progress")
-    training = sum(steps_seconds(events).values())
+    training = sum(steps_seconds(events).values()) + count * pace
     return {
-        "first_step": first - min(event.time for event in events),
+        "first_step": first - began,
         "next_step": statistics.median(between),
         "slowest_next_step": max(between),
         "head_mb": statistics.median(full),
@@ -205,19 +205,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--pace", type=float, default=0.0, help="wait after each step (s), as for a GPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slope", action=argparse.BooleanOptionalAction, default=True, help="measure the memory of one more slot")
     parser.add_argument("--result", default="seats", help="name of the result file")
     arguments = parser.parse_args()
     if arguments.arm:
-        print(json.dumps(measure(arguments.arm, arguments.jobs, arguments.slots, arguments.steps)))
+        print(json.dumps(measure(arguments.arm, arguments.jobs, arguments.slots, arguments.steps, arguments.pace)))
         return
     arms, jobs, slots = arguments.arms.split(","), arguments.jobs, arguments.slots
-    sizes = ("--jobs", str(jobs), "--slots", str(slots), "--steps", str(arguments.steps))
+    sizes = ("--jobs", str(jobs), "--slots", str(slots), "--steps", str(arguments.steps), "--pace", str(arguments.pace))
     rounds = interleave(__spec__.name, arms, arguments.rounds, *sizes)
     result: dict[str, Any] = {
         **environment(shlex.join(["python", "-m", "benchmarks.seats", *sys.argv[1:]])),
-        "setting": {"jobs": jobs, "slots": slots, "steps": arguments.steps, "rounds": arguments.rounds},
+        "setting": {"jobs": jobs, "slots": slots, "steps": arguments.steps, "pace": arguments.pace, "rounds": arguments.rounds},
         "targets": {"next_step": 1.0, "head_mb_per_slot": 20, "head_mb": 4000, "idle_share": 0.05},
         "arms": {
             arm: {name: spread([result[name] for result in results]) for name in results[0]} for arm, results in rounds.items()}}
