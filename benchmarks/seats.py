@@ -14,6 +14,7 @@ one machine holds 64 at once, and what the queue adds: the seconds in which a sl
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -27,11 +28,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -55,7 +56,7 @@ SIZES = Architecture(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1, num_experts_per_tok=1)
 VOCABULARY, LENGTH, BATCH = 64, 16, 4
 ARMS = ("seats", "trainer", "long-trainer")
-WORKERS = ("ray::Seat", "ray::RayTrainWorker")
+WORKERS = ("ray::Seat", "ray::seats-", "ray::RayTrainWorker")
 """Processes that hold a slot; on a real cluster they are on other machines than the head."""
 
 
@@ -126,7 +127,7 @@ def gaps(events: Sequence[Event], slots: int) -> list[float]:
     return [begin - end for begin, end in zip(begins[slots:], ends, strict=False)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def watching_memory(samples: list[tuple[int, float]], interval: float = 0.5) -> Iterator[None]:
     """Record, several times a second, how many workers exist and what all other processes of this Ray session hold (MB)."""
     ended = threading.Event()
@@ -147,16 +148,12 @@ def watching_memory(samples: list[tuple[int, float]], interval: float = 0.5) -> 
 def memory() -> tuple[int, float]:
     """Number of workers, and proportional set size of Ray's other processes and of this one (MB)."""
     workers, held = 0, 0.0
-    for process in Path("/proc").iterdir():
-        try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if command.startswith(WORKERS):
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.Error):     # it ended meanwhile
+            if process.name().startswith(WORKERS):
                 workers += 1
-            elif "ray" in command.split("/")[-1] or command.startswith("ray::") or process.name == str(os.getpid()):
-                lines = (process / "smaps_rollup").read_text().splitlines()
-                held += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-        except (OSError, StopIteration):
-            continue    # it ended meanwhile, or is no process
+            else:
+                held += process.memory_full_info().pss / 2**20
     return workers, held
 
 
@@ -165,7 +162,8 @@ def measure(arm: str, count: int, slots: int, steps: int, pace: float) -> dict[s
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
         address="local", num_cpus=slots, resources={"low_mem_gpu": slots}, include_dashboard=False, runtime_env=dict(NO_DASHBOARD),
-        log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
+        log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000,
+        _system_config={"prestart_worker_first_driver": False})     # idle processes, which are on other machines of a cluster
     samples: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         jobs = make_jobs(Path(scratch), count, steps, pace)
