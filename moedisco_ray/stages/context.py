@@ -56,7 +56,7 @@ class Context:
         """Call a pure function on one worker of a pool and meter its time; without a pool, on any node and without metering.
 
         Args:
-            pool: The pool; None: any node.
+            pool: The pool; None means any node.
             files: Files of the run that the function reads and writes.
             function: The function.
             args: Positional arguments of the function.

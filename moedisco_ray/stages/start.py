@@ -71,8 +71,8 @@ def check_start(config: RunConfig) -> None:
     Takes seconds and reads no weights.
 
     Raises:
-        ConfigError: As `check_tokenizer`, or the family cannot have the sizes in `model.config`.
-        CheckpointError: As `check_start_tensors`.
+        ConfigError: The tokenizer does not fit (see `check_tokenizer`), or the family cannot have the sizes in `model.config`.
+        CheckpointError: The tensors do not fit (see `check_start_tensors`).
     """
     for problem in start_problems(config)[:1]:
         raise problem

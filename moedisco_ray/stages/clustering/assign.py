@@ -24,7 +24,7 @@ from moedisco_ray.stages.clustering.grid import Array
 _TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
 """Falling temperatures of the soft minimum, as shares of the mean spread of a document's distances to the centroids."""
 _PRICING_SAMPLE = 100_000
-"""Number of documents used at all but the last temperature, to save time."""
+"""Number of documents from which prices are computed at all temperatures but the last one, to save time."""
 _CORRECTION_TEMPERATURE = 0.2
 """Temperature of the soft minimum in `corrected_prices`, as a share of the mean difference between a document's two smallest costs.
 Of the values from 0.05 to 0.4, this one needed the fewest corrections (8 and 32 clusters, samples of 3 and 10 %)."""
@@ -38,7 +38,7 @@ def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float
 
     Args:
         d_NE: Squared distances, or other costs.
-        weights_N: Tokens of each document times its copies.
+        weights_N: Number of tokens that each document adds to training, its copies included.
         ids_N: Distinct ids as fixed-size bytes.
         capacity: Maximum load as a multiple of the mean, at least 1; None assigns the nearest cluster.
 
@@ -131,7 +131,7 @@ def _negative_dual(
 
 
 def _repair(cost_NE: Array, weights_N: Array, clusters_N: Array, limit: float) -> None:
-    """Move documents out of overfull clusters, in place. It ends, since every move lowers the sum of squared loads."""
+    """Move documents out of overfull clusters, in place. The loop ends, since every move lowers the sum of squared loads."""
     E = cost_NE.shape[1]
     loads_E = np.bincount(clusters_N, weights_N, minlength=E)
     problem = cost_NE, weights_N, clusters_N, loads_E, limit
@@ -140,7 +140,7 @@ def _repair(cost_NE: Array, weights_N: Array, clusters_N: Array, limit: float) -
 
 
 def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array, limit: float) -> bool:
-    """Move documents from overfull clusters into clusters with room, once each; return whether any moved."""
+    """Move documents from overfull clusters into clusters with room, each document at most once; return whether any moved."""
     candidates_C = np.flatnonzero((loads_E > limit)[clusters_N] & (weights_N > 0))
     if not len(candidates_C):
         return False

@@ -34,7 +34,7 @@ class Assignment:
     """A rule that assigns a document to the cluster with the least sum of cost and price, with a list of exceptions.
 
     Attributes:
-        centre_D: Centre that is subtracted from vectors; None: no centre.
+        centre_D: Centre that is subtracted from vectors; None if nothing is subtracted.
         centroids_ED: Centroids; None if the vectors are costs.
         prices_E: Prices of the clusters.
         moved_M: Sorted ids of the exceptions: documents that are in another cluster so that none exceeds the capacity.
@@ -90,7 +90,7 @@ def fit_assignment(
     Args:
         sample: Costs of the first documents by id.
         loads_of: Function that returns the loads of all documents under a rule.
-        centre_D: Centre of the vectors; None: no centre.
+        centre_D: Centre that is subtracted from vectors; None if nothing is subtracted.
         centroids_ED: Centroids; None if the vectors are costs.
         documents: Number of all documents.
         capacity: Maximum load as a multiple of the mean; None assigns the nearest cluster.

@@ -32,10 +32,10 @@ from moedisco_ray.stages.clustering.grid import Array, Grid
 _CHUNK_BYTES = 1 << 20
 _UNIT_ROUNDOFF = 2.0**-24
 _DENSE = 0.75
-"""Share of rows to label above which it is cheaper to label all rows than to select some."""
+"""Share of rows that need a new label above which all rows are labelled, because selecting rows would cost more."""
 
 _Change = tuple[Array, Array, Array]
-"""Rows that changed their cluster, their new clusters, their old clusters."""
+"""Indices of the rows that changed their cluster, the clusters that they joined, and the clusters that they left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def cluster_costs(x_ND: Array, centroids_KD: Array | None) -> Array:
 
 @dataclasses.dataclass
 class _Memory:
-    """A block's state of one restart after its last step."""
+    """What a block remembers of one k-means restart after the latest Lloyd step."""
 
     centroids_KD: Array
     labels_N: Array
@@ -94,7 +94,9 @@ class _Memory:
 
 
 class Block:
-    """Vectors of some documents, with labels and gaps that are remembered between Lloyd steps.
+    """Vectors of some documents, with each vector's label and gap, which are remembered between Lloyd steps.
+
+    The gap is how much farther the second nearest centroid is than the nearest.
 
     Args:
         x_ND: Vectors snapped to the grid, float32.
@@ -139,7 +141,7 @@ class Block:
         return self._memories[restart].labels_N.astype(np.int64)
 
     def _drift(self, restart: int, centroids_KD: Array) -> Array:
-        """Upper bound [K] on how much the gaps of each cluster's rows shrank in this step; the first call creates the memory."""
+        """Upper bound [K] on how much the gaps of each cluster's rows shrank in this step; creates a new restart's `_Memory`."""
         memory = self._memories.get(restart)
         K, D = centroids_KD.shape
         if memory is None:
@@ -211,14 +213,15 @@ def _signs(n: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Screen:
-    """Centroids prepared for the float32 screen.
+    """Centroids prepared for a fast search of the nearest centroid in float32, which leaves uncertain cases to float64.
 
     Attributes:
         centroids_KD: Centroids, float64.
         narrow_KD: Negated centroids, float32.
         halves_K: |c_k|^2 / 2, float32.
         largest: max_k |c_k|.
-        certain: Gap above which a label cannot be an artefact of float64 rounding.
+        certain: Minimum gap between the distances to the two nearest centroids for which rounding in float64 cannot change the
+            label.
     """
 
     centroids_KD: Array
@@ -235,7 +238,7 @@ class _Screen:
         return cls(centroids_KD, narrow_KD, halves_K, largest, 1e-9 * largest)
 
     def nearest(self, x_MD: Array, squares_M: Array) -> tuple[Array, Array]:
-        """Labels [M], and lower bounds [M] of the gap to the second nearest centroid."""
+        """Nearest centroid of each vector [M], and a lower bound [M] of how much farther the second nearest centroid is."""
         K, D = self.narrow_KD.shape
         # BLAS is twice as fast on this product as on its transpose; the loop below needs a cluster's scores contiguous.
         scores_KM = np.ascontiguousarray((x_MD @ self.narrow_KD.T).T)

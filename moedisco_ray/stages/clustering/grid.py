@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _BITS = 23
-"""Bits of a coordinate."""
+"""Bits of a coordinate without its sign, one less than the significant bits of a float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Grid:
     Attributes:
         origin_D: Point that is subtracted from every vector, float32.
         step: Power of two; every coordinate is a multiple of it.
-        square_step: Power of two; squared norms are rounded to multiples before they are added up.
+        square_step: Power of two; squared norms are rounded to multiples of it before they are added up.
     """
 
     origin_D: Array
@@ -57,7 +57,7 @@ class Grid:
         return np.rint(scaled_ND, out=scaled_ND) * np.float32(self.step)
 
     def integers(self, sums: Array) -> Array:
-        """Sums of snapped vectors (float64, exact) in units of `step`, as int64."""
+        """Convert sums of snapped vectors (float64, exact) into int64 multiples of `step`."""
         return np.rint(sums / self.step).astype(np.int64)
 
 

@@ -45,7 +45,8 @@ class Fit:
 
 
 _SEEDINGS = 3
-"""Number of seedings tried on the sample per restart; the best are used. A step on the sample costs little."""
+"""Number of choices of initial centroids that each restart tries on the sample, to use the best one. A step on the sample costs
+little."""
 
 
 def seed_centroids(sample_SD: Array, k: int, generator: np.random.Generator) -> Array:

@@ -19,11 +19,11 @@ from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.tfidf import vectorizer
 
 _SILHOUETTE_SAMPLE = 3_000
-"""Number of vectors for the silhouette, whose time and memory grow with the square."""
+"""Number of vectors for the silhouette. Its time and memory grow with the square of this number."""
 _MAP_POINTS = 2_000
-"""Number of points on the map."""
+"""Number of documents on the map of the clusters."""
 _EXCERPT = 200
-"""Characters of an example."""
+"""Maximum number of characters of an example document in the report."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def mutual_information(counts_PE: Array) -> float:
 
 
 def top_terms(texts: Sequence[str], clusters_S: Array, count: int, terms: int = 10) -> list[list[str]]:
-    """Typical words of each cluster: those whose mean tf-idf exceeds the mean over all documents most."""
+    """Typical words of each cluster: those whose mean tf-idf in the cluster is furthest above the mean over all documents."""
     try:
         counted = vectorizer(max_features=20_000)
         x_ST = counted.fit_transform(texts)
@@ -105,7 +105,7 @@ def top_terms(texts: Sequence[str], clusters_S: Array, count: int, terms: int = 
 
 
 def nearest_texts(sample: Sample, centroids_ED: Array, examples: int = 3) -> list[list[str]]:
-    """Beginnings of the documents nearest to each cluster's centroid."""
+    """The documents nearest to each cluster's centroid, shortened to their beginnings."""
     found = []
     for k, centroid_D in enumerate(centroids_ED):
         rows = np.flatnonzero(sample.clusters_S == k)

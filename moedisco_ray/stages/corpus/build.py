@@ -251,7 +251,8 @@ def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
             f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter documents "
             "(corpus.sources.*.documents)")
     if held_out == 0:
-        # A source with two or more groups of documents always has one for validation, so every source has a single group.
+        # From a source with two or more groups of documents, at least one group is always held out. Nothing is held out here, so
+        # every source has a single group.
         sources = config.corpus.sources
         raise CorpusError(
             "corpus.sources", sources[0].path if len(sources) == 1 else f"{len(sources)} sources",

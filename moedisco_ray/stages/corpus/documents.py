@@ -1,7 +1,7 @@
 """Identity, bucket, duplicates, validation split and copies of documents.
 
-Each depends only on the document's text (through its id) and the settings, never on where or when the document was read.
-So the corpus does not depend on the number, size and order of the blocks it was read in.
+All of these depend only on the document's text (through its id) and the settings, never on where or when the document was read. So
+the corpus does not depend on the number, size and order of the blocks in which it was read.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def bucket_of_rows(table: pa.Table, buckets: int) -> NDArray[np.int64]:
 def dedupe_and_sort(table: pa.Table) -> pa.Table:
     """Keep one row per id, sorted by id.
 
-    Of equal documents, the one of the earliest source stays; within a source, the one of the lowest group. It is held out if an
-    earlier run held out any of them.
+    Of equal documents, the one from the earliest source is kept; within a source, the one with the lowest group. The kept document
+    is held out if an earlier run held out any of the equal ones.
     """
     ids = id_matrix(table)
     high, low = _words(ids)
@@ -130,9 +130,10 @@ def is_validation(
     Args:
         hashes: `validation_hash` of each document's group [n].
         fraction: Expected share of held-out documents.
-        smallest: Smallest hash in each document's source. This group is always held out, so that a small source has validation
-            documents too.
-        largest: Largest hash in each document's source. This group is never held out, so that the source has training documents.
+        smallest: Smallest hash in each document's source. The group with this hash is always held out, so that a small source has
+            validation documents too.
+        largest: Largest hash in each document's source. The group with this hash is never held out, so that the source has training
+            documents.
     """
     return ((hashes < fraction) | (hashes == smallest)) & (hashes != largest)
 

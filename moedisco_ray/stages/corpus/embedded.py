@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from moedisco_ray.core.errors import CorpusError
 
 DOMAIN_CHARACTERS = 1_500_000
-"""Characters of text per domain."""
+"""Maximum characters of text per domain."""
 DOCUMENT_CHARACTERS = 4_000
 """Maximum characters of a document."""
 _SHORTEST_DOCUMENT = 200
@@ -166,7 +166,7 @@ def _description(text: str) -> Iterator[str]:
 
 def _docstrings(text: str) -> Iterator[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # old escape sequences in third-party sources
+        warnings.simplefilter("ignore")     # Python warns about old escape sequences in third-party sources
         try:
             tree = ast.parse(text)
         except SyntaxError:

@@ -63,12 +63,12 @@ class File:
 
     @property
     def compressed(self) -> bool:
-        """Whether the file is compressed, by its ending, and can therefore only be read from the start."""
+        """Whether the file's ending says that it is compressed. A compressed file can only be read from the start."""
         return self.path.endswith(COMPRESSED)
 
     @property
     def text_bytes(self) -> int:
-        """Estimated bytes of text: text compresses about four to one."""
+        """Estimated size of the text in the file (bytes). Compressed text is assumed to take a quarter of its size."""
         return self.size * (4 if self.compressed or self.format == "parquet" else 1)
 
     def file_system(self) -> Any:
@@ -102,7 +102,7 @@ class ConfinedFiles:
         Raises:
             OSError: The file cannot be opened, or is outside of the read roots.
         """
-        if compression == "detect":     # from the name as configured: `opened` may yield a path without an ending
+        if compression == "detect":     # judge by the configured name, because `opened` may yield a path without an ending
             compression = _CODECS.get(PurePosixPath(path).suffix)
         with opened(Path(path)) as found:
             return self._system.open_input_stream(str(found), compression=compression, buffer_size=buffer_size)
@@ -210,7 +210,7 @@ def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Call
 def _data_set(
     source: Source, field: str, infos: Iterable[Any], named: Iterable[str], excluded: Callable[[str], bool],
 ) -> _Found:
-    """Find the files to read in a folder with saved data sets: the `named` Arrow files. Other files with text are passed over."""
+    """Find the files to read in a folder with saved data sets: the Arrow files with the paths `named`. Other text is not read."""
     by_path = {info.path: info for info in infos}
     wanted = [path for path in named if not excluded(path)]
     missing = [path for path in wanted if path not in by_path]

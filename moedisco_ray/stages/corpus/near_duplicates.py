@@ -36,7 +36,7 @@ _RECALL = 0.99
 _BYTE_CHANCE = 1 / 256
 """Probability that two different hashes end in the same byte. Lists store only the last byte of a hash (Li and König 2010)."""
 _KEYS_BYTES = 128 << 20
-"""Target size of the listed documents that one task compares (bytes)."""
+"""Target size of the list that one task compares (bytes). The list holds a key, an id and a sketch for each of its entries."""
 _CHUNK = 4096
 """Number of documents that are sketched at once."""
 _COMPARED = 64

@@ -11,22 +11,22 @@ from moedisco_ray.stages.text.cutting import Cutter, Document, Limits
 
 
 def running_text(file: File, limits: Limits) -> Iterator[Document]:
-    """Documents of about one training sequence, cut at blank lines if possible; neighbouring documents form groups."""
+    """Yield documents that are about as long as a training sequence, cut at blank lines if possible; neighbours form groups."""
     return _all_of(file, _Parts(limits.running, limits.neighbours))
 
 
 def whole_files(file: File, limits: Limits) -> Iterator[Document]:
-    """The file as one document; a long file becomes several parts in one group."""
+    """Yield the file as one document, or a long file as several documents in one group."""
     return _all_of(file, _Parts(limits.part))
 
 
 def paragraphs(file: File, limits: Limits) -> Iterator[Document]:
-    """Each paragraph between blank lines as a document, a long one in parts; neighbouring documents form groups."""
+    """Yield each paragraph between blank lines as a document, a long paragraph as several; neighbouring documents form groups."""
     return _with_neighbours(_paragraphs(file, limits), limits.group_bytes)
 
 
 def lines(file: File, limits: Limits, start: int, stop: int | None) -> Iterator[Document]:
-    """Each line that begins in bytes [start, stop) of the file as a document, a long one in parts."""
+    """Yield each line that begins in bytes [start, stop) of the file as a document, a long line as several documents."""
     parts = _Parts(limits.part)
     for at, data, ends in read_lines(file, start, stop):
         yield from parts.feed(at, data)
@@ -48,7 +48,7 @@ def _paragraphs(file: File, limits: Limits) -> Iterator[Document]:
 
 
 def _with_neighbours(documents: Iterable[Document], most: int) -> Iterator[Document]:
-    """Join consecutive groups until a group has `most` bytes."""
+    """Join consecutive groups of documents until a joined group has at least `most` bytes."""
     held = most
     for document in documents:
         begins = document.begins and held >= most
@@ -61,13 +61,13 @@ class _Parts:
 
     Args:
         about: Target bytes of a document.
-        neighbours: Number of documents in a group; by default all documents of the stream are one group.
+        neighbours: Number of consecutive documents that form a group; by default all documents of the stream are one group.
     """
 
     def __init__(self, about: int, neighbours: int = sys.maxsize) -> None:
         self._cutter = Cutter(about)
         self._neighbours = neighbours
-        self._left = 0      # documents that the current group still lacks
+        self._left = 0      # number of documents that the current group still lacks
         self._at = 0
         self._begun = False
 

@@ -26,9 +26,10 @@ class Probe:
 
     Attributes:
         problems: Errors that would fail the run, source by source.
-        warnings: Sentences about problems that would make the run's figures uncertain, such as too few documents (estimated).
-        sample: First documents of each corpus source, by its name, except for embedded text, which needs no check.
-        documents: Estimated number of documents of each of these sources, by its name.
+        warnings: Sentences about problems that would make the run's figures uncertain, such as an estimated number of documents
+            that is too small.
+        sample: First documents of each corpus source, by the source's name. Embedded text is left out, because it needs no check.
+        documents: Estimated number of documents of each source in `sample`, by the source's name.
     """
 
     problems: tuple[CorpusError, ...]

@@ -23,7 +23,7 @@ from moedisco_ray.stages.text.cutting import Document, Kept, cut_document, cut_s
 from moedisco_ray.stages.text.unseen import Skipped
 
 UNIT_BYTES = 64 << 20
-"""Bytes of text that one reading task gets."""
+"""Target size of the text that one reading task gets (bytes)."""
 _UNIT_FILES = 4096
 """Maximum number of slices in a unit."""
 
@@ -94,7 +94,7 @@ def read_unit(unit: Unit, skipped: list[Skipped]) -> Iterator[Document]:
 
 
 def reason(error: CorpusError) -> str:
-    """What is wrong with a file, from an error's message; the remedy in the message is left out."""
+    """The part of an error's message that says what is wrong with a file, without the remedy."""
     return error.remedy.partition("; ")[0]
 
 
@@ -125,7 +125,7 @@ def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:
             with file.file_system().open_input_file(file.path) as stream:
                 total = pq.read_metadata(stream).num_row_groups
         except (OSError, pa.ArrowInvalid):
-            return [Slice(file)]    # the task that reads the file raises this error again, and names the source
+            return [Slice(file)]    # the task that reads the file will meet the same error, and then names the source in it
         step = max(1, total * unit_bytes // file.size)
     return [Slice(file, start, min(start + step, total)) for start in range(0, total, step)]
 

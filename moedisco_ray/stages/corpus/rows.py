@@ -86,7 +86,7 @@ def comma_separated(file: File, column: str, delimiter: str) -> Iterator[Text]:
 
 
 def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[Text, Kept | None]]:
-    """Texts of row groups [start, stop). If an earlier run wrote the file, each has that run's side of the validation split.
+    """Texts of row groups [start, stop). If an earlier run wrote the file, each text has its side of that run's validation split.
 
     Raises:
         ColumnError: The file lacks the column, or the column holds no text.
@@ -261,5 +261,5 @@ def _no_text(file: File, kind: str) -> ColumnError:
 
 
 def _without_surrogates(text: str) -> str:
-    # JSON can escape half a surrogate pair, which UTF-8 cannot encode.
+    # A JSON string can contain an escaped half of a surrogate pair, which UTF-8 cannot encode.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

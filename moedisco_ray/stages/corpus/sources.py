@@ -37,7 +37,7 @@ class Input:
     own: bool = False
 
     def sized(self, size: int) -> Input:
-        """A copy of the input whose limits contain its bytes of text."""
+        """A copy of the input, with the size of its text in bytes set in `limits.source_bytes`."""
         return dataclasses.replace(self, limits=dataclasses.replace(self.limits, source_bytes=size))
 
 
@@ -79,7 +79,7 @@ def expand_sources(
 
 
 def input_identity(config: RunConfig) -> dict[str, str]:
-    """Digest of the user's files for each stage that reads some. It changes when their text may have changed.
+    """For each stage that reads files of the user, a digest of these files. It changes when their text may have changed.
 
     What a digest covers:
 

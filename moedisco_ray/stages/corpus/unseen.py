@@ -39,7 +39,8 @@ def read_unseen(
         sources: The sources in `evaluation.sources`.
         encoder: The model's tokenizer.
         max_tokens: Maximum tokens to read from all sources together.
-        limits: Limits on the length of documents; with `trained_on`, those of the corpus, or ids of cut documents would differ.
+        limits: Limits on the length of documents. With `trained_on` they must be the corpus' limits, because the ids of a cut
+            document's parts depend on them.
         trained_on: Parquet files of the training documents, with the column id; these documents are left out.
 
     Raises:
@@ -102,7 +103,7 @@ def _read_file(source: Input, file: File, encoder: Encoder, room: int, *, first:
 
 
 def _documents(documents: Iterator[Document], encoder: Encoder, limit: int) -> Iterator[tuple[bytes, str, Tokens]]:
-    """Id, text and tokens of each document; one with too many tokens is cut into the same parts as in the corpus."""
+    """Id, text and tokens of each document; a document with too many tokens is cut into the same parts as in the corpus."""
     while texts := [document.text for document in itertools.islice(documents, _CHUNK)]:
         for whole, whole_tokens in zip(texts, encoder.encode(texts), strict=True):
             for number, (text, tokens) in enumerate(cut_to_limit(whole, whole_tokens, encoder, limit)):

@@ -21,7 +21,8 @@ from moedisco_ray.stages.text.validation import Documents
 TEMPERATURE = 0.1
 """Temperature tau (in units of a squared distance), the value in the evaluation command of the method's authors."""
 BLOCK = 64
-"""Tokens predicted with the same weights. Weights per token would need the distances of every prefix of every document."""
+"""Number of consecutive tokens that are predicted with the same ensemble weights. Separate weights for each token would need the
+distances of every prefix of every document."""
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
@@ -30,11 +31,11 @@ Distances = Callable[[Sequence[Ids]], Floats]
 
 
 def log_weights(d_BC: Floats, top_k: int | None, temperature: float = TEMPERATURE) -> Floats:
-    """Logarithms of w: the softmax of -d / tau over the `top_k` nearest clusters (None: all); -inf for the others.
+    """Logarithms of w: the log-softmax of -d / tau over the `top_k` nearest clusters; -inf for the others.
 
     Args:
         d_BC: Squared distances.
-        top_k: Number of clusters with a weight above 0 in each row; ties go to the lower index.
+        top_k: Number of clusters with a weight above 0 in each row, where ties go to the lower index. None means all clusters.
         temperature: Temperature tau.
     """
     scores_BC = -d_BC / temperature
@@ -51,7 +52,8 @@ def ensemble_nats(
 
     Args:
         documents: N documents.
-        nats_of: Per sub-model, the nats of every token of every document; one sub-model is evaluated at a time.
+        nats_of: Yields one list per sub-model, with the nats of every token of each document. Each sub-model is evaluated when its
+            list is requested.
         distances: Returns squared distances of contexts from the clusters' centres.
         top_k: See `log_weights`.
         block: Number of consecutive tokens predicted with the same weights.
@@ -68,9 +70,9 @@ def ensemble_nats(
 
 
 def _weights(tokens: Sequence[Ids], distances: Distances, top_k: int | None, block: int) -> list[Floats]:
-    """Logarithms of w for every block of every document, [blocks, C] each."""
+    """Logarithms of w for every block of a document: one array [blocks, C] per document."""
     contexts = [document[:end] for document in tokens for end in range(block, len(document), block)]
-    first = tokens[0][:1]   # if no document is longer than a block, only the number of its distances, C, is used
+    first = tokens[0][:1]   # if no document is longer than a block, this context only serves to find out C
     log_w_BC = log_weights(distances(contexts or [first]), top_k)
     equal_1C = np.full((1, log_w_BC.shape[1]), -np.log(log_w_BC.shape[1]))
     weights, start = [], 0

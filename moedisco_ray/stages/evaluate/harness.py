@@ -125,15 +125,16 @@ def evaluate_tasks(
         encode: Encodes a text without special tokens.
         prefix: The token before each question.
         sequence_length: Maximum tokens of a question and an answer together.
-        limit: Number of examples per file, the first ones; None: all.
+        limit: Maximum number of examples per file, taken from its beginning. None means all.
         device: Device to run the model on.
-        dtype: Dtype of the model; None: bf16 on a GPU, fp32 elsewhere.
+        dtype: Dtype of the model. By default it is bf16 on a GPU and fp32 elsewhere.
 
     Returns:
-        Per file, JSON-ready: `task` (its name), `examples`, `acc` (share of right answers) and its standard error `acc_stderr`; for
-        choices also `acc_norm` and `acc_norm_stderr`, with each choice's log-likelihood divided by its number of characters, and
-        `chance`, the expected share of random answers. A figure is None if it does not apply to the task, and a standard error
-        also if there is only one example.
+        One dictionary per file, of JSON values: `task` (the file's name without its ending), `examples` (their number), `acc`
+        (share of right answers) and its standard error `acc_stderr`. Multiple-choice tasks also have `acc_norm` and
+        `acc_norm_stderr`, with each choice's log-likelihood divided by its number of characters, and `chance`, the share of right
+        answers to expect from random guessing. A figure is None if it does not apply to the task, and a standard error also if
+        there is only one example.
 
     Raises:
         ConfigError: A file holds no multiple-choice or completion tasks.

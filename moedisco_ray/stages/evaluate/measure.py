@@ -45,12 +45,12 @@ def evaluate(
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.
-        dtype: Dtype of the model; None: bf16 on a GPU, fp32 elsewhere. Sums are in float64.
+        dtype: Dtype of the model. By default it is bf16 on a GPU and fp32 elsewhere. Sums are in float64.
         batch_tokens: Maximum positions of a forward pass.
         advance: Receives the number of tokens measured.
 
     Returns:
-        JSON-ready: the figures of `Score.to_dict`, and
+        A dictionary of JSON values: the figures of `Score.to_dict`, and
 
         * `clusters`: the same figures per cluster, with `cluster`; `sources`: the same figures per source, with `source`
           (empty if there is only one source and it has no name);
@@ -100,7 +100,7 @@ def evaluate_stages(
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.
-        dtype: Dtype of the model; None: bf16 on a GPU, fp32 elsewhere.
+        dtype: Dtype of the model. By default it is bf16 on a GPU and fp32 elsewhere.
         batch_tokens: Maximum positions of a forward pass.
         advance: Receives the number of tokens measured.
 
@@ -144,7 +144,7 @@ def evaluate_unseen(
         prefix: The token before each document.
         sequence_length: Maximum positions of a window.
         device: Device to run the model on.
-        dtype: Dtype of the model; None: bf16 on a GPU, fp32 elsewhere.
+        dtype: Dtype of the model. By default it is bf16 on a GPU and fp32 elsewhere.
         batch_tokens: Maximum positions of a forward pass.
 
     Returns:
@@ -172,7 +172,7 @@ def evaluate_ensemble(
         submodels: Directories of the sub-models, in the clusters' order.
         documents: Documents to measure on.
         distances: Squared distances between contexts and the clusters' centres.
-        top_k: Number of sub-models that predict a token; None: all.
+        top_k: Number of sub-models that predict a token; None means all.
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.

@@ -91,7 +91,7 @@ def evaluate(
         events: Takes `stage_progress` events.
 
     Returns:
-        The fields of `EvaluationRecord`, and `extra_seconds`: time spent on models other than the finished one.
+        The fields of `EvaluationRecord`, and `extra_seconds`: the seconds spent on models other than the finished one.
     """
     documents, sequence_length = load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
     encoder = Encoder(corpus / "tokenizer")
@@ -135,7 +135,8 @@ def judge(
         settings: Names the sources and task files.
         device: Device that the model runs on.
         read_unseen: Samples the sources' text.
-        limits: Lengths of sequences and documents; None: the model's maximum positions per sequence, and 8 times that per document.
+        limits: Limits on the length of sequences and documents. By default a sequence has at most as many tokens as the model has
+            positions, and a document 8 times as many.
         trained_on: Files of the training documents.
 
     Returns:

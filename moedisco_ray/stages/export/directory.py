@@ -58,9 +58,9 @@ def export(
         prompts: Texts that the finished model continues, for the model card.
         sample_tokens: Number of tokens to add to each prompt.
         seed: Seed of the run.
-        prefix: Token before a document, for the samples; None: the token that ends a document.
-        origin: The model that the run started from; None: random weights.
-        dtype: Dtype of the weights; `auto`: that of `origin`, or, with random weights, that of the trained model.
+        prefix: Token before a document, for the samples. By default it is the token that ends a document.
+        origin: The model that the run started from; None if it started from random weights.
+        dtype: Dtype of the weights; `auto` means the dtype of `origin`, or, if that is None, the dtype of the trained model.
         device: Device that the samples are computed on. The comparison runs on the CPU, where results do not depend on timing.
         advance: Receives the number of files written.
 
@@ -165,7 +165,7 @@ def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
-    except OSError:     # another file system, or one without hard links
+    except OSError:     # the target is on another file system, or its file system has no hard links
         shutil.copyfile(source, target)
 
 

@@ -30,14 +30,14 @@ class Origin:
 
     Attributes:
         directory: A Hugging Face model directory.
-        own_tokens: Whether the run kept the model's tokenizer, so that its token ids still mean the same.
+        own_tokens: Whether the run kept the model's tokenizer, so that token ids still have the same meaning.
     """
 
     directory: Path
     own_tokens: bool = True
 
     def dtype(self) -> torch.dtype:
-        """Dtype in the model's `config.json`, or else of the first stored tensor; fp32 if it is neither bf16 nor fp16."""
+        """Dtype of the model: bf16 or fp16 if `config.json`, or else the first stored tensor, has this dtype; otherwise fp32."""
         config = read_config(self.directory)
         named = config.get("dtype") or config.get("torch_dtype")
         if named is not None:
@@ -64,9 +64,10 @@ class Origin:
         return kept | {name: values.get(name) for name in _TOKENS} | named
 
     def write_generation_config(self, config: Mapping[str, Any], directory: Path) -> None:
-        """Write `generation_config.json`: the origin's file, if it exists.
+        """Write `generation_config.json`: a copy of the origin's file, or a new file if the origin has none.
 
-        Special tokens are taken from `config` if the tokenizer was replaced or the file names no end-of-text token.
+        In a copy, the special tokens are replaced by those in `config` if the tokenizer was replaced. If the origin's file names no
+        end-of-text token, the special tokens that it lacks are added.
         """
         source, tokens = self.directory / _GENERATION, {name: config.get(name) for name in _TOKENS}
         if not source.is_file():
@@ -97,7 +98,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 
 
 def for_all_readers(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Values of a `config.json` that transformers 4 and 5 can both read: renamed fields appear under both names."""
+    """Convert values of a `config.json` so that transformers 4 and 5 can both read them: renamed fields get both names."""
     name = str(dtype).removeprefix("torch.")
     rope = dict(values["rope_parameters"])
     theta = rope.pop("rope_theta")

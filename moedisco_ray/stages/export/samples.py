@@ -33,7 +33,7 @@ def continue_prompts(
         prompts: Texts to continue, possibly empty. A prompt that is too long loses its beginning.
         tokens: Maximum tokens to add; fewer if the model ends the document or reaches its maximum length.
         seed: Seed of the run.
-        prefix: The token before a document; None: the token that ends a document.
+        prefix: The token before a document. By default it is the token that ends a document.
         ends: Tokens that end a text, in addition to the tokenizer's EOS.
 
     Returns:

@@ -1,6 +1,7 @@
 """Combine the sub-models' copies of a backbone tensor into one tensor: their weighted mean (MoE-DisCo section 3; WP-SGD).
 
-The mean is taken over deltas from the tensor that all sub-models started from, or had in common at their last sync point:
+The mean is taken over deltas from `start`, the tensor that all sub-models had at their last sync point. Without sync points, it is
+the tensor with which their training began:
 
     theta = start + sum_k gamma_k (theta_k - start)
 
@@ -20,13 +21,14 @@ from moedisco_ray.models import same_bits
 
 BackboneRule = Literal["uniform", "token_weighted"]
 _CHUNK = 1 << 18
-"""Number of elements, summed over sub-models, that are combined at a time; they fit into a processor's cache (2 MB in float64)."""
+"""Number of elements that are combined at a time, counting the copies of all sub-models. In float64 they take 2 MB, which fits into
+a processor's cache."""
 
 
 def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:
     """The backbone's weights gamma_k: equal, or proportional to the tokens that each sub-model was trained on; they sum to 1.
 
-    A sub-model without any training has weight 0, unless none was trained.
+    A sub-model without any training has weight 0. If no sub-model was trained, all weights are equal.
     """
     counts = [1 if rule == "uniform" and count else count for count in tokens]
     total = sum(counts)

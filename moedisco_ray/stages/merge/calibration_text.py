@@ -49,7 +49,7 @@ def sample_windows(settings: Merge, length: int, available: int) -> int:
 
 
 def _spread(stream: TokenStream, wanted: int, cluster: int) -> list[Batch]:
-    """Batches of windows that are spread evenly: the first ones could all be of one long document."""
+    """Batches of windows that are spread evenly over the text, since its first windows could all be of one long document."""
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
     return [
         (np.stack([stream.window(int(i))[:-1] for i in some]), np.full(len(some), cluster, dtype=np.int64))

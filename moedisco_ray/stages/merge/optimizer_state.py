@@ -1,9 +1,9 @@
 """The merged model's optimizer state, computed from the sub-models' states (`moedisco_ray.models.optimizer_state`).
 
 Experts keep their state. The backbone gets the weighted mean: a gradient over all clusters is the mean of the clusters' gradients,
-weighted by their tokens, and its mean square is at most the mean of theirs. In the merged model an expert gets other tokens at
-other weights, so its state is only approximate. But Adam's updates do not depend on the scale of the gradients, and its second
-moments adapt within dozens of steps.
+weighted by their tokens, and its mean square is at most the mean of theirs. In the merged model the router gives an expert other
+tokens, with other weights, so its state is only approximate. But Adam's updates do not depend on the scale of the gradients, and
+its second moments adapt within dozens of steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def merge_optimizer_states(submodels: Sequence[Path], config: Mapping[str, Any],
         directory: Directory of the merged model.
 
     Returns:
-        Whether it was written: false if a sub-model has none, for example because it is unfinished.
+        Whether the state was written. It is not written if a sub-model has no optimizer state, for example because its training is
+        unfinished.
 
     Raises:
         CheckpointError: A sub-model's optimizer state cannot be read.
@@ -57,6 +58,7 @@ def _joined(
         elif role.role is Role.ROUTER:
             yield key, torch.cat([part[key] for part in parts])
         else:
-            # Sum weight x value, not differences from one part: a mean of squares must not become negative by rounding.
+            # Add up weighted values. Differences from a common tensor, with which the weights are merged, could make a mean of
+            # squares negative by rounding.
             mean = sum(weight * part[key].double() for weight, part in zip(weights, parts, strict=True))
             yield key, torch.as_tensor(mean).to(parts[0][key].dtype)

@@ -27,7 +27,7 @@ as independent although a document's tokens share one label."""
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Sufficient statistics of router inputs x and the clusters of their tokens; add them up with `+`.
+    """Sufficient statistics of router inputs x and the clusters of their tokens; `+` adds the statistics of other tokens.
 
     Attributes:
         xx_DD: Sum of x x^T.

@@ -55,7 +55,8 @@ def merge(
 
     Args:
         submodels: Canonical tensors of each sub-model; all have the same number of experts.
-        start: The backbone that all of them started from, or had in common at their last sync point; no other tensor is read.
+        start: Holds the backbone that all sub-models had at their last sync point, or started from if they had no sync point. Its
+            other tensors are not read.
         model_map: Tensor names of the family.
         weights: Weight of each sub-model in the backbone; they sum to 1.
 

@@ -1,7 +1,7 @@
-"""Cut text into documents of bounded length, at natural places and in bounded memory.
+"""Cut text into documents of bounded length, at natural boundaries and in bounded memory.
 
-Lengths are bytes of UTF-8. The tokenizer may not exist yet, since it may be trained on this text. So a constant estimates tokens,
-and the places of cuts depend only on the text and the configuration.
+Lengths are bytes of UTF-8. The tokenizer may not exist yet, since it may be trained on this text. So the number of tokens is
+estimated from a constant number of bytes per token, and where text is cut depends only on the text and the configuration.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ class Limits:
 
     @property
     def neighbours(self) -> int:
-        """Number of consecutive documents in a group: together as long as the longest allowed document; fewer in small sources."""
+        """Number of consecutive documents of running text that form a group.
+
+        A group is about as long as the longest allowed document. In a small source it is shorter, so that the source has several
+        groups.
+        """
         most = self.document_tokens // self.sequence_tokens
         if self.source_bytes is not None:
             most = min(most, self.source_bytes // (self.running * _LEAST_GROUPS))
@@ -92,7 +96,8 @@ class Limits:
 
     @property
     def group_bytes(self) -> int:
-        """Target size of a group of neighbouring paragraphs (bytes): that of the longest document, less in a small source."""
+        """Target size of a group of neighbouring paragraphs (bytes): that of the longest allowed document, or less in a small
+        source."""
         most = _USUAL_BYTES * self.document_tokens
         return most if self.source_bytes is None else min(most, self.source_bytes // _LEAST_GROUPS)
 

@@ -44,7 +44,7 @@ class Encoder:
 
     Attributes:
         eos: Id of the end-of-sequence token; see `Encoding.eos`.
-        bos: Id of the beginning-of-sequence token or None; see `Encoding.bos`.
+        bos: Id of the beginning-of-sequence token, or None; see `Encoding.bos`.
         vocab_size: Largest id plus one.
 
     Args:
@@ -120,7 +120,7 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
     Args:
         entries: Number of entries of the tokenizer.
         model: The model section of the configuration.
-        otherwise: Alternative remedy with which the error message ends, such as "set ... to a smaller tokenizer".
+        otherwise: A second remedy, with which the error message ends, such as "set ... to a smaller tokenizer".
 
     Raises:
         ConfigError: `model.config.vocab_size` is too small.
@@ -138,7 +138,7 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
 
 
 # Each tokenizer object leaks megabytes in the library when it is freed (measured, tokenizers 0.23), so a worker keeps one for all
-# its buckets. The key is the contents, since a path may hold another tokenizer later.
+# its buckets. The cache's key is the tokenizer's contents, since another tokenizer may later be stored at the same path.
 @functools.lru_cache(maxsize=1)
 def _shared_tokenizer(serialised: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(serialised)

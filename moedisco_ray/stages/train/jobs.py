@@ -49,7 +49,7 @@ def make_job(
 
 
 def _held_out(context: Context, stage: str) -> HeldOut | None:
-    """Text to measure the held-out loss on during training; None for sub-models, and if the configuration does not ask for it."""
+    """Text on which the held-out loss is measured during training; None if it is not measured, as for sub-models."""
     config = context.config
     if config.evaluation.every_tokens is None or stage == "submodels":
         return None

@@ -18,12 +18,13 @@ _KINDS = ("mean_token", "tfidf_svd", "hidden_state", "random", "likelihood")
 
 
 def kind(name: str) -> type[Vectoriser]:
-    """The class of a kind of document vectors, as named by `clusters.vectors` or `clusters.method`.
+    """The vectoriser class that the settings `clusters.vectors` and `clusters.method` call `name`.
 
     Raises:
         CheckpointError: No kind of document vectors has this name.
     """
-    # Local imports: importing torch, transformers and scikit-learn take seconds, which workers that only hold vectors can save.
+    # These imports are local because torch, transformers and scikit-learn take seconds to import. Workers that only hold vectors do
+    # not need them.
     match name:
         case "mean_token":
             from moedisco_ray.stages.clustering.vectors.mean_token import MeanToken

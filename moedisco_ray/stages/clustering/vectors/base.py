@@ -25,10 +25,10 @@ class FitInputs:
     Attributes:
         texts: Texts of sampled documents, in ascending order of id.
         tokens: Token ids of the same documents.
-        weights_S: Training tokens of each document.
+        weights_S: Number of tokens that each document adds to training, its copies included.
         ids_S: Id of each document.
         model_dir: Directory of the seed model.
-        max_tokens: Tokens of a training sequence.
+        max_tokens: Maximum number of tokens that a vectoriser reads from a document's beginning: those of one training sequence.
         settings: The `clusters` section of the configuration.
         seed: Seed of the run.
     """
@@ -68,7 +68,7 @@ class Vectoriser(abc.ABC):
         """
 
     def centre(self, sample_ND: Array) -> None:  # noqa: B027 - most kinds have no centre
-        """Compute the centre from the embedded sample, for kinds that have one."""
+        """Compute the centre from the embedded sample. Kinds of vectors without a centre do nothing."""
 
     def transform(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:
         """Final vectors of documents, float32 [N, D]."""
@@ -85,7 +85,7 @@ class Vectoriser(abc.ABC):
 
 
 def adjust(x_ND: Array, centre_D: Array | None) -> Array:
-    """Subtract the centre and scale to unit length; without a centre return the vectors unchanged."""
+    """Subtract the centre and scale vectors to unit length; without a centre, return them unchanged."""
     return x_ND if centre_D is None else unit_length(x_ND - centre_D)
 
 

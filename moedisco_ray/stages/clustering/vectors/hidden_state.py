@@ -122,5 +122,5 @@ def _link_or_copy(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without hard links
+    except OSError:  # the target is on another file system, or its file system has no hard links
         shutil.copyfile(source, target)

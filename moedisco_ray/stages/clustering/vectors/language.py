@@ -28,10 +28,10 @@ class Text:
     """Beginnings of documents as flat arrays over all tokens.
 
     Attributes:
-        document_T: Number of the token's document.
-        before_T: The preceding token; for the first token of a document, the unknown token.
-        token_T: The token.
-        pair_T: Index of the counter of the pair (preceding token, token).
+        document_T: Index of the document that each token belongs to.
+        before_T: The token before each token; before a document's first token, the unknown token.
+        token_T: Id of each token; ids outside the vocabulary are replaced by the unknown token.
+        pair_T: Index of the counter for the pair of each token and the token before it.
         length_N: Number of tokens of each document.
     """
 
@@ -55,7 +55,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModels:
-    """Language models of all clusters, stored as token counts. Counts of disjoint sets of documents can be added up.
+    """Language models of all clusters, stored as token counts. The counts of two disjoint sets of documents can be added.
 
     Attributes:
         token_EV: Count of each token, n_k(b).

@@ -16,11 +16,11 @@ from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
 
 _WORD = 4
-"""Bytes of hash per cluster."""
+"""Bytes of a document's hash that make its cost in one cluster."""
 
 
 class RandomCosts(Vectoriser):
-    """Costs of a document in each cluster: independent, uniform in [0, 1), and determined by its text and the seed.
+    """Random costs of a document in each cluster, uniform in [0, 1), computed from the document's text and the seed.
 
     Args:
         clusters: Number of clusters, E.

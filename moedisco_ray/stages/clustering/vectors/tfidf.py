@@ -62,7 +62,7 @@ class TfidfSvd(Vectoriser):
         counted = vectorizer(max_features=_MOST_TERMS, min_df=2 if len(texts) >= 20 else 1)
         try:
             x_NT = counted.fit_transform(texts)
-        except ValueError as error:  # scikit-learn found an empty vocabulary
+        except ValueError as error:  # scikit-learn raises it if the vocabulary is empty
             remedy = f"found no words to count ({error}); use mean_token"
             raise CorpusError("clusters.vectors", cls.kind, remedy) from error
         room = max(1, min(dimensions, x_NT.shape[0] - 1, x_NT.shape[1] - 1))
@@ -88,5 +88,5 @@ class TfidfSvd(Vectoriser):
 
 
 def vectorizer(**settings: Any) -> TfidfVectorizer:
-    """The tf-idf vectorizer that vectors and report have in common."""
+    """Make a scikit-learn tf-idf vectorizer, with the term weighting that document vectors and the cluster report share."""
     return TfidfVectorizer(sublinear_tf=True, **settings)
