@@ -23,9 +23,10 @@ class MicroBatch:
     Attributes:
         inputs_BL: Token ids.
         targets_BL: Token that follows each position; -100 in a padding sequence.
-        weights_B: 0 for a padding sequence, else 1; None: no padding.
-        positions_BL: Position of each token in its document. A document that began in an earlier sequence is counted from the start
-            of this one. None: positions in the sequence, with attention across documents.
+        weights_B: 0 for a padding sequence, else 1; None if no sequence is padding.
+        positions_BL: Position of each token in its document. If the document began in an earlier sequence, positions are counted
+            from the start of this sequence. None means that positions are those in the sequence, and that tokens attend across
+            documents.
     """
 
     inputs_BL: Tensor

@@ -15,22 +15,23 @@ from moedisco_ray.training.job import World
 T = TypeVar("T")
 
 _POLL_SECONDS = 2.0
-"""Time between two polls (s): a spot notice may leave only 30 s, and the checkpoint needs most of it."""
+"""Seconds between two polls. Polls are frequent, because a spot notice may leave only 30 s, most of which the checkpoint needs."""
 _MAX_STEPS = 64
-"""Maximum steps between two polls: later steps may be slower, for example if a phase trains more parameters."""
+"""Maximum number of steps between two polls. Without it, polls would be late if later steps are slower, for example because more
+parameters are trained."""
 
 
 class Consensus:
     """Polls yes-or-no questions on all workers; the answer is yes if any worker says yes.
 
-    A poll is one collective operation. In it the workers also agree on the step after which to poll next: each measures
-    a different step time, and a worker that polls alone would wait forever. The first poll follows the first step, whose duration
-    decides the next poll. A single worker polls after every step.
+    A poll is one collective operation, in which the workers also agree on the step after which to poll next. They must agree
+    because each worker measures a different step time, and a worker that polls alone would wait forever. The first poll follows the
+    first step, whose duration decides the next poll. A single worker polls after every step.
 
     Args:
         questions: The questions, in the same order on all workers.
         world: This process.
-        clock: A monotonic clock (s).
+        clock: Function that returns the time in seconds on a monotonic clock.
     """
 
     def __init__(
@@ -59,12 +60,15 @@ class Consensus:
 
 
 def steps_between(step_seconds: float) -> int:
-    """Steps from one poll to the next, at least one, for the step time of the slowest worker (s)."""
+    """Number of steps from one poll to the next, at least one, if the slowest worker needs `step_seconds` per step."""
     return max(1, int(min(_MAX_STEPS, _POLL_SECONDS / max(step_seconds, 1e-9))))
 
 
 def from_rank_zero(read: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> T:
-    """Call `read` on rank 0 and return its result, or raise its error, on all workers, which could get different results."""
+    """Call `read` on rank 0 only, and return its result or raise its error on all workers.
+
+    If each worker called `read`, they could get different results.
+    """
     result: list[Any] = [None]
     if world.rank == 0:
         try:

@@ -34,7 +34,7 @@ class HeldOut(Protocol):
         """Inputs and targets [B, L]; a target of -100 is ignored.
 
         Args:
-            batch_tokens: Maximum positions (B x L) of a batch; a longer sequence is a batch of its own.
+            batch_tokens: Maximum positions (B x L) of a batch; a sequence with more positions is a batch of its own.
         """
 
 
@@ -46,8 +46,8 @@ class SyncPlan:
         directory: Directory of the sync points, which all members (sub-models) share.
         steps: Completed steps at each sync point, ascending; neither 0 nor the last step.
         outer: Settings of the outer optimizer step.
-        patience: Seconds to wait for late members once half of the members are ready; None: wait for all.
-        max_wait: Seconds that a member waits for the others; then its training stops unfinished and is resumed later.
+        patience: Seconds to wait for late members once half of the members are ready; None means to wait for all members.
+        max_wait: Maximum seconds that a member waits for the others. After that its training stops unfinished, to be resumed later.
         store: Store of the run that `directory` belongs to.
     """
 
@@ -73,19 +73,20 @@ class TrainJob:
         steps: Optimizer steps.
         sequence_length: Tokens per sequence.
         optimizer: Settings of the optimizer.
-        checkpoint_every: Steps between checkpoints; None: the interval with the least expected cost, see `policies.checkpointing`.
+        checkpoint_every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with the least
+            expected cost.
         keep: Number of checkpoints to keep.
         seed: Seed of the data order and of stochastic rounding.
         load_balance: Weight of the load-balance loss.
         z_loss: Weight of the router z-loss.
         log_every: Steps between progress events.
-        skip: Batches to leave out; None: no batch.
-        logs: Directory of the workers' logs, `NAME.RANK.log`; None: no logs.
-        sync: Sync points with other trainings; None: no sync points.
+        skip: Batches to leave out; None if none is left out.
+        logs: Directory of the workers' logs, `NAME.RANK.log`; None if they write no logs.
+        sync: Sync points with other trainings; None if there are none.
         losses_per_hour: Expected worker losses per worker-hour when the job starts; see `policies.checkpointing.loss_rate`.
-        held_out: Text to evaluate the loss on during training; None: no evaluation.
-        optimizer_state: Directory of the optimizer state to start with; None: start with an empty one.
-        document_start: Token that starts a document; tokens then attend to their own document only. None: tokens attend to all
+        held_out: Text on which the loss is evaluated during training; None if it is not evaluated.
+        optimizer_state: Directory of the optimizer state to start with; None to start with an empty state.
+        document_start: Token that starts a document; tokens then attend to their own document only. With None, tokens attend to all
             earlier tokens of the sequence.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
         drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
@@ -162,8 +163,8 @@ class TrainResult:
         steps: Steps completed, including those before a restart; fewer than the job asks for if training was stopped.
         tokens: Tokens trained on.
         losses: Mean cross-entropy of each step's global batch, in nats per token, without the router losses.
-        seconds: Wall-clock time of the loop, including earlier attempts up to their last checkpoint.
-        restored_step: Step of the checkpoint that training resumed from; 0: from the beginning.
+        seconds: Wall-clock time of the loop in seconds, including earlier attempts up to their last checkpoint.
+        restored_step: Step of the checkpoint that training resumed from; 0 if it started from the beginning.
         finished: Whether training ended and the model is written.
         waits_for_sync: Whether training is unfinished because other members have not reached the sync point.
     """

@@ -24,9 +24,9 @@ from moedisco_ray.training.stepper import Stepper
 from moedisco_ray.training.sync.member import SyncMember
 
 _POLL_SECONDS = 0.2
-"""Poll interval while waiting for the other members at a sync point (s)."""
+"""Seconds between two polls while waiting for the other members at a sync point."""
 _REMOTE_POLL_SECONDS = 2.0
-"""Poll interval at a sync point if the run is at a URI, where each poll is a request (s)."""
+"""Seconds between two polls while waiting at a sync point, if the run is at a URI, where each poll is a request."""
 
 
 def _ignore_step(step: int) -> None:
@@ -63,7 +63,8 @@ def train_in_turns(
         emit: Receives `progress` and `evaluation` events, on rank 0.
         stop: Polled after steps. Once it is true on any worker, all save a checkpoint and return an unfinished result.
         on_step: Called before each step with its number, counted from 0.
-        losses_per_hour: Current estimate of worker losses per worker-hour; None: use the job's.
+        losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is the job's
+            estimate.
 
     Yields:
         None, each time it polls for the other members at a sync point; never without sync points.

@@ -23,13 +23,13 @@ from moedisco_ray.training.sharding import autocast
 
 
 class TrainingMetrics:
-    """Collects metrics on the device and reads them only when they are needed: each read makes a GPU wait.
+    """Collects metrics on the device and reads them only when they are needed, because each read makes a GPU wait.
 
     Args:
         job: The training.
         world: This process.
         emit: Receives progress events, on rank 0.
-        progress: Progress of the training; only current after `update`.
+        progress: Progress of the training; it is up to date only after a call of `update`.
     """
 
     def __init__(self, job: TrainJob, world: World, emit: Emit, progress: Progress) -> None:
@@ -47,7 +47,7 @@ class TrainingMetrics:
         self._peak = _peak_flops(world)
 
     def add(self, loss_sum: Tensor, grad_norm: Tensor) -> None:
-        """Add a step.
+        """Add the metrics of a step.
 
         Args:
             loss_sum: Cross-entropy in nats, summed over this worker's tokens.
@@ -85,7 +85,7 @@ class TrainingMetrics:
         self._updated_at = now
 
     def exclude(self, seconds: float) -> None:
-        """Exclude waiting time (s) from the training time; call it after `update`."""
+        """Exclude waiting time in seconds from the training time; call this method after `update`."""
         self._updated_at += seconds
         self._logged_at += seconds
 

@@ -47,7 +47,7 @@ class RouterSums:
 class RouterProbe:
     """Records sums over the routers' outputs with forward hooks.
 
-    Layers with one expert are ignored: they need no balance.
+    Layers with one expert are ignored, because they need no load balancing.
 
     Attributes:
         layers: Number of routers with more than one expert, N.
@@ -68,7 +68,7 @@ class RouterProbe:
 
     @contextlib.contextmanager
     def recording(self, weights_T: Tensor | None = None) -> Iterator[None]:
-        """Record the forward pass inside the `with` block; `weights_T` are weights of the tokens, None for all 1."""
+        """Record the forward pass inside the `with` block. The sums weight each token by `weights_T`, by default all equally."""
         self._sums.clear()
         self._weights_T = weights_T
         self._is_recording = True
@@ -109,7 +109,7 @@ def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: in
 
     Args:
         probabilities_NE: Sum of the router's softmax over some or all tokens of the global batch.
-        fractions_NE: Selections per token f.
+        fractions_NE: Number of selections of each expert per token, f.
         tokens: Tokens of the global batch.
     """
     layers, experts = fractions_NE.shape
@@ -127,7 +127,7 @@ def z_loss(log_partition_N: Tensor, tokens: int) -> Tensor:
 
 
 def uniform_fractions(layers: int, experts: int, top_k: int) -> Tensor:
-    """Selections per token [N, E] of perfectly balanced routers, the assumption before the first batch."""
+    """Selections of each expert per token [N, E] if routers are perfectly balanced, as is assumed before the first batch."""
     return torch.full((layers, experts), top_k / experts)
 
 

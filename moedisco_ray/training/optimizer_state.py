@@ -44,7 +44,7 @@ def load_optimizer_state(directory: Path, model: PreTrainedModel, optimizer: tor
 
 
 def save_optimizer_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer, directory: Path, world: World) -> None:
-    """Write an optimizer's state, zeros for weights that were not trained. Every worker must call it; only rank 0 writes.
+    """Write an optimizer's state, with zeros for weights that were not trained. Every worker must call it; only rank 0 writes.
 
     Raises:
         OSError: The disk is full or broken.

@@ -52,7 +52,7 @@ def write_packed(
         parts: Token ids of the documents of each part, without end-of-sequence tokens. A part without documents gets no file.
         eos: Token that ends each document.
         vocab_size: Upper bound of the ids (exclusive); decides the type on disk.
-        bos: Token that begins each document; None: no such token.
+        bos: Token that begins each document; None if there is no such token.
 
     Returns:
         The written index; see `write_index`.
@@ -79,7 +79,7 @@ def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, v
         lengths: Number of ids of each document.
         eos: Token that ends each document.
         vocab_size: Upper bound of the ids (exclusive); decides the type on disk.
-        bos: Token that begins each document; None: no such token.
+        bos: Token that begins each document; None if there is no such token.
 
     Raises:
         CorpusError: An id does not fit the vocabulary.

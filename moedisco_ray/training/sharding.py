@@ -55,7 +55,7 @@ class SummedLoss:
             input_ids: Token ids [B, L].
             targets_BL: Token that follows each position; -100 excludes a position.
             positions_BL: Position of each token in its document. Wherever a position is not its predecessor plus one, transformers
-                starts a new document, whose tokens attend to no earlier document. None: one document per sequence.
+                starts a new document, whose tokens attend to no earlier document. None means one document per sequence.
         """
         model: Any = self
         hidden_BLD = model.base_model(input_ids=input_ids, position_ids=positions_BL, use_cache=False).last_hidden_state

@@ -1,4 +1,4 @@
-"""Distributed checkpoints: any number of workers writes them, and any other number reads them. Their files: see `storage`."""
+"""Distributed checkpoints: any number of workers writes them, and any other number reads them. `storage` describes the files."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Progress:
         step: Steps made.
         tokens: Tokens trained on.
         losses: Mean cross-entropy of each step.
-        seconds: Training time so far (s).
+        seconds: Training time so far in seconds.
         fractions_NE: How often each expert was selected in the last global batch, per token, [N routers, E experts].
-        sync_point: Last sync point whose backbone was loaded; 0: none.
+        sync_point: Number of the last sync point whose backbone was loaded; 0 if there is none.
         synced_step: Step at which that backbone was loaded.
     """
 
@@ -50,7 +50,7 @@ class Progress:
     synced_step: int = 0
 
     def copy(self) -> Progress:
-        """A copy that further training does not change."""
+        """Return a copy that further training does not change."""
         return dataclasses.replace(self, losses=list(self.losses), fractions_NE=list(self.fractions_NE))
 
 
@@ -104,7 +104,7 @@ def read_progress(storage: Storage, step: int) -> Progress:
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The tensors of weights and optimizer, not copied. Every worker must call it.
+    """The weights and the optimizer's state, as tensors that are not copied. Every worker must call this function.
 
     The settings in the optimizer's parameter groups, such as the learning rate, come from the job and are not stored.
     """
@@ -119,7 +119,7 @@ def write(
 
     Args:
         storage: Checkpoint storage of this training.
-        state: Tensors from `state_of`; they must not change meanwhile.
+        state: Tensors from `state_of`; they must not change until this function returns.
         progress: Progress of the training, equal on all workers.
         keep: Number of checkpoints to keep.
         world: This process.

@@ -1,7 +1,8 @@
 """Asynchronous checkpoints: training stops only while weights and optimizer state are copied to CPU memory.
 
-A thread writes the copy. The next save waits for the previous one, and so does the end of the `with` block: if it ends without an
-error, the last checkpoint is safe. An error in the thread is raised in the training's thread, at the next save at the latest.
+A thread writes the copy. The next save waits for the previous one, and so does the end of the `with` block: if the block ends
+without an error, the last checkpoint is safe. An error in the thread is raised in the training's thread, at the next save at the
+latest.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from moedisco_ray.training.consensus import from_rank_zero
 from moedisco_ray.training.job import TrainJob, World
 
 _TIMEOUT = timedelta(hours=1)
-"""Maximum wait for the other workers' uploads. It may be long, because a dead worker is detected at once without it."""
+"""Maximum wait for the other workers' uploads. It may be long, because it is not needed to detect dead workers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,9 @@ class _Upload:
 
     Attributes:
         step: Step of the checkpoint.
-        started: Time at which training paused for the copy (s).
-        stall: Duration of that pause (s).
-        written: Time at which the upload was complete (s).
+        started: Time at which training paused for the copy, in seconds on a monotonic clock.
+        stall: Duration of that pause in seconds.
+        written: Future that returns the time at which the upload was complete, on the same clock.
     """
 
     step: int
@@ -57,7 +58,8 @@ class Saver:
         optimizer: Optimizer to save and restore.
         world: This process.
         emit: Receives a `checkpoint` event for each checkpoint, on rank 0.
-        losses_per_hour: Current estimate of worker losses per worker-hour; None: use the job's.
+        losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is the job's
+            estimate.
 
     Raises:
         ConfigError: The checkpoint storage does not exist.
@@ -106,7 +108,7 @@ class Saver:
 
     @functools.cached_property
     def newest(self) -> int:
-        """Step of the newest checkpoint, from which training resumes; 0: no checkpoint exists.
+        """Step of the newest checkpoint, from which training resumes; 0 if no checkpoint exists.
 
         Raises:
             StorageError: The storage does not respond.
@@ -129,7 +131,7 @@ class Saver:
         return self._job.checkpoint_every is not None and done % self._job.checkpoint_every == 0
 
     def is_due(self) -> bool:
-        """Whether to save now: the cost-optimal interval has passed (decided on rank 0), or the last save failed."""
+        """Whether to save now: rank 0 decides that the cost-optimal interval has passed, or the last save failed."""
         if self._upload is not None:
             if not self._upload.written.done():
                 return False

@@ -44,8 +44,8 @@ class Storage:
 
     Args:
         location: Folder of these checkpoints alone; every worker must see it.
-        key_file: File of the key that signs manifests, in the run directory, never in the storage; created when first needed.
-            None: checkpoints can be listed and deleted, but not written or read.
+        key_file: File of the key that signs manifests. It is in the run directory, never in the storage, and is created when first
+            needed. With None, checkpoints can be listed and deleted, but not written or read.
 
     Raises:
         ConfigError: The file system or bucket does not exist, or denies access.
@@ -68,7 +68,7 @@ class Storage:
 
         Raises:
             StorageError: The signature was invalid for this training and step in two reads; the checkpoint is deleted, so that the
-                next attempt resumes from the one before. Or the key is missing; then the checkpoint is kept.
+                next attempt resumes from the previous checkpoint. Or the key is missing; then the checkpoint is kept.
         """
         key = self._key(existing=True)
         for _ in range(2):   # the file may be intact and only its transfer damaged
@@ -96,7 +96,7 @@ class Storage:
         self.retrying(clear)
 
     def commit(self, step: int, checksums: Mapping[str, Checksum]) -> None:
-        """Make a checkpoint complete; `checksums` are those of all its files, by name.
+        """Make a checkpoint complete; `checksums` maps the name of each of its files to the checksum.
 
         Raises:
             RunDirError: The key in the run directory cannot be read or created.
@@ -111,7 +111,7 @@ class Storage:
         self.retrying(lambda: self._delete(folder_name(step)))
 
     def abandon(self, step: int) -> None:
-        """Delete a failed draft from a disk; in an object store the next `begin` does it."""
+        """Delete a failed draft from a disk; in an object store, the next call of `begin` deletes it."""
         if self._on_disk:
             with contextlib.suppress(OSError):
                 self._system.delete_dir(self.draft_path(step))
@@ -139,7 +139,7 @@ class Storage:
 
         Raises:
             StorageError: The checksum was wrong in two reads. The checkpoint is deleted, so that the next attempt resumes from the
-                one before.
+                previous checkpoint.
         """
         data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}"))
         if Checksum.of(data) != checksum:   # the file may be intact and only its transfer damaged

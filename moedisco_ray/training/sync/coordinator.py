@@ -11,7 +11,8 @@ from moedisco_ray.training.job import TrainJob
 from moedisco_ray.training.sync import exchange
 
 _LOOK_SECONDS = 3.0
-"""Minimum interval between checks whether a member has published; used for runs at a URI, where each check is a request (s)."""
+"""Minimum seconds between two checks whether a member has published its backbone. Only used for runs at a URI, where each check is
+a request."""
 
 
 class SyncCoordinator:
@@ -22,7 +23,7 @@ class SyncCoordinator:
     Args:
         jobs: The members; their start models have the same backbone.
         emit: Receives a `sync` event for each sync point.
-        clock: A monotonic clock (s).
+        clock: Function that returns the time in seconds on a monotonic clock.
     """
 
     def __init__(self, jobs: Sequence[TrainJob], emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,7 +53,7 @@ class SyncCoordinator:
         self._members.remove(name)
 
     def ready_members(self) -> SyncMembers | None:
-        """The members to combine now; None: wait, or no sync point is left."""
+        """The members to combine now; None if the sync point must wait for more members, or if no sync point is left."""
         if self._plan is None or self._completed == len(self._plan.steps):
             return None
         now = self._clock()

@@ -1,8 +1,8 @@
 """The files of sync points: members and coordinator exchange backbones through storage that all of them see.
 
 DIRECTORY/sync-0007/
-├── members/NAME/       a member's backbone, and `member.json` with its `MemberRecord`; appears when it is complete. Deleted when
-│                       this sync point is complete; that of a late member, when the next sync point is complete
+├── members/NAME/       a member's backbone, and `member.json` with its `MemberRecord`. It appears when it is complete. It is
+│                       deleted when this sync point is complete, or, for a late member, when the next sync point is complete
 ├── backbone/           the common backbone, float32; the last two are kept
 ├── momentum/           momentum of the outer step, float32; the last two are kept
 └── sync.json           tokens of each member that took part, and the late members; its existence completes the sync point
@@ -50,7 +50,7 @@ class MemberRecord:
 
 
 def latest(directory: Path, known: int = 0, store: RunStore = SHARED) -> int:
-    """Number of the latest completed sync point, searched upwards from `known`; 0: none."""
+    """Number of the latest completed sync point, searched upwards from `known`; 0 if no sync point is completed."""
     while store.has(_folder(directory, known + 1) / _COMPLETE):
         known += 1
     return known

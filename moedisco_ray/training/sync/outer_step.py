@@ -22,7 +22,7 @@ from torch import Tensor
 from moedisco_ray.core.config import Outer
 
 _CHUNK = 1 << 22
-"""Elements of a chunk: 32 MiB in float64."""
+"""Maximum number of elements of a tensor that are computed at a time; they take 32 MiB in float64."""
 
 
 def next_momentum(
@@ -35,8 +35,8 @@ def next_momentum(
         start: Common backbone g, in float32. A member in bf16 started from g rounded to bf16.
         members: Backbones theta_k of the members.
         weights: Weights w_k; they sum to 1.
-        momentum: Momentum m; None: 0.
-        outer: The recipe; mu is its `momentum`.
+        momentum: Momentum m; None means 0.
+        outer: Settings of the outer step; mu is its `momentum`.
     """
     def step(start_N: Tensor, *others_N: Tensor) -> Tensor:
         copies, before = others_N[:len(members)], others_N[len(members):]
@@ -56,9 +56,9 @@ def next_backbone(
 
     Args:
         start: Common backbone g.
-        momentum: Momentum m; None: 0.
+        momentum: Momentum m; None means 0.
         after: New momentum m'.
-        outer: The recipe: lr, and mu as `momentum`.
+        outer: Settings of the outer step: lr, and mu as `momentum`.
     """
     def step(start_N: Tensor, after_N: Tensor, *before: Tensor) -> Tensor:
         delta_N = (1 + outer.momentum) * after_N.double()
