@@ -66,13 +66,13 @@ Overrides = Annotated[
 ]
 ClusterFile = Annotated[
     Path | None,
-    typer.Option("--cluster", metavar="FILE", help="Compare the pools with the node types of this `ray up` file."),
+    typer.Option("--cluster", metavar="FILE", help="Check the pools against the node types of this `ray up` file."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - writes to standard output.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depend on changed settings.")]
 StopPath = Annotated[
-    Path | None, typer.Option("--stop-file", metavar="PATH", help="Stop with a checkpoint and exit code 3 once this file exists."),
+    Path | None, typer.Option("--stop-file", metavar="PATH", help="Once this file exists, save a checkpoint and exit with code 3."),
 ]
 ReportTo = Annotated[
     str | None,
@@ -169,7 +169,7 @@ def init(
         help="Preset to write.", show_default="default with a GPU, demo without one")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a commented configuration: the named preset, or one that this machine can run."""
+    """Write a commented configuration: the named preset, or a preset that this machine can run."""
     chosen = preset or ("default" if local_gpus() else "demo")
     text = preset_text(chosen)
     if str(path) == "-":

@@ -60,7 +60,7 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
 def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None = None) -> Figure | None:
     """Draw the loss against the trained tokens, from seed to fine-tune. All sub-models start where the seed ends.
 
-    Joint training has no curve here: a comparison leaves only its result in words (`comparison.json`) in the run directory.
+    Joint training has no curve here: a comparison stores only its result in words, as `comparison.json` in the run directory.
 
     Args:
         curves: Training loss; drawn faint, under its running mean.
@@ -132,11 +132,11 @@ def running_mean(values: Sequence[float], reach: int) -> list[float]:
 def draw_clusters(points: ClusterMap) -> Figure | None:
     """A sample of documents, projected onto the first two principal directions of their vectors.
 
-    The first panel is coloured by cluster. With several sources, a second one is coloured by source: sources are ordered by the
-    cluster that holds most of their documents, so that a source and its cluster have the same colour if they correspond.
+    The first panel is coloured by cluster. If there are several sources, a second panel is coloured by source. Sources are in the
+    order of the cluster that holds most of their documents, so that a source has the colour of the cluster that corresponds to it.
 
     Args:
-        points: {x, y, cluster, source}, one entry per document.
+        points: Coordinates, cluster and source of each document.
 
     Returns:
         The figure; None without points.

@@ -189,7 +189,7 @@ def run_id(directory: Path, given: str | None = None) -> str:
 
     Args:
         directory: The run directory.
-        given: Id to store if the run has none yet; None: a random id.
+        given: Id to store if the run has none yet; random by default.
     """
     path = directory / "run.json"
     if not path.exists():

@@ -42,7 +42,7 @@ def task_table(evaluation: EvaluationRecord) -> list[tuple[str, ...]]:
 
 
 def expert_note(evaluation: EvaluationRecord) -> str | None:
-    """A sentence on how specialised the experts are and how many are dead; None if that was not measured."""
+    """A sentence on how specialised the experts are and how many are dead; None if this was not measured."""
     if not evaluation.specialisation:
         return None
     shared = ", ".join(f"{value:.2f} with its {label}" for label, value in evaluation.specialisation.items() if value is not None)

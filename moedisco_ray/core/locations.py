@@ -20,7 +20,7 @@ _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def joined(location: Location, *parts: str) -> Location:
-    """A location below another; a URI's options stay at its end."""
+    """Join a location with names of folders and files below it; a URI's options stay at the end of the result."""
     if not is_uri(location):
         return Path(location).absolute().joinpath(*parts)
     place, sign, options = str(location).partition("?")

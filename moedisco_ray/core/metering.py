@@ -5,8 +5,8 @@ A mixed pool is metered per node type, because prices differ.
 A worker is paid for while it holds a slot of its pool, whatever it does: start-ups and work that was lost with a machine
 are included. A hold without an end counts up to the newest event, which a heartbeat keeps within seconds of the present.
 
-A machine is paid for while it exists, whether or not a worker holds it: free slots are idle slot-seconds. They are
-counted for the whole pool: two runs at once on one Ray cluster both count them.
+A machine is paid for while it exists, whether or not a worker holds it: the time of free slots is counted as idle
+slot-seconds. Free slots are counted for the whole pool, so two runs at the same time on one Ray cluster both count them.
 """
 
 from __future__ import annotations

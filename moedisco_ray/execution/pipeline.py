@@ -1,4 +1,4 @@
-"""A run from its configuration to a Hugging Face directory: all stages in order; one whose artifact exists is skipped."""
+"""A run from its configuration to a Hugging Face directory: all stages in order. A stage whose artifact exists is skipped."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def _make_all(
 
 
 def _own_storage(config: RunConfig, directory: Path) -> Location | None:
-    """This run's own folder in `checkpoint.storage`: another run may have the same name and settings."""
+    """This run's folder in `checkpoint.storage`. A random part makes its name unique, because other runs may have the same name."""
     if config.checkpoint.storage is None:
         return None
     path = directory / "checkpoints" / "storage.json"

@@ -64,7 +64,7 @@ def _trial(hidden: int, experts: int) -> Trial:
 
 
 def _text_rate() -> float:
-    """Bytes per second of training a byte-level BPE and encoding with it."""
+    """Measured speed of training a byte-level BPE tokenizer and encoding with it, in bytes per second."""
     words = [f"word{number * 7919 % 5003} of({number})" for number in range(_TEXT_BYTES // 16)]
     lines = [" ".join(words[start:start + 20]) for start in range(0, len(words), 20)]
     tokenizer = Tokenizer(models.BPE())

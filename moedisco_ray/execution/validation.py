@@ -54,7 +54,7 @@ def validate(config: RunConfig) -> Findings:
 
 
 def check_output(directory: Path) -> None:
-    """Check, without creating it, that a run directory can be created, or written if it exists.
+    """Check that a run directory can be created, or written if it exists, without creating it.
 
     Raises:
         RunDirError: The directory cannot be created or written.

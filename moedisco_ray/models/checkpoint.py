@@ -36,8 +36,8 @@ class Checkpoint(Mapping[str, Tensor]):
     """A model directory as a read-only mapping from canonical names to tensors, which are read on access.
 
     Attributes:
-        config: Values of its `config.json`.
-        model_map: Names of its tensors.
+        config: Values of the model's `config.json`.
+        model_map: Names of the model's tensors.
     """
 
     def __init__(self, directory: Path, config: dict[str, Any], model_map: ModelMap,

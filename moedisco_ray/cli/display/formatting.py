@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def count(number: float) -> str:
-    """A count with three digits and a unit: `812`, `1.20M`, `14.3B`."""
+    """Format a count with three digits and a suffix: `812`, `1.20M`, `14.3B`."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size * 0.9995:
             value = number / size

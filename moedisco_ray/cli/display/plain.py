@@ -58,7 +58,7 @@ class PlainLines:
 
 
 def describe(event: Event) -> str:
-    """An event in one line, without its time; empty for an event that needs no line."""
+    """Describe an event in one line, without its time; the text is empty for an event that needs no line."""
     line = _LINES.get(event.type)
     return line(event.unit or event.stage or "", event.data) if line is not None else ""
 

@@ -1,4 +1,4 @@
-"""The run configuration: frozen pydantic models, no torch, no Ray."""
+"""The run configuration, as frozen pydantic models that import neither torch nor Ray."""
 
 from moedisco_ray.core.config.load import check_config, check_evaluation, load_config, put
 from moedisco_ray.core.config.model import (

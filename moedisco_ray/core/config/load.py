@@ -54,7 +54,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
 
 
 def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunConfig:
-    """Validate plain data; see `load_config`.
+    """Validate a configuration that is given as plain data, as `load_config` does for a file.
 
     Raises:
         ConfigError: The configuration has a mistake; the error names the first one.
@@ -130,7 +130,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Apply one `key.sub=value` override to plain data.
 
     Raises:
-        ConfigError: The override is malformed, or names no setting.
+        ConfigError: The override is malformed, or names a setting that does not exist.
     """
     key, sign, value = override.partition("=")
     if not sign or not key:

@@ -31,7 +31,7 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class Marker:
-    """Base class of `ReadsFrom` and `WritesTo`; rejects places that are too long or hold credentials."""
+    """Base class of `ReadsFrom` and `WritesTo`. A marked setting rejects places that are too long or hold credentials."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema of the marked type, which runs `check_place` first; JSON keeps the user's spelling."""

@@ -290,8 +290,9 @@ class Merge(Section):
     """How the mean of the sub-models' backbones weights them: all equally, or each by the number of tokens that it was trained
     on."""
     router: Literal["ridge", "random"] = "ridge"
-    """`ridge` computes the routers from data: each cluster's experts begin with the cluster's share of the tokens, and if top-k
-    weights are not normalised, experts keep their output scale. `random`, as in the paper, does neither."""
+    """How the merge makes the routers. `ridge` computes them from data: each cluster's experts begin with the cluster's share of
+    the tokens, and if top-k weights are not normalised, experts keep their output scale. `random` initialises them randomly, as in
+    the paper, and adjusts neither the shares nor the scale."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Number of training tokens from which the routers are computed."""
 
@@ -348,7 +349,7 @@ _ONLY_LOOKS = NoEffect("it measures a model while it is trained, and changes not
 
 
 class Evaluation(Section):
-    """What the run measures at its end."""
+    """What a run measures during training and at its end."""
 
     max_tokens: int = Field(1_000_000, gt=0, le=LARGEST)
     """Maximum number of validation tokens to evaluate on, in whole documents."""

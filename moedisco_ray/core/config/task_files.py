@@ -15,7 +15,7 @@ _KINDS = "write an object with query, choices and gold, or with context and cont
 
 
 def read_task_file(field: str, path: Path) -> Rows:
-    """Read the examples of a JSON Lines file. All of them have the same form, one of these two, and no other keys.
+    """Read the examples of a JSON Lines file. All examples in a file have the same one of these two forms, with no other keys.
 
     * `query`, two or more `choices`, and `gold`, the index of the right choice from 0. If the query begins with `Question:`, the
       model sees a line `Answer:` before the choice; otherwise the choice directly continues the query.

@@ -58,7 +58,7 @@ _WORDS: Mapping[str, str] = {
     "date_parsing": "must be a date",
     "date_from_datetime_parsing": "must be a date",
 }
-"""Message for each error type of pydantic; braces hold the bounds of the setting."""
+"""Message for each error type of pydantic; braces stand for the bounds of the setting."""
 
 
 def plain_words(mistake: Mapping[str, Any]) -> str:

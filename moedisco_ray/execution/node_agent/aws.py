@@ -23,7 +23,7 @@ class Aws:
     """Client of EC2's metadata service.
 
     Args:
-        service: The metadata service.
+        service: HTTP client of the metadata service.
     """
 
     name: ProviderName = "aws"

@@ -23,7 +23,7 @@ class Azure:
     """Client of Azure's metadata service.
 
     Args:
-        service: The metadata service.
+        service: HTTP client of the metadata service.
     """
 
     name: ProviderName = "azure"

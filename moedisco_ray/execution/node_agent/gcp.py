@@ -22,7 +22,7 @@ class Gcp:
     """Client of Compute Engine's metadata service.
 
     Args:
-        service: The metadata service.
+        service: HTTP client of the metadata service.
     """
 
     name: ProviderName = "gcp"

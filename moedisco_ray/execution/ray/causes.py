@@ -1,4 +1,4 @@
-"""Finds the cause of a Ray error: by the type of the exception, and only without a specific type by its message.
+"""Finds the cause of a Ray error, from the exception's type, or from its message if the type is not specific.
 
 A message may hold a traceback, with paths and source lines whose words say nothing about the cause.
 """
@@ -29,7 +29,7 @@ from moedisco_ray.policies.retrying import End, kind_of
 _NODE_DEATH_SECONDS = 25.0
 """Seconds until Ray declares a node dead: after a first delay, five health checks fail, three seconds apart."""
 _CONNECTION_LOST = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
-"""Error texts of workers that lost the connection to another worker; Ray may not know yet that its process or node has ended."""
+"""Error texts of workers that lost the connection to another worker, whose process or node may have ended before Ray knows."""
 _NODE_GONE = re.compile(
     r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)
 """Ray's error texts for an actor that died with its node."""

@@ -210,7 +210,7 @@ class EventMailbox:
         ray.get(self.handle.set_workers.remote(unit, attempt, (node,)))
 
     def count_loss(self) -> None:
-        """Count one loss of workers without a final checkpoint, for `losses_per_hour`."""
+        """Count that workers were lost before they saved a final checkpoint; `losses_per_hour` uses this count."""
         ray.get(self.handle.count_loss.remote())
 
     def status(self, unit: str) -> UnitStatus:

@@ -87,7 +87,7 @@ def kv_put(key: str, value: str, namespace: str) -> None:
 
 
 def kv_put_from_head(key: str, value: str, namespace: str) -> None:
-    """Store a value from a process on the head that is no driver, such as the autoscaler; see `kv_put`.
+    """Store a value from a process on the head node that is not a driver, such as the autoscaler; see `kv_put`.
 
     Raises:
         ConnectionError: No Ray cluster runs on this machine.

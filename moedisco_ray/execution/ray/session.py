@@ -118,7 +118,7 @@ def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int
 
 
 def autoscales() -> bool:
-    """Whether an autoscaler may add nodes: it has marked the nodes that it started."""
+    """Whether an autoscaler may add nodes: nodes that an autoscaler has started are marked."""
     return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
 
 

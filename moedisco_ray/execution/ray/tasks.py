@@ -1,4 +1,4 @@
-"""Run one pure function on one worker of a pool."""
+"""Run one pure function on one worker of a pool, or on a CPU of any node."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Reservation:
             waiting: Seconds left of each waiting training.
             slots: Number of slots for these trainings.
             workers: Number of this pool's slots to request.
-            stretch: Factor on the seconds that allows for lost nodes and checkpoints.
+            stretch: Factor by which lost nodes and checkpoints are expected to lengthen these seconds.
         """
         self.record()
         boot = arrival.boot_seconds(self.boot_times, workers)
