@@ -15,7 +15,8 @@ from moedisco_ray.training.job import World
 T = TypeVar("T")
 
 _POLL_SECONDS = 2.0
-"""Seconds between two polls. Polls are frequent, because a spot notice may leave only 30 s, most of which the checkpoint needs."""
+"""Seconds between two polls. Polls are frequent, because a spot notice may leave only 30 s, and the checkpoint needs most of this
+time."""
 _MAX_STEPS = 64
 """Maximum number of steps between two polls. Without it, polls would be late if later steps are slower, for example because more
 parameters are trained."""
