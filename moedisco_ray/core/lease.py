@@ -28,11 +28,11 @@ from moedisco_ray.core.manifests import LEASE
 from moedisco_ray.core.run_store import RunStore
 
 _RENEW_SECONDS = 10.0
-"""Interval between two renewals of the lease (s)."""
+"""Interval between two renewals of the lease, in seconds."""
 _STALE_SECONDS = 45.0
-"""Time without a renewal after which a driver counts as dead (s): four intervals, and some time for a slow renewal."""
+"""Seconds without a renewal after which a driver counts as dead: four intervals, and some time for a slow renewal."""
 _SETTLE_SECONDS = 1.0
-"""Time between writing a lease and reading it again (s): another driver's write takes less."""
+"""Seconds between writing a lease and reading it again: another driver's write takes less time."""
 _POLL_SECONDS = 1.0
 _REMEDY = "another process works on this run; wait for it, or end it"
 
@@ -57,7 +57,7 @@ class Lease:
         """Take the lease.
 
         Args:
-            seconds: Maximum time to wait until another driver releases the run (s).
+            seconds: Maximum number of seconds to wait until another driver releases the run.
 
         Raises:
             RunDirError: Another driver works on the run.
@@ -120,7 +120,7 @@ def leased(store: RunStore, seconds: float) -> Iterator[Lease]:
 
     Args:
         store: The run.
-        seconds: Maximum time to wait until another driver releases the run (s).
+        seconds: Maximum number of seconds to wait until another driver releases the run.
 
     Raises:
         RunDirError: Another driver works on the run.

@@ -13,7 +13,7 @@ from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.run_store import RunStore
 
 _INTERVAL_SECONDS = 5.0
-"""Minimum interval between two uploads of a file (s): one request every 5 s costs less than half a cent per hour on S3."""
+"""Minimum interval between two uploads of a file, in seconds: one request every 5 s costs less than half a cent per hour on S3."""
 _BYTES_PER_SECOND = 1 << 20
 """Maximum mean bandwidth of repeated uploads of one file (bytes/s): a file of 100 MB is uploaded about every 100 s."""
 

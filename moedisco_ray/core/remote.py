@@ -72,7 +72,7 @@ class Remote:
     Args:
         location: Path or URI of the folder.
         setting: Name of the setting that holds the location, for error messages.
-        pauses: Pauses between attempts (s); None: `RETRY_PAUSES`.
+        pauses: Pauses between attempts, in seconds; by default, `RETRY_PAUSES`.
 
     Raises:
         ConfigError: The file system or bucket does not exist, or denies access.
@@ -148,8 +148,8 @@ class Remote:
         Args:
             name: Name of the object.
             file: The local file.
-            size: Expected size of the object (bytes); None: not checked.
-            sha256: Expected checksum of the object; None: not checked.
+            size: Expected size of the object (bytes); None if the size is not checked.
+            sha256: Expected checksum of the object; None if the checksum is not checked.
 
         Raises:
             StorageError: The object has another size or checksum, also when it is downloaded a second time.

@@ -63,7 +63,7 @@ class RunStore:
     Attributes:
         location: Path or URI of the run.
         directory: The run directory: the location itself, or this machine's working copy.
-        pauses: Pauses between attempts to reach the URI (s); None: `remote.RETRY_PAUSES`.
+        pauses: Pauses between attempts to reach the URI, in seconds; by default, `remote.RETRY_PAUSES`.
     """
 
     location: Location

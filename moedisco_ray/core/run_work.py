@@ -51,7 +51,7 @@ def on_each(
         store: The run.
         function: The function.
         also: Further paths to fetch, for every item.
-        writes: Returns the paths to publish, given the result; None: all paths that the result contains.
+        writes: Returns the paths to publish, given the result. By default, all paths that the result contains are published.
     """
     return _Each(store, function, also, writes) if store.is_remote else function
 

@@ -206,18 +206,20 @@ class Optimizer(Section):
     within_documents: bool = False
     """Let each token attend only to its own document, not to the other documents that are packed into the same sequence."""
     gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass, which needs less memory and takes a third more time. Null: only on a GPU that has
-    too little memory otherwise."""
+    """Recompute activations in the backward pass, which needs less memory and takes a third more time. Null means that this is done
+    only on a GPU whose memory is too small without it."""
     moments: Literal["auto", "full", "fp8"] = "auto"
-    """Storage of AdamW's two moments. `full` is the dtype of the weights; `fp8` needs 2 bytes per parameter, for 8-bit numbers that
-    share a scale in blocks of 128. `auto` is `full`, or `fp8` on a GPU that has too little memory otherwise."""
+    """How AdamW's two moments are stored. `full` uses the dtype of the weights. `fp8` uses 8-bit numbers with one scale for each
+    block of 128: 2 bytes per parameter for both moments. `auto` means `fp8` on a GPU whose memory is too small for `full`,
+    and `full` otherwise."""
     offload_moments: bool | None = None
-    """Keep AdamW's moments in the machine's memory and update the weights in parts: the same result, and slower. Needs a model on
-    one worker. Null: only on a GPU that has too little memory otherwise."""
+    """Keep AdamW's moments in the machine's main memory and update the weights in parts. The result is the same, but training is
+    slower. The model must be on one worker. Null means that this is done only on a GPU whose memory is too small without it."""
     block_steps: int | None = Field(None, ge=0, le=LARGEST)
-    """Train one decoder layer, the embedding or the head at a time, for this many steps each, in a seeded order (block coordinate
-    descent): only that block has gradients and moments. Needs AdamW and a model on one worker. 0 trains all weights in every step.
-    Null: so does it, but on a GPU that has too little memory otherwise blocks train for 100 steps each."""
+    """Number of steps for which one block (a decoder layer, the embedding or the head) is trained before the next one, in a seeded
+    order (block coordinate descent). Only the block that is trained has gradients and moments. Blocks need AdamW and a model on one
+    worker. With 0, all weights are trained in every step. Null means 100 on a GPU whose memory is too small without blocks, and 0
+    otherwise."""
 
     @model_validator(mode="after")
     def _only_adamw_saves_memory(self) -> Self:

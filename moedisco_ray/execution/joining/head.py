@@ -34,7 +34,7 @@ from moedisco_ray.execution.joining.token import JoinToken, Offer, address, devi
 USER = "moedisco-join"
 SSHD = "/usr/sbin/sshd"
 _CLOCK_SKEW = 300
-"""Time by which a certificate's validity begins before its issue (s): the head's clock may be set back after the issue."""
+"""Seconds by which a certificate's validity begins before its issue, because the head's clock may be set back after the issue."""
 _SSHD_CONFIG = """\
 Port {port}
 HostKey {directory}/host
@@ -155,7 +155,7 @@ def issue(directory: Path, minutes: int, now: float | None = None) -> JoinToken:
     Args:
         directory: Directory with the files that `prepare` wrote.
         minutes: Time for which the token can open a connection (min).
-        now: Current time (Unix time); None: read the clock.
+        now: Current Unix time; by default, the clock is read.
 
     Raises:
         ConfigError: This process is not root, no gateway was prepared, or every tunnel has a machine or an unused token.

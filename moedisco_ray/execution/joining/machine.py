@@ -24,10 +24,10 @@ from moedisco_ray.execution.node_agent import Drainer, Notice, RayUnavailable
 from moedisco_ray.execution.node_agent.raylets import local_raylets
 
 _CONNECT_SECONDS = 15
-"""Timeout for connecting to the head (s)."""
+"""Timeout for connecting to the head, in seconds."""
 _POLL_SECONDS = 0.5
 _END_SECONDS = 20
-"""Time that Ray's processes have to end after SIGTERM (s); then they are killed."""
+"""Seconds in which Ray's processes must end after SIGTERM; then they are killed."""
 _RULE = 7700
 """Priority of the first routing rule. The number of the routing table is this value plus the tunnel's number."""
 _SHARED = ("ray", "moedisco-ray")
@@ -111,7 +111,7 @@ def join(token: JoinToken, machine: Machine, stop: threading.Event, say: Callabl
         machine: Resources that the node offers.
         stop: Setting this event drains the node and then ends it.
         say: Receives one line of text per change of state.
-        grace: Time for work on this machine to save its state after `stop` is set (s).
+        grace: Seconds that work on this machine gets to save its state after `stop` is set.
 
     Raises:
         ConfigError: The head refuses the token, does not answer, or has other versions of Python or packages.

@@ -68,7 +68,7 @@ class JoinToken(BaseModel):
 
         Args:
             text: The word that `moedisco join-token` printed.
-            now: Current time (Unix time); None: read the clock.
+            now: Current Unix time; by default, the clock is read.
 
         Raises:
             ConfigError: The text is not a join token, or the token has expired.

@@ -30,7 +30,7 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, 
     Args:
         config: The run's configuration.
         directory: An empty directory below the run directory, for the artifact.
-        blocks: Number of Ray Data blocks for the tasks; None: one per task. It does not change the result.
+        blocks: Number of Ray Data blocks for the tasks; by default, one per task. The number does not change the result.
         emit: Receives `stage_progress` events.
 
     Returns:

@@ -12,7 +12,7 @@ from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first, soonest_done
 
 RESTART_SECONDS = 30.0
-"""Time assumed from getting a slot to the next step (s), until a start has been measured."""
+"""Seconds from getting a slot to the next step that are assumed until a start has been measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Forecast:
             self.waiting, [expected_seconds(unit, factor) for unit in self.running], room, factor)]
 
     def seconds_left(self) -> tuple[list[float], list[float]]:
-        """Expected remaining time of each running and each waiting training (s), including start-up before the first step.
+        """Expected seconds left of each running training, and of each waiting one, including start-up before the first step.
 
         All values are infinite until one of the trainings has reported its speed.
         """
@@ -53,7 +53,7 @@ class Forecast:
 
         Args:
             losses_per_hour: Lost workers per worker-hour.
-            boot_seconds: Time until a new node replaces a lost one (s).
+            boot_seconds: Seconds until a new node replaces a lost one.
         """
         cost = SaveCost(max((status.stall for status in self.statuses.values()), default=0.0))
         restart = RESTART_SECONDS + boot_seconds

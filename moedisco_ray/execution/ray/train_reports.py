@@ -22,7 +22,7 @@ from moedisco_ray.training.checkpoints.storage import folder_name
 from moedisco_ray.training.consensus import from_rank_zero
 
 _REPORT_SECONDS = 10.0
-"""Minimum time between two reports (s): Ray Train accepts one every 2 s, and a worker blocks until its last one is accepted."""
+"""Minimum seconds between two reports: Ray Train accepts one every 2 s, and a worker blocks until its last one is accepted."""
 
 
 def ray_train_run(job: TrainJob) -> tuple[Location, str]:
@@ -49,7 +49,7 @@ class TrainReports:
     Args:
         job: The training.
         world: Rank of this process, and number of processes.
-        clock: Returns the current time (s).
+        clock: Returns the current time in seconds.
     """
 
     def __init__(self, job: TrainJob, world: World, clock: Callable[[], float] = time.monotonic) -> None:
