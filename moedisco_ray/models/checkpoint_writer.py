@@ -28,7 +28,8 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
                      with_backbone: bool = False) -> int:
     """Write a model directory from a stream of canonical tensors.
 
-    With a layout, only one tensor is in memory at a time; without one, all tensors of a file. Memory-mapped tensors take no memory.
+    If `layout` is given, only one tensor is in memory at a time; otherwise all tensors of a file are. Memory-mapped tensors take no
+    memory.
 
     Args:
         directory: Target directory, created if missing. It is incomplete until the function returns.

@@ -18,7 +18,7 @@ from moedisco_ray.models.layout import ModelMap
 
 
 def group_size(num_experts: int, clusters: int) -> int:
-    """Experts per sub-model.
+    """Number of experts per sub-model.
 
     Raises:
         ConfigError: The number of experts is not a multiple of the number of clusters.
@@ -29,7 +29,7 @@ def group_size(num_experts: int, clusters: int) -> int:
 
 
 def expert_count(config: Mapping[str, Any]) -> int:
-    """Routed experts per MoE layer, from the values of a `config.json`.
+    """Number of routed experts per MoE layer, from the values of a `config.json`.
 
     Raises:
         CheckpointError: The number is missing or not positive.

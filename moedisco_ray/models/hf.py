@@ -110,7 +110,7 @@ def from_values(config: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def skeleton(config: Mapping[str, Any] | PretrainedConfig) -> PreTrainedModel:
-    """A model on the meta device: all modules and shapes, but no memory."""
+    """A model on the meta device: it has all modules and shapes, but its weights take no memory."""
     found = config if isinstance(config, PretrainedConfig) else from_values(config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(found)

@@ -6,8 +6,8 @@ For matrices that Muon trained, the first moment is Muon's momentum, and the sec
                           exp_avg_sq/   second moments, in the same form
                           steps.json    number of updates
 
-Without this state, the first updates of a training move every weight by about the learning rate, because the first moment divided
-by the root of the second is 1 or -1 after one step. That undoes part of what the previous training has learnt.
+Without this state, the first updates of the next training would move every weight by about the learning rate, because the first
+moment divided by the root of the second is 1 or -1 after one step. That would undo part of what the previous training has learnt.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OptimizerState:
 
 
 def open_optimizer_state(directory: Path) -> OptimizerState | None:
-    """Open an optimizer state; tensors are read on access. None if the directory holds none.
+    """Open an optimizer state, whose tensors are read on access; return None if the directory holds no such state.
 
     Raises:
         CheckpointError: A file cannot be read.

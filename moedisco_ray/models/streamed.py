@@ -121,7 +121,7 @@ def loaded(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def stays(module: nn.Module) -> bool:
-    """Whether a part of a model keeps its weights in memory after it ran."""
+    """Whether a part of a model keeps its weights in memory after it has run."""
     part: _LoadedPart | None = getattr(module, "streamed_part", None)
     return part is None or part.keep
 

@@ -11,7 +11,7 @@ _PEAK_TFLOPS = {
     "L4": 121, "RTX 6000 Ada": 364, "A6000": 155, "A40": 150, "A10G": 70, "A10": 125, "RTX 5090": 209, "RTX 4090": 165,
     "RTX 3090": 71, "V100": 125, "T4": 65,
 }
-"""Peak speed by a part of the GPU's name in CUDA (TFLOP/s); the first matching entry is used."""
+"""Peak speed in TFLOP/s. A key is a part of the GPU's name in CUDA; the first key that occurs in the name is used."""
 
 
 def peak_flops(card: str) -> float | None:

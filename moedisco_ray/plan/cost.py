@@ -28,7 +28,7 @@ class Cost(BaseModel):
     """Training tokens, summed over units."""
     flops: float
     waves: int
-    """Number of rounds that the pool needs if it cannot train all units at once."""
+    """Number of rounds in which the pool trains all units; above 1 if it cannot train all of them at the same time."""
     hours: float
     """Wall-clock time in hours."""
     worker_hours: float

@@ -22,10 +22,11 @@ take 16V bytes per token, but at most 64 MiB in all, because the loss is compute
 The optimizer steps after the activations are freed. With `pure_bf16` it handles at most 2^24 elements of a tensor at a time and
 holds fp32 copies of the gradient, both moments, the weight and the random bits: 20 bytes per element.
 
-Compute copies in sharded training are given by an upper bound: 10 bytes per parameter of the largest block in bf16 (gathered
-weights 2, gradients 2, gradients that are reduced in fp32 4, prefetched weights of the next block 2), and 12 in fp32.
+The compute copies of sharded training are estimated by an upper bound. In bf16 they take 10 bytes per parameter of the largest
+block: 2 for gathered weights, 2 for gradients, 4 for gradients that are reduced in fp32, and 2 for prefetched weights of the next
+block. In fp32 they take 12 bytes.
 
-With gradient checkpointing a layer keeps only its input (rD), and one layer at a time is recomputed in full.
+With gradient checkpointing, a layer keeps only its input (rD bytes per token), and one layer at a time is recomputed in full.
 
 Letters: D hidden, H attention heads, G key-value heads, d head size, F expert hidden, S shared expert hidden,
 V vocabulary, k top-k.

@@ -29,9 +29,10 @@ class Parameters(BaseModel):
     active_experts: int
     """Parameters of the experts that one token passes through."""
     largest_block: int
-    """Parameters of the largest unit that sharded training gathers: a layer, or embedding and head together."""
+    """Parameters of the largest part of the model that sharded training gathers at once: a layer, or embedding and head
+    together."""
     largest_tensor: int
-    """Elements of the largest tensor: the embedding, or the stacked gate and up projections of a layer's experts."""
+    """Number of elements of the largest tensor: the embedding, or the stacked gate and up projections of a layer's experts."""
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
     @property

@@ -36,7 +36,7 @@ class Remedy(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A setting that divides a model among more workers: its current value, and larger values to try, ascending."""
+    """A setting that divides a model among more workers, with its current value `now` and larger values to try, ascending."""
 
     setting: str
     now: int
@@ -53,7 +53,7 @@ def find_remedy(
     little precision), and finally more workers, or more and smaller sub-models.
 
     Args:
-        measure: Memory of a worker for an optimizer and a value of the spread.
+        measure: Function that returns the memory of a worker for optimizer settings and a value of the spread's setting.
         optimizer: The current optimizer settings.
         spread: The setting that divides the model further.
         section: Dotted path of the optimizer's section in the configuration.

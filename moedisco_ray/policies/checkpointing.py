@@ -25,7 +25,7 @@ class Prior:
 
     Attributes:
         per_hour: Lost workers per worker-hour.
-        hours: Weight of the assumption, in observed worker-hours.
+        hours: Weight of the assumption: it counts as much as this many observed worker-hours.
     """
 
     per_hour: float = 0.1

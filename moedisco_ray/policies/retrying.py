@@ -33,7 +33,7 @@ class End:
     """How an attempt ended.
 
     Attributes:
-        step: The current step, from 0; None if unknown.
+        step: The step at which the attempt ended, counted from 0; None if unknown.
         reason: One line for users.
         saved: Whether no work is lost, because an announced loss left time for a checkpoint, or no machine had started.
     """

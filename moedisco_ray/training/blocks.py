@@ -20,7 +20,7 @@ _EMBEDDING = ".embed_tokens."
 
 
 class Blocks:
-    """The blocks of a model. The parameters that are trainable when this is created are those that blocks contain.
+    """The blocks of a model. They contain the parameters that are trainable when this object is created.
 
     Args:
         model: The model.

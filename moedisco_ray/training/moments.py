@@ -1,11 +1,12 @@
 """Storage of AdamW's moments: in the dtype of the weights or in 8 bits, on the device or in the machine's memory.
 
 In 8 bits, a moment is a tensor of float8_e4m3fn with a scale for each block of 128 neighbours in a row (for each row, if its length
-is no multiple of 128), as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization" (arXiv 2110.02861). The format
-has a relative error of at most 1/8, and numbers down to 2^-14 of a block's largest keep it. Numbers are rounded at random, so
-that a moment changes although each change is smaller than the distance of two numbers. The second moment is stored as its root,
-whose numbers spread half as much. A root is at least the smallest number above 0, so that no update is divided by almost nothing.
-Scales are powers of two, so a stored moment is exact in fp32 and in bf16: it is the same after it is handed to another training.
+is no multiple of 128), as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization" (arXiv 2110.02861). The relative
+error is at most 1/8, for numbers down to 2^-14 of the largest in their block. Numbers are rounded at random, so that a moment
+changes although each change is smaller than the distance between two numbers of the format. The second moment is stored as its
+root, because the exponents of roots spread half as far. A stored root is at least the smallest positive number, so that no update
+is divided by almost nothing. Scales are powers of two, so a stored moment is exact in fp32 and in bf16: it is the same after it is
+handed to another training.
 
 Vectors, such as norms and biases, keep the dtype of the weights.
 """
@@ -21,26 +22,28 @@ from torch import Tensor, nn
 from moedisco_ray.training.rounding import round_into
 
 BLOCK = 128
-"""Elements that share a scale: few enough that a large one spoils few others, and 1.6 % of the memory for scales in bf16."""
+"""Number of elements that share a scale. With 128, a large element spoils few others, and scales in bf16 need only 1.6 % more
+memory."""
 SCALE = "_scale"
 """Suffix of the key of a moment's scales in the optimizer's state."""
 _LARGEST = 240.0
-"""Largest stored number, the last one below 256, so that no rounding reaches a power of two, which would have another scale."""
+"""Largest stored number: the largest of the format below 256. So rounding never reaches 256, which would need another scale."""
 _EXPONENT = 128.0
-"""Power of two of the largest stored number."""
+"""Largest power of two that is not above `_LARGEST`."""
 _TO_NEXT_POWER = 256 / _LARGEST * (1 - 2.0**-20)
-"""Factor with which exactly the numbers above `_LARGEST` reach 256."""
+"""Factor that makes a number 256 or more if it is above `_LARGEST`, but not if it equals `_LARGEST`."""
 _SMALLEST = 2.0**-9
-"""Smallest number of the format above 0."""
+"""Smallest positive number of the format."""
 _SMALLEST_SCALE = 2.0**-120
 _DROPPED_BITS = 20
-"""Bits of an fp32 number's fraction that the format does not have."""
+"""Number of bits by which the fraction of an fp32 number is longer than that of the 8-bit format."""
 _EXPONENT_BITS = 0x7F80_0000
-"""Bits of the exponent in an fp32 number; with a fraction of zeros, the number is a power of two."""
+"""Mask of the exponent's bits in a positive fp32 number. If only these bits are kept, the number is rounded down to a power of
+two."""
 
 
 def add_moments(state: dict[str, Any], parameter: nn.Parameter, *, fp8: bool, offload: bool) -> None:
-    """Put both moments of a parameter, which are zero, into its state in an optimizer.
+    """Add both moments of a parameter to its state in an optimizer, with all elements zero.
 
     Args:
         state: State of the parameter.
@@ -58,28 +61,28 @@ def add_moments(state: dict[str, Any], parameter: nn.Parameter, *, fp8: bool, of
 
 
 def elements_at_once(parameter: Tensor, most: int) -> int:
-    """Maximum elements of a parameter, in whole blocks, that an update handles at once."""
+    """Maximum number of a parameter's elements that an update handles at once, rounded to whole blocks."""
     block = _block(parameter)
     return max(most // block, 1) * block
 
 
 def scales_per_part(parameter: Tensor, elements: int) -> int:
-    """Number of scales of `elements` elements of a parameter, in whole blocks."""
+    """Number of scales of `elements` elements of a parameter, which must be whole blocks."""
     return elements // _block(parameter)
 
 
 def decoded(moment: Tensor, scales: Tensor | None) -> Tensor:
-    """A stored moment in fp32, or the root of the second one if it has scales."""
+    """A stored moment in fp32. If a second moment has scales, its root is returned, because the root is what is stored."""
     if scales is None:
         return moment.float()
     return (moment.float().view(scales.numel(), -1) * scales.reshape(-1, 1).float()).view(moment.shape)
 
 
 def encode(value: Tensor, moment: Tensor, scales: Tensor, source: torch.Generator, *, is_root: bool) -> None:
-    """Store an fp32 moment, or the root of the second one, in 8 bits; `value` is overwritten.
+    """Store the first moment, or the root of the second moment, in 8 bits; `value` is overwritten.
 
     Args:
-        value: The moment or the root.
+        value: The first moment, or the root of the second, in fp32.
         moment: Receives the 8-bit numbers.
         scales: Receives the scales.
         source: Generator of the random bits of rounding.

@@ -80,7 +80,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0) -> torch.optim.Optimizer:
-    """AdamW with the storage types and places of the recipe.
+    """Make an AdamW that stores its moments in the dtype and the memory that the recipe names.
 
     Args:
         groups: Parameter groups in torch's format.
@@ -152,7 +152,7 @@ class RoundingAdamW(torch.optim.Optimizer):
 
         Args:
             parameter: The parameter.
-            key: Which moment.
+            key: Name of the moment, `exp_avg` or `exp_avg_sq`.
             moment: The moment, with dtype, device and sharding of the parameter.
         """
         state = self.state[parameter]
@@ -171,7 +171,7 @@ class RoundingAdamW(torch.optim.Optimizer):
                 local(far).view(-1).copy_(near)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state as it is; torch would give it the dtype and the device of the parameters. Settings stay."""
+        """Take a state as it is; torch would convert it to the dtype and the device of the parameters. Settings are not changed."""
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for key, parameter in zip(keys, parameters, strict=True):
@@ -181,7 +181,7 @@ class RoundingAdamW(torch.optim.Optimizer):
 
 def _update(group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, source: torch.Generator) -> None:
     weight = local(parameter).view(-1)
-    if not weight.numel():      # of an uneven shard
+    if not weight.numel():      # this worker may have no rows of an unevenly sharded tensor
         return
     elements = moments.elements_at_once(parameter, STEP_ELEMENTS)
     split: list[Iterable[Any]] = [torch.split(each, elements) for each in (weight, local(parameter.grad).reshape(-1))]
@@ -229,6 +229,6 @@ def _update_part(
     if weight.dtype is torch.bfloat16:
         round_into(weight, weight_fp32, source)
     if moment_scales is not None:
-        del denominator, weight_fp32    # their memory is for the random bits
+        del denominator, weight_fp32    # frees memory for the random bits of rounding
         moments.encode(moment_fp32, moment, moment_scales, source, is_root=False)
         moments.encode(root_fp32, square, square_scales, source, is_root=True)

@@ -1,8 +1,8 @@
 """Stochastic rounding to bf16 and shorter formats, for optimizers whose weights and state are stored in them.
 
-bf16 has 8 significant bits. With rounding to nearest, a weight would lose every update below 1/512 of it. Rounded up or down at
-random, with probabilities that make the expected value exact, no update is lost on average. The random bits come from a generator
-keyed by (seed, step, rank): the same run gives the same weights, resumed or not.
+bf16 has 8 significant bits. With rounding to nearest, a weight would lose every update that is smaller than 1/512 of the weight. If
+it is rounded up or down at random, with probabilities that make the expected value exact, no update is lost on average. The random
+bits come from a generator keyed by (seed, step, rank): the same run gives the same weights, resumed or not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 DROPPED_BITS = 16
-"""Bits of an fp32 number's fraction that bf16 does not have."""
+"""Number of bits by which the fraction of an fp32 number is longer than that of bf16."""
 
 
 def round_into(target: Tensor, value: Tensor, source: torch.Generator, dropped: int = DROPPED_BITS) -> None:
@@ -25,7 +25,7 @@ def round_into(target: Tensor, value: Tensor, source: torch.Generator, dropped: 
         target: Receives the rounded values.
         value: fp32 values.
         source: Generator of the random bits.
-        dropped: Bits of the fraction that the target's dtype does not have.
+        dropped: Number of bits by which the fraction of fp32 is longer than that of the target's dtype.
     """
     # bf16 is the upper half of fp32: adding 16 random bits carries into it with probability (lower half) / 2^16.
     bits = value.view(torch.int32)

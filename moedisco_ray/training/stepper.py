@@ -46,7 +46,7 @@ class Stepper:
         self._selections_NE = torch.zeros_like(self.fractions_NE)
 
     def select(self, step: int) -> None:
-        """Select the weights that train in a step, with an empty optimizer state if they are others than in the last step."""
+        """Select the weights that train in a step; empty the optimizer's state when another block of weights begins to train."""
         if self._blocks is not None and self._blocks.select(step):
             self._parameters = _trained(self._model)
             self.optimizer.state.clear()

@@ -126,7 +126,7 @@ def build_clusters(
 
 
 def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
-    """Number of documents to cluster, in order of id: enough text for the sub-models plus a margin, or all."""
+    """Number of documents to cluster: the first by id that hold enough text for the sub-models and a margin, or all documents."""
     tokens, count = int(CLUSTERED * config.tokens.submodels), 0
     for path in parts:
         if tokens <= 0 and count >= config.clusters.count:

@@ -77,7 +77,7 @@ def evaluate(
     models: Mapping[str, Path], *, submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, limits: Limits,
     settings: Evaluation, device: str, readers: Readers, events: Emit = discard,
 ) -> dict[str, Any]:
-    """Perplexity and bits per byte of every model of the run; of the finished one also routers, unseen text and tasks.
+    """Measure every model of the run by perplexity and bits per byte, and the finished one also on unseen text and tasks.
 
     Args:
         models: The model that each stage made; all but the finished one are skipped unless the settings ask for them.
@@ -108,7 +108,7 @@ def evaluate(
     result["extra_seconds"] += labelling
     began = time.monotonic()
     if settings.ensemble and clusters is not None:
-        known = clusters    # narrowed for the closure
+        known = clusters    # a name that mypy knows is not None in the function below
 
         def distances(contexts: Tokens) -> NDArray[np.float64]:
             return known.costs(encoder.decode(contexts), contexts)

@@ -60,5 +60,5 @@ def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.
         flat.append(chunk.values.to_numpy()[offsets[0]:offsets[-1]])
         lengths.append(np.diff(offsets).astype(np.int64))
     if len(flat) == 1:
-        return flat[0], lengths[0]      # without a copy
+        return flat[0], lengths[0]      # a single chunk need not be copied
     return np.concatenate([np.empty(0, dtype=np.int32), *flat]), np.concatenate([np.empty(0, dtype=np.int64), *lengths])

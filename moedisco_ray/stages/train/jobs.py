@@ -32,7 +32,7 @@ def make_job(
     home = context.checkpoints(stage) / name
     # Ray Train shows the name of this folder as the name of a gang's training run.
     checkpoints = joined(context.storage(stage), f"{config.name}-{name}", "steps")
-    context.store.fetch(model / "config.json")      # read when a node type is chosen
+    context.store.fetch(model / "config.json")      # it is read when a node type is chosen
     job = TrainJob(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
         output=(home / "trained").absolute(), checkpoints=checkpoints, steps=steps,

@@ -33,7 +33,7 @@ from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 _COMPLETE = "sync.json"
 _MEMBER = "member.json"
 _KEPT = 2
-"""Number of sync points whose tensors are kept: a late member may still read those of the sync point before the latest."""
+"""Number of sync points whose tensors are kept. The latest is not enough, because a late member may still read the one before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def publish(
         shutil.rmtree(draft, ignore_errors=True)
         write_checkpoint(draft, tensors, config)
         write_json(draft / _MEMBER, dataclasses.asdict(record))
-        shutil.rmtree(target, ignore_errors=True)   # left by an attempt that died before it published
+        shutil.rmtree(target, ignore_errors=True)   # an attempt that died before `store.publish` may have left it
         draft.rename(target)
         store.publish(target)
 

@@ -41,8 +41,8 @@ class SyncMember:
 
         Args:
             step: The next step, counted from 0.
-            stop: Polled while waiting; true ends the wait.
-            save: Saves a checkpoint and returns when it is safe.
+            stop: Function that is called while waiting; if it returns true, the wait ends.
+            save: Function that saves a checkpoint and returns when the checkpoint is safe.
 
         Yields:
             None, each time the common backbone is not ready yet.

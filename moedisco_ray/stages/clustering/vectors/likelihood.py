@@ -64,7 +64,7 @@ class Likelihood(Vectoriser):
 
 
 def _fit_once(text: Text, inputs: FitInputs, vocabulary: int, restart: int) -> tuple[Array, float]:
-    """Run one random start; return the sample's clusters, int64 [S], and their total cost in nats."""
+    """Fit models and clusters from one random start; return the sample's clusters, int64 [S], and their total cost in nats."""
     settings = inputs.settings
     random = np.random.Generator(np.random.Philox(key=[inputs.seed, restart]))
     cost_SE = random.uniform(size=(len(inputs.tokens), settings.count))
