@@ -74,7 +74,7 @@ def configuration() -> str:
     return _page(
         "Configuration reference", _prose(schema["description"]),
         "A configuration is a YAML or JSON file. `--set KEY=VALUE` overrides one setting, such as `--set tokens.total=1_000_000`. "
-        "A name that ends in `[]` is an entry of a list. An unknown key is an error.",
+        "A name that ends in `[]` is an entry of a list; NAME is a name of your choice. An unknown key is an error.",
         "## The run", _table(["setting", "type", "default", "meaning"], top), *sections)
 
 
@@ -84,11 +84,11 @@ def _rows(prefix: str, section: Mapping[str, Any], defaults: Any, definitions: M
         path = f"{prefix}.{name}"
         default = json.dumps(given[name]) if name in given else _default(name, field, section.get("required", ()))
         nested = _sections(field, definitions)
-        is_list = "items" in field
-        if not nested or is_list or "anyOf" in field:
+        entry = "[]" if "items" in field else ".NAME" if "patternProperties" in field else ""
+        if not nested or entry or "anyOf" in field:
             yield _row(path, field, default, definitions)
         for each in nested:
-            yield from _rows(path + "[]" * is_list, each, given.get(name, field.get("default")), definitions)
+            yield from _rows(path + entry, each, given.get(name, field.get("default")), definitions)
 
 
 def _row(path: str, field: Mapping[str, Any], default: str, definitions: Mapping[str, Any]) -> list[str]:
@@ -100,8 +100,8 @@ def _default(name: str, field: Mapping[str, Any], required: Any) -> str:
 
 
 def _sections(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The nested sections that a field may hold, directly, as a list or as one choice of several."""
-    options = [field.get("items", {}), field, *field.get("anyOf", ())]
+    """The nested sections that a field may hold, directly, in a list, by names or as one choice of several."""
+    options = [field.get("items", {}), field, *field.get("anyOf", ()), *field.get("patternProperties", {}).values()]
     return [definitions[option["$ref"].rpartition("/")[2]] for option in options if "$ref" in option]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from moedisco_ray.core.config import AnyPool, Optimizer, Pool, RunConfig
 from moedisco_ray.core.errors import PoolError
 from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.models import read_config
 from moedisco_ray.plan.memory import GIB, model_memory
@@ -22,6 +23,9 @@ from moedisco_ray.training import TrainJob, TrainResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+MapTasks = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Applies a picklable function to each item, and returns the results in any order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Placement:
         return dataclasses.replace(self, pool=pool)
 
     def need(self, job: TrainJob) -> Need:
-        """Peak memory that one worker needs for a job."""
-        return self.need_of(job.name, job.model, job.optimizer, job.sequence_length)
+        """Peak memory that one worker needs for a job, and the owner of its text."""
+        found = self.need_of(job.name, job.model, job.optimizer, job.sequence_length)
+        return dataclasses.replace(found, owner=job.owner)
 
     def need_of(self, name: str, model: Path, optimizer: Optimizer, sequence_length: int) -> Need:
         """Peak memory that one worker needs to train a model; 0 if the pool has one node type, so that there is no choice."""
@@ -62,7 +67,7 @@ class Placement:
             free: Number of trainings that could start now, by node type key; 1 is assumed for a node type without an entry.
         """
         return [
-            NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free.get(each.key, 1))
+            NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free=free.get(each.key, 1), owner=each.owner)
             for each in self.pool.node_types]
 
     def check(self, needs: Sequence[Need]) -> None:
@@ -133,6 +138,22 @@ class Backend(Protocol):
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
         """Run a pure function on one worker of a pool, and meter the worker. If `pool` is None, use any node and meter nothing.
+
+        Raises:
+            RunStopped: The stop file appeared before the function started.
+        """
+
+    def call_with_tasks(
+        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+    ) -> T:
+        """Run a pure function on one of a pool's nodes, unmetered. It holds no slot, and neither do the tasks that it runs there.
+
+        Args:
+            pool: The pool, of one node type.
+            store: Where the tasks' files are stored.
+            emit: Receives a warning if the wait for a node is long.
+            stop: Ends the wait for a node.
+            call: Returns the function, from the one that runs its tasks.
 
         Raises:
             RunStopped: The stop file appeared before the function started.

@@ -16,6 +16,9 @@ Location = Path | str
 CACHE = "MOEDISCO_CACHE_DIR"
 """Environment variable: folder in which this package stores files on a machine, such as working copies of runs at a URI."""
 
+CORPUS = "corpus"
+"""Folder of the corpus, in a run directory and in a data owner's storage."""
+
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]")
 
 

@@ -52,6 +52,8 @@ class SyncRecord(Record):
     """Number of tokens that each sub-model of the sync was trained on since its last sync point, by name."""
     late: list[str]
     """Names of the sub-models that the sync did not wait for."""
+    bytes: dict[str, int] = Field(default_factory=dict)
+    """Size of each sub-model's backbone (bytes), by name."""
 
 
 class CorpusSource(Record):
@@ -71,6 +73,24 @@ class SkippedFile(Record):
     source: str
     path: str
     reason: str
+
+
+class OwnedText(Record):
+    """Figures of the text that stays with its data owner."""
+
+    documents: int
+    tokens: int
+    """Tokens of one pass over the training text, as packed."""
+    bytes: int
+    """Bytes of training text."""
+
+
+class Departure(Record):
+    """Something that left a data owner's storage for the run."""
+
+    owner: str
+    what: str
+    bytes: int
 
 
 class CorpusSummary(Record):
@@ -96,6 +116,10 @@ class CorpusSummary(Record):
     skipped: list[SkippedFile] = Field(default_factory=list)
     """The first of the files that `skipped_files` and `passed_over_files` count."""
     warnings: list[str] = Field(default_factory=list)
+    owners: dict[str, OwnedText] = Field(default_factory=dict)
+    """Text that stays with its data owner; no other figure includes it."""
+    left: list[Departure] = Field(default_factory=list)
+    """What left the owners' storages."""
 
 
 class ClusterSize(Record):
@@ -129,6 +153,8 @@ class ClusterEntry(ClusterSize):
     """The cluster's most typical words."""
     examples: list[str] = Field(default_factory=list)
     """Beginnings of the documents nearest to the cluster's centroid."""
+    owner: str | None = None
+    """Data owner of the cluster's text; null: it has none."""
 
 
 class ClusterMap(Record):
@@ -154,6 +180,8 @@ class TrainingSummary(Record):
     units: list[UnitRecord] = Field(default_factory=list)
     syncs: list[SyncRecord] = Field(default_factory=list)
     """Sync points; empty if the sub-models had none."""
+    left: list[Departure] = Field(default_factory=list)
+    """What left the data owners' storages."""
 
 
 class MergeSummary(Record):
@@ -165,6 +193,8 @@ class MergeSummary(Record):
     """Accuracy, expert loads and output scale of each layer's router."""
     tensors: int = 0
     """Number of tensors of the merged model; `merge.json` says where each came from."""
+    left: list[Departure] = Field(default_factory=list)
+    """What left the data owners' storages."""
 
 
 class Figures(Record):

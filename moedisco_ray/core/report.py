@@ -10,8 +10,8 @@ import contextlib
 import functools
 import json
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +23,7 @@ from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.records import (
     ClusterReport,
     CorpusSummary,
+    Departure,
     EvaluationRecord,
     Figures,
     MergeSummary,
@@ -93,8 +94,25 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         samples=[Sample.model_validate(sample) for sample in summaries.get("export", {}).get("samples", [])],
         curves=read_curves(events),
         held_out=read_curves(events, "evaluation", "held_out_loss"),
+        left=_departures(summaries, events, config),
         versions=newest.versions if newest is not None else versions(),
     )
+
+
+def _departures(summaries: Mapping[str, Mapping[str, Any]], events: Iterable[Event], config: RunConfig) -> list[Departure]:
+    """What left each data owner's storage, by owner: what the stages have noted, and the events of its training."""
+    owners = {f"submodel-{k}": config.owner_of(k) for k in range(config.shared_clusters, config.clusters.count)}
+    sizes: Counter[str] = Counter()
+    for event in events:
+        if event.unit in owners:
+            sizes[event.unit] += len(event.to_json())
+    noted = [
+        Departure.model_validate(each) for stage in ("corpus", "submodels", "merge")
+        for each in summaries.get(stage, {}).get("left", [])]
+    noted += [
+        Departure(owner=owner, what=f"{unit}: loss and speed of its training, in events.jsonl", bytes=sizes[unit])
+        for unit, owner in owners.items() if owner is not None and sizes[unit]]
+    return sorted(noted, key=lambda each: config.owners.index(each.owner))
 
 
 def _start(model: Model) -> StartRecord:
@@ -260,7 +278,7 @@ def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:
 
 def _workers(name: str, units: list[UnitRecord], config: RunConfig) -> float:
     if name == "submodels":
-        return min(len(units) or config.clusters.count, config.pools.low_memory.max_workers)
+        return min(len(units) or config.clusters.count, config.pools.submodels.max_workers)
     return round(units[0].workers, 1) if name == "finetune" and units else 1
 
 

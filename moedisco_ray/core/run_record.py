@@ -11,6 +11,7 @@ from moedisco_ray.core.records import (
     ClusterReport,
     Contribution,
     CorpusSummary,
+    Departure,
     EvaluationRecord,
     MergeSummary,
     Record,
@@ -116,6 +117,8 @@ class RunReport(Record):
     """Training loss by unit."""
     held_out: dict[str, Curve] = Field(default_factory=dict)
     """Held-out loss by unit, if the configuration asks for it."""
+    left: list[Departure] = Field(default_factory=list)
+    """What left the storages of data owners; empty if no text has an owner."""
     versions: dict[str, str]
     """Versions of the packages that made the newest stage."""
     state: RunState | None = None

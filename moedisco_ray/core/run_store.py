@@ -227,10 +227,10 @@ class RunStore:
         write_text(self.directory / owner / MANIFEST, content.decode())
         self._record(owner, content)
 
-    def dumps(self, value: Any) -> bytes:
-        """Pickle a value for another machine: there, paths in the run directory become paths in that machine's working copy."""
+    def dumps(self, value: Any, *others: RunStore) -> bytes:
+        """Pickle a value for another machine: there, paths in this and the other stores are paths in its working copies."""
         file = io.BytesIO()
-        _Pickler(file, self).dump(value)
+        _Pickler(file, self, *others).dump(value)
         return file.getvalue()
 
     def paths_in(self, value: Any) -> list[Path]:
@@ -377,18 +377,18 @@ SHARED = RunStore.of(Path())
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, store: RunStore) -> None:
+    def __init__(self, file: io.BytesIO, *stores: RunStore) -> None:
         super().__init__(file)
-        self._store = store
+        self._stores = [store for store in stores if store.is_remote]
         self.names: dict[str, None] = {}
 
     def reducer_override(self, value: Any) -> Any:
-        inside = self._store.is_remote and isinstance(value, Path) and value.is_absolute()
-        name = self._store.name_of(value) if inside else None
-        if name is None:
-            return NotImplemented
-        self.names[name] = None
-        return _path_of, (self._store, name)
+        for store in self._stores if isinstance(value, Path) and value.is_absolute() else ():
+            name = store.name_of(value)
+            if name is not None:
+                self.names[name] = None
+                return _path_of, (store, name)
+        return NotImplemented
 
 
 def _path_of(store: RunStore, name: str) -> Path:

@@ -23,6 +23,11 @@ def _precision(optimizer: Optimizer, pool: Pool) -> Mapping[str, Any]:
     return {"precision": optimizer.arithmetic(gpu=pool.gpu > 0), "state": optimizer.state}
 
 
+def _owners(config: RunConfig) -> Mapping[str, Any]:
+    """Storage of each data owner, whose text is there."""
+    return {f"pools.owners.{name}.storage": owner.storage for name, owner in config.pools.owners.items()}
+
+
 def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
     """Derived values for the seed and the sub-models: precision, and router losses if they have several experts."""
     routed = config.model.architecture.num_experts > config.clusters.count
@@ -64,7 +69,7 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer")),
+    Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), _owners),
     Stage(
         "seed", "seed", ("corpus",), ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
         _submodel_training),

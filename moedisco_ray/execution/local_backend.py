@@ -9,14 +9,16 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from moedisco_ray.backend import Placement, Trained, held_workers, vectors_kind
+from moedisco_ray.backend import MapTasks, Placement, Trained, held_workers, vectors_kind
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig
 from moedisco_ray.core.events import Emit
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
+from moedisco_ray.stages.corpus.shuffle import in_this_process
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train_in_turns
 
 P = ParamSpec("P")
@@ -45,6 +47,14 @@ class LocalBackend:
         stop.check()
         with held_workers(emit, pool, 1):
             return function(*args, **kwargs)
+
+    def call_with_tasks(
+        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+    ) -> T:
+        """Call the function in this process, and its tasks too."""
+        del pool, store, emit
+        stop.check()
+        return call(in_this_process)()
 
     def reachable(self, emit: Emit) -> contextlib.nullcontext[Emit]:
         """The same `emit`: everything runs in this process."""

@@ -97,7 +97,7 @@ def _path() -> Path:
 
 def _text_bytes(config: RunConfig, read_sizes: bool) -> int | None:
     total = 0
-    for source in config.corpus.sources:
+    for source in config.corpus.of_owner(None).values():
         if source.path == "embedded":
             total += _EMBEDDED_BYTES
             continue

@@ -15,6 +15,7 @@ class NodeType:
         price_per_hour: Dollars per worker-hour.
         speed: Relative training speed.
         free: Number of workers that could start now.
+        owner: The data owner whose nodes these are; only the owner's sub-models run there, and nowhere else.
     """
 
     name: str
@@ -22,6 +23,7 @@ class NodeType:
     price_per_hour: float
     speed: float
     free: int
+    owner: str | None = None
 
     @property
     def price_of_work(self) -> float:
@@ -35,10 +37,16 @@ class Need:
 
     Attributes:
         memory_gb: Peak memory of its worker (GB).
+        owner: The data owner whose text it trains on; None: text without an owner.
     """
 
     name: str
     memory_gb: float
+    owner: str | None = None
+
+    def fits(self, kind: NodeType) -> bool:
+        """Whether a node type has enough memory and the same owner."""
+        return kind.memory_gb >= self.memory_gb and kind.owner == self.owner
 
 
 def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
@@ -47,8 +55,8 @@ def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
 
 
 def ranked(need: Need, types: Sequence[NodeType]) -> list[NodeType]:
-    """All node types with enough memory, free or not, best first."""
-    fitting = [kind for kind in types if kind.memory_gb >= need.memory_gb]
+    """All node types that fit, free or not, best first."""
+    fitting = [kind for kind in types if need.fits(kind)]
     return sorted(fitting, key=lambda kind: (kind.price_of_work, -kind.speed, kind.name))
 
 
@@ -78,5 +86,5 @@ def ask_for(needs: Sequence[Need], types: Sequence[NodeType], absent: Collection
 
 
 def fits_nowhere(need: Need, types: Sequence[NodeType]) -> bool:
-    """Whether no node type of the pool has enough memory for a sub-model."""
-    return all(kind.memory_gb < need.memory_gb for kind in types)
+    """Whether the sub-model fits no node type of the pool."""
+    return not any(map(need.fits, types))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moedisco_ray.backend import Backend
-from moedisco_ray.core.artifacts import read_manifest
+from moedisco_ray.core.artifacts import read_manifest, run_id
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig, UpcycleInit
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.locations import Location, joined
@@ -69,6 +69,22 @@ class Context:
         with self.backend.reachable(self.emit) as events:
             return self.call(pool, files, function, *args, events=events, **kwargs)
 
+    def call_with_tasks(
+        self, pool: Pool, files: Files, function: Callable[..., T], *args: Any, store: RunStore, **kwargs: Any,
+    ) -> T:
+        """Call a function with a parameter `map_tasks` on one of a pool's nodes, unmetered; it runs tasks there.
+
+        Args:
+            pool: The pool.
+            files: Files of the run that the function reads and writes.
+            function: The function.
+            args: Its positional arguments.
+            store: Where the tasks' files are stored.
+            kwargs: Its named arguments.
+        """
+        return self.backend.call_with_tasks(pool, store, self.emit, self.stop, lambda map_tasks: on_files(
+            self.store, files, function, *args, map_tasks=map_tasks, **kwargs))
+
     def fetched(self, path: Path) -> Path:
         """Fetch a file or directory of the run to this machine and return its path; for files that a stage reads in the driver."""
         self.store.fetch(path)
@@ -88,6 +104,15 @@ class Context:
         if self.own_storage is not None:
             return joined(self.own_storage, local.name)
         return joined(self.store.location, CHECKPOINTS, local.name) if self.store.is_remote else local
+
+    def owner_location(self, owner: str) -> Location:
+        """The run's folder in a data owner's storage; only the owner's nodes use it."""
+        config = self.config
+        return joined(config.pools.owners[owner].storage, f"{config.name}-{run_id(self.directory)[:12]}")
+
+    def owner_store(self, owner: str) -> RunStore:
+        """The run's files in a data owner's storage; only the owner's nodes may read and write them."""
+        return RunStore.of(self.owner_location(owner))
 
     def summary(self, stage: str, kind: type[R]) -> R:
         """The summary of an earlier stage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -91,6 +92,8 @@ class TrainJob:
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
         drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
         store: Store of the run. A job that is sent to another machine gets the paths of that machine.
+        owner: Data owner of the text; None: the text has no owner.
+        owner_store: The owner's storage, which holds packed tokens, checkpoints and logs. Only the owner's nodes use it.
     """
 
     stage: str
@@ -118,10 +121,18 @@ class TrainJob:
     with_optimizer_state: bool = False
     drop_checkpoints: bool = False
     store: RunStore = dataclasses.field(default=SHARED, compare=False)
+    owner: str | None = None
+    owner_store: RunStore = dataclasses.field(default=SHARED, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return _job_of, (type(self), self.store.dumps(fields))
+        return _job_of, (type(self), self.store.dumps(fields, self.owner_store))
+
+    @contextlib.contextmanager
+    def using_files(self) -> Iterator[None]:
+        """Keep what every worker reads present on this machine until the block ends."""
+        with self.store.using(*self.reads), self.owner_store.using(*self.packed_dirs):
+            yield
 
     @property
     def reads(self) -> tuple[Path, ...]:

@@ -79,7 +79,7 @@ def train_in_turns(
     recorded = finished_result(job)
     if recorded is not None:
         return recorded
-    with job.store.using(*job.reads):
+    with job.using_files():
         result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour)
     if result.finished and job.drop_checkpoints and world.rank == 0:
         drop_checkpoints(job, result)

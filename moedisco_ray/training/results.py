@@ -81,13 +81,15 @@ def finished_result(job: TrainJob) -> TrainResult | None:
 def read_partial_result(job: TrainJob) -> TrainResult:
     """The result of a training: the recorded one, or that of its newest checkpoint; 0 steps if there is no checkpoint.
 
+    Checkpoints of a data owner are not looked for: the driver may not reach them.
+
     Raises:
         StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
     """
     finished = finished_result(job)
     if finished is not None:
         return finished
-    step = checkpoint.latest(job.checkpoints)
+    step = checkpoint.latest(job.checkpoints) if job.owner is None else None
     progress = checkpoint.Progress() if step is None else checkpoint.read_progress(checkpoint.storage_of(job), step)
     return TrainResult(
         progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored_step=progress.step,

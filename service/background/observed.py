@@ -40,7 +40,8 @@ def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
 def active(run: RunRow) -> ActiveRun:
     """Input of `admit` for an active run. Once its sub-models are trained, it no longer claims the low-memory pool."""
     stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
-    pool, _ = _pools(run)[-1 if stage.get("status") in ("done", "reused") else 0]
+    pools = [pool for pool, _ in _pools(run) if pool.owner is None]
+    pool = pools[-1 if stage.get("status") in ("done", "reused") else 0]
     return ActiveRun(run.owner, (pool.tags,))
 
 

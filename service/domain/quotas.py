@@ -150,7 +150,7 @@ def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
         if isinstance(pool, LowMemoryPool) and pool.types:
             yield from ((f"pools.{pool.name}.types.{i}", each.resource) for i, each in enumerate(pool.types))
         else:
-            yield f"pools.{pool.name}", pool.resource
+            yield pool.path, pool.resource
 
 
 def _priced_pool(field: str, pool: _Priced, prices: Mapping[str, float], notes: list[str]) -> _Priced:

@@ -13,10 +13,11 @@ from moedisco_ray.core.errors import ConfigError, masked
 
 NAME_NO_PLACE = {
     "name", "tags.*", "model.config.rope_scaling.*",
-    "corpus.sources.*.name", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
-    "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.text_column",
+    "corpus.sources.*.name", "corpus.sources.*.owner", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
+    "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.owner", "evaluation.sources.*.text_column",
     "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
-    "pools.low_memory.types.*.name", "pools.low_memory.types.*.resource", "tracking.wandb", "tracking.mlflow"}
+    "pools.low_memory.types.*.name", "pools.low_memory.types.*.resource", "pools.owners.*", "pools.owners.*.resource",
+    "tracking.wandb", "tracking.mlflow"}
 
 
 def unmarked(model: type[BaseModel]) -> set[str]:
@@ -50,7 +51,7 @@ def test_the_marked_settings() -> None:
         "evaluation.lm_eval.*": ReadsFrom(), "tokenizer.path": ReadsFrom(run_part="model"),
         "model.init.checkpoint": ReadsFrom(run_part="model"),
         "model.init.upcycle": ReadsFrom(run_part="model"), "checkpoint.storage": WritesTo("checkpoints"),
-        "output": WritesTo("runs")}
+        "pools.owners.*.storage": WritesTo("checkpoints"), "output": WritesTo("runs")}
 
 
 def test_a_walk_finds_and_replaces_every_place() -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import count, plain_table
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, task_table
-from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, Sample
+from moedisco_ray.core.records import ClusterEntry, Departure, EvaluationRecord, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
 
@@ -34,6 +34,8 @@ def report_view(report: RunReport) -> RenderableType:
         parts.append(_section("Clusters", _clusters(report.clusters.clusters, report.evaluation)))
     if not report.evaluation.is_empty:
         parts.append(_section("Validation", evaluation_view(report.evaluation)))
+    if report.left:
+        parts.append(_section("What left the data owners' storages", _left(report.left)))
     if report.samples:
         parts.append(_section("What the model writes", Group(*(_sample(sample) for sample in report.samples))))
     return Group(*parts)
@@ -57,6 +59,14 @@ def _stages(report: RunReport) -> Table:
         if row[0] == "total":
             table.add_section()
         table.add_row(*row)
+    return table
+
+
+def _left(left: Sequence[Departure]) -> Table:
+    table = plain_table("owner", "bytes")
+    table.add_column("what", overflow="fold")
+    for each in left:
+        table.add_row(each.owner, f"{each.bytes:,}", each.what)
     return table
 
 

@@ -115,6 +115,8 @@ def check_evaluation(evaluation: Evaluation) -> None:
 
 def _check_sources(field: str, sources: Sequence[Source]) -> None:
     for i, source in enumerate(sources):
+        if source.owner is not None:    # only the owner's nodes may see it
+            continue
         local = "://" not in source.path and source.path != "embedded" and not set("*?[") & set(source.path)
         if local and not os.path.exists(source.path):  # noqa: PTH110 - it also returns False for an invalid name
             raise ConfigError(f"{field}.{i}.path", source.path, "no such file or folder")

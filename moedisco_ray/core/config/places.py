@@ -21,6 +21,8 @@ LONGEST_PLACE = 4096
 """Maximum length of a path or URI (characters): Linux's limit for a path."""
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(.*)", re.DOTALL)
+_URI_START = re.compile(r"[A-Za-z0-9+.-]+:")
+_SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 _RUN = re.compile(r"^run:/{1,2}")
 _SECRET = re.compile(r"key|secret|token|passw|credential|signature|^sig$|^sas$|kerb_?ticket")
 _SLASH_IN_PASSWORD = re.compile(r"[^/@:]*:(?!\d+/)[^@]*@")
@@ -154,6 +156,23 @@ def has_credentials(place: str) -> bool:
         return True
     names = (name.lower().replace("-", "_") for name, _ in parse_qsl(options, keep_blank_values=True))
     return any(_SECRET.search(name) and name not in _NO_SECRET for name in names)
+
+
+def is_storage(place: str) -> bool:
+    """Whether a place is a URI of a store that a run can write to."""
+    scheme, sign, rest = place.partition("://")
+    return bool(sign) and scheme in _SCHEMES and rest[:1] not in ("", "/", "?")
+
+
+def check_storage(place: str) -> str:
+    """Reject a place that is neither a folder nor a URI of a store that a run can write to.
+
+    Raises:
+        ValueError: The place is empty, or such a URI.
+    """
+    if not place or (_URI_START.match(place) and not is_storage(place)):
+        raise ValueError(f"names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER ({', '.join(_SCHEMES)})")
+    return place
 
 
 def _section(section: C, prefix: str, change: Callable[[Place], str | Path]) -> C:

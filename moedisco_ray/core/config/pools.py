@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import Resolved
+from moedisco_ray.core.config.places import WritesTo, check_storage
 
 PoolName = Literal["low_memory", "high_memory"]
 MOST_WORKERS = 65_536
@@ -29,6 +30,7 @@ def _is_a_tag(resource: str) -> str:
 
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$"), AfterValidator(_is_a_tag)]
 """A custom resource that the nodes of a pool offer. Ray's own resources are rejected, because every node offers them."""
+OwnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")]
 Gpus = Annotated[int, Field(ge=0, le=1), Resolved("precision")]
 PricePerHour = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -63,6 +65,16 @@ class Pool(Section):
     def mixed(self) -> bool:
         """Whether the pool has several node types."""
         return False
+
+    @property
+    def owner(self) -> str | None:
+        """The data owner whose seats these are; None: seats for text without an owner."""
+        return None
+
+    @property
+    def path(self) -> str:
+        """Dotted path of the pool's settings."""
+        return f"pools.{self.name}"
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -142,6 +154,55 @@ class _OneType(LowMemoryPool):
         return f"{self.name}.{self.type_name}"
 
 
+class Owner(Section):
+    """The storage and the seats of a data owner.
+
+    The owner's text is read, tokenised and trained on by its own seats, and text, tokens, checkpoints and logs stay in its own
+    storage. Only weights and figures come to the run. Its seats are otherwise as those of `low_memory`.
+    """
+
+    storage: Annotated[str, WritesTo("checkpoints"), AfterValidator(check_storage)]
+    """A folder that all of the owner's nodes share, or a URI (`s3://BUCKET/FOLDER`). The run uses STORAGE/NAME-ID. Only the owner's
+    nodes need access."""
+    resource: Tag
+    """Custom resource of the owner's nodes, which no other pool or owner has."""
+
+
+class OwnerPool(LowMemoryPool):
+    """The seats of a data owner."""
+
+    owner_name: str
+
+    @property
+    def key(self) -> str:
+        """Name of the owner's seats in the bill."""
+        return f"owners.{self.owner_name}"
+
+    @property
+    def owner(self) -> str:
+        """The data owner."""
+        return self.owner_name
+
+    @property
+    def path(self) -> str:
+        """Dotted path of the owner's settings."""
+        return f"pools.owners.{self.owner_name}"
+
+
+class _Joint(LowMemoryPool):
+    """The low-memory pool together with the seats of data owners."""
+
+    parts: tuple[LowMemoryPool, ...]
+
+    @property
+    def node_types(self) -> tuple[LowMemoryPool, ...]:
+        return tuple(node_type for part in self.parts for node_type in part.node_types)
+
+    @property
+    def mixed(self) -> bool:
+        return self.parts[0].mixed
+
+
 class HighMemoryPool(Pool):
     """The pool that trains the merged MoE with a gang of workers."""
 
@@ -186,21 +247,38 @@ class Pools(Section):
 
     low_memory: LowMemoryPool = LowMemoryPool()
     high_memory: HighMemoryPool = HighMemoryPool()
+    owners: dict[OwnerName, Owner] = Field(default_factory=dict, max_length=256)
+    """Data owners by name. A source with an `owner` stays with that owner, whose text is one cluster of its own."""
 
     @property
     def by_key(self) -> dict[str, Pool]:
-        """Every pool, or each node type of a mixed pool, by its name in the bill."""
-        return {each.key: each for pool in (self.low_memory, self.high_memory) for each in pool.node_types}
+        """The pools, the node types of a mixed one, and the owners' seats, by their name in the bill."""
+        return {each.key: each for pool in (self.submodels, self.high_memory) for each in pool.node_types}
+
+    @property
+    def submodels(self) -> LowMemoryPool:
+        """The seats of all sub-models: the low-memory pool, and those of the data owners."""
+        if not self.owners:
+            return self.low_memory
+        parts = (self.low_memory, *map(self.owner, self.owners))
+        shared = self.low_memory.model_dump(exclude={"max_workers"})
+        return _Joint(**shared, max_workers=min(MOST_WORKERS, sum(part.max_workers for part in parts)), parts=parts)
+
+    def owner(self, name: str) -> OwnerPool:
+        """The seats of a data owner."""
+        shared = self.low_memory.model_dump(exclude={"resource", "types"})
+        return OwnerPool(**shared, resource=self.owners[name].resource, owner_name=name)
 
     def needed(self, finetune: PoolName) -> tuple[tuple[AnyPool, int], ...]:
         """The pools that a run uses, each with the number of workers that it needs at the same time.
 
         Args:
-            finetune: The pool that fine-tunes; if it is the low-memory one, the run needs no other.
+            finetune: The pool that fine-tunes; if it is the low-memory one, the run does not need the other.
         """
+        owned = tuple((self.owner(name), 1) for name in self.owners)
         if finetune == "low_memory":
-            return ((self.low_memory, self.low_memory.fewest_workers),)
-        return (self.low_memory, 1), (self.high_memory, self.high_memory.fewest_workers)
+            return (self.low_memory, self.low_memory.fewest_workers), *owned
+        return (self.low_memory, 1), (self.high_memory, self.high_memory.fewest_workers), *owned
 
     def at(self, key: str) -> Pool:
         """The pool or node type with this name in the bill; the name of a node type that was removed from a pool gives the pool.
@@ -208,5 +286,5 @@ class Pools(Section):
         Raises:
             KeyError: No pool has this name.
         """
-        pools: dict[str, Pool] = {pool.name: pool for pool in (self.low_memory, self.high_memory)}
+        pools: dict[str, Pool] = {"low_memory": self.low_memory, "high_memory": self.high_memory, "owners": self.low_memory}
         return self.by_key.get(key) or pools[key.partition(".")[0]]

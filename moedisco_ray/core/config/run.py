@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, model_validator
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
 from moedisco_ray.core.config.model import CheckpointInit, LocalInit, Model
-from moedisco_ray.core.config.places import WritesTo
+from moedisco_ray.core.config.owners import check_owners
+from moedisco_ray.core.config.places import WritesTo, is_storage
 from moedisco_ray.core.config.pools import AnyPool, LowMemoryPool, Pools
 from moedisco_ray.core.config.sections import (
     Checkpoint,
@@ -27,7 +28,6 @@ from moedisco_ray.core.config.sections import (
     Tokenizer,
     Tokens,
     Tracking,
-    is_storage,
 )
 from moedisco_ray.core.locations import Location, is_uri, joined, working_directory
 
@@ -98,6 +98,20 @@ class RunConfig(Section):
         return self.pools.low_memory if self.finetune.pool == "low_memory" else self.pools.high_memory
 
     @property
+    def owners(self) -> tuple[str, ...]:
+        """Data owners, in the order of their clusters, which follow those of the text without an owner."""
+        return tuple(self.pools.owners)
+
+    @property
+    def shared_clusters(self) -> int:
+        """Number of clusters of the text without an owner."""
+        return self.clusters.count - len(self.owners)
+
+    def owner_of(self, cluster: int) -> str | None:
+        """The data owner of a cluster; None: its text has no owner."""
+        return self.owners[cluster - self.shared_clusters] if cluster >= self.shared_clusters else None
+
+    @property
     def vectors_pool(self) -> LowMemoryPool | None:
         """The pool that computes document vectors; None if CPU tasks on any node compute them."""
         return self.pools.low_memory if self._needs_a_trained_model else None
@@ -135,6 +149,7 @@ class RunConfig(Section):
                 f"submodels.optimizer.name {self.submodels.optimizer.name}; "
                 "use the same one, or set finetune.keep_optimizer_state=false")
         self._gang_divides_the_batch()
+        check_owners(self)
         self._unseen_text_is_no_corpus()
         return self
 

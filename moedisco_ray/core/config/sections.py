@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_CLUSTERS, Section
 from moedisco_ray.core.config.effects import NoEffect, Resolved
-from moedisco_ray.core.config.places import ReadsFrom, WritesTo
+from moedisco_ray.core.config.places import ReadsFrom, WritesTo, check_storage
 from moedisco_ray.core.config.pools import PoolName
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-_SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 
 MOST_SOURCES = 1000
 _SLICE_TOKENS = 65_536
 """Number of validation tokens that each measurement during training uses: enough for a curve, and cheap."""
 _ROUNDING = 1e-9
 """Rounding error up to which a sum of shares counts as equal to 1."""
-
-
-def is_storage(place: str) -> bool:
-    """Whether a text is the URI of a storage service that a run can write to."""
-    scheme, sign, rest = place.partition("://")
-    return bool(sign) and scheme in _SCHEMES and rest[:1] not in ("", "/", "?")
 
 
 class Source(Section):
@@ -57,6 +48,9 @@ class Source(Section):
     in the report."""
     weight: float = Field(1.0, gt=0, le=100)
     """Number of copies of each document in one pass over the corpus; 0.5 keeps half of the documents."""
+    owner: str | None = None
+    """Data owner in `pools.owners` that the text stays with: only the owner's nodes read it. With null, the text has no owner. Such
+    text serves for the tokenizer, the seed, the routers, the fine-tune and the evaluation."""
 
 
 def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
@@ -92,6 +86,10 @@ class Corpus(Section):
     """Drop a document if its similarity to another one is at least this value, such as 0.8. The similarity is the Jaccard index of
     the documents' sets of five consecutive words, estimated by MinHash. The document from the earlier source is kept. With null,
     only documents whose text is equal are dropped."""
+
+    def of_owner(self, owner: str | None) -> dict[int, Source]:
+        """The sources of a data owner, or those without one, by their position in `sources`."""
+        return {i: source for i, source in enumerate(self.sources) if source.owner == owner}
 
     @property
     def document_tokens(self) -> int:
@@ -329,7 +327,7 @@ class Checkpoint(Section):
     max_failures: int = Field(3, ge=0, le=LARGEST)
     """Maximum number of times that a failed worker is restarted from its last checkpoint. A lost machine does not count as a
     failure."""
-    storage: Annotated[str, WritesTo("checkpoints")] | None = None
+    storage: Annotated[str, WritesTo("checkpoints"), AfterValidator(check_storage)] | None = None
     """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run writes to STORAGE/NAME-ID.
     With null, checkpoints stay in the run directory. Credentials come from the machines' environment or role. A control service
     allows only its storage roots."""
@@ -338,13 +336,6 @@ class Checkpoint(Section):
     def steps(self) -> int | None:
         """Number of steps between checkpoints; None for `auto`."""
         return None if self.every == "auto" else self.every
-
-    @field_validator("storage")
-    @classmethod
-    def _is_storage(cls, storage: str | None) -> str | None:
-        if storage == "" or (re.match(r"[A-Za-z0-9+.-]+:", storage or "") and not is_storage(storage or "")):
-            raise ValueError(f"names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER ({', '.join(_SCHEMES)})")
-        return storage
 
 
 _ONLY_LOOKS = NoEffect("it measures a model while it is trained, and changes nothing in it")

@@ -9,15 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
-from moedisco_ray.backend import Placement, Trained
+from moedisco_ray.backend import MapTasks, Placement, Trained
 from moedisco_ray.core.config import AnyPool, HighMemoryPool, Pool, RunConfig
 from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
 from moedisco_ray.execution.ray.clustering import build_clusters
-from moedisco_ray.execution.ray.corpus import build_corpus
+from moedisco_ray.execution.ray.corpus import CALL_SHARE, TaggedTasks, build_corpus
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.execution.ray.queue import Queue
@@ -90,6 +91,13 @@ class RayBackend:
         self._reservation.hand_over()
         self._seats.end_idle()      # both pools may have the same machines
         return Slot(pool, reserve_rest, stop).run(function, *args, **kwargs)
+
+    def call_with_tasks(
+        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+    ) -> T:
+        """Call a function in a Ray task next to the slots of the pool's nodes, where its tasks run too."""
+        slot = Slot(None, emit, stop, free_bundle={pool.resource: CALL_SHARE})
+        return slot.run(call(TaggedTasks(pool.resource, store)))
 
     @contextlib.contextmanager
     def reachable(self, emit: Emit) -> Iterator[Emit]:

@@ -7,10 +7,12 @@ number of Ray Data's blocks, because `moedisco_ray.stages.corpus` makes all deci
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 import ray.data
 
 from moedisco_ray.core.config import RunConfig
@@ -22,6 +24,12 @@ from moedisco_ray.stages.corpus import build
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+TASK_SHARE = 0.24
+"""Share of a slot's tag that a task takes: four at a time and the function that runs them, because machines have about four cores
+per GPU."""
+CALL_SHARE = 0.02
+"""Share of a slot's tag that a function takes which runs tasks."""
 
 
 def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, emit: Emit = discard) -> dict[str, Any]:
@@ -47,6 +55,27 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, 
     return build(config, directory.absolute(), on_ray_data, emit=emit)
 
 
+@dataclasses.dataclass(frozen=True)
+class TaggedTasks:
+    """Runs tasks on the nodes with a tag, next to their slots: a few tasks per slot, without CPUs, which such nodes need not offer.
+
+    Attributes:
+        tag: Custom resource of the nodes.
+        store: Where the tasks' files are stored.
+    """
+
+    tag: str
+    store: RunStore
+
+    def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        """Apply the function to each item; yield the results in any order."""
+        run = ray.remote(_run_task).options(name=f"{self.tag}-corpus", num_cpus=0, resources={self.tag: TASK_SHARE})
+        running = [run.remote({"task": self.store.dumps((self.store, function, item))}) for item in items]
+        while running:
+            done, running = ray.wait(running)
+            yield from map(_outcome, ray.get(done))
+
+
 def _map_tasks(
     name: str, function: Callable[[T], R], items: Sequence[T], blocks: int | None, store: RunStore,
 ) -> Iterator[R]:
@@ -54,11 +83,14 @@ def _map_tasks(
     tasks = ray.data.from_items(rows, override_num_blocks=min(blocks or len(rows), len(rows)))
     mapped = tasks.map(_run_task)
     mapped.set_name(name)
-    for row in mapped.iter_rows():
-        outcome = unpickled(row["outcome"])
-        if isinstance(outcome, MoeDiscoError):
-            raise outcome
-        yield outcome
+    yield from map(_outcome, mapped.iter_rows())
+
+
+def _outcome(row: dict[str, bytes]) -> Any:
+    outcome = unpickled(row["outcome"])
+    if isinstance(outcome, MoeDiscoError):
+        raise outcome
+    return outcome
 
 
 def _run_task(row: dict[str, bytes]) -> dict[str, bytes]:

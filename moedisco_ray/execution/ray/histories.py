@@ -24,6 +24,8 @@ def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.p
 def follow(job: TrainJob, history: History, end: End, max_failures: int, workers: int) -> Decision:
     """Decide what follows the end of an attempt, discard checkpoints accordingly, and store the new history.
 
+    The driver does not reach a data owner's checkpoints: such a training goes back to its newest one, and skips the same batches.
+
     Args:
         job: The training.
         history: History of the attempts before this one.
@@ -32,7 +34,7 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
         workers: Number of workers of the attempt.
     """
     checkpoints: list[int] = []
-    if end.kind in retrying.MAY_GO_BACK:
+    if end.kind in retrying.MAY_GO_BACK and job.owner is None:
         try:
             checkpoints = checkpoint.steps(job.checkpoints)
         except StorageError as error:   # without the list, the training can only restart
@@ -42,7 +44,7 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
         # `decide` halves the micro-batch. Start from the one that really ran, which is at most the worker's share of the batch.
         history = dataclasses.replace(history, micro_batch=min(history.micro_batch, _share(job, workers)))
     decision = retrying.decide(history, end, checkpoints, limits)
-    if isinstance(decision, GoBack):
+    if isinstance(decision, GoBack) and job.owner is None:
         checkpoint.discard_after(job.checkpoints, decision.checkpoint)
     if not isinstance(decision, GiveUp):
         path = _path(job)
@@ -69,7 +71,12 @@ def remembered(job: TrainJob, workers: int) -> History:
 
 
 def newest_checkpoint(job: TrainJob) -> int | None:
-    """Step of the newest checkpoint, 0 if there is none; None if the storage does not respond (the step only orders the queue)."""
+    """Step of the newest checkpoint, 0 if there is none; the step only orders the queue.
+
+    None if the storage does not respond, or belongs to a data owner.
+    """
+    if job.owner is not None:
+        return None
     with contextlib.suppress(StorageError):
         return max(checkpoint.steps(job.checkpoints), default=0)
     return None

@@ -136,7 +136,7 @@ class Queue:
         """Begin all trainings that fit, those with most work first, each on the cheapest node type that has enough memory."""
         room = session.room(self._context.placement.pool)
         order = self._order(room)
-        slot_for_each = room >= len(self._waiting) + len(self._running) + len(self._queueing)
+        slot_for_each = self._slot_for_each(room)
         for name, pool, workers in self._placed(order, room):
             job = self._waiting.pop(name)
             end = None if self._gang is None else StopFile(self._context.directory / f"end-{uuid.uuid4().hex}")
@@ -221,6 +221,14 @@ class Queue:
         startable = [job for job in self._waiting.values() if self._sync.startable(job)]
         return [self._needs[name] for name in self._forecast(startable).order(room)] if startable else []
 
+    def _slot_for_each(self, room: int) -> bool:
+        """Whether every unfinished training has a slot that it may use."""
+        unfinished = [*self._waiting.values(), *self._running_jobs, *self._queueing.values()]
+        slots: Counter[str | None] = Counter()
+        for pool in self._pools.values():
+            slots[pool.owner] += session.room(pool)
+        return room >= len(unfinished) and Counter(job.owner for job in unfinished) <= slots
+
     def _placed(self, order: Sequence[Need], room: int) -> list[tuple[str, Pool, int]]:
         """Name, node type and number of workers of each training that starts now."""
         if self._gang is not None:
@@ -295,7 +303,10 @@ class Queue:
         # A training that has begun waits for slots of its own node type, even if slots of another are free.
         need_gb = min((self._needs[name].memory_gb for name in self._waiting), default=0.0)
         begun = self._taken
-        fitting = [pool for key, pool in self._pools.items() if (key in begun if begun else pool.memory_gb >= need_gb)]
+        owners = {job.owner for job in self._waiting.values()}
+        fitting = [
+            pool for key, pool in self._pools.items()
+            if (key in begun if begun else pool.memory_gb >= need_gb and pool.owner in owners)]
         bundles = [placement.on(pool).bundle for pool in fitting]
         free = sum(session.free_workers(bundle) for bundle in bundles)
         if free >= placement.workers:

@@ -144,7 +144,7 @@ class Seats:
 
     def _start(self, pool: Pool) -> Seat:
         # A pool's limit on workers includes idle seats of its other node types.
-        self.end_idle(lambda seat: seat.pool.name == pool.name)
+        self.end_idle(lambda seat: seat.pool.path == pool.path)
         actor = ray.remote(SeatActor).options(
             name=f"{self._run}-{pool.key}-{uuid.uuid4().hex[:8]}", num_cpus=0, num_gpus=pool.gpu, resources={pool.resource: 1})
         return Seat(actor.remote(), pool)

@@ -150,7 +150,7 @@ def check_pools(config: RunConfig) -> list[str]:
     messages = []
     for pool, needed in config.pools.needed(config.finetune.pool):
         now, limit = sum(slots(node_type) for node_type in pool.node_types), max_slots(pool)
-        field = f"pools.{pool.name}.{'types' if pool.mixed else 'resource'}"
+        field = f"{pool.path}.{'types' if pool.mixed else 'resource'}"
         tags = " or ".join(pool.tags)
         if limit < 1:
             raise PoolError(
@@ -206,6 +206,7 @@ def _start_local(config: RunConfig) -> None:
     cores = os.cpu_count() or 1
     sizes = [low.fewest_workers] if config.finetune_pool is low else local_slots(low, cores)
     low_slots = [(node_type.resource, count) for node_type, count in zip(low.node_types, sizes, strict=True)]
+    low_slots += [(owner.resource, 1) for owner in config.pools.owners.values()]
     # The smallest gang must fit, even with more workers than cores.
     high_slots = high.most_workers if high.gpu else min(high.most_workers, max(high.fewest_workers, cores))
     ray.init(

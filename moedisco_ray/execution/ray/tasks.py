@@ -32,19 +32,21 @@ _POLL_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Where a function runs: on a slot of a pool, or on a CPU of any node.
+    """Where a function runs: on a slot of a pool, or without one, by default on a CPU of any node.
 
     Attributes:
-        pool: Node type whose slot the function needs. None if it needs only a CPU of any node, which is not metered.
+        pool: Node type whose slot the function needs. None if it needs no slot; it is not metered then.
         emit: Receives the events about the held slot.
         stop: Ends the wait for a slot.
         seats: The run's seats: the function runs on one of them. None if a Ray task runs it.
+        free_bundle: Ray resources of a function that needs no slot.
     """
 
     pool: Pool | None
     emit: Emit
     stop: StopFile
     seats: Seats | None = None
+    free_bundle: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"CPU": 1})
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the slot, and wait for its result.
@@ -80,7 +82,7 @@ class Slot:
                 return seat.run(name, call)
 
     def _in_task(self, name: str, call: Callable[[], T]) -> T:
-        bundle: dict[str, float] = {"CPU": 1} if self.pool is None else {**Placement(self.pool, 1, 0).bundle}
+        bundle = self.free_bundle if self.pool is None else Placement(self.pool, 1, 0).bundle
         resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
         task = ray.remote(work).options(
             name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,

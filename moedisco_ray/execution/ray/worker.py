@@ -124,7 +124,8 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
         root.removeHandler(handler)
         handler.close()
         with contextlib.suppress(MoeDiscoError):    # a log that cannot be stored must not fail the training
-            job.store.publish(job.logs / f"{job.name}.{world.rank}.log")
+            for store in (job.store, job.owner_store):
+                store.publish(job.logs / f"{job.name}.{world.rank}.log")
 
 
 @contextlib.contextmanager

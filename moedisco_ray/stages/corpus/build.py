@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from moedisco_ray.core.config import RunConfig, tokenizer_directory
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import corpus_warnings
+from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_work import on_each
 from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, list_bucket, sample_texts, survey_bucket
@@ -39,10 +41,28 @@ LISTED_FILES = 20
 """Maximum number of unread files that a summary lists by name; its counts include all unread files."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Owned:
+    """A data owner's part of the corpus.
+
+    Attributes:
+        name: The owner.
+        store: The owner's storage.
+        tokenizer: Directory of the tokenizer, which was trained on text without an owner.
+    """
+
+    name: str
+    store: RunStore
+    tokenizer: Path
+
+
 def build(
     config: RunConfig, directory: Path, map_tasks: MapTasks = in_this_process, unit_bytes: int = UNIT_BYTES, emit: Emit = discard,
+    *, owned: Owned | None = None,
 ) -> dict[str, Any]:
     """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
+
+    It holds the text without an owner, or that of one data owner.
 
     The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket of documents in memory; the caller
     holds none. More text makes more buckets, not larger ones.
@@ -53,6 +73,7 @@ def build(
         map_tasks: Function that runs the tasks.
         unit_bytes: Bytes of text that one reading task gets.
         emit: Receives `stage_progress` events.
+        owned: The data owner whose text to read; None: the text without an owner.
 
     Returns:
         A dictionary with these keys:
@@ -70,11 +91,15 @@ def build(
         ConfigError: The vocabulary does not fit the model, or two sources have the same name.
         CheckpointError: The checkpoint is unreadable, or its vocabulary is too small.
     """
-    _use_tokenizer(config, directory / "tokenizer")
-    scratch, store = directory / "scratch", RunStore.of(config.location)
+    if owned is None:
+        _use_tokenizer(config, directory / "tokenizer")
+    else:
+        shutil.copytree(owned.tokenizer, directory / "tokenizer", ignore=shutil.ignore_patterns(MANIFEST))
+    scratch, store = directory / "scratch", RunStore.of(config.location) if owned is None else owned.store
     map_tasks = _carrying_files(map_tasks, store)
     inputs = expand_sources(
-        config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens))
+        config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens),
+        owner=None if owned is None else owned.name)
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
     sizes = [sum(file.text_bytes for file in listing.files) for listing in listings]
     count = bucket_count(sum(sizes))
@@ -95,14 +120,19 @@ def build(
             buckets, rules, banding, documents=sum(report.documents for report in staged), directory=scratch / "near",
             map_tasks=map_tasks)
     rules = _with_extremes(rules, list(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
-    encoder = _encoder(config, buckets, rules, directory / "tokenizer", store)
+    if owned is None and tokenizer_directory(config) is None:
+        sample = sample_texts(map(_fetched(store), buckets), rules, TOKENIZER_SAMPLE_CHARACTERS)
+        save_trained(train_bpe(sample, config.tokenizer.train_vocab_size), directory / "tokenizer")
+    encoder = Encoder(directory / "tokenizer")
+    check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
     store.publish(directory / "tokenizer")
     finish = on_each(
         store, functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory),
         also=(directory / "tokenizer",), writes=functools.partial(_finished_files, directory=directory))
     finished = _finish_all(buckets, finish, map_tasks, StageProgress(emit, "corpus", "documents tokenized"))
     store.remove(scratch)
-    _check_split(config, finished)
+    if owned is None:
+        _check_split(config, finished)
 
     (directory / "shards").mkdir(exist_ok=True)     # it is missing if other machines have written all pieces
     index = write_index(directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size)
@@ -198,15 +228,6 @@ def _use_tokenizer(config: RunConfig, directory: Path) -> None:
     prepare_tokenizer(source, directory)
 
 
-def _encoder(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directory: Path, store: RunStore) -> Encoder:
-    if tokenizer_directory(config) is None:
-        sample = sample_texts(map(_fetched(store), buckets), rules, TOKENIZER_SAMPLE_CHARACTERS)
-        save_trained(train_bpe(sample, config.tokenizer.train_vocab_size), directory)
-    encoder = Encoder(directory)
-    check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
-    return encoder
-
-
 def _carrying_files(map_tasks: MapTasks, store: RunStore) -> MapTasks:
     """Extend `map_tasks`: each task fetches the files that its item names, and publishes the files that its result names."""
     def mapped(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
@@ -245,7 +266,7 @@ def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged], skipped: Se
 def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
     train = sum(int(report.train[:, 0].sum()) for report in finished)
     held_out = sum(int(report.validation[:, 0].sum()) for report in finished)
-    if train < config.clusters.count:
+    if train < config.shared_clusters:
         raise CorpusError(
             "clusters.count", config.clusters.count,
             f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter documents "
@@ -253,7 +274,7 @@ def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
     if held_out == 0:
         # From a source with two or more groups of documents, at least one group is always held out. Nothing is held out here, so
         # every source has a single group.
-        sources = config.corpus.sources
+        sources = tuple(config.corpus.of_owner(None).values())
         raise CorpusError(
             "corpus.sources", sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
             f"{'all text is' if len(sources) == 1 else 'the text of each is'} one document or one short passage, whose {train} "

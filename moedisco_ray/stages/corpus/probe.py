@@ -77,7 +77,7 @@ class _Found:
 def _inputs(setting: str, unnamed: str, sources: Sequence[Source], limits: Limits) -> list[Input]:
     return [
         Input(i, f"{setting}.{i}", source.name or f"{unnamed}-{i}", source, limits)
-        for i, source in enumerate(sources) if source.path != "embedded"]
+        for i, source in enumerate(sources) if source.path != "embedded" and source.owner is None]
 
 
 def _look_into(source: Input) -> _Found:
@@ -122,14 +122,14 @@ def _warnings(
 ) -> list[str]:
     share = config.corpus.validation_fraction
     held_out = {name: max(round(count * share), min(1, count - 1)) for name, count in documents.items()}
-    embedded = any(source.path == "embedded" for source in config.corpus.sources)
+    embedded = any(source.path == "embedded" for source in config.corpus.sources if source.owner is None)
     summary = {
         "sources": {
             name: {"documents": count - held_out[name], "validation_documents": held_out[name]}
             for name, count in documents.items() if count},
         "validation_documents": sum(held_out.values()),
         "skipped_files": len(skipped), "passed_over_files": len(passed_over)}
-    clusters = config.clusters.count
+    clusters = config.shared_clusters
     per_cluster = [(sum(documents.values()) - sum(held_out.values())) // clusters] * clusters
     enough = embedded or not documents or not config.tokens.decoupled
     return [*corpus_warnings(summary), *([] if enough else cluster_warnings(per_cluster))]

@@ -43,6 +43,7 @@ class Input:
 
 def expand_sources(
     sources: Sequence[Source], scratch: Path, limits: Limits, setting: str = "corpus.sources", unnamed: str = "source",
+    *, owner: str | None = None,
 ) -> tuple[Input, ...]:
     """Name every source, and replace the embedded source by one input per domain.
 
@@ -56,12 +57,15 @@ def expand_sources(
         limits: Limits on the length of documents.
         setting: Setting that lists the sources; errors name it.
         unnamed: Prefix of the names of sources without a name.
+        owner: The data owner whose sources to expand; None: those without an owner.
 
     Raises:
         ConfigError: Two inputs have the same name.
     """
     inputs: list[Input] = []
     for i, source in enumerate(sources):
+        if source.owner != owner:
+            continue
         field = f"{setting}.{i}"
         if source.path == "embedded":
             prefix = "" if source.name is None else f"{source.name}-"
@@ -88,6 +92,8 @@ def input_identity(config: RunConfig) -> dict[str, str]:
     - task files of the evaluation, and the tokenizer: contents of the files
     - in the corpus stage: also the schema in which the corpus is stored
 
+    It does not cover the files of data owners, which only their nodes may see.
+
     Raises:
         CorpusError: A source cannot be listed.
         ConfigError: The run starts from a model without a tokenizer, and no tokenizer is configured.
@@ -105,6 +111,8 @@ def input_identity(config: RunConfig) -> dict[str, str]:
 
 def _identities(setting: str, sources: Sequence[Source]) -> Iterator[str]:
     for i, source in enumerate(sources):
+        if source.owner is not None:
+            continue
         if source.path == "embedded":
             yield embedded.identity()
         else:

@@ -48,12 +48,15 @@ class RouterSettings:
         match_load: Whether to shift the rows until each group of experts gets its cluster's share of the tokens; not for `concat`.
         match_scale: Whether to rescale the experts' output if the top-k weights are not normalised.
         seed: Seed of the method `random`.
+        shift_RCD: Vector to add to the inputs of each of R routers for the tokens of each cluster; None: no vectors. See
+            `router_shift`.
     """
 
     method: RouterMethod
     match_load: bool = True
     match_scale: bool = True
     seed: int = 0
+    shift_RCD: NDArray[np.float32] | None = None
 
 
 class _RouterReachedError(Exception):
@@ -158,8 +161,8 @@ class _Layers:
         stored_ED = tensors[key]
         group = group_size(len(stored_ED), self._clusters)
         inputs = [
-            (x_TD, torch.as_tensor(cluster_B, dtype=torch.long).repeat_interleave(tokens_BL.shape[1]).to(self._device))
-            for x_TD, (tokens_BL, cluster_B) in zip(self._router_inputs(block, step), self._batches, strict=True)]
+            (self._shifted(x_TD, layer, cluster_T), cluster_T.to(self._device))
+            for x_TD, cluster_T in zip(self._router_inputs(block, step), map(_labels, self._batches), strict=True)]
         own_ED = stored_ED.to(self._device, torch.float64)
         if settings.method != "concat":
             total = _total(inputs, self._clusters)
@@ -181,6 +184,12 @@ class _Layers:
                 tensors[down] = (tensors[down].float() * scale).to(tensors[down].dtype)
         return {"layer": layer, "scale": scale, **entry}
 
+    def _shifted(self, x_TD: Tensor, layer: int, cluster_T: Tensor) -> Tensor:
+        if self._settings.shift_RCD is None:
+            return x_TD
+        shift_CD = torch.from_numpy(self._settings.shift_RCD[list(self._blocks).index(layer)])
+        return (x_TD.float() + shift_CD[cluster_T]).to(x_TD.dtype)
+
     def _router_inputs(self, block: nn.Module, step: Step) -> list[Tensor]:
         """Inputs x_TD of one MoE block, for each batch, in host memory."""
         caught: list[Tensor] = []
@@ -197,6 +206,12 @@ class _Layers:
         finally:
             handle.remove()
         return caught
+
+
+def _labels(batch: Batch) -> Tensor:
+    """Cluster of each token of a batch [T]."""
+    tokens_BL, cluster_B = batch
+    return torch.as_tensor(cluster_B, dtype=torch.long).repeat_interleave(tokens_BL.shape[1])
 
 
 def _normalises(model: PreTrainedModel) -> bool:

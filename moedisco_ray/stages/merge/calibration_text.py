@@ -15,12 +15,16 @@ _CALIBRATION_BATCH = 16
 
 
 def calibration(context: Context) -> list[Batch]:
-    """Calibration batches of each cluster's text; the number of windows is proportional to the cluster's tokens."""
-    length = context.config.corpus.sequence_length
-    sizes = cluster_tokens(context)
-    streams = [TokenStream([context.fetched(context.of("cluster") / "shards" / str(k))], length) for k in range(len(sizes))]
+    """Calibration batches of each cluster's text; the number of windows is proportional to the cluster's tokens.
+
+    Batches of a data owner's cluster hold text without an owner; see `router_shift`.
+    """
+    length, sizes, owners = context.config.corpus.sequence_length, cluster_tokens(context), context.config.owners
+    shards = [context.of("cluster") / "shards" / str(k) for k in range(context.config.shared_clusters)]
+    shards += [context.of("corpus") / "shards"] * len(owners)
+    streams = [TokenStream([context.fetched(path)], length) for path in shards]
     counts = calibration_windows(context.config.merge, length, sizes, list(map(len, streams)))
-    return [batch for k, (stream, wanted) in enumerate(zip(streams, counts, strict=True)) for batch in _spread(stream, wanted, k)]
+    return [batch for k, (stream, wanted) in enumerate(zip(streams, counts, strict=True)) for batch in spread(stream, wanted, k)]
 
 
 def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], available: Sequence[int]) -> list[int]:
@@ -40,7 +44,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], ava
 def sample(context: Context) -> list[Batch]:
     """Calibration batches of `merge.calibration_tokens` tokens, spread evenly over the whole corpus and labelled as one cluster."""
     stream = TokenStream([context.fetched(context.of("corpus") / "shards")], context.config.corpus.sequence_length)
-    return _spread(stream, sample_windows(context.config.merge, stream.sequence_length, len(stream)), 0)
+    return spread(stream, sample_windows(context.config.merge, stream.sequence_length, len(stream)), 0)
 
 
 def sample_windows(settings: Merge, length: int, available: int) -> int:
@@ -48,7 +52,7 @@ def sample_windows(settings: Merge, length: int, available: int) -> int:
     return min(available, max(1, settings.calibration_tokens // length))
 
 
-def _spread(stream: TokenStream, wanted: int, cluster: int) -> list[Batch]:
+def spread(stream: TokenStream, wanted: int, cluster: int) -> list[Batch]:
     """Batches of windows that are spread evenly over the text, since its first windows could all be of one long document."""
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
     return [

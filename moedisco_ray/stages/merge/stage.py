@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import Merge
@@ -28,6 +30,7 @@ from moedisco_ray.stages.merge.build import build_merged
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
 from moedisco_ray.stages.merge.calibration_text import calibration, sample
 from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
+from moedisco_ray.stages.merge.router_shift import router_shift, shifts_of_clusters
 from moedisco_ray.stages.scoring import default_dtype
 from moedisco_ray.stages.start import Start, untrained_moe
 
@@ -50,18 +53,38 @@ def run(context: Context, draft: Draft) -> None:
     common = context.of("submodels") / COMMON
     if not context.store.has(common):
         common = context.of("decompose") / BACKBONE
+    batches = calibration(context)
+    shifts = _shifts(context, batches)
     result = context.call_with_events(
         pool, Files([context.start.tokenizer, *context.submodels, common], [draft.path]), merge_submodels, context.start,
         submodels=context.submodels, common=common,
-        tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=calibration(context),
+        tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=batches,
         settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
-        directory=draft.path)
+        directory=draft.path, shift_RCD=shifts_of_clusters(shifts, config.clusters.count))
+    if shifts:
+        result["left"] = [
+            {"owner": config.owner_of(k), "what": f"mean inputs of {len(shift_RD)} routers", "bytes": shift_RD.nbytes}
+            for k, shift_RD in shifts.items()]
     draft.summary.update(MergeSummary.model_validate(result).to_json())
+
+
+def _shifts(context: Context, batches: Sequence[Batch]) -> dict[int, NDArray[np.float32]]:
+    """Router shifts of the data owners, by cluster; empty if the routers are not computed from data."""
+    config, shards, shifts = context.config, context.of("corpus") / "shards", {}
+    for k in range(config.shared_clusters, config.clusters.count) if config.merge.from_data else ():
+        owner, submodel = config.owners[k - config.shared_clusters], context.submodels[k]
+        seats = config.pools.owner(owner)
+        shifts[k] = context.call(
+            seats, Files([submodel, shards]), router_shift, submodel, location=context.owner_location(owner), shards=shards,
+            windows=sum(len(cluster_B) for _, cluster_B in batches if cluster_B[0] == k),
+            sequence_length=config.corpus.sequence_length, device=device_of(seats))
+    return shifts
 
 
 def merge_submodels(
     start: Start, *, submodels: Sequence[Path], common: Path, tokens: Sequence[int], batches: Sequence[Batch],
-    settings: Merge, keep_optimizer_state: bool, device: str, directory: Path, events: Emit = discard,
+    settings: Merge, keep_optimizer_state: bool, device: str, directory: Path, shift_RCD: NDArray[np.float32] | None = None,
+    events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 
@@ -75,13 +98,14 @@ def merge_submodels(
         keep_optimizer_state: Whether the sub-models' optimizer states are merged too.
         device: Device that the merged model runs on.
         directory: Directory of the merged model.
+        shift_RCD: Vectors that stand for the text of data owners; see `RouterSettings`.
         events: Takes `stage_progress` events.
 
     Returns:
         Figures per layer; `merge.json` next to the model also lists the origin of each tensor.
     """
     _, config = untrained_moe(start)
-    router = RouterSettings(settings.router, settings.from_data, settings.from_data, start.seed)
+    router = RouterSettings(settings.router, settings.from_data, settings.from_data, start.seed, shift_RCD)
     result = build_merged(
         submodels, common, config, merge_weights(settings.backbone, tokens), batches, directory=directory, router=router,
         device=device, advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add)

@@ -8,6 +8,7 @@ from pathlib import Path
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Submodels
 from moedisco_ray.core.locations import joined
+from moedisco_ray.core.manifests import CHECKPOINTS, LOGS
 from moedisco_ray.core.records import UnitRecord
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
@@ -21,17 +22,19 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def make_job(
-    context: Context, stage: str, name: str, *, model: Path, shards: Path, tokens: int, seed: int,
+    context: Context, stage: str, name: str, *, model: Path, shards: Path, tokens: int, seed: int, owner: str | None = None,
 ) -> TrainJob:
-    """Job of one training of a stage, from the run's configuration."""
+    """Job of one training of a stage, from the run's configuration; `owner` is the data owner of the packed tokens."""
     config = context.config
     tuning = config.finetune if stage == "finetune" else None
     routes = tuning is not None or config.model.architecture.num_experts > config.clusters.count
     section = tuning or config.submodels
     steps = steps_for(tokens, section.optimizer)
     home = context.checkpoints(stage) / name
+    text_store = context.store if owner is None else context.owner_store(owner)
+    place = context.storage(stage) if owner is None else joined(text_store.location, CHECKPOINTS, context.checkpoints(stage).name)
     # Ray Train shows the name of this folder as the name of a gang's training run.
-    checkpoints = joined(context.storage(stage), f"{config.name}-{name}", "steps")
+    checkpoints = joined(place, f"{config.name}-{name}", "steps")
     context.store.fetch(model / "config.json")      # it is read when a node type is chosen
     job = TrainJob(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
@@ -40,8 +43,9 @@ def make_job(
         checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
         z_loss=config.finetune.z_loss if routes else 0.0,
-        seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
+        seed=seed, log_every=max(1, steps // 100), logs=text_store.directory.absolute() / LOGS,
         held_out=_held_out(context, stage), store=context.store,
+        owner=owner, owner_store=SHARED if owner is None else text_store,
         document_start=_encoder(context).prefix if section.optimizer.within_documents else None,
     )
     checkpoint.share_key(job)

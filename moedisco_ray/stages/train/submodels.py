@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.locations import CORPUS
+from moedisco_ray.core.manifests import files_in
 from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, submodel_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, sync_plans, train, unit_records
-from moedisco_ray.training import write_partial_result
+from moedisco_ray.training import TrainJob, write_partial_result
 from moedisco_ray.training.sync.exchange import backbone_directory, history
 
 
@@ -25,25 +30,46 @@ def run(context: Context, draft: Draft) -> None:
     jobs = [
         make_job(
             context, "submodels", f"submodel-{k}", model=context.of("decompose") / str(k),
-            shards=context.of("cluster") / "shards" / str(k), tokens=config.tokens.submodels * sizes[k] // sum(sizes),
-            seed=submodel_seed(config, k))
+            shards=context.of("cluster") / "shards" / str(k) if (owner := config.owner_of(k)) is None else _shards(context, owner),
+            tokens=config.tokens.submodels * sizes[k] // sum(sizes), seed=submodel_seed(config, k), owner=owner)
         for k in range(config.clusters.count)
     ]
     sync_directory = context.checkpoints("submodels") / "sync"
     blocks = bool(config.submodels.optimizer.block_steps)
     seed_state = restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state and not blocks else None
     plans = sync_plans([job.steps for job in jobs], config.submodels, sync_directory, context.store)
-    jobs = [dataclasses.replace(job, sync=plan, optimizer_state=seed_state, with_optimizer_state=not blocks, drop_checkpoints=True)
+    # Only the weights of a data owner's sub-model come to the run.
+    jobs = [dataclasses.replace(
+                job, sync=plan, optimizer_state=seed_state, with_optimizer_state=job.owner is None and not blocks,
+                drop_checkpoints=True)
             for job, plan in zip(jobs, plans, strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum)
-    done = train(context, order, Placement(config.pools.low_memory, 1, config.checkpoint.max_failures), quorum)
+    done = train(context, order, Placement(config.pools.submodels, 1, config.checkpoint.max_failures), quorum)
     trained = dict(zip((job.name for job in order), done, strict=True))
     for k, job in enumerate(jobs):
         if trained[job.name].contribution != "finished":
             context.call(None, Files(), write_partial_result, job)
         context.store.link(job.output, draft.path / str(k))
     units, synced = unit_records(jobs, [trained[job.name] for job in jobs]), history(sync_directory)
-    draft.summary.update(TrainingSummary.model_validate({"units": units, "syncs": synced}).to_json())
+    left = [each for job in jobs if job.owner is not None for each in _left(context, job, job.owner, synced)]
+    draft.summary.update(TrainingSummary.model_validate(
+        {"units": units, "syncs": synced, **({"left": left} if left else {})}).to_json())
     if synced:
         context.store.link(backbone_directory(sync_directory, len(synced)), draft.path / COMMON)
+
+
+def _shards(context: Context, owner: str) -> Path:
+    return context.owner_store(owner).directory.absolute() / CORPUS / "shards"
+
+
+def _left(context: Context, job: TrainJob, owner: str, synced: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What the training of a data owner's sub-model has brought to the run; see `Departure`."""
+    manifest = context.store.manifest(str(context.store.name_of(job.output))) if context.store.is_remote else None
+    sizes = {path.name: path.stat().st_size for path in files_in(job.output)} if manifest is None else {
+        name: entry.size for name, entry in manifest.items()}
+    for name, size in sizes.items():
+        yield {"owner": owner, "what": f"{job.name}/{name}", "bytes": size}
+    for number, sync in enumerate(synced, start=1):
+        if job.name in sync.get("bytes", {}):
+            yield {"owner": owner, "what": f"{job.name}: backbone at sync point {number}", "bytes": sync["bytes"][job.name]}

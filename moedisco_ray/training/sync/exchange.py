@@ -25,6 +25,7 @@ from torch import Tensor
 from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_json
 from moedisco_ray.core.config import Outer
 from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.manifests import files_in
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.models import BACKBONE, Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.sync_points import SyncMembers, token_weights
@@ -134,7 +135,10 @@ def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer
         after = open_checkpoint(folder / "momentum")
         write_checkpoint(folder / "backbone", next_backbone(before, momentum, after, outer), config)
         store.publish(folder / "momentum", folder / "backbone")
-        write_json(folder / _COMPLETE, {"members": dict(zip(ready.members, tokens, strict=True)), "late": list(ready.late)})
+        sizes = [sum(path.stat().st_size for path in files_in(folder / "members" / name)) for name in ready.members]
+        write_json(folder / _COMPLETE, {
+            "members": dict(zip(ready.members, tokens, strict=True)), "late": list(ready.late),
+            "bytes": dict(zip(ready.members, sizes, strict=True))})
         store.publish(folder / _COMPLETE)
     # Late members keep their folders: they may be writing them now.
     for name in ready.members:

@@ -1,0 +1,160 @@
+"""Text of data owners: it stays in its owner's storage, and only weights and figures come to the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from owned_text import OWNERS, found, owned_config, texts_of, traces
+from pinned_runs import SIZES, results
+from typer.testing import CliRunner
+
+from moedisco_ray.cli.app import app
+from moedisco_ray.core.artifacts import read_manifest
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError, CorpusError, RunStopped
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.stages import fingerprints
+from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.stages.corpus import input_identity, probe
+from moedisco_ray.stages.text.tokenizer import Encoder
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return owned_config(tmp_path_factory.mktemp("owned"))
+
+
+@pytest.fixture(scope="module")
+def finished(config: RunConfig) -> Path:
+    return pipeline.run(config, backend=LocalBackend())
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_an_owners_text_and_tokens_are_in_its_own_storage_alone(config: RunConfig, finished: Path, owner: str) -> None:
+    encoder = Encoder(finished / "corpus" / "tokenizer")
+    searched = list(traces(texts_of(config, owner), encoder))
+    assert found(searched, [Path(config.pools.owners[owner].storage)]) == [(True, True)] * len(searched)
+    others = [finished, *(Path(other.storage) for name, other in config.pools.owners.items() if name != owner)]
+    assert found(searched, others) == [(False, False)] * len(searched)
+
+
+def test_text_without_an_owner_is_found_in_the_run_directory(config: RunConfig, finished: Path) -> None:
+    encoder = Encoder(finished / "corpus" / "tokenizer")
+    searched = list(traces(texts_of(config, None), encoder))
+    assert found(searched, [finished]) == [(True, True)] * len(searched)
+
+
+def test_the_report_names_what_left_each_owner_with_its_size(config: RunConfig, finished: Path) -> None:
+    report = current_report(finished)
+    for k, owner in enumerate(OWNERS, start=config.shared_clusters):
+        left = {each.what: each.bytes for each in report.left if each.owner == owner}
+        files = {path.name: path.stat().st_size for path in (finished / "submodels" / str(k)).iterdir() if path.is_file()}
+        assert {f"submodel-{k}/{name}": size for name, size in files.items()}.items() <= left.items()
+        assert not [name for name in files if "optimizer" in name]
+        layers, hidden = SIZES["num_hidden_layers"], SIZES["hidden_size"]
+        assert left[f"mean inputs of {layers} routers"] == 4 * layers * hidden
+        assert 0 < left["numbers of documents, tokens and bytes"] < 100
+        assert len(left) == len(files) + 3
+    assert report.corpus.sources.keys() == {"public"}
+    assert report.corpus.owners.keys() == set(OWNERS)
+    shown = CliRunner().invoke(app, ["show", str(finished)]).output
+    assert "What left the data owners' storages" in shown
+    assert "submodel-2/model.safetensors" in shown
+
+
+def test_an_owners_cluster_is_its_own_and_gets_its_part_of_the_tokens(config: RunConfig, finished: Path) -> None:
+    report = current_report(finished)
+    entries = report.clusters.clusters
+    assert [entry.owner for entry in entries] == [None, None, *OWNERS]
+    assert not [term for entry in entries if entry.owner for term in (*entry.terms, *entry.examples)]
+    owned = sum(text.tokens for text in report.corpus.owners.values())
+    trained = read_manifest(finished / "submodels")
+    assert trained is not None
+    tokens = [unit["tokens"] for unit in trained.summary["units"]]
+    assert sum(tokens[2:]) / sum(tokens) == pytest.approx(owned / (owned + report.corpus.tokens), abs=0.05)
+
+
+def test_a_stopped_run_gives_the_same_bits(config: RunConfig, finished: Path, tmp_path: Path) -> None:
+    again = config.model_copy(update={"output": tmp_path / "runs", "pools": config.pools.model_copy(update={"owners": {
+        name: owner.model_copy(update={"storage": str(tmp_path / name)}) for name, owner in config.pools.owners.items()}})})
+    for number, (unit, step) in enumerate([("seed", 10), ("submodel-2", 10), ("submodel-3", 15)]):
+        stop = StopFile(tmp_path / f"stop-{number}")
+
+        def listen(event: Event, unit: str = unit, step: int = step, stop: StopFile = stop) -> None:
+            if event.type == "progress" and event.unit == unit and event.data["step"] >= step:
+                stop.request("cancelled")
+
+        with pytest.raises(RunStopped):
+            pipeline.run(again, (listen,), backend=LocalBackend(), stop=stop)
+    steps = {name: [path.name for path in (tmp_path / name).rglob("step-*")] for name in OWNERS}
+    assert steps["bob"]
+    assert not list((tmp_path / "runs").rglob("step-*"))
+    directory = pipeline.run(again, backend=LocalBackend())
+    assert results(directory) == results(finished)
+    assert not [path for name in OWNERS for path in (tmp_path / name).rglob("step-*")]
+
+
+def owners(alice: tuple[str, str] = ("a", "x"), bob: tuple[str, str] = ("b", "y")) -> dict[str, Any]:
+    return {"owners": {
+        name: dict(zip(("storage", "resource"), each, strict=True)) for name, each in (("alice", alice), ("bob", bob))}}
+
+
+def test_an_unreadable_text_is_explained_in_its_owners_storage_alone(tmp_path: Path) -> None:
+    config = owned_config(tmp_path)
+    secret = '{"text": "the secret recipe'
+    Path(config.corpus.sources[1].path).write_text(f"{secret}\n")
+    with pytest.raises(CorpusError, match=r"pools.owners.alice: .*corpus.log says why") as caught:
+        pipeline.run(config, backend=LocalBackend())
+    assert caught.value.__cause__ is None
+    [log] = (tmp_path / "alice").rglob("corpus.log")
+    assert "domain1.jsonl" in log.read_text()
+    assert "domain1.jsonl" not in (config.directory / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"corpus": {"sources": [{"path": "embedded"}, {"path": "x", "owner": "carol"}]}},
+     "corpus.sources.1.owner: 'carol' is not in"),
+    ({"corpus": {"sources": [{"path": "embedded"}, {"path": "x", "owner": "bob"}]}}, "pools.owners.alice: has no text"),
+    ({"corpus": {"sources": [{"path": "x", "owner": "bob"}, {"path": "y", "owner": "alice"}]}},
+     "corpus.sources: all have an owner"),
+    ({"evaluation": {"sources": [{"path": "z", "owner": "bob"}]}}, "evaluation.sources.0.owner: 'bob' is not possible"),
+    ({"clusters": {"count": 2}}, "clusters.count: 2 leaves no cluster"),
+    ({"submodels": {"quorum": 3}}, "submodels.quorum: 3 needs the checkpoints"),
+    ({"finetune": {"keep_optimizer_state": True}}, "finetune.keep_optimizer_state: needs the optimizer states"),
+    ({"evaluation": {"ensemble": True}}, "evaluation.ensemble: needs the centroids"),
+    ({"tokens": {"seed_share": 0.2, "finetune_share": 0.8}}, "pools.owners: need sub-models"),
+    ({"pools": {"low_memory": {"resource": "bob_gpu"}}},
+     "pools.owners.bob.resource: 'bob_gpu' is also a resource of pools.low_memory"),
+    ({"pools": owners(("a", "same"), ("b", "same"))}, "pools.owners.bob.resource: 'same' is also a resource of pools.owners.alice"),
+    ({"pools": owners(("a", "x"), ("a/b", "y"))}, "pools.owners.alice.storage: 'a' overlaps with pools.owners.bob.storage 'a/b'"),
+    ({"pools": owners(("s3://a/b?region=x", "x"), ("s3://a", "y"))},
+     "pools.owners.alice.storage: 's3://a/b?region=x' overlaps with pools.owners.bob.storage 's3://a'"),
+    ({"checkpoint": {"storage": "a"}, "pools": owners()}, "pools.owners.alice.storage: 'a' overlaps with checkpoint.storage 'a'"),
+    ({"pools": {"owners": {"a b": {"storage": "a", "resource": "x"}}}}, "pools.owners.a b"),
+    ({"pools": owners(("ftp://a", "x"))}, "pools.owners.alice.storage: 'ftp://a': names no storage"),
+    ({"pools": owners(("a", "GPU"))}, "pools.owners.alice.resource: 'GPU': GPU is one of Ray's"),
+])
+def test_a_mistake_is_one_line_with_setting_and_remedy(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        owned_config(tmp_path, **changes)
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_owners_files_are_not_looked_at_before_its_node_reads_them(tmp_path: Path) -> None:
+    config = owned_config(tmp_path)
+    before = fingerprints(config, input_identity(config))
+    for name in OWNERS:
+        Path(next(iter(config.corpus.of_owner(name).values())).path).unlink()
+    assert not probe(config).problems
+    assert fingerprints(owned_config(tmp_path), input_identity(config)) == before
+    moved = {name: owner.model_copy(update={"storage": "elsewhere"}) for name, owner in config.pools.owners.items()}
+    other = config.model_copy(update={"pools": config.pools.model_copy(update={"owners": moved})})
+    assert fingerprints(other, input_identity(other))["corpus"] != before["corpus"]
