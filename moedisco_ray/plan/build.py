@@ -176,7 +176,8 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     more_workers = tuple(n for n in range(whole_pool.fewest_workers + 1, sequences + 1) if sequences % n == 0)
     size = "max_workers" if isinstance(whole_pool, LowMemoryPool) else "workers"
     gang = Spread(f"pools.{whole_pool.name}.{size}", whole_pool.fewest_workers, more_workers)
-    at_once = min(clusters, low.max_workers, sum(kind.max_workers for kind in low.node_types))
+    shared = min(low.max_workers, sum(kind.max_workers for kind in low.node_types))
+    at_once = min(clusters, shared + len(config.owners))
     trainings = [
         _Training("seed", pool=low, optimizer=recipe, units=1, workers=1, tokens=config.tokens.seed, sharded=False, spread=split),
         _Training(

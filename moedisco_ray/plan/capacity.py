@@ -128,7 +128,7 @@ def _nodes_of(cluster: Cluster, config: RunConfig, pool: str) -> list[NodeType]:
 
 
 def _submodels(cluster: Cluster, config: RunConfig) -> int:
-    return sum(cluster.room(tag) for tag in config.pools.low_memory.tags)
+    return sum(cluster.room(tag) for tag in config.pools.submodels.tags)
 
 
 def _has_gang(config: RunConfig) -> bool:

@@ -41,7 +41,10 @@ def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disa
              cluster, kind, f"{_path(low)}.types.{i}", need_gb=kind.memory_gb, count="max_workers", workers=kind.max_workers)]
         if low.mixed else _of_pool(
             cluster, low, _path(low), need_gb=_need_gb(plan, low), count="max_workers", workers=low.max_workers))
-    return (*of_low, *_of_pool(
+    of_owners = [
+        each for owner in map(config.pools.owner, config.owners)
+        for each in _of_nodes(_offering(cluster, owner), cluster, owner, owner.path, need_gb=_need_gb(plan, low))]
+    return (*of_low, *of_owners, *_of_pool(
         cluster, high, _path(high), need_gb=_need_gb(plan, high), count="workers", workers=high.most_workers))
 
 
@@ -55,11 +58,10 @@ def _need_gb(plan: Plan, pool: Pool) -> float:
 
 
 def _of_pool(cluster: Cluster, pool: Pool, path: str, *, need_gb: float, count: str, workers: int) -> list[Disagreement]:
-    offering = [node for node in cluster.types if node.most and pool.resource in node.slots]
+    offering = _offering(cluster, pool)
+    found = _of_nodes(offering, cluster, pool, path, need_gb=need_gb)
     if not offering:
-        has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"
-        return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
-    found = [*_of_gpus(offering, pool), *_of_memory(offering, pool, need_gb, path)]
+        return found
     room = cluster.room(pool.resource)
     if workers > room:
         found.append(Disagreement(
@@ -71,6 +73,18 @@ def _of_pool(cluster: Cluster, pool: Pool, path: str, *, need_gb: float, count: 
             f"{path}.price_per_hour", pool.price_per_hour,
             f"a worker costs {lowest:.2f} to {highest:.2f} on {_names(offering)}; set what you expect to pay"))
     return found
+
+
+def _offering(cluster: Cluster, pool: Pool) -> list[NodeType]:
+    return [node for node in cluster.types if node.most and pool.resource in node.slots]
+
+
+def _of_nodes(offering: list[NodeType], cluster: Cluster, pool: Pool, path: str, *, need_gb: float) -> list[Disagreement]:
+    if not offering:
+        has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"
+        return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
+    settings = path if pool.owner is None else _path(pool)     # an owner's nodes are as those of the low-memory pool
+    return [*_of_gpus(offering, pool), *_of_memory(offering, pool, need_gb, settings)]
 
 
 def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:

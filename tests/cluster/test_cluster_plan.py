@@ -57,6 +57,21 @@ def test_a_contradiction_is_told_with_field_value_and_remedy(default_file, overr
     assert told[field].startswith(f"{field}: ")
 
 
+def test_each_data_owner_needs_a_node_type_with_its_tag(default_file):
+    owned = (
+        "corpus.sources=[{path: embedded}, {path: /data, owner: alice}]", "finetune.keep_optimizer_state=false",
+        "pools.owners.alice.storage=s3://alice/runs", "pools.owners.alice.resource=alice_gpu")
+    cluster = load("aws-spot")
+    told = dict(found(default_file, cluster, *owned))
+    assert told.keys() == {"pools.owners.alice.resource"}
+    assert "no node type offers it" in told["pools.owners.alice.resource"]
+    kinds = cluster["available_node_types"]
+    kinds["alice"] = {**kinds["low-l4-spot"], "resources": {"GPU": 1, "alice_gpu": 1}, "max_workers": 1}
+    facts = cluster["metadata"]["moedisco"]["node_types"]
+    facts["alice"] = facts["low-l4-spot"]
+    assert found(default_file, cluster, *owned) == []
+
+
 def test_tags_without_gpus_are_told(default_file):
     cluster = load("aws-spot")
     cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "low_mem_gpu": 2}
