@@ -7,7 +7,7 @@ from moedisco_ray.models.checkpoint import (
     read_config,
     write_config,
 )
-from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint
+from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint, write_part
 from moedisco_ray.models.checks import (
     check_complete,
     check_experts,
@@ -16,6 +16,7 @@ from moedisco_ray.models.checks import (
     differences,
     expert_count,
     group_size,
+    open_complete,
     same_bits,
 )
 from moedisco_ray.models.dense import open_dense, upcycled_config
@@ -33,16 +34,16 @@ from moedisco_ray.models.hf import (
     submodel_config,
 )
 from moedisco_ray.models.initial_weights import RandomWeights, random_weights
-from moedisco_ray.models.layout import ModelMap, Place, canonical_state, memory_state
+from moedisco_ray.models.layout import ModelMap, Piece, Place, canonical_state, memory_state
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 from moedisco_ray.models.speed import specialise
 
 __all__ = [
     "BACKBONE", "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "STORED_DTYPES", "Checkpoint",
-    "Family", "ModelMap", "Part", "Place",
+    "Family", "ModelMap", "Part", "Piece", "Place",
     "RandomWeights", "Role", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state", "check_complete",
     "check_experts", "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "group_size",
-    "hf_config", "load_model", "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_dense", "random_weights",
-    "read_config", "same_bits", "save_model", "skeleton", "specialise", "submodel_config", "upcycled_config",
-    "write_checkpoint", "write_config",
+    "hf_config", "load_model", "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_complete", "open_dense",
+    "random_weights", "read_config", "same_bits", "save_model", "skeleton", "specialise", "submodel_config", "upcycled_config",
+    "write_checkpoint", "write_config", "write_part",
 ]

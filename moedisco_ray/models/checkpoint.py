@@ -24,6 +24,7 @@ from moedisco_ray.core.read_roots import opened
 from moedisco_ray.models.layout import ModelMap, Place
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 
+CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _AHEAD = 64
@@ -143,7 +144,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         CheckpointError: The file is missing or broken.
     """
     try:
-        with opened(directory / "config.json") as path:
+        with opened(directory / CONFIG) as path:
             config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError("checkpoint", str(directory), f"holds no readable config.json ({error})") from error
@@ -154,7 +155,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
     """Write the `config.json` of a model directory."""
-    write_json(directory / "config.json", dict(sorted(config.items())))
+    write_json(directory / CONFIG, dict(sorted(config.items())))
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.models.checkpoint import BACKBONE, INDEX, SINGLE, open_file, weight_files, write_config
+from moedisco_ray.models.checkpoint import BACKBONE, CONFIG, INDEX, SINGLE, open_file, weight_files, write_config
 from moedisco_ray.models.shard_file import ShardFile, Stored
 
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -60,6 +60,51 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
         _name_shards(directory, drafts, sum(sizes.values()), _backbone_files(directory) if with_backbone else {})
     write_config(directory, config)
     return sum(sizes.values())
+
+
+def write_part(
+    directory: Path, tensor_of: Callable[[str], Tensor], layouts: Sequence[Mapping[str, Stored]], part: int,
+    config: Mapping[str, Any], max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[Path]:
+    """Write one worker's files of a model directory that several workers write together.
+
+    Every worker has safetensors files of its own. The first one also writes index and `config.json`.
+
+    Args:
+        directory: Target directory, created if missing. It is complete once all workers have returned.
+        tensor_of: Returns a canonical tensor of this worker.
+        layouts: Shape and dtype of the canonical tensors of every worker, equal on all workers.
+        part: Number of this worker, from 0.
+        config: Values of `config.json`.
+        max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
+
+    Returns:
+        The files that this worker has written.
+
+    Raises:
+        CheckpointError: A tensor is not the announced one.
+        OSError: The disk is full or broken.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    planned = [(owner, shard) for owner, layout in enumerate(layouts) for shard in _planned_shards(layout, max_shard_bytes)]
+    names = [SINGLE] if len(planned) == 1 else [_shard_name(number, len(planned)) for number in range(1, len(planned) + 1)]
+    written = []
+    for name, (owner, shard) in zip(names, planned, strict=True):
+        if owner == part:
+            with ShardFile(directory / name, shard) as file:
+                for key in shard:
+                    file.put(key, tensor_of(key))
+                file.complete()
+            written.append(directory / name)
+    if part:
+        return written
+    if len(planned) > 1:
+        total = sum(stored.nbytes for layout in layouts for stored in layout.values())
+        weight_map = {key: name for name, (_, shard) in zip(names, planned, strict=True) for key in shard}
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        written.append(directory / INDEX)
+    write_config(directory, config)
+    return [*written, directory / CONFIG]
 
 
 def _once(tensors: Iterable[tuple[str, Tensor]], sizes: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
@@ -123,6 +168,10 @@ def _draft(directory: Path, number: int) -> Path:
     return directory / f".shard-{number:05d}.draft"
 
 
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
 def _write_shard(directory: Path, number: int, shard: dict[str, Tensor]) -> tuple[Path, list[str]]:
     path = _draft(directory, number)
     try:
@@ -142,7 +191,7 @@ def _backbone_files(directory: Path) -> dict[str, str]:
 def _name_shards(directory: Path, drafts: list[tuple[Path, list[str]]], total: int, shared: Mapping[str, str]) -> None:
     weight_map = dict(shared)
     for number, (path, keys) in enumerate(drafts, start=1):
-        name = f"model-{number:05d}-of-{len(drafts):05d}.safetensors"
+        name = _shard_name(number, len(drafts))
         path.replace(directory / name)
         weight_map.update(dict.fromkeys(keys, name))
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

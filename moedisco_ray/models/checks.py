@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
 
 from moedisco_ray.core.config import LocalInit, Model, UpcycleInit
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.models.checkpoint import open_checkpoint, read_config
+from moedisco_ray.core.read_roots import check_folder
+from moedisco_ray.models.checkpoint import Checkpoint, open_checkpoint, read_config
 from moedisco_ray.models.dense import open_dense, upcycled_config
 from moedisco_ray.models.hf import canonical_shapes, submodel_config
 from moedisco_ray.models.layout import ModelMap
@@ -65,6 +68,24 @@ def check_complete(keys: Iterable[str], expected: Iterable[str]) -> None:
         raise CheckpointError("tensor", missing[0], f"is missing, with {len(missing) - 1} more; the model is incomplete")
     if unknown := sorted(found - needed):
         raise CheckpointError("tensor", unknown[0], "is not in a model of this configuration")
+
+
+def open_complete(directory: Path) -> tuple[Checkpoint, PretrainedConfig]:
+    """Open a model directory that has, by name, exactly the tensors of its `config.json`; also returns the configuration.
+
+    Raises:
+        CheckpointError: The directory cannot be read, or its tensors are not those of its `config.json`.
+    """
+    stored = open_checkpoint(directory)
+    try:
+        check_folder(directory)     # transformers opens the file itself, not by `opened`
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        check_complete(stored, canonical_shapes(config))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("checkpoint", str(directory), f"cannot be loaded ({error})") from error
+    except CheckpointError as error:
+        raise CheckpointError("checkpoint", str(directory), f"tensor {error.value} {error.remedy}") from error
+    return stored, config
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

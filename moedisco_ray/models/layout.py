@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -48,6 +48,29 @@ class Place:
             return (self.expert,)
         size = shape[1] // 2
         return (self.expert, slice(self.half * size, (self.half + 1) * size))
+
+    def bounds(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+        """First and last index plus one of the canonical tensor, along each axis of a stored tensor of this shape."""
+        index = self.index(shape)
+        found = [(each, each + 1) if isinstance(each, int) else (each.start, each.stop) for each in index]
+        return (*found, *((0, size) for size in shape[len(found):]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """The part of a canonical tensor that is in a block of a stored tensor, such as one worker's shard.
+
+    Attributes:
+        name: Name of the canonical tensor.
+        of_block: Index of the part in the block.
+        of_tensor: Index of the part in the canonical tensor.
+        is_whole: Whether the block holds all of the canonical tensor.
+    """
+
+    name: str
+    of_block: tuple[int | slice, ...]
+    of_tensor: tuple[slice, ...]
+    is_whole: bool
 
 
 class ModelMap:
@@ -137,6 +160,34 @@ class ModelMap:
         canonical = self.router_key(index) if rest == "gate.weight" else key
         self.classify(canonical)
         return {canonical: Place(key)}
+
+    def pieces(
+        self, key: str, shape: tuple[int, ...], offset: tuple[int, ...], block: tuple[int, ...],
+    ) -> Iterator[Piece]:
+        """The parts of canonical tensors in a block of a stored tensor.
+
+        Args:
+            key: Name of the stored tensor, in memory or in a checkpoint.
+            shape: Shape of the stored tensor.
+            offset: Index of the block's first element.
+            block: Shape of the block.
+
+        Raises:
+            CheckpointError: The family has no such tensor.
+        """
+        for name, place in self.stored_tensors(key, shape).items():
+            bounds = place.bounds(shape)
+            common = [
+                (max(start, first), min(stop, first + size))
+                for (start, stop), first, size in zip(bounds, offset, block, strict=True)]
+            if any(start >= stop for start, stop in common):
+                continue
+            of_block: list[int | slice] = [slice(a - first, b - first) for (a, b), first in zip(common, offset, strict=True)]
+            of_tensor = [slice(a - start, b - start) for (a, b), (start, _) in zip(common, bounds, strict=True)]
+            if place.expert is not None:    # the canonical tensor has no axis of experts
+                of_block[0] = place.expert - offset[0]
+                del of_tensor[0]
+            yield Piece(name, tuple(of_block), tuple(of_tensor), is_whole=tuple(common) == bounds)
 
     def role_in_memory(self, key: str, shape: tuple[int, ...]) -> Role:
         """The role of a tensor, by its name in a transformers model in memory.

@@ -69,4 +69,10 @@ def write_optimizer_state(
     """
     for kind in KINDS:
         write_checkpoint(directory / kind, tensors(kind), config)
+    write_steps(directory, steps)
+
+
+def write_steps(directory: Path, steps: int) -> Path:
+    """Write the number of updates of an optimizer state; returns the file."""
     write_json(directory / _STEPS, {"steps": steps})
+    return directory / _STEPS

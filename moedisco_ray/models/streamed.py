@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.read_roots import check_folder
-from moedisco_ray.models.checkpoint import Checkpoint, open_checkpoint
-from moedisco_ray.models.checks import check_complete
+from moedisco_ray.models.checkpoint import Checkpoint
+from moedisco_ray.models.checks import open_complete
 from moedisco_ray.models.families import PARTS, Part
 from moedisco_ray.models.hf import canonical_shapes, moe_blocks, skeleton
 from moedisco_ray.models.layout import ModelMap
@@ -87,15 +86,7 @@ def open_streamed(directory: Path, *, dtype: torch.dtype, device: str = "cpu", f
     Raises:
         CheckpointError: The directory cannot be read, or its tensors are not those of its `config.json`.
     """
-    stored = open_checkpoint(directory)
-    try:
-        check_folder(directory)     # transformers opens config.json itself, without the checks of `opened`
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        check_complete(stored, canonical_shapes(config))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("checkpoint", str(directory), f"cannot be loaded ({error})") from error
-    except CheckpointError as error:
-        raise CheckpointError("checkpoint", str(directory), f"tensor {error.value} {error.remedy}") from error
+    stored, config = open_complete(directory)
     return streamed_model(stored, config, dtype=dtype, device=device, few_tokens=few_tokens)
 
 

@@ -81,3 +81,26 @@ def from_rank_zero(read: Callable[[], T], world: World, group: dist.ProcessGroup
     if isinstance(result[0], Exception):
         raise result[0]
     return result[0]
+
+
+def on_all(work: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Do work on every worker, wait for all, and return the results by rank; an error of one worker is raised on all.
+
+    Args:
+        work: The work, without collective operations.
+        world: This process.
+        group: Process group to wait in; None: the default group.
+    """
+    try:
+        own: Any = work()
+    except (MoeDiscoError, OSError) as error:
+        own = error
+    results = [own]
+    if world.size > 1:
+        results = [None] * world.size
+        dist.all_gather_object(results, own, group=group)
+    failed = [own, *results] if isinstance(own, Exception) else results
+    for each in failed:
+        if isinstance(each, Exception):
+            raise each
+    return results

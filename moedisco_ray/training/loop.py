@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 
+import torch.distributed as dist
+
 from moedisco_ray.core.events import Emit
 from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.checkpoints.checkpoint import Progress
@@ -19,6 +21,7 @@ from moedisco_ray.training.metrics import HeldOutLoss, TrainingMetrics
 from moedisco_ray.training.optimizer import learning_rate, set_learning_rate
 from moedisco_ray.training.optimizer_state import load_optimizer_state
 from moedisco_ray.training.results import drop_checkpoints, finished_result, write_model
+from moedisco_ray.training.sharded_files import cpu_group
 from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.stepper import Stepper
 from moedisco_ray.training.sync.member import SyncMember
@@ -79,8 +82,9 @@ def train_in_turns(
     recorded = finished_result(job)
     if recorded is not None:
         return recorded
-    with job.using_files():
-        result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour)
+    # The group comes first: connecting it is the last operation in which workers must arrive together until all files are read.
+    with cpu_group(world) as group, job.using_files():
+        result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, group=group)
     if result.finished and job.drop_checkpoints and world.rank == 0:
         drop_checkpoints(job, result)
     return result
@@ -88,16 +92,16 @@ def train_in_turns(
 
 def _train_in_turns(
     job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], *, on_step: Callable[[int], None],
-    losses_per_hour: Callable[[], float] | None,
+    losses_per_hour: Callable[[], float] | None, group: dist.ProcessGroup | None,
 ) -> Generator[None, None, TrainResult]:
-    model = trainable(job.model, job.optimizer, world)
+    model = trainable(job.model, job.optimizer, world, group)
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:
         batches = Batches(job, world)
         stepper.select(max(0, saver.newest - 1))    # a checkpoint has the optimizer state of the block that trained last
         progress = saver.restore()
         if job.optimizer_state is not None and not saver.newest:
-            load_optimizer_state(job.optimizer_state, model, stepper.optimizer, world)
+            load_optimizer_state(job.optimizer_state, model, stepper.optimizer, world, group)
         stepper.restore(progress.fractions_NE)
         restored = progress.step
         metrics = TrainingMetrics(job, world, emit, progress)
@@ -134,7 +138,7 @@ def _train_in_turns(
             if stopped or last:
                 break
         if not stopped:
-            write_model(model, stepper.optimizer, job, world)
+            write_model(model, stepper.optimizer, job, world, group)
     return TrainResult(
         progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored_step=restored, finished=not stopped,
         waits_for_sync=waits_for_sync)

@@ -5,54 +5,68 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_json
-from moedisco_ray.core.errors import RunDirError, StorageError
-from moedisco_ray.models import ModelMap, canonical_state, save_model
+from moedisco_ray.core.errors import MoeDiscoError, StorageError
+from moedisco_ray.core.run_work import unpickled
+from moedisco_ray.models import config_values
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.checkpoints import checkpoint
+from moedisco_ray.training.consensus import from_rank_zero, on_all
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.optimizer_state import load_optimizer_state, save_optimizer_state
-from moedisco_ray.training.sharding import full_state, trainable
+from moedisco_ray.training.sharded_files import write_tensors
+from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.sync.member import load_latest_backbone
 
 
-def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: TrainJob, world: World) -> None:
+def write_model(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: TrainJob, world: World, group: dist.ProcessGroup | None = None,
+) -> None:
     """Write the trained model to `job.output`, a Hugging Face directory with canonical names. Every worker must call it.
 
-    The optimizer's state is written too if `job.with_optimizer_state` is set.
+    The optimizer's state is written too if `job.with_optimizer_state` is set. Every worker writes its own files.
+
+    Args:
+        model: The trained model.
+        optimizer: Its optimizer.
+        job: The training.
+        world: This process.
+        group: Process group for coordination, see `sharded_files.cpu_group`; None: the default group.
 
     Raises:
         RunDirError: The disk is full.
+        StorageError: The run's URI does not respond.
     """
-    state = full_state(model)
-    draft = job.output.with_name(f".{job.output.name}.draft")
+    draft = _shared_draft(job, world, group)
     try:
         with reporting_full_disk(job.output):
-            if world.rank == 0:
-                shutil.rmtree(draft, ignore_errors=True)
-                # Tied embeddings are written once.
-                if model.config.tie_word_embeddings:
-                    state.pop("lm_head.weight", None)
-                save_model(model, draft, canonical_state(state, ModelMap(str(model.config.model_type))).items())
+            written = write_tensors(draft, dict(model.named_parameters()), config_values(model.config), world, group)
             if job.with_optimizer_state:
-                save_optimizer_state(model, optimizer, draft / OPTIMIZER_FOLDER, world)
-    except (OSError, RunDirError):
+                written += save_optimizer_state(model, optimizer, draft / OPTIMIZER_FOLDER, world, group)
+            on_all(lambda: job.store.publish(*written), world, group)
+            from_rank_zero(lambda: job.store.replace(draft, job.output, {}), world, group)
+    except (OSError, MoeDiscoError):
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    if world.rank == 0:
-        shutil.rmtree(job.output, ignore_errors=True)
-        draft.rename(job.output)
-    if world.size > 1:
-        dist.barrier()
-    if world.rank == 0:
-        job.store.publish(job.output)
+
+
+def _shared_draft(job: TrainJob, world: World, group: dist.ProcessGroup | None) -> Path:
+    """The directory on this machine in which all workers write the model, empty on the machine of rank 0."""
+    def begin() -> bytes:
+        draft = job.store.draft(job.output)
+        shutil.rmtree(draft, ignore_errors=True)
+        return job.store.dumps(draft)
+
+    found: Path = unpickled(from_rank_zero(begin, world, group))
+    return found
 
 
 def drop_checkpoints(job: TrainJob, result: TrainResult) -> None:

@@ -1,4 +1,4 @@
-"""Models that are ready to train, on one device or sharded over the workers of a gang (FSDP2), and their full weights."""
+"""Models that are ready to train, on one device or sharded over the workers of a gang (FSDP2)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.models import load_model, specialise
+from moedisco_ray.models import open_complete, specialise
+from moedisco_ray.training.consensus import on_all
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.job import World
+from moedisco_ray.training.sharded_files import read_tensors
 
 
 def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
@@ -25,23 +26,31 @@ def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
     return torch.bfloat16 if optimizer.arithmetic(gpu=torch.device(device).type != "cpu") == "bf16" else torch.float32
 
 
-def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrainedModel:
-    """Load a model for training, with the precision and gradient checkpointing of the optimizer settings.
+def trainable(directory: Path, optimizer: Optimizer, world: World, group: dist.ProcessGroup | None = None) -> PreTrainedModel:
+    """Load a model for training, with the precision and gradient checkpointing of the optimizer settings; see `SummedLoss`.
 
-    Its `forward` returns the loss; see `SummedLoss`. With several workers only rank 0 reads the weights, and no other worker ever
-    holds a whole model.
+    With several workers the model is sharded, and each reads its own part of the weights. Every worker must call it.
+
+    Args:
+        directory: A Hugging Face model directory.
+        optimizer: Precision and gradient checkpointing.
+        world: This process.
+        group: Process group for coordination, see `sharded_files.cpu_group`; None: the default group.
 
     Raises:
         CheckpointError: The directory holds no model of a supported family.
     """
-    dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
-    if world.size == 1:
-        return _configured(load_model(directory, dtype).to(world.device), optimizer)
+    stored, config = open_complete(directory)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if optimizer.state == "bf16" else torch.float32)
     _configured(model, optimizer)
-    _shard(model, compute_dtype(optimizer, world.device), world)
-    _distribute(model, load_model(directory, dtype) if world.rank == 0 else None, world)
+    if world.size > 1:
+        _shard(model, compute_dtype(optimizer, world.device), world)
+    model.to_empty(device=world.device)
+    model.tie_weights()
+    # Rotary frequencies are computed, not stored.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(world.device)
+    on_all(lambda: read_tensors(dict(model.named_parameters()), stored, stored.model_map), world, group)
     return model
 
 
@@ -69,11 +78,6 @@ def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextMa
     return contextlib.nullcontext()
 
 
-def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the CPU of rank 0, an empty mapping on other workers. Every worker must call it."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
 def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
     # `specialise` also freezes the routers of one-expert layers: they get no gradient, but would get weight decay.
     specialise(model).train()
@@ -96,15 +100,3 @@ def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World) -> None:
             # Losses are divided by the tokens of the global batch, so gradients are summed. Gloo supports plain sums only.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(enable=True)
-
-
-def _distribute(model: PreTrainedModel, source: PreTrainedModel | None, world: World) -> None:
-    model.to_empty(device=world.device)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(model, source.state_dict() if source is not None else {}, options=options)
-    # Rotary frequencies are buffers that are not in the state dict.
-    buffers = dict(source.named_buffers()) if source is not None else {}
-    for name, buffer in model.named_buffers():
-        if source is not None:
-            buffer.copy_(buffers[name])
-        dist.broadcast(buffer, 0)

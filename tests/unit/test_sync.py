@@ -20,7 +20,7 @@ from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.training import SyncCoordinator, SyncPlan, TrainJob, World, train, write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.optimizer import make_optimizer
-from moedisco_ray.training.sharding import full_state, trainable
+from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.sync import exchange
 
 STEPS = (12, 12, 7)
@@ -76,7 +76,7 @@ def test_a_sync_point_makes_the_outer_step_on_the_backbones_of_its_members(home:
         found = checkpoint.latest(lonely.checkpoints)
         assert found is not None
         checkpoint.load(checkpoint.storage_of(lonely), found, model, make_optimizer(model, lonely, World()), World())
-        alone.append(full_state(model))
+        alone.append(dict(model.state_dict()))
     for key, start in weights(home / "dense").items():
         if key in made:
             moved = sum(share * (start - state[key]) for share, state in zip((0.4, 0.4, 0.2), alone, strict=True))

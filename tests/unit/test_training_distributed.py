@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gang_processes import alone, gang
 from tiny_training import L, weights, write_shard, write_tiny
 from training_worker import STOP, Counting
 
@@ -28,37 +25,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 pytestmark = pytest.mark.timeout(400)     # the gangs are several processes, and run once for all of these
 
 BATCH, STEPS = 4, 10
-WORKER = Path(__file__).with_name("training_worker.py")
 NOBODY = None
-
-Work = Sequence[tuple[TrainJob, int | None]]
-
-
-def gang(size: int, directory: Path, work: Work) -> list[dict[str, Any]]:
-    """Results of each rank. `work` says for each job which rank wants to stop it after step `STOP`."""
-    file = directory / f"work-{size}"
-    file.write_bytes(pickle.dumps(list(work)))
-    rendezvous = directory / f"rendezvous-{size}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    logs = [file.with_name(f"{file.name}.{rank}.log") for rank in range(size)]
-    workers = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as output:
-            workers.append(subprocess.Popen(
-                [sys.executable, WORKER, str(rank), str(size), rendezvous, file], env=environment,
-                stdout=output, stderr=subprocess.STDOUT))
-    try:
-        codes = [worker.wait(timeout=180) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
-    return [pickle.loads(file.with_name(f"{file.name}.{rank}").read_bytes()) for rank in range(size)]
-
-
-def alone(job: TrainJob) -> TrainResult:
-    return train(job, World(), lambda _event: None, lambda: False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""One worker of a gang on gloo: runs the jobs it is handed one after the other and writes their results.
+"""The workers of a gang on gloo, forked from this process: they run jobs one after the other and write their results.
 
-Usage: training_worker.py RANK SIZE RENDEZVOUS WORK
+Usage: training_worker.py WORK
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ import dataclasses
 import itertools
 import os
 import pickle
+import signal
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
-from moedisco_ray.training import World, consensus, train
+from moedisco_ray.models.shard_file import ShardFile
+from moedisco_ray.training import TrainJob, World, consensus, sharding, train
 
 STOP = 8
 
@@ -39,28 +43,112 @@ class Counting:
         yield tokens_BL[:, :-1], targets_BL
 
 
-def main(rank: int, size: int, rendezvous: str, work: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What goes wrong on one rank.
+
+    Attributes:
+        rank: The rank.
+        places: Where it goes wrong: when weights are loaded, before step 5, or when a file of the trained model is written.
+        seconds: Pause at each of these places (s), once; None: the worker is killed.
+    """
+
+    rank: int
+    places: tuple[Literal["load", "step", "save"], ...]
+    seconds: float | None = None
+
+    def strike(self) -> None:
+        if self.seconds is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            time.sleep(self.seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a gang does.
+
+    Attributes:
+        size: Number of workers.
+        rendezvous: File by which the workers find each other.
+        timeout: Timeout of collective operations (s).
+        jobs: Jobs, each with the rank that wants to stop it after step `STOP`.
+        fault: Something that goes wrong on one rank.
+    """
+
+    size: int
+    rendezvous: Path
+    timeout: float
+    jobs: tuple[tuple[TrainJob, int | None], ...]
+    fault: Fault | None
+
+
+def before(function: Callable[..., Any], strike: Callable[[], None]) -> Callable[..., Any]:
+    """A function that calls `strike` before its first call."""
+    calls = itertools.count()
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not next(calls):
+            strike()
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def inject(fault: Fault) -> Callable[[int], None]:
+    """Make loading and saving go wrong; returns a function that makes steps go wrong."""
+    if "load" in fault.places:
+        sharding.read_tensors = before(sharding.read_tensors, fault.strike)     # type: ignore[attr-defined]
+    if "save" in fault.places:
+        ShardFile.put = before(ShardFile.put, fault.strike)  # type: ignore[method-assign]
+    return lambda step: fault.strike() if step == 5 and "step" in fault.places else None
+
+
+def run(rank: int, work: Work, file: Path) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=timedelta(seconds=30))
+        "gloo", init_method=f"file://{work.rendezvous}", rank=rank, world_size=work.size, timeout=timedelta(seconds=work.timeout))
     usual = consensus._POLL_SECONDS
+    on_step = inject(work.fault) if work.fault is not None and work.fault.rank == rank else lambda _step: None
     results: dict[str, object] = {}
-    for job, stopper in pickle.loads(work.read_bytes()):
+    for job, stopper in work.jobs:
         try:
             # Who is to stop after a certain step is asked after each; the others are, whenever it is time to.
             consensus._POLL_SECONDS = usual if stopper is None else 0.0
             asked = itertools.count(1)
             events: list[Event] = []
             results[job.name] = train(
-                job, World(rank, size), events.append, lambda s=stopper, asked=asked: next(asked) >= STOP and rank == s)
+                job, World(rank, work.size), events.append, lambda s=stopper, asked=asked: next(asked) >= STOP and rank == s,
+                on_step)
             results[f"{job.name}-looks"] = [event.data for event in events if event.type == "evaluation"]
         except TrainingError as error:
             results[job.name] = str(error)
-    work.with_name(f"{work.name}.{rank}").write_bytes(pickle.dumps(results))
+    file.with_name(f"{file.name}.{rank}").write_bytes(pickle.dumps(results))
     dist.barrier()
-    os._exit(0)     # gloo's threads can abort an interpreter that ends in the usual way
+
+
+def main(file: Path) -> int:
+    work: Work = pickle.loads(file.read_bytes())
+    ranks = []
+    for rank in range(work.size):
+        if not (process := os.fork()):
+            with file.with_name(f"{file.name}.{rank}.log").open("w") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+                try:
+                    run(rank, work, file)
+                    code = 0
+                except BaseException:   # noqa: BLE001 - a forked process must not go on as its parent
+                    sys.excepthook(*sys.exc_info())
+                    code = 1
+                sys.stderr.flush()
+                os._exit(code)      # gloo's threads can abort an interpreter that ends in the usual way
+        ranks.append(process)
+    return max(int(os.waitpid(process, 0)[1] != 0) for process in ranks)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    # Pickles name this module as tests import it.
+    sys.modules["training_worker"] = sys.modules["__main__"]
+    sys.exit(main(Path(sys.argv[1])))
