@@ -19,7 +19,7 @@ from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
-from moedisco_ray.core.locations import is_uri, joined
+from moedisco_ray.core.locations import is_uri, joined, parent
 from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
@@ -235,6 +235,27 @@ def plot(run_dir: RunDir) -> None:
         print(path)
     if not paths:
         print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    to: Annotated[Path | None, typer.Option(
+        "--to", metavar="DIR", help="Directory to write.", show_default="NAME-model in this directory")] = None,
+    from_checkpoint: Annotated[
+        bool, typer.Option("--from-checkpoint", help="Export the newest checkpoint of the fine-tune, finished or not.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Export the fine-tuned model of a run that is not finished, as a Hugging Face directory."""
+    target = to or Path(f"{parent(run_dir)[1]}-model")
+    from moedisco_ray.execution.export_run import export_run
+
+    figures = export_run(run_dir, target, from_checkpoint=from_checkpoint)
+    if as_json:
+        print(json.dumps({"directory": str(target), **figures}, indent=2))
+    else:
+        origin = "" if figures["step"] is None else f", from the checkpoint of step {figures['step']:,}"
+        print(f"wrote {target}: {figures['parameters']:,} parameters, {figures['bytes']:,} bytes{origin}")
 
 
 @app.command()

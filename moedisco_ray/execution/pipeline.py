@@ -251,7 +251,7 @@ def _make_all(
     check: Callable[[], None],
 ) -> None:
     directory = store.directory
-    storage = _own_storage(config, directory)
+    storage = own_storage(config, directory)
     with heartbeats(log):
         for stage in STAGES:
             stop.check()
@@ -264,7 +264,7 @@ def _make_all(
     collect(store)
 
 
-def _own_storage(config: RunConfig, directory: Path) -> Location | None:
+def own_storage(config: RunConfig, directory: Path) -> Location | None:
     """This run's folder in `checkpoint.storage`. A random part makes its name unique, because other runs may have the same name."""
     if config.checkpoint.storage is None:
         return None

@@ -45,8 +45,8 @@ def test_two_runs_of_one_name_and_settings_share_no_checkpoints(tmp_path: Path) 
         small_config(tmp_path / place, checkpoint={"storage": "s3://bucket/folder?scheme=http"}) for place in ("one", "other"))
     for config in (one, other):
         pipeline.claim(config, redo=False)
-    mine = pipeline._own_storage(one, one.directory)
-    assert mine == pipeline._own_storage(one, one.directory)        # a later driver of the same run
-    assert mine != pipeline._own_storage(other, other.directory)
+    mine = pipeline.own_storage(one, one.directory)
+    assert mine == pipeline.own_storage(one, one.directory)        # a later driver of the same run
+    assert mine != pipeline.own_storage(other, other.directory)
     assert str(mine).startswith("s3://bucket/folder/small-")
     assert str(mine).endswith("?scheme=http")

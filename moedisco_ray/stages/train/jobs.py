@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Submodels
-from moedisco_ray.core.locations import joined
+from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import CHECKPOINTS, LOGS
 from moedisco_ray.core.records import UnitRecord
 from moedisco_ray.core.run_store import SHARED, RunStore
@@ -30,15 +30,12 @@ def make_job(
     routes = tuning is not None or config.model.architecture.num_experts > config.clusters.count
     section = tuning or config.submodels
     steps = steps_for(tokens, section.optimizer)
-    home = context.checkpoints(stage) / name
     text_store = context.store if owner is None else context.owner_store(owner)
-    place = context.storage(stage) if owner is None else joined(text_store.location, CHECKPOINTS, context.checkpoints(stage).name)
-    # Ray Train shows the name of this folder as the name of a gang's training run.
-    checkpoints = joined(place, f"{config.name}-{name}", "steps")
     context.store.fetch(model / "config.json")      # it is read when a node type is chosen
     job = TrainJob(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
-        output=(home / "trained").absolute(), checkpoints=checkpoints, steps=steps,
+        output=training_home(context, stage, name) / "trained", checkpoints=checkpoint_location(context, stage, name, owner),
+        steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
         checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
@@ -50,6 +47,20 @@ def make_job(
     )
     checkpoint.share_key(job)
     return job
+
+
+def training_home(context: Context, stage: str, name: str) -> Path:
+    """Directory of a training's output and key, until its stage is finished."""
+    return (context.checkpoints(stage) / name).absolute()
+
+
+def checkpoint_location(context: Context, stage: str, name: str, owner: str | None = None) -> Location:
+    """Location of a training's checkpoints: in the storage of the data owner whose text it trains on, if there is one."""
+    place = context.storage(stage)
+    if owner is not None:
+        place = joined(context.owner_store(owner).location, CHECKPOINTS, context.checkpoints(stage).name)
+    # Ray Train shows the name of this folder as the name of a gang's training run.
+    return joined(place, f"{context.config.name}-{name}", "steps")
 
 
 def _held_out(context: Context, stage: str) -> HeldOut | None:

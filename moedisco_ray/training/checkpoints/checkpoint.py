@@ -131,7 +131,7 @@ def write(
 
     record = json.dumps(dataclasses.asdict(progress)).encode()
     writer = CheckpointWriter(storage, progress.step, {_PROGRESS: record}, delete_oldest)
-    _ignore_single_process_warning()
+    ignore_single_process_warning()
     try:
         with _original_error():
             dcp.save(state, storage_writer=writer, process_group=group, no_dist=world.size == 1)
@@ -166,7 +166,7 @@ def load(
     weights, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": optimizer_state["state"]}
     reader = CheckpointReader(storage, step, checksums, layout.read_layout(metadata, checksums))
-    _ignore_single_process_warning()
+    ignore_single_process_warning()
     with _original_error():
         dcp.load(state, storage_reader=reader, process_group=group, no_dist=world.size == 1)
     set_state_dict(
@@ -174,7 +174,8 @@ def load(
     return Progress(**json.loads(progress))
 
 
-def _ignore_single_process_warning() -> None:
+def ignore_single_process_warning() -> None:
+    """Ignore torch's warning about checkpoints of a single process."""
     # torch warns that it assumes a single process, although `no_dist` asks for that. `catch_warnings` would not do: at its end it
     # also undoes changes that other threads, or interleaved trainings, made to the warning filters.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -11,6 +11,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
@@ -64,7 +65,25 @@ class CheckpointWriter(FileSystemWriter):
         self._on_complete()
 
 
-class CheckpointReader(FileSystemReader):
+class LocalCheckpointReader(FileSystemReader):
+    """Reads tensor files from a directory, in which they were verified.
+
+    Args:
+        directory: The directory.
+        metadata: torch's metadata of the checkpoint, from `layout`.
+    """
+
+    def __init__(self, directory: Path | str, metadata: Metadata) -> None:
+        super().__init__(directory)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The metadata passed to the constructor; torch's own method would unpickle a file."""
+        del args, kwargs
+        return self._metadata
+
+
+class CheckpointReader(LocalCheckpointReader):
     """Reads the tensor files of a complete checkpoint; each file's checksum is verified before torch sees a byte of it.
 
     Args:
@@ -75,15 +94,9 @@ class CheckpointReader(FileSystemReader):
     """
 
     def __init__(self, storage: Storage, step: int, checksums: Mapping[str, Checksum], metadata: Metadata) -> None:
-        super().__init__(str(step))
+        super().__init__(str(step), metadata)
         self.fs = _VerifiedFolder(storage, step, checksums)
         self.path = ""
-        self._metadata = metadata
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The metadata passed to the constructor; torch's own method would unpickle a file."""
-        del args, kwargs
-        return self._metadata
 
 
 class _Written(list[Any]):

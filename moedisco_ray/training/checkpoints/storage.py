@@ -14,10 +14,11 @@ stay there unseen; a lifecycle rule of the bucket, AbortIncompleteMultipartUploa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -141,14 +142,51 @@ class Storage:
             StorageError: The checksum was wrong in two reads. The checkpoint is deleted, so that the next attempt resumes from the
                 previous checkpoint.
         """
-        data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}"))
-        if Checksum.of(data) != checksum:   # the file may be intact and only its transfer damaged
+        return self._verified(step, name, checksum, lambda: self._read(f"{folder_name(step)}/{name}"))
+
+    def copy(self, step: int, name: str, checksum: Checksum, target: Path, parts: Sequence[range]) -> None:
+        """Copy some bytes of a file of a complete checkpoint to a sparse file on this machine, at the same positions.
+
+        All of the file is read, a few megabytes at a time, and verified.
+
+        Args:
+            step: Step of the checkpoint.
+            name: Name of the file.
+            checksum: Checksum of the file, from the manifest.
+            target: File to write.
+            parts: Positions of the bytes.
+
+        Raises:
+            StorageError: As in `read`.
+        """
+        def put() -> tuple[None, Checksum]:
+            digest, position = hashlib.sha256(), 0
+            with self._system.open_input_stream(self._path(f"{folder_name(step)}/{name}")) as source, target.open("wb") as file:
+                while block := source.read(BUFFER):
+                    digest.update(block)
+                    end = position + len(block)
+                    if any(part.start < end and position < part.stop for part in parts):
+                        file.seek(position)
+                        file.write(block)
+                    position = end
+            return None, Checksum(size=position, sha256=digest.hexdigest())
+
+        self._verified(step, name, checksum, put)
+
+    def _read(self, name: str) -> tuple[bytes, Checksum]:
+        data = self._get(name)
+        return data, Checksum.of(data)
+
+    def _verified(self, step: int, name: str, checksum: Checksum, read: Callable[[], tuple[T, Checksum]]) -> T:
+        """What `read` returns if it has also found the right checksum, in two attempts."""
+        result, found = self.retrying(read)
+        if found != checksum:   # the file may be intact and only its transfer damaged
             _log.warning("%s: %s of %s has a wrong checksum; reading it again", self.location, name, folder_name(step))
-            data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}"))
-        if Checksum.of(data) != checksum:
+            result, found = self.retrying(read)
+        if found != checksum:
             self.discard(step)
             raise StorageError(f"{name} of checkpoint {folder_name(step)} in {self.location} is damaged; the checkpoint is deleted")
-        return data
+        return result
 
     def retrying(self, operation: Callable[[], T]) -> T:
         """Run an operation, and retry it after errors that may be temporary."""

@@ -1,0 +1,82 @@
+"""Export the model of a run that is not finished."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.core import stages
+from moedisco_ray.core.artifacts import reporting_full_disk
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.events import discard
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.execution.pipeline import own_storage
+from moedisco_ray.models import read_config
+from moedisco_ray.stages.context import Context
+from moedisco_ray.stages.corpus import input_identity
+from moedisco_ray.stages.export.stage import export_model
+from moedisco_ray.stages.train.jobs import checkpoint_location, training_home
+from moedisco_ray.training.checkpoints.model import write_model_of
+from moedisco_ray.training.checkpoints.storage import Storage
+
+
+def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> dict[str, Any]:
+    """Write the model of a run as the export stage does, without samples.
+
+    Args:
+        location: Directory or URI of the run.
+        target: Directory to write; it must be new or empty.
+        from_checkpoint: Whether to export the newest checkpoint of the fine-tune, instead of the finished fine-tune.
+
+    Returns:
+        `parameters`, `active_parameters`, `rounded_to` and `bytes`, as the export stage, and `step` of the checkpoint or None.
+
+    Raises:
+        RunDirError: The place holds no run, the model does not exist yet, or the target is not empty.
+        StorageError: The storage does not respond, or the checkpoint is damaged.
+    """
+    report = current_report(location)
+    if target.exists() and any(target.iterdir()):
+        raise RunDirError("--to", str(target), "is not empty; choose another directory")
+    store = RunStore.of(location)
+    config = stored_config(json.loads(store.read("config.json") or b"{}"))
+    context = _context(config, store)
+    needed = context.of("merge" if from_checkpoint else "finetune")
+    if not store.has(needed):
+        remedy = "has no merged MoE yet" if from_checkpoint else "has no finished fine-tune; pass --from-checkpoint"
+        raise RunDirError("RUN_DIR", str(location), remedy)
+    tokenizer = context.of("corpus") / "tokenizer"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as draft:
+        if from_checkpoint:
+            step: int | None = _write_checkpoint_model(context, Path(draft) / "trained")
+            model = Path(draft) / "trained"
+            store.fetch(tokenizer)
+        else:
+            step, model = None, needed
+            store.fetch(model, tokenizer)
+        figures = export_model(
+            model, tokenizer=tokenizer, directory=target, report=report, prompts=(), sample_tokens=1, seed=config.seed,
+            start=config.model, own_tokens=not config.tokenizer.replace, dtype=config.export.dtype, device="cpu")
+    return {name: value for name, value in figures.items() if name != "samples"} | {"step": step}
+
+
+def _context(config: RunConfig, store: RunStore) -> Context:
+    digests = stages.fingerprints(config, input_identity(config))
+    return Context(
+        config=config, directory=store.directory, fingerprint=digests["finetune"], emit=discard, backend=LocalBackend(),
+        own_storage=own_storage(config, store.directory))
+
+
+def _write_checkpoint_model(context: Context, directory: Path) -> int:
+    key_file = training_home(context, "finetune", "finetune") / "checkpoints.key"
+    context.store.fetch(key_file, context.of("merge") / "config.json")
+    storage = Storage(checkpoint_location(context, "finetune", "finetune"), key_file)
+    return write_model_of(storage, read_config(context.of("merge")), directory)

@@ -1,0 +1,100 @@
+"""`moedisco export`: the model of a run that is not finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import small_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from moedisco_ray.cli.app import app
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import RunStopped
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.execution import export_run, pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.models import check_same, open_checkpoint
+from moedisco_ray.stages.train.jobs import make_job
+from moedisco_ray.training import write_partial_result
+from moedisco_ray.training.checkpoints import checkpoint
+
+TOKENS = {"total": 30_000, "seed_share": 0.0, "finetune_share": 0.5}
+
+
+def stopped(config: RunConfig, stop: StopFile, stage: str, step: int) -> None:
+    """Run until a stage starts, or until the step of its training."""
+    def ask(event: Event) -> None:
+        if event.stage == stage and event.type in ("stage_started", "progress") and event.data.get("step", 0) >= step:
+            stop.request("budget")
+
+    with pytest.raises(RunStopped):
+        pipeline.run(config, (ask,), backend=LocalBackend(), stop=stop)
+
+
+def export(run: Path, *options: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["export", str(run), *options])
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def in_finetune(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run that was stopped in the middle of its fine-tune."""
+    home = tmp_path_factory.mktemp("run")
+    config = small_config(home / "runs", tokens=TOKENS, checkpoint={"every": 4})
+    stopped(config, StopFile(home / "stop"), "finetune", 5)
+    return config
+
+
+def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetune: RunConfig, tmp_path: Path) -> None:
+    code, output = export(in_finetune.directory, "--from-checkpoint", "--to", str(tmp_path / "model"), "--json")
+    assert code == 0, output
+    context = export_run._context(in_finetune, export_run.RunStore.of(in_finetune.location))
+    job = make_job(
+        context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards", tokens=1000, seed=0)
+    reference = dataclasses.replace(job, output=job.output.with_name("reference"))
+    write_partial_result(reference)
+    check_same(open_checkpoint(tmp_path / "model"), open_checkpoint(reference.output))
+    found = json.loads(output)
+    assert found["step"] == checkpoint.latest(job.checkpoints) > 0
+    model, tokenizer = (kind.from_pretrained(tmp_path / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    with torch.no_grad():
+        assert model(**tokenizer("def ", return_tensors="pt")).logits.isfinite().all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]     # no copy of the checkpoint is left
+
+
+def test_without_a_finished_fine_tune_the_message_names_the_option(in_finetune: RunConfig, tmp_path: Path) -> None:
+    code, output = export(in_finetune.directory, "--to", str(tmp_path / "model"))
+    assert code == 2
+    assert "has no finished fine-tune; pass --from-checkpoint" in output
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    code, output = export(in_finetune.directory, "--from-checkpoint", "--to", str(tmp_path / "full"))
+    assert code == 2
+    assert "--to" in output
+    assert "is not empty; choose another directory" in output
+
+
+def test_a_damaged_checkpoint_is_refused(in_finetune: RunConfig, tmp_path: Path) -> None:
+    newest = max(in_finetune.directory.glob("checkpoints/finetune-*/**/step-*"))
+    [file] = newest.glob("*.distcp")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    code, output = export(in_finetune.directory, "--from-checkpoint", "--to", str(tmp_path / "model"))
+    assert code == 1
+    assert "is damaged" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_ended_after_its_fine_tune_exports_that(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "runs", tokens={**TOKENS, "total": 8_000})
+    stopped(config, StopFile(tmp_path / "stop"), "evaluate", 0)
+    code, output = export(config.directory, "--to", str(tmp_path / "model"))
+    assert code == 0, output
+    check_same(open_checkpoint(tmp_path / "model"), open_checkpoint(config.directory / "finetuned"))
