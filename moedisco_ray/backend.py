@@ -16,7 +16,7 @@ from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.models import read_config
-from moedisco_ray.plan.memory import GIB, model_memory
+from moedisco_ray.plan.memory import GIB, Exchange, model_memory
 from moedisco_ray.policies.placement import Need, NodeType, fits_nowhere, place
 from moedisco_ray.policies.quorum import Contribution, Quorum
 from moedisco_ray.training import TrainJob, TrainResult
@@ -48,16 +48,18 @@ class Placement:
 
     def need(self, job: TrainJob) -> Need:
         """Peak memory that one worker needs for a job, and the owner of its text."""
-        found = self.need_of(job.name, job.model, job.optimizer, job.sequence_length)
+        found = self.need_of(job.name, job.model, job.optimizer, job.sequence_length, job.exchange)
         return dataclasses.replace(found, owner=job.owner)
 
-    def need_of(self, name: str, model: Path, optimizer: Optimizer, sequence_length: int) -> Need:
+    def need_of(
+        self, name: str, model: Path, optimizer: Optimizer, sequence_length: int, exchange: Exchange = "micro_batch",
+    ) -> Need:
         """Peak memory that one worker needs to train a model; 0 if the pool has one node type, so that there is no choice."""
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
             model, read_config(model)["model_type"], optimizer, sequence_length=sequence_length, gpu=self.pool.gpu,
-            workers=self.workers)
+            workers=self.workers, exchange=exchange)
         return Need(name, memory.total / GIB)
 
     def types(self, free: Mapping[str, int]) -> list[NodeType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +13,7 @@ from moedisco_ray.core.config import Architecture, FamilyName, LowMemoryPool, Op
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, left_out, planned_bill
-from moedisco_ray.plan.memory import GIB, Memory, worker_memory
+from moedisco_ray.plan.memory import GIB, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
@@ -194,12 +195,15 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
 def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, vocab_size: int) -> StagePlan:
     family, length = config.model.family, config.corpus.sequence_length
     optimizer, pool, units = training.optimizer, training.pool, training.units
+    smallest_gb = min(kind.memory_gb for kind in pool.node_types)
 
     def measure(trial: Optimizer, spread: int) -> Memory:
         shape = whole if training.sharded else submodel_architecture(whole, spread)
-        return worker_memory(
-            family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu,
+        by_exchange = functools.partial(
+            worker_memory, family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu,
             workers=spread if training.sharded else 1)
+        return by_exchange(exchange=exchange_of(
+            config.finetune.exchange, lambda exchange: by_exchange(exchange=exchange), smallest_gb))
 
     shape = whole if training.sharded else submodel_architecture(whole, config.clusters.count)
     memory = measure(optimizer, training.spread.now)

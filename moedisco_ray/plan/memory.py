@@ -26,6 +26,9 @@ The compute copies of sharded training are estimated by an upper bound. In bf16 
 block: 2 for gathered weights, 2 for gradients, 4 for gradients that are reduced in fp32, and 2 for prefetched weights of the next
 block. In fp32 they take 12 bytes.
 
+If workers exchange weights and gradients once per step (`finetune.exchange`), each worker holds all weights in the dtype of matrix
+products and, with several micro-batches, all gradients in fp32. These take 6 bytes per parameter more in bf16, and 8 in fp32.
+
 With gradient checkpointing, a layer keeps only its input (rD bytes per token), and one layer at a time is recomputed in full.
 
 Letters: D hidden, H attention heads, G key-value heads, d head size, F expert hidden, S shared expert hidden,
@@ -34,13 +37,17 @@ V vocabulary, k top-k.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer, read_architecture
 from moedisco_ray.plan.parameters import Parameters, count_parameters, shared_hidden_size
 
+Exchange = Literal["step", "micro_batch"]
+"""How often the workers of a sharded training exchange weights and gradients."""
 GIB = 2**30
 """Bytes of a gigabyte, as GPU vendors count memory."""
 
@@ -54,6 +61,8 @@ _MUON_BYTES = 32
 _GATHERED_BYTES = {2: 10, 4: 12}
 """Bytes per parameter that the largest block takes when sharded training gathers it. The keys are the bytes of an element in matrix
 products."""
+_WHOLE_GRADIENT_BYTES = 4
+"""Gradients that are reduced once per step (bytes per parameter): fp32, in which they are reduced."""
 _LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
 _FIXED_OVERHEAD = 1 * GIB
@@ -97,7 +106,7 @@ class Memory(BaseModel):
 
 def worker_memory(
     family: FamilyName, architecture: Architecture, vocab_size: int, optimizer: Optimizer, *, sequence_length: int,
-    gpu: int, workers: int = 1,
+    gpu: int, workers: int = 1, exchange: Exchange = "micro_batch",
 ) -> Memory:
     """Peak memory of one worker, if `workers` workers train one sharded model together.
 
@@ -109,6 +118,7 @@ def worker_memory(
         sequence_length: Tokens per sequence.
         gpu: GPUs per worker; `precision: auto` depends on whether there are any.
         workers: Number of workers; weights, gradients and optimizer state are divided among them.
+        exchange: How often they exchange weights and gradients.
     """
     parameters = count_parameters(family, architecture, vocab_size)
     share = -(-parameters.total // workers)
@@ -119,10 +129,12 @@ def worker_memory(
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4
     copies = _GATHERED_BYTES[width] * parameters.largest_block if workers > 1 else width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
+    is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing))
+    if workers > 1 and exchange == "step":
+        copies += (width + (0 if is_only_pass else _WHOLE_GRADIENT_BYTES)) * parameters.total
     gradient_bytes, largest = _STATE_BYTES[optimizer.state][1], -(-parameters.largest_tensor // workers)
-    is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
     early = gradient_bytes * largest if is_only_pass else gradients     # gradients that exist when the backward pass begins
     # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added to it.
     # Sharded training counts the new gradient in `compute_copies`.
@@ -134,6 +146,19 @@ def worker_memory(
         "activations": activations if in_backward else 0, "compute_copies": copies if in_backward else 0,
         "optimizer_step": 0 if in_backward else step}
     return Memory(**parts, overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * sum(parts.values())))
+
+
+def exchange_of(setting: Literal["auto", "step", "micro_batch"], measure: Callable[[Exchange], Memory], pool_gb: float) -> Exchange:
+    """How often the workers of a sharded training exchange weights and gradients.
+
+    Args:
+        setting: The configured value.
+        measure: Memory of one worker for each value.
+        pool_gb: Memory of one worker of the pool (GB).
+    """
+    if setting != "auto":
+        return setting
+    return "step" if measure("step").total <= pool_gb * GIB else "micro_batch"
 
 
 def _matrices(parameters: Parameters) -> int:
@@ -154,6 +179,7 @@ def _step_bytes(optimizer: Optimizer, architecture: Architecture, parameters: Pa
 
 def model_memory(
     directory: Path, family: FamilyName, optimizer: Optimizer, *, sequence_length: int, gpu: int, workers: int = 1,
+    exchange: Exchange = "micro_batch",
 ) -> Memory:
     """`worker_memory` of the model in a Hugging Face directory.
 
@@ -162,7 +188,8 @@ def model_memory(
     """
     architecture = read_architecture(directory, family)
     return worker_memory(
-        family, architecture, architecture.vocab_size or 0, optimizer, sequence_length=sequence_length, gpu=gpu, workers=workers)
+        family, architecture, architecture.vocab_size or 0, optimizer, sequence_length=sequence_length, gpu=gpu, workers=workers,
+        exchange=exchange)
 
 
 def activation_bytes_per_token(

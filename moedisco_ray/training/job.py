@@ -16,6 +16,7 @@ from moedisco_ray.core.locations import Location
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import unpickled
 from moedisco_ray.models import BACKBONE
+from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Skip
 
@@ -89,6 +90,7 @@ class TrainJob:
         optimizer_state: Directory of the optimizer state to start with; None to start with an empty state.
         document_start: Token that starts a document; tokens then attend to their own document only. With None, tokens attend to all
             earlier tokens of the sequence.
+        exchange: How often the workers exchange weights and gradients; see `sharding.Exchanges`.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
         drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
         store: Store of the run. A job that is sent to another machine gets the paths of that machine.
@@ -118,6 +120,7 @@ class TrainJob:
     held_out: HeldOut | None = None
     optimizer_state: Path | None = None
     document_start: int | None = None
+    exchange: Exchange = "step"
     with_optimizer_state: bool = False
     drop_checkpoints: bool = False
     store: RunStore = dataclasses.field(default=SHARED, compare=False)

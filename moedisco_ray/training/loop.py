@@ -94,7 +94,7 @@ def _train_in_turns(
     job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], *, on_step: Callable[[int], None],
     losses_per_hour: Callable[[], float] | None, group: dist.ProcessGroup | None,
 ) -> Generator[None, None, TrainResult]:
-    model = trainable(job.model, job.optimizer, world, group)
+    model = trainable(job.model, job.optimizer, world, group, job.exchange)
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:
         batches = Batches(job, world)

@@ -19,7 +19,7 @@ from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import HeldOut, TrainJob, World
-from moedisco_ray.training.sharding import autocast
+from moedisco_ray.training.sharding import autocast, reshard
 
 
 class TrainingMetrics:
@@ -158,4 +158,5 @@ class HeldOutLoss:
                 nats += self._model(inputs_BL.to(self._world.device), targets_BL.to(self._world.device)).double()
             tokens += int((targets_BL != -100).sum())
         self._model.train()
+        reshard(self._model)
         return nats.item() / tokens

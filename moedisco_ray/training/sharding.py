@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.models import open_complete, specialise
+from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.training.consensus import on_all
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.job import World
@@ -26,7 +27,9 @@ def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
     return torch.bfloat16 if optimizer.arithmetic(gpu=torch.device(device).type != "cpu") == "bf16" else torch.float32
 
 
-def trainable(directory: Path, optimizer: Optimizer, world: World, group: dist.ProcessGroup | None = None) -> PreTrainedModel:
+def trainable(
+    directory: Path, optimizer: Optimizer, world: World, group: dist.ProcessGroup | None = None, exchange: Exchange = "step",
+) -> PreTrainedModel:
     """Load a model for training, with the precision and gradient checkpointing of the optimizer settings; see `SummedLoss`.
 
     With several workers the model is sharded, and each reads its own part of the weights. Every worker must call it.
@@ -36,6 +39,7 @@ def trainable(directory: Path, optimizer: Optimizer, world: World, group: dist.P
         optimizer: Precision and gradient checkpointing.
         world: This process.
         group: Process group for coordination, see `sharded_files.cpu_group`; None: the default group.
+        exchange: How often workers exchange weights and gradients; see `Exchanges`.
 
     Raises:
         CheckpointError: The directory holds no model of a supported family.
@@ -45,13 +49,38 @@ def trainable(directory: Path, optimizer: Optimizer, world: World, group: dist.P
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if optimizer.state == "bf16" else torch.float32)
     _configured(model, optimizer)
     if world.size > 1:
-        _shard(model, compute_dtype(optimizer, world.device), world)
+        _shard(model, compute_dtype(optimizer, world.device), world, exchange)
     model.to_empty(device=world.device)
     model.tie_weights()
     # Rotary frequencies are computed, not stored.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(world.device)
     on_all(lambda: read_tensors(dict(model.named_parameters()), stored, stored.model_map), world, group)
     return model
+
+
+class Exchanges:
+    """Decides for each micro-batch of a step whether the workers of a sharded model exchange weights and gradients.
+
+    With `step`, each worker gathers all weights once, and adds up whole gradients, which are reduced after the last micro-batch.
+    With `micro_batch`, each micro-batch gathers the weights of a layer twice and reduces its gradients.
+    """
+
+    def __init__(self, model: PreTrainedModel, exchange: Exchange) -> None:
+        self._model = model if isinstance(model, FSDPModule) and exchange == "step" else None
+
+    def before(self, *, last: bool) -> None:
+        """Prepare for a micro-batch, which may be the last of its step."""
+        if self._model is not None:
+            self._model.set_requires_gradient_sync(last)
+            self._model.set_reshard_after_backward(last)
+            self._model.set_is_last_backward(last)
+
+
+def reshard(model: PreTrainedModel) -> None:
+    """Free weights that a forward pass without a backward pass has gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 class SummedLoss:
@@ -89,11 +118,11 @@ def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel
     return model
 
 
-def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World) -> None:
+def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World, exchange: Exchange) -> None:
     mesh = init_device_mesh(torch.device(world.device).type, (world.size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=exchange == "micro_batch")
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,9 @@ from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.optimizer import LARGEST_NORM, make_optimizer
-from moedisco_ray.training.sharding import autocast
+from moedisco_ray.training.sharding import Exchanges, autocast
+
+T = TypeVar("T")
 
 
 class Stepper:
@@ -32,6 +35,7 @@ class Stepper:
         self._model = model
         self._job = job
         self._world = world
+        self._exchanges = Exchanges(model, job.exchange)
         self._blocks = Blocks(model, job) if job.optimizer.block_steps else None
         if self._blocks is not None:
             self._blocks.select(0)
@@ -64,7 +68,10 @@ class Stepper:
             Cross-entropy in nats, summed over this worker's tokens; and the norm of the whole gradient before clipping.
         """
         self._selections_NE.zero_()
-        losses = [self._backward(micro) for micro in micro_batches]
+        losses = []
+        for micro, last in _marking_last(micro_batches):
+            self._exchanges.before(last=last)
+            losses.append(self._backward(micro))
         norm = _gathered(torch.nn.utils.clip_grad_norm_(self._parameters, LARGEST_NORM))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -97,6 +104,16 @@ class Stepper:
 
 def _trained(model: PreTrainedModel) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last."""
+    remaining = iter(items)
+    for item in remaining:
+        for following in remaining:
+            yield item, False
+            item = following    # noqa: PLW2901
+        yield item, True
 
 
 def _gathered(tensor: Tensor) -> Tensor:

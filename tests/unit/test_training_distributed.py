@@ -66,6 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.two.extend(gang(2, home, [
         (runs.job("two"), NOBODY),
         (runs.job("parts", optimizer=recipe.model_copy(update={"micro_batch": 1, "gradient_checkpointing": True})), NOBODY),
+        (runs.job("each", optimizer=recipe.model_copy(update={"micro_batch": 1}), exchange="micro_batch"), NOBODY),
         (runs.job("looked", held_out=Counting()), NOBODY),
         (runs.job("tied", model=home / "tied"), NOBODY),
         (runs.job("dense", model=home / "dense"), NOBODY),
@@ -97,7 +98,7 @@ def one(runs: Runs) -> tuple[TrainJob, TrainResult]:
     return job, alone(job)
 
 
-@pytest.mark.parametrize("name", ["two", "parts"])
+@pytest.mark.parametrize("name", ["two", "parts", "each"])
 def test_two_workers_equal_one(runs: Runs, one: tuple[TrainJob, TrainResult], name: str) -> None:
     close(runs, name, one[0], runs.two[0][name].losses, one[1].losses)
 

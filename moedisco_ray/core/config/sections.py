@@ -309,6 +309,9 @@ class Finetune(Section):
     """Pool whose workers train the MoE together, each with a shard of it: the few large workers of `high_memory`, or all workers of
     `low_memory`."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
+    exchange: Literal["auto", "step", "micro_batch"] = "auto"
+    """How often the workers exchange weights and gradients: once per step, for which each holds all of them meanwhile (6 bytes per
+    parameter in bf16, 8 in fp32), or for every micro-batch. auto: once per step if the plan fits the pool's memory."""
     load_balance: float = Field(0.01, ge=0)
     """Weight of the load-balance loss over the global batch; sub-models with several experts use it too."""
     z_loss: float = Field(0.001, ge=0)

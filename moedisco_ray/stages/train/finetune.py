@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.records import TrainingSummary
+from moedisco_ray.plan.memory import exchange_of, model_memory
 from moedisco_ray.stages.context import Context, finetune_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, unit_records
 
@@ -22,7 +24,13 @@ def run(context: Context, draft: Draft) -> None:
     job = make_job(
         context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards",
         tokens=config.tokens.finetune, seed=finetune_seed(config))
-    job = dataclasses.replace(job, optimizer_state=restored_optimizer_state(context, "merge") if not blocks else None)
+    measure = functools.partial(
+        model_memory, job.model, config.model.family, job.optimizer, sequence_length=job.sequence_length, gpu=pool.gpu,
+        workers=pool.fewest_workers)
+    exchange = exchange_of(
+        config.finetune.exchange, lambda each: measure(exchange=each), min(kind.memory_gb for kind in pool.node_types))
+    state = None if blocks else restored_optimizer_state(context, "merge")
+    job = dataclasses.replace(job, exchange=exchange, optimizer_state=state)
     trained = context.backend.train_gang(
         job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, stop=context.stop)
     context.store.link(job.output, draft.path)
