@@ -74,7 +74,7 @@ class RayBackend:
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call a function on a seat of the low-memory pool, or in a Ray task that holds a slot of the high-memory pool."""
+        """Call a function on a seat of the pool, or in a Ray task if it needs no pool."""
         if not isinstance(pool, HighMemoryPool):
             return Slot(pool, emit, stop, self._seats).run(function, *args, **kwargs)
 
@@ -89,8 +89,8 @@ class RayBackend:
             emit(event)
 
         self._reservation.hand_over()
-        self._seats.end_idle()      # both pools may have the same machines
-        return Slot(pool, reserve_rest, stop).run(function, *args, **kwargs)
+        self._seats.end_idle_of_other_pools(pool)
+        return Slot(pool, reserve_rest, stop, self._seats).run(function, *args, **kwargs)
 
     def call_with_tasks(
         self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
@@ -121,8 +121,17 @@ class RayBackend:
     def train_gang(
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
     ) -> Trained:
-        """Train a job in consecutive Ray Train runs, each as large as the slots allow."""
+        """Train a job in consecutive Ray Train runs, each as large as the slots allow; in a pool of one worker, on a seat."""
+        if pool.most_workers == 1:
+            self._reservation.hand_over()
+            self._seats.end_idle_of_other_pools(pool)
+            [trained] = train_all(
+                [job], Placement(pool, 1, max_failures), directory, emit, stop=stop, run=self._run, seats=self._seats)
+            return trained
+        held = self._seats.idle(pool.resource)
         self._seats.end_idle()
+        if held and session.autoscales():
+            session.wait_until_free(pool.resource, held)
         # The gang takes over what is reserved for it: a request of its own would be for further nodes.
         reserved = self._reservation if pool is self._high else None
         return train_gang(job, pool, max_failures, directory, emit, stop=stop, run=self._run, reservation=reserved)

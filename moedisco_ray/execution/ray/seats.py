@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
-from moedisco_ray.core.config import Pool
+from moedisco_ray.core.config import AnyPool, Pool
 from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.seat_actor import Seat as SeatActor
 
@@ -127,6 +127,10 @@ class Seats:
             self._idle = [seat for seat in self._idle if seat not in matching]
         for seat in matching:
             seat.end()
+
+    def end_idle_of_other_pools(self, pool: AnyPool) -> None:
+        """End the idle seats of all other pools, whose machines may be those of this pool too."""
+        self.end_idle(lambda seat: seat.pool.name != pool.name)
 
     def _take_idle(self, pool: Pool) -> Seat | None:
         self.end_idle(_on(ray_internals.draining_nodes()))
