@@ -50,10 +50,10 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint
+from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.policies.ordering import makespan_bound
 from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob
-from moedisco_ray.training.packed_tokens import write_packed
 
 SIZES = Architecture(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1,
                      num_experts_per_tok=1)

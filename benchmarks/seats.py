@@ -49,8 +49,8 @@ from moedisco_ray.execution.ray.event_mailbox import EventMailbox, open_mailbox
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
 from moedisco_ray.execution.ray.worker import train_on_worker
 from moedisco_ray.models import hf_config, random_weights, write_checkpoint
+from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.training import TrainJob
-from moedisco_ray.training.packed_tokens import write_packed
 
 SIZES = Architecture(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1, num_experts_per_tok=1)

@@ -28,9 +28,9 @@ from benchmarks.harness import environment, interleave, ratios, spread, write_re
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint
+from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob, World, train
-from moedisco_ray.training.packed_tokens import write_packed
 
 SIZES = Architecture(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
                      moe_intermediate_size=704, num_experts=4, num_experts_per_tok=2)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moedisco_ray.packed_tokens import TokenStream, batch_indices
 from moedisco_ray.training.job import TrainJob, World
-from moedisco_ray.training.packed_tokens import TokenStream, batch_indices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import re
 
 from torch import nn
 
+from moedisco_ray.packed_tokens import batch_indices
 from moedisco_ray.training.job import TrainJob
-from moedisco_ray.training.packed_tokens import batch_indices
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EMBEDDING = ".embed_tokens."

@@ -11,8 +11,8 @@ import torch
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import hf_config, save_model, skeleton
+from moedisco_ray.packed_tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training import TrainJob, TrainResult, World, train
-from moedisco_ray.training.packed_tokens import TokenStream, batch_indices, write_packed
 
 VOCABULARY, LENGTH, BATCH = 64, 16, 4
 BROKEN = VOCABULARY - 1

@@ -17,6 +17,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from moedisco_ray.backend import vectors_kind
 from moedisco_ray.core.config import Pools, Tokens, check_config
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.blocks import squared_distances
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters, documents_needed, first_documents
@@ -27,7 +28,6 @@ from moedisco_ray.stages.clustering.vectors.random import RandomCosts
 from moedisco_ray.stages.clustering.vectors.tfidf import TfidfSvd
 from moedisco_ray.stages.corpus import build as build_corpus
 from moedisco_ray.stages.text.tokenizer import Encoder
-from moedisco_ray.training.packed_tokens import INDEX
 
 SMALL8 = Path(__file__).parents[3] / "shared" / "corpora" / "small8" / "train"
 

@@ -13,10 +13,10 @@ import pytest
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError
+from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.corpus import build, input_identity
 from moedisco_ray.stages.corpus.documents import DOCUMENTS, document_id
 from moedisco_ray.stages.text.tokenizer import Encoder
-from moedisco_ray.training.packed_tokens import TokenStream
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "seven", "grey", "hills", "nobody"]
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moedisco_ray.packed_tokens import write_index
 from moedisco_ray.stages.corpus.documents import DOCUMENTS, document_id
 from moedisco_ray.stages.text.packing import pack_part, part_path
-from moedisco_ray.training.packed_tokens import write_index
 
 EOS = 0
 ENCODER = SimpleNamespace(eos=EOS, bos=None, vocab_size=10)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.training.packed_tokens import TokenStream, batch_indices, write_packed
+from moedisco_ray.packed_tokens import TokenStream, batch_indices, write_packed
 
 EOS = 0
 documents = st.lists(st.integers(1, 99), max_size=20)

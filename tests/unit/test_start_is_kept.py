@@ -23,6 +23,7 @@ from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model
+from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.corpus import read_unseen
 from moedisco_ray.stages.evaluate.stage import judge
 from moedisco_ray.stages.export.directory import export
@@ -32,7 +33,6 @@ from moedisco_ray.stages.scoring import document_nats
 from moedisco_ray.stages.start import Start, check_start
 from moedisco_ray.stages.text.pretrained import open_encoder
 from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
-from moedisco_ray.training.packed_tokens import TokenStream
 
 COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE")
 

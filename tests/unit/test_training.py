@@ -24,6 +24,7 @@ from moedisco_ray.core.config import FAMILIES, FamilyName, Optimizer, read_archi
 from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, save_model
+from moedisco_ray.packed_tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.plan.cards import peak_flops
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters
@@ -44,7 +45,6 @@ from moedisco_ray.training.checkpoints.manifest import HashingStream
 from moedisco_ray.training.checkpoints.storage import Storage
 from moedisco_ray.training.metrics import TrainingMetrics, job_flops_per_token
 from moedisco_ray.training.optimizer import BETAS, DECAY, LARGEST_NORM, RoundingAdamW, adamw
-from moedisco_ray.training.packed_tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training.sharding import trainable
 
 

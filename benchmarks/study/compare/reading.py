@@ -23,6 +23,7 @@ from moedisco_ray.core.config import CheckpointInit, RunConfig
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.records import EvaluationRecord, Figures
 from moedisco_ray.models import ModelMap
+from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.stages.clustering.build import documents_needed
 from moedisco_ray.stages.clustering.kmeans import ITERATIONS
 from moedisco_ray.stages.clustering.vectors.base import read_settings
@@ -30,7 +31,6 @@ from moedisco_ray.stages.clustering.vectors.likelihood import READ
 from moedisco_ray.stages.evaluate.ensemble import BLOCK
 from moedisco_ray.stages.merge.calibration_text import calibration_windows, sample_windows
 from moedisco_ray.stages.text.validation import load_documents, validation_parts
-from moedisco_ray.training.packed_tokens import INDEX
 
 Lengths = NDArray[np.int64]
 

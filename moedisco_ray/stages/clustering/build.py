@@ -28,6 +28,7 @@ from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import cluster_warnings
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_work import on_each
+from moedisco_ray.packed_tokens import write_index
 from moedisco_ray.plan.estimate import CLUSTERED
 from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.grid import Array
@@ -46,7 +47,6 @@ from moedisco_ray.stages.clustering.store import (
 )
 from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind
 from moedisco_ray.stages.text.tokenizer import Encoder
-from moedisco_ray.training.packed_tokens import write_index
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from moedisco_ray.packed_tokens import Piece
 from moedisco_ray.stages.corpus.documents import (
     DOCUMENTS,
     HELD_OUT,
@@ -32,7 +33,6 @@ from moedisco_ray.stages.corpus.staging import Bucket, distinct_documents
 from moedisco_ray.stages.text.cutting import Cutter
 from moedisco_ray.stages.text.packing import pack_part, part_path
 from moedisco_ray.stages.text.tokenizer import Encoder
-from moedisco_ray.training.packed_tokens import Piece
 
 Tokens = NDArray[np.int32]
 

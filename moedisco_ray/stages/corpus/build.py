@@ -19,6 +19,7 @@ from moedisco_ray.core.findings import corpus_warnings
 from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_work import on_each
+from moedisco_ray.packed_tokens import check_windows, write_index
 from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, list_bucket, sample_texts, survey_bucket
 from moedisco_ray.stages.corpus.files import Listing, list_files
 from moedisco_ray.stages.corpus.near_duplicates import DROPPED, LISTED, Banding, by_id, by_key, compare_listed
@@ -30,7 +31,6 @@ from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.packing import part_path
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.stages.text.unseen import Skipped
-from moedisco_ray.training.packed_tokens import check_windows, write_index
 
 T = TypeVar("T")
 R = TypeVar("R")

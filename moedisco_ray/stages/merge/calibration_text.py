@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from moedisco_ray.core.config import Merge
+from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.context import Context, cluster_tokens
 from moedisco_ray.stages.merge.calibrate import Batch
-from moedisco_ray.training.packed_tokens import TokenStream
 
 _CALIBRATION_BATCH = 16
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moedisco_ray.packed_tokens import Piece, write_piece
 from moedisco_ray.stages.text.tokenizer import Encoder
-from moedisco_ray.training.packed_tokens import Piece, write_piece
 
 PACKED_COLUMNS = ["copies", "tokens"]
 """Columns of a part that packing reads."""
