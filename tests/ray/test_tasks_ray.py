@@ -36,9 +36,9 @@ class Occupant:
         """Answers once it lives."""
 
 
-@pytest.fixture(params=[HighMemoryPool, LowMemoryPool], ids=["task", "seat"])
+@pytest.fixture(params=[HighMemoryPool, LowMemoryPool], ids=["high_memory", "low_memory"])
 def pool(request: pytest.FixtureRequest) -> Pool:
-    """A pool whose slots run tasks, or seats."""
+    """A pool on whose seats the functions run."""
     made: Pool = request.param()
     return made
 

@@ -1,4 +1,4 @@
-"""Run one pure function on one worker of a pool, or on a CPU of any node."""
+"""Run one pure function on a seat of a pool, or as a Ray task on a CPU of any node."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Slot:
         pool: Node type whose slot the function needs. None if it needs no slot; it is not metered then.
         emit: Receives the events about the held slot.
         stop: Ends the wait for a slot.
-        seats: The run's seats: the function runs on one of them. None if a Ray task runs it.
+        seats: The run's seats; a function that needs a slot runs on one of them.
         free_bundle: Ray resources of a function that needs no slot.
     """
 
     pool: Pool | None
     emit: Emit
     stop: StopFile
-    seats: Seats | None = None
+    seats: Seats
     free_bundle: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"CPU": 1})
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -63,8 +63,8 @@ class Slot:
         for _ in range(_MAX_STARTS):
             self.stop.check()
             try:
-                if self.pool is not None and self.seats is not None:
-                    return self._on_seat(function.__name__, call, self.pool, self.seats)
+                if self.pool is not None:
+                    return self._on_seat(function.__name__, call, self.pool)
                 return self._in_task(function.__name__, call)
             except RayTaskError as error:
                 if isinstance(error.cause, (MoeDiscoError, OSError)):
@@ -74,19 +74,18 @@ class Slot:
                 lost = error
         raise RunError(f"{function.__name__}: its worker died repeatedly; see the Ray logs") from lost
 
-    def _on_seat(self, name: str, call: Callable[[], T], pool: Pool, seats: Seats) -> T:
-        bundle = Placement(pool, 1, 0).bundle
-        with seats.taken(pool) as seat:
-            self._wait_for_start(lambda: seat.wait(_POLL_SECONDS), bundle)
+    def _on_seat(self, name: str, call: Callable[[], T], pool: Pool) -> T:
+        with self.seats.taken(pool) as seat:
+            self._wait_for_start(lambda: seat.wait(_POLL_SECONDS), Placement(pool, 1, 0).bundle)
             with held_workers(self.emit, pool, 1):
                 return seat.run(name, call)
 
     def _in_task(self, name: str, call: Callable[[], T]) -> T:
-        bundle = self.free_bundle if self.pool is None else Placement(self.pool, 1, 0).bundle
-        resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
+        bundle = self.free_bundle
+        resources = {tag: amount for tag, amount in bundle.items() if tag != "CPU"}
         task = ray.remote(work).options(
-            name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,
-            # Ray's own retry would wait for a slot without a notice, and the wait would be charged.
+            name=name, num_cpus=bundle.get("CPU", 0), resources=resources,
+            # Ray's own retry would wait for its resources without a notice.
             max_retries=0).remote([ray.put(call)])
         with contextlib.ExitStack() as unless_begun:
             # With force: a task that begins at this very moment must not write into a directory that is being removed.
@@ -94,9 +93,8 @@ class Slot:
             self._wait_for_start(lambda: bool(ray.wait([task], timeout=_POLL_SECONDS)[0]), bundle)
             ray.get(next(task))
             unless_begun.pop_all()
-        with held_workers(self.emit, self.pool, 1):
-            found: T = ray.get(next(task))
-            return found
+        found: T = ray.get(next(task))
+        return found
 
     def _wait_for_start(self, started: Callable[[], bool], bundle: Mapping[str, float]) -> None:
         wait_for_start(started, lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), self.emit, self.stop)
