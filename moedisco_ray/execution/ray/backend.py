@@ -96,7 +96,7 @@ class RayBackend:
         self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
     ) -> T:
         """Call a function in a Ray task next to the slots of the pool's nodes, where its tasks run too."""
-        slot = Slot(None, emit, stop, free_bundle={pool.resource: CALL_SHARE})
+        slot = Slot(None, emit, stop, self._seats, free_bundle={pool.resource: CALL_SHARE})
         return slot.run(call(TaggedTasks(pool.resource, store)))
 
     @contextlib.contextmanager

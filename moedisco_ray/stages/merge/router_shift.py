@@ -25,10 +25,10 @@ from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.models import moe_blocks, specialise
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import open_streamed
+from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.merge.calibrate import Batch
 from moedisco_ray.stages.merge.calibration_text import spread
 from moedisco_ray.stages.scoring import default_dtype
-from moedisco_ray.training.packed_tokens import TokenStream
 
 Array = NDArray[np.float32]
 
