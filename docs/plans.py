@@ -24,41 +24,50 @@ CHECKPOINTS: dict[str, tuple[FamilyName, int, Architecture]] = {
         num_experts=8, num_experts_per_tok=2)),
 }
 """Family, vocabulary and sizes of published checkpoints, by name."""
-HEAD = ["checkpoint", "stage", "models", "parameters of each", "settings that fit", "GB per card", "of"]
+HEAD = [
+    "checkpoint", "stage", "models", "parameters of each", "settings", "times as long", "GB per card", "of", "GB in the machine"]
 _GROUP = 4
 """Experts per sub-model, where the checkpoint has many."""
 _CHEAP, _LARGE = 24, 80
-_CARDS = (1, 8, 16)
-"""Numbers of large cards that are tried for the fine-tune."""
+_CARDS = (1, 8)
+"""Numbers of large cards for the fine-tune."""
 
 
 def rows() -> Iterator[list[str]]:
-    """A row per checkpoint and stage."""
-    for name, (family, vocabulary, sizes) in CHECKPOINTS.items():
-        clusters = max(sizes.num_experts // _GROUP, min(sizes.num_experts, 8))
-        config = _config(family, vocabulary, sizes, clusters, 1)
-        submodels = next(stage for stage in build_plan(config).stages if stage.stage == "submodels")
-        yield _row(name, submodels, f"{clusters} of {sizes.num_experts // clusters} experts", _CHEAP)
-        stage, cards = _finetune(family, vocabulary, sizes, clusters)
-        yield _row(name, stage, f"1 on {cards} card{'s' if cards > 1 else ''}", _LARGE)
+    """A row per checkpoint, stage and number of large cards."""
+    for name, (_, _, sizes) in CHECKPOINTS.items():
+        group = f"{_clusters(sizes)} of {sizes.num_experts // _clusters(sizes)} experts"
+        yield _row(name, planned(name, "submodels"), group, _CHEAP)
+        for cards in _CARDS:
+            yield _row(name, planned(name, "finetune", cards), f"1 on {cards} card{'s' if cards > 1 else ''}", _LARGE)
 
 
-def _finetune(family: FamilyName, vocabulary: int, sizes: Architecture, clusters: int) -> tuple[StagePlan, int]:
-    """The fine-tune on the smallest number of cards on which it fits, else on the largest number."""
-    for cards in _CARDS:
-        plan = build_plan(_config(family, vocabulary, sizes, clusters, cards))
-        stage = next(stage for stage in plan.stages if stage.stage == "finetune")
-        if stage.remedy is None or (stage.remedy.fits and not any("pools" in setting for setting in stage.remedy.settings)):
-            break
-    return stage, cards
+def planned(checkpoint: str, stage: str, cards: int = 1) -> StagePlan:
+    """Plan of a stage of a published checkpoint.
+
+    Args:
+        checkpoint: Name of the checkpoint.
+        stage: `submodels`, each on one card of 24 GB, or `finetune`, on cards of 80 GB.
+        cards: Number of large cards.
+    """
+    family, vocabulary, sizes = CHECKPOINTS[checkpoint]
+    plan = build_plan(_config(family, vocabulary, sizes, _clusters(sizes), cards))
+    return next(each for each in plan.stages if each.stage == stage)
+
+
+def _clusters(sizes: Architecture) -> int:
+    return max(sizes.num_experts // _GROUP, min(sizes.num_experts, 8))
 
 
 def _row(name: str, stage: StagePlan, models: str, card: int) -> list[str]:
-    remedy = stage.remedy
-    settings = ", ".join(setting.partition("optimizer.")[2] or setting for setting in remedy.settings) if remedy else "default"
-    size = stage.memory.total / GIB if remedy is None else remedy.memory_gb
-    fits = "" if remedy is None or remedy.fits else " (does not fit)"
-    return [name, stage.stage, models, f"{stage.parameters.total / 1e9:.1f} B", settings, f"{size:.1f}{fits}", str(card)]
+    choice, memory = stage.choice, stage.memory
+    changed = () if choice is None else tuple(setting.partition("optimizer.")[2] for setting in choice.settings)
+    settings, size = ", ".join(changed) or "default", f"{memory.total / GIB:.1f}"
+    if stage.remedy is not None:
+        settings, size = "none fit", ""
+    times = "" if stage.remedy is not None else f"{1.0 if choice is None else choice.cost:.1f}"
+    offloaded = f"{memory.offloaded / GIB:.0f}" if memory.offloaded else ""
+    return [name, stage.stage, models, f"{stage.parameters.total / 1e9:.1f} B", settings, times, size, str(card), offloaded]
 
 
 def _config(family: FamilyName, vocabulary: int, sizes: Architecture, clusters: int, cards: int) -> RunConfig:

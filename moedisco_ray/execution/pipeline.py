@@ -46,6 +46,8 @@ from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.execution.ray.monitoring import Gauges, reporting_idle_slots
+from moedisco_ray.plan import fitted
+from moedisco_ray.plan.fitting import changes
 from moedisco_ray.stages import decompose
 from moedisco_ray.stages.clustering import stage as clustering
 from moedisco_ray.stages.clustering.model import ClusterModel
@@ -101,6 +103,7 @@ def run(
         RunError: The run failed; the same call continues from the last checkpoint.
         RunStopped: The run was asked to end.
     """
+    given, config = config, fitted(config)
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
     directory = store.directory
     with contextlib.ExitStack() as stack:
@@ -111,6 +114,8 @@ def run(
         stack.enter_context(LiveFiles(store, ("events.jsonl", "ray.log")))
         log = EventLog(directory / "events.jsonl", listeners)
         try:
+            for name, settings in _chosen(given, config):
+                log(Event("warning", data={"message": f"{name} do not fit their cards as configured; the run uses {settings}"}))
             with reporting_full_disk(directory):
                 _complete(config, store, log, backend=backend, stop=stop, given_id=given_id, check=check)
         except RunStopped as error:
@@ -138,8 +143,18 @@ def _taken_over(store: RunStore, seconds: float, stack: contextlib.ExitStack) ->
     return lease.check
 
 
+def _chosen(given: RunConfig, used: RunConfig) -> Iterator[tuple[str, str]]:
+    """Trainings with other settings than the configuration has, and these settings."""
+    for name, section in (("sub-models", "submodels"), ("the fine-tune's weights", "finetune")):
+        before, after = getattr(given, section).optimizer, getattr(used, section).optimizer
+        settings = changes(before, after, f"{section}.optimizer")
+        if settings:
+            yield name, ", ".join(settings)
+
+
 def is_finished(config: RunConfig) -> bool:
     """Whether all artifacts of the configuration exist in its directory."""
+    config = fitted(config)
     return _is_made(RunStore.of(config.location), stages.fingerprints(config, input_identity(config)))
 
 

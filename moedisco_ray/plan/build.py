@@ -9,10 +9,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from moedisco_ray.core.bill import Bill
-from moedisco_ray.core.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, PoolName, RunConfig
+from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, LowMemoryPool, Optimizer, PoolName, RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token, mixed_cost, training_cost
+from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, left_out, planned_bill
+from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
 from moedisco_ray.plan.memory import GIB, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
@@ -50,6 +51,11 @@ class StagePlan(BaseModel):
     """Whether `memory`, an upper bound, is at most `pool_gb`."""
     fits_known: bool
     """Whether `fits` is reliable; false without GPUs, because CPU workers share the host's memory with other processes."""
+    choice: Choice | None
+    """Settings that the run uses because the model does not fit with those in the configuration; `memory` and `cost` are with them.
+    Null if it fits as it is, or if no settings without a value of the user's make it fit."""
+    block_wise: bool = False
+    """Whether one block of weights trains at a time, so that no optimizer state is handed over to the next stage."""
     remedy: Remedy | None
     """Settings to change if the stage does not fit; null if it fits."""
     cost: Cost
@@ -98,7 +104,7 @@ class Plan(BaseModel):
 @dataclasses.dataclass(frozen=True)
 class _Training:
     stage: StageName
-    pool: Pool
+    pool: AnyPool
     optimizer: Optimizer
     units: int
     workers: int
@@ -150,6 +156,23 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     )
 
 
+def fitted(config: RunConfig) -> RunConfig:
+    """The configuration with the settings that a plan chooses where it does not fit; it is itself if it fits as it is.
+
+    Raises:
+        ConfigError: As `build_plan`.
+        CheckpointError: As `build_plan`.
+    """
+    if not any(pool.gpu for pool, _ in config.pools.needed(config.finetune.pool)):
+        return config
+    for stage in build_plan(config).stages:
+        if stage.choice is not None:
+            name = "finetune" if stage.stage == "finetune" else "submodels"
+            section = getattr(config, name).model_copy(update={"optimizer": stage.choice.optimizer})
+            config = config.model_copy(update={name: section})
+    return config
+
+
 def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Training]:
     return {
         stage.stage: Training(
@@ -163,7 +186,9 @@ def _trained(stage: StagePlan) -> Trained:
     workers = stage.workers if stage.stage == "finetune" else 1
     return Trained(
         pool=stage.pool, units=stage.units, workers=workers, steps=stage.steps, hours=stage.cost.hours / stage.cost.waves,
-        weights=stage.memory.weights * workers, optimizer=stage.memory.optimizer * workers, tokens=stage.cost.tokens,
+        weights=stage.memory.weights * workers, optimizer=(stage.memory.optimizer + stage.memory.offloaded) * workers,
+        offloaded=stage.memory.offloaded, device=stage.memory.total if stage.fits_known else 0,
+        handed_over=0 if stage.block_wise else 2 * stage.memory.weights * workers, tokens=stage.cost.tokens,
         synced=0 if stage.sync is None else stage.sync.bytes)
 
 
@@ -209,15 +234,25 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     memory = measure(optimizer, training.spread.now)
     pool_gb = max(kind.memory_gb for kind in pool.node_types)
     fits = memory.total <= pool_gb * GIB
+    parameters = count_parameters(family, shape, vocab_size)
+    flops = flops_per_token(parameters, shape, length, checkpointing=False)
+    section, workers = ("finetune.optimizer", training.workers) if training.sharded else ("submodels.optimizer", 1)
+    step_seconds = flops * optimizer.batch_tokens / (workers * PEAK_FLOPS * UTILISATION * pool.speed)
+    choice = None if fits or not pool.gpu else choose(
+        lambda trial: measure(trial, training.spread.now), optimizer, section=section, sequence_length=length, pool_gb=pool_gb,
+        workers=workers, alone=not training.sharded or pool.most_workers == 1, step_seconds=step_seconds)
+    if choice is not None:
+        optimizer, memory, fits = choice.optimizer, measure(choice.optimizer, training.spread.now), True
     remedy = None if fits else find_remedy(
-        measure, optimizer, training.spread, section="finetune.optimizer" if training.sharded else "submodels.optimizer",
-        sequence_length=length, pool_gb=pool_gb, sharded=training.sharded)
+        measure, optimizer, training.spread, section=section, sequence_length=length, pool_gb=pool_gb, sharded=training.sharded,
+        step_seconds=step_seconds)
     if remedy is not None and pool.mixed:
         raise ConfigError(
             f"pools.{pool.name}.types", pool_gb,
             f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any node type has; {remedy}")
-    parameters = count_parameters(family, shape, vocab_size)
-    flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
+    # The step waits while moments are copied: as long as for so many operations more.
+    waiting = copy_seconds(memory) / step_seconds * flops
+    flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing)) + waiting
     steps = max(1, training.tokens // units // optimizer.batch_tokens)
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:
@@ -237,6 +272,8 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         pool_gb=pool_gb,
         fits=fits,
         fits_known=pool.gpu > 0,
+        choice=choice,
+        block_wise=bool(optimizer.block_steps),
         remedy=remedy,
         cost=cost,
         types=types,

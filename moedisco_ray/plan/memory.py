@@ -31,6 +31,13 @@ products and, with several micro-batches, all gradients in fp32. These take 6 by
 
 With gradient checkpointing, a layer keeps only its input (rD bytes per token), and one layer at a time is recomputed in full.
 
+With `moments: fp8`, both moments of a matrix take 2 bytes per parameter and a scale of 2 bytes for 128 elements each. With
+`offload_moments` they are in the machine's memory, and the step holds copies of the moments that it handles.
+
+With `block_steps`, gradients and moments are those of the largest block: a decoder layer, the embedding, or the head. Frozen
+weights need no input of their matrix product for a gradient, so a layer keeps less: its norms 4 bytes of D each, an expert
+s (D + 3F), or 3sF if it is the only one, a shared expert s (D + 3S), and no copies under autocast.
+
 Letters: D hidden, H attention heads, G key-value heads, d head size, F expert hidden, S shared expert hidden,
 V vocabulary, k top-k.
 """
@@ -52,8 +59,12 @@ GIB = 2**30
 """Bytes of a gigabyte, as GPU vendors count memory."""
 
 _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
+_FP8_BYTES = 2 * (1 + 2 / 128)
+"""Both moments of a matrix in 8 bits, with their scales (bytes per parameter)."""
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
 """Temporary memory of an optimizer step, by precision (bytes per element processed at once); fused fp32 AdamW needs none."""
+_FP8_STEP_BYTES = {"fp32": 16, "bf16": 20}
+"""Temporary memory of an optimizer step with moments in 8 bits, by precision (bytes per element processed at once)."""
 _STEP_ELEMENTS = 2**24
 """Maximum elements that the optimizer's step handles at once; `training.optimizer.STEP_ELEMENTS`, copied for use without torch."""
 _MUON_BYTES = 32
@@ -65,7 +76,8 @@ _WHOLE_GRADIENT_BYTES = 4
 """Gradients that are reduced once per step (bytes per parameter): fp32, in which they are reduced."""
 _LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
-_FIXED_OVERHEAD = 1 * GIB
+FIXED_OVERHEAD = 1 * GIB
+"""Assumed memory of the CUDA context and of library workspaces (bytes)."""
 _FRAGMENTATION = 0.05
 
 
@@ -90,6 +102,8 @@ class Memory(BaseModel):
     compute_copies: int
     optimizer_step: int
     overhead: int
+    offloaded: int = 0
+    """Moments in the machine's memory; not part of the total."""
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
     @property
@@ -122,19 +136,24 @@ def worker_memory(
     """
     parameters = count_parameters(family, architecture, vocab_size)
     share = -(-parameters.total // workers)
-    weights, gradients, optimizer_state = (share * size for size in _STATE_BYTES[optimizer.state])
+    weight_bytes, gradient_bytes, moment_bytes = _STATE_BYTES[optimizer.state]
+    trained = largest_block(parameters, architecture) if optimizer.block_steps else share
+    weights, gradients = share * weight_bytes, trained * gradient_bytes
+    moments = round(trained * (_FP8_BYTES if optimizer.moments == "fp8" else moment_bytes))
     if optimizer.name == "muon":
-        optimizer_state -= _STATE_BYTES[optimizer.state][2] // 2 * -(-_matrices(parameters) // workers)
+        moments -= moment_bytes // 2 * -(-_matrices(parameters) // workers)
     width = compute_bytes(optimizer, gpu)
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4
     copies = _GATHERED_BYTES[width] * parameters.largest_block if workers > 1 else width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
-        family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing))
+        family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing),
+        frozen=bool(optimizer.block_steps))
     if workers > 1 and exchange == "step":
         copies += (width + (0 if is_only_pass else _WHOLE_GRADIENT_BYTES)) * parameters.total
-    gradient_bytes, largest = _STATE_BYTES[optimizer.state][1], -(-parameters.largest_tensor // workers)
+    # The backward pass begins with the head's gradient. With blocks, gradients come last.
+    largest = 0 if optimizer.block_steps else -(-parameters.largest_tensor // workers)
     early = gradient_bytes * largest if is_only_pass else gradients     # gradients that exist when the backward pass begins
     # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added to it.
     # Sharded training counts the new gradient in `compute_copies`.
@@ -142,10 +161,20 @@ def worker_memory(
     step = _step_bytes(optimizer, architecture, parameters, workers)
     in_backward = early + added + activations + copies > gradients + step
     parts = {
-        "weights": weights, "gradients": early + added if in_backward else gradients, "optimizer": optimizer_state,
+        "weights": weights, "gradients": early + added if in_backward else gradients,
+        "optimizer": 0 if optimizer.offload_moments else moments,
         "activations": activations if in_backward else 0, "compute_copies": copies if in_backward else 0,
         "optimizer_step": 0 if in_backward else step}
-    return Memory(**parts, overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * sum(parts.values())))
+    return Memory(
+        **parts, overhead=FIXED_OVERHEAD + int(_FRAGMENTATION * sum(parts.values())),
+        offloaded=moments if optimizer.offload_moments else 0)
+
+
+def largest_block(parameters: Parameters, architecture: Architecture) -> int:
+    """Parameters of the largest block that `block_steps` trains at a time."""
+    last_norm = architecture.hidden_size
+    layer = -(-(parameters.total - parameters.embedding - parameters.head - last_norm) // architecture.num_hidden_layers)
+    return max(layer, parameters.embedding, parameters.head + last_norm)
 
 
 def exchange_of(setting: Literal["auto", "step", "micro_batch"], measure: Callable[[Exchange], Memory], pool_gb: float) -> Exchange:
@@ -168,7 +197,10 @@ def _matrices(parameters: Parameters) -> int:
 
 def _step_bytes(optimizer: Optimizer, architecture: Architecture, parameters: Parameters, workers: int) -> int:
     elements = min(_STEP_ELEMENTS, -(-parameters.largest_tensor // workers))
-    by_adamw = _STEP_BYTES[optimizer.state] * elements
+    fp8 = optimizer.moments == "fp8"
+    by_adamw = (_FP8_STEP_BYTES if fp8 else _STEP_BYTES)[optimizer.state] * elements
+    if optimizer.offload_moments:
+        by_adamw += round((_FP8_BYTES if fp8 else _STATE_BYTES[optimizer.state][2]) * elements)
     if optimizer.name == "adamw":
         return by_adamw
     rows = (
@@ -193,7 +225,7 @@ def model_memory(
 
 
 def activation_bytes_per_token(
-    family: FamilyName, architecture: Architecture, width: int, *, residual: int, checkpointing: bool,
+    family: FamilyName, architecture: Architecture, width: int, *, residual: int, checkpointing: bool, frozen: bool = False,
 ) -> int:
     """Bytes of activations per token of the micro-batch, without logits, by the formula in the docstring of this module.
 
@@ -203,10 +235,12 @@ def activation_bytes_per_token(
         width: Bytes of an element in a matrix product.
         residual: Bytes of an element in the residual stream.
         checkpointing: Whether layers are recomputed in the backward pass.
+        frozen: Whether one layer trains and the others only pass gradients on.
     """
     layer = layer_bytes_per_token(family, architecture, width, residual)
     layers, hidden = architecture.num_hidden_layers, architecture.hidden_size
-    kept = layers * residual * hidden + layer if checkpointing else layers * layer
+    others = frozen_bytes_per_token(family, architecture, width) if frozen else layer
+    kept = layers * residual * hidden + layer if checkpointing else (layers - 1) * others + layer
     return kept + (4 + residual + width + 4) * hidden
 
 
@@ -228,6 +262,20 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     # for the keys, one for the values, one for a single expert's up projection, and three for the shared expert.
     casts = 2 + (architecture.num_experts == 1) + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden
+
+
+def frozen_bytes_per_token(family: FamilyName, architecture: Architecture, width: int) -> int:
+    """Bytes of one layer's saved tensors per token, if its weights get no gradients."""
+    hidden = architecture.hidden_size
+    queries = architecture.num_attention_heads * architecture.head_size
+    keys = architecture.key_value_heads * architecture.head_size
+    attention = width * 2 * (queries + keys) + 4 * architecture.num_attention_heads
+    if family in ("qwen3_moe", "olmoe"):
+        attention += 4 * (queries + keys)
+    expert = 3 * architecture.moe_intermediate_size + (hidden if architecture.num_experts > 1 else 0)
+    shared = shared_hidden_size(family, architecture)
+    held = 2 * 4 * hidden + attention + width * architecture.num_experts_per_tok * expert
+    return held + (width * (hidden + 3 * shared) if shared else 0)
 
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.plan.memory import GIB, Memory, micro_batch_sequences, worker_sequences
+from moedisco_ray.plan.fitting import by_cost, changes, combinations
+from moedisco_ray.plan.memory import GIB, Memory
 
 
 class Remedy(BaseModel):
@@ -45,12 +45,11 @@ class Spread:
 
 def find_remedy(
     measure: Callable[[Optimizer, int], Memory], optimizer: Optimizer, spread: Spread, *, section: str,
-    sequence_length: int, pool_gb: float, sharded: bool,
+    sequence_length: int, pool_gb: float, sharded: bool, step_seconds: float,
 ) -> Remedy:
-    """Try settings in the order of their cost, and return the first that fit.
+    """Try all settings, also those with a value of the user's, by their cost (`plan.fitting`), and return the first that fit.
 
-    Settings are tried in this order: a smaller micro-batch (no cost), recomputed activations (a third more time), pure bf16 (a
-    little precision), and finally more workers, or more and smaller sub-models.
+    If none fit, try them with more workers, or with more and smaller sub-models.
 
     Args:
         measure: Function that returns the memory of a worker for optimizer settings and a value of the spread's setting.
@@ -60,33 +59,21 @@ def find_remedy(
         sequence_length: Tokens per sequence.
         pool_gb: Memory of a worker of the pool (GB).
         sharded: Whether the spread also divides the batch of a step, as sharded training does.
+        step_seconds: Time of a step without recomputation (s).
     """
     tried: list[tuple[int, tuple[str, ...]]] = []
     for wider in (spread.now, *spread.more):
-        for trial in _trials(optimizer, sequence_length, wider if sharded else 1):
+        workers = wider if sharded else 1
+        trials = combinations(optimizer, sequence_length, workers, alone=workers == 1, everything=True)
+        for _, trial in by_cost(functools.partial(_at, measure, wider), trials, step_seconds):
             total = measure(trial, wider).total
             widened = (f"{spread.setting}={wider}",) if wider != spread.now else ()
-            tried.append((total, _settings(optimizer, trial, section) + widened))
+            tried.append((total, changes(optimizer, trial, section) + widened))
             if total <= pool_gb * GIB:
                 return Remedy(fits=True, settings=tried[-1][1], memory_gb=total / GIB)
     total, settings = min(tried, key=lambda attempt: attempt[0])
     return Remedy(fits=False, settings=settings, memory_gb=total / GIB)
 
 
-def _trials(optimizer: Optimizer, sequence_length: int, workers: int) -> Iterator[Optimizer]:
-    now = micro_batch_sequences(optimizer, sequence_length, workers)
-    share = worker_sequences(optimizer, sequence_length, workers)
-    # Try only sizes that divide the worker's share of the batch: others would leave a short micro-batch at the end of a step.
-    smaller = [size for size in range(now - 1, 0, -1) if share % size == 0]
-    precisions = dict.fromkeys((optimizer.precision, "pure_bf16"))
-    recompute = dict.fromkeys((optimizer.gradient_checkpointing, True))
-    for precision, checkpointing, micro_batch in itertools.product(precisions, recompute, (optimizer.micro_batch, *smaller)):
-        yield optimizer.model_copy(
-            update={"precision": precision, "gradient_checkpointing": checkpointing, "micro_batch": micro_batch})
-
-
-def _settings(now: Optimizer, then: Optimizer, section: str) -> tuple[str, ...]:
-    changed: dict[str, Any] = {
-        name: getattr(then, name) for name in ("micro_batch", "gradient_checkpointing", "precision")
-        if getattr(then, name) != getattr(now, name)}
-    return tuple(f"{section}.{name}={str(value).lower()}" for name, value in changed.items())
+def _at(measure: Callable[[Optimizer, int], Memory], wider: int, trial: Optimizer) -> Memory:
+    return measure(trial, wider)

@@ -1,4 +1,4 @@
-"""Bytes that each stage keeps in the run directory, holds on a node's disk, and moves over the network.
+"""Bytes that each stage keeps in the run directory, holds on a card, in memory and on a node's disk, and moves over the network.
 
 If the run directory is in object storage, no node's disk holds it. A worker's disk then holds the stage's inputs, its results until
 they are uploaded, and one checkpoint until it is uploaded. The figures follow from the sizes of models and from token counts:
@@ -8,6 +8,10 @@ they are uploaded, and one checkpoint until it is uploaded. The figures follow f
 * models: weights in the training's precision;
 * checkpoints: weights and optimizer state; each training keeps two checkpoints at a time;
 * sub-models: every sync adds the bytes that `plan.sync_traffic` counts.
+
+Stages without training stream the model: a card holds the largest part of it, a layer or the head, or the whole model if that takes
+at most 40 % of the card. Next to it are the hidden states of the text, up to 4 GiB, and 1 GiB for libraries; activations of a batch
+are left out. Without a card, all this is in the machine's memory, where at most 1 GiB of weights and 0.5 GiB of states stay.
 
 The number of checkpoints follows from `checkpoint.every` or, with `auto`, from the interval for the assumed rate of worker losses.
 """
@@ -20,14 +24,22 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan.estimate import CLUSTERED
+from moedisco_ray.plan.memory import FIXED_OVERHEAD, GIB, largest_block
+from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.policies.checkpointing import SaveCost, interval, loss_rate
 
 TEXT_BYTES_PER_TOKEN = 4
 """Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
 _ID_BYTES = 4
+_RESIDENT_SHARE = 0.4
+"""Maximum share of a GPU's memory for a model that stays loaded; a copy of the one in `models.streamed`, for use without torch."""
+_CPU_RESIDENT = 2**30
+"""Maximum size of a model that stays in a CPU's memory; a copy of `models.streamed.RESIDENT_BYTES`, for use without torch."""
+_CPU_STATES, _GPU_STATES = 2**29, 2**32
+"""Maximum size of hidden states (bytes); copies of those in `models.layer_stream`, for use without torch."""
 _KEPT_CHECKPOINTS = 2
 """Checkpoints of one training that exist at the same time: the newest, and the one before it."""
 _COPY_BYTES_PER_SECOND = 4e9
@@ -54,8 +66,11 @@ class StageStorage(BaseModel):
     """Disk space on one node for files that its workers share; for text processing, the total of all nodes."""
     worker_disk: int = 0
     """Disk space for files of one worker that other workers do not share."""
+    device_memory: int = 0
+    """Memory of the card of one worker; 0 without a card."""
     worker_memory: int = 0
-    """Host memory in which one worker holds a checkpoint until it is stored."""
+    """Host memory of one worker, without its process: offloaded moments, a checkpoint until it is stored, and without a card what
+    would be on the card."""
     moved: int
     """Bytes that all workers of the stage together read from storage and write to storage."""
 
@@ -72,6 +87,9 @@ class Trained:
         hours: Training time of one model in hours.
         weights: Bytes of one model's weights.
         optimizer: Bytes of one model's optimizer state.
+        offloaded: Bytes of the part of it that is in host memory.
+        device: Bytes of GPU memory of one worker.
+        handed_over: Bytes of the optimizer state for the next training, in the dtype of the weights.
         tokens: Training tokens, summed over models.
         synced: Bytes that all syncs transfer.
     """
@@ -83,6 +101,9 @@ class Trained:
     hours: float
     weights: int
     optimizer: int
+    offloaded: int
+    device: int
+    handed_over: int
     tokens: int
     synced: int = 0
 
@@ -127,13 +148,15 @@ def checkpoint_count(steps: int, hours: float, every: int | None, size: int, wor
 
 class _Planner:
     def __init__(self, config: RunConfig, trained: Mapping[str, Trained], vocab_size: int, text_bytes: int | None) -> None:
-        self._config, self._trained = config, trained
+        self._config, self._trained, self._vocab_size = config, trained, vocab_size
         self._token_bytes = 2 if vocab_size <= 1 << 16 else 4
         self._corpus_tokens = config.tokens.total if text_bytes is None else text_bytes // TEXT_BYTES_PER_TOKEN
         models = [*trained.values()]
         finetune = trained.get("finetune")
         self._whole = sum(each.weights * each.units for each in models) if finetune is None else finetune.weights
-        self._kept = finetune.optimizer if finetune is not None and config.finetune.keep_optimizer_state else 0
+        earlier = trained.get("submodels", trained.get("seed"))
+        is_kept = finetune is not None and config.finetune.keep_optimizer_state and (earlier is None or earlier.handed_over > 0)
+        self._kept = 2 * self._whole if is_kept else 0
 
     def stage(self, name: str) -> StageStorage | None:
         """Storage of one stage; None if the stage stores no large files."""
@@ -149,9 +172,9 @@ class _Planner:
                 part = self._trained["submodels"]
                 stored = min(self._whole, part.units * part.weights) if "finetune" in self._trained else part.units * part.weights
                 return self._models(name, stored=stored, read=part.weights)
-            case "merge" | "export":
-                size = self._whole + (self._kept if name == "merge" else 0)
-                return self._models(name, stored=size, read=size)
+            case "merge" | "evaluate" | "export":
+                read = self._whole + (self._kept if name == "merge" else 0)
+                return self._models(name, stored=0 if name == "evaluate" else read, read=read)
         return None
 
     def _corpus(self) -> StageStorage:
@@ -163,17 +186,21 @@ class _Planner:
     def _cluster(self) -> StageStorage:
         config = self._config
         tokens = round(CLUSTERED * config.tokens.submodels)
-        vectors = 0
+        vectors, device, host = 0, 0, 0
         if config.vectors_pool is not None:
+            shape = config.model.architecture
+            whole = isinstance(config.model.init, CheckpointInit)
+            shape = shape if whole else submodel_architecture(shape, config.clusters.count)
+            device, host = self._streamed(shape, config.vectors_pool, _GPU_STATES)
             vectors = 4 * config.model.architecture.hidden_size * -(-self._corpus_tokens // config.corpus.sequence_length)
         packed = self._token_bytes * tokens
         documents = (TEXT_BYTES_PER_TOKEN + _ID_BYTES) * self._corpus_tokens
         return StageStorage(
-            stage="cluster", pool="cpu", stored=packed + vectors,
+            stage="cluster", pool="cpu", stored=packed + vectors, device_memory=device, worker_memory=host,
             node_disk=documents + packed + vectors, moved=2 * documents + packed + 2 * vectors)
 
     def _training(self, name: str, each: Trained) -> StageStorage:
-        kept = each.checkpoint if self._keeps_optimizer_state(name) else each.weights
+        kept = each.weights + (each.handed_over if self._keeps_optimizer_state(name) else 0)
         packed = self._token_bytes * each.tokens
         share, inputs = each.checkpoint // each.workers, each.weights + packed // each.units
         saves = checkpoint_count(each.steps, each.hours, self._config.checkpoint.steps, each.checkpoint, each.workers)
@@ -183,12 +210,26 @@ class _Planner:
             stage=name, pool=each.pool, workers=each.units * each.workers, stored=each.units * kept,
             checkpoints=_KEPT_CHECKPOINTS * each.units * each.checkpoint,
             node_disk=inputs + kept if each.workers > 1 else 0, worker_disk=share + (0 if each.workers > 1 else inputs + kept),
-            worker_memory=share,
+            device_memory=each.device, worker_memory=share + each.offloaded,
             moved=read + each.units * (kept + saves * each.checkpoint) + each.synced)
 
     def _models(self, name: str, *, stored: int, read: int) -> StageStorage:
+        config, pool = self._config, self._config.finetune_pool
+        tokens = {"merge": config.merge.calibration_tokens, "evaluate": config.evaluation.max_tokens}.get(name, 0)
+        device, host = (0, 0) if name == "decompose" else self._streamed(config.model.architecture, pool, tokens)
         return StageStorage(
-            stage=name, pool=self._config.finetune_pool.name, stored=stored, worker_disk=read + stored, moved=read + stored)
+            stage=name, pool=pool.name, stored=stored, worker_disk=read + stored, moved=read + stored, device_memory=device,
+            worker_memory=host)
+
+    def _streamed(self, shape: Architecture, pool: Pool, tokens: int) -> tuple[int, int]:
+        """Memory of a card and host memory in which a worker runs text through a streamed model."""
+        width = 2 if pool.gpu else 4
+        parameters = count_parameters(self._config.model.family, shape, self._vocab_size)
+        total, part = width * parameters.total, width * largest_block(parameters, shape)
+        most = _RESIDENT_SHARE * pool.memory_gb * GIB if pool.gpu else _CPU_RESIDENT
+        states = min(tokens * shape.hidden_size * width, _GPU_STATES if pool.gpu else _CPU_STATES)
+        held = (total if total <= most else part) + states
+        return (held + FIXED_OVERHEAD, 0) if pool.gpu else (0, held)
 
     def _keeps_optimizer_state(self, stage: str) -> bool:
         return self._config.submodels.keep_optimizer_state if stage == "seed" else (

@@ -73,7 +73,7 @@ def scales_per_part(parameter: Tensor, elements: int) -> int:
 
 def decoded(moment: Tensor, scales: Tensor | None) -> Tensor:
     """A stored moment in fp32. If a second moment has scales, its root is returned, because the root is what is stored."""
-    if scales is None:
+    if scales is None or not moment.numel():
         return moment.float()
     return (moment.float().view(scales.numel(), -1) * scales.reshape(-1, 1).float()).view(moment.shape)
 

@@ -183,7 +183,8 @@ def _update(group: dict[str, Any], parameter: Tensor, state: dict[str, Any], ste
     weight = local(parameter).view(-1)
     if not weight.numel():      # this worker may have no rows of an unevenly sharded tensor
         return
-    elements = moments.elements_at_once(parameter, STEP_ELEMENTS)
+    has_scales = "exp_avg" + moments.SCALE in state
+    elements = moments.elements_at_once(parameter, STEP_ELEMENTS) if has_scales else STEP_ELEMENTS
     split: list[Iterable[Any]] = [torch.split(each, elements) for each in (weight, local(parameter.grad).reshape(-1))]
     count = -(-weight.numel() // elements)
     for key in ("exp_avg", "exp_avg_sq"):
@@ -198,6 +199,7 @@ def _update(group: dict[str, Any], parameter: Tensor, state: dict[str, Any], ste
         for far, each in zip(stored, near, strict=True):
             if far is not None and far is not each:
                 far.copy_(each, non_blocking=True)
+        del near, each      # their memory is for the next part
 
 
 def _update_part(

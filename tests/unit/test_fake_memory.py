@@ -15,23 +15,25 @@ from typing import Any
 
 import pytest
 import torch
+from moedisco_ray.training.packed_tokens import batch_indices
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from docs.plans import CHECKPOINTS
+from docs.plans import CHECKPOINTS, planned
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.models import hf_config, speed
-from moedisco_ray.plan.memory import GIB, worker_memory
+from moedisco_ray.plan.memory import GIB, largest_block, worker_memory
+from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import TrainJob, World, muon
 from moedisco_ray.training import optimizer as optimizer_module
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.sharding import _configured
 from moedisco_ray.training.stepper import Stepper
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 SEQUENCE = 1024
 
 
@@ -94,18 +96,35 @@ def measured(family: FamilyName, architecture: Architecture, vocabulary: int, re
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
         step = Stepper(_configured(model, recipe), job, World())
+        step.select(deep_step(family, architecture, vocabulary, recipe))
         count = recipe.batch_tokens // SEQUENCE
         size = recipe.micro_batch or count
         tokens = torch.zeros(count, SEQUENCE, dtype=torch.long)
         for _ in range(2):
             step(MicroBatch(part, part, None) for part in tokens.split(size))
+    if recipe.offload_moments:      # on a CPU, the machine's memory is the device's too
+        moments = (tensor for state in step.optimizer.state.values() for key, tensor in state.items() if key != "step")
+        return live.peak - sum(tensor.nbytes for tensor in moments)
     return live.peak
 
 
+def deep_step(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer) -> int:
+    """A step in which the larger one of embedding and first layer trains, if blocks do: its backward pass uses all layers."""
+    blocks = architecture.num_hidden_layers + 2
+    parameters = count_parameters(family, architecture, vocabulary)
+    head = parameters.embedding + architecture.hidden_size      # as large as the embedding, and the last norm
+    block = 0 if largest_block(parameters, architecture) == head else 1
+    return next(period for period in range(blocks) if batch_indices(0, period, 1, blocks)[0] == block) * (recipe.block_steps or 1)
+
+
 def check(checkpoint: str, experts: int, tokens: int, **recipe: Any) -> None:
-    family, vocabulary, whole = CHECKPOINTS[checkpoint]
+    whole = CHECKPOINTS[checkpoint][2]
     sizes = whole.model_copy(update={"num_experts": experts, "num_experts_per_tok": min(experts, whole.num_experts_per_tok)})
-    optimizer = Optimizer(batch_tokens=tokens, **recipe)
+    compare(checkpoint, sizes, Optimizer(batch_tokens=tokens, **recipe))
+
+
+def compare(checkpoint: str, sizes: Architecture, optimizer: Optimizer) -> None:
+    family, vocabulary, _ = CHECKPOINTS[checkpoint]
     plan = worker_memory(family, sizes, vocabulary, optimizer, sequence_length=SEQUENCE, gpu=1)
     found = measured(family, sizes, vocabulary, optimizer)
     planned = plan.total - plan.overhead
@@ -136,6 +155,12 @@ CASES = [
     Case("Qwen3-30B-A3B", 4, 1, {"precision": "pure_bf16"}),
     Case("Qwen3-30B-A3B", 4, 2, {"precision": "pure_bf16", "micro_batch": 1, "gradient_checkpointing": True}),
     Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16"}),
+    Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16", "moments": "fp8"}),
+    Case("OLMoE-1B-7B", 4, 1, {"precision": "bf16", "moments": "fp8"}),
+    Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16", "offload_moments": True}),
+    Case("OLMoE-1B-7B", 4, 3, {"precision": "pure_bf16", "block_steps": 100, "micro_batch": 1}),
+    Case("OLMoE-1B-7B", 1, 2, {"precision": "pure_bf16", "block_steps": 100}),
+    Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16", "block_steps": 100, "micro_batch": 1}),
 ]
 
 
@@ -143,3 +168,18 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, (case.checkpoint, case.experts, *case.recipe.values()))))
 def test_submodels_of_every_checkpoint_take_what_the_plan_says(case: Case) -> None:
     check(case.checkpoint, case.experts, case.sequences * SEQUENCE, **case.recipe)
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize(("checkpoint", "stage", "experts", "card"), [
+    ("Mixtral-8x7B", "submodels", 1, 24), ("Qwen1.5-MoE-A2.7B", "submodels", 4, 24), ("Qwen1.5-MoE-A2.7B", "finetune", 60, 80)])
+def test_chosen_settings_take_what_the_plan_says(checkpoint: str, stage: str, experts: int, card: int) -> None:
+    plan = planned(checkpoint, stage)
+    assert plan.choice is not None
+    assert plan.fits
+    assert plan.memory.total <= card * GIB
+    whole = CHECKPOINTS[checkpoint][2]
+    sizes = whole.model_copy(update={"num_experts": experts, "num_experts_per_tok": min(experts, whole.num_experts_per_tok)})
+    recipe = plan.choice.optimizer
+    two_micro_batches = recipe.model_copy(update={"batch_tokens": 2 * (recipe.micro_batch or 1) * SEQUENCE})
+    compare(checkpoint, sizes, two_micro_batches)

@@ -20,6 +20,7 @@ from moedisco_ray.plan import (
     Plan,
     build_plan,
     count_parameters,
+    fitted,
     planned_vocab_size,
     submodel_architecture,
     tokenizer_vocab_size,
@@ -27,7 +28,8 @@ from moedisco_ray.plan import (
 )
 from moedisco_ray.plan import memory as memory_module
 from moedisco_ray.plan.cost import flops_per_token, mixed_cost, training_cost
-from moedisco_ray.plan.memory import activation_bytes_per_token
+from moedisco_ray.plan.fitting import by_cost, choose, combinations
+from moedisco_ray.plan.memory import activation_bytes_per_token, largest_block
 from moedisco_ray.policies.placement import Need, NodeType, place
 from moedisco_ray.training import muon as muon_module
 from moedisco_ray.training import optimizer as optimizer_module
@@ -224,20 +226,87 @@ def with_settings(value, assignments):
     return RunConfig.model_validate(raw)
 
 
+AS_IT_IS = {"precision": "bf16", "gradient_checkpointing": False, "moments": "full", "offload_moments": False, "block_steps": 0}
+
+
 def test_two_billion_parameters_in_fp32_do_not_fit_24_gb_and_the_remedy_makes_them_fit():
-    plan = build_plan(config(submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1}}))
+    plan = build_plan(config(submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1, **AS_IT_IS}}))
     stage = next(stage for stage in plan.stages if stage.stage == "submodels")
     assert stage.parameters.total == pytest.approx(2.06e9, rel=0.01)
     assert not stage.fits
     assert not plan.fits
     state = stage.memory.weights + stage.memory.gradients + stage.memory.optimizer
     assert state == 16 * stage.parameters.total + 4 * stage.parameters.largest_tensor > 24 * GIB
+    assert stage.choice is None
     assert stage.remedy.settings == ("submodels.optimizer.precision=pure_bf16",)
 
 
-def test_the_cheapest_setting_is_tried_first():
-    plan = build_plan(config(submodels={"optimizer": {"batch_tokens": 65_536, "precision": "pure_bf16"}}))
-    assert plan.stages[0].remedy.settings == ("submodels.optimizer.micro_batch=2",)
+def test_the_cheapest_settings_that_fit_are_chosen_and_the_run_has_them():
+    before = config(submodels={"optimizer": {"batch_tokens": 65_536, "precision": "pure_bf16"}})
+    plan = build_plan(before)
+    assert plan.stages[0].choice.settings == ("submodels.optimizer.micro_batch=2",)
+    assert plan.stages[0].choice.cost == 1
+    assert plan.stages[0].remedy is None
+    assert plan.fits
+    after = fitted(before)
+    assert after.submodels.optimizer == plan.stages[0].choice.optimizer
+    assert fitted(after) == after
+    assert all(stage.choice is None for stage in build_plan(after).stages)
+
+
+def test_settings_that_fit_and_cpus_change_nothing():
+    large = {"gpu": 1, "memory_gb": 400}
+    for same in (config(pools={"low_memory": large, "high_memory": large}), config(pools={})):
+        assert fitted(same) is same
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    memory_gb=st.integers(4, 80), sequences=st.sampled_from((1, 6, 64)), workers=st.sampled_from((1, 2)),
+    fixed=st.sets(st.sampled_from(sorted(AS_IT_IS))))
+def test_a_choice_fits_keeps_the_users_values_and_nothing_cheaper_fits(memory_gb, sequences, workers, fixed):
+    shape, length = Architecture(**QWEN), 1024
+    optimizer = Optimizer(batch_tokens=length * sequences * 2, **{name: AS_IT_IS[name] for name in fixed})
+
+    def measure(trial):
+        return worker_memory("qwen2_moe", shape, 151_936, trial, sequence_length=length, gpu=1, workers=workers)
+
+    choice = choose(
+        measure, optimizer, section="x", sequence_length=length, pool_gb=memory_gb, workers=workers, alone=workers == 1,
+        step_seconds=1.0)
+    tried = by_cost(measure, combinations(optimizer, length, workers, alone=workers == 1), 1.0)
+    that_fit = [cost for cost, trial in tried if measure(trial).total <= memory_gb * GIB]
+    if choice is None:
+        assert not that_fit
+        return
+    as_configured = next(cost for cost, trial in tried if trial == optimizer)
+    assert choice.cost == pytest.approx(min(that_fit) / as_configured)
+    assert measure(choice.optimizer).total <= memory_gb * GIB
+    assert all(getattr(choice.optimizer, name) == AS_IT_IS[name] for name in fixed)
+    if workers > 1:
+        assert not choice.optimizer.block_steps
+        assert not choice.optimizer.offload_moments
+
+
+def test_block_wise_memory_is_that_of_the_largest_block():
+    shape = Architecture(**QWEN)
+    whole, blocks = (
+        worker_memory("qwen2_moe", shape, 151_936, Optimizer(precision="pure_bf16", micro_batch=1, block_steps=steps),
+                      sequence_length=1024, gpu=1) for steps in (0, 10))
+    parameters = count_parameters("qwen2_moe", shape, 151_936)
+    largest = largest_block(parameters, shape)
+    assert largest == parameters.head + shape.hidden_size
+    assert blocks.optimizer == 4 * largest < whole.optimizer / 5
+    assert blocks.total < whole.total / 2
+
+
+def test_offloaded_moments_are_in_the_machines_memory():
+    shape = Architecture(**QWEN)
+    near, far = (
+        worker_memory("qwen2_moe", shape, 151_936, Optimizer(precision="pure_bf16", micro_batch=1, offload_moments=offload),
+                      sequence_length=1024, gpu=1) for offload in (False, True))
+    assert (far.optimizer, far.offloaded) == (0, near.optimizer)
+    assert far.total < near.total
 
 
 def test_too_small_a_card_is_told_how_much_it_would_take():
@@ -438,7 +507,7 @@ def test_a_mixed_pool_of_one_type_costs_what_the_pool_of_that_type_does():
 
 def test_a_submodel_that_fits_no_type_is_refused_with_a_remedy():
     too_small = config(
-        submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1}},
+        submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1, **AS_IT_IS}},
         pools=mixed({"memory_gb": 16, "price_per_hour": 1}, {"memory_gb": 24, "price_per_hour": 1}))
     with pytest.raises(ConfigError, match=r"^pools\.low_memory\.types: 24\.0: a worker of .* fits with --set .*=pure_bf16") as told:
         build_plan(too_small)

@@ -62,6 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs = Runs(home, base, [], [])
     alone(runs.job("before", with_optimizer_state=True))
     small = recipe.model_copy(update={"precision": "pure_bf16"})
+    fp8 = small.model_copy(update={"moments": "fp8"})
     muon = recipe.model_copy(update={"name": "muon"})
     runs.two.extend(gang(2, home, [
         (runs.job("two"), NOBODY),
@@ -74,6 +75,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (runs.job("small", optimizer=small), NOBODY),
         (runs.job("small-again", optimizer=small), 0),
         (runs.job("small-again", optimizer=small), NOBODY),
+        (runs.job("fp8", optimizer=fp8, with_optimizer_state=True), NOBODY),
+        (runs.job("fp8-again", optimizer=fp8, with_optimizer_state=True), 0),
+        (runs.job("fp8-again", optimizer=fp8, with_optimizer_state=True), NOBODY),
         (runs.job("again"), 1),
         (runs.job("again"), NOBODY),
         (runs.job("muon", optimizer=muon), NOBODY),
@@ -166,17 +170,21 @@ def test_two_workers_checkpoint_resumes_on_three(runs: Runs, one: tuple[TrainJob
 
 
 def test_bf16_arithmetic_on_shards_stays_near_fp32(runs: Runs, one: tuple[TrainJob, TrainResult]) -> None:
-    for name in ("bf16", "small"):
+    for name in ("bf16", "small", "fp8"):
         losses = runs.two[0][name].losses
         assert losses != one[1].losses
         assert losses == pytest.approx(one[1].losses, rel=0.03)
 
 
-def test_bf16_state_on_shards_resumes_bit_for_bit(runs: Runs) -> None:
-    again = runs.two[0]["small-again"]
+@pytest.mark.parametrize("name", ["small", "fp8"])
+def test_bf16_and_8_bit_state_on_shards_resumes_bit_for_bit(runs: Runs, name: str) -> None:
+    again = runs.two[0][f"{name}-again"]
     assert again.restored_step == STOP
-    assert again.losses == runs.two[0]["small"].losses
-    check_same(weights(runs.home / "small-again-out"), weights(runs.home / "small-out"))
+    assert again.losses == runs.two[0][name].losses
+    check_same(weights(runs.home / f"{name}-again-out"), weights(runs.home / f"{name}-out"))
+    for kind in KINDS if name == "fp8" else ():
+        folders = [runs.home / f"{each}-out" / OPTIMIZER_FOLDER / kind for each in (name, f"{name}-again")]
+        check_same(weights(folders[0]), weights(folders[1]))
 
 
 def test_every_rank_raises_when_a_step_overflows(runs: Runs) -> None:

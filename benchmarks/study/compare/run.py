@@ -39,7 +39,7 @@ from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.report import build_report
 from moedisco_ray.execution import pipeline
-from moedisco_ray.plan import build_plan
+from moedisco_ray.plan import build_plan, fitted
 from moedisco_ray.stages.corpus import input_identity
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
@@ -236,6 +236,7 @@ def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:
     Raises:
         RunDirError: The directory holds a run with other settings.
     """
+    config = fitted(config)
     directory = pipeline.claim(config, redo=False)
     stage = next(stage for stage in stages.STAGES if stage.name == "corpus")
     digest = stages.fingerprints(config, input_identity(config))[stage.name]

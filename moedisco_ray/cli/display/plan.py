@@ -24,6 +24,9 @@ def plan_view(plan: Plan) -> RenderableType:
     if any(stage.types for stage in plan.stages):
         parts.append(Padding(_types(plan), (1, 0, 0, 0)))
     parts += [
+        Text(f"{stage.stage} fits {stage.pool_gb:g} GB with {stage.choice}; the run uses these settings")
+        for stage in plan.stages if stage.choice is not None]
+    parts += [
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
         for stage in plan.stages if stage.remedy is not None]
     parts += [
@@ -120,14 +123,16 @@ def _cost(plan: Plan) -> Table:
 
 
 def _storage(plan: Plan) -> Table:
-    table = plain_table("GB", "stored", "checkpoints", "disk per node", "disk per worker", "moved")
+    table = plain_table("GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved")
     for stage in plan.storage:
         disks = ("", "") if stage.pool == "cpu" else (gigabytes(stage.node_disk), gigabytes(stage.worker_disk))
-        table.add_row(stage.stage, gigabytes(stage.stored), gigabytes(stage.checkpoints), *disks, gigabytes(stage.moved))
+        memory = (gigabytes(size) if size else "" for size in (stage.device_memory, stage.worker_memory))
+        table.add_row(
+            stage.stage, gigabytes(stage.stored), gigabytes(stage.checkpoints), *memory, *disks, gigabytes(stage.moved))
     table.add_section()
     peak = max((stage.checkpoints for stage in plan.storage), default=0)
     table.add_row(
-        Text("run directory", "bold"), gigabytes(sum(stage.stored for stage in plan.storage)), gigabytes(peak), "", "",
+        Text("run directory", "bold"), gigabytes(sum(stage.stored for stage in plan.storage)), gigabytes(peak), "", "", "", "",
         gigabytes(sum(stage.moved for stage in plan.storage)))
     return table
 

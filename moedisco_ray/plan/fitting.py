@@ -1,0 +1,142 @@
+"""Choose the settings with which training fits a card, at the least cost.
+
+Settings without a value of the user's (`auto` or null) are free, and the micro-batch may always be smaller. Each change has a cost:
+a factor on the time until the same loss. Factors multiply, and the cheapest combination that fits is chosen. If the settings fit as
+they are, nothing changes.
+
+| change | factor | reason |
+|---|---|---|
+| smaller `micro_batch` | 1 | the same operations, in smaller parts |
+| `moments: fp8` | 1.1 | assumed: moments of 4 significant bits; 8-bit Adam reaches the loss of fp32 (arXiv 2110.02861) |
+| `gradient_checkpointing` | 4/3 | the forward pass runs twice: four passes instead of three |
+| `precision: pure_bf16` | 1.4 | assumed: weights of 8 significant bits, rounded at random |
+| `offload_moments` | computed | in each step all moments go to the card and back, at 25 GB/s, and nothing is computed meanwhile |
+| `block_steps` | 3 | assumed: a step trains a fraction of the weights, but takes less time (arXiv 2404.02827) |
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.config.run import divisors
+from moedisco_ray.plan.memory import GIB, Memory, micro_batch_sequences, worker_sequences
+
+BLOCK_STEPS = 100
+"""Steps for which a block trains; BAdam's authors use 50 to 100."""
+FP8_COST = 1.1
+RECOMPUTATION_COST = 4 / 3
+BF16_COST = 1.4
+BLOCKS_COST = 3.0
+OFFLOAD_BYTES_PER_SECOND = 25e9
+"""Assumed speed of copies between a card and the machine's memory (bytes/s): PCIe 4.0 with 16 lanes."""
+CHANGEABLE = ("micro_batch", "gradient_checkpointing", "precision", "moments", "offload_moments", "block_steps")
+"""Settings of the optimizer that a plan may change."""
+
+
+class Choice(BaseModel):
+    """Settings that a run uses instead of those in its configuration, because the model does not fit with these."""
+
+    model_config = ConfigDict(frozen=True)
+
+    optimizer: Optimizer
+    """The optimizer's settings, complete."""
+    settings: tuple[str, ...]
+    """The changed ones, as arguments of `--set`."""
+    cost: float
+    """Factor on the time until the same loss, relative to the settings in the configuration."""
+
+    def __str__(self) -> str:
+        names = ", ".join(setting.rpartition("optimizer.")[2] for setting in self.settings)
+        return f"{names} (about {self.cost:.1f} times the time)" if self.cost > 1 else names
+
+
+def choose(
+    measure: Callable[[Optimizer], Memory], optimizer: Optimizer, *, section: str, sequence_length: int, pool_gb: float,
+    workers: int, alone: bool, step_seconds: float,
+) -> Choice | None:
+    """The cheapest settings that fit; None if none do.
+
+    Args:
+        measure: Memory of a worker.
+        optimizer: The settings in the configuration.
+        section: Dotted path of the optimizer's section.
+        sequence_length: Tokens per sequence.
+        pool_gb: Memory of a worker of the pool (GB).
+        workers: Workers that share the model.
+        alone: Whether the model is always on one worker, which offloading and blocks need.
+        step_seconds: Time of a step without recomputation (s).
+    """
+    for cost, trial in by_cost(measure, combinations(optimizer, sequence_length, workers, alone=alone), step_seconds):
+        if measure(trial).total <= pool_gb * GIB:
+            return Choice(
+                optimizer=trial, settings=changes(optimizer, trial, section), cost=cost / _cost(optimizer, measure, step_seconds))
+    return None
+
+
+def combinations(
+    optimizer: Optimizer, sequence_length: int, workers: int, *, alone: bool, everything: bool = False,
+) -> Iterator[Optimizer]:
+    """All values of the free settings; a larger micro-batch comes first.
+
+    Args:
+        optimizer: The settings in the configuration.
+        sequence_length: Tokens per sequence.
+        workers: Workers that share the model.
+        alone: Whether the model is always on one worker.
+        everything: Whether to change settings with a value of the user's too.
+    """
+    def options(name: str, free: Any, value: Any, *, possible: bool = True) -> tuple[Any, ...]:
+        now = getattr(optimizer, name)
+        return (now, value) if possible and (everything or now == free) and now != value else (now,)
+
+    now = micro_batch_sequences(optimizer, sequence_length, workers)
+    share = worker_sequences(optimizer, sequence_length, workers)
+    # Try only sizes that divide the worker's share of the batch: others would leave a short micro-batch at the end of a step.
+    sizes = [optimizer.micro_batch, *(size for size in reversed(divisors(share)) if size < now)]
+    adamw = optimizer.name == "adamw"
+    free = (
+        options("block_steps", None, BLOCK_STEPS, possible=alone and adamw),
+        options("offload_moments", None, value=True, possible=alone and adamw),
+        options("precision", "auto", "pure_bf16"), options("gradient_checkpointing", None, value=True),
+        options("moments", "auto", "fp8", possible=adamw), sizes)
+    names = ("block_steps", "offload_moments", "precision", "gradient_checkpointing", "moments", "micro_batch")
+    for values in itertools.product(*free):
+        yield optimizer.model_copy(update=dict(zip(names, values, strict=True)))
+
+
+def changes(now: Optimizer, then: Optimizer, section: str) -> tuple[str, ...]:
+    """Settings that differ, as arguments of `--set`."""
+    changed: dict[str, Any] = {
+        name: getattr(then, name) for name in CHANGEABLE if getattr(then, name) != getattr(now, name)}
+    return tuple(f"{section}.{name}={str(value).lower()}" for name, value in changed.items())
+
+
+def copy_seconds(memory: Memory) -> float:
+    """Time in each step to copy offloaded moments to the card and back (s)."""
+    return 2 * memory.offloaded / OFFLOAD_BYTES_PER_SECOND
+
+
+def by_cost(
+    measure: Callable[[Optimizer], Memory], trials: Iterator[Optimizer], step_seconds: float,
+) -> list[tuple[float, Optimizer]]:
+    """Settings with their cost, ascending.
+
+    Args:
+        measure: Memory of a worker.
+        trials: The settings.
+        step_seconds: Time of a step without recomputation (s).
+    """
+    return sorted(((_cost(trial, measure, step_seconds), trial) for trial in trials), key=lambda each: each[0])
+
+
+def _cost(trial: Optimizer, measure: Callable[[Optimizer], Memory], step_seconds: float) -> float:
+    cost = BLOCKS_COST if trial.block_steps else 1.0
+    recomputed = RECOMPUTATION_COST if trial.gradient_checkpointing else 1.0
+    cost *= recomputed + (copy_seconds(measure(trial)) / step_seconds if trial.offload_moments else 0.0)
+    cost *= BF16_COST if trial.precision == "pure_bf16" else 1.0
+    return cost * (FP8_COST if trial.moments == "fp8" else 1.0)
