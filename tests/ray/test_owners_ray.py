@@ -1,0 +1,56 @@
+"""Text of two data owners on a Ray cluster: only nodes with an owner's tag may open its text, and the results are the same bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from owned_text import OWNERS, found, owned_config, texts_of, traces
+from pinned_runs import results
+from ray.cluster_utils import Cluster
+
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import EventLog
+from moedisco_ray.core.read_roots import ENVIRONMENT
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.stages.text.tokenizer import Encoder
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+def readable(config: RunConfig, owner: str | None) -> str:
+    """The read roots of a machine: the run, the text of an owner, and the owner's storage."""
+    storage = [] if owner is None else [config.pools.owners[owner].storage]
+    return json.dumps([str(config.output), *(source.path for source in config.corpus.of_owner(owner).values()), *storage])
+
+
+def test_only_an_owners_nodes_open_its_text(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = pipeline.run(
+        owned_config(tmp_path, tmp_path / "local-runs", {name: str(tmp_path / f"local-{name}") for name in OWNERS}),
+        backend=LocalBackend())
+    config = owned_config(tmp_path)
+    monkeypatch.setenv(ENVIRONMENT, readable(config, None))
+    nodes: dict[str | None, str] = {}
+    for owner in (None, *OWNERS):
+        tags = {"low_mem_gpu": 1, "high_mem_gpu": 1} if owner is None else {config.pools.owners[owner].resource: 1}
+        nodes[owner] = cluster.add_node(
+            num_cpus=2 if owner is None else 0, resources=tags, object_store_memory=80_000_000,
+            env_vars={ENVIRONMENT: readable(config, owner)}).node_id
+
+    directory = pipeline.run(config)
+
+    assert results(directory) == results(undisturbed)
+    events = EventLog.read(directory / "events.jsonl")
+    started = {event.unit: event.data["node_id"] for event in events if event.type == "unit_started"}
+    for k in range(config.clusters.count):
+        assert started[f"submodel-{k}"] == nodes[config.owner_of(k)]
+    encoder = Encoder(directory / "corpus" / "tokenizer")
+    for owner in OWNERS:
+        own, others = Path(config.pools.owners[owner].storage), [tmp_path / each for each in ("runs", *OWNERS) if each != owner]
+        searched = list(traces(texts_of(config, owner), encoder))
+        assert found(searched, [own]) == [(True, True)] * len(searched)
+        assert found(searched, others) == [(False, False)] * len(searched)
+        assert list(own.rglob("submodel-*.0.log"))
+    assert not list((directory / "logs").glob("submodel-[23]*"))
