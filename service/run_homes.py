@@ -187,11 +187,12 @@ def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[
 
 
 def _asked_output(home: Path) -> str | None:
-    """Setting `output` in the `request.json` of a home; None if the file is not valid."""
+    """Setting `output` in the `request.json` of a home; None if the file is missing, is not valid or does not set it."""
     try:
-        return str(json.loads(read(DirectoryRun(home), "request.json") or b"{}").get("output"))
+        output = json.loads(read(DirectoryRun(home), "request.json") or b"{}").get("output")
     except (ValueError, AttributeError):
         return None
+    return output if isinstance(output, str) else None
 
 
 def run_of(aside: Path) -> str:

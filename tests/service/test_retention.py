@@ -187,6 +187,15 @@ def test_what_was_set_aside_before_a_crash_is_removed_by_the_next_round(scene):
     assert not aside.exists()
 
 
+@pytest.mark.parametrize(("content", "output"), [
+    (None, None), ("", None), ("{}", None), ('{"output": null}', None), ("[]", None), ("{", None),
+    ('{"output": "s3://bucket/runs"}', "s3://bucket/runs")])
+def test_a_home_names_an_output_only_if_its_request_sets_one(tmp_path, content, output):
+    if content is not None:
+        (tmp_path / "request.json").write_text(content)
+    assert run_homes._asked_output(tmp_path) == output
+
+
 def test_directories_are_measured_and_counted_per_owner(scene):
     run_id = finished(scene)
     finished(scene, owner="bob", files=False)
