@@ -82,7 +82,7 @@ class Bounded(logging.Filter):
     every request.
 
     Args:
-        per_minute: Maximum number of lines of one kind per minute.
+        per_minute: Maximum number of lines per minute with the same status, or with the same message of a library.
         clock: Returns monotonic seconds.
     """
 
@@ -111,7 +111,7 @@ class Bounded(logging.Filter):
 
 
 def _bounded_kind(record: logging.LogRecord) -> str | None:
-    """Kind of a line, such as its HTTP status; None if the line is not limited."""
+    """Name under which lines like this one are counted, such as `status 404`; None if their number is not limited."""
     if record.name in _LIBRARIES:
         return f"{record.name} {str(record.msg)[:_KIND_LETTERS]}"
     status = record.msg.get("status", 0) if isinstance(record.msg, dict) else 0

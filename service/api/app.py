@@ -44,7 +44,7 @@ def create_app(
     settings: Settings, database: Database, jobs: RayJobs, *, pools: RayPools, dashboard: Dashboard, notifier: Notifier,
     wake_reconciler: Callable[[], None],
 ) -> FastAPI:
-    """Create the application. It starts no background work and does not close its arguments.
+    """Create the application. It starts no background work and does not close the objects that it gets as arguments.
 
     Args:
         settings: Settings of the service.

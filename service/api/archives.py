@@ -20,7 +20,7 @@ from service.schemas import Artifact
 _RECORD = 512
 _END = bytes(2 * _RECORD)
 _FORMAT = b"pax 1"
-"""Version of the archive layout, part of the ETag; change it if the same files would give different bytes."""
+"""Version of the archive layout. It is part of the ETag; change it if the same files would give an archive of different bytes."""
 
 
 class Archive:
@@ -51,7 +51,7 @@ class Archive:
         """Bytes of the archive from `start` up to `end`; files outside of this range are not opened.
 
         Raises:
-            EOFError: A file has changed; the response ends too early, so that the client notices.
+            EOFError: A file has changed since the archive was planned. The response ends early, so that the client notices it.
         """
         position = 0
         for file, header in self._members:

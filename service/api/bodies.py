@@ -19,7 +19,7 @@ from service.errors import Overloaded, TooLarge, TooMany, Unauthorised
 MOST_READ = 256 * 2**20
 """Limit on the total size of large bodies that are read at the same time (bytes)."""
 SMALL = 64 * 2**10
-"""Maximum size of a body that is read without authentication (bytes); the connection limit bounds their total."""
+"""Maximum size of a body that is read without authentication (bytes). The limit on connections bounds their total size."""
 LARGEST = 2**53
 """Largest integer that every JSON parser reads exactly."""
 
@@ -28,14 +28,14 @@ _SUSPECT = tuple(re.compile(pattern) for pattern in (rb"\\u0000", rb"\d{16}", rb
 
 
 class BodyLimit:
-    """Middleware that refuses bodies above the limit early, and reads smaller ones completely before it calls the application.
+    """Middleware that refuses a request body above the limit, and reads a smaller one completely before it calls the application.
 
     A body above `SMALL` is read only from a caller with a valid token or session, so that other clients cannot use up
     the memory that drivers need for their reports. The total size of all large bodies being read is limited too.
 
     Args:
         app: Next application.
-        limit_of: Returns the maximum body size of a path (bytes).
+        limit_of: Returns the maximum size of a body sent to a path (bytes).
         check: Raises `Unauthorised` unless the request has a valid credential; called in a thread.
         most: Limit on the total size of large bodies that are read at the same time (bytes).
     """
@@ -116,8 +116,8 @@ def strict_json(body: bytes) -> Any:
     """Parse JSON.
 
     Raises:
-        HTTPException: 400 if the body is not JSON, nested too deeply, or contains a lone surrogate or NaN; 422 in the form of a
-            validation error if a text contains a NUL character or a number is beyond `LARGEST`.
+        HTTPException: The status is 400 if the body is not JSON, is nested too deeply, or contains a lone surrogate or NaN. It is
+            422, in the form of a validation error, if a text contains a NUL character or a number is beyond `LARGEST`.
     """
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)

@@ -65,7 +65,7 @@ class Envelope:
 
 
 def _route(scope: Scope) -> str:
-    """Path template of the route, such as `/runs/{run_id}`: with the plain path, each run would add a time series."""
+    """Path template of the route, such as `/runs/{run_id}`; the actual path would add a time series for every run."""
     return getattr(scope.get("route"), "path", "other")
 
 

@@ -142,7 +142,7 @@ def _known(headers: Mapping[str, str], etag: str) -> bool:
 
 
 def _part(headers: Mapping[str, str], found: Content) -> tuple[int, int] | None:
-    """Start and end of the requested range; None (send the whole content) for no range, several ranges or an invalid one."""
+    """Start and end of the requested range; None if the header names no single, valid range, so that all is sent."""
     asked = _RANGE.fullmatch(headers.get("range", "").replace(" ", ""))
     condition = headers.get("if-range")
     if asked is None or asked.groups() == ("", "") or (condition is not None and condition.strip() != found.etag):

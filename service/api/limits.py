@@ -14,7 +14,7 @@ from service.errors import TooMany
 
 _MOST_BUCKETS = 10_000
 _SLOT_WAIT = 5.0
-"""Suggested wait before the next request for a stream slot (s)."""
+"""Wait that is suggested to a client that got no stream slot, in seconds."""
 _RESERVED = 192
 """File descriptors reserved for the database, threads, Ray's API, and connections accepted before one can be closed."""
 _LEAST, _MOST = 32, 4096
@@ -24,7 +24,7 @@ _UNLIMITED = 2**20
 
 
 class RateLimiter:
-    """Limits the requests per minute of each key, by token buckets with a capacity of one minute's requests."""
+    """Limits the requests per minute of each key, with a token bucket for each key that holds the requests of one minute."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._capacity = float(per_minute)
@@ -51,7 +51,7 @@ class RateLimiter:
             self._buckets[key] = (left - 1, now)
 
     def _forget(self, now: float) -> None:
-        # An absent bucket counts as full, so full ones are dropped. If too many remain, drop the half unused for longest.
+        # A key without a bucket has its full allowance, so drop full buckets. If too many remain, also drop the older half of them.
         kept = {key: bucket for key, bucket in self._buckets.items() if bucket[0] + (now - bucket[1]) * self._rate < self._capacity}
         if len(kept) >= _MOST_BUCKETS:
             newest = sorted(kept.items(), key=lambda item: item[1][1])[_MOST_BUCKETS // 2:]

@@ -14,12 +14,12 @@ from moedisco_ray.core.run_record import RunReport
 from service.run_storage import read, storage_of
 
 FRESH_SECONDS = 3.0
-"""Maximum age of a cached report (s)."""
+"""Maximum age of a cached report, in seconds."""
 _MOST = 64
 
 
 class LiveReports:
-    """Builds one report at a time and caches it briefly, because a report reads all events of its run."""
+    """Builds one report at a time and caches it briefly, because all events of a run are read to build its report."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -17,7 +17,7 @@ DRIVER = "driver"
 _DRIVERS, _WORKERS = "ray.log", "logs"
 _BLOCK = 2**16
 _MOST = 8 * 2**20
-"""Size of the end of a log that is searched for its last lines (bytes); lines before it are not found."""
+"""Number of bytes at the end of a log in which its last lines are searched; earlier lines are not found."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 
 
@@ -77,7 +77,7 @@ async def follow(
     Args:
         file: Open log, which is closed at the end.
         start: Position of the first byte.
-        ended: Whether the log is complete; called in a thread before each read.
+        ended: Returns whether the log is complete; called in a thread before each read.
         pause: Waits for a number of seconds; returns false to stop following.
     """
     with contextlib.closing(file):

@@ -42,7 +42,10 @@ _WITH_BODY = (400, 413)
 
 
 def problems(*statuses: int, body: bool = False) -> Responses:
-    """Document a route's error responses: the given statuses, those of every route and, with `body`, those of reading JSON."""
+    """Document a route's error responses, by their statuses: the given ones and those that every route can return.
+
+    With `body`, the statuses for a request body that is too large or is not JSON are added.
+    """
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
 

@@ -60,7 +60,7 @@ def mistakes_in(error: UserError) -> list[Mistake]:
 
 
 def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[Mistake]:
-    """Mistakes for FastAPI's validation errors; those in a run's configuration are worded as by `moedisco validate`."""
+    """Mistakes for FastAPI's validation errors; for a run's configuration they have the words of `moedisco validate`."""
     config = [
         {**mistake, "loc": mistake["loc"][2:]}
         for mistake in found if mistake["loc"][:2] == ("body", "config")]
@@ -115,7 +115,7 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     """Methods that any route allows at the request's path; the router reports only those of the first matching route."""
-    # In a mounted application, `root_path` is the path of the mount; routes match against that of the outer application.
+    # In a mounted application, `root_path` is the path of the mount; routes match against the `root_path` of the outer application.
     scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
     return {
         method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")

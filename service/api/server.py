@@ -28,25 +28,25 @@ from service.observability import PrometheusMetrics
 from service.settings import Settings
 
 Awaited = Literal["head", "next request", "body", "reading", "closing"]
-"""What the client has to do next."""
+"""What the server waits for the client to do: send a head, a next request or a body, read the response, or close the connection."""
 
 DEADLINES: dict[Awaited, float] = {"head": 10.0, "body": 30.0, "reading": 60.0, "closing": 10.0}
-"""Time allowed for each next step of the client (s). "reading" applies to each 64 KB of a response. The deadline for "next request"
-is uvicorn's `timeout_keep_alive`."""
+"""Time that the client has for what the server waits for, in seconds. "reading" is the time for each 64 KB of a response. The time
+for "next request" is uvicorn's `timeout_keep_alive`."""
 ACCEPTED_AT_ONCE = 16
 """Maximum number of connections that asyncio accepts per wake-up, to limit how many file descriptors it takes at once."""
 SPARE = 16
-"""Number of waiting connections, the newest ones, that are never closed to make room: their requests may be arriving."""
+"""Number of the newest waiting connections that are never closed to make room, because their requests may be arriving."""
 GRACE_SECONDS = 5
-"""Maximum wait for requests in progress when the service stops (s)."""
+"""Maximum wait for requests in progress when the service stops, in seconds."""
 KEEP_ALIVE_SECONDS = 30
-"""Maximum time from a response to the arrival of the next request (s)."""
+"""Maximum time from a response to the arrival of the next request, in seconds."""
 _QUEUED = 2048
 """Maximum number of connections that wait in the kernel to be accepted."""
 
 
 class Connections(ServerState):
-    """Open connections of a server. `waiting` contains those that wait for their client, the longest wait first.
+    """Open connections of a server. `waiting` contains the connections whose client must act next; the longest wait comes first.
 
     Args:
         most: Maximum number of open connections; beyond it, waiting connections are closed.
@@ -60,7 +60,7 @@ class Connections(ServerState):
         self._prometheus = prometheus
 
     def make_room(self) -> None:
-        """Close the connections that have waited longest for their client until the number of open ones is within the limit."""
+        """Close waiting connections, those with the longest wait first, until the limit holds or only `SPARE` of them remain."""
         while len(self.connections) > self._most and len(self.waiting) > SPARE:
             next(iter(self.waiting)).drop("no room")
 
@@ -84,7 +84,7 @@ class DeadlineProtocol(H11Protocol):
         self.server_state.make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Process received bytes, and start a new deadline if they complete a step."""
+        """Process received bytes, and start a new deadline if they complete what the server waited for."""
         super().data_received(data)
         self._update_deadline()
 
@@ -118,7 +118,7 @@ class DeadlineProtocol(H11Protocol):
         self.transport.abort()
 
     def _update_deadline(self) -> None:
-        """Start a new deadline if the client's next step has changed."""
+        """Start a new deadline if the server now waits for something else from the client than before."""
         awaited = self._awaited_step()
         if awaited != self._awaited:
             self._wait_for(awaited)
@@ -169,8 +169,8 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(
             app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
             http=DeadlineProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
-            # Higher than the limit of `Connections`, which closes waiting connections first; requests in progress it never closes,
-            # so only these can reach uvicorn's limit.
+            # This limit is higher than that of `Connections`, which closes waiting connections first. Only connections with a
+            # request in progress can reach it, because `Connections` never closes them.
             limit_concurrency=self.capacity.connections + 2 * SPARE,
             timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
             forwarded_allow_ips=settings.forwarded_allow_ips or None, proxy_headers=bool(settings.forwarded_allow_ips)))
@@ -179,8 +179,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, with Nagle's algorithm disabled."""
         for each in sockets or ():
-            # Head and body are two packets; with Nagle's algorithm the second would wait for an acknowledgement. asyncio sets
-            # this option only on sockets that were created with an explicit protocol.
+            # The head and the body of a response are two packets; with Nagle's algorithm the second would wait until the first is
+            # acknowledged. asyncio disables the algorithm only for sockets that were created with an explicit protocol.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # The objects that exist now are never freed, so the garbage collector need not scan them.
         gc.collect()

@@ -26,7 +26,7 @@ from service.observability import PrometheusMetrics, bound, logger
 PAGE = 500
 PING_SECONDS = 15.0
 POLL_SECONDS = 5.0
-"""Poll interval of a feed (s), because the notifier does not report writes of other processes."""
+"""Interval at which a feed polls the database, in seconds: the notifier does not report what other processes write."""
 RECHECK_SECONDS = 60.0
 _KEPT_MESSAGES = 2000
 _KEPT_BYTES = 4 * 2**20
@@ -43,8 +43,8 @@ class _Page:
     Attributes:
         messages: Encoded events after the requested position.
         first: Position of the first message.
-        complete: Whether the page reaches the end of the stream.
-        ended: Whether the run has ended too.
+        complete: Whether the page contains the newest event of the stream.
+        ended: Whether the page is complete and the run has ended, so that no event follows.
     """
 
     messages: list[bytes]

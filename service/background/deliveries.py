@@ -27,14 +27,14 @@ DELIVERY_HEADER = "X-MoeDisco-Delivery"
 AT_ONCE = 8
 """Maximum number of deliveries sent in parallel."""
 AT_ONCE_PER_WEBHOOK = 2
-"""Maximum number of deliveries sent to one webhook in parallel, so that a slow receiver delays only its own."""
+"""Maximum number of deliveries sent to one webhook in parallel, so that a slow receiver delays only its own messages."""
 LOOK_AHEAD = 200
 """Maximum number of due deliveries loaded per round."""
 FIRST_DELAY = 5.0
-"""Delay after the first failed attempt (s); it doubles with each further failure."""
+"""Delay after the first failed attempt, in seconds. It doubles with each further failure."""
 LONGEST_DELAY = 3600.0
 GIVE_UP_SECONDS = 24 * 3600.0
-"""Age of a delivery at its last attempt (s)."""
+"""Time from the creation of a delivery to its last attempt, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Deliveries:
             DatabaseUnavailable: The database does not answer.
         """
         with self._lock:
-            before = set(self._under_way)   # these are not sent again, even if one ends while the query runs
+            before = set(self._under_way)   # do not send these again, even if one ends while the query runs
         with self._database.read() as session:
             due = [
                 _Message(
@@ -132,7 +132,10 @@ class Deliveries:
 
 
 def delay(attempts: int, fraction: float) -> float:
-    """Delay after failed attempts (s): doubles up to an hour; `fraction` (0 to 1) sets the jitter: half to all of the delay."""
+    """Delay before the next attempt, in seconds. It doubles with each failed attempt, up to an hour.
+
+    `fraction` is the jitter: 0 gives half of this delay, 1 gives all of it.
+    """
     whole = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempts - 1, 60))
     return whole * (1 + fraction) / 2
 

@@ -25,7 +25,7 @@ from service.run_storage import stored_bytes
 
 _log = logger(__name__)
 DELIVERIES_KEPT = 7 * 24 * 3600.0
-"""Age at which finished deliveries are deleted (s)."""
+"""Age at which finished deliveries are deleted, in seconds."""
 
 
 class Housekeeping:
@@ -34,7 +34,7 @@ class Housekeeping:
     Args:
         jobs: Client for Ray Jobs; the jobs of removed runs are deleted.
         roots: Allowed directories and URIs; files outside of the output roots and of the homes' directories are never removed.
-        idle: Time without use after which a browser session ends (s).
+        idle: Time without use after which a browser session ends, in seconds.
     """
 
     def __init__(self, database: Database, jobs: RayJobs, roots: Roots, idle: float) -> None:
@@ -148,6 +148,6 @@ def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None,
 
 
 def _named(session: Session) -> set[str]:
-    """Ids of the runs whose model or text a queued or active run uses; they are not removed."""
+    """Ids of the runs whose model or text a queued or active run uses; retention does not remove them."""
     waiting = runs.in_states(session, [RunState.QUEUED, *ACTIVE])
     return {run_id for run in waiting for run_id in named_runs(run.config) - {run.id}}

@@ -11,7 +11,7 @@ from service.observability import logger
 
 _log = logger(__name__)
 STOP_SECONDS = 30.0
-"""Maximum wait for the current round when the loop stops (s)."""
+"""Maximum wait for the current round when the loop stops, in seconds."""
 
 
 class Loop:
@@ -22,7 +22,7 @@ class Loop:
 
     Args:
         work: Function to call with the time in seconds since the epoch.
-        seconds: Pause between two rounds (s).
+        seconds: Pause between two rounds, in seconds.
         name: Name of the thread, also used in the log.
     """
 

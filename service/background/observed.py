@@ -63,14 +63,14 @@ def cluster(pools: PoolList, *, grows: bool) -> ClusterCapacity | None:
 
 
 def stop_for_money(run: RunRow, quotas: Quotas) -> Stop | None:
-    """Why an active run must stop: `budget` if its own is spent, `month` if its owner's monthly limit is; None: it continues."""
+    """Why a run must stop: its budget (`budget`) or its owner's monthly limit (`month`) is spent. None if it may continue."""
     if budget_spent(run):
         return "budget"
     return "month" if dollars_used_up(quotas.policies.of(run.owner), quotas.use(run.owner)) else None
 
 
 def budget_spent(run: RunRow) -> str | None:
-    """Message that a run's budget is spent; None if it is not."""
+    """Message that a run's budget is spent; None if money is left or the run has no budget."""
     if run.budget_dollars is None or run.dollars < run.budget_dollars:
         return None
     return f"its budget of ${run.budget_dollars:,.2f} is spent"

@@ -27,7 +27,7 @@ class Outgoing:
     """HTTP client for webhook deliveries.
 
     Args:
-        allow_private: Whether addresses of this machine and of private networks are allowed.
+        allow_private: Whether requests to this machine and to private networks are allowed.
         resolve: Resolver for tests; None uses the system's.
         transport: Transport for tests; None uses the network.
     """

@@ -38,7 +38,7 @@ _log = logger(__name__)
 RAY_AWAY = "Ray does not answer"
 T = TypeVar("T")
 POOLS_SECONDS = 3.0
-"""Maximum age of the cached slot counts of the pools (s); Ray updates them every five seconds."""
+"""Maximum age of the cached slot counts of the pools, in seconds. Ray updates them every five seconds."""
 
 
 class Reconciler:

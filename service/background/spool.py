@@ -22,7 +22,7 @@ NAME = "events.jsonl"
 BATCH = 5000
 """Maximum number of events per batch."""
 BATCH_BYTES = 8 * 2**20
-"""Size at which a batch is complete even with fewer events (bytes of its lines)."""
+"""Total size of lines at which a batch is complete even if it has fewer than `BATCH` events (bytes)."""
 LONGEST_LINE = 2**20
 """Maximum length of a line (bytes); a longer line counts as an invalid event."""
 MOST_BYTES = 2**30

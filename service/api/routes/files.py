@@ -47,7 +47,7 @@ def head_artifact(run: VisibleRun, path: str, request: Request) -> Response:
 
 @router.get("/model.tar", response_class=Response, dependencies=[STREAM_SLOT], responses=_ARCHIVE | problems(404, 416))
 def get_model_archive(run: VisibleRun, request: Request) -> Response:
-    """Download the finished model (a Hugging Face directory) as one archive, or a range of it (`Range`); its bytes never change."""
+    """Download the finished model (a Hugging Face directory) as one archive, or a range of it (`Range`). It never changes."""
     return send_content(request, _archive(run))
 
 

@@ -82,7 +82,7 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
 
 
 def _document_policy(request: Request, url: str) -> str:
-    """Content security policy of the dashboard's HTML page; its sources are full URLs, since a path alone is not allowed there."""
+    """Content security policy of the dashboard's HTML page; it names full URLs, because a policy cannot name a path alone."""
     # Behind a proxy that changes the host header, the browser's address is the public URL.
     host = request.headers.get("host", "")
     bases = [quote(url, safe=":/[]%"), *([f"{request.url.scheme}://{host}"] if _HOST.fullmatch(host) else [])]

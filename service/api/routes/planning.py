@@ -30,7 +30,7 @@ class YamlResponse(PlainTextResponse):
 
 @router.post("/estimates", responses=problems(body=True))
 def estimate(body: EstimateRequest, caller: Reader, context: InContext) -> Estimate:
-    """Estimate parameters, memory, time and cost of a run at the operator's prices, with remedies if it does not fit."""
+    """Estimate parameters, memory, time and cost of a run at the operator's prices, with remedies if the run does not fit."""
     policy = policy_of(context, caller)
     check_pools(body.config, policy)
     _, plan, notes = checked(context, caller, body.config, policy.prices)

@@ -121,7 +121,7 @@ def get_clusters(run: VisibleRun) -> dict[str, Any]:
 
 @router.get("/report", response_model_exclude_unset=True, responses=problems(404, 409))
 def get_report(run: VisibleRun, context: InContext) -> RunReport:
-    """Get the cost and results of a run by stage; for an active run, of the stages so far."""
+    """Get the cost and results of a run by stage; while the run is active, only of the stages that have finished."""
     if RunState(run.state) is RunState.SUCCEEDED:
         return _read_report(_document(run, "report.json", "report"))
     return context.reports.get(run.location, run.settings)
