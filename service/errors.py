@@ -144,7 +144,7 @@ class TooMany(ServiceError):
 
     Args:
         detail: The limit, and what to do.
-        retry_after: Time after which one more request is accepted (s).
+        retry_after: Time after which one more request is accepted, in seconds.
     """
 
     status = 429

@@ -19,7 +19,7 @@ from moedisco_ray.core.errors import ConfigError, RunError
 
 _NAME = "service.pid"
 _STOP_SECONDS = 90.0
-"""Maximum time for a service to stop after SIGTERM (s); it ends its streams and the local Ray first."""
+"""Maximum time for a service to stop after SIGTERM, in seconds. It ends its streams and the local Ray first."""
 
 
 @dataclasses.dataclass(frozen=True)

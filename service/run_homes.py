@@ -33,7 +33,7 @@ def open_home(home: Path, roots: Sequence[Path], user: DriverUser | None) -> Ite
     Args:
         home: Home of the run.
         roots: Output roots.
-        user: User of the drivers; None: the service's user.
+        user: User of the drivers; None if drivers run as the service's user.
 
     Yields:
         A file descriptor, valid inside the block.
@@ -90,7 +90,7 @@ def write_in(home: int, name: str, text: str, user: DriverUser | None) -> None:
         home: Descriptor from `open_home`.
         name: File name in the home directory.
         text: Content of the file.
-        user: User that gets permission to read the file; None: permissions follow the umask.
+        user: User that gets permission to read the file; with None, the umask sets the permissions.
 
     Raises:
         OSError: The file cannot be written.
@@ -171,7 +171,8 @@ def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[
     Args:
         aside: New path of the home after `set_aside`; None if there is no home.
         run_id: Id of the run.
-        home: OUTPUT/RUN_ID. A URI in the `request.json` of `aside` is used instead: it outlives the run's row in the database.
+        home: OUTPUT/RUN_ID, a path or a URI. If the `request.json` in `aside` names a URI, that URI is used instead, because the
+            caller cannot know it once the run has been deleted from the database.
         roots: Output roots at URIs.
 
     Raises:

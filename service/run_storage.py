@@ -51,7 +51,7 @@ class StoredFile(Protocol):
 
     @property
     def poll_seconds(self) -> float:
-        """Interval at which to poll the file for new content (s)."""
+        """Interval at which to poll the file for new content, in seconds."""
 
     def read_at(self, start: int, count: int) -> bytes:
         """Up to `count` bytes from `start` on, also those written after the file was opened; empty at the end of the file."""

@@ -39,13 +39,13 @@ from service.ray_side.pools import RayPools
 from service.settings import Settings, check_bind
 
 RECONCILE_SECONDS = 1.0
-"""Interval at which runs are compared with their jobs (s)."""
+"""Interval at which runs are compared with their jobs, in seconds."""
 DELIVER_SECONDS = 1.0
-"""Interval at which webhooks are delivered (s)."""
+"""Interval at which due messages are sent to webhooks, in seconds."""
 TIDY_SECONDS = 600.0
-"""Interval at which housekeeping applies retention and removes leftovers (s)."""
+"""Interval at which housekeeping applies retention and removes leftovers, in seconds."""
 CHECK_RAY_SECONDS = 15.0
-"""Interval at which the local Ray is checked, and started again if it has died (s)."""
+"""Interval at which the local Ray is checked, in seconds. It is started again if it has died."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard, Dashboard]:
-    """The local Ray (None if the settings name a cluster), the client that submits jobs, and the client for all other requests."""
+    """The local Ray (None if the settings name another cluster), the client for jobs, and the client for all other requests."""
     address = settings.ray_address or settings.dashboard_url
     user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
     if address is None:

@@ -27,37 +27,37 @@ class Settings(BaseModel):
     state_dir: Path
     """Directory for the SQLite database, the files of the local Ray cluster and the service's log."""
     database_url: str | None = None
-    """`sqlite:///FILE` or `postgresql+psycopg://...`; null: SQLite in `state_dir`."""
+    """URL of the database, `sqlite:///FILE` or `postgresql+psycopg://...`; null uses SQLite in `state_dir`."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8300
     public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$")] | None = None
-    """URL at which browsers and drivers reach the service; null: `http://HOST:PORT`."""
+    """URL at which browsers and drivers reach the service; null uses `http://HOST:PORT`."""
     ray_address: str | None = None
-    """URL that accepts the Ray cluster's jobs, such as `http://HEAD:8265`; null: the service starts a local cluster."""
+    """URL that accepts the Ray cluster's jobs, such as `http://HEAD:8265`; with null, the service starts a local cluster."""
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """URL at which the service reaches the Ray dashboard; null: `ray_address`. Browsers reach it at `/ray/`."""
+    """URL at which the service reaches the Ray dashboard; null uses `ray_address`. Browsers reach it at `/ray/`."""
     driver_user: str | None = None
-    """Unprivileged user that the local Ray and its drivers run as; null: the service's user. If it is set, the service must run as
-    root."""
+    """Unprivileged user that the local Ray and its drivers run as; null uses the service's user. If it is set, the service must run
+    as root."""
     input_roots: tuple[str, ...] = (".",)
     """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The built-in text is always allowed."""
     output_roots: Annotated[tuple[Location, ...], Field(min_length=1)] = (Path("runs"),)
     """Directories and URIs such as `s3://BUCKET/PREFIX` in which run directories are created; the first is the default."""
     storage_roots: tuple[str, ...] = ()
-    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Empty: checkpoints stay in run
-    directories."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Without any, checkpoints stay
+    in run directories."""
     max_active_runs: PositiveInt = 4
     """Limit on active runs of all owners together; the policies set limits for each owner."""
     policies: Path | None = None
-    """YAML file with the policies of all owners; null: they are set through the REST API."""
+    """YAML file with the policies of all owners; with null, they are set through the REST API."""
     requests_per_minute: PositiveInt = 1200
-    """Rate limit of each token, and of each address for requests without a token."""
+    """Maximum number of requests per minute with one token, and from one address without a token."""
     max_streams_per_token: PositiveInt = 100
     """Maximum number of event streams, followed logs and downloads that one token may have open at the same time."""
     max_body_bytes: PositiveInt = MIB
-    """Limit on the body of a request (bytes)."""
+    """Maximum size of the body of a request (bytes)."""
     max_report_bytes: PositiveInt = 8 * MIB
-    """Limit on the body of a driver's report (bytes)."""
+    """Maximum size of the body of a driver's report (bytes)."""
     allow_private_webhooks: bool = False
     """Whether webhooks may go to loopback, private and link-local addresses."""
     forwarded_allow_ips: str = ""
@@ -65,12 +65,12 @@ class Settings(BaseModel):
     session_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "moedisco_session"
     """Name of the session cookie; over HTTPS it gets the prefix `__Host-`."""
     session_idle_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24
-    """Time without use after which a browser session ends (h)."""
+    """Hours without use after which a browser session ends."""
     session_max_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
-    """Maximum duration of a browser session (h)."""
+    """Maximum duration of a browser session, in hours."""
     log_format: Literal["console", "json"] = "console"
     admin_token_file: Path | None = None
-    """File with the first administrator's token, created if the database has no token; null: `admin-token` in `state_dir`."""
+    """File with the first administrator's token, created if the database has no token; null uses `admin-token` in `state_dir`."""
 
     @property
     def roots(self) -> Roots:

@@ -22,7 +22,7 @@ class Address:
 
     Attributes:
         url: Base URL, without a trailing slash.
-        token: Access token; None: requests are sent without a token.
+        token: Access token; None sends requests without a token.
     """
 
     url: str
@@ -36,7 +36,7 @@ def address_file(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def save_address(address: Address, path: Path | None = None) -> Path:
-    """Save an address in a file that only its owner can read (None: `address_file()`); returns the file."""
+    """Save an address in a file that only the user can read, by default in `address_file()`; returns the path of the file."""
     path = path or address_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # `mkstemp` creates files of mode 0600

@@ -37,8 +37,8 @@ class AsyncClient:
     stamina logs each repetition; `stamina.instrumentation` changes that.
 
     Args:
-        url: The service's URL; None: MOEDISCO_URL, or the address that `moedisco serve` saved.
-        token: The access token; None: MOEDISCO_TOKEN, or the token that `moedisco serve` saved.
+        url: The service's URL; None uses MOEDISCO_URL or, if it is not set, the address that `moedisco serve` saved.
+        token: The access token; None uses MOEDISCO_TOKEN or, if it is not set, the token that `moedisco serve` saved.
         retry: Policy for repeating failed requests.
         transport: Transport of httpx, for tests and special networks.
 
@@ -73,7 +73,7 @@ class AsyncClient:
             config: The run's configuration, as `moedisco run` takes it.
             priority: Priority in the queue; runs with a higher priority start first.
             budget_dollars: Cost at which the run stops with a checkpoint.
-            idempotency_key: Requests with the same key create one run; None: a new key for this call and its repetitions.
+            idempotency_key: Requests with the same key create only one run. None uses a new key for this call and its repetitions.
         """
         body = json_body(config=_plain(config), priority=priority, budget_dollars=budget_dollars)
         return await self._post(schemas.RunDetail, "/v1/runs", body, _key(idempotency_key))
@@ -132,7 +132,7 @@ class AsyncClient:
 
         Args:
             run_id: The run.
-            after: Position of the last event already seen; None: from the first event.
+            after: Position of the last event that the caller has seen; None starts with the first event.
             follow: Whether to wait for new events until the run ends; otherwise stop after the newest event.
         """
         return streams.events(self._connection, _run_path(run_id, "events"), after, follow)
@@ -147,7 +147,7 @@ class AsyncClient:
     async def metrics(
         self, run_id: str, figure: schemas.Figure = "loss", *, units: Sequence[str] = (), points: int = 1000,
     ) -> schemas.Metrics:
-        """Training curves of one figure, such as `loss`, for all or the given units; each has about `points` points."""
+        """Curves of one training metric (`figure`) for the given units or all, with about `points` points each."""
         return await self._get(schemas.Metrics, _run_path(run_id, "metrics"), figure=figure, unit=list(units), points=points)
 
     async def units(self, run_id: str) -> list[schemas.Unit]:
@@ -159,7 +159,7 @@ class AsyncClient:
         return await self._get(dict[str, Any], _run_path(run_id, "clusters"))
 
     async def report(self, run_id: str) -> RunReport:
-        """The run's report; partial while it runs."""
+        """The run's report; it is partial while the run is active."""
         return await self._get(RunReport, _run_path(run_id, "report"))
 
     async def logs(self, run_id: str) -> list[schemas.LogFile]:

@@ -80,8 +80,8 @@ class Client:
     It has the methods of `AsyncClient`, and repeats failed requests in the same way.
 
     Args:
-        url: The service's URL; None: MOEDISCO_URL, or the address that `moedisco serve` saved.
-        token: The access token; None: MOEDISCO_TOKEN, or the token that `moedisco serve` saved.
+        url: The service's URL; None uses MOEDISCO_URL or, if it is not set, the address that `moedisco serve` saved.
+        token: The access token; None uses MOEDISCO_TOKEN or, if it is not set, the token that `moedisco serve` saved.
         retry: Policy for repeating failed requests.
         transport: Transport of httpx, for tests and special networks.
 

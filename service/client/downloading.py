@@ -18,7 +18,7 @@ from service.client.unpacking import Unpacker, below, unwritable
 from service.schemas import Artifact, ArtifactPage
 
 Progress = Callable[[int, int], None]
-"""Function called with the number of bytes received and the total number of bytes; for `Client`, in the client's own thread."""
+"""Function called with the number of bytes received and the total number of bytes. `Client` calls it in the client's own thread."""
 
 _MODEL = "model"
 _PARTIAL, _RANGE_REFUSED = 206, 416
@@ -101,7 +101,7 @@ async def _unpack(connection: Connection, path: str, draft: Path, received: Call
 
     async def read(response: httpx.Response) -> AsyncGenerator[bytes]:
         nonlocal unpacker, taken, version
-        if taken and response.status_code != _PARTIAL:      # the archive has changed since: unpack it from the start
+        if taken and response.status_code != _PARTIAL:      # the archive has changed since then: unpack it from the start
             unpacker.close()
             with _disk_errors(draft):
                 shutil.rmtree(draft)
@@ -148,7 +148,7 @@ async def _receive(connection: Connection, path: str, file: BinaryIO, progress: 
             await response.aread()
             raise problem_in(response)
         version = response.headers.get("etag")
-        if response.status_code != _PARTIAL:    # the response is the whole file: first request, or changed file
+        if response.status_code != _PARTIAL:    # the whole file: this is the first request, or the file has changed
             file.seek(0)
             file.truncate()
         total = file.tell() + int(response.headers.get("content-length", "0"))

@@ -22,7 +22,7 @@ from moedisco_ray.core.errors import MoeDiscoError, UserError
 from service.schemas import Problem
 
 _DETAIL_CHARACTERS = 300
-"""Number of characters that an error quotes of a response that is not the service's, such as a proxy's error page."""
+"""Maximum number of characters that an error quotes from the response of another program, such as a proxy's error page."""
 
 
 class ServiceAway(MoeDiscoError):
@@ -49,7 +49,7 @@ class ServiceProblem(MoeDiscoError):
 
     Args:
         problem: Problem document of the response.
-        retry_after: Time to wait before the next attempt, as the service asks (s); None: not given.
+        retry_after: Time that the service asks to wait before the next attempt, in seconds; None if the service does not name one.
     """
 
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
@@ -96,7 +96,7 @@ def problem_in(response: httpx.Response) -> ServiceProblem:
     status = response.status_code
     try:
         problem = Problem.model_validate_json(response.content, extra="ignore")
-    except ValidationError:  # not the service's: from a proxy, or from another program at this URL
+    except ValidationError:  # the response comes from a proxy or from another program at this URL
         text = " ".join(response.content.decode(errors="replace").split())[:_DETAIL_CHARACTERS]
         title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown status"
         problem = Problem(type="about:blank", title=title, status=status, detail=f"HTTP {status} {title}: {text}".rstrip(": "))
@@ -105,7 +105,7 @@ def problem_in(response: httpx.Response) -> ServiceProblem:
 
 
 def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
-    """Seconds to wait according to a `Retry-After` header (a number or a date); None: no valid header."""
+    """Seconds to wait according to the `Retry-After` header (a number or a date); None if there is no valid header."""
     value = headers.get("retry-after", "")
     try:
         return max(0.0, float(value))

@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 PASSING = frozenset({429, 502, 503, 504})
-"""HTTP statuses of temporary failures; the request is repeated."""
+"""HTTP statuses of temporary failures, after which a request is repeated."""
 _CONNECT_SECONDS = 10.0
-"""Timeout for opening a connection (s)."""
+"""Timeout for opening a connection, in seconds."""
 _STABLE_SECONDS = 1.0
-"""Age at which a connection counts as working even if no item arrived (s): a stream without events has only pings."""
+"""Age in seconds at which a connection counts as working even without an item: a stream without events has only pings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class RetryPolicy:
     """Policy for repeating a request while the service restarts, is overloaded or cannot be reached.
 
     Attributes:
-        seconds: Time during which a failing request is repeated (s); 0: never.
-        first_wait: Wait after the first failure (s); it doubles with each further failure.
-        longest_wait: Maximum wait between two attempts, unless the service asks for a longer one (s).
+        seconds: Time during which a failing request is repeated, in seconds; 0 disables repetitions.
+        first_wait: Wait after the first failure, in seconds; it doubles with each further failure.
+        longest_wait: Maximum wait between two attempts, in seconds, unless the service asks for a longer wait.
     """
 
     seconds: float = 60.0
@@ -54,7 +54,7 @@ class Request:
         path: Path below the service's URL, percent-encoded.
         params: Query parameters; parameters with the value None are left out.
         body: JSON text.
-        silence: Timeout while no byte of the response arrives (s); None: no timeout.
+        silence: Maximum time in which no byte of the response arrives, in seconds; None sets no limit.
         expected: HTTP statuses, in addition to 2xx, that are not raised as errors.
     """
 
@@ -87,7 +87,7 @@ class Connection:
 
     Args:
         retry: Policy for repeating failed requests.
-        transport: Transport of httpx; None: the network.
+        transport: Transport of httpx; None uses the network.
     """
 
     def __init__(self, address: Address, retry: RetryPolicy, transport: httpx.AsyncBaseTransport | None) -> None:
@@ -133,7 +133,7 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def opened(self, request: Request) -> AsyncIterator[httpx.Response]:
-        """Open a response, with retries until it begins; a failure while its body is read is final.
+        """Send a request, repeatedly until a response begins, and let the caller read its body. A failure in the body is final.
 
         Raises:
             ServiceProblem: The service answers with an error.
@@ -154,7 +154,7 @@ class Connection:
         Args:
             request: Returns the request for the items that are still missing.
             read: Reads the items of one response; raises `httpx.TransportError` if they are incomplete.
-            passing: Statuses after which the request is repeated.
+            passing: HTTP statuses after which the request is repeated.
 
         Raises:
             ServiceProblem: The service answers with an error.
@@ -193,7 +193,7 @@ class Connection:
             raise ServiceAway(self._url, str(error) or type(error).__name__) from error
 
     def _may_pass(self, passing: frozenset[int]) -> Callable[[Exception], bool | float]:
-        """A retry hook for stamina: returns whether to repeat a failed request, or the wait before it is repeated (s)."""
+        """A retry hook for stamina: returns whether to repeat a failed request, or the seconds to wait before repeating it."""
         def hook(error: Exception) -> bool | float:
             if isinstance(error, ServiceProblem) and error.status in passing:
                 asked = error.retry_after

@@ -17,9 +17,9 @@ _END = "end"
 _PASSING = PASSING | {500}
 """HTTP statuses after which a stream reconnects. A service that shuts down answers interrupted requests with 500."""
 _OWN_CONNECTION = {"Accept-Encoding": "identity", "Connection": "close"}
-"""Headers of a stream: a reused connection can lead back to a service that is shutting down."""
+"""Request headers that give a stream its own connection: a reused one can lead back to a service that is shutting down."""
 _SILENCE_SECONDS = 45.0
-"""Maximum silence of an event stream (s): the service pings every 15 s."""
+"""Maximum time in which nothing arrives on an event stream, in seconds. The service pings every 15 seconds."""
 
 
 async def events(connection: Connection, path: str, after: int | None, follow: bool) -> AsyncGenerator[tuple[int, Event]]:
@@ -28,7 +28,7 @@ async def events(connection: Connection, path: str, after: int | None, follow: b
     Args:
         connection: Connection to the service.
         path: Path of the event stream.
-        after: Position of the last event already seen; None: from the first event.
+        after: Position of the last event that the caller has seen; None starts with the first event.
         follow: Whether to wait for new events until the run ends; otherwise stop after the newest event.
     """
     last = -1 if after is None else after
@@ -82,7 +82,7 @@ def _event(message: ServerSentEvent) -> tuple[int, Event]:
 async def log_lines(connection: Connection, path: str, tail: int) -> AsyncGenerator[str]:
     """Yield the last `tail` lines of a log, then new lines until the run ends.
 
-    A log has no positions, so a lost connection ends it: a new connection would repeat lines or miss some.
+    A log has no positions, so a lost connection ends this stream: a new connection would repeat lines or miss some.
     """
     # No timeout: a log may have no new line for as long as a training step takes.
     request = Request("GET", path, {"tail": tail, "follow": True}, _OWN_CONNECTION, silence=None)

@@ -23,7 +23,7 @@ RunName = Annotated[
 DEFAULT_URL = "http://127.0.0.1:8300"
 """Default address of `moedisco serve`."""
 BRIEF_SECONDS = 5.0
-"""Time for which a command repeats a failing request before it gives up (s); short, because a person waits for the result."""
+"""Seconds for which a command repeats a failing request before it gives up; few, because a person waits for the result."""
 
 _ID_LENGTH = 26
 _ID_LETTERS = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 ADDRESS_FILE = "address.json"
 """File in a state directory with the address of its service."""
 _START_SECONDS = 180.0
-"""Maximum time for a service to start (s); starting a local Ray takes most of it."""
+"""Maximum time for a service to start, in seconds. Starting a local Ray takes most of this time."""
 
 
 def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
     """Start the service of a state directory in the background, unless it runs already; returns its address.
 
     Args:
-        state_dir: State directory of the service, which also gets its output, in `service.log`.
+        state_dir: State directory of the service. Its `service.log` gets the output of the service.
         arguments: Arguments of `moedisco serve` except the state directory.
 
     Raises:
@@ -47,12 +47,12 @@ def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
 def say_how_to_sign_in(address: Address, token_file: Path, code: str | None = None) -> None:
     """Print the page's address and how to sign in.
 
-    Only a terminal gets a sign-in link. Other output may be a log that other people read, so it names the token's file instead.
+    Only a terminal gets a sign-in link. Other output may be a log that other people read; it gets the path of the token's file.
 
     Args:
         address: Address of the service.
         token_file: File of the first token.
-        code: Sign-in code; None: request one from the service.
+        code: Sign-in code; None requests one from the service.
     """
     if address.token is not None and sys.stdout.isatty():
         say(f"To sign in: {sign_in_link(address, code)}")
@@ -68,7 +68,7 @@ def sign_in_link(address: Address, code: str | None = None) -> str:
 
     Args:
         address: Address of the service.
-        code: Sign-in code; None: request one from the service.
+        code: Sign-in code; None requests one from the service.
     """
     if code is None:
         from service.client import Client

@@ -32,7 +32,7 @@ def join(
     slots: Annotated[int | None, typer.Option(
         min=1, help="Maximum number of workers at the same time.", show_default="one per GPU")] = None,
     grace: Annotated[float, typer.Option(
-        min=0, max=3600, help="Time that workers get to save their state when this machine leaves (s).")] = 60.0,
+        min=0, max=3600, help="Seconds that workers get to save their state when this machine leaves.")] = 60.0,
 ) -> None:
     """Let this machine join a cluster's low-memory pool, through an encrypted tunnel. Ctrl-C or SIGTERM ends it. Needs root."""
     from moedisco_ray.execution.joining import machine
@@ -53,7 +53,7 @@ def join(
 
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def join_token(
-    minutes: Annotated[int, typer.Option(min=1, max=_MOST_MINUTES, help="Validity of the token (min).")] = 60,
+    minutes: Annotated[int, typer.Option(min=1, max=_MOST_MINUTES, help="Minutes for which the token is valid.")] = 60,
     count: Annotated[int, typer.Option(min=1, max=1000, help="Number of tokens, one per machine.")] = 1,
     state_dir: StateDir = _STATE,
 ) -> None:

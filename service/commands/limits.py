@@ -21,7 +21,7 @@ commands = typer.Typer()
 policies = typer.Typer(no_args_is_help=True, help="Prices and limits of all owners, for administrators.")
 commands.add_typer(policies, name="policies", rich_help_panel=SERVICE_PANEL)
 
-OwnerOption = Annotated[str | None, typer.Option(help="Change the policy of this owner; omitted: the default policy.")]
+OwnerOption = Annotated[str | None, typer.Option(help="Change the policy of this owner instead of the default policy.")]
 
 
 @policies.command("show")
@@ -82,7 +82,7 @@ def remove_policy(owner: Annotated[str, typer.Argument(help="Owner of the policy
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def quota(
-    owner: Annotated[str | None, typer.Option(help="Show the quota of this owner, for administrators; omitted: your own.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Show the quota of this owner instead of your own; for administrators.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show your limits and usage: runs, dollars this month, disk, prices."""

@@ -91,7 +91,8 @@ def delete(
 @commands.command(rich_help_panel=RUNS_PANEL)
 def download(
     run: RunName,
-    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="New directory; omitted: the run's name.")] = None,
+    directory: Annotated[Path | None, typer.Argument(
+        metavar="DIR", help="Directory to create; by default it has the run's name.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a finished run's model. After an interruption, the same command continues where it stopped."""

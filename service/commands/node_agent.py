@@ -22,7 +22,7 @@ def node_agent(
     provider: Annotated[Literal["aws", "gcp", "azure", "auto"], typer.Option(help="Cloud that owns this machine.")] = "auto",
     metadata_url: Annotated[str | None, typer.Option(
         metavar="URL", help="URL of the cloud's metadata service.", show_default="http://169.254.169.254")] = None,
-    interval: Annotated[float, typer.Option(min=0.1, max=60, help="Poll interval (s).")] = 5.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help="Poll interval, in seconds.")] = 5.0,
     node_id: Annotated[str | None, typer.Option(
         metavar="ID", help="Ray node to drain.", show_default="all on this machine")] = None,
     leave_on_risk: Annotated[bool, typer.Option(
@@ -40,7 +40,7 @@ def node_agent(
 
 
 def _find_provider(metadata_url: str | None, interval: float, stop: threading.Event) -> Provider | None:
-    """Wait until a cloud's metadata service answers, and return that cloud; None if the command is stopped before."""
+    """Wait until a cloud's metadata service answers, and return that cloud; None if the command is stopped before one answers."""
     from moedisco_ray.execution.node_agent import find_provider
 
     client = find_provider(metadata_url)

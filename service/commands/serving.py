@@ -29,13 +29,14 @@ StateDir = Annotated[Path | None, typer.Option(
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free port.", show_default="8300")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses a free port.", show_default="8300")] = None,
     ray_address: Annotated[str | None, typer.Option(
-        help="URL at which a running Ray cluster accepts jobs, such as http://HEAD:8265; omitted: start a local one.")] = None,
+        help="URL at which a running Ray cluster accepts jobs, such as http://HEAD:8265; by default a local one starts.")] = None,
     dashboard_url: Annotated[str | None, typer.Option(
         help="URL at which the service reaches the Ray dashboard, when it differs from --ray-address.")] = None,
     database_url: Annotated[str | None, typer.Option(
-        envvar="MOEDISCO_DATABASE_URL", help="sqlite:///FILE or postgresql+psycopg://...; omitted: SQLite in the state directory.",
+        envvar="MOEDISCO_DATABASE_URL", show_default="SQLite in the state directory",
+        help="URL of the database: sqlite:///FILE or postgresql+psycopg://...",
     )] = None,
     state_dir: StateDir = None,
     admin_token_file: Annotated[Path | None, typer.Option(

@@ -35,7 +35,7 @@ Watch = Annotated[bool, typer.Option("--watch", help="Show the run's progress un
 def submit(
     config: ConfigPath,
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; omitted: the name in the configuration.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; by default the name in the configuration.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
     budget: Budget = None, watch: Watch = False, as_json: AsJson = False,
 ) -> None:

@@ -35,7 +35,7 @@ def watch(run: RunName, as_json: AsJson = False) -> None:
 def logs(
     run: RunName,
     unit: Annotated[str | None, typer.Option(
-        metavar="NAME", help="Show the log of this unit, such as submodel-0; omitted: the driver's.")] = None,
+        metavar="NAME", help="Show the log of this unit, such as submodel-0, instead of the driver's.")] = None,
     tail: Annotated[int, typer.Option(min=0, help="Number of lines from the end.")] = 200,
     follow: Annotated[bool, typer.Option("--follow", help="Show new lines until the run ends.")] = False,
     which: Annotated[bool, typer.Option("--list", help="List the run's logs.")] = False,

@@ -34,7 +34,7 @@ def note(
 
 
 def page(session: Session, *, cursor: str | None, limit: int) -> tuple[list[Audit], str | None]:
-    """Entries of the audit log, newest first, and the cursor of the next page (None after the last page)."""
+    """Entries of the audit log, newest first, and the cursor of the next page, which is None on the last page."""
     query = select(Audit) if cursor is None else select(Audit).where(Audit.id < values.text(cursor))
     found = list(session.scalars(query.order_by(Audit.id.desc()).limit(limit + 1)))
     return found[:limit], found[limit - 1].id if len(found) > limit else None

@@ -15,17 +15,17 @@ from service.database.tables import UnitRow
 _FINAL_EVENTS = ("run_finished", "run_failed", "run_stopped")
 _STAGE_EVENTS = ("stage_started", "stage_skipped", "stage_finished")
 _STAGE_WEIGHT = 10**12
-"""Progress of a finished stage, larger than any number of steps."""
+"""Amount that each finished stage adds to `Fold.mark`: more than any number of steps, each of which adds 1."""
 
 
 class Fold:
     """Updates a run's progress, units and curves with one event after the other.
 
     Attributes:
-        units: Rows by unit, changed in place, including the new ones.
+        units: Rows by the name of the unit, including new rows; they are changed in place.
         made: New units.
-        points: New points by unit, steps ascending.
-        rewound: Lowest new step of each unit with new points; older points from that step on are replaced.
+        points: New points by the name of the unit, in ascending order of their steps.
+        rewound: Lowest step among the new points of each unit; stored points from that step on are replaced.
         decisive: Whether an event says that a driver began or ended, so that the run's state may have to change.
     """
 

@@ -10,7 +10,7 @@ from service.database.session import lock_until_commit
 from service.database.tables import IdempotencyKey
 
 KEPT = 24 * 3600.0
-"""Time for which a key is remembered (s)."""
+"""Time for which a key is remembered, in seconds."""
 
 
 def find(session: Session, owner: str, key: str, now: float) -> IdempotencyKey | None:

@@ -21,12 +21,12 @@ _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second", "mf
 
 @dataclasses.dataclass(frozen=True)
 class UnitCurve:
-    """One figure of one unit over its training.
+    """One training metric of one unit over its training.
 
     Attributes:
         steps: Steps of the points, ascending.
         tokens: Tokens that the unit had trained on at each point.
-        values: Value of the figure at each point.
+        values: Value of the metric at each point.
         count: Number of points before downsampling.
     """
 
@@ -39,10 +39,10 @@ class UnitCurve:
 
 
 def series(session: Session, run_id: str, figure: str, units: Sequence[str] | None, points: int) -> list[UnitCurve]:
-    """Curves of a figure, in the order in which the units started, with at most `points` points each.
+    """Curves of a training metric, in the order in which the units started, with at most `points` points each.
 
     Raises:
-        ValueError: There is no such figure.
+        ValueError: There is no such metric.
     """
     if figure not in _FIGURES:
         raise ValueError(f"figure {figure!r} is unknown; use one of {', '.join(_FIGURES)}")
@@ -92,7 +92,7 @@ def _extremes(
 def downsample(values: Sequence[float], most: int) -> list[int]:
     """Choose at most `most` points that preserve the shape of a curve: its ends, and the minimum and maximum of equal buckets.
 
-    Returns ascending indices; at least the ends, the minimum and the maximum, even if `most` is below 4.
+    Returns the indices of the points, ascending. They include the ends, the minimum and the maximum even if `most` is below 4.
     """
     count = len(values)
     if count <= max(most, 4):
@@ -106,7 +106,7 @@ def downsample(values: Sequence[float], most: int) -> list[int]:
 
 
 def _spans(first: int, last: int, count: int) -> list[tuple[int, int]]:
-    """Divide the numbers from `first` to `last` into at most `count` ranges of nearly equal size; returns both ends of each."""
+    """Divide the numbers from `first` to `last` into at most `count` ranges of nearly equal size; returns the ends of each."""
     length = last - first + 1
     count = min(count, length)
     cuts = [first + length * number // count for number in range(count + 1)] if count > 0 else []

@@ -76,7 +76,7 @@ def page(
         limit: Maximum number of runs.
 
     Returns:
-        The runs, whose `config` and `meter` are loaded on access, and the cursor of the next page (None after the last page).
+        The runs, whose `config` and `meter` are loaded on access, and the cursor of the next page, which is None on the last page.
     """
     query = select(RunRow).options(*_LEFT_OUT)
     if owner is not None:
@@ -107,7 +107,7 @@ def inside(session: Session, home: Path, run_id: str) -> str | None:
 
 
 def named(session: Session, name: str, owner: str | None) -> list[RunRow]:
-    """Runs with exactly this name, newest first, of one owner or (None) of all owners."""
+    """Runs with exactly this name, newest first. If `owner` is None, runs of all owners."""
     query = select(RunRow).options(*_LEFT_OUT).where(RunRow.name == values.text(name))
     if owner is not None:
         query = query.where(RunRow.owner == values.text(owner))

@@ -27,9 +27,9 @@ from service.errors import DatabaseError, DatabaseUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 15.0
-"""Maximum wait for a lock or a free connection (s)."""
+"""Maximum wait for a lock or a free connection, in seconds."""
 _PAUSE = 0.01
-"""Pause between two attempts where SQLite does not wait for a lock itself (s)."""
+"""Pause between two attempts, in seconds, if SQLite does not wait for a lock itself."""
 _MIGRATION_LOCK = 7_236_001
 _AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 
@@ -54,7 +54,7 @@ class Database:
             "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._read = sessionmaker(self._engine.execution_options(**reading), expire_on_commit=False)
         self._write = sessionmaker(self._engine.execution_options(begin="WRITE"), expire_on_commit=False)
-        # SQLite allows one writer at a time; waiting for its own lock is slow and not first come, first served.
+        # SQLite allows one writer at a time, and waiting for its lock is slow and not fair.
         self._turn = threading.Lock() if sqlite else None
 
     @property
@@ -80,7 +80,7 @@ class Database:
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Migrate the tables to a revision (`head`, `base` or an id); if several processes start at once, one of them does it.
+        """Migrate the tables to a revision (`head`, `base` or an id); if several processes start at once, only one migrates.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
@@ -155,7 +155,7 @@ def _translated() -> Iterator[None]:
     except _AWAY as error:
         orig = getattr(error, "orig", None)
         cause = " ".join(str(orig or error).split())
-        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:   # the statement is wrong, such as a missing table
+        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:   # the statement does not fit the tables
             raise DatabaseError(f"the database's tables are not those of this version ({cause}): migrate it") from error
         raise DatabaseUnavailable(f"the database does not answer: {cause}") from error
     except exc.DBAPIError as error:

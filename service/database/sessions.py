@@ -16,7 +16,7 @@ from service.database.ids import new_id
 from service.database.tables import BrowserSession, SignInCode, Token
 
 CODE_SECONDS = 600.0
-"""Lifetime of a sign-in code (s): long enough to copy a link, too short to be used from a log."""
+"""Lifetime of a sign-in code, in seconds: long enough to copy a link, too short to use a code that was found in a log."""
 MOST_OF_A_TOKEN = 100
 """Maximum number of sessions of one token; starting another one ends the oldest."""
 
@@ -39,7 +39,7 @@ def create(session: Session, token: Token, *, longest: float, now: float) -> tup
 
 
 def find(session: Session, plain: str, *, idle: float, now: float) -> tuple[BrowserSession, Token] | None:
-    """Find a valid session and its token by the session's secret; `idle` is the time without use that ends a session (s)."""
+    """Find a valid session and its token by the session's secret. A session ends after `idle` seconds without use."""
     found = _valid(session, BrowserSession.hash == tokens.digest(plain), idle, now)
     return found if found is not None and tokens.matches(plain, found[0].hash) else None
 

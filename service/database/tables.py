@@ -78,7 +78,7 @@ class RunRow(Table):
     kept: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Whether the run is exempt from retention."""
     expires_at: Mapped[float | None]
-    """Announced time of removal by retention; null: not announced."""
+    """Announced time of removal by retention; null if no removal is announced."""
     disk_bytes: Mapped[int | None]
     """Size of the run directory, as last measured (bytes)."""
     measured: Mapped[float | None]
@@ -267,7 +267,7 @@ class Webhook(Table):
     secret: Mapped[str]
     """Secret that signs the deliveries."""
     states: Mapped[list[str]]
-    """States that the webhook reports; empty for all."""
+    """States that the webhook reports; an empty list means all states."""
     created: Mapped[float]
 
 
@@ -283,7 +283,7 @@ class Delivery(Table):
     created: Mapped[float]
     attempts: Mapped[int] = mapped_column(default=0)
     due: Mapped[float | None]
-    """Time of the next attempt; null: delivered or given up."""
+    """Time of the next attempt; null after the delivery has arrived or was given up."""
     delivered: Mapped[float | None]
     answer: Mapped[str | None]
     """HTTP status or error of the last attempt to deliver."""

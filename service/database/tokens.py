@@ -16,7 +16,7 @@ from service.database.tables import Token
 
 PREFIX = "mdk_"
 RARELY = 60.0
-"""Minimum time between two writes of a token's last use (s); a write per request would be too slow."""
+"""Minimum time between two writes of a token's last use, in seconds. A write per request would be too slow."""
 
 
 def new_plain() -> str:
@@ -37,7 +37,7 @@ def matches(plain: str, stored: bytes | None) -> bool:
 def create(
     session: Session, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
 ) -> tuple[str, Token]:
-    """Create a token that expires at a time in seconds since the epoch (None: never).
+    """Create a token. `expires` is its end in seconds since the epoch; with None it never expires.
 
     Returns:
         The token, which is not stored, and its row.
@@ -49,7 +49,7 @@ def create(
 def enter(
     session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
 ) -> Token:
-    """Store a token that already exists, such as one from a file; other arguments as for `create`."""
+    """Store the hash of an existing token, such as one from a file. The other arguments are those of `create`."""
     token = Token(
         id=new_id(), hash=digest(plain), name=values.text(name), owner=values.text(owner), scopes=list(scopes),
         created=now, expires=expires, revoked=None, used=None)

@@ -19,7 +19,7 @@ MessageType = Literal["run.state", "run.expiring", "run.removed"]
 
 
 def create(session: Session, *, owner: str, url: str, states: Sequence[RunState], now: float) -> Webhook:
-    """Create a webhook for an owner's runs in any of `states` (empty: all); the returned row contains its secret."""
+    """Create a webhook that reports an owner's runs in any of `states`, or in all if it is empty; the row contains the secret."""
     webhook = Webhook(
         id=new_id(), owner=owner, url=values.text(url), secret=f"whsec_{secrets.token_urlsafe(32)}",
         states=[state.value for state in states], created=now)
@@ -69,7 +69,15 @@ def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhoo
 
 
 def record_attempt(session: Session, delivery_id: str, *, delivered: float | None, answer: str, due: float | None) -> None:
-    """Store the result of a delivery attempt: arrival time (None: it failed), response, time of the next attempt (None: none)."""
+    """Store the result of an attempt to deliver.
+
+    Args:
+        session: Writing transaction.
+        delivery_id: Id of the delivery.
+        delivered: Time at which the message arrived; None if the attempt failed.
+        answer: HTTP status of the receiver's response, or the error.
+        due: Time of the next attempt; None if there will be none.
+    """
     session.execute(
         update(Delivery).where(Delivery.id == delivery_id)
         .values(attempts=Delivery.attempts + 1, delivered=delivered, answer=values.text(answer, 500), due=due))

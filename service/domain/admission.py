@@ -74,7 +74,7 @@ class ClusterCapacity:
     """Slots of the whole cluster.
 
     Attributes:
-        rooms: Slots by tag.
+        rooms: Slots by the tag of the pool.
         grows: Whether an autoscaler may add nodes.
     """
 

@@ -10,9 +10,9 @@ from service.domain.jobs import JobPhase, JobState
 from service.domain.states import ACTIVE, RunState
 
 FUTILE_LIMIT = 3
-"""Consecutive drivers lost without progress before a run fails."""
+"""Number of consecutive drivers lost without progress at which a run fails."""
 LINGER_SECONDS = 60.0
-"""Maximum time for a driver's process to exit after its final event (s)."""
+"""Maximum time for a driver's process to exit after its final event, in seconds."""
 USER_ERROR = 2
 """Exit code of a driver that refuses its configuration: starting it again would not help."""
 REASON_LENGTH = 500

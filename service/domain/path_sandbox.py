@@ -70,13 +70,13 @@ class Roots:
 def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
-    Relative paths start at the first root of their kind. `output` becomes the directory in which the run's home is created; it is
-    not inside a run's home, no part of it below the root begins with a dot, and its default is the first output root. `run://`
-    references stay, because this function does not know which runs a caller may read.
+    A relative path starts at the first root of its kind: input, output or storage. `output` becomes the directory in which the
+    run's home is created. This directory is not inside a run's home, no part of its path below the root begins with a dot, and the
+    default is the first output root. `run://` references stay, because this function does not know which runs a caller may read.
 
     Raises:
-        ConfigError: A path is outside of the roots or contains `..`, or a URI is outside of the roots or sets other options than a
-            region.
+        ConfigError: A path is outside of the roots or contains `..`, or a URI is outside of the roots or has
+            query options other than `HARMLESS_OPTIONS`.
     """
     return with_places(config, lambda place: _resolved(place, roots))
 

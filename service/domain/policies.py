@@ -22,30 +22,30 @@ class Retention(_Document):
     """How long finished runs are kept. A run is removed as soon as one rule applies; without rules all runs stay."""
 
     days: Annotated[float, Field(gt=0, le=36_500)] | None = None
-    """Days for which a run is kept after its end; null: no limit."""
+    """Days for which a run is kept after its end; null means no limit."""
     finished_runs: Annotated[int, Field(ge=1)] | None = None
-    """Number of newest finished runs that are kept for each owner; null: no limit."""
+    """Number of newest finished runs that are kept for each owner; null means no limit."""
 
 
 class Policy(_Document):
     """Limits of one owner. Fields that an owner's policy omits take their values from the default policy."""
 
     resources: Annotated[list[Tag], Field(max_length=256)] | None = None
-    """Custom resources of the pools that the owner's runs may use; null: any."""
+    """Custom resources of the pools that the owner's runs may use; null allows all pools."""
     prices: Annotated[dict[Tag, PricePerHour], Field(max_length=256)] = Field(default_factory=dict)
     """Dollars per worker-hour by custom resource; they replace `price_per_hour` of a run's configuration. An owner's prices
     are added to the default prices. For a resource that is not listed, the configuration's price applies."""
     highest_priority: Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)] = 0
     """Highest priority of a run; an administrator may set any."""
     queued_runs: Annotated[int, Field(ge=0)] | None = 100
-    """Limit on queued runs; null: no limit."""
+    """Maximum number of queued runs; null means no limit."""
     active_runs: Annotated[int, Field(ge=0)] | None = 2
-    """Limit on runs that are active at the same time; null: only the limit of the service applies."""
+    """Maximum number of runs that are active at the same time; with null only the limit of the service applies."""
     dollars_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Limit on metered dollars in a calendar month (UTC). When it is reached, active runs stop with a checkpoint and queued
-    runs wait for the next month; null: no limit."""
+    runs wait for the next month; null means no limit."""
     disk_bytes: Annotated[int, Field(ge=0, le=2**60)] | None = None
-    """Limit on the size of all run directories, as last measured (bytes); null: no limit."""
+    """Limit on the size of all run directories, as last measured (bytes); null means no limit."""
     retention: Retention = Retention()
     """How long finished runs are kept."""
 

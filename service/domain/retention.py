@@ -14,7 +14,7 @@ from service.domain.policies import Retention
 from service.domain.run_paths import ULID_PATTERN
 
 NOTICE_SECONDS = 24 * 3600.0
-"""Minimum time from the announcement to the removal (s)."""
+"""Minimum time from the announcement to the removal, in seconds."""
 _DAY = 24 * 3600.0
 _RUN_ID = re.compile(rf"(?<![0-9A-Z]){ULID_PATTERN}(?![0-9A-Z])")
 
@@ -62,7 +62,7 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
 
 
 def announced(due: float | None, before: float | None, now: float) -> float | None:
-    """Removal time to announce to a run's owner (None: never), at least a day after the first announcement."""
+    """Removal time to announce to a run's owner, at least a day after the first announcement; None if no rule removes the run."""
     if due is None:
         return None
     notice = now + NOTICE_SECONDS

@@ -14,7 +14,7 @@ DRIVER_TOKEN_PREFIX = "mdr_"  # noqa: S105 - the recognisable beginning of a tok
 
 
 def driver_token(secret: bytes, run_id: str, attempt: int) -> str:
-    """Token with which the driver of an attempt reports.
+    """Token with which the driver of an attempt authenticates its reports.
 
     The token is the same for every submission of the attempt, so that a submission can be repeated. No other attempt can use it.
 
@@ -40,7 +40,7 @@ def verify(secret: str, body: bytes, header: str, now: float, tolerance: float =
         body: Body as received.
         header: Signature header as received.
         now: Seconds since the epoch.
-        tolerance: Maximum age of the signature, for clock skew and transfer (s).
+        tolerance: Maximum age of the signature in seconds, which allows for clock skew and transfer.
     """
     parts = dict(part.partition("=")[::2] for part in header.split(","))
     time, given = parts.get("t", ""), parts.get("v1", "")

@@ -36,9 +36,9 @@ from service.ray_side.dashboard import Dashboard
 MARK = "MOEDISCO_LOCAL_RAY"
 """Environment variable with the random mark that identifies the cluster's processes."""
 START_SECONDS = 90.0
-"""Maximum wait for a new cluster to answer (s)."""
+"""Maximum wait until a new cluster answers, in seconds."""
 TERM_SECONDS = 5.0
-"""Maximum wait for processes to end (s)."""
+"""Maximum wait until processes have ended, in seconds."""
 LONGEST_DIRECTORY = 44
 """Maximum length of the path of Ray's directory: sockets in it add some 60 characters, and a socket's path has at most 107."""
 SESSIONS_KEPT = 3

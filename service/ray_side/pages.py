@@ -84,7 +84,7 @@ class RayPages:
             headers: Headers of the request; only content negotiation, ranges and caching are passed on.
 
         Raises:
-            NotFound: Not a path or query that the dashboard's pages request.
+            NotFound: The dashboard's pages do not request this path or query.
             RayUnavailable: The dashboard does not answer, refuses the token, or redirects.
         """
         kind = kind_of(path)

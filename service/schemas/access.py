@@ -18,7 +18,7 @@ class TokenRequest(Document):
     owner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)]
     expires_in_days: Annotated[float, Field(gt=0, le=3650)] | None = 90
-    """Days for which the token is valid; null: no limit."""
+    """Days for which the token is valid; with null it never expires."""
 
 
 class TokenInfo(Document):

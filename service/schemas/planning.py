@@ -28,7 +28,7 @@ class PoolStatus(Document):
     gpus: float
     nodes: list[PoolNode]
     price_per_hour: float | None
-    """Operator's price for the caller (dollars per worker-hour); null: the price in each run's configuration applies."""
+    """Operator's price for the caller (dollars per worker-hour); with null, the price in each run's configuration applies."""
     lost: int
     """Nodes of this pool that failed in the last 24 hours."""
     pending: int
@@ -48,7 +48,7 @@ class Share(Document):
 
     used: float
     limit: float | None
-    """Maximum usage; null: no limit."""
+    """Maximum usage; null means no limit."""
 
 
 class Quota(Document):
@@ -56,7 +56,7 @@ class Quota(Document):
 
     owner: str
     resources: list[str] | None
-    """Custom resources of the pools that the owner's runs may use; null: any."""
+    """Custom resources of the pools that the owner's runs may use; null allows all pools."""
     prices: dict[str, float]
     """Operator's prices in dollars per worker-hour, by custom resource; for other resources, the configuration's price applies."""
     highest_priority: int
@@ -67,7 +67,7 @@ class Quota(Document):
     month: str
     """Month, such as `2026-11`."""
     month_ends: float
-    """Time at which the month ends and the dollars start from 0."""
+    """Time at which the month ends and the count of dollars starts again at 0."""
     disk_bytes: Share
     """Size of all run directories, as last measured (bytes); checkpoints in other storage do not count."""
     retention: Retention

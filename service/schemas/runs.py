@@ -59,7 +59,7 @@ class Run(Document):
     kept: bool = False
     """Whether the run is exempt from retention."""
     expires_at: float | None = None
-    """Time at which retention will remove the run with its files; null: no removal is announced."""
+    """Time at which retention will remove the run with its files; null if no removal is announced."""
     disk_bytes: int | None = None
     """Size of the run directory, as last measured (bytes)."""
     events: int

@@ -34,11 +34,11 @@ class ReportAnswer(Document):
     """Acknowledgement of a driver's report."""
 
     next: int
-    """Number of the next line to send. The service skips lines that it has, and needs lines after a gap again."""
+    """Number of the next line to send. The service ignores lines that it already has; lines after a gap must be sent again."""
 
 
 class Series(Document):
-    """One figure, such as the loss, of one unit over its training."""
+    """One training metric, such as the loss, of one unit over its training."""
 
     unit: str
     stage: str
@@ -50,7 +50,7 @@ class Series(Document):
 
 
 class Metrics(Document):
-    """Training curves of one figure, such as the loss."""
+    """Training curves of one metric, such as the loss."""
 
     figure: str
     series: list[Series]

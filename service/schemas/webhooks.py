@@ -17,7 +17,7 @@ class WebhookRequest(Document):
 
     url: Annotated[str, Field(max_length=2048, pattern=r"^https?://")]
     states: Annotated[list[RunState], Field(max_length=7)] = Field(default_factory=list)
-    """States of runs that the webhook reports; empty: all."""
+    """States of runs that the webhook reports; an empty list means all states."""
 
 
 class WebhookInfo(Document):
@@ -49,10 +49,10 @@ class DeliveryInfo(Document):
     created: float
     attempts: int
     due: float | None
-    """Time of the next attempt; null: delivered or given up."""
+    """Time of the next attempt; null after the delivery has arrived or was given up."""
     delivered: float | None
     answer: str | None
-    """Status or error of the last attempt."""
+    """HTTP status of the response to the last attempt, or the error."""
 
 
 class DeliveryPage(Document):
