@@ -12,7 +12,7 @@ from service.domain.run_paths import ULID_PATTERN
 
 
 def _truth(value: object) -> object:
-    """Accept only `true` and `false`: `yes` or `1` may be meant for another parameter."""
+    """Accept only `true` and `false`. A value such as `yes` or `1` is refused, because it may be meant for another parameter."""
     if not isinstance(value, bool) and value not in ("true", "false"):
         raise ValueError("must be `true` or `false`")
     return value in (True, "true")

@@ -15,7 +15,7 @@ from service.database.tables import UnitRow
 _FINAL_EVENTS = ("run_finished", "run_failed", "run_stopped")
 _STAGE_EVENTS = ("stage_started", "stage_skipped", "stage_finished")
 _STAGE_WEIGHT = 10**12
-"""Amount that each finished stage adds to `Fold.mark`: more than any number of steps, each of which adds 1."""
+"""Amount that each finished stage adds to `Fold.mark`. It exceeds any number of steps, because each step adds 1."""
 
 
 class Fold:

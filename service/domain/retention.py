@@ -42,7 +42,7 @@ class Due:
 
 
 def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str, Due]:
-    """Removal time of each finished run of one owner, by the earliest rule; runs that no rule removes are absent.
+    """Removal time of each finished run of one owner, set by the rule that removes it first; runs that no rule removes are absent.
 
     Runs marked as kept are never removed, and do not count among the newest runs.
     """

@@ -22,7 +22,7 @@ _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
 
 
 def run_places(config: RunConfig) -> Iterator[Place]:
-    """The path settings of a configuration that refer to another run."""
+    """The path settings whose value refers to another run."""
     return (place for place in places(config) if names_a_run(place.value))
 
 

@@ -103,11 +103,11 @@ def places(config: BaseModel) -> Iterator[Place]:
 
 
 def with_places(config: C, change: Callable[[Place], str | Path]) -> C:
-    """A copy of the configuration with every place replaced.
+    """A copy of the configuration in which every marked path or URI has the value that `change` returns for it.
 
     Args:
-        config: A validated configuration; new values are not validated again.
-        change: Returns the new value for a place, of the same type.
+        config: A validated configuration; the new values are not validated.
+        change: Returns the new value of a marked setting, of the same type as the old one.
     """
     return _section(config, "", change)
 
