@@ -4,15 +4,21 @@ The driver renews `lease.json` every few seconds. Another driver takes over the 
 `_STALE_SECONDS`. It writes its own id to the file and reads the file again: if two drivers start at the same time, the one that
 wrote last keeps the lease.
 
-pyarrow offers no atomic test-and-set on object stores, so the lease is no guarantee. If a driver loses its connection to the store
-for longer than `_STALE_SECONDS`, another driver may take over the run. When the first driver reconnects, it detects this at its
-next renewal and commits nothing more. Until then both drivers may upload. They write different objects, and the manifest that is
-written last is valid.
+pyarrow offers no atomic test-and-set on object stores, so a driver may replace the lease of another one that is still alive: if its
+own first write arrives late, or if the other one could not renew the lease for `_STALE_SECONDS`. Two rules keep the run intact:
+
+- A driver reads the lease right before it commits or deletes anything (`Lease.check`), and ends if the lease names another driver.
+  So it never deletes objects of its successor, and never commits objects that its successor has deleted.
+- A driver whose first write arrived late waits for `_NOTICE_SECONDS` before it begins, so that a commit that the other driver had
+  checked before is complete.
+
+Until the check, both drivers may upload objects. Their names differ, and no manifest lists those of the driver that ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import socket
@@ -32,7 +38,9 @@ _RENEW_SECONDS = 10.0
 _STALE_SECONDS = 45.0
 """Seconds without a renewal after which a driver counts as dead: four intervals, and some time for a slow renewal."""
 _SETTLE_SECONDS = 1.0
-"""Seconds between writing a lease and reading it again: another driver's write takes less time."""
+"""Seconds between writing a lease and reading it again, and the longest time in which a first write is not late."""
+_NOTICE_SECONDS = 2 * _RENEW_SECONDS
+"""Seconds in which a driver notices that its lease was replaced: a renewal interval, and some time for a slow read."""
 _POLL_SECONDS = 1.0
 _REMEDY = "another process works on this run; wait for it, or end it"
 
@@ -62,7 +70,8 @@ class Lease:
         Raises:
             RunDirError: Another driver works on the run.
         """
-        held, deadline = _read(self._store), time.monotonic() + seconds
+        seen = time.monotonic()
+        held, deadline = _read(self._store), seen + seconds
         changed = time.monotonic()
         # A lease with the same working copy is from a driver that has ended: this process holds the copy's lock now.
         while held is not None and not held["released"] and held["copy"] != self._copy:
@@ -70,46 +79,55 @@ class Lease:
             if now - changed >= _STALE_SECONDS:
                 break
             time.sleep(_POLL_SECONDS)
+            seen = time.monotonic()
             latest = _read(self._store)
             if latest != held:
                 if now >= deadline:
                     raise RunDirError("output", str(self._store.location), _REMEDY)
                 held, changed = latest, now
         self.fresh = held is None or held["copy"] != self._copy
-        self._write(released=False)
-        time.sleep(_SETTLE_SECONDS)
-        found = _read(self._store)
-        if found is None or found["session"] != self._session:
+        self._write(self._store, released=False)
+        # Another driver may have taken the lease after `seen`, and have read it again before a late write replaced it.
+        late = time.monotonic() - seen > _SETTLE_SECONDS
+        time.sleep(_NOTICE_SECONDS if late else _SETTLE_SECONDS)
+        if self._is_replaced(self._store):
             raise RunDirError("output", str(self._store.location), _REMEDY)
 
     def check(self) -> None:
-        """Raise an error if another driver has taken over the run.
+        """Read the lease, and raise an error if another driver has taken over the run.
 
         Raises:
             RunError: Another driver works on the run now.
+            StorageError: The URI does not respond.
         """
+        self._lost = self._lost or self._is_replaced(self._store)
         if self._lost:
             raise RunError(f"another driver has taken over {self._store.location}; this one ends")
 
     def keep(self) -> None:
         """Renew the lease at regular intervals until it is released or lost."""
+        # Without retries, so that a renewal is never late: it would replace the lease of a driver that took over meanwhile.
+        store = dataclasses.replace(self._store, pauses=())
         while not self._ended.wait(_RENEW_SECONDS):
             with contextlib.suppress(StorageError):     # the next renewal tries again
-                found = _read(self._store)
-                if found is not None and found["session"] != self._session:
+                if self._is_replaced(store):
                     self._lost = True
                     return
-                self._write(released=False)
+                self._write(store, released=False)
 
     def release(self) -> None:
         """Release the lease, so that another driver can take it at once."""
         self._ended.set()
-        if not self._lost:
-            self._write(released=True)
+        if not self._lost and not self._is_replaced(self._store):
+            self._write(self._store, released=True)
 
-    def _write(self, *, released: bool) -> None:
+    def _is_replaced(self, store: RunStore) -> bool:
+        found = _read(store)
+        return found is not None and found["session"] != self._session
+
+    def _write(self, store: RunStore, *, released: bool) -> None:
         self._beat += 1
-        self._store.remote.write(LEASE, json.dumps({
+        store.remote.write(LEASE, json.dumps({
             "session": self._session, "copy": self._copy, "machine": socket.gethostname(), "beat": self._beat,
             "released": released}).encode())
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.errors import RunError, StorageError
 from moedisco_ray.core.run_store import RunStore
 
 _INTERVAL_SECONDS = 5.0
@@ -24,10 +24,13 @@ class LiveFiles:
     Args:
         store: The run.
         names: Names of the files, relative to the run directory.
+        check: Called before each upload. If it raises a `RunError`, because another driver has taken over the run, nothing more is
+            uploaded.
     """
 
-    def __init__(self, store: RunStore, names: Sequence[str]) -> None:
+    def __init__(self, store: RunStore, names: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._check = check
         self._due = dict.fromkeys(names, 0.0)
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._ended = threading.Event()
@@ -42,16 +45,17 @@ class LiveFiles:
         if self._store.is_remote:
             self._ended.set()
             self._thread.join()
-            with contextlib.suppress(*(() if error is None else (StorageError,))):
+            with contextlib.suppress(*(() if error is None else (StorageError, RunError))):
                 for name in self._due:
                     self._upload(name)
 
     def _upload_regularly(self) -> None:
-        while not self._ended.wait(_INTERVAL_SECONDS):
-            for name, due in self._due.items():
-                if time.monotonic() >= due:
-                    with contextlib.suppress(StorageError):     # the next pass tries again
-                        self._upload(name)
+        with contextlib.suppress(RunError):
+            while not self._ended.wait(_INTERVAL_SECONDS):
+                for name, due in self._due.items():
+                    if time.monotonic() >= due:
+                        with contextlib.suppress(StorageError):     # the next pass tries again
+                            self._upload(name)
 
     def _upload(self, name: str) -> None:
         path = self._store.directory / name
@@ -59,6 +63,7 @@ class LiveFiles:
             return
         found = path.stat()
         if self._uploaded.get(name) != (found.st_size, found.st_mtime_ns):
+            self._check()
             self._store.publish(path)
             self._uploaded[name] = found.st_size, found.st_mtime_ns
             self._due[name] = time.monotonic() + found.st_size / _BYTES_PER_SECOND

@@ -27,7 +27,7 @@ import pickle
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,13 +264,23 @@ class RunStore:
             return OnDisk().draft(directory)
         return self.directory / OBJECTS / f"{directory.name}-{uuid.uuid4().hex[:12]}"
 
-    def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
-        """Replace a directory with its complete draft; see `artifacts.commit`."""
+    def replace(
+        self, draft: Path, directory: Path, manifest: Mapping[str, Any], check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Replace a directory with its complete draft; see `artifacts.commit`.
+
+        Args:
+            draft: The draft.
+            directory: The directory.
+            manifest: Content of its manifest, without the objects.
+            check: Called right before the manifest is written to a URI; the directory stays as it is if it raises an error.
+        """
         if not self.is_remote:
             OnDisk().replace(draft, directory, manifest)
             return
         name, attempt = str(self.name_of(directory)), str(self.name_of(draft))
         content = as_json({**manifest, "objects": self._gather(attempt, draft)})
+        check()
         self.remote.write(f"{name}/{MANIFEST}", content)
         OnDisk().replace(draft, directory, json.loads(content))
         self._record(name, content)

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -111,7 +112,7 @@ def run(
         claim(config, redo)
         store.publish(directory / "config.json")
         stack.enter_context(_locked(directory, seconds))
-        stack.enter_context(LiveFiles(store, ("events.jsonl", "ray.log")))
+        stack.enter_context(LiveFiles(store, ("events.jsonl", "ray.log"), check))
         log = EventLog(directory / "events.jsonl", listeners)
         try:
             for name, settings in _chosen(given, config):
@@ -193,6 +194,7 @@ def _complete(
     write_json(directory / "report.json", report.to_json())
     model = directory / STAGES[-1].directory
     write_card(model, report)
+    check()
     store.amend(model / "README.md")
     store.publish(directory / "report.json", *(path for path in [directory / "tensorboard"] if path.is_dir()))
     log(dataclasses.replace(last, data=last.data | {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}))
@@ -273,6 +275,7 @@ def _make_all(
             _make(stage, Context(
                 config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
                 own_storage=storage), check)
+    check()
     if storage is not None:
         _remove(storage, log)
     store.remove(directory / "checkpoints")
@@ -290,15 +293,29 @@ def own_storage(config: RunConfig, directory: Path) -> Location | None:
     return joined(config.checkpoint.storage, read_json(path)["folder"])
 
 
+@dataclasses.dataclass(frozen=True)
+class _CheckedStore:
+    """Commits directories of a run as long as no other driver has taken over the run."""
+
+    store: RunStore
+    check: Callable[[], None]
+
+    def draft(self, directory: Path) -> Path:
+        return self.store.draft(directory)
+
+    def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
+        self.store.replace(draft, directory, manifest, self.check)
+
+
 def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
     artifact = context.directory / stage.directory
     if is_done(artifact, context.fingerprint):
         context.emit(Event("stage_skipped", stage.name))
         return
     context.emit(Event("stage_started", stage.name))
-    with commit(artifact, context.fingerprint, context.store) as draft:
+    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check)) as draft:
         RUN[stage.name](context, draft)
-        check()
+    check()
     # Trainers' checkpoints are kept until the artifact made from them is committed.
     context.store.remove(context.checkpoints(stage.name))
     collect(context.store)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -14,13 +13,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from machine import Machine
 from s3_standin import s3_server
 
-from moedisco_ray.core import cache, lease
+from moedisco_ray.core import cache
 from moedisco_ray.core.artifacts import commit, is_done
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.core.errors import ConfigError, RunDirError, RunError, StorageError
-from moedisco_ray.core.lease import is_leased, leased
+from moedisco_ray.core.errors import ConfigError, RunDirError, StorageError
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import CACHE, joined
 from moedisco_ray.core.run_store import RunStore
@@ -41,24 +40,6 @@ def bucket() -> Iterator[str]:
 @pytest.fixture(params=["disk", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, bucket: str) -> str:
     return f"file://{tmp_path}/bucket/run" if request.param == "disk" else str(joined(bucket, tmp_path.name, "run"))
-
-
-class Machine:
-    """A machine: a folder of its own for working copies."""
-
-    def __init__(self, folder: Path, uri: str) -> None:
-        self.folder, self.uri = folder, uri
-
-    @property
-    def store(self) -> RunStore:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(CACHE, str(self.folder))
-            return RunStore.of(self.uri)
-
-    def load(self, data: bytes) -> object:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(CACHE, str(self.folder))
-            return pickle.loads(data)
 
 
 @pytest.fixture
@@ -238,42 +219,6 @@ def test_files_that_grow_are_uploaded_at_the_end_at_the_latest(machines: list[Ma
         (store.directory / "events.jsonl").write_text("one\n")
     assert store.read("events.jsonl") == b"one\n"
     assert store.read("ray.log") is None
-
-
-def test_one_driver_at_a_time_on_one_machine_and_on_two(machines: list[Machine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.2)
-    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.0)
-    store, other = machines[0].store, machines[1].store
-    with leased(store, 0.0) as first:
-        assert first.fresh
-        assert is_leased(other)
-        for second in (store, other):
-            with pytest.raises(RunDirError, match="another process works on this run"), leased(second, 0.0):
-                raise AssertionError
-        first.check()
-    assert not is_leased(other)
-    with leased(store, 0.0) as again:
-        assert not again.fresh
-    with leased(other, 0.0) as moved:
-        assert moved.fresh
-
-
-def test_a_dead_drivers_lease_is_taken_over_and_a_lost_one_is_noticed(
-    machines: list[Machine], monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(lease, "_STALE_SECONDS", 0.3)
-    store, other = machines[0].store, machines[1].store
-    with leased(store, 0.0) as cut_off:     # its first renewal is 10 s away: it seems dead
-        with leased(other, 0.0) as taken:
-            assert taken.fresh
-        monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.0)
-        cut_off.keep()
-        with pytest.raises(RunError, match="taken over"):
-            cut_off.check()
-    assert json.loads(store.read("lease.json") or b"")["released"]
 
 
 def test_a_job_of_a_run_at_a_path_is_sent_as_it_is(tmp_path: Path) -> None:
