@@ -24,8 +24,15 @@ def endpoint() -> Iterator[str]:
         yield server
 
 
-@pytest.mark.parametrize("path", ["s3://text/wiki/*.txt", "s3://text/wiki", "s3://text/wiki?endpoint_override={endpoint}&scheme=http"])
-def test_a_bucket_is_a_source_like_a_folder(endpoint: str, tmp_path: Path, path: str) -> None:
+OPTIONS = "?endpoint_override={endpoint}&scheme=http"
+
+
+@pytest.mark.parametrize("path", [
+    "s3://text/wiki/*.txt", "s3://text/wiki", f"s3://text/wiki{OPTIONS}", f"s3://text/wiki/*.txt{OPTIONS}",
+    f"s3://text/*/0[0-3]*.txt{OPTIONS}"])
+def test_a_bucket_is_a_source_like_a_folder(endpoint: str, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if OPTIONS in path:
+        monkeypatch.delenv("AWS_ENDPOINT_URL")      # the options alone name the server
     sources = [{"path": path.format(endpoint=endpoint), "name": "wiki", "format": "text", "documents": "file"}]
     config = small_config(tmp_path / "runs", corpus={"sources": sources, "validation_fraction": 0.1, "sequence_length": 64})
     (tmp_path / "corpus").mkdir()

@@ -143,7 +143,7 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
         named = data_files(opener, field, path, [info.path for info in infos]) if saved else None
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise CorpusError(f"{field}.path", path, f"cannot be read ({first_line(error)})") from error
-    anchor = root if root is None or pattern is None else root[:root.index(_first_wildcard(root))]
+    anchor = root if root is None or pattern is None else _before_wildcard(root)
     if named is not None:
         found = _data_set(source, field, infos, named, excluded)
     elif kind == "datasets":
@@ -169,21 +169,24 @@ def digest(files: Iterable[File]) -> str:
 
 
 def _resolve(path: str, root: str | None) -> tuple[Any, str, re.Pattern[str] | None]:
-    wildcards = "*[" if root is not None else "*?["   # in a URI, `?` begins the query
-    first = min((path.index(sign) for sign in wildcards if sign in path), default=None)
+    searched, wildcards = (path.partition("?")[0], "*[") if root is not None else (path, "*?[")     # a URI's options follow a `?`
+    first = min((searched.index(sign) for sign in wildcards if sign in searched), default=None)
     if root is None:
         full = str(Path(path).absolute())
         base = full if first is None else str(Path(path[:first] + "_").absolute().parent)
         return (*resolve(Path(base)), None if first is None else _glob(full))
     if first is None:
         return (*resolve(root), None)
-    stem, slash, last = path[:first].rpartition("/")
-    system, place = resolve(stem)
-    return system, place, _glob(place.rstrip("/") + slash + last + path[first:])
+    pattern, sign, options = path.partition("?")
+    stem, slash, last = pattern[:first].rpartition("/")
+    system, place = resolve(stem + sign + options)
+    return system, place, _glob(place.rstrip("/") + slash + last + pattern[first:])
 
 
-def _first_wildcard(path: str) -> str:
-    return min((sign for sign in "*[" if sign in path), key=path.index)
+def _before_wildcard(uri: str) -> str:
+    """The URI up to its first wildcard, with its options."""
+    pattern, sign, options = uri.partition("?")
+    return pattern[:min(pattern.index(wildcard) for wildcard in "*[" if wildcard in pattern)] + sign + options
 
 
 def _anywhere(path: Path) -> None:
