@@ -12,6 +12,7 @@ Shapes: L sequence length.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import uuid
 from collections.abc import Iterable, Sequence
@@ -23,10 +24,13 @@ from numpy.typing import NDArray
 
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.run_store import SHARED, RunStore
 
 Ids = NDArray[np.integer[Any]]
 
 INDEX = "index.json"
+_HEADER_BYTES = 128
+"""Size of the header that numpy writes to a file of one axis (bytes)."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -130,7 +134,7 @@ def check_windows(tokens: int, sequence_length: int) -> None:
 
 
 class TokenStream:
-    """Packed directories, memory-mapped, as one stream of tokens divided into windows.
+    """Packed directories as one stream of tokens divided into windows; files are memory-mapped, or read at the run's URI.
 
     Window i holds tokens i L to (i + 1) L inclusive. Neighbours share one token: the last target of one is the first input of the
     next. So every token but the stream's first is a target exactly once, except for a rest shorter than L at the end.
@@ -138,18 +142,21 @@ class TokenStream:
     Args:
         directories: Packed directories, in the order of the stream.
         sequence_length: Sequence length L.
+        store: The run; of a run at a URI, only the windows that are asked for are read of files without a working copy.
 
     Raises:
         CorpusError: A directory holds no packed tokens, or the stream is shorter than one window.
+        StorageError: The URI does not respond.
     """
 
-    def __init__(self, directories: Sequence[Path], sequence_length: int) -> None:
+    def __init__(self, directories: Sequence[Path], sequence_length: int, store: RunStore = SHARED) -> None:
         self.sequence_length = sequence_length
-        self._parts: list[Ids] = []
+        self._parts: list[Ids | _TokensAtUri] = []
+        store.fetch(*(directory / INDEX for directory in directories))
         for directory in directories:
             try:
                 names = read_json(directory / INDEX)["parts"]
-                self._parts += [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in names]
+                self._parts += [_open(directory / name, store) for name in names]
             except (OSError, KeyError, json.JSONDecodeError) as error:
                 remedy = f"holds no packed tokens ({error}); remove it and run again"
                 raise CorpusError(str(directory), None, remedy) from error
@@ -184,6 +191,43 @@ class TokenStream:
             at += len(piece)
             part += 1
         return ids
+
+
+class _TokensAtUri:
+    """A file of packed tokens at a run's URI, of which slices are read.
+
+    Args:
+        path: The file's place in the working copy.
+        store: The run.
+    """
+
+    def __init__(self, path: Path, store: RunStore) -> None:
+        self._path, self._store = path, store
+        self._length, self._dtype, self._offset = store.read_in_place(path, _header)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, chosen: slice) -> Ids:
+        start, stop, _ = chosen.indices(self._length)
+        size, count = self._dtype.itemsize, max(0, stop - start)
+        content = self._store.read_in_place(self._path, lambda file: file.read_at(count * size, self._offset + start * size))
+        return np.frombuffer(content, dtype=self._dtype, count=count)
+
+
+def _open(path: Path, store: RunStore) -> Ids | _TokensAtUri:
+    if store.is_remote and not path.exists():
+        return _TokensAtUri(path, store)
+    found: Ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+def _header(file: Any) -> tuple[int, np.dtype[Any], int]:
+    """Number of tokens, their type, and where they begin, of an open .npy file."""
+    head = io.BytesIO(file.read_at(_HEADER_BYTES, 0))
+    np.lib.format.read_magic(head)
+    (length,), _, dtype = np.lib.format.read_array_header_1_0(head)
+    return length, dtype, head.tell()
 
 
 def batch_indices(seed: int, step: int, batch: int, windows: int) -> NDArray[np.int64]:

@@ -206,6 +206,13 @@ class Remote:
         """Open an object as a pyarrow file that can be read from any position."""
         return self.retrying(lambda: self.system.open_input_file(self.path(name)))
 
+    def read_in_place(self, name: str, read: Callable[[Any], T]) -> T:
+        """Result of a function of an open object."""
+        def opened() -> T:
+            with self.system.open_input_file(self.path(name)) as file:
+                return read(file)
+        return self.retrying(opened)
+
     def delete(self, name: str) -> None:
         """Delete an object, if it exists."""
         def remove() -> None:

@@ -29,7 +29,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moedisco_ray.core.artifacts import OnDisk, write_text
 from moedisco_ray.core.cache import make_room, note_uploaded, pinned
@@ -42,6 +42,7 @@ from moedisco_ray.core.manifests import (
     OBJECTS,
     RECEIPTS,
     Entries,
+    Entry,
     as_json,
     attempt_of,
     download,
@@ -54,6 +55,8 @@ from moedisco_ray.core.manifests import (
 
 if TYPE_CHECKING:
     from moedisco_ray.core.remote import Remote
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +187,23 @@ class RunStore:
         found = self.object_of(name)
         return None if found is None else self.remote.read(found)
 
+    def read_in_place(self, path: Path, read: Callable[[Any], T]) -> T:
+        """Result of a function of a file of the run, without fetching the file.
+
+        Args:
+            path: The file.
+            read: Reads the parts that it needs. It receives the path if the file is present in the working copy, or else a
+                pyarrow file that reads at any position; it may be called again after an error.
+
+        Raises:
+            StorageError: The URI does not respond.
+        """
+        name = self.name_of(path) if self.is_remote and not path.exists() else None
+        found = None if name is None else self.object_of(name)
+        if found is None:
+            return read(path)
+        return self.remote.read_in_place(found, read)
+
     def object_of(self, name: str) -> str | None:
         """Name of the object that stores a file; None if the file's committed directory does not exist or lacks the file."""
         owner = self._owner(name)
@@ -308,9 +328,17 @@ class RunStore:
         wanted = {
             self.directory / owner / each: entry for each, entry in entries_of(content).items()
             if not below or each.startswith(below) or f"{each}/" == below}
+        self._check_entries(owner, wanted)
         missing = {path: entry for path, entry in wanted.items() if not has_size(path, entry.size)}
         download(self.remote, missing)
         return bool(missing)
+
+    def _check_entries(self, owner: str, wanted: Mapping[Path, Entry]) -> None:
+        """Refuse a manifest that lists files outside of its directory, or objects outside of the run: other drivers write some."""
+        for path, entry in wanted.items():
+            inside = path.is_relative_to(self.directory / owner) and entry.object.startswith(f"{OBJECTS}/")
+            if not inside or ".." in (*path.parts, *entry.object.split("/")):
+                raise StorageError(f"{owner} in {self.location} lists a file outside of itself; name another run")
 
     def _fetch_loose(self, name: str) -> bool:
         draft = name.startswith(f"{OBJECTS}/")      # once uploaded, files of a draft never change

@@ -95,6 +95,9 @@ def test_work_on_machines_that_share_nothing_gives_the_same_bits(
         directory = pipeline.run(at_uri, backend=backend)
     held = {path.relative_to(directory).parts[0] for path in directory.rglob("*.safetensors")}
     assert not held & {"merged", "finetuned", "model"}      # the driver's machine reads the seed, for clusters, and sync points
+    assert not list(directory.rglob("optimizer_state"))
+    assert not list((directory / "corpus" / "train").glob("*"))
+    assert not [path for part in ("corpus", "clusters") for path in (directory / part / "shards").rglob("*.npy")]
     RunStore.of(at_uri.location).fetch(directory / "model", directory / "report.json")
     found = results(directory)
     assert found["weights"] == expected["weights"]

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moedisco_ray.core.artifacts import write_json
-from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config import Clusters, RunConfig
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import cluster_warnings
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import on_each
 from moedisco_ray.packed_tokens import write_index
 from moedisco_ray.plan.estimate import CLUSTERED
@@ -112,9 +112,9 @@ def build_clusters(
         CorpusError: The corpus has fewer training documents than clusters.
     """
     store = RunStore.of(config.location)
-    store.fetch(corpus_dir / "train", corpus_dir / "tokenizer", model_dir)
-    parts = sorted((corpus_dir / "train").glob("part-*.parquet"))
-    documents = documents_needed(config, parts)
+    store.fetch(corpus_dir / "tokenizer", *(store.files(model_dir) if reads_model(config.clusters) else ()))
+    parts = store.files(corpus_dir / "train", ".parquet")
+    documents = documents_needed(config, parts, store)
     if documents < config.clusters.count:
         raise CorpusError(
             "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
@@ -125,13 +125,18 @@ def build_clusters(
         return stage.build(chosen, documents)
 
 
-def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
+def reads_model(settings: Clusters) -> bool:
+    """Whether clustering reads the weights of the seed model, or of the checkpoint that the run starts from."""
+    return settings.method != "kmeans" or settings.vectors in ("mean_token", "hidden_state")
+
+
+def documents_needed(config: RunConfig, parts: Sequence[Path], store: RunStore = SHARED) -> int:
     """Number of documents to cluster: the first by id that hold enough text for the sub-models and a margin, or all documents."""
     tokens, count = int(CLUSTERED * config.tokens.submodels), 0
     for path in parts:
         if tokens <= 0 and count >= config.clusters.count:
             break
-        weights_N = weights(pq.read_table(path, columns=["packed", "copies"]))
+        weights_N = weights(_columns(store, path, "packed", "copies"))
         enough = int(np.searchsorted(np.cumsum(weights_N), tokens)) + 1
         count += min(len(weights_N), max(enough, config.clusters.count - count))
         tokens -= int(weights_N.sum())
@@ -144,9 +149,9 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path, store: RunSto
     scratch.mkdir(parents=True, exist_ok=True)
     chosen: list[Path] = []
     for path in parts:
-        rows = pq.read_metadata(path).num_rows
+        rows = _rows(store, path)
         if count < rows:
-            pq.write_table(pq.read_table(path).slice(0, count), scratch / path.name)
+            pq.write_table(store.read_in_place(path, pq.read_table).slice(0, count), scratch / path.name)
         if count:
             chosen.append(path if count >= rows else scratch / path.name)
         count -= min(count, rows)
@@ -170,7 +175,7 @@ class _Stage:
     def build(self, parts: Sequence[Path], documents: int) -> dict[str, Any]:
         """Cluster all documents of the parts and write the artifact."""
         config, settings, workers = self.config, self.config.clusters, self.workers
-        sampled = first_documents(parts, max(settings.sample, settings.count))
+        sampled = first_documents(parts, max(settings.sample, settings.count), self.store)
         inputs = FitInputs(
             texts=sampled["text"].to_pylist(), tokens=token_arrays(sampled), weights_S=weights(sampled),
             ids_S=id_array(sampled["id"]), model_dir=self.model_dir, max_tokens=config.corpus.sequence_length, settings=settings,
@@ -238,7 +243,7 @@ class _Stage:
         """Fetch the files that hold the first `count` documents and return them; a local run needs no fetch and gets all files."""
         if not self.store.is_remote:
             return files
-        rows = np.cumsum([pq.read_metadata(path).num_rows for path in parts])
+        rows = np.cumsum([_rows(self.store, path) for path in parts])
         first = files[:int(np.searchsorted(rows, count)) + 1]
         self.store.fetch(*first)
         return first
@@ -269,17 +274,25 @@ def _written_files(packed: Packed, plan: Plan, names: Sequence[str]) -> list[Pat
     return [plan.directory / "assignments" / names[packed.number], *pieces]
 
 
-def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
+def first_documents(parts: Sequence[Path], count: int, store: RunStore = SHARED) -> pa.Table:
     """The first `count` documents by id; `parts` and their rows must be in ascending order of id.
 
     An id is a hash of the text, so this is a random sample that does not depend on the order of reading.
     """
     tables: list[pa.Table] = []
     for path in parts:
-        tables.append(pq.read_table(path, columns=["id", "source", "text", "tokens", "packed", "copies"]))
+        tables.append(_columns(store, path, "id", "source", "text", "tokens", "packed", "copies"))
         if sum(map(len, tables)) >= count:
             break
     return pa.concat_tables(tables).slice(0, count)
+
+
+def _columns(store: RunStore, path: Path, *names: str) -> pa.Table:
+    return store.read_in_place(path, functools.partial(pq.read_table, columns=list(names)))
+
+
+def _rows(store: RunStore, path: Path) -> int:
+    return int(store.read_in_place(path, pq.read_metadata).num_rows)
 
 
 def _first_clusters(assignments: Sequence[Path], count: int) -> Array:

@@ -22,7 +22,7 @@ def calibration(context: Context) -> list[Batch]:
     length, sizes, owners = context.config.corpus.sequence_length, cluster_tokens(context), context.config.owners
     shards = [context.of("cluster") / "shards" / str(k) for k in range(context.config.shared_clusters)]
     shards += [context.of("corpus") / "shards"] * len(owners)
-    streams = [TokenStream([context.fetched(path)], length) for path in shards]
+    streams = [TokenStream([path], length, context.store) for path in shards]
     counts = calibration_windows(context.config.merge, length, sizes, list(map(len, streams)))
     return [batch for k, (stream, wanted) in enumerate(zip(streams, counts, strict=True)) for batch in spread(stream, wanted, k)]
 
@@ -43,7 +43,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], ava
 
 def sample(context: Context) -> list[Batch]:
     """Calibration batches of `merge.calibration_tokens` tokens, spread evenly over the whole corpus and labelled as one cluster."""
-    stream = TokenStream([context.fetched(context.of("corpus") / "shards")], context.config.corpus.sequence_length)
+    stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length, context.store)
     return spread(stream, sample_windows(context.config.merge, stream.sequence_length, len(stream)), 0)
 
 
