@@ -107,7 +107,7 @@ def _sections(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[
 
 def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if "anyOf" in field:
-        return " or ".join(_type(option, definitions) for option in field["anyOf"])
+        return " or ".join(dict.fromkeys(_type(option, definitions) for option in field["anyOf"]))
     if "$ref" in field:
         fields = definitions[field["$ref"].rpartition("/")[2]]
         return "{" + ", ".join(fields.get("required", ())) + "}" if fields.get("required") else "section"

@@ -240,6 +240,27 @@ def documents_at(location: Location) -> str:
         return str(joined(location, attempts.pop(), "*", "*.parquet"))
 
 
+def copy_model_files(location: Location, folder: Path) -> Path:
+    """Copy the files of a finished run's model at a URI, without its weights, and return their directory.
+
+    Args:
+        location: URI of the run.
+        folder: Folder in which the directory is created.
+
+    Raises:
+        NotFound: A file is too large to be read whole.
+        StorageUnavailable: The URI cannot be reached.
+    """
+    directory = folder / hashlib.sha256(str(location).encode()).hexdigest() / "model"
+    directory.mkdir(parents=True, exist_ok=True)
+    storage = storage_of(location)
+    for file in storage.files("model"):
+        target = directory.parent / file.path
+        if not file.path.endswith(".safetensors") and target.parent == directory:
+            target.write_bytes(read(storage, file.path) or b"")
+    return directory
+
+
 def delete_folder(home: Location) -> None:
     """Delete all objects of a run at a URI.
 

@@ -21,6 +21,7 @@ from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
 from moedisco_ray.core.locations import is_uri, joined, parent
 from moedisco_ray.core.records import EvaluationRecord
+from moedisco_ray.core.run_models import local_model
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
@@ -89,7 +90,8 @@ TaskFiles = Annotated[
 UnseenText = Annotated[
     list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeatable."),
 ]
-ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Model that a run exported: OUTPUT/NAME/model.")]
+ModelDir = Annotated[
+    str, typer.Argument(metavar="MODEL_DIR", help="Directory or URI of a model that a run exported: OUTPUT/NAME/model.")]
 
 
 def main() -> None:
@@ -271,8 +273,9 @@ def evaluate(
     """Evaluate an exported model on text that it was not trained on, and on lm-eval tasks."""
     if not lm_eval and not sources:
         raise ConfigError("--sources", None, "nothing to evaluate; name text, or task files with --lm-eval")
-    if not (model_dir / "config.json").is_file() or not tokenizer_files(model_dir):
-        raise ConfigError("MODEL_DIR", str(model_dir), "holds no model and tokenizer; name a run's export: RUN_DIR/model")
+    model = local_model("MODEL_DIR", model_dir)
+    if not (model / "config.json").is_file() or not tokenizer_files(model):
+        raise ConfigError("MODEL_DIR", model_dir, "holds no model and tokenizer; name a run's export: RUN_DIR/model")
     settings = Evaluation(
         sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
         max_tokens=max_tokens)
@@ -280,7 +283,7 @@ def evaluate(
     from moedisco_ray.stages.corpus.unseen import read_unseen
     from moedisco_ray.stages.evaluate.stage import judge
 
-    result = judge(model_dir, model_dir, settings, device=device, read_unseen=read_unseen)
+    result = judge(model, model, settings, device=device, read_unseen=read_unseen)
     if as_json:
         print(json.dumps(result, indent=2))
     else:

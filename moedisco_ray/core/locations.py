@@ -64,6 +64,14 @@ def working_directory(location: Location) -> Path:
     return cache_directory() / "runs" / f"{_UNUSUAL.sub('_', place.rpartition('/')[2])}-{digest}" / "run"
 
 
+def local_copies(location: Location) -> list[Path]:
+    """Where the files of a location may be on this machine: itself, or of a URI, as a run or as a part of a run."""
+    if not is_uri(location):
+        return [Path(location)]
+    run, part = parent(location)
+    return [working_directory(location), working_directory(run) / part]
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's text, shortened for use in a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
-from moedisco_ray.core.locations import working_directory
+from moedisco_ray.core.locations import Location, local_copies
 
 ENVIRONMENT = "MOEDISCO_READ_ROOTS"
-"""Environment variable: JSON list of the directories that may be read. The URI of a run stands for its local working copy.
+"""Environment variable: JSON list of the directories that may be read. The URI of a run, or of a part of one, stands for its copy.
 
 The control service sets the variable for a driver, and Ray passes it to the driver's workers.
 """
@@ -29,7 +29,7 @@ _OPENED = Path("/proc/self/fd")
 
 
 @contextlib.contextmanager
-def reading_within(roots: Sequence[Path]) -> Iterator[None]:
+def reading_within(roots: Sequence[Location]) -> Iterator[None]:
     """Confine reading to some directories until the block ends, in this thread or task only."""
     token = _WITHIN.set(tuple(map(str, roots)))
     try:
@@ -46,7 +46,7 @@ def read_roots() -> tuple[Path, ...] | None:
         if named is None:
             return None
         within = tuple(json.loads(named))
-    return tuple(Path(os.path.realpath(working_directory(root))) for root in within)
+    return tuple(Path(os.path.realpath(copy)) for root in within for copy in local_copies(root))
 
 
 @contextlib.contextmanager

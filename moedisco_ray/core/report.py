@@ -31,6 +31,7 @@ from moedisco_ray.core.records import (
     TrainingSummary,
     UnitRecord,
 )
+from moedisco_ray.core.run_models import model_name
 from moedisco_ray.core.run_record import SCHEMA_VERSION, Curve, RunReport, StageReport, StartRecord, UnfinishedUnit
 from moedisco_ray.core.stages import STAGES
 
@@ -117,7 +118,7 @@ def _departures(summaries: Mapping[str, Mapping[str, Any]], events: Iterable[Eve
 
 def _start(model: Model) -> StartRecord:
     if isinstance(model.init, LocalInit):
-        return StartRecord(kind=model.init.KEY, name=model.init.directory.name)
+        return StartRecord(kind=model.init.KEY, name=model_name(model.init.place))
     return StartRecord(kind=model.init, name=None)
 
 

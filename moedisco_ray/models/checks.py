@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from moedisco_ray.core.config import LocalInit, Model, UpcycleInit
 from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.locations import is_uri
 from moedisco_ray.core.read_roots import check_folder
 from moedisco_ray.models.checkpoint import Checkpoint, open_checkpoint, read_config
 from moedisco_ray.models.dense import open_dense, upcycled_config
@@ -114,16 +115,16 @@ def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
 def check_start_tensors(model: Model) -> None:
     """Check that the tensors of the start model have the names and shapes that the run's model needs.
 
-    Without a start model there is nothing to check. The check reads file headers and `config.json`, and builds the model on the
-    meta device, which takes seconds and little memory for a model of any size. The only tensors that it reads are biases that the
-    family does not have, since a bias may be dropped if it is zero.
+    Without a start model there is nothing to check; a run's model at a URI is checked where its weights are read. The check reads
+    file headers and `config.json`, and builds the model on the meta device, which takes seconds and little memory for a model of
+    any size. The only tensors that it reads are biases that the family does not have, since a bias may be dropped if it is zero.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected or of another shape; a file cannot be read; or transformers cannot build a
             model from the configuration. The error names the setting in `model.init`.
     """
     start = model.init
-    if not isinstance(start, LocalInit):
+    if not isinstance(start, LocalInit) or is_uri(start.place):
         return
     try:
         found, expected = _shapes(start, model)
@@ -140,12 +141,13 @@ def check_start_tensors(model: Model) -> None:
 
 def _shapes(start: LocalInit, model: Model) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Two mappings from canonical names to shapes: those of the stored tensors, and those that the configuration requires."""
+    directory = start.directory
     if isinstance(start, UpcycleInit):
-        stored: Any = open_dense(start.upcycle, model.family)
-        whole = upcycled_config(start.upcycle, model.family, start.num_experts, start.num_experts_per_tok)
+        stored: Any = open_dense(directory, model.family)
+        whole = upcycled_config(directory, model.family, start.num_experts, start.num_experts_per_tok)
         config: Mapping[str, Any] = submodel_config(whole, 1)
     else:
-        stored, config = open_checkpoint(start.directory), read_config(start.directory)
+        stored, config = open_checkpoint(directory), read_config(directory)
     return {key: stored.shape(key) for key in stored}, canonical_shapes(config)
 
 

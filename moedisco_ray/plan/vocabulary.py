@@ -20,7 +20,7 @@ def planned_vocab_size(config: RunConfig) -> int:
         ConfigError: The tokenizer has more tokens than the model has rows, or cannot be read.
         CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """
-    rows, path = config.model.architecture.vocab_size, config.tokenizer.path
+    rows, path = config.model.architecture.vocab_size, config.tokenizer.directory
     from_checkpoint = isinstance(config.model.init, LocalInit)
     if rows is not None and from_checkpoint and not config.tokenizer.replace:
         return rows

@@ -55,10 +55,12 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     model, init = start.model, start.model.init
     if isinstance(init, CheckpointInit):
         # transformers would not train the padding token's embedding. The export restores the token.
-        return open_checkpoint(init.checkpoint), {**read_config(init.checkpoint), "pad_token_id": None}
+        directory = init.directory_with_weights
+        return open_checkpoint(directory), {**read_config(directory), "pad_token_id": None}
     if isinstance(init, UpcycleInit):
-        config = upcycled_config(init.upcycle, model.family, init.num_experts, init.num_experts_per_tok)
-        return with_seed(open_dense(init.upcycle, model.family), random_weights(config, start.seed), ModelMap(model.family)), config
+        directory = init.directory_with_weights
+        config = upcycled_config(directory, model.family, init.num_experts, init.num_experts_per_tok)
+        return with_seed(open_dense(directory, model.family), random_weights(config, start.seed), ModelMap(model.family)), config
     encoder = Encoder(start.tokenizer)
     sizes = hf_config(model.family, model.architecture, encoder.vocab_size, start.sequence_length, encoder.eos)
     config = config_values(sizes)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
@@ -33,7 +36,7 @@ from service.domain.run_paths import home_of, with_run_directory
 from service.domain.starts import located, parse, run_places, with_ids
 from service.domain.states import RunState
 from service.errors import Conflict, KeyReused, NotFound
-from service.run_storage import documents_at
+from service.run_storage import copy_model_files, documents_at
 from service.schemas import RetryRequest, RunRequest
 
 _LISTED_IDS = 3
@@ -87,10 +90,11 @@ def checked(
         config = _with_visible_runs(session, caller, config)
         locations = {run_id: runs.location(session, run_id) for run_id in (parse(place)[0] for place in run_places(config))}
     check_parts(config, locations.get)
-    found, read = located(config, locations.get, documents_at)
     check_links(config, context.roots)
-    with reading_within([*context.roots.directories, *read]):
-        return config, _planned(found, context.settings.is_local), notes
+    with tempfile.TemporaryDirectory() as scratch:
+        found, read = located(config, locations.get, documents_at, functools.partial(copy_model_files, folder=Path(scratch)))
+        with reading_within([*context.roots.directories, *read]):
+            return config, _planned(found, context.settings.is_local), notes
 
 
 def _planned(config: RunConfig, here: bool) -> Plan:
@@ -231,7 +235,7 @@ def _finished(session: Session, caller: Caller, place: Place) -> tables.RunRow:
 def _check_sizes(config: RunConfig) -> None:
     """Refuse a configuration whose files are too large to read during a request."""
     found = [(f"evaluation.lm_eval.{i}", path) for i, path in enumerate(config.evaluation.lm_eval)]
-    folders = [("tokenizer.path", config.tokenizer.path)]
+    folders = [("tokenizer.path", config.tokenizer.directory)]
     if isinstance(config.model.init, LocalInit):
         folders.append((config.model.init.setting, config.model.init.directory))
     found += [

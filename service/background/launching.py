@@ -86,7 +86,7 @@ class Launcher:
             with open_home(place.home, self._roots.homes, self._user) as home:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
-    def _allowed(self, run: RunRow) -> tuple[RunConfig, Sequence[Path]]:
+    def _allowed(self, run: RunRow) -> tuple[RunConfig, Sequence[Location]]:
         """Check the paths again, as at submission, and replace run references by paths; see `located`."""
         stored = run.settings
         output = home_of(home_of(run.location))

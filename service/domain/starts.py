@@ -13,11 +13,8 @@ from pathlib import Path
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import Place, ReadsFrom, RunPart, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location, is_uri
+from moedisco_ray.core.locations import Location, is_uri, joined
 
-_MODEL_AT_URI = (
-    "is the model of a run at a URI, and this setting reads a directory; download the model (`moedisco download`) into an input "
-    "root and name that directory")
 _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
 
 
@@ -59,19 +56,18 @@ def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
 
 def located(
     config: RunConfig, location_of: Callable[[str], Location | None], documents_at: Callable[[Location], str],
-) -> tuple[RunConfig, tuple[Path, ...]]:
-    """The configuration with run references replaced by paths or URIs, and the directories that the driver may then read.
+    model_at: Callable[[Location], Location] = lambda location: joined(location, "model"),
+) -> tuple[RunConfig, tuple[Location, ...]]:
+    """The configuration with run references replaced by paths or URIs, and the places that the driver may then read.
 
     Args:
         config: Configuration from `with_ids`.
         location_of: Returns the path or URI of a run directory, or None for a deleted run. References to deleted runs stay, and
             the driver refuses them.
         documents_at: Returns the glob of the documents of a run at a URI.
-
-    Raises:
-        ConfigError: A reference names the model of a run at a URI: settings that name a model take local directories only.
+        model_at: Returns where the model of a run at a URI is read.
     """
-    read: list[Path] = []
+    read: list[Location] = []
 
     def change(place: Place) -> str | Path:
         if not names_a_run(place.value):
@@ -83,10 +79,11 @@ def located(
         if is_uri(location):
             if part == "corpus":
                 return documents_at(location)
-            raise ConfigError(place.field, words(place.value), _MODEL_AT_URI)
+            read.append(model_at(location))
+            return read[-1]
         directory = Path(location)
         read.append(directory / part)
         # Read only the documents: the corpus directory also contains a tokenizer and packed tokens.
-        return type(place.value)(directory / part / "*" / "*.parquet" if part == "corpus" else directory / part)
+        return str(directory / part / "*" / "*.parquet") if part == "corpus" else directory / part
 
     return with_places(config, change), tuple(read)

@@ -18,6 +18,7 @@ from reconciling import FINISH, Scene
 from s3_standin import s3_server
 
 from moedisco_ray.core.config import Source
+from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import CACHE, parent
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.stages.corpus.files import list_files
@@ -27,12 +28,15 @@ from service.database.session import Database
 from service.domain.policies import Policy, Retention
 from service.domain.states import RunState
 from service.errors import NotFound
-from service.run_storage import UriRun, read, storage_of
+from service.run_storage import UriRun, copy_model_files, read, storage_of
 from service.settings import Settings
 
 WEIGHTS = bytes(range(256)) * 8
 OUTPUT = "s3://runs/team"
 DAY = 24 * 3600.0
+SIZES = {
+    "model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2, "vocab_size": 9000}
 
 
 @pytest.fixture(autouse=True)
@@ -175,15 +179,32 @@ def test_a_retry_goes_to_the_same_place(here: Service):
     assert again["config"]["output"] == f"{OUTPUT}/moe/{again['id']}"
 
 
-def test_a_run_starts_from_the_corpus_at_a_uri_but_not_from_the_model(here: Service):
-    run_id, _ = submitted(here)
+def test_a_run_starts_from_the_corpus_and_the_model_at_a_uri(here: Service):
+    run_id, store = submitted(here)
     here.start(run_id)
     here.bring(run_id, RunState.SUCCEEDED)
     assert here.submit(corpus={"sources": [{"path": f"run://{run_id}/corpus"}]})["config"]["corpus"]["sources"][0]["path"] == (
         f"run://{run_id}/corpus")
     config = demo(model={"init": {"checkpoint": f"run://{run_id}/model"}}, tokens={"seed_share": 0})
     answer = here.ann.post("/v1/runs", json={"config": config})
-    assert (answer.status_code, "moedisco download" in answer.text) == (422, True)
+    assert (answer.status_code, "holds a model of family None" in answer.text) == (422, True)     # as `fill` has written it
+    model = store.directory / "model"
+    (model / "config.json").write_text(json.dumps(SIZES))
+    store.publish(model)
+    asked = here.submit(model={"init": {"checkpoint": f"run://{run_id}/model"}}, tokens={"seed_share": 0})["config"]
+    assert asked["model"]["init"]["checkpoint"] == f"run://{run_id}/model"
+
+
+def test_the_files_of_a_hostile_model_are_not_written_elsewhere(here: Service, tmp_path: Path):
+    _, store = submitted(here)
+    store.remote.write("model/manifest.json", json.dumps({"objects": {
+        "config.json": ["objects/x/config.json", 2, ""], "../../planted": ["objects/x/config.json", 2, ""]}}).encode())
+    store.remote.write("objects/x/config.json", b"{}")
+    assert copy_model_files(store.location, tmp_path / "scratch").joinpath("config.json").read_text() == "{}"
+    assert not list(tmp_path.rglob("planted"))
+    assert not list(tmp_path.parent.glob("planted"))
+    with pytest.raises(StorageError, match="outside of itself"):
+        store.fetch(store.directory / "model")
 
 
 def test_a_driver_finds_the_documents_its_working_copy_and_its_place(database: Database, tmp_path: Path):
@@ -192,13 +213,19 @@ def test_a_driver_finds_the_documents_its_working_copy_and_its_place(database: D
     fill(store_of(f"{OUTPUT}/{first}/demo"))
     scene.change(first, RunState.STARTING, attempt=1)
     scene.change(first, RunState.SUCCEEDED)
-    second = scene.submit(output=OUTPUT, corpus={"sources": [{"path": f"run://{first}/corpus"}]})
+    store = store_of(f"{OUTPUT}/{first}/demo")
+    (store.directory / "model" / "config.json").write_text(json.dumps(SIZES))
+    store.publish(store.directory / "model")
+    second = scene.submit(
+        output=OUTPUT, corpus={"sources": [{"path": f"run://{first}/corpus"}]}, tokens={"seed_share": 0},
+        model={"init": {"checkpoint": f"run://{first}/model"}})
     scene.round()
     (job,) = scene.jobs.submissions.values()
     asked = json.loads(job.config_path.read_text())
     assert asked["output"] == f"{OUTPUT}/{second}"
     assert job.config_path == tmp_path / "runs" / second / "request.json"
-    assert f"{OUTPUT}/{second}/demo" in job.read_roots
+    assert asked["model"]["init"]["checkpoint"] == f"{OUTPUT}/{first}/demo/model"
+    assert {f"{OUTPUT}/{second}/demo", f"{OUTPUT}/{first}/demo/model"} <= set(map(str, job.read_roots))
     listed = list_files("corpus.sources.0", Source(path=asked["corpus"]["sources"][0]["path"]))
     assert [file.path.split("/")[-2:] for file in listed.files] == [["train", "0.parquet"], ["validation", "0.parquet"]]
 

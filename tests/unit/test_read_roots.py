@@ -203,10 +203,10 @@ def test_the_embedded_text_is_the_runs_own(tmp_path):
 
 def test_the_uri_of_a_run_stands_for_its_working_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path))
-    run, other = (working_directory(f"s3://bucket/{name}") for name in ("run", "other"))
-    monkeypatch.setenv(ENVIRONMENT, json.dumps(["s3://bucket/run"]))
-    assert read_roots() == (run,)
-    for directory, allowed in ((run, True), (other, False)):
+    run, other, third = (working_directory(f"s3://bucket/{name}") for name in ("run", "other", "third"))
+    monkeypatch.setenv(ENVIRONMENT, json.dumps(["s3://bucket/run", "s3://bucket/third/model?scheme=http"]))
+    assert {run, third / "model"} <= set(read_roots() or ())
+    for directory, allowed in ((run, True), (other, False), (third, False), (third / "model", True), (third / "corpus", False)):
         directory.mkdir(parents=True)
         (directory / "config.json").write_text("{}")
         refusal = contextlib.nullcontext() if allowed else pytest.raises(OSError, match="leads out")

@@ -83,7 +83,7 @@ def check_files(config: RunConfig) -> None:
                 "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
     _check_sources("corpus.sources", config.corpus.sources)
     check_evaluation(config.evaluation)
-    if config.tokenizer.path is not None and not os.path.isdir(config.tokenizer.path):  # noqa: PTH112 - see `_check_sources`
+    if config.tokenizer.directory is not None and not os.path.isdir(config.tokenizer.directory):  # noqa: PTH112 - see `_check_sources`
         raise ConfigError(
             "tokenizer.path", str(config.tokenizer.path),
             "no such directory; leave it out to use the tokenizer of model.init, or to train one")

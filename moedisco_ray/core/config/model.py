@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_EXPERTS, Section
-from moedisco_ray.core.config.places import ReadsFrom
+from moedisco_ray.core.config.places import ReadsFrom, as_model
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import opened
+from moedisco_ray.core.run_models import local_model
 
 FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 FAMILIES: tuple[FamilyName, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
@@ -23,6 +25,7 @@ DENSE: Mapping[FamilyName, tuple[str, ...]] = {
 """Dense models (`model_type`) that each family can start from, with the dense MLP as every expert. olmoe has none, because OLMo
 places its norms differently."""
 MOST_LAYERS = 4096
+ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model"), AfterValidator(as_model)]
 LARGEST_DIMENSION = 2**26
 """Maximum dimension of a tensor, so that a plan's numbers stay bounded."""
 
@@ -91,7 +94,7 @@ class Architecture(Section):
 
 
 class LocalInit(Section):
-    """Base class of the `model.init` sections that name a local Hugging Face directory, in the setting whose name is `KEY`."""
+    """Base class of the `model.init` sections that name a model, in the setting whose name is `KEY`."""
 
     KEY: ClassVar[str]
 
@@ -101,31 +104,46 @@ class LocalInit(Section):
         return f"model.init.{self.KEY}"
 
     @property
-    def directory(self) -> Path:
-        """The Hugging Face directory to start from."""
-        found: Path = getattr(self, self.KEY)
+    def place(self) -> Location:
+        """The Hugging Face directory to start from, or the URI of a run's model."""
+        found: Location = getattr(self, self.KEY)
         return found
+
+    @property
+    def directory(self) -> Path:
+        """The Hugging Face directory to start from, on this machine; of a run's model at a URI, without the weights.
+
+        Raises:
+            CheckpointError: The URI holds no model of a finished run.
+            StorageError: The URI does not respond.
+        """
+        return local_model(self.setting, self.place, weights=False)
+
+    @property
+    def directory_with_weights(self) -> Path:
+        """Like `directory`, with the weights."""
+        return local_model(self.setting, self.place)
 
 
 class CheckpointInit(LocalInit):
-    """Start from the Mixture-of-Experts model in a local Hugging Face directory."""
+    """Start from a Mixture-of-Experts model in Hugging Face format."""
 
     KEY: ClassVar[str] = "checkpoint"
 
-    checkpoint: Annotated[Path, ReadsFrom(run_part="model")]
-    """A Hugging Face directory. A control service also accepts `run://RUN/model`: the model of the finished run with this id or
-    name."""
+    checkpoint: ModelPlace
+    """A Hugging Face directory, or the URI of the model of a finished run: `OUTPUT/NAME/model`. A control service also accepts
+    `run://RUN/model`: the model of the finished run with this id or name."""
 
 
 class UpcycleInit(LocalInit):
-    """Start from a local dense model, whose MLP becomes every expert (sparse upcycling, Komatsuzaki et al., arXiv 2212.05055)."""
+    """Start from a dense model, whose MLP becomes every expert (sparse upcycling, Komatsuzaki et al., arXiv 2212.05055)."""
 
     KEY: ClassVar[str] = "upcycle"
 
-    upcycle: Annotated[Path, ReadsFrom(run_part="model")]
-    """A Hugging Face directory with a dense model that is related to the family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral,
-    and Qwen2 or Llama with biases for qwen2_moe. It may also hold a model of the family with one expert, such as an earlier run's
-    seed."""
+    upcycle: ModelPlace
+    """A Hugging Face directory, or the model of a finished run, as in `checkpoint`. It holds a dense model that is related to the
+    family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, and Qwen2 or Llama with biases for qwen2_moe. It may also hold a
+    model of the family with one expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
@@ -167,7 +185,7 @@ class Model(Section):
             CheckpointError: The directory holds no model that this family can start from.
         """
         if isinstance(self.init, CheckpointInit):
-            return read_architecture(self.init.checkpoint, self.family)
+            return read_architecture(self.init.directory, self.family)
         if isinstance(self.init, UpcycleInit):
             return read_dense_architecture(self.init, self.family)
         return self.config or Architecture()
@@ -194,7 +212,8 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
     Raises:
         CheckpointError: The `config.json` cannot be read, or its model cannot become one of this family.
     """
-    raw = _read(start.setting, start.upcycle)
+    directory = start.directory
+    raw = _read(start.setting, directory)
     kind = raw.get("model_type")
     if not (kind in DENSE.get(family, ()) or (kind == family and _experts(raw) == 1)):
         what = f"{_experts(raw)} experts of {kind!r}" if _experts(raw) else f"a model of {kind!r}"
@@ -207,7 +226,7 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
             start.setting, str(start.upcycle),
             f"has use_sliding_window, with which {kind} and {family} do not attend alike; use another model")
     sizes = _sizes(
-        start.setting, start.upcycle, raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
+        start.setting, directory, raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
         norm_topk_prob=True)
     if kind != family and family == "qwen2_moe" and sizes.head_size * sizes.num_attention_heads != sizes.hidden_size:
         raise CheckpointError(

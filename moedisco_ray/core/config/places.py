@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl, unquote
 
-from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationInfo
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
+
+from moedisco_ray.core.locations import is_uri
 
 LONGEST_PLACE = 4096
 """Maximum length of a path or URI (characters): Linux's limit for a path."""
@@ -27,6 +29,8 @@ _RUN = re.compile(r"^run:/{1,2}")
 _SECRET = re.compile(r"key|secret|token|passw|credential|signature|^sig$|^sas$|kerb_?ticket")
 _SLASH_IN_PASSWORD = re.compile(r"[^/@:]*:(?!\d+/)[^@]*@")
 _NO_SECRET = frozenset({"credential_kind"})
+
+_ONE_SLASH = re.compile(r"(s3|gs|gcs|abfs|abfss|file):")
 
 RunPart = Literal["model", "corpus"]
 C = TypeVar("C", bound=BaseModel)
@@ -78,6 +82,27 @@ class Place:
     field: str
     value: str | Path
     marker: ReadsFrom | WritesTo
+
+
+def as_location(value: Path | str, info: ValidationInfo) -> Path | str:
+    """A setting's path, or its URI as it is written.
+
+    Raises:
+        ValueError: It is a URI that names no storage.
+    """
+    if is_uri(value):
+        if not (is_storage(str(value)) or str(value).startswith("file:///")):
+            raise ValueError(f"{info.field_name} {value!r} names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER")
+        return value
+    if _ONE_SLASH.match(str(value)):
+        raise ValueError(
+            f"{info.field_name} {str(value)!r} is no URI; write two slashes after the colon, such as s3://BUCKET/FOLDER")
+    return Path(value)
+
+
+def as_model(value: Path | str, info: ValidationInfo) -> Path | str:
+    """Like `as_location`, for a setting that may name the model of a finished run as `run://RUN/model`."""
+    return words(value) if names_a_run(value) else as_location(value, info)
 
 
 def words(value: str | Path) -> str:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -12,7 +11,7 @@ from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
 from moedisco_ray.core.config.model import CheckpointInit, LocalInit, Model
 from moedisco_ray.core.config.owners import check_owners
-from moedisco_ray.core.config.places import WritesTo, is_storage
+from moedisco_ray.core.config.places import WritesTo, as_location
 from moedisco_ray.core.config.pools import AnyPool, LowMemoryPool, Pools
 from moedisco_ray.core.config.sections import (
     Checkpoint,
@@ -43,16 +42,6 @@ _MOST_SHOWN = 8
 """Maximum number of cluster counts that an error suggests."""
 
 
-def _as_output(value: Path | str) -> Path | str:
-    if is_uri(value):
-        if not (is_storage(str(value)) or str(value).startswith("file:///")):
-            raise ValueError(f"output {value!r} names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER")
-        return value
-    if re.match(r"(s3|gs|gcs|abfs|abfss|file):", str(value)):
-        raise ValueError(f"output {str(value)!r} is no URI; write two slashes after the colon, such as s3://BUCKET/FOLDER")
-    return Path(value)
-
-
 class RunConfig(Section):
     """The configuration of a run; the command line, the service and the driver validate it with this model."""
 
@@ -75,7 +64,7 @@ class RunConfig(Section):
     export: Export = Export()
     tracking: Annotated[Tracking, NoEffect("trackers only read a run's events")] = Tracking()
     output: Annotated[
-        Path | str, WritesTo("runs"), AfterValidator(_as_output), NoEffect("it is where the run directory is made")] = Path("runs")
+        Path | str, WritesTo("runs"), AfterValidator(as_location), NoEffect("it is where the run directory is made")] = Path("runs")
     """Folder or URI in which the run directory is created. Several machines need a folder that all of them share, or the URI of
     a file system that pyarrow can write to (`s3://BUCKET/FOLDER`, `gs://`, `abfs://`). With a URI, each machine keeps a working
     copy of the run below MOEDISCO_CACHE_DIR (default: `~/.cache/moedisco`). All working copies of a machine together take at most

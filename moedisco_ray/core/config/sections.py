@@ -9,8 +9,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_CLUSTERS, Section
 from moedisco_ray.core.config.effects import NoEffect, Resolved
-from moedisco_ray.core.config.places import ReadsFrom, WritesTo, check_storage
+from moedisco_ray.core.config.places import ReadsFrom, WritesTo, as_model, check_storage
 from moedisco_ray.core.config.pools import PoolName
+from moedisco_ray.core.run_models import local_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -100,14 +101,24 @@ class Corpus(Section):
 class Tokenizer(Section):
     """The tokenizer."""
 
-    path: Annotated[Path, ReadsFrom(run_part="model")] | None = None
-    """Directory with a tokenizer that transformers can read. Null means the tokenizer of the model in `model.init`; a
-    run that starts from random weights trains a tokenizer on the corpus."""
+    path: Annotated[Path | str, ReadsFrom(run_part="model"), AfterValidator(as_model)] | None = None
+    """Directory with a tokenizer that transformers can read, or the model of a finished run, as in `model.init`. Null means the
+    tokenizer of the model in `model.init`; a run that starts from random weights trains a tokenizer on the corpus."""
     replace: bool = False
     """Replace the tokenizer of the model in `model.init` by the tokenizer in `path`, or, without `path`, by one that is trained on
     the corpus. The model then has to learn its embedding again."""
     train_vocab_size: int = Field(8192, ge=300, le=LARGEST)
     """Size of the byte-level BPE vocabulary to train."""
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory that `path` names, on this machine; None without one.
+
+        Raises:
+            CheckpointError: The URI holds no model of a finished run.
+            StorageError: The URI does not respond.
+        """
+        return None if self.path is None else local_model("tokenizer.path", self.path, weights=False)
 
 
 class Tokens(Section):

@@ -28,16 +28,17 @@ def tokenizer_directory(config: RunConfig) -> Path | None:
         ConfigError: The run starts from a model without tokenizer files, and `tokenizer.path` is not set.
     """
     if config.tokenizer.path is not None:
-        return config.tokenizer.path
+        return config.tokenizer.directory
     start = config.model.init
     if not isinstance(start, LocalInit) or config.tokenizer.replace:
         return None
-    if not tokenizer_files(start.directory):
+    directory = start.directory
+    if not tokenizer_files(directory):
         raise ConfigError(
             "tokenizer.path", None,
-            f"is not set, and {start.setting} {str(start.directory)!r} holds no tokenizer files; name a directory with the "
+            f"is not set, and {start.setting} {str(start.place)!r} holds no tokenizer files; name a directory with the "
             "tokenizer that this model was trained with")
-    return start.directory
+    return directory
 
 
 def _matching(directory: Path, patterns: tuple[str, ...]) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ from moedisco_ray.core.config import CheckpointInit
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.records import ClusterSummary, CorpusSummary
+from moedisco_ray.stages.clustering.build import reads_model
 from moedisco_ray.stages.context import Context, warn
 
 
@@ -18,8 +19,9 @@ def run(context: Context, draft: Draft) -> None:
     config = context.config
     if not config.tokens.decoupled:
         return
-    init = config.model.init
-    model = init.checkpoint if isinstance(init, CheckpointInit) else context.of("seed")
+    model = context.of("seed")
+    if isinstance(init := config.model.init, CheckpointInit):
+        model = init.directory_with_weights if reads_model(config.clusters) else init.directory
     meter = Meter()
 
     def metered(event: Event) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from moedisco_ray.core.config import LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import is_uri
 from moedisco_ray.core.read_roots import opened
+from moedisco_ray.core.run_models import model_identity
 from moedisco_ray.stages.corpus import embedded, files
 from moedisco_ray.stages.corpus.documents import DOCUMENTS
 from moedisco_ray.stages.text.cutting import Limits
@@ -105,7 +107,8 @@ def input_identity(config: RunConfig) -> dict[str, str]:
     text = [*map(str, DOCUMENTS), *_identities("corpus.sources", config.corpus.sources), *tokenizer]
     found = {"corpus": _digest(text), "evaluate": _digest(read)}
     if isinstance(config.model.init, LocalInit):
-        found["seed"] = _digest(_listing(config.model.init.directory))
+        init = config.model.init
+        found["seed"] = _digest([model_identity(init.setting, init.place)] if is_uri(init.place) else _listing(init.directory))
     return found
 
 

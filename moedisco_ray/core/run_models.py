@@ -1,0 +1,64 @@
+"""Models that settings name: a directory, or the model of a finished run at a URI, which a machine fetches before it reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.locations import Location, is_uri, parent
+from moedisco_ray.core.manifests import Entries
+from moedisco_ray.core.run_store import RunStore
+
+_WEIGHTS = ".safetensors"
+
+
+def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
+    """Directory of a model on this machine.
+
+    Args:
+        setting: Setting that names the model; errors name it.
+        place: A directory, or the URI of a run's model: OUTPUT/NAME/model.
+        weights: Whether to fetch the weights too; all other files are always fetched.
+
+    Raises:
+        CheckpointError: The URI holds no model of a finished run.
+        StorageError: The URI does not respond.
+    """
+    if not is_uri(place):
+        return Path(place)
+    store, name = _store_of(place)
+    directory = store.directory / name
+    store.fetch(*(directory / each for each in _files(setting, place) if weights or not each.endswith(_WEIGHTS)))
+    return directory
+
+
+def model_identity(setting: str, place: Location) -> str:
+    """Names and checksums of the files of a run's model at a URI.
+
+    Raises:
+        CheckpointError: The URI holds no model of a finished run.
+        StorageError: The URI does not respond.
+    """
+    return "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(_files(setting, place).items()) if name != "README.md")
+
+
+def model_name(place: Location) -> str:
+    """Name of a model for people: its directory's, or of a run's model the run's."""
+    folder, name = parent(place)
+    return parent(folder)[1] if is_uri(place) else name
+
+
+def _files(setting: str, place: Location) -> Entries:
+    store, name = _store_of(place)
+    try:
+        found = store.manifest(name)
+    except ConfigError as error:
+        raise CheckpointError(setting, str(place), error.remedy) from error
+    if found is None or "config.json" not in found:
+        raise CheckpointError(setting, str(place), "holds no model of a finished run; name OUTPUT/NAME/model")
+    return found
+
+
+def _store_of(place: Location) -> tuple[RunStore, str]:
+    folder, name = parent(place)
+    return RunStore.of(folder), name
