@@ -17,7 +17,8 @@ from moedisco_ray.cli.app import AsJson, Commands, ConfigPath, Overrides, output
 from moedisco_ray.cli.display import listener_for
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import is_uri
+from moedisco_ray.core.locations import is_uri, joined
+from moedisco_ray.core.run_store import RunStore
 
 app = typer.Typer(
     cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -29,8 +30,8 @@ def compare_arms(
     config: ConfigPath, overrides: Overrides = None,
     arms: Annotated[str, typer.Option(
         metavar="A,B,...", help="Arms to train; omitted: all. Joint training is always included.")] = "",
-    output: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Directory for the results; omitted: OUTPUT/NAME-compared.")] = None,
+    output: Annotated[str | None, typer.Option(
+        metavar="DIR", help="Directory or URI for the results; omitted: OUTPUT/NAME-compared.")] = None,
     to_loss: Annotated[bool, typer.Option("--to-loss", help="Also train each arm until it reaches joint training's loss.")] = False,
     slice_tokens: Annotated[int | None, typer.Option(min=0, help=(
         "Tokens of each short training that tunes an arm's learning rate and batch size; 0: no tuning."),
@@ -40,29 +41,30 @@ def compare_arms(
     """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""
     checked = load_config(config, overrides or ())
     names = [name for name in arms.split(",") if name]
-    if is_uri(checked.output):
-        raise ConfigError("output", str(checked.output), "a comparison links its runs' files; name a directory")
-    directory = output or Path(checked.output) / f"{checked.name}-compared"
+    named = joined(checked.output, f"{checked.name}-compared") if output is None else output
+    place = named if is_uri(named) else Path(named)
     console = output_console()
     view = functools.partial(listener_for, console, as_json)
     budgets = (*BUDGETS, "loss") if to_loss else BUDGETS
     slices = checked.tokens.total // 4 if slice_tokens is None else slice_tokens
-    result = compare(checked, directory, names, budgets=budgets, view=view, slice_tokens=slices)
-    figures = plot_comparison(drawing(result.name, result.target_loss, result.rows), directory / "figures")
+    result = compare(checked, place, names, budgets=budgets, view=view, slice_tokens=slices)
+    store = RunStore.of(place)
+    figures = plot_comparison(drawing(result.name, result.target_loss, result.rows), store.directory / "figures")
+    store.publish(*figures)
     if as_json:
         console.file.write(f"{result.model_dump_json(indent=2)}\n")
         return
     console.print()
     console.print(compare_view(result))
-    for path in (directory / "compare.json", *figures):
-        console.print(str(path), soft_wrap=True)
+    for path in (store.directory / "compare.json", *figures):
+        console.print(str(joined(place, *path.relative_to(store.directory).parts)), soft_wrap=True)
 
 
 @app.command("advise")
 def advise_recipe(
     config: ConfigPath,
-    measured_in: Annotated[list[Path], typer.Option(
-        "--from", metavar="PATH", help="Directory of a finished run or of a comparison; may be repeated.")],
+    measured_in: Annotated[list[str], typer.Option(
+        "--from", metavar="PATH", help="Directory or URI of a finished run or of a comparison; may be repeated.")],
     overrides: Overrides = None,
     budget_dollars: Annotated[float | None, typer.Option(metavar="X", help="Dollars to spend on training.")] = None,
     target_loss: Annotated[float | None, typer.Option(metavar="Y", help="Held-out loss to reach (nats per token).")] = None,

@@ -11,6 +11,7 @@ from typing import Any
 
 from moedisco_ray.core.config import LocalInit, RunConfig
 from moedisco_ray.core.records import Record
+from moedisco_ray.core.run_models import model_name
 from moedisco_ray.plan.build import Plan
 
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
@@ -57,7 +58,7 @@ def subject(config: RunConfig, plan: Plan) -> Subject:
     start = config.model.init
     return Subject(
         family=plan.family,
-        start=start.directory.name if isinstance(start, LocalInit) else start,
+        start=model_name(start.place) if isinstance(start, LocalInit) else start,
         parameters=plan.parameters.total,
         active_parameters=plan.parameters.active,
         experts=config.model.architecture.num_experts,

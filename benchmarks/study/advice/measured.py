@@ -24,6 +24,8 @@ from moedisco_ray.core.config.renamed import stored_config, stored_settings
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import EventLog
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.plan.build import build_plan
 
 _FIELD = "--from"
@@ -85,11 +87,12 @@ class Measurements:
     set_aside: tuple[str, ...] = ()
 
 
-def read_measurements(paths: Sequence[Path]) -> Measurements:
+def read_measurements(paths: Sequence[Location]) -> Measurements:
     """Read the finished runs of comparisons and run directories.
 
     Args:
-        paths: Each a `compare.json` or another JSON file with such `rows`, a folder of such files, or a run directory.
+        paths: Each a `compare.json` or another JSON file with such `rows`, a folder of such files, or a run directory; or the URI
+            of a run or of a comparison.
 
     Raises:
         RunDirError: A path is none of these, or no path has a finished run.
@@ -97,8 +100,8 @@ def read_measurements(paths: Sequence[Path]) -> Measurements:
     runs: list[MeasuredRun] = []
     set_aside: list[str] = []
     for path in paths:
-        if (path / "config.json").is_file():
-            found, unfit = _of_directory(path)
+        if (store := RunStore.of(path)).read("config.json") is not None:
+            found, unfit = _of_run(store)
         else:
             tables = [table for file in _json_files(path) if (table := _comparison(file)) is not None]
             if not tables:
@@ -134,15 +137,15 @@ def _of_comparisons(tables: Iterable[ComparedRows]) -> tuple[list[MeasuredRun], 
     return runs, set_aside
 
 
-def _of_directory(directory: Path) -> tuple[list[MeasuredRun], list[str]]:
-    if not _is_finished(directory):
-        return [], [f"{directory}: not finished"]
+def _of_run(store: RunStore) -> tuple[list[MeasuredRun], list[str]]:
+    if not _is_finished(store):
+        return [], [f"{store.location}: not finished"]
     try:
-        config = stored_config(read_json(directory / "config.json"))
-        loss = read_json(directory / "evaluation" / "evaluation.json")["loss"]
+        config = stored_config(json.loads(store.read("config.json") or b""))
+        loss = json.loads(store.read("evaluation/evaluation.json") or b"")["loss"]
         return [run_of(config, loss)], []
     except (OSError, ValueError, KeyError) as error:    # UserError and the errors of pydantic and json are ValueErrors
-        raise RunDirError(_FIELD, str(directory), f"cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise RunDirError(_FIELD, str(store.location), f"cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
 def run_of(config: RunConfig, loss: float) -> MeasuredRun:
@@ -159,12 +162,15 @@ def run_of(config: RunConfig, loss: float) -> MeasuredRun:
         reference=not tokens.decoupled and not tokens.seed_share and config.finetune.pool == "high_memory")
 
 
-def _is_finished(directory: Path) -> bool:
-    ends = [event.type for event in EventLog.read(directory / "events.jsonl") if event.type in _ENDS]
+def _is_finished(store: RunStore) -> bool:
+    ends = [event.type for event in EventLog.parse(store.read("events.jsonl") or b"") if event.type in _ENDS]
     return bool(ends) and ends[-1] == "run_finished"
 
 
-def _json_files(path: Path) -> list[Path]:
+def _json_files(place: Location) -> list[Path]:
+    store = RunStore.of(place)
+    store.fetch(store.directory / "compare.json")
+    path = store.directory
     if path.is_file():
         return [path]
     own = path / "compare.json"

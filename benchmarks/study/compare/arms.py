@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.study.compare.accounting import Reads, account, dollars_of
 from benchmarks.study.compare.records import Budget, Measured
 from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location
 from moedisco_ray.plan import Plan, build_plan
 
 
@@ -122,7 +122,7 @@ def run_name(arm: str, budget: Budget) -> str:
     return f"{arm}-{budget}"
 
 
-def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budget, tokens: int) -> RunConfig:
+def arm_config(base: RunConfig, name: str, arm: Arm, output: Location, budget: Budget, tokens: int) -> RunConfig:
     """The configuration of one arm's run.
 
     Raises:
@@ -214,7 +214,7 @@ def planned(base: RunConfig, arm: Arm) -> Plan:
 
 
 def _at(base: RunConfig, arm: Arm, tokens: int) -> RunConfig:
-    return arm_config(base, "arm", arm, Path(base.output), "tokens", tokens)
+    return arm_config(base, "arm", arm, base.output, "tokens", tokens)
 
 
 _SECANT_STEPS = 4

@@ -7,7 +7,6 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from benchmarks.study.compare.accounting import (
@@ -35,21 +34,26 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import ConfigError, DivergedError
 from moedisco_ray.core.events import EventLog
+from moedisco_ray.core.locations import Location, is_uri, joined
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.report import build_report
+from moedisco_ray.core.report import report_of
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.plan import build_plan, fitted
 from moedisco_ray.stages.corpus import input_identity
+from moedisco_ray.training.packed_tokens import INDEX
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
 """Budgets for which arms are trained by default."""
 _EVERY_BUDGET: tuple[Budget, ...] = (*BUDGETS, "loss")
+_READ = ("config.json", "events.jsonl", "corpus", "clusters/cluster_model", "clusters/assignments", "evaluation")
+"""What a comparison reads of a finished run."""
 _BUDGET_WORDS = {"tokens": "equal tokens", "dollars": "equal planned dollars", "loss": "about the same loss"}
 
 
 def compare(
-    base: RunConfig, output: Path, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
+    base: RunConfig, output: Location, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
     view: Callable[[], View] | None = None, backend: Backend | None = None, known: Mapping[str, Arm] = ARMS, slice_tokens: int = 0,
 ) -> Comparison:
     """Train every arm, once at joint training's tokens and once at its planned dollars, and compare the results.
@@ -59,11 +63,11 @@ def compare(
     Dollars include everything in the account (`accounting`), not only training.
 
     Finished runs are not repeated: an interrupted comparison resumes, and arms that an earlier comparison in the
-    same directory finished stay in the table.
+    same place finished stay in the table.
 
     Args:
         base: Base configuration; its tokens are those of joint training.
-        output: Directory for the arms' run directories and `compare.json`.
+        output: Directory or URI for the arms' run directories and `compare.json`.
         names: Names of the arms to train; empty for all. The reference is always included.
         budgets: Quantities that are made equal to joint training's, `loss` last.
         view: Creates the view of a run, which is closed when the run ends; None shows nothing.
@@ -80,7 +84,7 @@ def compare(
         RunError: A run failed; the same call resumes.
     """
     requested = chosen(names, known)
-    corpus = output / run_name(REFERENCE, "tokens") / "corpus"
+    corpus = _store(output, run_name(REFERENCE, "tokens")).directory / "corpus"
 
     def reads(config: RunConfig, arm: Arm) -> Reads:
         return expected_reads(config, arm.measured, corpus)    # the reference runs first, so its corpus exists
@@ -94,10 +98,11 @@ def compare(
         return tokens_for(base, arm, budget, reads, known[REFERENCE])
 
     rows: list[Row] = []
-    finished: list[Path] = []
+    finished: list[RunStore] = []
     for (name, arm), budget in itertools.product(known.items(), _EVERY_BUDGET):
         wanted = name in requested and budget in (BUDGETS[:1] if name == REFERENCE else budgets)
-        if not wanted and not (output / run_name(name, budget)).exists():
+        stored = _store(output, run_name(name, budget))
+        if not wanted and not stored.has(stored.directory / "config.json"):
             continue
         try:
             config = _config(base, (name, arm), budget, output, length, rows)
@@ -109,17 +114,21 @@ def compare(
             continue
         if wanted:
             _run(config, finished, view, backend)
-        finished.append(config.directory)
+        _fetch(config)
+        finished.append(stored)
         rows.append(measured(name, arm, budget, config, tuned[name].settings if name in tuned else None))
     result = Comparison(
         reference=REFERENCE, name=base.name, seed=base.seed, target_loss=rows[0].curve[-1].loss, rows=tuple(with_reference(rows)))
-    write_json(output / "compare.json", result.model_dump(mode="json"))
+    store = RunStore.of(output)
+    store.directory.mkdir(parents=True, exist_ok=True)
+    write_json(store.directory / "compare.json", result.model_dump(mode="json"))
+    store.publish(store.directory / "compare.json")
     _note_quality(output, rows)
     return result
 
 
 def _config(
-    base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Path,
+    base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Location,
     length: Callable[[Arm, Literal["tokens", "dollars"]], int], rows: Sequence[Row],
 ) -> RunConfig | None:
     """Configuration of an arm's run; None if its earlier runs do not predict the tokens to reach joint training's loss."""
@@ -132,43 +141,63 @@ def _config(
 
 
 def _tune(
-    base: RunConfig, requested: Mapping[str, Arm], output: Path, slice_tokens: int, view: Callable[[], View] | None,
+    base: RunConfig, requested: Mapping[str, Arm], output: Location, slice_tokens: int, view: Callable[[], View] | None,
     backend: Backend | None,
 ) -> dict[str, Tuned]:
     """Tune every arm of a comparison; a slice's run directory is removed once the next slice has linked its corpus."""
-    slices = output / "slices"
-    finished: list[Path] = []
+    slices = joined(output, "slices")
+    finished: list[RunStore] = []
 
     def train(config: RunConfig) -> float | None:
         try:
             _run(config, finished, view, backend)
         except DivergedError:
             return None
+        _fetch(config)
         loss = evaluated(config.directory, "ensemble" if config.evaluation.ensemble else "finetune").loss
         for before in finished:
-            shutil.rmtree(before)
-        finished[:] = [config.directory]
+            _delete(before)
+        finished[:] = [RunStore.of(config.location)]
         return loss
 
     tuned = {name: tune(base, name, arm, slices, slice_tokens, train) for name, arm in requested.items()} if slice_tokens else {}
-    shutil.rmtree(slices, ignore_errors=True)
+    for last in finished:
+        _delete(last)
+    _delete(RunStore.of(slices))
     return tuned
 
 
+def _store(output: Location, name: str) -> RunStore:
+    return RunStore.of(joined(output, name))
+
+
+def _fetch(config: RunConfig) -> None:
+    """Make what a comparison reads of a finished run present on this machine."""
+    store = RunStore.of(config.location)
+    store.fetch(*(store.directory / name for name in _READ if store.has(store.directory / name)), *(
+        store.directory / "clusters" / "shards" / str(k) / INDEX for k in range(config.clusters.count)))
+
+
+def _delete(store: RunStore) -> None:
+    if store.is_remote:
+        store.remote.delete_folder("")
+    shutil.rmtree(store.directory, ignore_errors=True)
+
+
 def _stored_results(
-    base: RunConfig, known: Mapping[str, Arm], requested: Mapping[str, Arm], output: Path, slice_tokens: int,
+    base: RunConfig, known: Mapping[str, Arm], requested: Mapping[str, Arm], output: Location, slice_tokens: int,
 ) -> dict[str, Tuned]:
     """Results of earlier sweeps for arms that this comparison does not train but may have finished runs of."""
     found: dict[str, Tuned] = {}
     for name, arm in known.items() if slice_tokens else ():
         if name not in requested:
             with contextlib.suppress(ConfigError):
-                tuned = stored_result(base, name, arm, output / "slices", slice_tokens)
+                tuned = stored_result(base, name, arm, joined(output, "slices"), slice_tokens)
                 found |= {} if tuned is None else {name: tuned}
     return found
 
 
-def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | None, backend: Backend | None) -> None:
+def _run(config: RunConfig, others: Sequence[RunStore], view: Callable[[], View] | None, backend: Backend | None) -> None:
     share_corpus(config, others)
     with contextlib.ExitStack() as stack:
         views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
@@ -216,26 +245,30 @@ def with_reference(rows: Sequence[Row]) -> Iterator[Row]:
             "joint_metered_dollars": joint.metered_dollars, "dollars_to_target": dollars, "hours_to_target": hours})
 
 
-def _note_quality(output: Path, rows: Sequence[Row]) -> None:
+def _note_quality(output: Location, rows: Sequence[Row]) -> None:
     """Write the measured quality into every run directory as `comparison.json`, and update the run's report."""
     joint = rows[0]
     for row in rows[1:]:
-        directory = output / row.run
+        store = _store(output, row.run)
+        directory = store.directory
         words = (
             f"A comparison measured held-out perplexity: {row.perplexity:.2f} against {joint.perplexity:.2f} of joint training, "
             f"at {_BUDGET_WORDS[row.budget]} ({format_dollars(row.metered_dollars)} against "
             f"{format_dollars(joint.metered_dollars)}, metered).")
         write_json(directory / "comparison.json", {"quality": words})
         config = stored_config(read_json(directory / "config.json"))
-        write_json(directory / "report.json", build_report(directory, config).to_json())
+        write_json(directory / "report.json", report_of(store.read_newest, config).to_json())
+        store.publish(directory / "comparison.json", directory / "report.json")
 
 
-def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:
-    """Give a run the corpus of another run with the same corpus settings, by hard links.
+def share_corpus(config: RunConfig, others: Sequence[RunStore]) -> None:
+    """Give a run the corpus of another run with the same corpus settings, by hard links; a run at a URI makes its own.
 
     Raises:
         RunDirError: The directory holds a run with other settings.
     """
+    if is_uri(config.output):
+        return
     config = fitted(config)
     directory = pipeline.claim(config, redo=False)
     stage = next(stage for stage in stages.STAGES if stage.name == "corpus")
@@ -243,7 +276,7 @@ def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:
     target = directory / stage.directory
     if is_done(target, digest):
         return
-    for other in others:
+    for other in (store.directory for store in others):
         if is_done(other / stage.directory, digest):
             draft = target.with_name(f".{target.name}.shared")
             shutil.rmtree(draft, ignore_errors=True)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from benchmarks.study.compare.arms import Arm, arm_config
@@ -21,6 +20,8 @@ from benchmarks.study.recipe import recipe
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.stages.corpus import input_identity
 
 Step = tuple[int, int]
@@ -88,7 +89,7 @@ def climb(measure: Callable[[Step], float | None], most: int) -> Step:
 
 
 def tune(
-    base: RunConfig, name: str, arm: Arm, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
+    base: RunConfig, name: str, arm: Arm, output: Location, tokens: int, train: Callable[[RunConfig], float | None],
 ) -> Tuned:
     """Sweep an arm's learning rate and batch size, or read the result of an earlier identical sweep.
 
@@ -114,7 +115,7 @@ def tune(
     return _chosen(base, name, arm, output, tokens, trained)
 
 
-def stored_result(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> Tuned | None:
+def stored_result(base: RunConfig, name: str, arm: Arm, output: Location, tokens: int) -> Tuned | None:
     """Settings that an earlier sweep chose for an arm; None if there was no such sweep or it was interrupted.
 
     Raises:
@@ -140,7 +141,7 @@ def arm_at(start: RunConfig, arm: Arm, step: Step) -> Arm:
     return dataclasses.replace(arm, settings={**arm.settings, **settings})
 
 
-def slice_config(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> RunConfig:
+def slice_config(base: RunConfig, name: str, arm: Arm, output: Location, tokens: int) -> RunConfig:
     """The configuration of a slice; only its final model is evaluated, on the validation documents.
 
     Raises:
@@ -162,9 +163,11 @@ def sweep_key(start: RunConfig, arm: Arm) -> str:
 class _Sweep:
     """The stored trainings of one arm at one length."""
 
-    def __init__(self, base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> None:
+    def __init__(self, base: RunConfig, name: str, arm: Arm, output: Location, tokens: int) -> None:
         self.start = slice_config(base, name, arm, output, tokens)
-        self.path = Path(base.output) / "tuned" / f"{sweep_key(self.start, arm)}.json"
+        self._store = RunStore.of(base.output)
+        self.path = self._store.directory / "tuned" / f"{sweep_key(self.start, arm)}.json"
+        self._store.fetch(self.path)
         self.about = {"arm": name, "tokens": tokens, "sources": [source.path for source in base.corpus.sources]}
         found: Mapping[str, Any] = read_json(self.path) if self.path.exists() else {"trainings": []}
         trials = [Trial(**(trial | {"step": tuple(trial["step"])})) for trial in found["trainings"]]
@@ -174,10 +177,11 @@ class _Sweep:
         """Store the trainings so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {**self.about, "trainings": [dataclasses.asdict(trial) for trial in self.trials.values()]})
+        self._store.publish(self.path)
 
 
 def _chosen(
-    base: RunConfig, name: str, arm: Arm, output: Path, tokens: int, loss: Callable[[_Sweep, Step], float | None],
+    base: RunConfig, name: str, arm: Arm, output: Location, tokens: int, loss: Callable[[_Sweep, Step], float | None],
 ) -> Tuned:
     slices = _Sweep(base, name, arm, output, tokens)
     best = climb(lambda step: loss(slices, step), MOST_TRAININGS)
@@ -191,7 +195,7 @@ def _chosen(
 
 
 def _trial(
-    base: RunConfig, name: str, arm: Arm, step: Step, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
+    base: RunConfig, name: str, arm: Arm, step: Step, output: Location, tokens: int, train: Callable[[RunConfig], float | None],
 ) -> Trial:
     batch, lr = arm.settings["finetune.optimizer.batch_tokens"], arm.settings["finetune.optimizer.lr"]
     trial = Trial(step, int(batch), float(lr), None)     # type: ignore[arg-type]  # `arm_at` sets numbers

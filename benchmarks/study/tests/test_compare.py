@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from s3_standin import s3_server
 from small_run import DOMAINS, small_config
 
+from benchmarks.study.advice.measured import read_measurements
 from benchmarks.study.compare.accounting import Reads, account, curve, dollars_of, first_reach, wall_hours
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, predicted, tokens_for
 from benchmarks.study.compare.figures import drawing, label_ends, plot_comparison
@@ -25,6 +28,8 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.locations import CACHE, joined
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan
 
@@ -259,6 +264,26 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert [row.run for row in fewer] == [row.run for row in result.rows]
     assert [row.loss for row in fewer] == [row.loss for row in result.rows]
     assert fewer[2].dollars > 1.5 * ensemble.dollars
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_comparison_at_a_uri_is_that_of_a_directory(base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    with s3_server("runs") as server:
+        place = f"s3://runs/team/compared?endpoint_override={server}&scheme=http"
+        there = compare(base, place, ["upcycle"], budgets=("tokens",), backend=LocalBackend())
+        shutil.rmtree(tmp_path / "cache")
+        assert compare(base, place, ["upcycle"], budgets=("tokens",), backend=LocalBackend()) == there     # and trains nothing
+        shutil.rmtree(tmp_path / "cache")
+        runs = read_measurements([place]).runs
+        assert [run.loss for run in runs] == [run.loss for run in read_measurements([
+            joined(place, f"{arm}-tokens") for arm in ("joint", "upcycle")]).runs]
+        report = json.loads(RunStore.of(joined(place, "upcycle-tokens")).read("report.json") or b"")
+    assert "of joint training, at equal tokens (" in report["bill"]["verdict"]
+    here = compare(base, tmp_path / "compared", ["upcycle"], budgets=("tokens",), backend=LocalBackend())
+    for row, same in zip(there.rows, here.rows, strict=True):
+        for name in ("run", "loss", "tokens", "dollars", "phases"):
+            assert getattr(row, name) == getattr(same, name)
 
 
 @pytest.mark.usefixtures("_one_thread")
