@@ -194,7 +194,7 @@ class TokenStream:
 
 
 class _TokensAtUri:
-    """A file of packed tokens at a run's URI, of which slices are read.
+    """Packed tokens in a file at a run's URI; slices are read in place.
 
     Args:
         path: The file's place in the working copy.

@@ -136,7 +136,7 @@ def documents_needed(config: RunConfig, parts: Sequence[Path], store: RunStore =
     for path in parts:
         if tokens <= 0 and count >= config.clusters.count:
             break
-        weights_N = weights(_columns(store, path, "packed", "copies"))
+        weights_N = weights(_columns(store, path, ("packed", "copies")))
         enough = int(np.searchsorted(np.cumsum(weights_N), tokens)) + 1
         count += min(len(weights_N), max(enough, config.clusters.count - count))
         tokens -= int(weights_N.sum())
@@ -281,13 +281,13 @@ def first_documents(parts: Sequence[Path], count: int, store: RunStore = SHARED)
     """
     tables: list[pa.Table] = []
     for path in parts:
-        tables.append(_columns(store, path, "id", "source", "text", "tokens", "packed", "copies"))
+        tables.append(_columns(store, path, ("id", "source", "text", "tokens", "packed", "copies")))
         if sum(map(len, tables)) >= count:
             break
     return pa.concat_tables(tables).slice(0, count)
 
 
-def _columns(store: RunStore, path: Path, *names: str) -> pa.Table:
+def _columns(store: RunStore, path: Path, names: Sequence[str]) -> pa.Table:
     return store.read_in_place(path, functools.partial(pq.read_table, columns=list(names)))
 
 
