@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(home: Path) -> Iterator[RunConfig]:
-    """A finished run at a URI, of which this machine has no working copy."""
+    """A finished run at a URI, without a working copy on this machine."""
     with s3_server("runs") as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE, str(home / "cache"))
         output = f"s3://runs/team?endpoint_override={server}&scheme=http"
