@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from moedisco_ray.core.errors import StorageError
+
 if TYPE_CHECKING:
     from moedisco_ray.core.remote import Remote
 
@@ -67,6 +69,18 @@ def attempt_of(name: str) -> str:
 def entries_of(content: bytes) -> Entries:
     """The file entries in the JSON of a manifest, or of a receipt (a list of one worker's uploads)."""
     return {name: Entry(*entry) for name, entry in json.loads(content).get("objects", {}).items()}
+
+
+def check_entries(directory: Path, wanted: Mapping[Path, Entry]) -> None:
+    """Refuse a manifest that lists files outside of its directory, or objects outside of its run: other drivers write some.
+
+    Raises:
+        StorageError: An entry is outside.
+    """
+    for path, entry in wanted.items():
+        inside = path.is_relative_to(directory) and entry.object.startswith(f"{OBJECTS}/")
+        if not inside or ".." in (*path.parts, *entry.object.split("/")):
+            raise StorageError(f"the manifest of {directory.name} lists a file outside of itself; name another run")
 
 
 def as_json(value: Any) -> bytes:

@@ -23,7 +23,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import shutil
 import time
 import uuid
@@ -42,9 +41,9 @@ from moedisco_ray.core.manifests import (
     OBJECTS,
     RECEIPTS,
     Entries,
-    Entry,
     as_json,
     attempt_of,
+    check_entries,
     download,
     entries_of,
     files_in,
@@ -52,6 +51,7 @@ from moedisco_ray.core.manifests import (
     is_uploaded,
     upload,
 )
+from moedisco_ray.core.run_pickler import RunPickler
 
 if TYPE_CHECKING:
     from moedisco_ray.core.remote import Remote
@@ -250,12 +250,12 @@ class RunStore:
     def dumps(self, value: Any, *others: RunStore) -> bytes:
         """Pickle a value for another machine: there, paths in this and the other stores are paths in its working copies."""
         file = io.BytesIO()
-        _Pickler(file, self, *others).dump(value)
+        RunPickler(file, self, *others).dump(value)
         return file.getvalue()
 
     def paths_in(self, value: Any) -> list[Path]:
         """All paths in the run directory that a value contains, at any depth, in order."""
-        pickler = _Pickler(io.BytesIO(), self)
+        pickler = RunPickler(io.BytesIO(), self)
         pickler.dump(value)
         return [self.directory / name for name in pickler.names]
 
@@ -328,17 +328,10 @@ class RunStore:
         wanted = {
             self.directory / owner / each: entry for each, entry in entries_of(content).items()
             if not below or each.startswith(below) or f"{each}/" == below}
-        self._check_entries(owner, wanted)
+        check_entries(self.directory / owner, wanted)
         missing = {path: entry for path, entry in wanted.items() if not has_size(path, entry.size)}
         download(self.remote, missing)
         return bool(missing)
-
-    def _check_entries(self, owner: str, wanted: Mapping[Path, Entry]) -> None:
-        """Refuse a manifest that lists files outside of its directory, or objects outside of the run: other drivers write some."""
-        for path, entry in wanted.items():
-            inside = path.is_relative_to(self.directory / owner) and entry.object.startswith(f"{OBJECTS}/")
-            if not inside or ".." in (*path.parts, *entry.object.split("/")):
-                raise StorageError(f"{owner} in {self.location} lists a file outside of itself; name another run")
 
     def _fetch_loose(self, name: str) -> bool:
         draft = name.startswith(f"{OBJECTS}/")      # once uploaded, files of a draft never change
@@ -412,22 +405,3 @@ class RunStore:
 
 SHARED = RunStore.of(Path())
 """A store for files that all machines share: it transfers nothing."""
-
-
-class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, *stores: RunStore) -> None:
-        super().__init__(file)
-        self._stores = [store for store in stores if store.is_remote]
-        self.names: dict[str, None] = {}
-
-    def reducer_override(self, value: Any) -> Any:
-        for store in self._stores if isinstance(value, Path) and value.is_absolute() else ():
-            name = store.name_of(value)
-            if name is not None:
-                self.names[name] = None
-                return _path_of, (store, name)
-        return NotImplemented
-
-
-def _path_of(store: RunStore, name: str) -> Path:
-    return store.directory / name

@@ -112,12 +112,7 @@ class Tokenizer(Section):
 
     @property
     def directory(self) -> Path | None:
-        """The directory that `path` names, on this machine; None without one.
-
-        Raises:
-            CheckpointError: The URI holds no model of a finished run.
-            StorageError: The URI does not respond.
-        """
+        """The directory that `path` names, on this machine; None without one. Errors are those of `local_model`."""
         return None if self.path is None else local_model("tokenizer.path", self.path, weights=False)
 
 
