@@ -40,9 +40,9 @@ from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.execution import pipeline
+from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.plan import build_plan, fitted
 from moedisco_ray.stages.corpus import input_identity
-from moedisco_ray.training.packed_tokens import INDEX
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
 """Budgets for which arms are trained by default."""

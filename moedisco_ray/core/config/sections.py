@@ -124,8 +124,7 @@ class Tokens(Section):
     """Share of the tokens that first trains one common dense model on the whole corpus; the paper uses 0."""
     finetune_share: float = Field(0.15, ge=0, le=1)
     """Share of the tokens that trains the merged MoE; the sub-models train on the rest. 0 skips the fine-tune. If nothing is left
-    for sub-models, none are trained: the value 1 is joint training, and the value 1 - seed_share is sparse upcycling of the
-    seed."""
+    for sub-models, none are trained: the value 1 is joint training, and 1 - seed_share is sparse upcycling of the seed."""
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Self:
