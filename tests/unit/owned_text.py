@@ -38,7 +38,7 @@ def owned_config(
             *({"path": str(text / f"domain{domain}.jsonl"), "owner": name} for name, domain in OWNERS.items())]},
         "tokenizer": {"train_vocab_size": 400}, "model": {"config": SIZES},
         "tokens": {"total": 60_000, "seed_share": 0.3, "finetune_share": 0.2},
-        "submodels": {"optimizer": {"batch_tokens": 512}},
+        "submodels": {"optimizer": {"batch_tokens": 512}, "sync_every": 10},
         "finetune": {"optimizer": {"batch_tokens": 512}, "keep_optimizer_state": False},
         "merge": {"calibration_tokens": 4096}, "checkpoint": {"every": 5},
         "evaluation": {"max_tokens": 5000, "sample_tokens": 4, "every_tokens": 4096},

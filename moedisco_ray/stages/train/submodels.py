@@ -10,7 +10,7 @@ from typing import Any
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.locations import CORPUS
-from moedisco_ray.core.manifests import files_in
+from moedisco_ray.core.manifests import MANIFEST, files_in
 from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.policies.quorum import Quorum
@@ -68,8 +68,8 @@ def _left(context: Context, job: TrainJob, owner: str, synced: Sequence[Mapping[
     manifest = context.store.manifest(str(context.store.name_of(job.output))) if context.store.is_remote else None
     sizes = {path.name: path.stat().st_size for path in files_in(job.output)} if manifest is None else {
         name: entry.size for name, entry in manifest.items()}
-    for name, size in sizes.items():
-        yield {"owner": owner, "what": f"{job.name}/{name}", "bytes": size}
+    for name in sorted(sizes.keys() - {MANIFEST}):      # it only marks the directory as complete
+        yield {"owner": owner, "what": f"{job.name}/{name}", "bytes": sizes[name]}
     for number, sync in enumerate(synced, start=1):
         if job.name in sync.get("bytes", {}):
             yield {"owner": owner, "what": f"{job.name}: backbone at sync point {number}", "bytes": sync["bytes"][job.name]}
