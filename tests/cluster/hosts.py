@@ -17,6 +17,7 @@ from pathlib import Path
 LOCK = Path(__file__).resolve().parents[2] / "cluster_yaml" / "node" / "requirements.txt"
 SITE_PACKAGES = Path(sys.executable).parents[1] / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
 HOME = "/home/host"
+PYTHON = f"{HOME}/moedisco/.venv/bin/python"
 SSHD = Path("/usr/sbin/sshd")
 TOOLS = ("sshd", "ssh-keygen", "rsync", "ip", "unshare", "nsenter")
 
@@ -36,15 +37,19 @@ class Hosts:
         base: A directory of short path outside /tmp, which every host sees.
         names: Of the hosts.
         subnet: First three numbers of their addresses.
+        private: Whether hosts can write to nothing but their own home, /tmp and /dev/shm, so that they share no directory.
+        checkout: Where the hosts see a copy of the project (`copy_checkout`); omitted: `checkout` in `base`.
     """
 
-    def __init__(self, base, names, subnet):
+    def __init__(self, base, names, subnet, *, private=False, checkout=None):
         self.base = base
+        self._private = private
         self.address = {name: f"{subnet}.{10 + i}" for i, name in enumerate(names)}
         self.key = base / "key"
+        self.checkout = checkout or base / "checkout"
         # The kernel takes its time to forget an interface: each bridge has a name of its own.
         self.bridge = f"md{secrets.token_hex(4)}"
-        self._gateway = f"{subnet}.1"
+        self.gateway = f"{subnet}.1"
         self._inits = {}
 
     def start(self):
@@ -52,7 +57,7 @@ class Hosts:
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.base / "hostkey")
         run("ip", "link", "add", self.bridge, "type", "bridge")
-        run("ip", "addr", "add", f"{self._gateway}/24", "dev", self.bridge)
+        run("ip", "addr", "add", f"{self.gateway}/24", "dev", self.bridge)
         run("ip", "link", "set", self.bridge, "up")
         for name in self.address:
             self._connect(name)
@@ -81,6 +86,12 @@ class Hosts:
     def unplug(self, name):
         """Cut a host off: its processes keep running, and no one can reach them."""
         run("ip", "netns", "exec", self._namespace(name), "ip", "link", "set", "eth0", "down")
+
+    def plug_in(self, name):
+        """Connect a host again that was cut off."""
+        inside = ("ip", "netns", "exec", self._namespace(name))
+        run(*inside, "ip", "link", "set", "eth0", "up")
+        run(*inside, "ip", "route", "replace", "default", "via", self.gateway)
 
     def power_on(self, name):
         """Boot a host that was powered off: its home and /tmp are as they were, its processes gone."""
@@ -112,6 +123,19 @@ class Hosts:
         entered = [*self.enter(name), *map(str, command)]
         return subprocess.run(entered, capture_output=True, text=True, check=True, timeout=60).stdout
 
+    def spawn(self, name, *command, **environment):
+        """Start a command on a host, with its output in a file: `log` of the process that is returned."""
+        variables = {
+            "PYTHONPATH": self.checkout, "HOME": HOME, "PATH": f"{HOME}/moedisco/.venv/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"} | environment
+        path = self.base / f"{name}-{time.monotonic_ns()}.log"
+        with path.open("w") as log:
+            process = subprocess.Popen(
+                [*self.enter(name), "env", *(f"{key}={value}" for key, value in variables.items()), *map(str, command)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process.log = path
+        return process
+
     def enter(self, name):
         """The words before a command with which it runs on a host."""
         return ["nsenter", f"--target={self._init_pid(name)}", "--all"]
@@ -132,7 +156,7 @@ class Hosts:
         run(*inside, "ip", "addr", "add", f"{self.address[name]}/24", "dev", "eth0")
         run(*inside, "ip", "link", "set", "eth0", "up")
         run(*inside, "ip", "link", "set", "lo", "up")
-        run(*inside, "ip", "route", "add", "default", "via", self._gateway)
+        run(*inside, "ip", "route", "add", "default", "via", self.gateway)
 
     def _furnish(self, name):
         folder = self.base / name
@@ -155,7 +179,8 @@ class Hosts:
         script = " && ".join((
             f"mkdir -p {HOME} /run/sshd", f"mount --bind {folder}/home {HOME}", f"mount --bind {folder}/tmp /tmp",
             f"mount --bind {folder}/passwd /etc/passwd", f"mount --bind {folder}/hosts /etc/hosts",
-            "mount -t tmpfs -o size=2g tmpfs /dev/shm", f"hostname {name}", f"exec {SSHD} -D -e -f {folder}/sshd_config"))
+            "mount -t tmpfs -o size=2g tmpfs /dev/shm", *(["mount -o remount,bind,ro /"] if self._private else []),
+            f"hostname {name}", f"exec {SSHD} -D -e -f {folder}/sshd_config"))
         with (folder / "sshd.log").open("w") as log:
             self._inits[name] = subprocess.Popen(
                 ["ip", "netns", "exec", self._namespace(name), "unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc",
@@ -172,9 +197,28 @@ def install_dependencies(venv):
     (venv / "lib" / SITE_PACKAGES.parent.name / "site-packages" / "dependencies.pth").write_text(f"{SITE_PACKAGES}\n")
     for name, module in (("ray", "ray.scripts.scripts"), ("pip", "pip._internal.cli.main")):
         script = venv / "bin" / name
-        script.write_text(f"#!{HOME}/moedisco/.venv/bin/python\nfrom {module} import main\nmain()\n")
+        script.write_text(f"#!{PYTHON}\nfrom {module} import main\nmain()\n")
         script.chmod(0o755)
     packages_stamp(venv).touch()
+
+
+def copy_checkout(directory):
+    """Copy the project's packages to where hosts see them: their own /tmp may hide the checkout of the tests."""
+    for part in ("moedisco_ray", "service"):
+        shutil.copytree(LOCK.parents[2] / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def finished(process, seconds=120):
+    """Exit code and output of a command that `spawn` started."""
+    return process.wait(seconds), process.log.read_text()
+
+
+def send(number, process):
+    """Send a signal to a command that `spawn` started in another process namespace."""
+    if process.poll() is not None:
+        return
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), number)
 
 
 def packages_stamp(venv):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -14,18 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster_files import ROOT
-from hosts import HOME, Hosts, listens, run, until
+from hosts import PYTHON, Hosts, copy_checkout, finished, listens, run, send, until
+from ray_on_hosts import TOKEN, RayOnHosts
+from s3_standin import KEYS, s3_server
 from small_run import small_config
 
 from moedisco_ray.core.events import EventLog
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.execution.joining.head import USER
 from moedisco_ray.execution.joining.token import JoinToken
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 PORT = 7722
-RAY_TOKEN = "0123456789abcdef" * 4
-PYTHON = f"{HOME}/moedisco/.venv/bin/python"
 
 
 class Places:
@@ -36,8 +34,9 @@ class Places:
     """
 
     def __init__(self, base):
-        self.base, self.checkout = base, base / "checkout"
-        self.cloud, self.home = Hosts(base / "cloud", ("head",), "10.78.21"), Hosts(base / "home", ("machine",), "10.78.22")
+        self.base = base
+        self.cloud = Hosts(base / "cloud", ("head",), "10.78.21", checkout=base / "checkout")
+        self.home = Hosts(base / "home", ("machine",), "10.78.22", checkout=base / "checkout")
         self.state = Path(tempfile.mkdtemp(prefix="mdj", dir="/var/lib"))   # sshd wants directories that only root may write
         self.state.chmod(0o755)
         self._undo = contextlib.ExitStack()
@@ -45,8 +44,7 @@ class Places:
         self._undo.callback(tun.chmod, tun.stat().st_mode)      # the gateway lets every user open it, as udev does
 
     def start(self):
-        for part in ("moedisco_ray", "service"):
-            shutil.copytree(ROOT / part, self.checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_checkout(self.cloud.checkout)
         for hosts in (self.cloud, self.home):
             hosts.base.mkdir()
             hosts.start()
@@ -70,30 +68,16 @@ class Places:
 
     def spawn(self, name, *command, **environment):
         """Start a command on a host; its output goes to a file."""
-        hosts = self.cloud if name == "head" else self.home
-        variables = {
-            "PYTHONPATH": self.checkout, "HOME": HOME, "PATH": f"{HOME}/moedisco/.venv/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
-            "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"} | environment
-        path = self.base / f"{name}-{time.monotonic_ns()}.log"
-        with path.open("w") as log:
-            process = subprocess.Popen(
-                [*hosts.enter(name), "env", *(f"{key}={value}" for key, value in variables.items()), *map(str, command)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        process.log = path
-        return process
+        return (self.cloud if name == "head" else self.home).spawn(name, *command, **environment)
 
     def moedisco(self, name, *arguments, **environment):
         return self.spawn(name, PYTHON, "-m", "service", *arguments, **environment)
-
-    def finished(self, process, seconds=120):
-        """Exit code and output of a command."""
-        return process.wait(seconds), process.log.read_text()
 
     @contextlib.contextmanager
     def gateway(self, ray_address):
         process = self.moedisco(
             "head", "join-gateway", f"--public-host={self.head}", f"--port={PORT}", f"--ray-address={ray_address}", "--machines=32",
-            f"--state-dir={self.state}", RAY_AUTH_TOKEN=RAY_TOKEN)
+            f"--state-dir={self.state}", RAY_AUTH_TOKEN=TOKEN["RAY_AUTH_TOKEN"])
         try:
             until(lambda: listens(self.head, PORT), 120, process.log.read_text)
             yield
@@ -102,7 +86,7 @@ class Places:
             process.wait(30)
 
     def tokens(self, count):
-        code, output = self.finished(self.moedisco("head", "join-token", f"--count={count}", f"--state-dir={self.state}"))
+        code, output = finished(self.moedisco("head", "join-token", f"--count={count}", f"--state-dir={self.state}"))
         assert code == 0, output
         return output.split()
 
@@ -112,15 +96,15 @@ class Places:
 
     def expired_token(self):
         """A token that was issued two hours ago for one hour."""
-        code, output = self.finished(self.spawn(
+        code, output = finished(self.spawn(
             "head", PYTHON, "-c",
             "import sys, time; from pathlib import Path; from moedisco_ray.execution.joining.head import issue; "
             "print(issue(Path(sys.argv[1]), 60, time.time() - 7200).encoded())", self.state))
         assert code == 0, output
         return output.strip()
 
-    def join(self, token, *options):
-        return self.moedisco("machine", "join", token, "--gpus=0", "--slots=1", *options)
+    def join(self, token, *options, **environment):
+        return self.moedisco("machine", "join", token, "--gpus=0", "--slots=1", *options, **environment)
 
     def ssh(self, token, *arguments, seconds=30):
         """What ssh with a token's certificate prints, and its exit code; None if it was still connected."""
@@ -137,14 +121,6 @@ class Places:
         send(signal.SIGTERM, process)
         process.wait(10)
         return process.log.read_text()
-
-
-def send(number, process):
-    """Send a signal to the command that nsenter started in another process namespace."""
-    if process.poll() is not None:
-        return
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        os.kill(int(child), number)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +145,7 @@ def test_the_head_cannot_open_a_connection_to_the_machine(places):
     reach = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).close()"
     address = places.home.address["machine"]
     assert listens(address, 22)
-    code, output = places.finished(places.spawn("head", PYTHON, "-c", reach, address, 22))
+    code, output = finished(places.spawn("head", PYTHON, "-c", reach, address, 22))
     assert (code, "timed out" in output) == (1, True), output
 
 
@@ -208,65 +184,71 @@ def test_refusals_are_one_line_each(places, gateway):
         "unreachable": (unreachable, "the head does not answer there"),
     }
     for name, (token, says) in attempts.items():
-        code, output = places.finished(places.join(token))
+        code, output = finished(places.join(token))
         assert (code, says in output, len(output.splitlines())) == (2, True, 1), f"{name}: {output}"
         assert output.startswith("moedisco: TOKEN: ")
 
 
-@dataclasses.dataclass
-class Ray:
-    places: Places
-
-    def start(self):
-        code, output = self.places.finished(self.places.spawn(
-            "head", PYTHON, "-m", "ray.scripts.scripts", "start", "--head", "--port=6379", f"--node-ip-address={self.places.head}",
-            "--num-cpus=2", "--num-gpus=0", '--resources={"high_mem_gpu": 1}', "--include-dashboard=false",
-            "--object-store-memory=200000000", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=RAY_TOKEN), 300)
-        assert code == 0, output
-
-    def nodes(self):
-        """Address and resources of each node that lives."""
-        code, output = self.places.finished(self.places.spawn(
-            "head", PYTHON, "-c", "import json, ray; ray.init('auto', log_to_driver=False, logging_level='ERROR'); "
-            "print('NODES', json.dumps({n['NodeManagerAddress']: n['Resources'] for n in ray.nodes() if n['Alive']}))",
-            RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=RAY_TOKEN), 180)
-        assert code == 0, output
-        return json.loads(next(line for line in output.splitlines() if line.startswith("NODES")).removeprefix("NODES"))
+@pytest.fixture(scope="module")
+def ray(places, gateway):
+    ray = RayOnHosts(places.cloud, KEYS)
+    ray.start("head", cpus=2, resources={"high_mem_gpu": 1})
+    return ray
 
 
-def configuration(places):
+@pytest.fixture(scope="module")
+def output(places):
+    """URI of an S3 server that both reach, so that a machine that is cut off can write nothing more."""
+    with s3_server("runs", places.cloud.gateway) as server:
+        yield f"s3://runs/team?endpoint_override={server}&scheme=http"
+
+
+@pytest.fixture(scope="module")
+def text(places):
     text = places.base / "text"
     text.mkdir()
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:
         shutil.copy(path, text)
-    config = small_config(
-        places.base / "runs", corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"total": 200_000})
-    file = places.base / "config.json"
+    return text
+
+
+def configuration(text, output, name):
+    return small_config(
+        output, name=name, corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
+        tokens={"total": 120_000})
+
+
+def started(places, config):
+    """A run on the head whose events are its output."""
+    file = places.base / f"{config.name}.json"
     file.write_text(config.model_dump_json(exclude_defaults=True))
-    return file, config
+    return places.moedisco("head", "run", file, "--json", RAY_ADDRESS="auto", **TOKEN, **KEYS)
 
 
-def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, gateway):
-    ray = Ray(places)
-    ray.start()
+def joined(places, ray, token, *options):
+    """A machine whose slot Ray offers."""
+    machine = places.join(token, *options, **KEYS)
+    address = JoinToken.decode(token).own_address
+    until(lambda: "offers 1 low_mem_gpu" in machine.log.read_text() or machine.poll() is not None, 120, machine.log.read_text)
+    until(lambda: ray.nodes().get(address, {}).get("low_mem_gpu") == 1, 240, machine.log.read_text)
+    return machine
+
+
+def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, ray, text, output):
     token = places.token()
     address = JoinToken.decode(token).own_address
-    joined = places.join(token, "--grace=20")
-    until(lambda: "offers 1 low_mem_gpu" in joined.log.read_text() or joined.poll() is not None, 120, joined.log.read_text)
-    until(lambda: ray.nodes().get(address, {}).get("low_mem_gpu") == 1, 240, joined.log.read_text)
-    file, config = configuration(places)
-    trained = places.moedisco("head", "run", file, RAY_ADDRESS="auto", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=RAY_TOKEN)
-    code, output = places.finished(trained, 900)
-    assert code == 0, output
-    events = EventLog.read(config.directory / "events.jsonl")
-    where = {event.unit: event.data["node"] for event in events if event.type == "unit_started"}
+    machine = joined(places, ray, token, "--grace=20")
+    config = configuration(text, output, "joins")
+    run = started(places, config)
+    code, shown = finished(run, 900)
+    assert code == 0, shown
+    where = {event.unit: event.data["node"] for event in EventLog.parse(run.log.read_bytes()) if event.type == "unit_started"}
     assert {node for unit, node in where.items() if unit.startswith("submodel")} == {address}, where
-    assert list(config.directory.glob("model/model.safetensors"))
-    send(signal.SIGTERM, joined)
-    code, output = places.finished(joined)
-    assert (code, output.splitlines()[-1]) == (0, "left"), output
+    assert RunStore.of(config.location).has(config.directory / "model" / "model.safetensors")
+    send(signal.SIGTERM, machine)
+    code, shown = finished(machine)
+    assert (code, shown.splitlines()[-1]) == (0, "left"), shown
     assert list(ray.nodes()) == [places.head]
     assert places.home.execute("machine", "ip", "rule").count("lookup") == 3, "the machine's own rules are as before"
-    code, output = places.finished(places.join(token))
-    assert (code, "was used before" in output) == (2, True), output
+    code, shown = finished(places.join(token))
+    assert (code, "was used before" in shown) == (2, True), shown

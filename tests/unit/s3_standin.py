@@ -9,20 +9,20 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-_ENVIRONMENT = {
+KEYS = {
     "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
 
 @contextlib.contextmanager
-def s3_server(bucket: str) -> Iterator[str]:
+def s3_server(bucket: str, address: str = "127.0.0.1") -> Iterator[str]:
     """HOST:PORT of a server with one bucket; the environment holds what its clients need."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (_ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket=bucket)
         yield f"{host}:{port}"

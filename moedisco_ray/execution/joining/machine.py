@@ -203,6 +203,8 @@ def _routed(token: JoinToken, offer: Offer) -> Iterator[None]:
         f"pref {_RULE + 1} to {offer.ray_host} lookup {table}")
     with contextlib.ExitStack() as undo:
         for rule in rules:
+            with contextlib.suppress(LostHead):     # of an earlier node of this machine that was killed
+                _ip(f"rule del {rule}")
             _ip(f"rule add {rule}")
             undo.callback(_ip, f"rule del {rule}")
         yield
