@@ -44,7 +44,7 @@ class ClusterNeeds(BaseModel):
     """Memory that the head needs if all nodes that the file allows train sub-models (GB)."""
     head_disk_gb: float
     submodels: int
-    """Maximum number of sub-models that the file's nodes train at the same time."""
+    """Maximum number of sub-models that the nodes of the cluster file train at the same time."""
     moved_bytes: int
     """Number of bytes that all nodes together read from the storage and write to it."""
     transfer_dollars: float

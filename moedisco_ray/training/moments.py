@@ -27,7 +27,8 @@ memory."""
 SCALE = "_scale"
 """Suffix of the key of a moment's scales in the optimizer's state."""
 _LARGEST = 240.0
-"""Largest stored number: the largest of the format below 256. So rounding never reaches 256, which would need another scale."""
+"""Largest number that is stored: the 8-bit format's largest number below 256. Moments are scaled to at most this number,
+so that none is rounded up to 256, which would need another scale."""
 _EXPONENT = 128.0
 """Largest power of two that is not above `_LARGEST`."""
 _TO_NEXT_POWER = 256 / _LARGEST * (1 - 2.0**-20)

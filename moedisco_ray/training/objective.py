@@ -68,7 +68,11 @@ class RouterProbe:
 
     @contextlib.contextmanager
     def recording(self, weights_T: Tensor | None = None) -> Iterator[None]:
-        """Record the forward pass inside the `with` block. The sums weight each token by `weights_T`, by default all equally."""
+        """Sum the routers' statistics over the tokens of the forward pass inside the `with` block.
+
+        Args:
+            weights_T: Weight of each token; by default, all weights are equal.
+        """
         self._sums.clear()
         self._weights_T = weights_T
         self._is_recording = True

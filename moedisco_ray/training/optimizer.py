@@ -148,7 +148,7 @@ class RoundingAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def set_moment(self, parameter: nn.Parameter, key: Kind, moment: Tensor) -> None:
-        """Set a moment of a parameter whose state has its number of steps.
+        """Set a moment of a parameter. The parameter's optimizer state must already hold the number of steps.
 
         Args:
             parameter: The parameter.

@@ -120,7 +120,7 @@ class LowMemoryPool(Pool):
 
     @property
     def most_workers(self) -> int:
-        """Maximum number of workers of a gang, which always takes the whole pool."""
+        """Maximum number of workers of a gang. A gang takes every worker of its pool, so this is the pool's maximum size."""
         return self.max_workers
 
     @property
@@ -257,7 +257,7 @@ class Pools(Section):
 
     @property
     def submodels(self) -> LowMemoryPool:
-        """The seats of all sub-models: the low-memory pool, and those of the data owners."""
+        """The pools on which sub-models train: the low-memory pool and the data owners' pools."""
         if not self.owners:
             return self.low_memory
         parts = (self.low_memory, *map(self.owner, self.owners))

@@ -9,7 +9,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader for YAML 1.1, in which numbers with an exponent need a decimal point and a signed exponent."""
+    """PyYAML's safe loader, which also reads `1e-4` and `1e5` as numbers. YAML 1.1 asks for a point and a signed exponent."""
 
 
 _Loader.add_implicit_resolver(

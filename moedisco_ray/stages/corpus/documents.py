@@ -1,4 +1,4 @@
-"""Identity, bucket, duplicates, validation split and copies of documents.
+"""Identity and bucket of documents, detection of duplicates, validation split, and how often each document is repeated.
 
 All of these depend only on the document's text (through its id) and the settings, never on where or when the document was read. So
 the corpus does not depend on the number, size and order of the blocks in which it was read.

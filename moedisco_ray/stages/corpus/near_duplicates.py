@@ -101,7 +101,7 @@ def sketches(texts: list[str]) -> NDArray[np.uint32]:
 
 
 def by_key(buckets: int) -> Buckets:
-    """Return a function that gives, for each listed document, the number of the range that its key is in."""
+    """Return a function that assigns each listed document to one of equal ranges of keys, by the range's index."""
     return functools.partial(_range_of_rows, buckets=buckets)
 
 

@@ -69,7 +69,7 @@ def run(context: Context, draft: Draft) -> None:
 
 
 def _shifts(context: Context, batches: Sequence[Batch]) -> dict[int, NDArray[np.float32]]:
-    """Router shifts of the data owners, by cluster; empty if the routers are not computed from data."""
+    """The `router_shift` of each data owner, by the owner's cluster; empty if the routers are not computed from data."""
     config, shards, shifts = context.config, context.of("corpus") / "shards", {}
     for k in range(config.shared_clusters, config.clusters.count) if config.merge.from_data else ():
         owner, submodel = config.owners[k - config.shared_clusters], context.submodels[k]
@@ -98,7 +98,7 @@ def merge_submodels(
         keep_optimizer_state: Whether the sub-models' optimizer states are merged too.
         device: Device that the merged model runs on.
         directory: Directory of the merged model.
-        shift_RCD: Vectors that stand for the text of data owners; see `RouterSettings`.
+        shift_RCD: Vectors from which the router rows of data owners are computed, in place of their text; see `RouterSettings`.
         events: Takes `stage_progress` events.
 
     Returns:

@@ -83,7 +83,9 @@ def storage_of(job: TrainJob) -> Storage:
 
 
 def share_key(job: TrainJob) -> None:
-    """Make and publish the key that signs a training's checkpoints. In a shared run directory, the first worker makes it later.
+    """Make and publish the key that signs a training's checkpoints. In a shared run directory, do nothing.
+
+    There, the first worker makes the key when it needs it.
 
     Raises:
         RunDirError: The key cannot be written.
