@@ -26,6 +26,7 @@ from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import build_clusters
 from moedisco_ray.stages.clustering.store import embed_parts
+from moedisco_ray.stages.corpus.shuffle import in_this_process
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train
 
 
@@ -81,6 +82,10 @@ class Elsewhere(LocalBackend):
         return build_clusters(config, corpus_dir, model, directory, _Mapped(self, config), emit=emit)
 
     def call(self, pool: Any, emit: Emit, stop: StopFile, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return unpickled(self._submit(function.store, function).result())
+
+    def call_with_tasks(self, pool: Any, store: RunStore, emit: Emit, stop: StopFile, call: Any) -> Any:
+        function = call(in_this_process)
         return unpickled(self._submit(function.store, function).result())
 
     def reachable(self, emit: Emit) -> contextlib.nullcontext[Emit]:
