@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from moedisco_ray.training.packed_tokens import batch_indices
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +24,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from docs.plans import CHECKPOINTS, planned
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.models import hf_config, speed
+from moedisco_ray.packed_tokens import batch_indices
 from moedisco_ray.plan.memory import GIB, largest_block, worker_memory
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import TrainJob, World, muon
