@@ -24,6 +24,7 @@ from moedisco_ray.execution.joining.token import JoinToken
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 PORT = 7722
+LOST = "moedisco: the connection to {} ended; to join again, ask for a new token"
 
 
 class Places:
@@ -252,3 +253,13 @@ def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, ray, text, outpu
     assert places.home.execute("machine", "ip", "rule").count("lookup") == 3, "the machine's own rules are as before"
     code, shown = finished(places.join(token))
     assert (code, "was used before" in shown) == (2, True), shown
+
+
+def test_a_machine_whose_head_is_lost_ends_with_one_line(places, ray):
+    machine = joined(places, ray, places.token())
+    places.cloud.power_off("head")
+    code, shown = finished(machine, 120)
+    assert (code, shown.splitlines()[-1]) == (1, LOST.format(places.head)), shown
+    assert "Traceback" not in shown
+    assert places.home.execute("machine", "ip", "rule").count("lookup") == 3
+    until(lambda: not places.home.processes("machine"), 30, lambda: places.home.processes("machine"))

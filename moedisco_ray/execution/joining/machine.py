@@ -30,6 +30,9 @@ _END_SECONDS = 20
 """Seconds in which Ray's processes must end after SIGTERM; then they are killed."""
 _RULE = 7700
 """Priority of the first routing rule. The number of the routing table is this value plus the tunnel's number."""
+_ENDING_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
+"""Words before a command that must end when this process is killed: a Ray node without it would offer its slots a second time
+after the next `moedisco join`."""
 _SHARED = ("ray", "moedisco-ray")
 _MEANINGS = (
     ("Permission denied", "TOKEN", "the head refuses it: it was used before, or another head issued it; ask for a new one"),
@@ -98,9 +101,9 @@ def require_root() -> None:
         raise ConfigError(
             "/dev/net/tun", None, "does not exist; load the kernel module `tun`, or start the container with --device /dev/net/tun "
             "--cap-add NET_ADMIN")
-    missing = [tool for tool in ("ssh", "ip") if shutil.which(tool) is None]
+    missing = [tool for tool in ("ssh", "ip", "setpriv") if shutil.which(tool) is None]
     if missing:
-        raise ConfigError("PATH", None, f"has no {', '.join(missing)}; install openssh-client and iproute2")
+        raise ConfigError("PATH", None, f"has no {', '.join(missing)}; install openssh-client, iproute2 and util-linux")
 
 
 def join(token: JoinToken, machine: Machine, stop: threading.Event, say: Callable[[str], None], *, grace: float) -> None:
@@ -173,7 +176,8 @@ def _tunnel(token: JoinToken) -> Iterator[tuple[subprocess.Popen[str], Offer]]:
             *(f"-o{name}={value}" for name, value in options.items()), f"{token.user}@{token.host}"]
         # A separate session, so that Ctrl-C does not end the tunnel before Ray has left the cluster through it.
         ssh = subprocess.Popen(  # noqa: S603 - ssh with our own arguments
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            [*_ENDING_WITH_US, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True)
         try:
             yield ssh, _read_offer(ssh, token)
         finally:
@@ -219,8 +223,8 @@ def _ip(command: str) -> None:
 @contextlib.contextmanager
 def _ray(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     ray = subprocess.Popen(  # noqa: S603 - Ray's own command line
-        [sys.executable, "-m", "ray.scripts.scripts", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        start_new_session=True)
+        [*_ENDING_WITH_US, sys.executable, "-m", "ray.scripts.scripts", *arguments], stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield ray
     finally:
