@@ -61,6 +61,19 @@ def download(remote: Remote, wanted: Mapping[Path, Entry]) -> None:
         list(threads.map(one, wanted.items()))
 
 
+def owner_of(name: str) -> str | None:
+    """Name of the committed directory that contains a file, judged by the file's name; None for other files and for drafts."""
+    top, _, rest = name.partition("/")
+    if top in (OBJECTS, RECEIPTS, LOGS) or (not rest and "." in top):
+        return None
+    return name if top == CHECKPOINTS else top
+
+
+def cached_unit(name: str) -> str:
+    """The unit (see `cache`) to which a file belongs: the cache keeps or deletes a unit as a whole."""
+    return attempt_of(name) if name.startswith(f"{OBJECTS}/") else owner_of(name) or name
+
+
 def attempt_of(name: str) -> str:
     """Folder of the attempt that wrote an object: `objects/ATTEMPT`."""
     return "/".join(name.split("/")[:2])

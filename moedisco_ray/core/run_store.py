@@ -35,20 +35,20 @@ from moedisco_ray.core.cache import make_room, note_uploaded, pinned
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import Location, is_uri, working_directory
 from moedisco_ray.core.manifests import (
-    CHECKPOINTS,
-    LOGS,
     MANIFEST,
     OBJECTS,
     RECEIPTS,
     Entries,
     as_json,
     attempt_of,
+    cached_unit,
     check_entries,
     download,
     entries_of,
     files_in,
     has_size,
     is_uploaded,
+    owner_of,
     upload,
 )
 from moedisco_ray.core.run_pickler import RunPickler
@@ -117,10 +117,10 @@ class RunStore:
             StorageError: The URI does not respond, or an object is damaged.
         """
         names = [name for name in map(self.name_of, paths) if name is not None] if self.is_remote else []
-        with pinned(self.home, map(self._unit, names)):
+        with pinned(self.home, map(cached_unit, names)):
             missing = False
             for name in names:
-                with self._locked(self._owner(name) or name):
+                with self._locked(owner_of(name) or name):
                     missing |= self._fetch(name)
             if missing:
                 make_room(self.home.parent)
@@ -156,7 +156,7 @@ class RunStore:
         """Sorted paths of a directory's files whose names end in `suffix`, including files that the working copy lacks."""
         found = {path for path in directory.glob(f"*{suffix}") if path.is_file() and path.name != MANIFEST}
         name = self.name_of(directory) if self.is_remote else None
-        owner = None if name is None else self._owner(name)
+        owner = None if name is None else owner_of(name)
         if name is not None and owner is not None:
             entries = self.manifest(owner) or {}
             below = f"{name}/"[len(owner) + 1:]
@@ -170,7 +170,7 @@ class RunStore:
         name = self.name_of(path) if self.is_remote else None
         if name is None:
             return path.exists()
-        owner = self._owner(name)
+        owner = owner_of(name)
         if owner is None:
             return self.remote.modified(name) is not None
         entries = self.manifest(owner)
@@ -206,7 +206,7 @@ class RunStore:
 
     def object_of(self, name: str) -> str | None:
         """Name of the object that stores a file; None if the file's committed directory does not exist or lacks the file."""
-        owner = self._owner(name)
+        owner = owner_of(name)
         if owner is None or name == f"{owner}/{MANIFEST}":
             return name
         entry = (self.manifest(owner) or {}).get(name[len(owner) + 1:])
@@ -215,7 +215,7 @@ class RunStore:
     def read_newest(self, name: str) -> bytes | None:
         """Like `read`, for the driver: files outside of committed directories are read from its working copy, which is newer."""
         path = self.directory / name
-        return path.read_bytes() if self._owner(name) is None and path.exists() else self.read(name)
+        return path.read_bytes() if owner_of(name) is None and path.exists() else self.read(name)
 
     def remove(self, directory: Path, *, objects: bool = False) -> None:
         """Delete a directory that is not an artifact, on this machine and at the URI.
@@ -263,7 +263,7 @@ class RunStore:
         """Copy a finished directory into a draft without copying data: by hard links, and at a URI by references to its objects."""
         if self.is_remote:
             name = str(self.name_of(source))
-            owner = self._owner(name) or name
+            owner = owner_of(name) or name
             below = f"{name}/"[len(owner) + 1:]
             draft, _, inside = str(self.name_of(target))[len(OBJECTS) + 1:].partition("/")
             entries = {each[len(below):]: entry for each, entry in (self.manifest(owner) or {}).items() if each.startswith(below)}
@@ -306,20 +306,9 @@ class RunStore:
         self._record(name, content)
         self.remote.delete_folder(attempt.replace(OBJECTS, RECEIPTS, 1))
 
-    def _owner(self, name: str) -> str | None:
-        """Name of the committed directory that contains a file, judged by the file's name; None for other files and for drafts."""
-        top, _, rest = name.partition("/")
-        if top in (OBJECTS, RECEIPTS, LOGS) or (not rest and "." in top):
-            return None
-        return name if top == CHECKPOINTS else top
-
-    def _unit(self, name: str) -> str:
-        """The unit (see `cache`) to which a file belongs: the cache keeps or deletes a unit as a whole."""
-        return attempt_of(name) if name.startswith(f"{OBJECTS}/") else self._owner(name) or name
-
     def _fetch(self, name: str) -> bool:
         """Fetch a file, or all files below a directory; return whether any was missing."""
-        owner = self._owner(name)
+        owner = owner_of(name)
         content = None if owner is None else self.remote.read(f"{owner}/{MANIFEST}")
         if owner is None or content is None:
             return self._fetch_loose(name)
