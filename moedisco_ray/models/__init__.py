@@ -20,30 +20,35 @@ from moedisco_ray.models.checks import (
     same_bits,
 )
 from moedisco_ray.models.dense import open_dense, upcycled_config
-from moedisco_ray.models.families import DECLARATIONS, PARTS, Family, Part, Role, TensorRole
 from moedisco_ray.models.hf import (
     backbone_parameters,
     canonical_shapes,
     config_values,
+    family_of,
     hf_config,
     load_model,
     model_tensors,
     moe_blocks,
+    routers,
     save_model,
     skeleton,
+    stored_tensors,
     submodel_config,
+    with_parameters_in,
 )
 from moedisco_ray.models.initial_weights import RandomWeights, random_weights
 from moedisco_ray.models.layout import ModelMap, Piece, Place, canonical_state, memory_state
+from moedisco_ray.models.roles import Role, TensorRole
+from moedisco_ray.models.routing import Selection, log_probabilities, probabilities, scores
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
-from moedisco_ray.models.speed import specialise
+from moedisco_ray.models.speed import runnable, specialise
 
 __all__ = [
-    "BACKBONE", "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "STORED_DTYPES", "Checkpoint",
-    "Family", "ModelMap", "Part", "Piece", "Place",
-    "RandomWeights", "Role", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state", "check_complete",
-    "check_experts", "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "group_size",
-    "hf_config", "load_model", "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_complete", "open_dense",
-    "random_weights", "read_config", "same_bits", "save_model", "skeleton", "specialise", "submodel_config", "upcycled_config",
-    "write_checkpoint", "write_config", "write_part",
+    "BACKBONE", "DEFAULT_SHARD_BYTES", "STORED_DTYPES", "Checkpoint", "ModelMap", "Piece", "Place", "RandomWeights", "Role",
+    "Selection", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state", "check_complete",
+    "check_experts", "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "family_of",
+    "group_size", "hf_config", "load_model", "log_probabilities", "memory_state", "model_tensors", "moe_blocks",
+    "open_checkpoint", "open_complete", "open_dense", "probabilities", "random_weights", "read_config", "routers", "runnable",
+    "same_bits", "save_model", "scores", "skeleton", "specialise", "stored_tensors", "submodel_config", "upcycled_config",
+    "with_parameters_in", "write_checkpoint", "write_config", "write_part",
 ]

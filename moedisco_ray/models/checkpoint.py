@@ -116,11 +116,16 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
         names: Maps the names of stored tensors to canonical names. By default this is the map of the family in `config.json`.
 
     Raises:
-        CheckpointError: The family is not supported, the weights are pickled, a file is missing or broken, or a tensor is unknown
-            or stored twice.
+        CheckpointError: The family is not supported, the weights are pickled or quantised, a file is missing or broken, or a tensor
+            is unknown or stored twice.
     """
     config = read_config(directory)
     model_map = ModelMap(str(config.get("model_type"))) if names is None else names
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            "checkpoint", str(directory), "holds quantised weights, which cannot be trained; load them with transformers, "
+            "dequantised, and call save_pretrained")
+    left_out = _prediction_layers(config, model_map)
     files: dict[str, Any] = {}
     places: dict[str, Place] = {}
     for path in weight_files(directory):
@@ -128,6 +133,8 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
         for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
             if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
                 continue    # this tensor is a copy of the embedding; transformers ignores it too
+            if stored.startswith(left_out):
+                continue
             files[stored] = file
             for key, place in model_map.stored_tensors(stored, tuple(file.get_slice(stored).get_shape())).items():
                 if key in places:
@@ -135,6 +142,15 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
                 places[key] = place
     ordered = dict(sorted(places.items(), key=lambda item: model_map.sort_key(item[0])))
     return Checkpoint(directory, config, model_map, files, ordered)
+
+
+def _prediction_layers(config: Mapping[str, Any], model_map: ModelMap) -> tuple[str, ...]:
+    """Prefixes of the tensors of layers that predict further tokens, which are not part of the model."""
+    field = model_map.family.prediction_layers_field
+    if field is None:
+        return ()
+    first = int(config["num_hidden_layers"])
+    return tuple(f"model.layers.{layer}." for layer in range(first, first + int(config.get(field) or 0)))
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from moedisco_ray.core.config import LocalInit, Model, UpcycleInit
+from moedisco_ray.core.config import EXPERT_COUNTS, LocalInit, Model, UpcycleInit
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.locations import is_uri
 from moedisco_ray.core.read_roots import check_folder
@@ -40,7 +40,7 @@ def expert_count(config: Mapping[str, Any]) -> int:
     """
     field = ModelMap(str(config.get("model_type"))).family.num_experts_field
     # For some families, transformers accepts two names of this field in a `config.json`, and writes either of them.
-    found = config.get(field, config.get("num_experts", config.get("num_local_experts")))
+    found = next((config[name] for name in (field, *EXPERT_COUNTS) if name in config), None)
     if not isinstance(found, int) or found < 1:
         raise CheckpointError(field, found, "the model's config.json must hold the number of experts here")
     return found
@@ -53,7 +53,7 @@ def check_experts(keys: Iterable[str], model_map: ModelMap, num_experts: int) ->
         CheckpointError: A layer lacks its router or a part of an expert.
     """
     for layer, count in model_map.experts(keys).items():
-        if count != num_experts:
+        if count and count != num_experts:      # the rows of a stack are checked when they are read
             raise CheckpointError("tensor", model_map.router_key(layer),
                                   f"its layer has {count} experts, but the configuration says {num_experts}")
 

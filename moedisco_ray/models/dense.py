@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from moedisco_ray.core.config import FamilyName
+from moedisco_ray.core.config import EXPERT_COUNTS, FamilyName
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.families import PARTS
 from moedisco_ray.models.checkpoint import Checkpoint, open_checkpoint, read_config
-from moedisco_ray.models.families import PARTS
 from moedisco_ray.models.hf import config_values
 from moedisco_ray.models.layout import ModelMap, Place
 
@@ -50,8 +50,8 @@ class DenseMap(ModelMap):
 class OneExpert(Mapping[str, Tensor]):
     """A dense checkpoint as an MoE with one expert: missing tensors are added, and unsupported biases removed.
 
-    A router is one row of zeros. If the family has a shared expert, it is a copy of the MLP; its gate of zeros weights it by 1/2.
-    The routed expert's output is halved, so that both add up to the MLP.
+    A router is one row of zeros. If the family has a shared expert, it is a copy of the MLP. A gate of zeros weights it by 1/2; if
+    it has no gate, its output is halved. The routed expert's output is halved too, so that both add up to the MLP.
 
     A bias that the MoE does not support must be zero, except for some biases of the attention output. Attention weights sum to 1,
     so a bias b of the output has the same effect as a bias v of the values with W v = b, where W is the output projection. If such
@@ -73,11 +73,16 @@ class OneExpert(Mapping[str, Tensor]):
         names, hidden = dense.model_map, int(dense.config["hidden_size"])
         for layer in range(int(dense.config["num_hidden_layers"])):
             self._made[names.router_key(layer)] = torch.zeros(1, hidden)
-            if names.family.shared is not None:
+            self._made |= {names.router_key(layer, name): torch.zeros(1) for name in names.family.router.tensors[1:]}
+            if (shared := names.family.shared) is not None:
                 block = f"model.layers.{layer}.{names.family.block}"
-                self._made[f"{block}.shared_expert_gate.weight"] = torch.zeros(1, hidden)
+                self._copied |= {
+                    f"{block}.{shared.module}.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS}
                 self._halved.add(names.expert_key(layer, 0, "down"))
-                self._copied |= {f"{block}.shared_expert.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS}
+                if shared.gate is None:
+                    self._halved.add(f"{block}.{shared.module}.down_proj.weight")
+                else:
+                    self._made[f"{block}.{shared.gate}.weight"] = torch.zeros(1, hidden)
         self._kept = [key for key in dense if _is_supported(key, biases)]
         for key in sorted(dense.keys() - {*self._kept}):
             if dense[key].any():
@@ -86,9 +91,8 @@ class OneExpert(Mapping[str, Tensor]):
     def __getitem__(self, key: str) -> Tensor:
         if key in self._made:
             return self._made[key]
-        if key in self._copied:
-            return self._dense[self._copied[key]].clone()
-        return self._dense[key] * 0.5 if key in self._halved else self._dense[key]
+        found = self._dense[self._copied[key]].clone() if key in self._copied else self._dense[key]
+        return found * 0.5 if key in self._halved else found
 
     def __iter__(self) -> Iterator[str]:
         yield from dict.fromkeys([*self._kept, *self._made, *self._copied])
@@ -144,7 +148,8 @@ def _is_supported(key: str, biases: tuple[bool, bool]) -> bool:
 def _biases(config: Mapping[str, Any], family: FamilyName) -> tuple[bool, bool]:
     """Whether the upcycled MoE has biases of queries, keys and values, and whether it has one of the attention output."""
     has = config.get("model_type") == "qwen2" or bool(config.get("attention_bias"))
-    return has and family != "mixtral", has and family == "qwen3_moe"
+    supported = ModelMap(family).family.attention.biases
+    return has and supported != "", has and supported == "qkvo"
 
 
 def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_experts_per_tok: int) -> dict[str, Any]:
@@ -160,15 +165,19 @@ def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_e
     kept = {key: value for key, value in values.items() if key in known}
     kept["pad_token_id"] = None     # transformers would exclude that token's embedding from training
     if dense_type != family:
+        attention, shared = declaration.attention, declaration.shared
+        kept |= {**declaration.constants, **declaration.dense[dense_type]}
         kept[declaration.expert_size_field] = raw["intermediate_size"]
-        if values.get("head_dim") is not None and family != "qwen2_moe":
+        if values.get("head_dim") is not None and attention.own_head_dim:
             kept["head_dim"] = values["head_dim"]   # some families read it, but their configuration class does not declare it
-        if family == "qwen2_moe":
-            kept |= {"qkv_bias": _biases(raw, family)[0], "shared_expert_intermediate_size": raw["intermediate_size"]}
-        if declaration.expert_size_field != "intermediate_size":
-            kept |= {"decoder_sparse_step": 1, "mlp_only_layers": []}   # every layer is an MoE layer
-    kept.pop("num_local_experts", None)
+        if attention.bias_field is not None:
+            kept[attention.bias_field] = any(_biases(raw, family))
+        if shared is not None and shared.size_field is not None:
+            kept[shared.size_field] = raw["intermediate_size"]
+        kept |= {name: value for name, value in declaration.fields.items() if name not in {*values, *kept}}
+    for name in EXPERT_COUNTS:
+        kept.pop(name, None)
     kept |= {declaration.num_experts_field: num_experts, "num_experts_per_tok": num_experts_per_tok}
-    if not declaration.always_normalises:
+    if declaration.router.normalises == "by_setting":
         kept["norm_topk_prob"] = True
     return config_values(AutoConfig.for_model(family, **kept))

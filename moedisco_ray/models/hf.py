@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from moedisco_ray.core.config import Architecture, FamilyName
+from moedisco_ray.core.config import EXPERT_COUNTS, Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.families import Family
 from moedisco_ray.core.read_roots import check_folder, check_inside
 from moedisco_ray.models.checkpoint import read_config, weight_files
 from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint
-from moedisco_ray.models.families import Role
 from moedisco_ray.models.layout import ModelMap, canonical_state
-
-_OWN_EXPERT_SIZE = "moe_intermediate_size"
+from moedisco_ray.models.roles import Role
 
 
 def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, sequence_length: int,
@@ -64,16 +63,16 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
         "dtype": "float32",
         declaration.num_experts_field: architecture.num_experts,
         declaration.expert_size_field: architecture.moe_intermediate_size,
+        **declaration.constants,
+        **{name: declaration.value(architecture.fields, name) for name in declaration.fields},
     }
-    if not declaration.always_normalises:
+    if declaration.router.normalises == "by_setting":
         fields["norm_topk_prob"] = architecture.norm_topk_prob
-    if declaration.expert_size_field == _OWN_EXPERT_SIZE:
-        fields |= {"decoder_sparse_step": 1, "mlp_only_layers": []}     # every layer is an MoE layer
-        fields["intermediate_size"] = architecture.moe_intermediate_size
-    if declaration.shared is not None:
-        fields["shared_expert_intermediate_size"] = (
-            architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size)
-    if family in ("mixtral", "qwen3_moe"):
+    if declaration.own_expert_size:
+        fields["intermediate_size"] = fields.get("intermediate_size") or architecture.moe_intermediate_size
+    if declaration.shared is not None and declaration.shared.size_field is not None:
+        fields[declaration.shared.size_field] = architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size
+    if declaration.attention.own_head_dim:
         fields["head_dim"] = architecture.head_size
     elif architecture.head_size * architecture.num_attention_heads != architecture.hidden_size:
         raise ConfigError("model.config.head_dim", architecture.head_dim,
@@ -88,19 +87,28 @@ def config_values(config: PretrainedConfig) -> dict[str, Any]:
     """
     values: dict[str, Any] = config.to_diff_dict()
     family = ModelMap(str(config.model_type)).family
-    values.pop("num_local_experts", None)
+    for name in EXPERT_COUNTS:
+        values.pop(name, None)
     values[family.num_experts_field] = int(getattr(config, family.num_experts_field))
     values["architectures"] = [_model_class(config).__name__]
     return values
 
 
 def submodel_config(config: Mapping[str, Any], experts_per_submodel: int) -> dict[str, Any]:
-    """Values of a sub-model's `config.json`: those of the whole MoE, with fewer experts and with top-k limited to their number."""
+    """Values of a sub-model's `config.json`: those of the whole MoE, with fewer experts and a router that fits them.
+
+    Raises:
+        ConfigError: The router cannot be divided in this way.
+    """
     family = ModelMap(str(config.get("model_type"))).family
-    values = {key: value for key, value in config.items() if key not in ("num_experts", "num_local_experts")}
-    values[family.num_experts_field] = experts_per_submodel
-    values["num_experts_per_tok"] = min(int(from_values(config).num_experts_per_tok), experts_per_submodel)
-    return values
+    whole = from_values(config)
+    experts = int(getattr(whole, family.num_experts_field))
+    try:
+        router = family.router.submodel_fields(whole.to_dict(), experts, experts_per_submodel)
+    except ValueError as error:
+        raise ConfigError("clusters.count", experts // experts_per_submodel, str(error)) from error
+    values = {key: value for key, value in config.items() if key not in EXPERT_COUNTS}
+    return values | router | {family.num_experts_field: experts_per_submodel}
 
 
 def from_values(config: Mapping[str, Any]) -> PretrainedConfig:
@@ -114,6 +122,17 @@ def skeleton(config: Mapping[str, Any] | PretrainedConfig) -> PreTrainedModel:
     found = config if isinstance(config, PretrainedConfig) else from_values(config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(found)
+
+
+def with_parameters_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Store all parameters of a model in one dtype, in place; return the model.
+
+    transformers keeps some routers in fp32, but optimizers and sharding need one dtype. Buffers such as the correction of a router
+    keep theirs: they are not trained.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def canonical_shapes(config: Mapping[str, Any] | PretrainedConfig) -> dict[str, tuple[int, ...]]:
@@ -144,7 +163,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
             raise CheckpointError(
                 "checkpoint", str(directory), f"{problem.replace('_', ' ')}: {example} and {len(info[problem]) - 1} "
                 "more; the weights do not belong to its config.json")
-    return model
+    return with_parameters_in(model, dtype)
 
 
 def model_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
@@ -173,10 +192,27 @@ def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[
 
 
 def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
-    """The MoE blocks of a model, each with `gate` and `experts`, by layer index; dense layers have none."""
+    """The MoE blocks of a model, each with a router and `experts`, by layer index; dense layers have none."""
     layers = model.get_submodule("model.layers")
     blocks = {index: layer.get_submodule("mlp") for index, layer in enumerate(layers.children())}
     return {index: block for index, block in blocks.items() if hasattr(block, "experts")}
+
+
+def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """The routers of a model by layer index; a router returns logits, weights and indices of the selected experts."""
+    name = family_of(model).router.module
+    return {index: block.get_submodule(name) for index, block in moe_blocks(model).items()}
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The declaration of a model's family."""
+    return ModelMap(str(model.config.model_type)).family
+
+
+def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of a model that are stored, by name: parameters, and buffers such as the correction of a router."""
+    stored = model.state_dict().keys()
+    return {**dict(model.named_parameters()), **{name: each for name, each in model.named_buffers() if name in stored}}
 
 
 def backbone_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from moedisco_ray.models.checks import check_complete
-from moedisco_ray.models.families import Role
 from moedisco_ray.models.hf import canonical_shapes
 from moedisco_ray.models.layout import ModelMap
+from moedisco_ray.models.roles import Role
 
 
 class RandomWeights(Mapping[str, Tensor]):
@@ -35,7 +35,7 @@ class RandomWeights(Mapping[str, Tensor]):
         shape = self._shapes[key]
         if key.endswith("norm.weight"):
             return torch.ones(shape, dtype=self._dtype)
-        if key.endswith(".bias"):
+        if key.endswith("bias"):
             return torch.zeros(shape, dtype=self._dtype)
         generator = torch.Generator().manual_seed(_key_seed(self._seed, key))
         return torch.empty(shape).normal_(0.0, self._std, generator=generator).to(self._dtype)
@@ -87,14 +87,14 @@ class SeededWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, key: str) -> Tensor:
         role = self._map.classify(key)
-        if role.role is not Role.ROUTER:
+        if not role.has_row_per_expert:
             tensor = self._seed[self._seed_key(key)]
             # Copies of an expert would share memory, and safetensors refuses tensors that do.
             return tensor if role.expert is None else tensor.clone()
         rows_gD, initial_ED = self._seed[key], self._initial[key]
-        if self._fresh_router or len(rows_gD) == 1:
+        if role.role is Role.ROUTER and (self._fresh_router or len(rows_gD) == 1):
             return initial_ED
-        return rows_gD.repeat(len(initial_ED) // len(rows_gD), 1)
+        return rows_gD.repeat(len(initial_ED) // len(rows_gD), *(1 for _ in rows_gD.shape[1:]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._initial)

@@ -1,8 +1,9 @@
 """Translation between the canonical tensors of a model and the tensors of a transformers model in memory.
 
-The canonical form has one tensor per expert and projection, under the names of the family's original checkpoints. In memory,
-transformers stacks the experts of a layer, for every family: `mlp.experts.gate_up_proj` w_EGD with G = 2F (gate, then up), and
-`mlp.experts.down_proj` w_EDF. A checkpoint may have that form too.
+The canonical form has the names of the family's original checkpoints, in most families with one tensor per expert and projection.
+In memory, transformers stacks the experts of a layer, for every family: `mlp.experts.gate_up_proj` w_EGD with G = 2F (gate, then
+up), and `mlp.experts.down_proj` w_EDF. A checkpoint may have that form too. Families whose canonical form has stacks keep them as
+they are.
 
 Shapes: E experts, D hidden, F expert hidden.
 """
@@ -16,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.models.families import DECLARATIONS, OUTSIDE_LAYERS, PARTS, Part, Role, TensorRole, layer_rules
+from moedisco_ray.core.families import DECLARATIONS, FAMILIES, PARTS, Part
+from moedisco_ray.models.roles import OUTSIDE_LAYERS, Role, TensorRole, layer_rules
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _NUMBER = re.compile(r"(\d+)")
@@ -77,14 +78,14 @@ class ModelMap:
     """Names of a family's tensors, with their roles and their positions in memory and in checkpoints.
 
     Args:
-        family: A Hugging Face `model_type`, one of `moedisco_ray.core.config.FAMILIES`.
+        family: A Hugging Face `model_type`, one of `moedisco_ray.core.families.FAMILIES`.
 
     Raises:
         CheckpointError: The family is not supported.
     """
 
     def __init__(self, family: str) -> None:
-        found = {str(name): declaration for name, declaration in DECLARATIONS.items()}.get(family)
+        found = DECLARATIONS.get(family)
         if found is None:
             raise CheckpointError("model_type", family, f"is not supported; use one of {', '.join(FAMILIES)}")
         self.family = found
@@ -101,14 +102,14 @@ class ModelMap:
         if layer := _LAYER.fullmatch(key):
             for role, pattern in self._rules:
                 if match := pattern.fullmatch(layer[2]):
-                    if role is Role.EXPERT:
+                    if role is Role.EXPERT and not self.family.stacks:
                         part = PARTS[self.family.projections.index(match[2])]
                         return TensorRole(role, int(layer[1]), int(match[1]), part)
                     return TensorRole(role, int(layer[1]), None, layer[2])
         raise CheckpointError("tensor", key, f"is no tensor of family {self.family.name}; use a model of this family")
 
     def expert_key(self, layer: int, expert: int, part: Part) -> str:
-        """Canonical name of a projection of an expert."""
+        """Canonical name of a projection of an expert, in families without stacks."""
         return f"model.layers.{layer}.{self.family.block}.experts.{expert}.{self.family.projection(part)}.weight"
 
     def renumbered(self, key: str, expert: int) -> str:
@@ -119,17 +120,17 @@ class ModelMap:
             raise CheckpointError("tensor", key, "belongs to no expert")
         return self.expert_key(role.layer, expert, part)
 
-    def router_key(self, layer: int) -> str:
-        """Canonical name of a layer's router."""
-        return f"model.layers.{layer}.{self.family.block}.gate.weight"
+    def router_key(self, layer: int, tensor: str = "weight") -> str:
+        """Canonical name of a layer's router, or of another of its tensors."""
+        return f"model.layers.{layer}.{self.family.block}.{self.family.router.module}.{tensor}"
 
     def place(self, key: str) -> Place:
         """Position of a canonical tensor in a transformers model in memory."""
         role = self.classify(key)
         prefix = f"model.layers.{role.layer}.{_MEMORY_BLOCK}"
         if role.role is Role.ROUTER:
-            return Place(f"{prefix}.gate.weight")
-        if role.role is not Role.EXPERT:
+            return Place(f"{prefix}{role.part.removeprefix(self.family.block)}")
+        if role.expert is None:
             return Place(key)
         if role.part == "down":
             return Place(f"{prefix}.experts.down_proj", role.expert)
@@ -151,13 +152,13 @@ class ModelMap:
             self.classify(key)
             return {key: Place(key)}
         index, (inner, _, name) = int(layer[1]), rest.partition(".")
-        if inner == "experts" and name in _FUSED and len(shape) == 3:
+        if inner == "experts" and name in _FUSED and len(shape) == 3 and not self.family.stacks:
             parts = _FUSED[name]
             return {
                 self.expert_key(index, expert, part): Place(key, expert, half if len(parts) == 2 else None)
                 for expert in range(shape[0]) for half, part in enumerate(parts)}
         # A Mixtral checkpoint that was saved with in-memory names calls the router `mlp.gate.weight`.
-        canonical = self.router_key(index) if rest == "gate.weight" else key
+        canonical = self.router_key(index, name) if inner == self.family.router.module else key
         self.classify(canonical)
         return {canonical: Place(key)}
 
@@ -204,7 +205,7 @@ class ModelMap:
         return (group, *(int(piece) if piece.isdigit() else piece for piece in _NUMBER.split(key)))
 
     def experts(self, keys: Iterable[str]) -> dict[int, int]:
-        """Number of experts per MoE layer; checks that each layer has its router and all projections of its experts.
+        """Number of experts per MoE layer, 0 for a stack; checks that each layer has its router and all projections of its experts.
 
         Raises:
             CheckpointError: A name is unknown, or a layer is incomplete.
@@ -216,10 +217,12 @@ class ModelMap:
             if role.layer is not None and role.expert is not None:
                 counts[role.layer] = max(counts[role.layer], role.expert + 1)
         for layer, count in counts.items():
-            needed = {self.expert_key(layer, e, part) for e in range(count) for part in PARTS}
-            needed.add(self.router_key(layer))
-            if not count or needed - present:
-                missing = min(needed - present, default=self.expert_key(layer, 0, "gate"))
+            block = f"model.layers.{layer}.{self.family.block}"
+            needed = {f"{block}.experts.{name}" for name in self.family.stacks} or {
+                self.expert_key(layer, e, part) for e in range(max(1, count)) for part in PARTS}
+            needed |= {self.router_key(layer, name) for name in self.family.router.tensors}
+            if needed - present:
+                missing = min(needed - present)
                 raise CheckpointError("tensor", missing, "is missing; the checkpoint is incomplete")
         return dict(sorted(counts.items()))
 

@@ -1,13 +1,14 @@
 """Faster forward passes for transformers models; classes, tensor names and results do not change.
 
-In a sub-model with one expert per layer, the router's weight is a softmax over one number, exactly 1. `specialise` makes such a
-model run as the dense model that it is.
+In a sub-model with one expert per layer, the expert's weight does not depend on the token: a softmax over one number is exactly 1.
+`specialise` makes such a model run as the dense model that it is.
 
 Shapes: T tokens, K selected experts, S = T K selections, E experts, D hidden, F expert hidden, G = 2F.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moedisco_ray.models.hf import moe_blocks
+from moedisco_ray.core.families import Family
+from moedisco_ray.models.hf import family_of, moe_blocks, routers
 
 _IMPLEMENTATION = "moedisco_sorted"
 
@@ -29,12 +31,21 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
     it; the block records no router logits. Blocks with more experts use `sorted_experts`.
     """
     model.set_experts_implementation(_IMPLEMENTATION)
-    for block in moe_blocks(model).values():
-        router: Any = block.get_submodule("gate")
-        if router.weight.shape[0] == 1:
-            router.weight.requires_grad_(requires_grad=False)
-            block.forward = types.MethodType(_one_expert_forward, block)
+    family, fields = family_of(model), model.config.to_dict()
+    only = _OnlyExpert(family, family.router.scaling(fields))
+    is_constant = family.router.scores == "softmax" or family.router.normalised(fields.get("norm_topk_prob"))
+    for block, router in zip(moe_blocks(model).values(), routers(model).values(), strict=True):
+        if is_constant and len(router.get_parameter("weight")) == 1:
+            router.requires_grad_(requires_grad=False)
+            block.forward = types.MethodType(only.forward, block)
     return model
+
+
+def runnable(model: PreTrainedModel) -> PreTrainedModel:
+    """`specialise` a model whose layers have fewer experts than its router needs; leave any other model as it is."""
+    needed = family_of(model).router.least_in_group
+    few = any(len(router.get_parameter("weight")) < needed for router in routers(model).values())
+    return specialise(model) if few else model
 
 
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
@@ -43,7 +54,7 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     The result is deterministic. On a GPU, `grouped_experts` is called instead: the loop over experts would wait for the GPU.
 
     Args:
-        self: The experts' module, with `gate_up_proj` w_EGD and `down_proj` w_EDF.
+        self: The experts' module, with `gate_up_proj` w_EGD and `down_proj` w_EDF; or transposed, and with biases.
         x_TD: Input tokens.
         expert_TK: Indices of the selected experts.
         weight_TK: Weights of the selected experts.
@@ -58,13 +69,10 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     order_S = torch.argsort(flat_S, stable=True)
     counts = torch.bincount(flat_S, minlength=self.num_experts).tolist()
     pieces = torch.split(x_TD[order_S // K], counts)
-    outputs = []
     # The backward pass of unbind stacks the gradients of the experts once; that of indexing would add up E gradients of the
     # whole stack.
-    for piece_SD, w_GD, w_DF in zip(pieces, self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True):
-        gate_SF, up_SF = functional.linear(piece_SD, w_GD).chunk(2, dim=-1)
-        outputs.append(functional.linear(self.act_fn(gate_SF) * up_SF, w_DF))
-    y_SD = torch.cat(outputs) * weight_TK.reshape(-1)[order_S, None]
+    stacks = (stack.unbind(0) for stack in _stacks(self))
+    y_SD = torch.cat([_expert(self, *each) for each in zip(pieces, *stacks, strict=True)]) * weight_TK.reshape(-1)[order_S, None]
     inverse_S = torch.empty_like(order_S)
     inverse_S[order_S] = torch.arange(T * K, device=order_S.device)
     return y_SD[inverse_S].view(T, K, -1).sum(dim=1).to(x_TD.dtype)
@@ -94,17 +102,50 @@ class _CastExperts:
         return getattr(self._experts, name)
 
 
-def _one_expert_forward(block: Any, hidden_states: Tensor) -> Tensor:
-    experts = block.experts
-    # Two linear layers on the halves of the weight: the backward pass concatenates their gradients, which have the size of the
-    # weight. With one linear layer and a split output, it would concatenate gradients of the size of the activations.
-    # squeeze(0) instead of [0], because the backward pass of [0] copies the gradient into a tensor of zeros.
-    gate_FD, up_FD = experts.gate_up_proj.squeeze(0).chunk(2)
-    gate, up = functional.linear(hidden_states, gate_FD), functional.linear(hidden_states, up_FD)
-    y = functional.linear(experts.act_fn(gate) * up, experts.down_proj.squeeze(0))
-    if isinstance(getattr(block, "shared_expert", None), nn.Module):
-        y = y + torch.sigmoid(block.shared_expert_gate(hidden_states)) * block.shared_expert(hidden_states)
-    return y
+def _stacks(experts: Any) -> list[Tensor]:
+    stacks = [experts.gate_up_proj, experts.down_proj]
+    return [*stacks, experts.gate_up_proj_bias, experts.down_proj_bias] if experts.has_bias else stacks
+
+
+def _expert(
+    experts: Any, x_SD: Tensor, up_GD: Tensor, down_DF: Tensor, up_bias_G: Tensor | None = None, down_bias_D: Tensor | None = None,
+) -> Tensor:
+    if experts.is_transposed:
+        up_GD, down_DF = up_GD.mT, down_DF.mT
+    hidden_SF = experts._apply_gate(functional.linear(x_SD, up_GD, up_bias_G))  # noqa: SLF001 - transformers' own gate of the family
+    return functional.linear(hidden_SF, down_DF, down_bias_D)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnlyExpert:
+    """The MoE block of a family whose layers have one expert.
+
+    Attributes:
+        family: The family.
+        weight: The expert's weight.
+    """
+
+    family: Family
+    weight: float
+
+    def forward(self, block: Any, hidden_states: Tensor) -> Any:
+        """The block's output."""
+        experts, shared = block.experts, self.family.shared
+        # squeeze(0) instead of [0], because the backward pass of [0] copies the gradient into a tensor of zeros.
+        if experts.is_transposed or experts.has_bias:
+            y = _expert(experts, hidden_states, *(stack.squeeze(0) for stack in _stacks(experts)))
+        else:
+            # Two linear layers on the halves of the weight: the backward pass concatenates their gradients, which have the size of
+            # the weight. With one linear layer and a split output, it would concatenate gradients of the size of the activations.
+            gate_FD, up_FD = experts.gate_up_proj.squeeze(0).chunk(2)
+            gate, up = functional.linear(hidden_states, gate_FD), functional.linear(hidden_states, up_FD)
+            y = functional.linear(experts.act_fn(gate) * up, experts.down_proj.squeeze(0))
+        if self.weight != 1.0:
+            y = y * self.weight
+        if shared is not None:
+            found = getattr(block, shared.module)(hidden_states)
+            y = y + (found if shared.gate is None else torch.sigmoid(getattr(block, shared.gate)(hidden_states)) * found)
+        return (y, None) if self.family.returns_scores else y
 
 
 ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, sorted_experts)

@@ -22,11 +22,12 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.families import PARTS, Part
 from moedisco_ray.models.checkpoint import Checkpoint
 from moedisco_ray.models.checks import open_complete
-from moedisco_ray.models.families import PARTS, Part
-from moedisco_ray.models.hf import canonical_shapes, moe_blocks, skeleton
+from moedisco_ray.models.hf import canonical_shapes, moe_blocks, skeleton, with_parameters_in
 from moedisco_ray.models.layout import ModelMap
+from moedisco_ray.models.speed import runnable
 
 RESIDENT_BYTES = 2**30
 """Maximum size of a model that stays in a CPU's memory after its first use (bytes)."""
@@ -56,7 +57,7 @@ def streamed_model(
     Raises:
         ConfigError: transformers cannot build the model.
     """
-    model = skeleton(config).to(dtype)
+    model = with_parameters_in(skeleton(config), dtype)
     base: Any = model.base_model
     base.rotary_emb = type(base.rotary_emb)(config=model.config).to(device)
     weights = _Weights(tensors, ModelMap(str(model.config.model_type)), device, dtype)
@@ -64,14 +65,14 @@ def streamed_model(
         size = sum(math.prod(shape) for shape in canonical_shapes(model.config).values()) * dtype.itemsize
         resident = size <= _resident_bytes(device)
     base.embed_tokens = StoredEmbedding(weights)
-    if few_tokens and not resident:
+    if few_tokens and not resident and not weights.names.family.stacks:
         for index, block in moe_blocks(model).items():
             block.experts = _SelectedExperts(block.get_submodule("experts"), index, weights)
     for index, layer in enumerate(base.layers):
         _LoadedPart(layer, f"model.layers.{index}.", weights, keep=resident)
     _LoadedPart(base.norm, "model.norm.", weights, keep=True)
     _LoadedPart(model.get_output_embeddings(), "lm_head.", weights, keep=resident)
-    return model.eval()
+    return runnable(model).eval()
 
 
 def open_streamed(directory: Path, *, dtype: torch.dtype, device: str = "cpu", few_tokens: bool = False) -> PreTrainedModel:
@@ -133,9 +134,9 @@ class _Weights:
             stored = (name for key, shape in shapes.items() for name in self.names.stored_tensors(key, shape))
             self._tensors.read_ahead(name for name in stored if name in self._tensors)
 
-    def read(self, key: str, shape: tuple[int, ...]) -> Tensor:
+    def read(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Read a tensor of the model; a stack of experts is filled from one stored tensor per expert."""
-        target = torch.empty(shape, dtype=self.dtype, device=self.device)
+        target = torch.empty(shape, dtype=dtype, device=self.device)
         for name, place in self.names.stored_tensors(key, shape).items():
             piece, source = target[place.index(shape)], self.stored(name)
             if piece.shape != source.shape:
@@ -156,9 +157,10 @@ class _LoadedPart:
         module.register_forward_hook(self._after, always_call=True)
 
     def load(self) -> None:
-        shapes = {self._prefix + name: tuple(p.shape) for name, p in self._module.named_parameters()}
-        self._weights.read_ahead(shapes)
-        state = {name.removeprefix(self._prefix): self._weights.read(name, shape) for name, shape in shapes.items()}
+        empty = self._module.state_dict()
+        self._weights.read_ahead({self._prefix + name: tuple(tensor.shape) for name, tensor in empty.items()})
+        state = {
+            name: self._weights.read(self._prefix + name, tuple(tensor.shape), tensor.dtype) for name, tensor in empty.items()}
         self._module.load_state_dict(state, assign=True)
         self.is_loaded = True
 

@@ -223,14 +223,14 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     smallest_gb = min(kind.memory_gb for kind in pool.node_types)
 
     def measure(trial: Optimizer, spread: int) -> Memory:
-        shape = whole if training.sharded else submodel_architecture(whole, spread)
+        shape = whole if training.sharded else submodel_architecture(family, whole, spread)
         by_exchange = functools.partial(
             worker_memory, family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu,
             workers=spread if training.sharded else 1)
         return by_exchange(exchange=exchange_of(
             config.finetune.exchange, lambda exchange: by_exchange(exchange=exchange), smallest_gb))
 
-    shape = whole if training.sharded else submodel_architecture(whole, config.clusters.count)
+    shape = whole if training.sharded else submodel_architecture(family, whole, config.clusters.count)
     memory = measure(optimizer, training.spread.now)
     pool_gb = max(kind.memory_gb for kind in pool.node_types)
     fits = memory.total <= pool_gb * GIB

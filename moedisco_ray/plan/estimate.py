@@ -164,7 +164,7 @@ class _Reading:
     def __init__(self, config: RunConfig, vocab_size: int, machine: Machine) -> None:
         self._config, self._vocab_size, self._machine = config, vocab_size, machine
         self._whole = config.model.architecture
-        self._part = submodel_architecture(self._whole, config.clusters.count)
+        self._part = submodel_architecture(config.model.family, self._whole, config.clusters.count)
 
     def stage(self, name: str) -> StageEstimate:
         """Estimate of a stage in which no training takes place."""

@@ -9,10 +9,15 @@ autocast, else r = s). Then the activations of one token in one decoder layer ta
 
 * two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + r + s) D;
 * attention: queries, keys, values and the output, s (2Hd + 2Gd), and a log-sum-exp of 4 bytes per head; where queries
-  and keys are normalised (qwen3_moe, olmoe), their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd);
+  and keys are normalised, their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd); where only a part of each head is
+  rotated, a copy of the output: sHd; where heads have sinks, no fused attention stores less than the scores rH(L + 1), under
+  autocast also in bf16, and keys and values for every head: 2s(H - G)d;
+* latent attention: queries and keys 2sH(n + p), the product that holds the values sH(n + v), the output and its copy 2sHv, and the
+  normalised latents (4 + 2s)(r + q), with the sizes of `plan.parameters`;
 * each of its k experts: a copy of the token, gate and up (one tensor), the activated gate, the product of gate and up, and the
-  output before the router's weight scales it: s (2D + 4F); a layer's only expert, which runs as a dense MLP: 4sF; a shared expert:
-  s (D + 4S);
+  output before the router's weight scales it: s (2D + 4F), with the activation of gpt_oss s (2D + 7F); a layer's only expert, which
+  runs as a dense MLP: 4sF, or 7sF; a shared expert: 4sS, and sD if it has a gate;
+* a router that computes in fp32: an fp32 copy of its input, 4D, unless that is in fp32 already;
 * under autocast, each matrix product makes its own copy of its input in s bytes per element. So where several products have the
   same input (such as those for queries, keys and values), each product after the first adds sD.
 
@@ -50,8 +55,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from moedisco_ray.core.config import Architecture, FamilyName, Optimizer, read_architecture
-from moedisco_ray.plan.parameters import Parameters, count_parameters, shared_hidden_size
+from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
+from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
+from moedisco_ray.plan.parameters import Parameters, count_parameters, latent_sizes, shared_hidden_size
 
 Exchange = Literal["step", "micro_batch"]
 """How often the workers of a sharded training exchange weights and gradients."""
@@ -149,7 +155,7 @@ def worker_memory(
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing),
-        frozen=bool(optimizer.block_steps))
+        sequence_length=sequence_length, frozen=bool(optimizer.block_steps))
     if workers > 1 and exchange == "step":
         copies += (width + (0 if is_only_pass else _WHOLE_GRADIENT_BYTES)) * parameters.total
     # The backward pass begins with the head's gradient. With blocks, gradients come last.
@@ -192,7 +198,7 @@ def exchange_of(setting: Literal["auto", "step", "micro_batch"], measure: Callab
 
 def _matrices(parameters: Parameters) -> int:
     """Number of parameters that Muon trains, with one moment each instead of two. A few biases are counted too."""
-    return parameters.attention + parameters.experts + parameters.shared_expert
+    return parameters.attention + parameters.experts + parameters.shared_expert + parameters.dense
 
 
 def _step_bytes(optimizer: Optimizer, architecture: Architecture, parameters: Parameters, workers: int) -> int:
@@ -225,7 +231,8 @@ def model_memory(
 
 
 def activation_bytes_per_token(
-    family: FamilyName, architecture: Architecture, width: int, *, residual: int, checkpointing: bool, frozen: bool = False,
+    family: FamilyName, architecture: Architecture, width: int, *, residual: int, checkpointing: bool, sequence_length: int,
+    frozen: bool = False,
 ) -> int:
     """Bytes of activations per token of the micro-batch, without logits, by the formula in the docstring of this module.
 
@@ -235,47 +242,81 @@ def activation_bytes_per_token(
         width: Bytes of an element in a matrix product.
         residual: Bytes of an element in the residual stream.
         checkpointing: Whether layers are recomputed in the backward pass.
+        sequence_length: Tokens per sequence.
         frozen: Whether one layer trains and the others only pass gradients on.
     """
-    layer = layer_bytes_per_token(family, architecture, width, residual)
+    layer = layer_bytes_per_token(family, architecture, width, residual, sequence_length)
     layers, hidden = architecture.num_hidden_layers, architecture.hidden_size
-    others = frozen_bytes_per_token(family, architecture, width) if frozen else layer
+    others = frozen_bytes_per_token(family, architecture, width, residual, sequence_length) if frozen else layer
     kept = layers * residual * hidden + layer if checkpointing else (layers - 1) * others + layer
-    return kept + (4 + residual + width + 4) * hidden
+    return kept + (4 + (4 if DECLARATIONS[family].norms_in_fp32 else residual) + width + 4) * hidden
 
 
-def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width: int, residual: int) -> int:
-    """Bytes per token of the activations that one layer saves for the backward pass."""
-    hidden = architecture.hidden_size
-    queries = architecture.num_attention_heads * architecture.head_size
-    keys = architecture.key_value_heads * architecture.head_size
-    norms = 2 * (4 + residual + width) * hidden
-    attention = width * 2 * (queries + keys) + 4 * architecture.num_attention_heads
-    if family in ("qwen3_moe", "olmoe"):
-        attention += (4 + width) * (queries + keys)
-    expert = 4 * architecture.moe_intermediate_size + (2 * hidden if architecture.num_experts > 1 else 0)
+def layer_bytes_per_token(
+    family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int,
+) -> int:
+    """Bytes per token of the activations that one MoE layer saves for the backward pass."""
+    declaration, hidden = DECLARATIONS[family], architecture.hidden_size
+    norms = 2 * (4 + (4 if declaration.norms_in_fp32 else residual) + width) * hidden
+    attention = (_latent_bytes if declaration.attention.latent else _grouped_bytes)(declaration, architecture, width)
+    attention += 4 * architecture.num_attention_heads
+    if declaration.attention.sinks:
+        attention += _score_bytes(architecture, width, residual, sequence_length)
+    routes = architecture.num_experts > 1
+    expert = declaration.expert_activations * architecture.moe_intermediate_size + (2 * hidden if routes else 0)
     shared = shared_hidden_size(family, architecture)
-    held = norms + attention + width * architecture.num_experts_per_tok * expert
-    held += width * (hidden + 4 * shared) if shared else 0
-    # Autocast copies the input of each matrix product to bf16. `norms` counts the copy for the query projection, and the copy for
-    # the router or, if the layer has a single expert, for that expert's gate projection. The remaining copies are counted here: one
-    # for the keys, one for the values, one for a single expert's up projection, and three for the shared expert.
-    casts = 2 + (architecture.num_experts == 1) + (3 if shared else 0) if residual > width else 0
+    gate = declaration.shared is not None and declaration.shared.gate is not None
+    held = norms + attention + width * architecture.num_experts_per_tok * expert + width * (4 * shared + gate * hidden)
+    if routes and declaration.router.in_fp32 and residual < 4:
+        held += 4 * hidden
+    # Autocast copies the input of each matrix product to bf16. `norms` holds the copies for the query projection and for the router
+    # (with one expert: its gate projection). More copies: for keys, for values (a latent is one projection), for a single expert's
+    # up projection unless it is one matrix with the gate's, and for the shared expert's gate and up projections and its gate.
+    casts = 2 - declaration.attention.latent + (not routes and not declaration.stacks) + (2 + gate if shared else 0)
+    casts *= residual > width
     return held + casts * width * hidden
 
 
-def frozen_bytes_per_token(family: FamilyName, architecture: Architecture, width: int) -> int:
+def frozen_bytes_per_token(
+    family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int,
+) -> int:
     """Bytes of one layer's saved tensors per token, if its weights get no gradients."""
-    hidden = architecture.hidden_size
-    queries = architecture.num_attention_heads * architecture.head_size
-    keys = architecture.key_value_heads * architecture.head_size
-    attention = width * 2 * (queries + keys) + 4 * architecture.num_attention_heads
-    if family in ("qwen3_moe", "olmoe"):
-        attention += 4 * (queries + keys)
-    expert = 3 * architecture.moe_intermediate_size + (hidden if architecture.num_experts > 1 else 0)
+    declaration, hidden, heads = DECLARATIONS[family], architecture.hidden_size, architecture.num_attention_heads
+    if declaration.attention.latent:
+        query_latent, latent, plain, rotated, value = latent_sizes(declaration, architecture)
+        attention = width * heads * (2 * (plain + rotated) + plain + 2 * value) + 4 * (query_latent + latent)
+    else:
+        both = (heads + architecture.key_value_heads) * architecture.head_size
+        attention = width * 2 * both + (4 * both if declaration.has_qk_norm(architecture.fields) else 0)
+    attention += 4 * heads
+    if declaration.attention.sinks:
+        attention += _score_bytes(architecture, width, residual, sequence_length)
+    experts = (declaration.expert_activations - 1) * architecture.moe_intermediate_size
+    experts += hidden if architecture.num_experts > 1 else 0
     shared = shared_hidden_size(family, architecture)
-    held = 2 * 4 * hidden + attention + width * architecture.num_experts_per_tok * expert
-    return held + (width * (hidden + 3 * shared) if shared else 0)
+    gate = declaration.shared is not None and declaration.shared.gate is not None
+    held = 2 * 4 * hidden + attention + width * architecture.num_experts_per_tok * experts
+    return held + width * (gate * hidden + 3 * shared)
+
+
+def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:
+    queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
+    held = width * (2 * (queries + keys) + family.attention.partial_rotation * queries)
+    return held + ((4 + width) * (queries + keys) if family.has_qk_norm(sizes.fields) else 0)
+
+
+def _score_bytes(sizes: Architecture, width: int, residual: int, sequence_length: int) -> int:
+    """Bytes of attention scores, which are stored where heads have sinks, and of keys and values repeated for every head."""
+    heads = sizes.num_attention_heads
+    repeated = 2 * width * (heads - sizes.key_value_heads) * sizes.head_size
+    cast = width * heads * sequence_length if residual > width else 0
+    return repeated + residual * heads * (sequence_length + 1) + cast
+
+
+def _latent_bytes(family: Family, sizes: Architecture, width: int) -> int:
+    query_latent, latent, plain, rotated, value = latent_sizes(family, sizes)
+    per_head = 2 * (plain + rotated) + (plain + value) + 2 * value
+    return width * sizes.num_attention_heads * per_head + (4 + 2 * width) * (query_latent + latent)
 
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:

@@ -1,14 +1,15 @@
 """Exact parameter counts per role, from sizes alone.
 
 Letters in formulas: D hidden size, H attention heads, G key-value heads, d size of one head, F hidden size of an
-expert, S hidden size of the shared expert, N experts of a layer, V vocabulary.
+expert, S hidden size of the shared expert, I hidden size of a dense layer's MLP, N experts of a layer, V vocabulary.
 """
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from moedisco_ray.core.config import Architecture, FamilyName
+from moedisco_ray.core.config import Architecture
+from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
 
 
 class Parameters(BaseModel):
@@ -25,6 +26,8 @@ class Parameters(BaseModel):
     router: int
     experts: int
     shared_expert: int
+    dense: int = 0
+    """Parameters of the MLPs of dense layers."""
     head: int
     active_experts: int
     """Parameters of the experts that one token passes through."""
@@ -53,56 +56,97 @@ class Parameters(BaseModel):
 
     @property
     def _between(self) -> int:
-        return self.attention + self.norms + self.router + self.shared_expert
+        return self.attention + self.norms + self.router + self.shared_expert + self.dense
 
 
 def count_parameters(family: FamilyName, architecture: Architecture, vocab_size: int) -> Parameters:
     """Count the parameters of the family's Hugging Face model.
 
-    Per layer: attention 2DHd + 2DGd (and Hd + 2Gd biases in qwen2_moe); norms 2D, plus 2d in qwen3_moe and Hd + Gd in
-    olmoe, which normalise queries and keys; router ND; experts 3NDF; in qwen2_moe a shared expert 3DS and its gate D.
-    Outside the layers: a last norm D, an embedding VD, and a head VD unless tied.
+    Per layer: two norms 2D, the attention and its own norms, and either an MoE block or a dense MLP 3DI. An MoE block has a router
+    ND, experts 3NDF and a shared expert 3DS. Some families add a bias of the router N, biases of the experts N(2F + D), or a gate
+    of the shared expert D. Outside the layers: a last norm D, an embedding VD, and a head VD unless tied.
     """
-    hidden, layers = architecture.hidden_size, architecture.num_hidden_layers
-    queries = architecture.num_attention_heads * architecture.head_size
-    keys = architecture.key_value_heads * architecture.head_size
-    attention = 2 * hidden * queries + 2 * hidden * keys
-    norms = 2 * hidden
-    shared = 0
-    if family == "qwen2_moe":
-        attention += queries + 2 * keys
-        shared = 3 * hidden * shared_hidden_size(family, architecture) + hidden
-    elif family == "qwen3_moe":
-        norms += 2 * architecture.head_size
-    elif family == "olmoe":
-        norms += queries + keys
-    router = architecture.num_experts * hidden
-    expert = 3 * hidden * architecture.moe_intermediate_size
-    layer = attention + norms + router + shared + architecture.num_experts * expert
+    declaration, fields = DECLARATIONS[family], architecture.fields
+    hidden, layers, experts = architecture.hidden_size, architecture.num_hidden_layers, architecture.num_experts
+    dense_layers = min(layers, declaration.dense_layers(fields))
+    moe_layers = layers - dense_layers
+    attention, attention_norms = (_latent if declaration.attention.latent else _grouped)(declaration, architecture)
+    norms = 2 * hidden + attention_norms
+    router = experts * (hidden + (declaration.router.bias is not None))
+    biases = 2 * architecture.moe_intermediate_size + hidden if any(name.endswith("_bias") for name in declaration.stacks) else 0
+    expert = 3 * hidden * architecture.moe_intermediate_size + biases
+    shared_size = shared_hidden_size(family, architecture)
+    shared = 3 * hidden * shared_size + (hidden if declaration.shared is not None and declaration.shared.gate else 0)
+    dense = 3 * hidden * dense_hidden_size(family, architecture)
+    largest_layer = max(router + shared + experts * expert, dense if dense_layers else 0) + attention + norms
     head = 0 if architecture.tie_word_embeddings else vocab_size * hidden
     return Parameters(
         embedding=vocab_size * hidden,
         attention=layers * attention,
         norms=layers * norms + hidden,
-        router=layers * router,
-        experts=layers * architecture.num_experts * expert,
-        shared_expert=layers * shared,
+        router=moe_layers * router,
+        experts=moe_layers * experts * expert,
+        shared_expert=moe_layers * shared,
+        dense=dense_layers * dense,
         head=head,
-        active_experts=layers * architecture.num_experts_per_tok * expert,
-        largest_block=max(layer, vocab_size * hidden + head + hidden),
-        largest_tensor=max(vocab_size * hidden, architecture.num_experts * 2 * hidden * architecture.moe_intermediate_size),
+        active_experts=moe_layers * architecture.num_experts_per_tok * expert,
+        largest_block=max(largest_layer, vocab_size * hidden + head + hidden),
+        largest_tensor=max(vocab_size * hidden, experts * 2 * hidden * architecture.moe_intermediate_size),
     )
+
+
+def _grouped(family: Family, sizes: Architecture) -> tuple[int, int]:
+    """Parameters of grouped-query attention and of its norms: 2DHd + 2DGd, with biases Hd + 2Gd (+ D), sinks H, and norms."""
+    queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
+    attention = 2 * sizes.hidden_size * (queries + keys) + family.attention.sinks * sizes.num_attention_heads
+    if family.has_biases(sizes.fields):
+        attention += queries + 2 * keys + (sizes.hidden_size if family.attention.biases == "qkvo" else 0)
+    if not family.has_qk_norm(sizes.fields):
+        return attention, 0
+    return attention, 2 * sizes.head_size if family.attention.qk_norm == "head" else queries + keys
+
+
+def _latent(family: Family, sizes: Architecture) -> tuple[int, int]:
+    """Parameters of latent attention and of its norms.
+
+    With a latent of size r for keys and values, heads of size n + p for queries and keys (p of them rotated) and v for values:
+    keys and values D(r + p) + rH(n + v), output HvD, queries DH(n + p), or through a latent of size q: Dq + qH(n + p).
+    """
+    hidden, heads = sizes.hidden_size, sizes.num_attention_heads
+    query_latent, latent, plain, rotated, value = latent_sizes(family, sizes)
+    queries = query_latent * (hidden + heads * (plain + rotated)) or hidden * heads * (plain + rotated)
+    attention = queries + hidden * (latent + rotated) + latent * heads * (plain + value) + heads * value * hidden
+    if family.has_biases(sizes.fields):
+        attention += query_latent + latent + rotated + hidden
+    return attention, query_latent + latent
+
+
+def latent_sizes(family: Family, sizes: Architecture) -> tuple[int, int, int, int, int]:
+    """Sizes q, r, n, p and v of latent attention: see `_latent`. Without a latent of the queries, q is 0."""
+    names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    query_latent, latent, plain, rotated, value = (int(family.value(sizes.fields, name) or 0) for name in names)
+    return query_latent, latent, plain, rotated, value
 
 
 def shared_hidden_size(family: FamilyName, architecture: Architecture) -> int:
     """Hidden size of the shared expert; 0 without one."""
-    if family != "qwen2_moe":
+    declaration = DECLARATIONS[family]
+    if declaration.shared is None:
         return 0
-    return architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size
+    if declaration.shared.count_field is None:
+        return architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size
+    return architecture.moe_intermediate_size * int(declaration.value(architecture.fields, declaration.shared.count_field))
 
 
-def submodel_architecture(architecture: Architecture, clusters: int) -> Architecture:
-    """Sizes of a sub-model: an even share of each layer's experts, with top-k limited to their number."""
+def dense_hidden_size(family: FamilyName, architecture: Architecture) -> int:
+    """Hidden size of the MLP in dense layers."""
+    return int(DECLARATIONS[family].value(architecture.fields, "intermediate_size") or architecture.moe_intermediate_size)
+
+
+def submodel_architecture(family: FamilyName, architecture: Architecture, clusters: int) -> Architecture:
+    """Sizes of a sub-model: an even share of each layer's experts, with a router that fits them."""
     experts = architecture.num_experts // clusters
+    router = DECLARATIONS[family].router.submodel_fields(architecture.router_fields, architecture.num_experts, experts)
+    top_k = router.pop("num_experts_per_tok")
     return architecture.model_copy(
-        update={"num_experts": experts, "num_experts_per_tok": min(architecture.num_experts_per_tok, experts)})
+        update={"num_experts": experts, "num_experts_per_tok": top_k, "fields": architecture.fields | router})

@@ -190,7 +190,7 @@ class _Planner:
         if config.vectors_pool is not None:
             shape = config.model.architecture
             whole = isinstance(config.model.init, CheckpointInit)
-            shape = shape if whole else submodel_architecture(shape, config.clusters.count)
+            shape = shape if whole else submodel_architecture(config.model.family, shape, config.clusters.count)
             device, host = self._streamed(shape, config.vectors_pool, _GPU_STATES)
             vectors = 4 * config.model.architecture.hidden_size * -(-self._corpus_tokens // config.corpus.sequence_length)
         packed = self._token_bytes * tokens

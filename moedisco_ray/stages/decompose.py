@@ -2,6 +2,7 @@
 
 Sub-model k of C has the whole backbone and shared expert, and the k-th group of g = E / C routed experts of every layer
 with their router rows, renumbered from 0. It is a model of the same family; with g = 1 it is equivalent to a dense model.
+If the family's own router limits each token to some groups of experts, a sub-model has whole such groups, or a part of one.
 
     DIRECTORY/backbone/     backbone and shared expert, written once
               K/            the experts and router rows of sub-model K; its index also names the files of the backbone
@@ -91,7 +92,7 @@ def decompose(
     check_experts(source, model_map, num_experts)
     for key in source:
         role = model_map.classify(key)
-        if role.role is Role.ROUTER:
+        if role.has_row_per_expert:
             yield key, _rows(key, source[key], num_experts, slice(first, first + group))
         elif role.expert is not None:
             if first <= role.expert < first + group:

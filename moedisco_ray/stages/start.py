@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moedisco_ray.core.config import CheckpointInit, LocalInit, Model, RunConfig, UpcycleInit
 from moedisco_ray.core.errors import UserError
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import (
     ModelMap,
     canonical_shapes,
@@ -55,8 +56,9 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     model, init = start.model, start.model.init
     if isinstance(init, CheckpointInit):
         # transformers would not train the padding token's embedding. The export restores the token.
-        directory = init.directory_with_weights
-        return open_checkpoint(directory), {**read_config(directory), "pad_token_id": None}
+        directory, left_out = init.directory_with_weights, DECLARATIONS[model.family].prediction_layers_field
+        config = {**read_config(directory), "pad_token_id": None} | ({} if left_out is None else {left_out: 0})
+        return open_checkpoint(directory), config
     if isinstance(init, UpcycleInit):
         directory = init.directory_with_weights
         config = upcycled_config(directory, model.family, init.num_experts, init.num_experts_per_tok)

@@ -36,7 +36,7 @@ _ELEMENTS = 2**24
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon trains a parameter: a matrix of a layer or a stack of matrices, except routers and gates of shared experts."""
-    return parameter.ndim > 1 and ".layers." in name and not name.endswith(("gate.weight", "_bias"))
+    return parameter.ndim > 1 and ".layers." in name and not name.endswith(("gate.weight", "router.weight", "_bias"))
 
 
 class Muon(torch.optim.Optimizer):

@@ -19,14 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-ROUTER = ".mlp.gate"
-"""Suffix of a router's module name in transformers 5, in every supported family; the module returns logits, scores, indices."""
-
-
-def routers(model: nn.Module) -> dict[str, Any]:
-    """The router modules by name, in layer order."""
-    return {name: part for name, part in model.named_modules() if name.endswith(ROUTER) and hasattr(part, "top_k")}
+from moedisco_ray.models import family_of, probabilities, routers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +29,7 @@ class RouterSums:
     """Sums over the tokens of one forward pass.
 
     Attributes:
-        probabilities_NE: Sum of the router's softmax; has a gradient.
+        probabilities_NE: Sum of the router's probabilities (`models.routing`); has a gradient.
         log_partition_N: Sum of logsumexp(logits)^2; has a gradient.
         selections_NE: Number of times each expert was among the top K.
     """
@@ -55,8 +50,10 @@ class RouterProbe:
         top_k: Selected experts per token, K; 0 without such routers.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        found = [module for module in routers(model).values() if module.num_experts > 1]
+    def __init__(self, model: PreTrainedModel) -> None:
+        every: list[Any] = list(routers(model).values())
+        found = [module for module in every if module.num_experts > 1]
+        self._kind = family_of(model).router
         self.layers = len(found)
         self.experts: int = found[0].num_experts if found else 0
         self.top_k: int = found[0].top_k if found else 0
@@ -95,7 +92,7 @@ class RouterProbe:
         # Activation checkpointing runs the layer, and so this hook, again in the backward pass. The hook must then perform the same
         # operations, because saved tensors are matched by order; only its result is dropped.
         squared_T = torch.logsumexp(logits_TE, dim=-1).square()
-        probabilities_TE = torch.softmax(logits_TE, dim=-1)
+        probabilities_TE = probabilities(logits_TE, self._kind)
         if weights_T is None:
             sums = probabilities_TE.sum(dim=0), squared_T.sum()
         else:
@@ -112,7 +109,7 @@ def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: in
     averages f and P over the layers first, so that opposite imbalances of two layers cancel.)
 
     Args:
-        probabilities_NE: Sum of the router's softmax over some or all tokens of the global batch.
+        probabilities_NE: Sum of the router's probabilities over some or all tokens of the global batch.
         fractions_NE: Number of selections of each expert per token, f.
         tokens: Tokens of the global batch.
     """

@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
+from moedisco_ray.models import family_of
 from moedisco_ray.models.optimizer_state import Kind
 from moedisco_ray.training import moments
 from moedisco_ray.training.job import TrainJob, World
@@ -34,13 +35,14 @@ _FINAL_SHARE = 0.1
 
 
 def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch.optim.Optimizer:
-    """Make the job's optimizer for all trainable parameters; norms and biases (tensors with one axis) get no weight decay."""
+    """Make the job's optimizer for all trainable parameters; norms and biases get no weight decay."""
     groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            halves = 2 if name.endswith("gate_up_proj") else 1
+            # A stack that a family's checkpoints have interleaves the columns of gate and up: one matrix.
+            halves = 2 if name.endswith("gate_up_proj") and not family_of(model).stacks else 1
             by_muon = job.optimizer.name == "muon" and is_matrix(name, parameter)
-            groups[halves if by_muon else None, parameter.ndim > 1].append(parameter)
+            groups[halves if by_muon else None, parameter.ndim > 1 and not name.endswith("_bias")].append(parameter)
     decay = job.optimizer.weight_decay
     made = [
         {"params": parameters, "weight_decay": decay if decays else 0.0, **({"halves": halves} if halves else {})}

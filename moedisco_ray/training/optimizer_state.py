@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.models import ModelMap, config_values
+from moedisco_ray.models import ModelMap, config_values, stored_tensors
 from moedisco_ray.models.optimizer_state import KINDS, Kind, open_optimizer_state, write_steps
 from moedisco_ray.training.consensus import on_all
 from moedisco_ray.training.job import World
@@ -69,10 +69,10 @@ def save_optimizer_state(
     """
     states: dict[str, dict[str, Any]] = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
     steps = max((int(state["step"]) for state in states.values() if state), default=0)
-    parameters, config = dict(model.named_parameters()), config_values(model.config)
+    parameters, config = stored_tensors(model), config_values(model.config)
 
     def moment(kind: Kind, name: str) -> Tensor:
-        stored, scales = states[name].get(kind), states[name].get(kind + SCALE)
+        stored, scales = states.get(name, {}).get(kind), states.get(name, {}).get(kind + SCALE)
         if stored is None or not local(stored).numel():
             return zeros_like(parameters[name])     # Muon has no second moment
         if scales is None:

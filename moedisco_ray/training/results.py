@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_json
 from moedisco_ray.core.errors import MoeDiscoError, StorageError
 from moedisco_ray.core.run_work import unpickled
-from moedisco_ray.models import config_values
+from moedisco_ray.models import config_values, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.checkpoints import checkpoint
@@ -48,7 +48,7 @@ def write_model(
     draft = _shared_draft(job, world, group)
     try:
         with reporting_full_disk(job.output):
-            written = write_tensors(draft, dict(model.named_parameters()), config_values(model.config), world, group)
+            written = write_tensors(draft, stored_tensors(model), config_values(model.config), world, group)
             if job.with_optimizer_state:
                 written += save_optimizer_state(model, optimizer, draft / OPTIMIZER_FOLDER, world, group)
             on_all(lambda: job.store.publish(*written), world, group)

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.models import open_complete, specialise
+from moedisco_ray.models import family_of, open_complete, specialise, stored_tensors, with_parameters_in
 from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.training.consensus import on_all
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
@@ -46,15 +47,16 @@ def trainable(
     """
     stored, config = open_complete(directory)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if optimizer.state == "bf16" else torch.float32)
-    _configured(model, optimizer)
+        dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _configured(with_parameters_in(model, dtype), optimizer)
     if world.size > 1:
         _shard(model, compute_dtype(optimizer, world.device), world, exchange)
     model.to_empty(device=world.device)
     model.tie_weights()
     # Rotary frequencies are computed, not stored.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(world.device)
-    on_all(lambda: read_tensors(dict(model.named_parameters()), stored, stored.model_map), world, group)
+    on_all(lambda: read_tensors(stored_tensors(model), stored, stored.model_map), world, group)
     return model
 
 
@@ -96,7 +98,9 @@ class SummedLoss:
                 starts a new document, whose tokens attend to no earlier document. None means one document per sequence.
         """
         model: Any = self
-        hidden_BLD = model.base_model(input_ids=input_ids, position_ids=positions_BL, use_cache=False).last_hidden_state
+        mask = None if positions_BL is None or family_of(model).separates_documents else _masks(model, input_ids, positions_BL)
+        hidden_BLD = model.base_model(
+            input_ids=input_ids, attention_mask=mask, position_ids=positions_BL, use_cache=False).last_hidden_state
         return summed_cross_entropy(hidden_BLD.flatten(0, 1), model.get_output_embeddings().weight, targets_BL.flatten())
 
 
@@ -105,6 +109,15 @@ def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextMa
     if world.size == 1 and optimizer.state == "fp32" and compute_dtype(optimizer, world.device) is torch.bfloat16:
         return torch.autocast(torch.device(world.device).type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def _masks(model: Any, input_ids: Tensor, positions_BL: Tensor) -> dict[str, Any]:
+    """Attention masks by kind of layer, which hide other documents."""
+    embedded_BLD = model.get_input_embeddings()(input_ids)
+    given = {"config": model.config, "inputs_embeds": embedded_BLD, "attention_mask": None, "cache": None}
+    return {
+        "full_attention": create_causal_mask(**given, position_ids=positions_BL),
+        "sliding_attention": create_sliding_window_causal_mask(**given, position_ids=positions_BL)}
 
 
 def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:

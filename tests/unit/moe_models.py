@@ -8,10 +8,13 @@ import torch
 from hypothesis import strategies as st
 
 from moedisco_ray.core.config import FAMILIES, Architecture
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import ModelMap, canonical_shapes, config_values, hf_config
 
 torch.set_num_threads(1)     # tiny tensors: threads cost more than they give
 
+ALONE = tuple(family for family in FAMILIES if DECLARATIONS[family].router.least_in_group == 1)
+"""Families whose model with one expert runs in transformers without `specialise`."""
 VOCAB = 64
 LENGTH = 16
 
@@ -21,8 +24,8 @@ def tiny_config(family: str, num_experts: int = 4, **changes: Any) -> dict[str, 
     fields = {name: changes.pop(name) for name in list(changes) if name in Architecture.model_fields}
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
              "moe_intermediate_size": 8, "num_experts_per_tok": min(2, num_experts), "initializer_range": 0.2, **fields}
-    if family == "mixtral":
-        sizes["norm_topk_prob"] = True
+    if DECLARATIONS[family].attention.latent:
+        del sizes["num_key_value_heads"]
     architecture = Architecture(num_experts=num_experts, **sizes)
     return config_values(hf_config(family, architecture, VOCAB, LENGTH, 0)) | changes
 
@@ -43,11 +46,19 @@ def model_map(config: dict[str, Any]) -> ModelMap:
 def moe(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
     """Configuration and tensors of some MoE, and a number of clusters that divides its experts."""
     family = draw(st.sampled_from(FAMILIES))
+    page = DECLARATIONS[family]
     clusters, group = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    if clusters * group < page.router.least_in_group:
+        group = page.router.least_in_group
     experts, layers = clusters * group, draw(st.integers(1, 3))
     changes: dict[str, Any] = {"num_hidden_layers": layers, "num_experts_per_tok": draw(st.integers(1, experts)),
                                "tie_word_embeddings": draw(st.booleans())}
-    if family in ("qwen2_moe", "qwen3_moe"):
+    if page.dense_layers_field is not None:
+        changes[page.dense_layers_field] = draw(st.integers(0, layers - 1))
+    if page.router.limits_groups and group > 1:
+        changes["n_group"], changes["topk_group"] = clusters, draw(st.integers(1, clusters))
+        changes["num_experts_per_tok"] = draw(st.integers(1, changes["topk_group"] * group))
+    if "mlp_only_layers" in page.constants:
         changes["mlp_only_layers"] = draw(st.lists(st.integers(0, layers - 1), unique=True))
     config = tiny_config(family, experts, **changes)
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))

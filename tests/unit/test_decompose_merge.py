@@ -13,8 +13,8 @@ from moe_models import LENGTH, VOCAB, model_map, moe, random_tensors, tiny_confi
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.families import DECLARATIONS, PARTS
 from moedisco_ray.models import (
-    PARTS,
     Role,
     canonical_shapes,
     check_same,
@@ -24,6 +24,7 @@ from moedisco_ray.models import (
     model_tensors,
     open_checkpoint,
     random_weights,
+    runnable,
     submodel_config,
     write_checkpoint,
 )
@@ -101,15 +102,15 @@ def test_permuted_experts_give_permuted_submodels(case, random):
     permuted = dict(tensors)
     for key in tensors:
         role = names.classify(key)
-        if role.role is Role.ROUTER:
+        if role.has_row_per_expert:
             permuted[key] = tensors[key][order]
-        elif role.role is Role.EXPERT:
+        elif role.expert is not None:
             permuted[key] = tensors[names.renumbered(key, order[role.expert])]
     before, after = slices(config, tensors, clusters), slices(config, permuted, clusters)
     group = count // clusters
     for key in tensors:
         role = names.classify(key)
-        if role.role is not Role.EXPERT:
+        if role.expert is None:
             continue
         (new, new_index), (old, old_index) = divmod(role.expert, group), divmod(order[role.expert], group)
         assert torch.equal(after[new][names.renumbered(key, new_index)], before[old][names.renumbered(key, old_index)])
@@ -123,7 +124,10 @@ def test_the_identity_catches_a_merge_that_swaps_experts_or_skips_a_key(family):
     tensors = random_tensors(config)
     merged = dict(joined(slices(config, tensors, 2), model_map(config)))
     check_same(merged, tensors)
-    for part in PARTS:
+    for name in DECLARATIONS[family].stacks:
+        key = f"model.layers.0.mlp.experts.{name}"
+        assert differences(merged | {key: merged[key][[3, 1, 2, 0]]}, tensors) == [key]
+    for part in () if DECLARATIONS[family].stacks else PARTS:
         one, two = expert(config, 0, 0, part), expert(config, 0, 3, part)
         swapped = merged | {one: merged[two], two: merged[one]}
         assert differences(swapped, tensors) == sorted([one, two])
@@ -179,7 +183,7 @@ def test_submodels_on_disk_load_and_merge_back(family, tmp_path):
     whole = open_checkpoint(tmp_path / "whole")
     sizes = write_submodels(whole, whole.config, 4, tmp_path / "parts", max_shard_bytes=4000)
     assert len(sizes) == 4
-    models = [load_model(tmp_path / "parts" / str(k)) for k in range(4)]
+    models = [runnable(load_model(tmp_path / "parts" / str(k))) for k in range(4)]
     assert {model.config.num_experts_per_tok for model in models} == {1}
     assert all(torch.isfinite(model(torch.arange(LENGTH)[None] % VOCAB).logits).all() for model in models)
     opened = [open_checkpoint(tmp_path / "parts" / str(k)) for k in range(4)]

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
+from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CorpusError, RunError
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import hf_config, layer_stream, save_model, streamed
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats, log_weights
 from moedisco_ray.stages.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages, evaluate_unseen
@@ -195,7 +197,7 @@ def test_no_document_is_the_users_error(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_router_counts_are_those_of_the_routers_logits(family, documents):
-    model = tiny_model(family)
+    model, kind = tiny_model(family), DECLARATIONS[family].router.scores
     group = np.arange(len(documents)) % 3
     with RouterMeter(model, group, 3) as meter:
         document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=50, observe=meter.observe)
@@ -210,7 +212,7 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
             with torch.no_grad():
                 logits = model(input_ids=window, output_router_logits=True).router_logits
             for layer, layer_logits in enumerate(logits):
-                probabilities = layer_logits.softmax(-1)
+                probabilities = layer_logits.softmax(-1) if kind == "softmax" else normalize(layer_logits.sigmoid(), p=1, dim=-1)
                 for row in probabilities.topk(2).indices:
                     selections[layer, group[number], row] += 1
                     first[layer, group[number], row[0]] += 1

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.models import ModelMap, hf_config, open_checkpoint, save_model, write_config
 from moedisco_ray.models.streamed import streamed_model
@@ -76,6 +77,8 @@ def tiny_model(family, dtype=torch.float32, **changes):
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "moe_intermediate_size": 16, "num_experts": EXPERTS, "num_experts_per_tok": 2, "initializer_range": 0.3,
         "rope_theta": 12_345.0, **changes}
+    if DECLARATIONS[family].attention.latent:
+        del sizes["num_key_value_heads"]
     torch.manual_seed(1)
     config = hf_config(family, Architecture(**sizes), VOCAB, POSITIONS, 0)
     # Not .to(dtype), which would round the rotary frequencies too.
@@ -148,14 +151,13 @@ def test_names_on_disk_are_classic_and_complete(exported, name):
     root, built = exported
     family = built[name].config.model_type
     found = names(root / name)
-    block = "block_sparse_moe" if family == "mixtral" else "mlp"
-    parts = ("w1", "w2", "w3") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
-    experts = {
-        f"model.layers.{layer}.{block}.experts.{expert}.{part}.weight"
-        for layer in range(2) for expert in range(EXPERTS) for part in parts}
+    page = DECLARATIONS[family]
+    block = page.block
+    experts = {f"model.layers.{layer}.{block}.experts.{name}" for layer in range(2) for name in (page.stacks or [
+        f"{expert}.{part}.weight" for expert in range(EXPERTS) for part in page.projections])}
     assert {key for key in found if ".experts." in key} == experts
-    assert f"model.layers.1.{block}.gate.weight" in found
-    assert not [key for key in found if "gate_up_proj" in key]
+    assert f"model.layers.1.{block}.{page.router.module}.weight" in found
+    assert page.stacks or not [key for key in found if "gate_up_proj" in key]
     assert len(found) == len(set(found))
 
 
@@ -188,7 +190,7 @@ def test_configuration_says_what_readers_ask(exported, name):
     assert config["architectures"] == [type(built[name]).__name__]
     assert config["dtype"] == config["torch_dtype"] == str(built[name].dtype).removeprefix("torch.")
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 12_345.0
-    assert config["num_local_experts" if name == "mixtral" else "num_experts"] == EXPERTS
+    assert config[DECLARATIONS[config["model_type"]].num_experts_field] == EXPERTS
     assert config["eos_token_id"] == 0
     assert config["pad_token_id"] is None
     generation = json.loads((root / name / "generation_config.json").read_text())

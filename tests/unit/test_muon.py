@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_training import BATCH, RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
 
 from moedisco_ray.core.config import FAMILIES, Architecture, Optimizer, RunConfig
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import check_same, hf_config, load_model, skeleton
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state
 from moedisco_ray.training import TrainJob, World
@@ -38,9 +39,12 @@ def test_the_matrices_are_those_of_the_layers_without_routers(family: str) -> No
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
     model = skeleton(hf_config(family, sizes, 64, 16, 0))
     chosen = {name.removeprefix("model.layers.0.") for name, each in model.named_parameters() if is_matrix(name, each)}
-    expected = {f"self_attn.{each}_proj.weight" for each in "qkvo"} | {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
-    if family == "qwen2_moe":
-        expected |= {f"mlp.shared_expert.{each}_proj.weight" for each in ("gate", "up", "down")}
+    page = DECLARATIONS[family]
+    attention = ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"] if page.attention.latent else [
+        f"{each}_proj" for each in "qkvo"]
+    expected = {f"self_attn.{each}.weight" for each in attention} | {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+    if page.shared is not None:
+        expected |= {f"mlp.{page.shared.module}.{each}_proj.weight" for each in ("gate", "up", "down")}
     assert chosen == expected
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from moedisco_ray.core.config import FAMILIES, Architecture
-from moedisco_ray.models import hf_config, skeleton, specialise
+from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.models import hf_config, log_probabilities, routers, skeleton, specialise
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.objective import (
     RouterProbe,
     RouterSums,
     load_balance_loss,
-    routers,
     uniform_fractions,
     z_loss,
 )
@@ -62,7 +62,9 @@ def test_probe_sees_every_router_of_every_family_and_matches_transformers(family
     assert len(logits) == LAYERS == len(sums.probabilities_NE)
     fractions = sums.selections_NE / T
     torch.testing.assert_close(fractions.sum(dim=1), torch.full((LAYERS,), float(K)))
-    per_layer = torch.stack([load_balancing_loss_func((layer,), E, K) for layer in logits])
+    kind = DECLARATIONS[family].router
+    # transformers takes the softmax of its argument, so it gets the logarithms of a sigmoid router's probabilities.
+    per_layer = torch.stack([load_balancing_loss_func((log_probabilities(layer, kind),), E, K) for layer in logits])
     torch.testing.assert_close(load_balance_loss(sums.probabilities_NE, fractions, T), per_layer.mean())
     reference = torch.stack([torch.logsumexp(layer, -1).square().mean() for layer in logits]).mean()
     torch.testing.assert_close(z_loss(sums.log_partition_N, T), reference)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES, Architecture, LowMemoryPool, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import specialise
 from moedisco_ray.plan import (
     GIB,
@@ -48,15 +49,17 @@ QWEN = {
 def hf_config(family, architecture, vocab_size=VOCAB):
     sizes = architecture.model_dump(exclude={
         "num_experts", "moe_intermediate_size", "shared_expert_intermediate_size", "vocab_size", "head_dim",
-        "max_position_embeddings", "rope_theta", "num_key_value_heads", "norm_topk_prob"})
+        "max_position_embeddings", "rope_theta", "num_key_value_heads", "norm_topk_prob", "fields"})
     sizes |= {"vocab_size": vocab_size, "num_key_value_heads": architecture.key_value_heads, "pad_token_id": None}
-    sizes["num_local_experts" if family == "mixtral" else "num_experts"] = architecture.num_experts
-    own = family in ("qwen2_moe", "qwen3_moe")
-    sizes["moe_intermediate_size" if own else "intermediate_size"] = architecture.moe_intermediate_size
+    page = DECLARATIONS[family]
+    sizes |= {name: page.value(architecture.fields, name) for name in page.fields} | {
+        page.num_experts_field: architecture.num_experts, page.expert_size_field: architecture.moe_intermediate_size}
+    if "n_shared_experts" in sizes:
+        sizes["intermediate_size"] = sizes["intermediate_size"] or architecture.moe_intermediate_size
     if family == "qwen2_moe":
         sizes["shared_expert_intermediate_size"] = (
             architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size)
-    if family in ("qwen3_moe", "mixtral"):
+    if page.attention.own_head_dim:
         sizes["head_dim"] = architecture.head_size
     return AutoConfig.for_model(family, **sizes)
 
@@ -64,27 +67,33 @@ def hf_config(family, architecture, vocab_size=VOCAB):
 def hf_counts(family, architecture):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf_config(family, architecture))
-    counts = dict.fromkeys(("embedding", "attention", "norms", "router", "experts", "shared_expert", "head"), 0)
+    counts = dict.fromkeys(("embedding", "attention", "norms", "router", "experts", "shared_expert", "dense", "head"), 0)
     for name, tensor in model.named_parameters():
         role = next(role for part, role in (
-            ("shared_expert", "shared_expert"), ("experts", "experts"), (".gate.", "router"), ("norm", "norms"),
-            ("self_attn", "attention"), ("embed", "embedding"), ("lm_head", "head")) if part in name)
+            ("shared_expert", "shared_expert"), ("experts", "experts"), ("mlp.gate.", "router"), ("mlp.router.", "router"),
+            ("mlp.", "dense"),
+            ("norm", "norms"), ("self_attn", "attention"), ("embed", "embedding"), ("lm_head", "head")) if part in name)
         counts[role] += tensor.numel()
     return counts
 
 
 CHANGES = [
     *itertools.product(FAMILIES, (
-        {}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}, {"num_experts": 6, "num_experts_per_tok": 3})),
+        {}, {"tie_word_embeddings": True}, {"num_experts": 6, "num_experts_per_tok": 3})),
     ("qwen3_moe", {"head_dim": 16}), ("mixtral", {"head_dim": 16}),
-    ("qwen2_moe", {"shared_expert_intermediate_size": 40}),
+    ("qwen2_moe", {"shared_expert_intermediate_size": 40}), ("qwen2_moe", {"fields": {"qkv_bias": False}}),
+    *((family, {"num_key_value_heads": 2}) for family in FAMILIES if not DECLARATIONS[family].attention.latent),
+    *((family, {"fields": {"attention_bias": True}}) for family in FAMILIES if "attention_bias" in DECLARATIONS[family].fields),
+    *((family, {"num_hidden_layers": 3, "fields": {
+        "first_k_dense_replace": 1, "intermediate_size": 56, "n_shared_experts": 2}}) for family in ("deepseek_v3", "glm4_moe")),
+    ("deepseek_v3", {"fields": {"q_lora_rank": 12, "attention_bias": True}}), ("glm4_moe", {"fields": {"use_qk_norm": True}}),
 ]
 
 
 @pytest.mark.parametrize(("family", "changes"), CHANGES, ids=str)
 def test_parameters_equal_the_hugging_face_models(family, changes):
-    architecture = Architecture(hidden_size=32, num_hidden_layers=2, moe_intermediate_size=24, **changes)
-    for shape in (architecture, submodel_architecture(architecture, 2)):
+    architecture = Architecture(**{"hidden_size": 32, "num_hidden_layers": 2, "moe_intermediate_size": 24} | changes)
+    for shape in (architecture, submodel_architecture(family, architecture, 2)):
         ours = count_parameters(family, shape, VOCAB)
         theirs = hf_counts(family, shape)
         assert {role: getattr(ours, role) for role in theirs} == theirs
@@ -94,7 +103,7 @@ def test_parameters_equal_the_hugging_face_models(family, changes):
 
 def test_a_submodel_has_its_share_of_experts_and_no_larger_top_k():
     whole = Architecture(num_experts=12, num_experts_per_tok=4)
-    parts = [submodel_architecture(whole, clusters) for clusters in (1, 2, 6, 12)]
+    parts = [submodel_architecture("qwen3_moe", whole, clusters) for clusters in (1, 2, 6, 12)]
     assert [(part.num_experts, part.num_experts_per_tok) for part in parts] == [(12, 4), (6, 4), (2, 2), (1, 1)]
 
 
@@ -124,7 +133,9 @@ def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
     torch.set_num_threads(1)
     small = Architecture(
         hidden_size=256, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts,
-        num_experts_per_tok=min(2, experts), num_key_value_heads=2)
+        num_experts_per_tok=min(2, experts), num_key_value_heads=None if DECLARATIONS[family].attention.latent else 2,
+        # A CPU has no fused attention for values of another size than keys.
+        fields={"v_head_dim": 48} if DECLARATIONS[family].attention.latent else {})
     large = small.model_copy(update={"num_hidden_layers": 3})
     width = 2 if autocast else torch.finfo(dtype).bits // 8
 
@@ -132,7 +143,7 @@ def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
         parameters = count_parameters(family, shape, VOCAB)
         copies = width * (parameters.total - parameters.norms) if autocast else 0
         return copies + TOKENS * activation_bytes_per_token(
-            family, shape, width, residual=torch.finfo(dtype).bits // 8, checkpointing=False)
+            family, shape, width, residual=torch.finfo(dtype).bits // 8, checkpointing=False, sequence_length=TOKENS)
 
     # The difference of two depths: what is saved once (masks, rotary tables, the last norm) cancels out.
     measured = saved_bytes(family, large, dtype, autocast) - saved_bytes(family, small, dtype, autocast)
@@ -143,7 +154,7 @@ def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_the_others():
     one, many = Architecture(num_hidden_layers=1), Architecture(num_hidden_layers=9)
 
     def cost(shape, checkpointing):
-        return activation_bytes_per_token("qwen3_moe", shape, 2, residual=2, checkpointing=checkpointing)
+        return activation_bytes_per_token("qwen3_moe", shape, 2, residual=2, checkpointing=checkpointing, sequence_length=64)
 
     assert cost(many, checkpointing=True) - cost(one, checkpointing=True) == 8 * 2 * 256
     assert cost(many, checkpointing=True) < cost(many, checkpointing=False) / 4

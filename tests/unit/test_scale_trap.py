@@ -21,6 +21,8 @@ from moedisco_ray.models import (
     moe_blocks,
     open_checkpoint,
     random_weights,
+    routers,
+    runnable,
     submodel_config,
     write_checkpoint,
 )
@@ -85,14 +87,14 @@ def test_normalised_weights_keep_the_branches_logits(family, router, tmp_path):
     parts = experts_of_one_seed(config, 1, tmp_path / "parts")
     model, report = merged(config, parts, tmp_path / "merged", method=router)
     tokens = batches(8, seed=1)[0][0]
-    torch.testing.assert_close(logits(model, tokens), logits(load_model(parts[0]), tokens), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(logits(model, tokens), logits(runnable(load_model(parts[0])), tokens), rtol=1e-5, atol=2e-6)
     assert [entry["scale"] for entry in report["layers"]] == [1.0, 1.0]
 
 
 def router_inputs(model, data, layer):
     """What a layer's router reads in a plain forward pass, with the cluster of each token."""
     seen = []
-    handle = moe_blocks(model)[layer].gate.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].flatten(0, -2)))
+    handle = routers(model)[layer].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].flatten(0, -2)))
     for tokens, _ in data:
         logits(model, tokens)
     handle.remove()
@@ -110,7 +112,7 @@ def test_rows_are_scikit_learns_ridge_of_what_each_layers_router_reads(family, l
     strength = ridge_strength(statistics(torch.from_numpy(x_TD), torch.from_numpy(label_T), CLUSTERS))
     coefficients = Ridge(alpha=strength, fit_intercept=False).fit(x_TD.astype(np.float64), np.eye(CLUSTERS)[label_T]).coef_
     expected = coefficients - coefficients.mean(0)
-    rows = moe_blocks(model)[layer].gate.weight.detach().double().numpy()
+    rows = routers(model)[layer].weight.detach().double().numpy()
     np.testing.assert_allclose(rows / np.linalg.norm(rows), expected / np.linalg.norm(expected), atol=1e-4)
 
 
@@ -141,7 +143,7 @@ def test_unnormalised_weights_keep_the_branches_output_scale_only_when_matched(f
     tolerance = 0.01 if group == 1 else 0.25
     assert routed_norm(matched, tokens, 0) == pytest.approx(branch, rel=tolerance)
     if group == 1:
-        reference = logits(load_model(parts[0]), tokens)
+        reference = logits(runnable(load_model(parts[0])), tokens)
         error = {name: float((logits(model, tokens) - reference).norm() / reference.norm())
                  for name, model in (("matched", matched), ("left", left))}
         assert error["matched"] < 0.75 * error["left"]

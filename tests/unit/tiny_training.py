@@ -12,10 +12,9 @@ import torch
 
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.core.events import Event
-from moedisco_ray.models import hf_config, open_checkpoint, save_model, skeleton
+from moedisco_ray.models import hf_config, open_checkpoint, routers, save_model, skeleton
 from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.training import TrainJob, TrainResult, World, train
-from moedisco_ray.training.objective import routers
 
 L, V, BATCH = 16, 64, 6
 RECIPE = Optimizer(lr=3e-3, batch_tokens=BATCH * L, schedule="cosine", warmup=0.2)

@@ -22,7 +22,6 @@ from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import CheckpointInit, RunConfig
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.records import EvaluationRecord, Figures
-from moedisco_ray.models import ModelMap
 from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.stages.clustering.build import documents_needed
 from moedisco_ray.stages.clustering.kmeans import ITERATIONS
@@ -138,9 +137,8 @@ def _passes(config: RunConfig, router: str) -> float:
 
     0 if rows are kept unchanged and no scale has to be matched: the run then measures its routers, but the recipe does not need it.
     """
-    family, whole = ModelMap(config.model.family).family, config.model.architecture
-    normalises = family.always_normalises or whole.norm_topk_prob
-    if router == "concat" and (normalises or not config.merge.from_data):
+    whole = config.model.architecture
+    if router == "concat" and (whole.norm_topk_prob or not config.merge.from_data):
         return 0.0
     return 2 - 1 / whole.num_hidden_layers
 

@@ -71,15 +71,15 @@ def _parts(plan: Plan) -> str:
 
 
 def _parameters(plan: Plan) -> Table:
-    table = plain_table(
-        "parameters", "total", "active", "embedding", "attention", "norms", "router", "experts", "shared", "head")
     models: dict[str, Parameters] = {
         "mixture" if stage.stage == "finetune" else "sub-model": stage.parameters for stage in plan.stages}
     models["mixture"] = plan.parameters
+    roles = ["total", "active", "embedding", "attention", "norms", "router", "experts", "shared_expert", "dense", "head"]
+    if not plan.parameters.dense:
+        roles.remove("dense")
+    table = plain_table("parameters", *(role.partition("_")[0] for role in roles))
     for name, model in models.items():
-        table.add_row(name, *(count(number) for number in (
-            model.total, model.active, model.embedding, model.attention, model.norms, model.router, model.experts,
-            model.shared_expert, model.head)))
+        table.add_row(name, *(count(getattr(model, role)) for role in roles))
     return table
 
 

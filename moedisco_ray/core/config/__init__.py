@@ -2,11 +2,9 @@
 
 from moedisco_ray.core.config.load import check_config, check_evaluation, load_config, put
 from moedisco_ray.core.config.model import (
-    DENSE,
-    FAMILIES,
+    EXPERT_COUNTS,
     Architecture,
     CheckpointInit,
-    FamilyName,
     LocalInit,
     Model,
     UpcycleInit,
@@ -41,9 +39,10 @@ from moedisco_ray.core.config.sections import (
     Tracking,
 )
 from moedisco_ray.core.config.tokenizers import tokenizer_directory, tokenizer_files
+from moedisco_ray.core.families import FAMILIES, FamilyName
 
 __all__ = [
-    "DENSE",
+    "EXPERT_COUNTS",
     "FAMILIES",
     "AnyPool",
     "Architecture",

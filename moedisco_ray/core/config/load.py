@@ -93,7 +93,7 @@ def check_files(config: RunConfig) -> None:
         except ValidationError as error:
             raise first_mistake(error.errors()) from error
         try:
-            check_division(architecture.num_experts, config.clusters.count)
+            check_division(config.model.family, architecture, config.clusters.count)
         except ValueError as error:
             raise ConfigError("clusters.count", None, str(error)) from error
 

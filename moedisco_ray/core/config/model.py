@@ -14,16 +14,13 @@ from moedisco_ray.core.config.places import ReadsFrom, as_model
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.families import DECLARATIONS, FAMILIES, Family, FamilyName, Value
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.run_models import local_model
 
-FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
-FAMILIES: tuple[FamilyName, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
-DENSE: Mapping[FamilyName, tuple[str, ...]] = {
-    "mixtral": ("mistral", "llama"), "qwen2_moe": ("qwen2", "llama"), "qwen3_moe": ("qwen3",)}
-"""Dense models (`model_type`) that each family can start from, with the dense MLP as every expert. olmoe has none, because OLMo
-places its norms differently."""
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Names of the configuration field with the number of routed experts, in any family; transformers reads and writes several."""
 MOST_LAYERS = 4096
 ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model"), AfterValidator(as_model)]
 LARGEST_DIMENSION = 2**26
@@ -31,7 +28,7 @@ LARGEST_DIMENSION = 2**26
 
 
 class Architecture(Section):
-    """Sizes of a decoder in which every layer is a Mixture-of-Experts layer."""
+    """Sizes of a decoder with Mixture-of-Experts layers."""
 
     hidden_size: int = Field(256, ge=8, le=LARGEST_DIMENSION)
     num_hidden_layers: int = Field(4, ge=1, le=MOST_LAYERS)
@@ -39,9 +36,9 @@ class Architecture(Section):
     num_key_value_heads: int | None = Field(None, ge=1, le=LARGEST_DIMENSION)
     """Number of key and value heads (grouped-query attention). Null means the number of attention heads."""
     head_dim: int | None = Field(None, ge=2, le=LARGEST_DIMENSION)
-    """Size of one head. Null means hidden_size / num_attention_heads. Only qwen3_moe and mixtral allow another value."""
+    """Size of one head. Null means hidden_size / num_attention_heads. Only some families allow another value."""
     moe_intermediate_size: int = Field(512, ge=8, le=LARGEST_DIMENSION)
-    """Hidden size of one expert (Mixtral and OLMoE call it intermediate_size)."""
+    """Hidden size of one expert (some families call it intermediate_size)."""
     shared_expert_intermediate_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
     """Hidden size of the shared expert of qwen2_moe. Null means the hidden size of a routed expert."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
@@ -60,6 +57,14 @@ class Architecture(Section):
     proportional) and its parameters. Null means no scaling."""
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
+    fields: dict[str, Value] = Field(default_factory=dict, max_length=32)
+    """Fields of `config.json` that only this family has, such as `kv_lora_rank` of deepseek_v3. Left out: the family's default for
+    small models."""
+
+    @property
+    def router_fields(self) -> dict[str, Any]:
+        """The configuration fields that a router reads."""
+        return self.fields | {"num_experts_per_tok": self.num_experts_per_tok, "norm_topk_prob": self.norm_topk_prob}
 
     @property
     def key_value_heads(self) -> int:
@@ -142,8 +147,8 @@ class UpcycleInit(LocalInit):
 
     upcycle: ModelPlace
     """A Hugging Face directory, or the model of a finished run, as in `checkpoint`. It holds a dense model that is related to the
-    family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, and Qwen2 or Llama with biases for qwen2_moe. It may also hold a
-    model of the family with one expert, such as an earlier run's seed."""
+    family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, Qwen2 or Llama with biases for qwen2_moe, and Qwen3, Qwen2 or Llama
+    for glm4_moe. It may also hold a model of the family with one expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
@@ -169,12 +174,8 @@ class Model(Section):
         if isinstance(self.init, LocalInit) and self.config is not None:
             raise ValueError(
                 f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove model.config")
-        if self.config is not None and self.config.shared_expert_intermediate_size is not None and self.family != "qwen2_moe":
-            raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe; {self.family} has no shared expert")
-        if self.config is not None and self.config.head_dim is not None and self.family not in ("mixtral", "qwen3_moe"):
-            raise ValueError(f"head_dim: {self.family} has heads of hidden_size / num_attention_heads; remove it")
-        if self.config is not None and self.family == "mixtral" and not self.config.norm_topk_prob:
-            raise ValueError("norm_topk_prob false: Mixtral always normalises its router weights; remove the setting")
+        if self.config is not None:
+            _check_sizes(self.config, DECLARATIONS[self.family])
         return self
 
     @property
@@ -188,7 +189,36 @@ class Model(Section):
             return read_architecture(self.init.directory, self.family)
         if isinstance(self.init, UpcycleInit):
             return read_dense_architecture(self.init, self.family)
-        return self.config or Architecture()
+        sizes = self.config or Architecture()
+        return sizes.model_copy(update={"norm_topk_prob": DECLARATIONS[self.family].router.normalised(sizes.norm_topk_prob)})
+
+
+def _check_sizes(sizes: Architecture, family: Family) -> None:
+    """Check that a family can have these sizes.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    name, attention = family.name, family.attention
+    if sizes.shared_expert_intermediate_size is not None and (family.shared is None or family.shared.size_field is None):
+        other = f"{name} has no shared expert" if family.shared is None else f"set fields.{family.shared.count_field}"
+        raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe; {other}")
+    if sizes.head_dim is not None and not attention.own_head_dim:
+        what = "fields such as qk_rope_head_dim" if attention.latent else "heads of hidden_size / num_attention_heads"
+        raise ValueError(f"head_dim: {name} has {what}; remove it")
+    if attention.latent and sizes.key_value_heads != sizes.num_attention_heads:
+        raise ValueError(f"num_key_value_heads {sizes.key_value_heads}: every head of {name} has its own keys; remove it")
+    if "norm_topk_prob" in sizes.model_fields_set and family.router.normalised(sizes.norm_topk_prob) != sizes.norm_topk_prob:
+        raise ValueError(
+            f"norm_topk_prob {str(sizes.norm_topk_prob).lower()}: {name} {family.router.normalises} normalises its router "
+            "weights; remove the setting")
+    if unknown := sorted(sizes.fields.keys() - family.fields.keys()):
+        own = f"it has {', '.join(family.fields)}" if family.fields else "it has none of its own; remove it"
+        raise ValueError(f"fields.{unknown[0]}: {name} has no such field; {own}")
+    for key, value in sizes.fields.items():
+        default = family.fields[key]
+        if value is not None and default is not None and isinstance(value, str | bool) != isinstance(default, str | bool):
+            raise ValueError(f"fields.{key} {value!r} must be {type(default).__name__}, such as {default!r}")
 
 
 def read_architecture(directory: Path, family: FamilyName) -> Architecture:
@@ -215,10 +245,11 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
     directory = start.directory
     raw = _read(start.setting, directory)
     kind = raw.get("model_type")
-    if not (kind in DENSE.get(family, ()) or (kind == family and _experts(raw) == 1)):
+    declaration = DECLARATIONS[family]
+    if not (kind in declaration.dense or (kind == family and _experts(raw) == 1)):
         what = f"{_experts(raw)} experts of {kind!r}" if _experts(raw) else f"a model of {kind!r}"
-        starts = " or ".join([*DENSE.get(family, ()), f"{family} with one expert"])
-        takers = [taker for taker, kinds in DENSE.items() if kind in kinds]
+        starts = " or ".join([*declaration.dense, f"{family} with one expert"])
+        takers = [taker.name for taker in DECLARATIONS.values() if kind in taker.dense]
         hint = f"; set model.family to {' or '.join(takers)}" if takers else ""
         raise CheckpointError(start.setting, str(start.upcycle), f"holds {what}; {family} is upcycled from {starts}{hint}")
     if kind != family and raw.get("use_sliding_window"):
@@ -228,7 +259,8 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
     sizes = _sizes(
         start.setting, directory, raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
         norm_topk_prob=True)
-    if kind != family and family == "qwen2_moe" and sizes.head_size * sizes.num_attention_heads != sizes.hidden_size:
+    heads = sizes.head_size * sizes.num_attention_heads
+    if kind != family and not declaration.attention.own_head_dim and heads != sizes.hidden_size:
         raise CheckpointError(
             start.setting, str(start.upcycle),
             f"has head_dim {sizes.head_dim}, but {family} has heads of hidden_size / num_attention_heads; use a family with "
@@ -252,20 +284,22 @@ def _text(path: Path) -> str:
 
 
 def _experts(raw: Mapping[str, Any]) -> int | None:
-    found: int | None = raw.get("num_experts", raw.get("num_local_experts"))
+    found: int | None = next((raw[name] for name in EXPERT_COUNTS if raw.get(name) is not None), None)
     return found
 
 
 def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: FamilyName, **changes: Any) -> Architecture:
-    own_name = raw.get("model_type") in ("qwen2_moe", "qwen3_moe")
+    declaration, kind = DECLARATIONS[family], raw.get("model_type")
+    size_field = declaration.expert_size_field if kind == family else "intermediate_size"
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise CheckpointError(setting, str(directory), "its config.json cannot be used: rope_scaling must be an object")
     found = {name: raw[name] for name in Architecture.model_fields if raw.get(name) is not None}
     found.update(
         num_experts=_experts(raw),
-        moe_intermediate_size=raw.get("moe_intermediate_size" if own_name else "intermediate_size"),
-        norm_topk_prob=True if family == "mixtral" else raw.get("norm_topk_prob", False),
+        moe_intermediate_size=raw.get(size_field),
+        norm_topk_prob=declaration.router.normalised(raw.get("norm_topk_prob", False)),
+        fields={name: raw[name] for name in declaration.fields if name in raw},
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
         rope_scaling=read_scaling(rope),
     )

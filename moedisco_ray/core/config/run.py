@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
-from moedisco_ray.core.config.model import CheckpointInit, LocalInit, Model
+from moedisco_ray.core.config.model import Architecture, CheckpointInit, LocalInit, Model
 from moedisco_ray.core.config.owners import check_owners
 from moedisco_ray.core.config.places import WritesTo, as_location
 from moedisco_ray.core.config.pools import AnyPool, LowMemoryPool, Pools
@@ -28,6 +28,7 @@ from moedisco_ray.core.config.sections import (
     Tokens,
     Tracking,
 )
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.locations import Location, is_uri, joined, working_directory
 
 Tags = Annotated[
@@ -170,7 +171,7 @@ class RunConfig(Section):
     def _clusters_divide_experts(self) -> Self:
         # The sizes of a checkpoint are on disk; `check_files` checks them.
         if not isinstance(self.model.init, LocalInit):
-            check_division(self.model.architecture.num_experts, self.clusters.count)
+            check_division(self.model.family, self.model.architecture, self.clusters.count)
         return self
 
 
@@ -180,16 +181,21 @@ def _place(source: Source) -> str:
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
 
 
-def check_division(num_experts: int, clusters: int) -> None:
-    """Check that the number of clusters divides the number of experts.
+def check_division(family: str, sizes: Architecture, clusters: int) -> None:
+    """Check that the model can be divided into one sub-model per cluster.
 
     Raises:
-        ValueError: `clusters` does not divide `num_experts`.
+        ValueError: `clusters` does not divide the number of experts, or divides the router in a way that it does not support.
     """
-    if num_experts % clusters:
-        nearest = sorted(divisors(num_experts), key=lambda n: abs(n - clusters))[:_MOST_SHOWN]
+    experts = sizes.num_experts
+    if experts % clusters:
+        nearest = sorted(divisors(experts), key=lambda n: abs(n - clusters))[:_MOST_SHOWN]
         fits = ", ".join(str(n) for n in sorted(nearest))
-        raise ValueError(f"clusters.count {clusters} does not divide the model's {num_experts} experts; use one of {fits}")
+        raise ValueError(f"clusters.count {clusters} does not divide the model's {experts} experts; use one of {fits}")
+    try:
+        DECLARATIONS[family].router.submodel_fields(sizes.router_fields, experts, experts // clusters)
+    except ValueError as error:
+        raise ValueError(f"clusters.count {clusters} {error}") from error
 
 
 def divisors(number: int) -> list[int]:

@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import RunError
+from moedisco_ray.models import family_of, log_probabilities, routers
 from moedisco_ray.models.streamed import device_of_model
-from moedisco_ray.training.objective import ROUTER
 
 DEAD_LOAD = 0.01
 
@@ -32,7 +32,7 @@ class RouterStatistics:
         selections_RGE: How often each expert was among the top k, per group of documents.
         top1_RGE: How often each expert was top-1, per group of documents.
         document_top1_RNE: How often each expert was top-1, per document.
-        token_entropy_R: Mean over tokens of the entropy of the router's softmax, in nats.
+        token_entropy_R: Mean over tokens of the entropy of the router's probabilities, in nats.
     """
 
     layers: tuple[int, ...]
@@ -46,7 +46,7 @@ class RouterMeter:
     """Counts the routers' selections inside a `with` block, by forward hooks.
 
     Args:
-        model: Has one module named `...mlp.gate` per MoE layer.
+        model: Has MoE layers.
         group_N: Group of each document, 0 to `groups` - 1.
         groups: Number of groups.
 
@@ -55,10 +55,11 @@ class RouterMeter:
     """
 
     def __init__(self, model: PreTrainedModel, group_N: NDArray[np.int64], groups: int) -> None:
-        self._routers = [(name, module) for name, module in model.named_modules() if name.endswith(ROUTER)]
+        self._routers = routers(model)
         if not self._routers:
-            raise RunError(f"the model has no module named '*{ROUTER}': it is no Mixture-of-Experts known here")
-        weight: Any = self._routers[0][1].weight
+            raise RunError("the model has no router: it is no Mixture-of-Experts")
+        self._kind = family_of(model).router
+        weight: Any = next(iter(self._routers.values())).weight
         self._experts = int(weight.shape[0])
         device = device_of_model(model)
         shape = (len(self._routers), groups, self._experts)
@@ -72,7 +73,7 @@ class RouterMeter:
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        for number, (_, module) in enumerate(self._routers):
+        for number, module in enumerate(self._routers.values()):
             self._handles.append(module.register_forward_hook(
                 lambda _module, _inputs, output, number=number: self._count(number, output)))
         return self
@@ -91,7 +92,7 @@ class RouterMeter:
     def statistics(self) -> RouterStatistics:
         """Counts and entropies over all tokens that the routers have seen so far."""
         return RouterStatistics(
-            layers=tuple(int(name.removesuffix(ROUTER).rsplit(".", 1)[-1]) for name, _ in self._routers),
+            layers=tuple(self._routers),
             selections_RGE=self._selections_RGE.cpu().numpy(),
             top1_RGE=self._top1_RGE.cpu().numpy(),
             document_top1_RNE=self._document_top1_RNE.cpu().numpy(),
@@ -101,7 +102,7 @@ class RouterMeter:
     def _count(self, number: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
         logits, _, indices = output
         self._tokens += len(self._document_T) if number == 0 else 0
-        log_TE = torch.log_softmax(logits.reshape(-1, self._experts)[self._real_T].float(), dim=-1)
+        log_TE = log_probabilities(logits.reshape(-1, self._experts)[self._real_T].float(), self._kind)
         chosen_TK = indices.reshape(len(self._real_T), -1)[self._real_T]
         group_T = self._group_N[self._document_T]
         self._entropy_R[number] -= (log_TE.exp() * log_TE).sum(dim=-1).double().sum()

@@ -112,7 +112,7 @@ def count_parameters(weights: Checkpoint) -> tuple[int, int]:
     for key, size in sizes.items():
         role = model_map.classify(key)
         if role.role is Role.EXPERT and role.layer is not None:
-            idle += size * (1 - selected / experts[role.layer])
+            idle += size * (1 - selected / (experts[role.layer] or weights.shape(key)[0]))
     return sum(sizes.values()), round(sum(sizes.values()) - idle)
 
 

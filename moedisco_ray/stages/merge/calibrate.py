@@ -26,7 +26,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.models import ModelMap, group_size, moe_blocks, specialise
+from moedisco_ray.core.families import Router
+from moedisco_ray.models import (
+    ModelMap,
+    Selection,
+    expert_count,
+    family_of,
+    group_size,
+    moe_blocks,
+    routers,
+    scores,
+    specialise,
+    submodel_config,
+)
 from moedisco_ray.models.layer_stream import Step, layer_step
 from moedisco_ray.models.streamed import EMBEDDING, device_of_model, loaded, streamed_model
 from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
@@ -71,7 +83,7 @@ def calibrated(
 
     The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction of cluster k
     (see `router_init`), which is the same for the whole group. In a group of one expert, the row in the sub-model is untrained and
-    counts as zero. The method `concat` leaves all rows as they are.
+    counts as zero, as do the router's biases of that expert. The method `concat` leaves all rows as they are.
 
     Args:
         tensors: Canonical tensors of the merged model: the embedding, each layer in turn, norm and head.
@@ -129,7 +141,10 @@ class _Layers:
     ) -> None:
         self._model, self._names, self._clusters, self._settings = model, names, clusters, settings
         self._batches, self._device = batches, device_of_model(model)
-        self._blocks = moe_blocks(model)
+        self._blocks, self._routers = moe_blocks(model), routers(model)
+        fields, self._kind = model.config.to_dict(), family_of(model).router
+        part = submodel_config(fields, expert_count(fields) // clusters)
+        self._whole, self._part = Selection.of(self._kind, fields), Selection.of(self._kind, fields | part)
         self._states: list[Tensor] = []     # hidden states [B, L, D] of each batch, in host memory
 
     @torch.no_grad()
@@ -157,7 +172,7 @@ class _Layers:
 
     def _set_router(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
         block, settings, key = self._blocks[layer], self._settings, self._names.router_key(layer)
-        router: Any = block.get_submodule("gate")
+        router: Any = self._routers[layer]
         stored_ED = tensors[key]
         group = group_size(len(stored_ED), self._clusters)
         inputs = [
@@ -168,12 +183,17 @@ class _Layers:
             total = _total(inputs, self._clusters)
             carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
             direction_CD = directions(settings.method, total, settings.seed + layer)
+            for name in () if group > 1 else filter(None, (self._kind.bias, self._kind.correction)):
+                tensors[self._names.router_key(layer, name)].zero_()
+                router.state_dict()[name].zero_()
             if settings.match_load:
-                direction_CD = _load_matched(direction_CD, carried_ED, inputs, total)
+                bias_E = 0.0 if self._kind.bias is None else getattr(router, self._kind.bias).double()
+                direction_CD = _load_matched(direction_CD, carried_ED, bias_E, inputs, total)
             tensors[key] = (carried_ED + direction_CD.repeat_interleave(group, dim=0)).to("cpu", stored_ED.dtype)
             router.weight.copy_(tensors[key])
-        rows_ED = tensors[key].to(self._device, torch.float64)
-        entry = _measure(rows_ED, own_ED, inputs, self._clusters, min(router.top_k, len(rows_ED)))
+        measured = _Measured(self._kind, self._whole, self._part, router, self._clusters)
+        entry = measured.on(inputs, tensors[key].to(self._device, torch.float64), own_ED)
+        rows_ED = tensors[key]
         scaled = settings.match_scale and not _normalises(self._model)
         scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if scaled else 1.0
         if scale != 1.0:
@@ -215,8 +235,7 @@ def _labels(batch: Batch) -> Tensor:
 
 
 def _normalises(model: PreTrainedModel) -> bool:
-    family = ModelMap(str(model.config.model_type)).family
-    return family.always_normalises or bool(model.config.norm_topk_prob)
+    return family_of(model).router.normalised(getattr(model.config, "norm_topk_prob", None))
 
 
 def _total(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics:
@@ -225,20 +244,20 @@ def _total(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics
 
 
 def _load_matched(
-    direction_CD: Tensor, carried_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], total: Statistics,
+    direction_CD: Tensor, carried_ED: Tensor, bias_E: Tensor | float, inputs: Sequence[tuple[Tensor, Tensor]], total: Statistics,
 ) -> Tensor:
     """Add a multiple of one vector v to each cluster's router row, so that top-1 loads equal the clusters' shares.
 
     v is chosen so that v . x > 0 for most inputs x of the router. Adding b_c v to row c adds b_c (v . x) to a token's logit c.
     Dividing all its logits by v . x > 0 keeps their order and leaves b_c as a bias, which `load_offsets` finds. The few tokens with
-    v . x <= 0 are left out.
+    v . x <= 0 are left out. The router's bias of the logits counts; its correction of the scores does not.
     """
     clusters = len(direction_CD)
     constant_D = constant_direction(total)
     logits = []
     for input_TD, _ in inputs:
         x_TD = input_TD.to(direction_CD.device, torch.float64)
-        own_TC = (x_TD @ carried_ED.T).view(len(x_TD), clusters, -1).amax(2)
+        own_TC = (x_TD @ carried_ED.T + bias_E).view(len(x_TD), clusters, -1).amax(2)
         constant_T = x_TD @ constant_D
         positive_T = constant_T > _LEAST_CONSTANT
         logits.append((own_TC + x_TD @ direction_CD.T)[positive_T] / constant_T[positive_T, None])
@@ -247,33 +266,50 @@ def _load_matched(
     return matched_CD if carried_ED.any() else normalised(matched_CD, total)
 
 
-def _measure(
-    rows_ED: Tensor, own_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], clusters: int, top_k: int,
-) -> dict[str, Any]:
-    """Load and accuracy of the merged router on the calibration data, and the mean sum of top-k weights in the sub-models."""
-    experts = len(rows_ED)
-    group = experts // clusters
-    own_CgD = own_ED.view(clusters, group, -1)
-    load_E, first_C = (torch.zeros(size, dtype=torch.float64, device=rows_ED.device) for size in (experts, clusters))
-    tokens, hits, weight_sum, branch_sum = 0, 0, 0.0, 0.0
-    for input_TD, cluster_T in inputs:
-        x_TD = input_TD.to(rows_ED.device, torch.float64)
-        chosen = torch.softmax(x_TD @ rows_ED.T, dim=1).topk(top_k, dim=1)
-        load_E += torch.bincount(chosen.indices.flatten(), minlength=experts)
-        first_T = chosen.indices[:, 0] // group
-        first_C += torch.bincount(first_T, minlength=clusters)
-        hits += int((first_T == cluster_T).sum())
-        tokens += len(x_TD)
-        weight_sum += float(chosen.values.sum())
-        branch_TCg = torch.softmax(torch.einsum("td,cgd->tcg", x_TD, own_CgD), dim=2)
-        branch_Tg = branch_TCg[torch.arange(len(x_TD), device=x_TD.device), cluster_T]
-        branch_sum += float(branch_Tg.topk(min(top_k, group), dim=1).values.sum())
-    load_E /= load_E.sum()
-    return {
-        "accuracy": hits / tokens,
-        "top1_load_C": (first_C / tokens).tolist(),
-        "group_load_C": load_E.view(clusters, group).sum(1).tolist(),
-        "load_E": load_E.tolist(),
-        "weight_sum": weight_sum / tokens,
-        "branch_weight_sum": branch_sum / tokens,
-    }
+class _Measured:
+    """Load and accuracy of a merged router on the calibration data, and the mean sum of top-k scores in the sub-models."""
+
+    def __init__(self, kind: Router, whole: Selection, part: Selection, router: nn.Module, clusters: int) -> None:
+        self._kind, self._whole, self._part, self._clusters = kind, whole, part, clusters
+        stored = router.state_dict()
+        self._bias_E, self._correction_E = (
+            None if name is None else stored[name].double() for name in (kind.bias, kind.correction))
+
+    def on(self, inputs: Sequence[tuple[Tensor, Tensor]], rows_ED: Tensor, own_ED: Tensor) -> dict[str, Any]:
+        """The figures on these inputs.
+
+        Args:
+            inputs: Inputs of the router, and the cluster of each token.
+            rows_ED: The merged router's rows.
+            own_ED: The rows in the sub-models.
+        """
+        experts, clusters = len(rows_ED), self._clusters
+        group = experts // clusters
+        load_E, first_C = (torch.zeros(size, dtype=torch.float64, device=rows_ED.device) for size in (experts, clusters))
+        tokens, hits, weight_sum, branch_sum = 0, 0, 0.0, 0.0
+        for input_TD, cluster_T in inputs:
+            x_TD = input_TD.to(rows_ED.device, torch.float64)
+            index_TK, weight_TK = self._whole(scores(self._logits(x_TD, rows_ED), self._kind), self._correction_E)
+            load_E += torch.bincount(index_TK.flatten(), minlength=experts)
+            first_T = index_TK[:, 0] // group
+            first_C += torch.bincount(first_T, minlength=clusters)
+            hits += int((first_T == cluster_T).sum())
+            tokens += len(x_TD)
+            weight_sum += float(weight_TK.sum())
+            branch_TCg = scores(self._logits(x_TD, own_ED).view(-1, clusters, group), self._kind)
+            branch_Tg = branch_TCg[torch.arange(len(x_TD), device=x_TD.device), cluster_T]
+            own_Tg = None if self._correction_E is None else self._correction_E.view(clusters, group)[cluster_T]
+            branch_sum += float(self._part(branch_Tg, own_Tg)[1].sum())
+        load_E /= load_E.sum()
+        return {
+            "accuracy": hits / tokens,
+            "top1_load_C": (first_C / tokens).tolist(),
+            "group_load_C": load_E.view(clusters, group).sum(1).tolist(),
+            "load_E": load_E.tolist(),
+            "weight_sum": weight_sum / tokens,
+            "branch_weight_sum": branch_sum / tokens,
+        }
+
+    def _logits(self, x_TD: Tensor, rows_ED: Tensor) -> Tensor:
+        logits_TE = x_TD @ rows_ED.T
+        return logits_TE if self._bias_E is None else logits_TE + self._bias_E

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moedisco_ray.models import ModelMap, Role
+from moedisco_ray.models import ModelMap
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 
 
@@ -55,7 +55,7 @@ def _joined(
         if role.layer is not None and role.expert is not None:
             for index, part in enumerate(parts):
                 yield names.renumbered(key, index * groups[role.layer] + role.expert), part[key]
-        elif role.role is Role.ROUTER:
+        elif role.has_row_per_expert:
             yield key, torch.cat([part[key] for part in parts])
         else:
             # Add up weighted values. Differences from a common tensor, with which the weights are merged, could make a mean of

@@ -110,8 +110,9 @@ def _joined(
             yield source.take(index, key), TensorReport(name, role.role, "copied", (index,))
         return
     copies = [source.take(index, key) for index in source.everyone]
-    if role.role is Role.ROUTER:
-        if role.layer is None or any(len(copy) != groups[role.layer] for copy in copies):
+    if role.has_row_per_expert:
+        rows = groups.get(role.layer or 0) or len(copies[0])     # a stack has as many rows as in the first sub-model
+        if any(len(copy) != rows for copy in copies):
             raise CheckpointError("tensor", key, "has not one row per expert of its sub-model")
         yield torch.cat(copies), TensorReport(key, role.role, "concatenated", source.everyone)
         return

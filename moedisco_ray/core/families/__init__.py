@@ -1,0 +1,41 @@
+"""Model families: one page per `model_type`, and the list of all pages.
+
+Another package can add a family: it declares a `Family`, and names it in an entry point of the group `moedisco_ray.families`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Annotated
+
+from pydantic import AfterValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from moedisco_ray.core.families import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen2_moe, qwen3_moe
+from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Part, SharedExpert, Value
+from moedisco_ray.core.families.router import Router
+
+__all__ = [
+    "DECLARATIONS", "FAMILIES", "PARTS", "Attention", "Family", "FamilyName", "Part", "Router", "SharedExpert", "Value",
+]
+
+GROUP = "moedisco_ray.families"
+"""Group of the entry points that name families of other packages."""
+_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v3, glm4_moe, gpt_oss)
+
+DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
+    *(entry.load() for entry in entry_points(group=GROUP)), *(page.FAMILY for page in _PAGES))}
+"""Every family by its `model_type`; a family of this package wins over one of another package."""
+FAMILIES: tuple[str, ...] = tuple(DECLARATIONS)
+
+
+def _known(name: str) -> str:
+    if name not in DECLARATIONS:
+        *others, last = map(repr, FAMILIES)
+        raise PydanticCustomError("literal_error", "must be {expected}", {"expected": f"{', '.join(others)} or {last}"})
+    return name
+
+
+FamilyName = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(FAMILIES)})]
+"""Name of a declared family."""

@@ -1,0 +1,151 @@
+"""The form of a family's declaration: everything that this project knows about one `model_type` of transformers.
+
+Decompose, merge, training, the plan and the export read declarations; none of them knows a family by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from moedisco_ray.core.families.router import Router
+
+Part = Literal["gate", "up", "down"]
+PARTS: tuple[Part, ...] = ("gate", "up", "down")
+Value = bool | int | float | str | None
+"""A value of `model.config.fields`."""
+
+NORMS = r"(input|post_attention)_layernorm\.weight"
+ATTENTION = r"self_attn\.[qkvo]_proj\.weight"
+ATTENTION_BIAS = r"self_attn\.[qkvo]_proj\.bias"
+QK_NORM = r"self_attn\.[qk]_norm\.weight"
+LATENT_ATTENTION = r"self_attn\.(q|q_a|q_b|kv_a|kv_b|o)_proj(_with_mqa)?\.(weight|bias)"
+LATENT_NORM = r"self_attn\.(q|kv)_a_layernorm\.weight"
+DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"
+"""MLP of a dense layer, which some families have between or before their MoE layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """The attention of a family's layers.
+
+    Attributes:
+        latent: Whether keys and values are compressed (multi-head latent attention, DeepSeek-V2, arXiv 2405.04434).
+        partial_rotation: Whether positions rotate only a part of each head, which copies queries, keys and the output.
+        own_head_dim: Whether heads may have another size than hidden_size / num_attention_heads.
+        biases: Projections that have a bias: `qkv`, `qkvo`, or none.
+        bias_field: Configuration field that switches the biases; None: they always exist.
+        qk_norm: Whether queries and keys are normalised per head, or over all heads.
+        qk_norm_field: Configuration field that switches these norms; None: they always exist.
+        sinks: Whether each head has a learnt logit that attends to nothing; such attention stores its scores.
+    """
+
+    latent: bool = False
+    partial_rotation: bool = False
+    own_head_dim: bool = False
+    biases: Literal["", "qkv", "qkvo"] = ""
+    bias_field: str | None = None
+    qk_norm: Literal["head", "full"] | None = None
+    qk_norm_field: str | None = None
+    sinks: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedExpert:
+    """The expert of a layer that every token passes through. It belongs to the backbone.
+
+    Attributes:
+        module: Name of the expert in the MoE block.
+        gate: Name of the layer whose sigmoid weights the expert; None: its weight is 1.
+        size_field: Configuration field with the expert's hidden size; None: the size of `count_field` routed experts.
+        count_field: Configuration field with the number of routed experts that the shared expert is as large as.
+    """
+
+    module: str
+    gate: str | None = None
+    size_field: str | None = None
+    count_field: str | None = None
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression of the shared expert's tensors, relative to the layer."""
+        gate = rf"|mlp\.{self.gate}\.weight" if self.gate else ""
+        return rf"mlp\.{self.module}\.(gate|up|down)_proj\.weight{gate}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: The Hugging Face `model_type`.
+        num_experts_field: Configuration field with the number of routed experts.
+        expert_size_field: Configuration field with an expert's hidden size.
+        backbone: Regular expressions of the backbone's tensors, relative to the layer.
+        router: How the router selects and weights experts.
+        attention: The attention of every layer.
+        shared: The shared expert; None: there is none.
+        block: Name of the MoE block in a checkpoint; models in memory call it `mlp`.
+        projections: Checkpoint names of an expert's gate, up and down projection.
+        stacks: Names of the tensors that hold all experts of a layer, along the first axis, in checkpoints and in memory; empty:
+            checkpoints have one tensor per expert and projection.
+        returns_scores: Whether the MoE block returns the router's scores too.
+        expert_activations: Vectors of an expert's hidden size that autograd saves per token and expert.
+        norms_in_fp32: Whether norms multiply by their weight in fp32.
+        separates_documents: Whether transformers hides other documents of a packed sequence when positions start again.
+        fields: Configuration fields that only some families have, with defaults for a model with random weights.
+        constants: Configuration fields that have one value here.
+        dense: Dense models (`model_type`) whose MLP can become every expert, with the configuration fields that such an MoE needs.
+        dense_layers_field: Configuration field with the number of dense layers before the MoE layers; None: there are none.
+        prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
+            transformers does not load, and which are left out here too; None: there are none.
+    """
+
+    name: str
+    num_experts_field: str
+    expert_size_field: str
+    backbone: tuple[str, ...]
+    router: Router = dataclasses.field(default_factory=Router)
+    attention: Attention = dataclasses.field(default_factory=Attention)
+    shared: SharedExpert | None = None
+    block: str = "mlp"
+    projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    stacks: tuple[str, ...] = ()
+    returns_scores: bool = False
+    expert_activations: int = 4
+    norms_in_fp32: bool = False
+    separates_documents: bool = True
+    fields: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dense: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    dense_layers_field: str | None = None
+    prediction_layers_field: str | None = None
+
+    @property
+    def own_expert_size(self) -> bool:
+        """Whether experts and dense layers have configuration fields of their own for their hidden size."""
+        return self.expert_size_field != "intermediate_size"
+
+    def projection(self, part: Part) -> str:
+        """Name of a projection of an expert in a checkpoint."""
+        return self.projections[PARTS.index(part)]
+
+    def value(self, fields: Mapping[str, Any], name: str) -> Any:
+        """A field of a model's configuration, or the family's default for it."""
+        found = fields.get(name)
+        return self.fields.get(name) if found is None else found
+
+    def has_biases(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a model with these configuration fields has biases in its attention."""
+        field = self.attention.bias_field
+        return bool(self.attention.biases) and (field is None or bool(self.value(fields, field)))
+
+    def has_qk_norm(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a model with these configuration fields normalises queries and keys."""
+        field = self.attention.qk_norm_field
+        return self.attention.qk_norm is not None and (field is None or bool(self.value(fields, field)))
+
+    def dense_layers(self, fields: Mapping[str, Any]) -> int:
+        """Number of dense layers before the MoE layers of a model with these configuration fields."""
+        return 0 if self.dense_layers_field is None else int(self.value(fields, self.dense_layers_field) or 0)

@@ -1,0 +1,16 @@
+"""Mixtral."""
+
+from moedisco_ray.core.families.declaration import ATTENTION, NORMS, Attention, Family
+from moedisco_ray.core.families.router import Router
+
+FAMILY = Family(
+    "mixtral",
+    num_experts_field="num_local_experts",
+    expert_size_field="intermediate_size",
+    block="block_sparse_moe",
+    projections=("w1", "w3", "w2"),
+    backbone=(NORMS, ATTENTION),
+    router=Router(normalises="always"),
+    attention=Attention(own_head_dim=True),
+    dense={"mistral": {}, "llama": {}},
+)

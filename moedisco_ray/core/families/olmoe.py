@@ -1,0 +1,12 @@
+"""OLMoE. It has no dense relative, because OLMo places its norms differently."""
+
+from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, QK_NORM, Attention, Family
+
+FAMILY = Family(
+    "olmoe",
+    num_experts_field="num_experts",
+    expert_size_field="intermediate_size",
+    backbone=(NORMS, ATTENTION, ATTENTION_BIAS, QK_NORM),
+    attention=Attention(biases="qkvo", bias_field="attention_bias", qk_norm="full"),
+    fields={"attention_bias": False},
+)

@@ -1,0 +1,23 @@
+"""Qwen1.5-MoE and Qwen2-MoE."""
+
+from moedisco_ray.core.families.declaration import (
+    ATTENTION,
+    ATTENTION_BIAS,
+    DENSE_MLP,
+    NORMS,
+    Attention,
+    Family,
+    SharedExpert,
+)
+
+FAMILY = Family(
+    "qwen2_moe",
+    num_experts_field="num_experts",
+    expert_size_field="moe_intermediate_size",
+    backbone=(NORMS, ATTENTION, ATTENTION_BIAS, DENSE_MLP),
+    attention=Attention(biases="qkv", bias_field="qkv_bias"),
+    shared=SharedExpert("shared_expert", gate="shared_expert_gate", size_field="shared_expert_intermediate_size"),
+    fields={"qkv_bias": True},
+    constants={"decoder_sparse_step": 1, "mlp_only_layers": []},     # every layer is an MoE layer
+    dense={"qwen2": {}, "llama": {}},
+)

@@ -1,0 +1,98 @@
+"""How a family's router selects and weights experts, and how the router of a sub-model is configured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """A router: logits of all experts, scores from the logits, the k best experts, and their weights from their scores.
+
+    Attributes:
+        module: Name of the router in the MoE block.
+        scores: Function from logits to scores.
+        normalises: Whether the weights of the selected experts are scaled to sum to one: by the setting `norm_topk_prob`, or
+            regardless of it.
+        bias: Name of the bias of the logits in the router; None: there is none.
+        correction: Name of the bias that is added to the scores for the selection only (DeepSeek-V3, arXiv 2412.19437, section
+            2.1.2), which no gradient trains; None: there is none.
+        scaling_field: Configuration field with a factor on all weights; None: there is none.
+        limits_groups: Whether experts are selected from the best `topk_group` of `n_group` groups.
+        limit_field: Configuration field and value that switch the limit on; None: it is always on.
+        in_fp32: Whether logits are computed in fp32 even if the model is in bf16.
+        least_in_group: Experts that transformers needs in every group, to compare groups by the sum of their best scores.
+    """
+
+    module: str = "gate"
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalises: Literal["always", "never", "by_setting"] = "by_setting"
+    bias: str | None = None
+    correction: str | None = None
+    scaling_field: str | None = None
+    limits_groups: bool = False
+    limit_field: tuple[str, str] | None = None
+    in_fp32: bool = False
+    least_in_group: int = 1
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the router's tensors; each has one row per expert."""
+        return ("weight", *filter(None, (self.bias, self.correction)))
+
+    def normalised(self, norm_topk_prob: object) -> bool:
+        """Whether the weights of the selected experts sum to one, before the scaling.
+
+        Args:
+            norm_topk_prob: Value of the configuration field.
+        """
+        return self.normalises == "always" or (self.normalises == "by_setting" and bool(norm_topk_prob))
+
+    def scaling(self, fields: Mapping[str, Any]) -> float:
+        """Factor on all weights of a model with these configuration fields."""
+        return 1.0 if self.scaling_field is None else float(fields.get(self.scaling_field) or 1.0)
+
+    def groups(self, fields: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Number of groups of experts, and of those that a token may use; None: all experts compete.
+
+        Args:
+            fields: Configuration fields of the model.
+        """
+        if not self.limits_groups or (self.limit_field is not None and fields.get(self.limit_field[0]) != self.limit_field[1]):
+            return None
+        return int(fields.get("n_group") or 1), int(fields.get("topk_group") or 1)
+
+    def submodel_fields(self, fields: Mapping[str, Any], experts: int, kept: int) -> dict[str, int]:
+        """The configuration fields that differ in a sub-model with a share of each layer's experts.
+
+        A sub-model has whole groups of experts, or experts of one group.
+
+        Args:
+            fields: Configuration fields of the whole MoE, with its `num_experts_per_tok`.
+            experts: Experts of a layer of the whole MoE.
+            kept: Experts of a layer of the sub-model.
+
+        Raises:
+            ValueError: The router cannot be divided in this way.
+        """
+        if experts < self.least_in_group:
+            raise ValueError(f"divides a model of {experts} expert, but its router needs {self.least_in_group}; add experts")
+        top_k = min(int(fields["num_experts_per_tok"]), kept)
+        if kept < self.least_in_group and not self.normalised(fields.get("norm_topk_prob")):
+            raise ValueError(
+                f"leaves {kept} expert per sub-model, and without norm_topk_prob the router needs {self.least_in_group}; "
+                f"use at most {experts // self.least_in_group}")
+        groups = self.groups(fields)
+        if groups is None:
+            return {"num_experts_per_tok": top_k}
+        count, allowed = groups
+        size = experts // count
+        if kept % size and size % kept:
+            raise ValueError(
+                f"gives sub-models of {kept} experts, which cut the router's groups of {size} experts; "
+                f"use {count} or a divisor or a multiple of it")
+        own = max(1, kept // size)
+        allowed = min(allowed, own)
+        return {"num_experts_per_tok": min(top_k, allowed * size), "n_group": own, "topk_group": allowed}

@@ -1,0 +1,66 @@
+"""The role of every tensor of a model, from its name and the declaration of the model's family.
+
+The canonical form of a model is the family's original checkpoint: one tensor per expert and projection, or, in families that
+declare `stacks`, tensors that hold all experts of a layer. Decompose, merge, training and export all read these roles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+
+from moedisco_ray.core.families import Family
+
+
+class Role(enum.StrEnum):
+    """The role of a tensor in the model."""
+
+    EXPERT = "expert"
+    ROUTER = "router"
+    SHARED_EXPERT = "shared_expert"
+    BACKBONE = "backbone"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRole:
+    """The role and position of a tensor in the model.
+
+    Attributes:
+        layer: Index of the decoder layer; None outside the layers.
+        expert: Index of the expert; None for other roles, and for a stack of all experts.
+        part: `gate`, `up` or `down` for an expert; else the name inside the layer or the model.
+    """
+
+    role: Role
+    layer: int | None
+    expert: int | None
+    part: str
+
+    @property
+    def has_row_per_expert(self) -> bool:
+        """Whether the first axis of the tensor counts the experts of the layer: routers and stacks of experts."""
+        return self.role is Role.ROUTER or (self.role is Role.EXPERT and self.expert is None)
+
+
+OUTSIDE_LAYERS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+"""Backbone tensors outside the decoder layers, for every family."""
+
+
+def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
+    """Role and name pattern of every tensor in a decoder layer.
+
+    The pattern of a single expert has two groups: the expert's index, and the name of the projection.
+    """
+    block = re.escape(family.block)
+    experts = rf"{block}\.experts\.(\d+)\.({'|'.join(family.projections)})\.weight"
+    if family.stacks:
+        experts = rf"{block}\.experts\.(?:{'|'.join(family.stacks)})"
+    rules = [
+        (Role.EXPERT, experts),
+        (Role.ROUTER, rf"{block}\.{family.router.module}\.(?:{'|'.join(family.router.tensors)})"),
+        *((Role.BACKBONE, pattern) for pattern in family.backbone),
+    ]
+    if family.shared is not None:
+        rules.append((Role.SHARED_EXPERT, family.shared.pattern))
+    return tuple((role, re.compile(pattern)) for role, pattern in rules)

@@ -1,0 +1,170 @@
+"""Proofs that are generated for every declared family, from a small model that transformers itself makes and stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moe_models import LENGTH, VOCAB, random_tensors
+from tiny_training import RECIPE, V, write_shard
+from transformers import AutoModelForCausalLM
+
+from moedisco_ray.core.config import FAMILIES, Architecture, RunConfig, check_config
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.models import (
+    ModelMap,
+    Role,
+    check_same,
+    config_values,
+    hf_config,
+    memory_state,
+    open_checkpoint,
+    read_config,
+    specialise,
+    submodel_config,
+    write_checkpoint,
+)
+from moedisco_ray.models.hf import from_values
+from moedisco_ray.stages.decompose import write_submodels
+from moedisco_ray.stages.merge.tensors import merge
+from moedisco_ray.training import TrainJob, World, train
+
+EXPERTS = 8
+TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH).mul(7) % VOCAB
+SPECIAL: dict[str, dict[str, Any]] = {
+    "first_k_dense_replace": {"first_k_dense_replace": 1, "intermediate_size": 40},
+    "n_group": {"n_group": 4, "topk_group": 2}, "q_lora_rank": {"q_lora_rank": 12, "kv_lora_rank": 10},
+    "attention_bias": {"attention_bias": True}, "use_qk_norm": {"use_qk_norm": True},
+    "routed_scaling_factor": {"routed_scaling_factor": 2.5}, "n_shared_experts": {"n_shared_experts": 2}}
+"""Configuration fields to try, by a field that a family must have."""
+
+
+def sizes_of(family: str, **changes: Any) -> Architecture:
+    known = DECLARATIONS[family].fields
+    fields = {name: value for own, values in SPECIAL.items() if own in known for name, value in values.items()}
+    return Architecture(**{
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_intermediate_size": 16, "num_experts": EXPERTS,
+        "num_experts_per_tok": 3, "initializer_range": 0.2, "fields": fields | changes.pop("fields", {}), **changes})
+
+
+def stored(family: str, directory: Path, **changes: Any) -> Path:
+    """A model with all tensors random, as transformers stores it."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(hf_config(family, sizes_of(family, **changes), VOCAB, LENGTH, 0))
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape) * 0.3)
+    model.save_pretrained(directory)
+    return directory
+
+
+def logits(directory: Path) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = AutoModelForCausalLM.from_pretrained(directory).eval()(TOKENS).logits
+    return found
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 4, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decompose_and_merge_keep_every_bit_and_the_function(family: str, clusters: int, tmp_path: Path) -> None:
+    source = open_checkpoint(stored(family, tmp_path / "theirs"))
+    config = read_config(source.directory)
+    write_submodels(source, config, clusters, tmp_path / "parts")
+    parts = [open_checkpoint(tmp_path / "parts" / str(number)) for number in range(clusters)]
+    joined = {report.key: tensor for tensor, report in merge(parts, parts[0], source.model_map, [1 / clusters] * clusters)}
+    check_same(joined, source)
+    write_checkpoint(tmp_path / "merged", joined.items(), config)
+    assert torch.equal(logits(tmp_path / "merged"), logits(source.directory))
+
+
+def training_job(model: Path, home: Path) -> TrainJob:
+    write_shard(home / "packed")
+    return TrainJob(
+        stage="submodels", name="k", model=model, packed_dirs=(home / "packed",), output=home / "out",
+        checkpoints=home / "steps", steps=1, sequence_length=LENGTH, optimizer=RECIPE, checkpoint_every=None, load_balance=0.02,
+        z_loss=0.01)
+
+
+@pytest.mark.parametrize("experts", [1, 2, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(family: str, experts: int, tmp_path: Path) -> None:
+    assert V == VOCAB
+    source = open_checkpoint(stored(family, tmp_path / "whole"))
+    write_submodels(source, read_config(source.directory), EXPERTS // experts, tmp_path / "parts")
+    before = open_checkpoint(tmp_path / "parts" / "0")
+    result = train(training_job(tmp_path / "parts" / "0", tmp_path), World(), lambda _: None, lambda: False)
+    assert 0 < result.losses[0] < 50
+    after = open_checkpoint(tmp_path / "out")
+    assert list(after) == list(before)
+    router = DECLARATIONS[family].router
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    for key in before:
+        if source.model_map.classify(key).role is Role.ROUTER:
+            correction = router.correction is not None and key.endswith(router.correction)
+            assert (key in moved) is (experts > 1 and not correction), key
+        elif source.model_map.classify(key).role is Role.EXPERT:
+            assert experts > 1 or key in moved, key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_expert_computes_what_two_copies_of_it_do(family: str) -> None:
+    fields = {name: value for name, value in {"n_group": 1, "topk_group": 1}.items() if name in DECLARATIONS[family].fields}
+    one, two = (config_values(hf_config(family, sizes_of(
+        family, num_experts=count, num_experts_per_tok=count, fields=fields), VOCAB, LENGTH, 0)) for count in (1, 2))
+    names, tensors = ModelMap(family), random_tensors(one)
+    copies = dict(tensors)
+    for key, tensor in tensors.items():
+        role = names.classify(key)
+        if role.has_row_per_expert:
+            copies[key] = torch.cat([tensor, tensor])
+        elif role.expert is not None:
+            copies[names.renumbered(key, 1)] = tensor
+    found = []
+    for config, state in ((one, tensors), (two, copies)):
+        model = AutoModelForCausalLM.from_config(from_values(config)).eval()
+        model.load_state_dict(memory_state(state, names), strict=False)
+        found.append((specialise(model) if config is one else model)(TOKENS).logits)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+GROUPED = [family for family in FAMILIES if DECLARATIONS[family].router.limits_groups]
+
+
+@pytest.mark.parametrize(("clusters", "expected"), [(2, (2, 2, 6)), (4, (1, 1, 4)), (8, (1, 1, 2)), (16, (1, 1, 1))])
+@pytest.mark.parametrize("family", GROUPED)
+def test_a_submodel_has_whole_groups_of_experts_or_a_part_of_one(
+    family: str, clusters: int, expected: tuple[int, int, int],
+) -> None:
+    limit = dict([DECLARATIONS[family].router.limit_field or ("n_group", 4)])
+    sizes = sizes_of(family, num_experts=16, num_experts_per_tok=6, fields={"n_group": 4, "topk_group": 2, **limit})
+    values = submodel_config(config_values(hf_config(family, sizes, VOCAB, LENGTH, 0)), 16 // clusters)
+    assert (values["n_group"], values["topk_group"], values["num_experts_per_tok"]) == expected
+
+
+def config_of(family: str, clusters: int, **changes: Any) -> RunConfig:
+    sizes = sizes_of(family, **changes).model_dump(exclude_unset=True)
+    return check_config({
+        "name": "cut", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": LENGTH},
+        "model": {"family": family, "config": sizes}, "tokens": {"total": 10_000}, "clusters": {"count": clusters},
+        "pools": {"low_memory": {"max_workers": 1}, "high_memory": {}}})
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_groups_that_a_submodel_would_cut_are_refused_in_one_line(family: str) -> None:
+    limit = dict([DECLARATIONS[family].router.limit_field or ("n_group", 4)])
+    line = "clusters.count: 6 gives sub-models of 4 experts, which cut the router's groups of 6 experts; use 4 or a divisor or a"
+    with pytest.raises(ConfigError, match=line):
+        config_of(family, 6, num_experts=24, fields={"n_group": 4, "topk_group": 2, **limit})
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if DECLARATIONS[family].router.least_in_group > 1])
+def test_one_expert_with_a_weight_that_depends_on_the_token_is_refused(family: str) -> None:
+    with pytest.raises(ConfigError, match="leaves 1 expert per sub-model, and without norm_topk_prob the router needs 2"):
+        config_of(family, EXPERTS, norm_topk_prob=False, fields={"n_group": 1, "topk_group": 1})
+
+
+def test_a_field_of_another_family_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"fields\.kv_lora_rank: qwen3_moe has no such field; it has attention_bias"):
+        config_of("qwen3_moe", 2, fields={"kv_lora_rank": 8})
