@@ -228,8 +228,10 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
 
 
 def test_a_model_without_routers_is_refused():
-    with pytest.raises(RunError, match="no module named"):
-        RouterMeter(torch.nn.Linear(2, 2), np.zeros(1, dtype=np.int64), 1)
+    config = tiny_model("qwen3_moe").config
+    config.mlp_only_layers = [0, 1]
+    with pytest.raises(RunError, match="has no router"):
+        RouterMeter(AutoModelForCausalLM.from_config(config), np.zeros(1, dtype=np.int64), 1)
 
 
 def test_entropy_has_its_bounds():
