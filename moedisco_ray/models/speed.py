@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moedisco_ray.core.families import Family
+from moedisco_ray.models.expert_parallel import divided_experts, group_of
 from moedisco_ray.models.hf import family_of, moe_blocks, routers
 
 _IMPLEMENTATION = "moedisco_sorted"
@@ -62,6 +63,9 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     Returns:
         Output tokens y_TD.
     """
+    group = group_of(self)
+    if group is not None:
+        return divided_experts(self, x_TD, expert_TK, weight_TK, group=group, compute=sorted_experts)
     if x_TD.is_cuda:
         return grouped_experts(self, x_TD, expert_TK, weight_TK)
     T, K = expert_TK.shape

@@ -18,6 +18,7 @@ from moedisco_ray.core.run_work import unpickled
 from moedisco_ray.models import BACKBONE
 from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.policies.checkpointing import ASSUMED
+from moedisco_ray.policies.parallel import Layout, Sharing
 from moedisco_ray.policies.retrying import Skip
 
 
@@ -90,6 +91,7 @@ class TrainJob:
         optimizer_state: Directory of the optimizer state to start with; None to start with an empty state.
         document_start: Token that starts a document; tokens then attend to their own document only. With None, tokens attend to all
             earlier tokens of the sequence.
+        sharing: How the workers share the model; None: its weights are sharded among all of them.
         exchange: How often the workers exchange weights and gradients; see `sharding.Exchanges`.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
         drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
@@ -121,6 +123,7 @@ class TrainJob:
     optimizer_state: Path | None = None
     document_start: int | None = None
     exchange: Exchange = "step"
+    sharing: Sharing | None = None
     with_optimizer_state: bool = False
     drop_checkpoints: bool = False
     store: RunStore = dataclasses.field(default=SHARED, compare=False)
@@ -206,11 +209,18 @@ class World:
         rank: Rank of this worker, from 0.
         size: Number of workers; above 1, torch.distributed is initialised.
         device: Torch device to compute on, such as `cuda:0`.
+        layout: How the workers share the model; None: all its weights are sharded among all of them.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    layout: Layout | None = None
+
+    @property
+    def shard(self) -> int:
+        """Number of this worker within its replica of the model; replicas round alike."""
+        return self.rank if self.layout is None else self.rank % self.layout.shards
 
 
 def steps_for(tokens: int, optimizer: Optimizer) -> int:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.models import family_of
+from moedisco_ray.models.expert_parallel import is_divided
 from moedisco_ray.models.optimizer_state import Kind
 from moedisco_ray.training import moments
 from moedisco_ray.training.job import TrainJob, World
@@ -36,19 +37,22 @@ _FINAL_SHARE = 0.1
 
 def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch.optim.Optimizer:
     """Make the job's optimizer for all trainable parameters; norms and biases get no weight decay."""
-    groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[int | None, bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # A stack that a family's checkpoints have interleaves the columns of gate and up: one matrix.
             halves = 2 if name.endswith("gate_up_proj") and not family_of(model).stacks else 1
             by_muon = job.optimizer.name == "muon" and is_matrix(name, parameter)
-            groups[halves if by_muon else None, parameter.ndim > 1 and not name.endswith("_bias")].append(parameter)
+            decays = parameter.ndim > 1 and not name.endswith("_bias")
+            # One operation takes sharded tensors of one mesh only, and experts may have a mesh of their own.
+            groups[halves if by_muon else None, decays, is_divided(parameter)].append(parameter)
     decay = job.optimizer.weight_decay
     made = [
         {"params": parameters, "weight_decay": decay if decays else 0.0, **({"halves": halves} if halves else {})}
-        for (halves, decays), parameters in sorted(groups.items(), key=lambda group: (group[0][0] or 0, not group[0][1]))]
-    make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=world.rank)
-    return Muon(made, job.optimizer, make_adamw, job.seed, world.rank) if job.optimizer.name == "muon" else make_adamw(made)
+        for (halves, decays, _), parameters in sorted(
+            groups.items(), key=lambda group: (group[0][0] or 0, not group[0][1], group[0][2]))]
+    make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=world.shard)
+    return Muon(made, job.optimizer, make_adamw, job.seed, world.shard) if job.optimizer.name == "muon" else make_adamw(made)
 
 
 def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:

@@ -54,7 +54,7 @@ def read_tensors(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor], na
         CheckpointError: A tensor is missing or has another shape.
     """
     for key, target in targets.items():
-        part, offset = _local(target)
+        part, offset = local_part(target)
         pieces = list(names.pieces(key, tuple(target.shape), offset, tuple(part.shape)))
         _check_shapes(names, key, tuple(target.shape), stored)
         if isinstance(stored, Checkpoint):
@@ -90,7 +90,7 @@ def write_tensors(
     value_of = values or parameters.__getitem__
     own = {piece.name: (key, piece) for key, piece in _whole_pieces(parameters, names)}
     announced = {
-        name: Stored(tuple(_local(parameters[key])[0][piece.of_block].shape), parameters[key].dtype)
+        name: Stored(tuple(local_part(parameters[key])[0][piece.of_block].shape), parameters[key].dtype)
         for name, (key, piece) in own.items()}
     layouts = _first_owners(on_all(lambda: announced, world, group))
     known = set().union(*layouts)
@@ -108,7 +108,7 @@ def write_tensors(
         sizes[owner] += whole.nbytes
         if owner == world.rank:
             gathered.update((name, each.cpu()) for name, each in found.items())
-    part_of = functools.lru_cache(maxsize=2)(lambda key: _local(value_of(key))[0])      # the experts of a layer are in two tensors
+    part_of = functools.lru_cache(maxsize=2)(lambda key: local_part(value_of(key))[0])  # the experts of a layer are in two tensors
 
     def tensor_of(name: str) -> Tensor:
         if name in gathered:
@@ -123,7 +123,7 @@ def write_tensors(
 
 def zeros_like(tensor: Tensor) -> Tensor:
     """Zeros with the shape and sharding of a tensor, for reading only: they take no memory."""
-    part = _local(tensor)[0]
+    part = local_part(tensor)[0]
     return placed_like(part.new_zeros(()).expand(part.shape), tensor)
 
 
@@ -134,7 +134,7 @@ def placed_like(part: Tensor, tensor: Tensor) -> Tensor:
     return DTensor.from_local(part, tensor.device_mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
 
 
-def _local(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """This worker's part of a tensor, and the index of its first element in the tensor."""
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
@@ -146,7 +146,7 @@ def _local(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 def _whole_pieces(parameters: Mapping[str, Tensor], names: ModelMap) -> Iterator[tuple[str, Piece]]:
     """The canonical tensors that this worker has all of, each with the name of its parameter."""
     for key, parameter in parameters.items():
-        part, offset = _local(parameter)
+        part, offset = local_part(parameter)
         for piece in names.pieces(key, tuple(parameter.shape), offset, tuple(part.shape)):
             if piece.is_whole:
                 yield key, piece

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.models import family_of, open_complete, specialise, stored_tensors, with_parameters_in
+from moedisco_ray.models import family_of, moe_blocks, open_complete, specialise, stored_tensors, with_parameters_in
+from moedisco_ray.models.expert_parallel import EXPERT_AXIS, divide
 from moedisco_ray.plan.memory import Exchange
+from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training.consensus import on_all
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.job import World
@@ -132,13 +136,38 @@ def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel
 
 
 def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World, exchange: Exchange) -> None:
-    mesh = init_device_mesh(torch.device(world.device).type, (world.size,))
+    layout, kind = world.layout or Layout(data=world.size), torch.device(world.device).type
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    wrap = functools.partial(fully_shard, mp_policy=policy, reshard_after_forward=exchange == "micro_batch")
+    replicas = layout.replicate > 1
+    names = ("replicate", "shard")[not replicas:]
+    mesh = init_device_mesh(kind, (layout.replicate, layout.shards)[not replicas:], mesh_dim_names=names)
+    if layout.expert > 1:
+        sizes = (layout.replicate, layout.data, layout.expert)[not replicas:]
+        axes = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "data", EXPERT_AXIS)[not replicas:])
+        axes["data", EXPERT_AXIS]._flatten()    # noqa: SLF001 - torch has no public name; norms are then reduced in one operation
+        for block in moe_blocks(model).values():
+            experts: Any = block.get_submodule("experts")
+            _divide(experts, axes[EXPERT_AXIS])
+            # An uneven number of experts is sharded by rows.
+            axis = 1 if experts.num_experts // layout.expert % layout.data else 0
+            wrap(
+                experts, mesh=axes["replicate", "data"] if replicas else axes["data"],
+                shard_placement_fn=lambda _parameter, axis=axis: Shard(axis))
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=exchange == "micro_batch")
+        wrap(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # Losses are divided by the tokens of the global batch, so gradients are summed. Gloo supports plain sums only.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(enable=True)
+
+
+def _divide(experts: nn.Module, mesh: DeviceMesh) -> None:
+    """Keep this worker's experts of a module on the meta device."""
+    for name, weight_EAB in list(experts.named_parameters(recurse=False)):
+        part = torch.empty(len(weight_EAB) // mesh.size(), *weight_EAB.shape[1:], dtype=weight_EAB.dtype, device="meta")
+        divided = DTensor.from_local(part, mesh, [Shard(0)], shape=weight_EAB.shape, stride=weight_EAB.stride())
+        setattr(experts, name, nn.Parameter(divided, requires_grad=weight_EAB.requires_grad))
+    divide(experts, mesh.get_group())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from moedisco_ray.models.expert_parallel import is_divided
 from moedisco_ray.training import objective
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.blocks import Blocks
+from moedisco_ray.training.expert_check import check_experts
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.optimizer import LARGEST_NORM, make_optimizer
+from moedisco_ray.training.rounding import local
 from moedisco_ray.training.sharding import Exchanges, autocast
 
 T = TypeVar("T")
@@ -48,6 +51,7 @@ class Stepper:
             uniform_NE = objective.uniform_fractions(self._probe.layers, self._probe.experts, self._probe.top_k)
             self.fractions_NE = uniform_NE.to(world.device)
         self._selections_NE = torch.zeros_like(self.fractions_NE)
+        self._checked = False
 
     def select(self, step: int) -> None:
         """Select the weights that train in a step; empty the optimizer's state when another block of weights begins to train."""
@@ -72,12 +76,15 @@ class Stepper:
         for micro, last in _marking_last(micro_batches):
             self._exchanges.before(last=last)
             losses.append(self._backward(micro))
-        norm = _gathered(torch.nn.utils.clip_grad_norm_(self._parameters, LARGEST_NORM))
+        if self._probe is not None and self._world.size > 1:
+            dist.all_reduce(self._selections_NE)
+        if self._probe is not None and not self._checked:
+            check_experts(self._model, self._selections_NE, self._world)
+            self._checked = True
+        norm = _clip(self._parameters)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._probe is not None:
-            if self._world.size > 1:
-                dist.all_reduce(self._selections_NE)
             self.fractions_NE = self._selections_NE / self._job.step_tokens
         return torch.stack(losses).sum(), norm
 
@@ -114,6 +121,19 @@ def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
             yield item, False
             item = following    # noqa: PLW2901
         yield item, True
+
+
+def _clip(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Clip the gradients of all parameters together; returns their norm before."""
+    # One operation takes sharded tensors of one mesh only.
+    parts = [[each for each in parameters if is_divided(each) == divided and each.grad is not None] for divided in (False, True)]
+    if not parts[1]:
+        return _gathered(torch.nn.utils.clip_grad_norm_(parameters, LARGEST_NORM))
+    gradients = [[cast("Tensor", each.grad) for each in part] for part in parts]
+    norm = torch.stack([_gathered(torch.nn.utils.get_total_norm(each)) for each in gradients]).norm()
+    factor = (LARGEST_NORM / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([local(each) for part in gradients for each in part], factor)     # as torch's own clipping
+    return norm
 
 
 def _gathered(tensor: Tensor) -> Tensor:

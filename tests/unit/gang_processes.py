@@ -12,6 +12,7 @@ from typing import Any
 
 from training_worker import Fault, Work
 
+from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 _WORKER = Path(__file__).with_name("training_worker.py")
@@ -19,6 +20,7 @@ _WORKER = Path(__file__).with_name("training_worker.py")
 
 def gang(
     size: int, directory: Path, work: Sequence[tuple[TrainJob, int | None]], *, fault: Fault | None = None, timeout: float = 30,
+    layout: Layout | None = None,
 ) -> list[dict[str, Any]]:
     """Results of each rank, by job name; none of them if the fault kills a worker.
 
@@ -28,10 +30,11 @@ def gang(
         work: Jobs, each with the rank that wants to stop it after step `training_worker.STOP`.
         fault: Something that goes wrong on one rank.
         timeout: Timeout of collective operations (s).
+        layout: How the workers share a model.
     """
     name = f"work-{size}-{len(list(directory.glob('work-*')))}"
     file = directory / name
-    file.write_bytes(pickle.dumps(Work(size, directory / f"rendezvous-{name}", timeout, tuple(work), fault)))
+    file.write_bytes(pickle.dumps(Work(size, directory / f"rendezvous-{name}", timeout, tuple(work), fault, layout)))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     worker = subprocess.Popen([sys.executable, _WORKER, file], env=environment, start_new_session=True)
     try:

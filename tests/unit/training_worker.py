@@ -24,6 +24,7 @@ import torch.distributed as dist
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models.shard_file import ShardFile
+from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob, World, consensus, sharding, train
 
 STOP = 8
@@ -74,6 +75,7 @@ class Work:
         timeout: Timeout of collective operations (s).
         jobs: Jobs, each with the rank that wants to stop it after step `STOP`.
         fault: Something that goes wrong on one rank.
+        layout: How the workers share a model.
     """
 
     size: int
@@ -81,6 +83,7 @@ class Work:
     timeout: float
     jobs: tuple[tuple[TrainJob, int | None], ...]
     fault: Fault | None
+    layout: Layout | None
 
 
 def before(function: Callable[..., Any], strike: Callable[[], None]) -> Callable[..., Any]:
@@ -119,7 +122,8 @@ def run(rank: int, work: Work, file: Path) -> None:
             asked = itertools.count(1)
             events: list[Event] = []
             results[job.name] = train(
-                job, World(rank, work.size), events.append, lambda s=stopper, asked=asked: next(asked) >= STOP and rank == s,
+                job, World(rank, work.size, layout=work.layout), events.append,
+                lambda s=stopper, asked=asked: next(asked) >= STOP and rank == s,
                 on_step)
             results[f"{job.name}-looks"] = [event.data for event in events if event.type == "evaluation"]
         except TrainingError as error:

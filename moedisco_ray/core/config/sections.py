@@ -307,6 +307,18 @@ class Merge(Section):
         return self.router != "random"
 
 
+class Parallel(Section):
+    """How the workers of the fine-tune share the model. Workers beyond `expert` times `replicate` divide the weights further."""
+
+    expert: int | None = Field(None, ge=1, le=LARGEST)
+    """Number of workers among which the experts of each layer are divided; tokens travel to the worker that has their expert. A
+    number that does not divide the workers and the experts is lowered to one that does. Null means all GPUs of a node, and 1 for
+    workers without a GPU."""
+    replicate: int | None = Field(None, ge=1, le=LARGEST)
+    """Number of replicas of the model, which exchange only gradients. Null means one per node if a node's memory is enough for a
+    replica, and 1 otherwise."""
+
+
 class Finetune(Section):
     """The fine-tune of the merged MoE."""
 
@@ -317,6 +329,7 @@ class Finetune(Section):
     exchange: Literal["auto", "step", "micro_batch"] = "auto"
     """How often the workers exchange weights and gradients: once per step, for which each holds all of them meanwhile (6 bytes per
     parameter in bf16, 8 in fp32), or for every micro-batch. auto: once per step if the plan fits the pool's memory."""
+    parallel: Parallel = Parallel()
     load_balance: float = Field(0.01, ge=0)
     """Weight of the load-balance loss over the global batch; sub-models with several experts use it too."""
     z_loss: float = Field(0.001, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.actor import ActorHandle
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
@@ -60,6 +62,8 @@ def train_on_worker(
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
+    if job.sharing is not None and world.size > 1:
+        world = dataclasses.replace(world, layout=job.sharing.layout(world.size, _workers_per_node(device)))
     reports = TrainReports(job, world)
     emit = reports.noting(attempt_emitter(mailbox, attempt_id))
     if world.rank == 0:
@@ -85,6 +89,17 @@ def train_on_worker(
             outcome = error  # returned, not raised: the worker itself is healthy
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):
         ray.get(mailbox.set_outcome.remote(job.name, attempt_id, pickle.dumps(outcome)))
+
+
+def _workers_per_node(device: torch.device) -> int:
+    """Number of workers on each node, between which links are fast; 1 if nodes have different numbers, and without GPUs."""
+    if device.type == "cpu":
+        return 1
+    own = ray.train.get_context().get_local_world_size()
+    fewest_most = torch.tensor([-own, own], device=device)
+    dist.all_reduce(fewest_most, op=dist.ReduceOp.MAX)
+    fewest, most = -int(fewest_most[0]), int(fewest_most[1])
+    return most if fewest == most else 1
 
 
 @contextlib.contextmanager

@@ -6,10 +6,13 @@ import dataclasses
 import functools
 
 from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records import TrainingSummary
-from moedisco_ray.plan.memory import exchange_of, model_memory
+from moedisco_ray.plan.memory import GIB, exchange_of, model_memory
+from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.stages.context import Context, finetune_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, unit_records
+from moedisco_ray.training import TrainJob
 
 
 def run(context: Context, draft: Draft) -> None:
@@ -24,14 +27,23 @@ def run(context: Context, draft: Draft) -> None:
     job = make_job(
         context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards",
         tokens=config.tokens.finetune, seed=finetune_seed(config))
-    measure = functools.partial(
-        model_memory, job.model, config.model.family, job.optimizer, sequence_length=job.sequence_length, gpu=pool.gpu,
-        workers=pool.fewest_workers)
-    exchange = exchange_of(
-        config.finetune.exchange, lambda each: measure(exchange=each), min(kind.memory_gb for kind in pool.node_types))
     state = None if blocks else restored_optimizer_state(context, "merge")
-    job = dataclasses.replace(job, exchange=exchange, optimizer_state=state)
+    job = dataclasses.replace(_distributed(job, config), optimizer_state=state)
     trained = context.backend.train_gang(
         job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, stop=context.stop)
     context.store.link(job.output, draft.path)
     draft.summary.update(TrainingSummary(units=unit_records([job], [trained])).to_json())
+
+
+def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
+    """The job, with what its workers exchange and how they share the model."""
+    pool, chosen = config.finetune_pool, config.finetune
+    pool_gb = min(kind.memory_gb for kind in pool.node_types)
+    measure = functools.partial(
+        model_memory, job.model, config.model.family, job.optimizer, sequence_length=job.sequence_length, gpu=pool.gpu)
+    exchange = exchange_of(chosen.exchange, lambda each: measure(workers=pool.fewest_workers, exchange=each), pool_gb)
+    fitting = (n for n in range(1, pool.most_workers) if measure(workers=n, exchange=exchange).total <= pool_gb * GIB)
+    sharing = Sharing(
+        config.model.architecture.num_experts, chosen.parallel.expert, chosen.parallel.replicate,
+        fewest_shards=next(fitting, pool.most_workers), whole_experts=job.optimizer.name == "muon")
+    return dataclasses.replace(job, exchange=exchange, sharing=sharing)
