@@ -32,7 +32,7 @@ class Sharing:
 
     Attributes:
         experts: Experts per layer.
-        expert: Number of workers among which experts are divided; None: as many as a node has.
+        expert: Number of workers among which experts are divided; None: all workers of a node.
         replicate: Number of replicas; None: one per node, or one in all.
         fewest_shards: Number of workers whose memory is enough for one replica.
         whole_experts: Whether no expert may be sharded.
