@@ -10,7 +10,7 @@ from typing import Any
 
 from moedisco_ray.core.config import Optimizer, Pool, RunConfig
 from moedisco_ray.core.config.effects import leaves
-from moedisco_ray.core.config.sections import precision_on
+from moedisco_ray.core.config.optimizer import precision_on
 
 Derived = Callable[[RunConfig], Mapping[str, Any]]
 

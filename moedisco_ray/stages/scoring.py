@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.config.sections import precision_on
+from moedisco_ray.core.config.optimizer import precision_on
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.models.layer_stream import final_states, grouped

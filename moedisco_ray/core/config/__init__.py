@@ -10,6 +10,7 @@ from moedisco_ray.core.config.model import (
     UpcycleInit,
     read_architecture,
 )
+from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.pools import (
     AnyPool,
     HighMemoryPool,
@@ -30,7 +31,6 @@ from moedisco_ray.core.config.sections import (
     Export,
     Finetune,
     Merge,
-    Optimizer,
     Outer,
     Source,
     Submodels,

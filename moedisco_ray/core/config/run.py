@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
 from moedisco_ray.core.config.model import Architecture, CheckpointInit, LocalInit, Model
+from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.owners import check_owners
 from moedisco_ray.core.config.places import WritesTo, as_location
 from moedisco_ray.core.config.pools import AnyPool, LowMemoryPool, Pools
@@ -21,7 +22,6 @@ from moedisco_ray.core.config.sections import (
     Export,
     Finetune,
     Merge,
-    Optimizer,
     Source,
     Submodels,
     Tokenizer,

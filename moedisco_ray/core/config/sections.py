@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_CLUSTERS, Section
 from moedisco_ray.core.config.effects import NoEffect, Resolved
+from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.places import ReadsFrom, WritesTo, as_model, check_storage
 from moedisco_ray.core.config.pools import PoolName
 from moedisco_ray.core.run_models import local_model
@@ -173,80 +174,6 @@ class Clusters(Section):
     sample: int = Field(10_000, ge=16, le=LARGEST)
     """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means, the tf-idf vocabulary and the
     language models of `likelihood`, and the silhouette and the 2-D map are computed from it."""
-
-
-Precision = Literal["fp32", "bf16"]
-
-
-def precision_on(*, gpu: bool) -> Precision:
-    """Default precision on a GPU or a CPU."""
-    return "bf16" if gpu else "fp32"
-
-
-class Optimizer(Section):
-    """Settings of one training: optimizer, learning-rate schedule, batches and precision."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """`muon` trains the layers' weight matrices with Muon, each expert's matrices separately, and all other weights with AdamW at
-    the same learning rate. Weights, gradients and optimizer state then take a quarter less memory, because Muon stores one moment
-    where AdamW stores two."""
-    lr: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "cosine", "wsd"] = "constant"
-    """Schedule of the learning rate. `cosine` lowers it to a tenth of `lr` over the whole training, `wsd` (warm-up, stable, decay)
-    over the last fifth of the steps."""
-    warmup: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps during which the learning rate rises linearly from 0, at the start of the training."""
-    weight_decay: float = Field(0.01, ge=0)
-    batch_tokens: int = Field(16_384, gt=0, le=LARGEST)
-    """Number of tokens in one step, over all workers."""
-    micro_batch: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of sequences in one forward pass of a worker. Null means the worker's whole share of the batch. A smaller value needs
-    less memory and gives the same result."""
-    precision: Annotated[Literal["auto", "fp32", "bf16", "pure_bf16"], Resolved("precision")] = "auto"
-    """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer state (16
-    bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is bf16 on a GPU and fp32
-    on a CPU."""
-    within_documents: bool = False
-    """Let each token attend only to its own document, not to the other documents that are packed into the same sequence."""
-    gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass, which needs less memory and takes a third more time. Null means that this is done
-    only on a GPU whose memory is too small without it."""
-    moments: Literal["auto", "full", "fp8"] = "auto"
-    """How AdamW's two moments are stored. `full` uses the dtype of the weights. `fp8` uses 8-bit numbers with one scale for each
-    block of 128: 2 bytes per parameter for both moments. `auto` means `fp8` on a GPU whose memory is too small for `full`,
-    and `full` otherwise."""
-    offload_moments: bool | None = None
-    """Keep AdamW's moments in the machine's main memory and update the weights in parts. The result is the same, but training is
-    slower. The model must be on one worker. Null means that this is done only on a GPU whose memory is too small without it."""
-    block_steps: int | None = Field(None, ge=0, le=LARGEST)
-    """Number of steps for which one block (a decoder layer, the embedding or the head) is trained before the next one, in a seeded
-    order (block coordinate descent). Only the block that is trained has gradients and moments. Blocks need AdamW and a model on one
-    worker. With 0, all weights are trained in every step. Null means 100 on a GPU whose memory is too small without blocks, and 0
-    otherwise."""
-
-    @model_validator(mode="after")
-    def _only_adamw_saves_memory(self) -> Self:
-        if self.name == "muon":
-            settings = {"moments": self.moments == "fp8", "offload_moments": self.offload_moments, "block_steps": self.block_steps}
-            for setting, value in settings.items():
-                if value:
-                    raise ValueError(f"{setting} {getattr(self, setting)} needs the optimizer adamw; leave it out with muon")
-        return self
-
-    @property
-    def state(self) -> Precision:
-        """Dtype of weights, gradients and optimizer state."""
-        return "bf16" if self.precision == "pure_bf16" else "fp32"
-
-    def arithmetic(self, *, gpu: bool) -> Precision:
-        """Dtype in which the forward and backward pass compute, on a GPU or a CPU."""
-        match self.precision:
-            case "auto":
-                return precision_on(gpu=gpu)
-            case "pure_bf16":
-                return "bf16"
-            case precision:
-                return precision
 
 
 class Outer(Section):
