@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from place_settings import marked
@@ -72,7 +73,11 @@ CREDENTIALS = {
     "Azure": f"abfss://c:{SECRET}@account.dfs.core.windows.net/x",
 }
 
-NEEDS: dict[str, dict[str, Any]] = {"model.init.checkpoint": {"tokens": {"seed_share": 0}}}
+NEEDS: dict[str, dict[str, Any]] = {
+    "model.init.checkpoint": {"tokens": {"seed_share": 0}},
+    "pools.owners.alice.storage": {
+        "pools": {"owners": {"alice": {"resource": "alice_gpu"}}},
+        "corpus": {"sources": [{"path": "embedded"}, {"path": "/texts/alice.txt", "owner": "alice"}]}}}
 """What else a configuration must say for a setting to be looked at."""
 
 WRITTEN_LINKS = ("link.txt", "link/new")
@@ -85,13 +90,14 @@ def cases() -> list[tuple[str, str, str]]:
         written = isinstance(marker, WritesTo)
         bucket = "s3://checkpoints/moe" if written else "s3://texts/wiki"
         table = LOCAL | URIS | CREDENTIALS | ({f"link {i}": link for i, link in enumerate(WRITTEN_LINKS)} if written else {})
-        found += [(field.replace("*", "0"), kind, value.replace("{bucket}", bucket)) for kind, value in table.items()]
+        entry = field.replace("owners.*", "owners.alice").replace("*", "0")
+        found += [(entry, kind, value.replace("{bucket}", bucket)) for kind, value in table.items()]
     return found
 
 
 def configuration(field: str, value: str) -> dict[str, Any]:
     """The smallest configuration with one setting."""
-    raw: dict[str, Any] = {"name": "attack", "corpus": {"sources": [{"path": "embedded"}]}, **NEEDS.get(field, {})}
+    raw: dict[str, Any] = {"name": "attack", "corpus": {"sources": [{"path": "embedded"}]}, **copy.deepcopy(NEEDS.get(field, {}))}
     put(raw, field.split("."), value)
     return raw
 

@@ -205,4 +205,4 @@ def test_no_module_can_unpickle_but_those_that_send_work_to_other_machines() -> 
                 isinstance(word.value, ast.Constant) and safe.get(str(word.arg)) is word.value.value for word in call.keywords)]
             if imported & unpicklers or unsafe:
                 found.add(str(path.relative_to(root.parent)))
-    assert found == {"moedisco_ray/core/run_store.py", "moedisco_ray/core/run_work.py"}
+    assert found == {"moedisco_ray/core/run_pickler.py", "moedisco_ray/core/run_work.py"}

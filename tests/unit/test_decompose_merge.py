@@ -242,7 +242,9 @@ def test_the_backbone_is_the_weighted_mean(case, data):
     group = expert_count(config) // clusters
     for key, report in reports.items():
         role = model_map(config).classify(key)
-        if role.role is Role.EXPERT:
+        if role.role is Role.EXPERT and role.expert is None:      # a stack of all experts
+            assert (report.rule, report.submodels) == ("concatenated", tuple(range(clusters)))
+        elif role.role is Role.EXPERT:
             assert (report.rule, report.submodels, report.deviation) == ("copied", (role.expert // group,), 0.0)
     assert reports.keys() == tensors.keys()
 

@@ -15,6 +15,7 @@ from moedisco_ray.core.config import Optimizer, Outer, RunConfig
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint
+from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.train.jobs import make_job, sync_plans
@@ -95,7 +96,7 @@ def by_hand(run: Finished) -> TrainJob:
         output=given.output, checkpoints=given.checkpoints, steps=STEPS, sequence_length=64,
         optimizer=Optimizer(lr=1e-3, schedule="cosine", warmup=0.05, batch_tokens=128), checkpoint_every=10, keep=2, seed=3,
         load_balance=0.05, z_loss=0.004, log_every=1, logs=run.directory / "logs",
-        optimizer_state=run.directory / "merged" / "optimizer_state")
+        optimizer_state=run.directory / "merged" / "optimizer_state", sharing=Sharing(experts=4, expert=1, replicate=1))
 
 
 # --- the fine-tune

@@ -12,7 +12,7 @@ from moedisco_ray.core.config.places import ReadsFrom, WritesTo, has_credentials
 from moedisco_ray.core.errors import ConfigError, masked
 
 NAME_NO_PLACE = {
-    "name", "tags.*", "model.config.rope_scaling.*",
+    "name", "tags.*", "model.family", "model.config.rope_scaling.*", "model.config.fields.*",
     "corpus.sources.*.name", "corpus.sources.*.owner", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
     "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.owner", "evaluation.sources.*.text_column",
     "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",

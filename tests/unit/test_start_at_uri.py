@@ -33,9 +33,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(home: Path) -> Iterator[RunConfig]:
     """A finished run at a URI, without a working copy on this machine."""
-    with s3_server("runs") as server, pytest.MonkeyPatch.context() as patch:
+    with s3_server("starts") as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE, str(home / "cache"))
-        output = f"s3://runs/team?endpoint_override={server}&scheme=http"
+        output = f"s3://starts/team?endpoint_override={server}&scheme=http"
         config = config_of("qwen3_moe", home).model_copy(update={"output": output})
         pipeline.run(config, backend=LocalBackend())
         shutil.rmtree(cache_directory())

@@ -14,7 +14,7 @@ from moedisco_ray.core.config.places import ReadsFrom, as_model
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.families import DECLARATIONS, FAMILIES, Family, FamilyName, Value
+from moedisco_ray.core.families import DECLARATIONS, FAMILIES, Family, FamilyName
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.run_models import local_model
@@ -25,6 +25,8 @@ MOST_LAYERS = 4096
 ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model"), AfterValidator(as_model)]
 LARGEST_DIMENSION = 2**26
 """Maximum dimension of a tensor, so that a plan's numbers stay bounded."""
+FieldValue = bool | Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | float | str | None
+"""A value of `model.config.fields`; see `families.Value`."""
 
 
 class Architecture(Section):
@@ -57,7 +59,7 @@ class Architecture(Section):
     proportional) and its parameters. Null means no scaling."""
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
-    fields: dict[str, Value] = Field(default_factory=dict, max_length=32)
+    fields: dict[str, FieldValue] = Field(default_factory=dict, max_length=32)
     """Fields of `config.json` that only this family has, such as `kv_lora_rank` of deepseek_v3. Left out: the family's default for
     small models."""
 

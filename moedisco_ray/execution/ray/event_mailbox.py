@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pickle
 import threading
 import time
 import uuid
@@ -22,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.run_work import unpickled
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
@@ -230,7 +230,7 @@ class EventMailbox:
     def outcome(self, unit: str) -> Any:
         """What the unit's worker returned; None if it did not return. An error of this package is raised instead of returned."""
         pickled: bytes | None = ray.get(self.handle.outcome.remote(unit))
-        outcome = None if pickled is None else pickle.loads(pickled)    # noqa: S301  # from our own worker
+        outcome = None if pickled is None else unpickled(pickled)
         if isinstance(outcome, MoeDiscoError):
             raise outcome
         return outcome

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import logging
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -88,7 +87,7 @@ def train_on_worker(
         except MoeDiscoError as error:
             outcome = error  # returned, not raised: the worker itself is healthy
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):
-        ray.get(mailbox.set_outcome.remote(job.name, attempt_id, pickle.dumps(outcome)))
+        ray.get(mailbox.set_outcome.remote(job.name, attempt_id, job.store.dumps(outcome)))
 
 
 def _workers_per_node(device: torch.device) -> int:
