@@ -381,9 +381,9 @@ is a whole process. `python -m benchmarks.document` writes this page from `bench
 def page() -> str:
     """The text of RESULTS.md."""
     measured = {
-        "submodel_step": submodel_step, "kmeans": kmeans, "ray_overhead": ray_overhead, "seats": seats,
-        "service_load": service_load, "checkpoint_stall": checkpoint_stall, "simulator": simulator, "makespan": makespan, "corpus_scale": corpus_scale,
-        "true_sizes": true_sizes, "ranking": ranking}
+        "submodel_step": submodel_step, "kmeans": kmeans, "ray_overhead": ray_overhead, "seats_256": seats,
+        "service_load": service_load, "checkpoint_stall": checkpoint_stall, "simulator": simulator, "makespan": makespan,
+        "corpus_scale": corpus_scale, "true_sizes": true_sizes, "ranking": ranking}
     parts = ["# Results", " ".join(_INTRODUCTION.split()), *(
         write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists())]
     if quality_section.results():     # hours of measuring, apart from `make bench`

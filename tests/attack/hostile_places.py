@@ -76,8 +76,8 @@ CREDENTIALS = {
 NEEDS: dict[str, dict[str, Any]] = {
     "model.init.checkpoint": {"tokens": {"seed_share": 0}},
     "pools.owners.alice.storage": {
-        "pools": {"owners": {"alice": {"resource": "alice_gpu"}}},
-        "corpus": {"sources": [{"path": "embedded"}, {"path": "/texts/alice.txt", "owner": "alice"}]}}}
+        "pools": {"owners": {"alice": {"resource": "alice_gpu"}}}, "finetune": {"keep_optimizer_state": False},
+        "corpus": {"sources": [{"path": "embedded"}, {"path": "s3://texts/wiki/alice", "owner": "alice"}]}}}
 """What else a configuration must say for a setting to be looked at."""
 
 WRITTEN_LINKS = ("link.txt", "link/new")
