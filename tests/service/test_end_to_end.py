@@ -72,7 +72,7 @@ def check_story(client: Client, run_id: str, events: list[Event]) -> None:
 
 
 def check_dashboard(service: RealService, run_id: str) -> None:
-    """Ray shows the run's job, its data set, its sub-models on their seats, and the gang's Train runs under the run's name."""
+    """Ray shows the run's job, its data set, and its trainings on their seats, under the run's name."""
     cluster = LocalRay(service.home / "state").find()
     assert cluster is not None
     with contextlib.closing(Dashboard(cluster.dashboard_url, cluster.token_path)) as dashboard:
@@ -81,11 +81,9 @@ def check_dashboard(service: RealService, run_id: str) -> None:
         assert names == {1: "small", 2: "small (attempt 2)"}
         data = dashboard.get(f"/api/data/datasets/{jobs[f'{run_id}-1']['job_id']}")["datasets"]
         assert {entry["dataset"].partition("_")[0] for entry in data} == {"small-corpus"}
-        for unit in ("submodel-0", "submodel-1"):
+        for unit in ("submodel-0", "submodel-1", "finetune"):
             found = dashboard.get(f"/api/v0/tasks?filter_keys=name&filter_predicates=%3D&filter_values=small-{unit}")
             assert {task["type"] for task in found["data"]["result"]["result"]} == {"ACTOR_TASK"}
-        gangs = dashboard.get("/api/train/v2/runs/v1")["train_runs"]
-        assert {run["name"] for run in gangs} == {"small-finetune"}     # over both drivers
 
 
 def reload(model: Path) -> None:
