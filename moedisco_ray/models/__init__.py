@@ -37,7 +37,7 @@ from moedisco_ray.models.hf import (
     with_parameters_in,
 )
 from moedisco_ray.models.initial_weights import RandomWeights, random_weights
-from moedisco_ray.models.layout import ModelMap, Piece, Place, canonical_state, memory_state
+from moedisco_ray.models.layout import ModelMap, Piece, Place, canonical_state
 from moedisco_ray.models.roles import Role, TensorRole
 from moedisco_ray.models.routing import Selection, log_probabilities, probabilities, scores
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
@@ -47,7 +47,7 @@ __all__ = [
     "BACKBONE", "DEFAULT_SHARD_BYTES", "STORED_DTYPES", "Checkpoint", "ModelMap", "Piece", "Place", "RandomWeights", "Role",
     "Selection", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state", "check_complete",
     "check_experts", "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "family_of",
-    "group_size", "hf_config", "load_model", "log_probabilities", "memory_state", "model_tensors", "moe_blocks",
+    "group_size", "hf_config", "load_model", "log_probabilities", "model_tensors", "moe_blocks",
     "open_checkpoint", "open_complete", "open_dense", "probabilities", "random_weights", "read_config", "routers", "runnable",
     "same_bits", "save_model", "scores", "skeleton", "specialise", "stored_tensors", "submodel_config", "upcycled_config",
     "with_parameters_in", "write_checkpoint", "write_config", "write_part",

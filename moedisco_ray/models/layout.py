@@ -14,7 +14,6 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
@@ -124,18 +123,6 @@ class ModelMap:
         """Canonical name of a layer's router, or of another of its tensors."""
         return f"model.layers.{layer}.{self.family.block}.{self.family.router.module}.{tensor}"
 
-    def place(self, key: str) -> Place:
-        """Position of a canonical tensor in a transformers model in memory."""
-        role = self.classify(key)
-        prefix = f"model.layers.{role.layer}.{_MEMORY_BLOCK}"
-        if role.role is Role.ROUTER:
-            return Place(f"{prefix}{role.part.removeprefix(self.family.block)}")
-        if role.expert is None:
-            return Place(key)
-        if role.part == "down":
-            return Place(f"{prefix}.experts.down_proj", role.expert)
-        return Place(f"{prefix}.experts.gate_up_proj", role.expert, 0 if role.part == "gate" else 1)
-
     def stored_tensors(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
         """The canonical tensors that a stored tensor holds, with their positions; a stack of experts holds several.
 
@@ -240,25 +227,3 @@ def canonical_state(state: Mapping[str, Tensor], model_map: ModelMap) -> dict[st
                 raise CheckpointError("tensor", name, "occurs twice, in two forms")
             found[name] = tensor[place.index(tuple(tensor.shape))] if place.expert is not None else tensor
     return dict(sorted(found.items(), key=lambda item: model_map.sort_key(item[0])))
-
-
-def memory_state(tensors: Mapping[str, Tensor], model_map: ModelMap) -> dict[str, Tensor]:
-    """The inverse of `canonical_state`: a state dict for a transformers model.
-
-    Raises:
-        CheckpointError: A name is unknown, or a layer is incomplete.
-    """
-    model_map.experts(tensors)
-    pieces: dict[str, dict[tuple[int, int], Tensor]] = {}
-    whole: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        place = model_map.place(key)
-        if place.expert is None:
-            whole[place.key] = tensor
-        else:
-            pieces.setdefault(place.key, {})[place.expert, place.half or 0] = tensor
-    for key, parts in pieces.items():
-        experts = range(max(expert for expert, _ in parts) + 1)
-        halves = range(max(half for _, half in parts) + 1)
-        whole[key] = torch.stack([torch.cat([parts[e, h] for h in halves]) for e in experts])
-    return whole

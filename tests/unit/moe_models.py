@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.models import ModelMap, canonical_shapes, config_values, hf_config
+from moedisco_ray.models import ModelMap, canonical_shapes, config_values, hf_config, stored_tensors
+from moedisco_ray.models.hf import from_values
+from moedisco_ray.training.sharded_files import read_tensors
 
 torch.set_num_threads(1)     # tiny tensors: threads cost more than they give
 
@@ -40,6 +44,19 @@ def random_tensors(config: dict[str, Any], dtype: torch.dtype = torch.float32,
 
 def model_map(config: dict[str, Any]) -> ModelMap:
     return ModelMap(config["model_type"])
+
+
+def built(config: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A transformers model with these canonical tensors."""
+    dtype = next(tensors[key].dtype for key in tensors)
+    model = AutoModelForCausalLM.from_config(from_values(config)).to(dtype).eval()
+    read_tensors(stored_tensors(model), tensors, model_map(config))
+    return model
+
+
+def in_memory(config: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Canonical tensors under the names that a transformers model has in memory, with stacked experts."""
+    return {key: tensor.detach() for key, tensor in stored_tensors(built(config, tensors)).items()}
 
 
 @st.composite

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings
-from moe_models import ALONE, LENGTH, VOCAB, model_map, moe, random_tensors, tiny_config
+from moe_models import ALONE, LENGTH, VOCAB, built, in_memory, model_map, moe, random_tensors, tiny_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CheckpointError, ConfigError
@@ -26,7 +25,6 @@ from moedisco_ray.models import (
     differences,
     hf_config,
     load_model,
-    memory_state,
     model_tensors,
     open_checkpoint,
     random_weights,
@@ -42,18 +40,16 @@ TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH) % VOCAB
 
 
 def build(config):
-    model = AutoModelForCausalLM.from_config(from_values(config)).eval()
-    model.load_state_dict(memory_state(random_weights(config, 3), model_map(config)), strict=False)
-    return model
+    return built(config, random_weights(config, 3))
 
 
 @settings(max_examples=40, deadline=None)
 @given(moe())
 def test_canonical_to_memory_and_back_is_bitwise_the_identity(case):
     config, tensors, _ = case
-    stacked = memory_state(tensors, model_map(config))
-    check_same(canonical_state(stacked, model_map(config)), tensors)
-    assert set(stacked) <= AutoModelForCausalLM.from_config(from_values(config)).state_dict().keys()
+    model = built(config, tensors)
+    check_same(dict(model_tensors(model)), tensors)
+    check_same(canonical_state(in_memory(config, tensors), model_map(config)), tensors)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -71,14 +67,14 @@ def test_names_and_bits_are_those_that_transformers_itself_writes(family, tmp_pa
 def test_a_fused_checkpoint_reads_as_the_classic_one(family, tmp_path):
     config = tiny_config(family)
     tensors = random_tensors(config)
-    write_checkpoint(tmp_path / "fused", memory_state(tensors, model_map(config)).items(), config)
+    write_checkpoint(tmp_path / "fused", in_memory(config, tensors).items(), config)
     check_same(open_checkpoint(tmp_path / "fused"), tensors)
 
 
 def test_mixtrals_fused_names_under_the_block_name_of_the_checkpoint_read_too(tmp_path):
     config = tiny_config("mixtral")
     tensors = random_tensors(config)
-    stacked = memory_state(tensors, model_map(config))
+    stacked = in_memory(config, tensors)
     renamed = {key.replace(".mlp.", ".block_sparse_moe."): tensor for key, tensor in stacked.items()}
     write_checkpoint(tmp_path, renamed.items(), config)
     check_same(open_checkpoint(tmp_path), tensors)
@@ -93,7 +89,7 @@ def resident_bytes():
 def test_one_expert_of_a_fused_file_is_read_without_the_others(tmp_path):
     config = tiny_config("qwen3_moe", num_experts=32, hidden_size=256, moe_intermediate_size=512, num_hidden_layers=1)
     tensors = random_tensors(config)
-    write_checkpoint(tmp_path, memory_state(tensors, model_map(config)).items(), config)
+    write_checkpoint(tmp_path, in_memory(config, tensors).items(), config)
     key = model_map(config).expert_key(0, 5, "up")
     whole = sum(tensor.nbytes for tensor in tensors.values())
     before = resident_bytes()
@@ -106,17 +102,13 @@ def test_one_expert_of_a_fused_file_is_read_without_the_others(tmp_path):
 
 @settings(max_examples=25, deadline=None)
 @given(moe())
-def test_every_tensor_has_one_role_and_one_place(case):
+def test_every_tensor_has_one_role(case):
     config, tensors, _ = case
     names = model_map(config)
     roles = {key: names.classify(key) for key in tensors}
     for key, role in roles.items():
-        place = names.place(key)
-        assert role.role is Role.EXPERT or place.expert is None
         if role.expert is not None:
             assert names.expert_key(role.layer, role.expert, role.part) == key
-    places = [names.place(key) for key in tensors]
-    assert len(set(places)) == len(places)
     shared = [key for key, role in roles.items() if role.role is Role.SHARED_EXPERT]
     moe_layers = {role.layer for role in roles.values() if role.role is Role.ROUTER}
     expected = 0 if names.family.shared is None else 3 + (names.family.shared.gate is not None)
@@ -222,7 +214,7 @@ def test_tensors_that_are_there_twice_are_an_error(tmp_path):
     tensors = random_tensors(config)
     with pytest.raises(CheckpointError, match="twice"):
         write_checkpoint(tmp_path, [*tensors.items(), ("model.norm.weight", torch.ones(16))], config)
-    both = memory_state(tensors, model_map(config)) | {"model.layers.0.mlp.experts.0.up_proj.weight": torch.ones(8, 16)}
+    both = in_memory(config, tensors) | {"model.layers.0.mlp.experts.0.up_proj.weight": torch.ones(8, 16)}
     write_checkpoint(tmp_path, both.items(), config)
     with pytest.raises(CheckpointError, match="twice"):
         open_checkpoint(tmp_path)
@@ -246,7 +238,7 @@ def test_incomplete_experts_are_an_error():
     tensors = random_tensors(config)
     del tensors["model.layers.1.block_sparse_moe.experts.2.w3.weight"]
     with pytest.raises(CheckpointError, match=r"experts\.2\.w3"):
-        memory_state(tensors, model_map(config))
+        model_map(config).experts(tensors)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
