@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from moe_models import LENGTH, VOCAB, random_tensors
+from moe_models import LENGTH, VOCAB, built, random_tensors
 from tiny_training import RECIPE, V, write_shard
 from transformers import AutoModelForCausalLM
 
@@ -20,14 +20,12 @@ from moedisco_ray.models import (
     check_same,
     config_values,
     hf_config,
-    memory_state,
     open_checkpoint,
     read_config,
     specialise,
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.models.hf import from_values
 from moedisco_ray.stages.decompose import write_submodels
 from moedisco_ray.stages.merge.tensors import merge
 from moedisco_ray.training import TrainJob, World, train
@@ -37,7 +35,8 @@ TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH).mul(7) % VOCAB
 SPECIAL: dict[str, dict[str, Any]] = {
     "first_k_dense_replace": {"first_k_dense_replace": 1, "intermediate_size": 40},
     "n_group": {"n_group": 4, "topk_group": 2}, "q_lora_rank": {"q_lora_rank": 12, "kv_lora_rank": 10},
-    "attention_bias": {"attention_bias": True}, "use_qk_norm": {"use_qk_norm": True},
+    "attention_bias": {"attention_bias": True},
+    "topk_method": {"topk_method": "group_limited_greedy"}, "use_qk_norm": {"use_qk_norm": True},
     "routed_scaling_factor": {"routed_scaling_factor": 2.5}, "n_shared_experts": {"n_shared_experts": 2}}
 """Configuration fields to try, by a field that a family must have."""
 
@@ -123,8 +122,7 @@ def test_one_expert_computes_what_two_copies_of_it_do(family: str) -> None:
             copies[names.renumbered(key, 1)] = tensor
     found = []
     for config, state in ((one, tensors), (two, copies)):
-        model = AutoModelForCausalLM.from_config(from_values(config)).eval()
-        model.load_state_dict(memory_state(state, names), strict=False)
+        model = built(config, state)
         found.append((specialise(model) if config is one else model)(TOKENS).logits)
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 

@@ -85,8 +85,10 @@ CHANGES = [
     *((family, {"num_key_value_heads": 2}) for family in FAMILIES if not DECLARATIONS[family].attention.latent),
     *((family, {"fields": {"attention_bias": True}}) for family in FAMILIES if "attention_bias" in DECLARATIONS[family].fields),
     *((family, {"num_hidden_layers": 3, "fields": {
-        "first_k_dense_replace": 1, "intermediate_size": 56, "n_shared_experts": 2}}) for family in ("deepseek_v3", "glm4_moe")),
-    ("deepseek_v3", {"fields": {"q_lora_rank": 12, "attention_bias": True}}), ("glm4_moe", {"fields": {"use_qk_norm": True}}),
+        "first_k_dense_replace": 1, "intermediate_size": 56, "n_shared_experts": 2}})
+      for family in ("deepseek_v2", "deepseek_v3", "glm4_moe")),
+    *((family, {"fields": {"q_lora_rank": 12, "attention_bias": True}}) for family in ("deepseek_v2", "deepseek_v3")),
+    ("glm4_moe", {"fields": {"use_qk_norm": True}}),
 ]
 
 

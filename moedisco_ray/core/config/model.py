@@ -154,7 +154,7 @@ class UpcycleInit(LocalInit):
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
-    model."""
+    model. In deepseek_v2 they do so only if it equals `num_experts`."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
@@ -260,7 +260,12 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
             f"has use_sliding_window, with which {kind} and {family} do not attend alike; use another model")
     sizes = _sizes(
         start.setting, directory, raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
-        norm_topk_prob=True)
+        norm_topk_prob=declaration.router.normalises != "never")
+    if not sizes.norm_topk_prob and sizes.num_experts_per_tok < sizes.num_experts:
+        raise CheckpointError(
+            f"{start.setting.rpartition('.')[0]}.num_experts_per_tok", sizes.num_experts_per_tok,
+            f"changes what the model computes, because {family} never normalises router weights, and those of "
+            f"{sizes.num_experts_per_tok} of {sizes.num_experts} equal experts sum to less than 1; set it to num_experts")
     heads = sizes.head_size * sizes.num_attention_heads
     if kind != family and not declaration.attention.own_head_dim and heads != sizes.hidden_size:
         raise CheckpointError(

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from moedisco_ray.core.families import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen2_moe, qwen3_moe
+from moedisco_ray.core.families import deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen2_moe, qwen3_moe
 from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Part, SharedExpert, Value
 from moedisco_ray.core.families.router import Router
 
@@ -22,7 +22,7 @@ __all__ = [
 
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
-_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v3, glm4_moe, gpt_oss)
+_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss)
 
 DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
     *(entry.load() for entry in entry_points(group=GROUP)), *(page.FAMILY for page in _PAGES))}
