@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from fastapi import FastAPI
 
+from docs import families
 from docs.plans import HEAD, rows
 from moedisco_ray.core.config import RunConfig
 from service.api.app import ROUTERS
@@ -55,6 +56,7 @@ def pages() -> dict[Path, str]:
         DOCS / "cli.md": command_line(),
         DOCS / "rest.md": rest(),
         DOCS / "plans.md": plans(),
+        DOCS / "families.md": models(),
         **{path: _TABLE.sub(lambda _: f"\n{results()}\n\n", path.read_text(encoding="utf-8")) for path in WITH_TABLE},
     }
 
@@ -200,6 +202,15 @@ def plans() -> str:
         "`make test-fake` runs training steps with these shapes, without memory and arithmetic, and compares their peak with the "
         "plan: they differ by less than 5 %. It covers all sub-models and the fine-tune of Qwen1.5-MoE on one card, not those on "
         "8 cards.")
+
+
+def models() -> str:
+    """The supported families, and those that are not."""
+    return _page(
+        "Model families", "A family is a `model_type` of transformers. A start of another size, or a fine-tuned one, is of the "
+        "same family. CONTRIBUTING.md says how to add one, here or in another package.",
+        _table(families.HEAD, list(families.rows())), "## Sub-models", families.SUBMODELS,
+        "## Not supported", _table(families.REFUSED_HEAD, families.refused()))
 
 
 def results() -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.families import DECLARATIONS, FAMILIES, PARTS, Part
+from moedisco_ray.core.families import DECLARATIONS, PARTS, Part, unsupported
 from moedisco_ray.models.roles import OUTSIDE_LAYERS, Role, TensorRole, layer_rules
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -86,7 +86,7 @@ class ModelMap:
     def __init__(self, family: str) -> None:
         found = DECLARATIONS.get(family)
         if found is None:
-            raise CheckpointError("model_type", family, f"is not supported; use one of {', '.join(FAMILIES)}")
+            raise CheckpointError("model_type", family, unsupported(family))
         self.family = found
         self._rules = layer_rules(found)
 

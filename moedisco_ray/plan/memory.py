@@ -9,7 +9,8 @@ autocast, else r = s). Then the activations of one token in one decoder layer ta
 
 * two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + r + s) D;
 * attention: queries, keys, values and the output, s (2Hd + 2Gd), and a log-sum-exp of 4 bytes per head; where queries
-  and keys are normalised, their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd); where only a part of each head is
+  and keys are normalised, their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd), or 8(Hd + Gd) in families whose norms
+  multiply by their weight in fp32 (there, r = 4 in the norms above too); where only a part of each head is
   rotated, a copy of the output: sHd; where heads have sinks, no fused attention stores less than the scores rH(L + 1), under
   autocast also in bf16, and keys and values for every head: 2s(H - G)d;
 * latent attention: queries and keys 2sH(n + p), the product that holds the values sH(n + v), the output and its copy 2sHv, and the
@@ -302,7 +303,8 @@ def frozen_bytes_per_token(
 def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:
     queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
     held = width * (2 * (queries + keys) + family.attention.partial_rotation * queries)
-    return held + ((4 + width) * (queries + keys) if family.has_qk_norm(sizes.fields) else 0)
+    normalised = 4 if family.norms_in_fp32 else width
+    return held + ((4 + normalised) * (queries + keys) if family.has_qk_norm(sizes.fields) else 0)
 
 
 def _score_bytes(sizes: Architecture, width: int, residual: int, sequence_length: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ from moe_models import LENGTH, VOCAB, built, random_tensors
 from tiny_training import RECIPE, V, write_shard
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.core.config import FAMILIES, Architecture, RunConfig, check_config
-from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.config import FAMILIES, Architecture, RunConfig, check_config, read_architecture
+from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.families import DECLARATIONS, REFUSED
 from moedisco_ray.models import (
     ModelMap,
     Role,
@@ -142,7 +144,7 @@ def test_a_submodel_has_whole_groups_of_experts_or_a_part_of_one(
 
 
 def config_of(family: str, clusters: int, **changes: Any) -> RunConfig:
-    sizes = sizes_of(family, **changes).model_dump(exclude_unset=True)
+    sizes = sizes_of(family, **changes).model_dump(exclude_unset=True) if family in DECLARATIONS else {}
     return check_config({
         "name": "cut", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": LENGTH},
         "model": {"family": family, "config": sizes}, "tokens": {"total": 10_000}, "clusters": {"count": clusters},
@@ -161,6 +163,19 @@ def test_groups_that_a_submodel_would_cut_are_refused_in_one_line(family: str) -
 def test_one_expert_with_a_weight_that_depends_on_the_token_is_refused(family: str) -> None:
     with pytest.raises(ConfigError, match="leaves 1 expert per sub-model, and without norm_topk_prob the router needs 2"):
         config_of(family, EXPERTS, norm_topk_prob=False, fields={"n_group": 1, "topk_group": 1})
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_refused_family_is_answered_with_the_reason(family: str, tmp_path: Path) -> None:
+    assert family not in DECLARATIONS
+    reason = re.escape(f"is not supported, because {REFUSED[family]}; use one of mixtral, ")
+    with pytest.raises(ConfigError, match=rf"^model\.family: '{family}': {reason}"):
+        config_of(family, 2)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    with pytest.raises(CheckpointError, match=reason):
+        read_architecture(tmp_path, "mixtral")
+    with pytest.raises(CheckpointError, match=reason):
+        ModelMap(family)
 
 
 def test_a_field_of_another_family_is_refused() -> None:

@@ -14,7 +14,7 @@ from moedisco_ray.core.config.places import ReadsFrom, as_model
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.families import DECLARATIONS, FAMILIES, Family, FamilyName
+from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName, unsupported
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.run_models import local_model
@@ -150,7 +150,8 @@ class UpcycleInit(LocalInit):
     upcycle: ModelPlace
     """A Hugging Face directory, or the model of a finished run, as in `checkpoint`. It holds a dense model that is related to the
     family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, Qwen2 or Llama with biases for qwen2_moe, and Qwen3, Qwen2 or Llama
-    for glm4_moe. It may also hold a model of the family with one expert, such as an earlier run's seed."""
+    for glm4_moe, and OLMo-2 for flex_olmo. It may also hold a model of the family with one expert, such as an earlier run's
+    seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
@@ -230,11 +231,15 @@ def read_architecture(directory: Path, family: FamilyName) -> Architecture:
         CheckpointError: The `config.json` cannot be read, names another family, or has a size out of bounds.
     """
     raw = _read("model.init.checkpoint", directory)
+    if raw.get("model_type") not in DECLARATIONS:
+        raise CheckpointError(
+            "model.init.checkpoint", str(directory),
+            f"holds a model of family {raw.get('model_type')!r}, which {unsupported(raw.get('model_type'))}")
     if raw.get("model_type") != family:
         raise CheckpointError(
             "model.init.checkpoint", str(directory),
             f"holds a model of family {raw.get('model_type')!r}, but model.family is {family!r}; "
-            f"set model.family, one of {', '.join(FAMILIES)}")
+            f"set model.family to {raw.get('model_type')}")
     return _sizes("model.init.checkpoint", directory, raw, family)
 
 

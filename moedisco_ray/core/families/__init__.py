@@ -12,17 +12,29 @@ from typing import Annotated
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from moedisco_ray.core.families import deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen2_moe, qwen3_moe
+from moedisco_ray.core.families import (
+    deepseek_v2,
+    deepseek_v3,
+    flex_olmo,
+    glm4_moe,
+    gpt_oss,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Part, SharedExpert, Value
+from moedisco_ray.core.families.refused import REFUSED
 from moedisco_ray.core.families.router import Router
 
 __all__ = [
-    "DECLARATIONS", "FAMILIES", "PARTS", "Attention", "Family", "FamilyName", "Part", "Router", "SharedExpert", "Value",
+    "DECLARATIONS", "FAMILIES", "PARTS", "REFUSED", "Attention", "Family", "FamilyName", "Part", "Router", "SharedExpert",
+    "Value", "unsupported",
 ]
 
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
-_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss)
+_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss)
 
 DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
     *(entry.load() for entry in entry_points(group=GROUP)), *(page.FAMILY for page in _PAGES))}
@@ -30,7 +42,15 @@ DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
 FAMILIES: tuple[str, ...] = tuple(DECLARATIONS)
 
 
+def unsupported(name: object) -> str:
+    """The message for a `model_type` that is not declared; its subject is the name."""
+    reason = REFUSED.get(str(name))
+    return f"is not supported{f', because {reason}' if reason else ''}; use one of {', '.join(FAMILIES)}"
+
+
 def _known(name: str) -> str:
+    if name in REFUSED and name not in DECLARATIONS:
+        raise ValueError(unsupported(name))
     if name not in DECLARATIONS:
         *others, last = map(repr, FAMILIES)
         raise PydanticCustomError("literal_error", "must be {expected}", {"expected": f"{', '.join(others)} or {last}"})

@@ -17,6 +17,8 @@ Value = bool | int | float | str | None
 """A value of `model.config.fields`."""
 
 NORMS = r"(input|post_attention)_layernorm\.weight"
+POST_NORMS = r"post_(attention|feedforward)_layernorm\.weight"
+"""Norms of the output of the attention and of the experts, in families that do not normalise their input."""
 ATTENTION = r"self_attn\.[qkvo]_proj\.weight"
 ATTENTION_BIAS = r"self_attn\.[qkvo]_proj\.bias"
 QK_NORM = r"self_attn\.[qk]_norm\.weight"

@@ -1,0 +1,44 @@
+"""The page with the supported families, from their declarations."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+
+from moedisco_ray.core import families
+from moedisco_ray.core.families import FAMILIES, REFUSED, Router
+
+HEAD = ["`model.family`", "models", "router", "dense starts"]
+REFUSED_HEAD = ["`model_type`", "not supported, because"]
+SUBMODELS = """\
+A sub-model has a share of each layer's experts. The rows of its router are those of its experts, and the whole backbone is its own.
+Its router cannot keep these settings of the whole model:
+
+* `num_experts_per_tok` is at most the number of the sub-model's experts.
+* Where experts are selected from the best groups, `topk_group` is at most the number of the sub-model's groups. A sub-model with a
+  part of one group has no limit. `clusters.count` must give whole groups or equal parts of a group.
+* Where weights are not normalised, they are larger than in the whole model, because the softmax covers fewer experts. The merge
+  rescales the experts."""
+
+
+def rows() -> Iterator[list[str]]:
+    """A row per family of this package."""
+    for name in FAMILIES:
+        page = importlib.import_module(f"{families.__name__}.{name}")
+        first = inspect.cleandoc(page.__doc__ or "").split(". ")[0].split("\n\n")[0].rstrip(".")
+        yield [f"`{name}`", first, _router(page.FAMILY.router), ", ".join(f"`{kind}`" for kind in page.FAMILY.dense) or "none"]
+
+
+def refused() -> list[list[str]]:
+    """A row per family that is not supported."""
+    return [[f"`{name}`", reason] for name, reason in REFUSED.items()]
+
+
+def _router(router: Router) -> str:
+    weights = {
+        "always": "normalised weights", "never": "weights not normalised", "by_setting": "weights normalised by `norm_topk_prob`"}
+    parts = [router.scores, weights[router.normalises]]
+    if router.limits_groups:
+        parts.append("groups of experts" if router.limit_field is None else f"groups of experts by `{router.limit_field[0]}`")
+    return ", ".join([*parts, *(["bias for the selection"] if router.correction else [])])

@@ -1,0 +1,17 @@
+"""Families that are not supported although people ask for them, each with the reason."""
+
+from collections.abc import Mapping
+
+REFUSED: Mapping[str, str] = {
+    "ernie4_5_moe": "its routers store the bias for the selection in another shape, without a row per expert",
+    "granitemoe": "it multiplies embeddings and divides logits by factors that layer streaming and the loss do not apply",
+    "llama_moe":
+        "transformers does not have it, code in checkpoints is never run, and its router is an MLP without a row per expert",
+    "phimoe":
+        "its router always samples two experts in training (SparseMixer), so no sub-model can have one expert and no training "
+        "could be resumed exactly",
+    "qwen3_next":
+        "most of its layers have a recurrent state (Gated DeltaNet) in place of attention, which neither plans nor random starts "
+        "cover",
+}
+"""Reason by `model_type`. It completes the sentence "is not supported, because ..."."""
