@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote
@@ -16,6 +17,8 @@ from service.domain.path_sandbox import Roots
 
 MIB = 2**20
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+HUB_SCHEME = "hf"
+"""Scheme of the Hugging Face hub, from which runs read but to which they do not write."""
 """URI schemes of the object stores that may be roots."""
 
 
@@ -40,7 +43,7 @@ class Settings(BaseModel):
     """Unprivileged user that the local Ray and its drivers run as; null uses the service's user. If it is set, the service must run
     as root."""
     input_roots: tuple[str, ...] = (".",)
-    """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The built-in text is always allowed."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` or `hf://ORG` that runs may read. The built-in text is always allowed."""
     output_roots: Annotated[tuple[Location, ...], Field(min_length=1)] = (Path("runs"),)
     """Directories and URIs such as `s3://BUCKET/PREFIX` in which run directories are created; the first is the default."""
     storage_roots: tuple[str, ...] = ()
@@ -100,9 +103,14 @@ class Settings(BaseModel):
     def _absolute_outputs(cls, roots: tuple[Location, ...]) -> tuple[Location, ...]:
         return tuple(_root(str(root)) if is_uri(root) else Path(root).expanduser().resolve() for root in roots)
 
-    @field_validator("input_roots", "storage_roots", mode="after")
+    @field_validator("input_roots", mode="after")
     @classmethod
-    def _absolute_places(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+    def _absolute_inputs(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_root(root, (*BUCKET_SCHEMES, HUB_SCHEME)) for root in roots)
+
+    @field_validator("storage_roots", mode="after")
+    @classmethod
+    def _absolute_storages(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_root(root) for root in roots)
 
     @property
@@ -168,12 +176,12 @@ def is_any_address(host: str) -> bool:
         return host == ""
 
 
-def _root(root: str) -> str:
+def _root(root: str, schemes: Sequence[str] = BUCKET_SCHEMES) -> str:
     scheme, sign, rest = root.partition("://")
     if not sign:
         return str(Path(root).expanduser().resolve())
-    if scheme not in BUCKET_SCHEMES:
-        raise ValueError(f"root {root!r}: the scheme {scheme}:// is not supported; use one of {', '.join(BUCKET_SCHEMES)}")
+    if scheme not in schemes:
+        raise ValueError(f"root {root!r}: the scheme {scheme}:// is not supported; use one of {', '.join(schemes)}")
     if has_credentials(root):
         raise ValueError("a root contains credentials; remove them, and use environment variables or an instance role")
     bucket = rest.rstrip("/")

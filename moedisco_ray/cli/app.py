@@ -200,7 +200,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         _complain(str(problem))
     if not findings.problems:
         print(
-            f"ok: {checked.name}, {checked.model.family} with {checked.model.architecture.num_experts} experts and "
+            f"ok: {checked.name}, {checked.model.family_name} with {checked.model.architecture.num_experts} experts and "
             f"{findings.vocab_size:,} tokens of vocabulary, {checked.clusters.count} clusters, {checked.tokens.total:,} tokens")
     for warning in findings.warnings:
         print(f"warning: {warning}")

@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path
 
+from moedisco_ray.core.hub import hub_folder, is_hub
+
 Location = Path | str
 """A local path, or a URI."""
 
@@ -65,7 +67,12 @@ def working_directory(location: Location) -> Path:
 
 
 def local_copies(location: Location) -> list[Path]:
-    """Where the files of a location may be on this machine: itself, or of a URI, as a run or as a part of a run."""
+    """Where the files of a location may be on this machine.
+
+    A path is there itself, a URI as a run or as a part of a run, and a model of the Hugging Face hub in the hub's cache.
+    """
+    if isinstance(location, str) and is_hub(location):
+        return [hub_folder(location)]
     if not is_uri(location):
         return [Path(location)]
     run, part = parent(location)

@@ -82,7 +82,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         name=config.name,
         seed=config.seed,
         tags=dict(config.tags),
-        family=config.model.family,
+        family=_family(config.model, read),
         start=_start(config.model),
         stages=stages,
         tokens=sum(stage.tokens or 0 for stage in stages),
@@ -114,6 +114,13 @@ def _departures(summaries: Mapping[str, Mapping[str, Any]], events: Iterable[Eve
         Departure(owner=owner, what=f"{unit}: loss and speed of its training, in events.jsonl", bytes=sizes[unit])
         for unit, owner in owners.items() if owner is not None and sizes[unit]]
     return sorted(noted, key=lambda each: config.owners.index(each.owner))
+
+
+def _family(model: Model, read: ReadFile) -> str:
+    """Family of a run's model. A run's own `config.json` has it, so that no other file is read; a run that waits has none yet."""
+    if model.family is not None or not isinstance(model.init, LocalInit):
+        return model.family_name
+    return str(_document(read("config.json")).get("model", {}).get("family") or "unknown")
 
 
 def _start(model: Model) -> StartRecord:

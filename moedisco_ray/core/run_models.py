@@ -1,10 +1,14 @@
-"""Models that settings name: a directory, or the model of a finished run at a URI, which a machine fetches before it reads it."""
+"""Models that settings name: a directory, or a model that a machine fetches before it reads it.
+
+Such a model is that of a finished run at a URI, or one of the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, is_uri, parent
 from moedisco_ray.core.manifests import Entries
 from moedisco_ray.core.run_store import RunStore
@@ -17,15 +21,19 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
 
     Args:
         setting: Setting that names the model; errors name it.
-        place: A directory, or the URI of a run's model: OUTPUT/NAME/model.
+        place: A directory, the URI of a run's model: OUTPUT/NAME/model, or a model of the hub: hf://ORG/NAME@REVISION.
         weights: Whether to fetch the weights too; all other files are always fetched.
 
     Raises:
-        CheckpointError: The URI holds no model of a finished run.
+        CheckpointError: The URI holds no model of a finished run, or the hub has no such model or cannot be reached.
         StorageError: The URI does not respond.
     """
     if not is_uri(place):
         return Path(place)
+    if is_hub(place):
+        from moedisco_ray.core.hub_files import hub_directory  # noqa: PLC0415  # the hub's client takes a moment to import
+
+        return hub_directory(setting, str(place), weights=weights)
     store, name = _store_of(place)
     directory = store.directory / name
     store.fetch(*(directory / each for each in _files(setting, place) if weights or not each.endswith(_WEIGHTS)))
@@ -33,17 +41,21 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
 
 
 def model_identity(setting: str, place: Location) -> str:
-    """Names and checksums of the files of a run's model at a URI.
+    """Names and checksums of the files of a run's model at a URI; of a model of the hub, its name and commit.
 
     Raises:
         CheckpointError: The URI holds no model of a finished run.
         StorageError: The URI does not respond.
     """
+    if is_hub(place):
+        return "@".join(map(str, hub_parts(str(place))))
     return "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(_files(setting, place).items()) if name != "README.md")
 
 
 def model_name(place: Location) -> str:
-    """Name of a model for people: its directory's, or of a run's model the run's."""
+    """Name of a model for people: its directory's, of a run's model the run's, and of a model of the hub its name there."""
+    if is_hub(place):
+        return hub_parts(str(place))[0]
     folder, name = parent(place)
     return parent(folder)[1] if is_uri(place) else name
 

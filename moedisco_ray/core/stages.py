@@ -35,6 +35,10 @@ def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
     return {**_precision(config.submodels.optimizer, config.pools.low_memory), **(losses if routed else {})}
 
 
+def _seed(config: RunConfig) -> Mapping[str, Any]:
+    return {"family": config.model.family_name, **_submodel_training(config)}
+
+
 def _whole_training(config: RunConfig) -> Mapping[str, Any]:
     return _precision(config.finetune.optimizer, config.finetune_pool)
 
@@ -72,7 +76,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), _owners),
     Stage(
         "seed", "seed", ("corpus",), ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
-        _submodel_training),
+        _seed),
     Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens")),
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
     Stage("submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels"), _submodel_training),

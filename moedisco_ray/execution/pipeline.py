@@ -32,6 +32,7 @@ from moedisco_ray.core.artifacts import (
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.config.starts import pinned, settled
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.core.heartbeat import heartbeats
@@ -104,7 +105,8 @@ def run(
         RunError: The run failed; the same call continues from the last checkpoint.
         RunStopped: The run was asked to end.
     """
-    given, config = config, fitted(config)
+    given = settled(config)
+    config = fitted(given)
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
     directory = store.directory
     with contextlib.ExitStack() as stack:
@@ -155,7 +157,7 @@ def _chosen(given: RunConfig, used: RunConfig) -> Iterator[tuple[str, str]]:
 
 def is_finished(config: RunConfig) -> bool:
     """Whether all artifacts of the configuration exist in its directory."""
-    config = fitted(config)
+    config = fitted(pinned(config))
     return _is_made(RunStore.of(config.location), stages.fingerprints(config, input_identity(config)))
 
 

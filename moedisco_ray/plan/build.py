@@ -128,14 +128,14 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     stages = tuple(_plan_stage(config, training, whole, vocab_size) for training in _trainings(config, whole))
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
-    parameters = count_parameters(config.model.family, whole, vocab_size)
+    parameters = count_parameters(config.model.family_name, whole, vocab_size)
     checkpointing = bool(config.finetune.optimizer.gradient_checkpointing)
     flops = flops_per_token(parameters, whole, config.corpus.sequence_length, checkpointing=checkpointing)
     high = config.pools.high_memory
     full = training_cost(flops, config.tokens.total, high, workers_per_unit=high.fewest_workers)
     return Plan(
         name=config.name,
-        family=config.model.family,
+        family=config.model.family_name,
         vocab_size=vocab_size,
         clusters=config.clusters.count,
         experts_per_submodel=whole.num_experts // config.clusters.count,
@@ -218,7 +218,7 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
 
 
 def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, vocab_size: int) -> StagePlan:
-    family, length = config.model.family, config.corpus.sequence_length
+    family, length = config.model.family_name, config.corpus.sequence_length
     optimizer, pool, units = training.optimizer, training.pool, training.units
     smallest_gb = min(kind.memory_gb for kind in pool.node_types)
 

@@ -164,7 +164,7 @@ class _Reading:
     def __init__(self, config: RunConfig, vocab_size: int, machine: Machine) -> None:
         self._config, self._vocab_size, self._machine = config, vocab_size, machine
         self._whole = config.model.architecture
-        self._part = submodel_architecture(config.model.family, self._whole, config.clusters.count)
+        self._part = submodel_architecture(config.model.family_name, self._whole, config.clusters.count)
 
     def stage(self, name: str) -> StageEstimate:
         """Estimate of a stage in which no training takes place."""
@@ -255,7 +255,7 @@ class _Reading:
         return seconds_for((pool or self._config.finetune_pool).node_types[0], self._machine, tokens * each / 3, each, experts)
 
     def _flops(self, shape: Architecture) -> float:
-        parameters: Parameters = count_parameters(self._config.model.family, shape, self._vocab_size)
+        parameters: Parameters = count_parameters(self._config.model.family_name, shape, self._vocab_size)
         return flops_per_token(parameters, shape, self._config.corpus.sequence_length, checkpointing=False)
 
     def _starting(self, pool: Pool | None) -> float | None:

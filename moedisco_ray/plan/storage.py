@@ -190,7 +190,7 @@ class _Planner:
         if config.vectors_pool is not None:
             shape = config.model.architecture
             whole = isinstance(config.model.init, CheckpointInit)
-            shape = shape if whole else submodel_architecture(config.model.family, shape, config.clusters.count)
+            shape = shape if whole else submodel_architecture(config.model.family_name, shape, config.clusters.count)
             device, host = self._streamed(shape, config.vectors_pool, _GPU_STATES)
             vectors = 4 * config.model.architecture.hidden_size * -(-self._corpus_tokens // config.corpus.sequence_length)
         packed = self._token_bytes * tokens
@@ -224,7 +224,7 @@ class _Planner:
     def _streamed(self, shape: Architecture, pool: Pool, tokens: int) -> tuple[int, int]:
         """Memory of a card and host memory in which a worker runs text through a streamed model."""
         width = 2 if pool.gpu else 4
-        parameters = count_parameters(self._config.model.family, shape, self._vocab_size)
+        parameters = count_parameters(self._config.model.family_name, shape, self._vocab_size)
         total, part = width * parameters.total, width * largest_block(parameters, shape)
         most = _RESIDENT_SHARE * pool.memory_gb * GIB if pool.gpu else _CPU_RESIDENT
         states = min(tokens * shape.hidden_size * width, _GPU_STATES if pool.gpu else _CPU_STATES)

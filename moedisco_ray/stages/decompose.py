@@ -58,7 +58,7 @@ def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path
     """
     source, config = untrained_moe(start)
     if trained_seed is not None:
-        source = with_seed(open_checkpoint(trained_seed), source, ModelMap(start.model.family))
+        source = with_seed(open_checkpoint(trained_seed), source, ModelMap(start.model.family_name))
     return {"bytes": write_submodels(source, config, clusters, directory)}
 
 
@@ -66,7 +66,7 @@ def write_common_start(start: Start, *, clusters: int, directory: Path) -> None:
     """Write the untrained dense model from which all sub-models start: the MoE's backbone with its first group of experts."""
     source, config = untrained_moe(start)
     experts = start.model.architecture.num_experts
-    tensors = decompose(source, ModelMap(start.model.family), experts, clusters, 0)
+    tensors = decompose(source, ModelMap(start.model.family_name), experts, clusters, 0)
     write_checkpoint(directory, tensors, submodel_config(config, group_size(experts, clusters)))
 
 

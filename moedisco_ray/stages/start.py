@@ -56,15 +56,15 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     model, init = start.model, start.model.init
     if isinstance(init, CheckpointInit):
         # transformers would not train the padding token's embedding. The export restores the token.
-        directory, left_out = init.directory_with_weights, DECLARATIONS[model.family].prediction_layers_field
+        directory, left_out = init.directory_with_weights, DECLARATIONS[model.family_name].prediction_layers_field
         config = {**read_config(directory), "pad_token_id": None} | ({} if left_out is None else {left_out: 0})
         return open_checkpoint(directory), config
     if isinstance(init, UpcycleInit):
-        directory = init.directory_with_weights
-        config = upcycled_config(directory, model.family, init.num_experts, init.num_experts_per_tok)
-        return with_seed(open_dense(directory, model.family), random_weights(config, start.seed), ModelMap(model.family)), config
+        directory, family = init.directory_with_weights, model.family_name
+        config = upcycled_config(directory, family, init.num_experts, init.num_experts_per_tok)
+        return with_seed(open_dense(directory, family), random_weights(config, start.seed), ModelMap(family)), config
     encoder = Encoder(start.tokenizer)
-    sizes = hf_config(model.family, model.architecture, encoder.vocab_size, start.sequence_length, encoder.eos)
+    sizes = hf_config(model.family_name, model.architecture, encoder.vocab_size, start.sequence_length, encoder.eos)
     config = config_values(sizes)
     return random_weights(config, start.seed), config
 
@@ -97,4 +97,4 @@ def _check_tensors(config: RunConfig) -> None:
     check_start_tensors(config.model)
     if not isinstance(config.model.init, LocalInit):
         rows = config.model.architecture.vocab_size or config.tokenizer.train_vocab_size
-        canonical_shapes(hf_config(config.model.family, config.model.architecture, rows, config.corpus.sequence_length, 0))
+        canonical_shapes(hf_config(config.model.family_name, config.model.architecture, rows, config.corpus.sequence_length, 0))

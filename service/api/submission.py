@@ -19,6 +19,7 @@ from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
 from moedisco_ray.core.config.load import check_files
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import Place, words
+from moedisco_ray.core.config.starts import at_newest
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import is_uri
 from moedisco_ray.core.read_roots import reading_within
@@ -94,7 +95,7 @@ def checked(
     with tempfile.TemporaryDirectory() as scratch:
         found, read = located(config, locations.get, documents_at, functools.partial(copy_model_files, folder=Path(scratch)))
         with reading_within([*context.roots.directories, *read]):
-            return config, _planned(found, context.settings.is_local), notes
+            return config, _planned(at_newest(found), context.settings.is_local), notes
 
 
 def _planned(config: RunConfig, here: bool) -> Plan:

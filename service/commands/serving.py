@@ -47,7 +47,7 @@ def serve(
         help="Unprivileged user that the local Ray and its drivers run as; if it is set, the service must run as root.",
     )] = None,
     input_root: Annotated[list[str] | None, typer.Option(
-        help="Directory or s3://BUCKET/PREFIX that runs may read; may be repeated.", show_default="."),
+        help="Directory, s3://BUCKET/PREFIX or hf://ORG that runs may read; may be repeated.", show_default="."),
     ] = None,
     output_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX in which runs are stored; may be repeated, the first is the default.",

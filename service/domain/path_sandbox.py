@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, unquote
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import Place, ReadsFrom, WritesTo, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.hub import HUB, is_hub
 from moedisco_ray.core.locations import Location, is_uri
 from service.domain.run_paths import is_id
 from service.domain.starts import parse, run_places
@@ -122,7 +123,7 @@ def _resolved(place: Place, roots: Roots) -> str | Path:
     if isinstance(place.marker, ReadsFrom):
         if place.marker.uris and value == EMBEDDED:
             return value
-        if place.marker.uris and _SCHEME.match(value):
+        if (place.marker.uris and _SCHEME.match(value)) or (place.marker.hub and is_hub(value)):
             return _checked_uri(place, roots.buckets, roots)
     else:
         return _written(place, roots)
@@ -226,7 +227,8 @@ def _allowed(place: Place, roots: Roots) -> str:
     if not isinstance(place.marker, ReadsFrom):
         kind, allowed = ("output", roots.outputs) if place.marker.what == "runs" else ("storage", roots.storage)
     else:
-        kind, allowed = "input", roots.inputs if place.marker.uris else roots.directories
+        kind, allowed = "input", roots.inputs if place.marker.uris else [
+            root for root in roots.inputs if "://" not in root or (place.marker.hub and root.startswith(HUB))]
     return f"the {kind} roots ({', '.join(map(str, allowed)) or 'none'})"
 
 

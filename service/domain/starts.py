@@ -13,6 +13,7 @@ from pathlib import Path
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import Place, ReadsFrom, RunPart, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.hub import is_hub
 from moedisco_ray.core.locations import Location, is_uri, joined
 
 _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
@@ -60,6 +61,8 @@ def located(
 ) -> tuple[RunConfig, tuple[Location, ...]]:
     """The configuration with run references replaced by paths or URIs, and the places that the driver may then read.
 
+    These places include a model of the Hugging Face hub, which the driver downloads.
+
     Args:
         config: Configuration from `with_ids`.
         location_of: Returns the path or URI of a run directory, or None for a deleted run. References to deleted runs stay, and
@@ -70,6 +73,8 @@ def located(
     read: list[Location] = []
 
     def change(place: Place) -> str | Path:
+        if isinstance(place.marker, ReadsFrom) and place.marker.hub and is_hub(place.value):
+            read.append(place.value)
         if not names_a_run(place.value):
             return place.value
         run_id, part = parse(place)

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 STORAGE_BUCKET = "s3://checkpoints/moe"
 INPUT_BUCKET = "s3://texts/wiki"
+INPUT_HUB = "hf://allowed"
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def api(tmp_path: Path) -> Iterator[Service]:
         (tmp_path / folder / "link").symlink_to(secret)
         (tmp_path / folder / "link.txt").symlink_to(secret / "key.txt")
     roots = {
-        "input_roots": (str(tmp_path / "data"), INPUT_BUCKET), "storage_roots": (str(tmp_path / "checkpoints"), STORAGE_BUCKET),
+        "input_roots": (str(tmp_path / "data"), INPUT_BUCKET, INPUT_HUB),
+        "storage_roots": (str(tmp_path / "checkpoints"), STORAGE_BUCKET),
         "requests_per_minute": 100_000}
     with service(tmp_path, **roots) as made:
         yield made

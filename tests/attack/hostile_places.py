@@ -55,6 +55,13 @@ URIS = {
     "certificates": "{bucket}/x?tls_ca_file_path=/etc/x",
     "making buckets": "{bucket}/x?allow_bucket_creation=true",
     "fragment": "{bucket}/x#y",
+    "hub": "hf://other/model",
+    "hub, an allowed name as a part of another": "hf://allowed2/model",
+    "hub, traversal": "hf://allowed/../other/model",
+    "hub, traversal percent-encoded": "hf://allowed/%2e%2e/other",
+    "hub, a revision that leads elsewhere": "hf://other/allowed@../../allowed",
+    "hub, another endpoint": "hf://allowed/model?endpoint=http://169.254.169.254",
+    "hub without slashes": "hf:allowed/model",
     "newline in a URI": "{bucket}/x\ny",
     "NUL in a URI": "{bucket}/x\0y",
 }

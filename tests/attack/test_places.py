@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from api_client import Service, demo, service
 from hostile_places import CREDENTIALS, SECRET, cases, configuration
+from hub_standin import hub
 from starlette.testclient import TestClient
 
 CASES = cases()
@@ -83,3 +84,31 @@ def test_checkpoints_go_to_a_root_that_the_operator_names(
     expected = storage if stored_as is None else str(api.settings.state_dir.parent / stored_as)
     assert answer.json()["config"]["checkpoint"]["storage"] == expected
     assert json.dumps(expected) in json.dumps(api.admin.get(f"/v1/runs/{answer.json()['id']}").json())
+
+
+def test_a_model_of_the_hub_is_read_only_under_a_root_that_the_operator_names(
+    api: Service, tenant: TestClient, tmp_path: Path,
+) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    files = {"config.json": json.dumps({"model_type": "llama", **sizes}).encode(), "tokenizer.json": b'{"model": {"vocab": {}}}'}
+    with hub(tmp_path / "hub-cache") as server:
+        commit = server.add("allowed/model", files)
+        server.add("other/model", files)
+        for path in ("/v1/runs", "/v1/estimates"):
+            answer = tenant.post(path, json={"config": demo(model={"init": {"upcycle": "hf://other/model"}})})
+            assert "--input-root" in refused(answer, "model.init.upcycle")
+            answer = tenant.post(path, json={"config": demo(model={"init": {"upcycle": "hf://allowed/model", "revision": "../x"}})})
+            assert "must" in refused(answer, "model.init.revision")
+            answer = tenant.post(path, json={"config": demo(tokenizer={"path": "hf://allowed/model"})})
+            refused(answer, "tokenizer.path")
+        assert not server.requests, "a refused name is not looked up"
+        answer = tenant.post("/v1/runs", json={"config": demo(model={"init": {"upcycle": "hf://allowed/model"}})})
+        assert answer.status_code == 201, answer.text
+        init = answer.json()["config"]["model"]["init"]
+        assert (init["upcycle"], init.get("commit")) == ("hf://allowed/model", None), "the driver finds the commit when it starts"
+        assert {path.split("/resolve/")[-1].split("/")[0] for _, path, _ in server.requests if "/resolve/" in path} == {commit}
+
+
+def test_checkpoints_never_go_to_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the scheme hf:// is not supported"), service(tmp_path, storage_roots=("hf://allowed",)):
+        pass

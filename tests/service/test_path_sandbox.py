@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, masked
 from service.domain.path_sandbox import Roots, check_links, sandboxed
+from service.domain.starts import located
 
 
 @pytest.fixture
@@ -141,6 +142,20 @@ def test_every_allowed_path_is_under_a_root(path):
         return
     assert made.startswith(("/data/", "s3://a/b/")) or made in ("/data", "s3://a/b")
     assert ".." not in made.split("/")
+
+
+@pytest.mark.parametrize(("root", "name", "allowed"), [
+    ("hf://org", "hf://org/name", True), ("hf://org/name", "hf://org/name", True), ("hf://org", "hf://org2/name", False),
+    ("hf://org/na", "hf://org/name", False), ("hf://other", "hf://org/name", False), ("s3://org", "hf://org/name", False),
+    ("hf://datasets/org", "hf://org/name", False)])
+def test_a_model_of_the_hub_is_under_a_root_like_a_bucket(root: str, name: str, allowed: bool):
+    roots = Roots(["/data", root], [Path("/runs")])
+    made = config(model={"init": {"upcycle": name, "revision": "v1"}})
+    if allowed:
+        assert sandboxed(made, roots) == made.model_copy(update={"output": Path("/runs")})
+        assert located(made, {}.get, str)[1] == (name,)
+    else:
+        assert "--input-root" in str(refused(made, roots))
 
 
 @pytest.mark.parametrize(("change", "option"), [

@@ -122,7 +122,8 @@ def test_the_last_override_wins(tmp_path):
     ("- a\n", (), "CONFIG: .*must hold a mapping"),
     ("", (), "CONFIG: .*must hold a mapping"),
     ("a: [\n", (), "CONFIG: .*is not YAML at line 2"),
-    (BASE, ("model.init.checkpoint=no/such", "tokens.seed_share=0"), "model.init.checkpoint: 'no/such': no readable config.json"),
+    (BASE, ("model.init.checkpoint=no/such/place", "tokens.seed_share=0"),
+     "model.init.checkpoint: 'no/such/place': no readable config.json"),
     (BASE, ("model.init.chekpoint=x",), "model.init.chekpoint: no such setting; did you mean 'checkpoint'?"),
     (BASE, ("model.init=zeros",), "model.init: 'zeros'"),
 ])

@@ -13,6 +13,7 @@ from moedisco_ray.core.errors import ConfigError, masked
 
 NAME_NO_PLACE = {
     "name", "tags.*", "model.family", "model.config.rope_scaling.*", "model.config.fields.*",
+    "model.init.revision", "model.init.commit",
     "corpus.sources.*.name", "corpus.sources.*.owner", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
     "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.owner", "evaluation.sources.*.text_column",
     "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
@@ -49,8 +50,8 @@ def test_the_marked_settings() -> None:
         "corpus.sources.*.path": ReadsFrom(uris=True, run_part="corpus"),
         "evaluation.sources.*.path": ReadsFrom(uris=True, run_part="corpus"),
         "evaluation.lm_eval.*": ReadsFrom(), "tokenizer.path": ReadsFrom(run_part="model"),
-        "model.init.checkpoint": ReadsFrom(run_part="model"),
-        "model.init.upcycle": ReadsFrom(run_part="model"), "checkpoint.storage": WritesTo("checkpoints"),
+        "model.init.checkpoint": ReadsFrom(run_part="model", hub=True),
+        "model.init.upcycle": ReadsFrom(run_part="model", hub=True), "checkpoint.storage": WritesTo("checkpoints"),
         "pools.owners.*.storage": WritesTo("checkpoints"), "output": WritesTo("runs")}
 
 

@@ -57,6 +57,7 @@ def test_a_reason_is_given_in_words() -> None:
 GPU = {"pools": {"low_memory": {"gpu": 1}}}
 BOTH = {"pools": {"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}}}
 RESOLVED: Mapping[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "model.family": ({}, {"model": {"family": "mixtral"}}, "seed"),
     "pools.low_memory.gpu": ({}, GPU, "seed"),
     "pools.high_memory.gpu": (GPU, BOTH, "finetune"),
     "finetune.pool": (GPU, {**GPU, "finetune": {"pool": "low_memory"}}, "finetune"),
@@ -79,6 +80,7 @@ def test_another_precision_makes_again_what_is_computed_in_it(
 
 
 @pytest.mark.parametrize(("before", "after"), [
+    ({}, {"model": {"family": "qwen3_moe"}}),
     ({}, {"finetune": {"pool": "low_memory"}}),
     ({}, {"submodels": {"optimizer": {"precision": "fp32"}}}),
     ({"submodels": {"optimizer": {"precision": "fp32"}}}, {"submodels": {"optimizer": {"precision": "fp32"}}, **GPU}),

@@ -1,5 +1,6 @@
 """Dense models as starts: the MoE computes what they did, until training makes its experts differ."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from moe_models import LENGTH, VOCAB, random_tensors, tiny_config
+from moe_models import ALONE, LENGTH, VOCAB, random_tensors, tiny_config
 from safetensors.torch import load_file, save_file
 from small_run import small_config
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -215,6 +216,39 @@ def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, begun[key]) for key, tensor in open_checkpoint(first / "seed").items() if "gate" not in key)
 
 
+@pytest.mark.parametrize(("kind", "changes", "family"), [
+    ("llama", {}, "mixtral"), ("llama", {"attention_bias": True}, "qwen2_moe"), ("mistral", {}, "mixtral"),
+    ("qwen2", {}, "qwen2_moe"), ("qwen3", {}, "qwen3_moe")])
+def test_the_family_is_that_of_the_dense_models_closest_relative(
+    tmp_path: Path, kind: str, changes: dict[str, Any], family: str,
+) -> None:
+    start = dense(tmp_path / "dense", kind, **changes)
+    model = Model.model_validate({"init": {"upcycle": str(start), "num_experts": 4}})
+    assert (model.family, model.family_name) == (None, family)
+    check_start_tensors(model)
+    typed = model_of(family, start)
+    assert model.architecture == typed.architecture
+
+
+@pytest.mark.parametrize("family", ALONE)
+def test_the_family_of_an_moe_is_in_its_config(tmp_path: Path, family: str) -> None:
+    config = tiny_config(family, 4)
+    write_checkpoint(tmp_path / "moe", random_tensors(config).items(), config)
+    assert Model.model_validate({"init": {"checkpoint": str(tmp_path / "moe")}}).family_name == family
+
+
+@pytest.mark.parametrize(("init", "kind", "line"), [
+    ("checkpoint", "gpt2", "holds a model of 'gpt2', which is not supported; use one of mixtral, qwen2_moe"),
+    ("upcycle", "gpt2", "holds a model of 'gpt2', which is not supported; use one of mixtral, qwen2_moe"),
+    ("checkpoint", "llama", "holds a dense model of 'llama'; use model.init.upcycle"),
+])
+def test_a_model_without_a_family_is_one_line(tmp_path: Path, init: str, kind: str, line: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    model = Model.model_validate({"init": {init: str(tmp_path)}})
+    with pytest.raises(CheckpointError, match=rf"^model\.init\.{init}: .*: {line}"):
+        _ = model.family_name
+
+
 @pytest.mark.parametrize(("family", "kind", "line"), [
     ("qwen3_moe", "mistral",
      "holds a model of 'mistral'; qwen3_moe is upcycled from qwen3 or qwen3_moe with one expert; set model.family to mixtral"),
@@ -258,7 +292,7 @@ def test_other_weights_in_the_same_place_are_another_start(tmp_path: Path) -> No
     ({"upcycle": "x", "num_experts": 1}, "model.init: num_experts_per_tok 2 exceeds num_experts 1"),
     ({"upcycle": "x", "experts": 1}, "model.init.experts: no such setting"),
     ({"upcycel": "x"}, "model.init.upcycel: no such setting; did you mean 'upcycle'?"),
-    ({"upcycle": "no/such"}, "model.init.upcycle: 'no/such': no readable config.json there"),
+    ({"upcycle": "no/such/place"}, "model.init.upcycle: 'no/such/place': no readable config.json there"),
     ({}, "model.init"),
 ])
 def test_mistakes_name_the_setting(tmp_path: Path, init: dict[str, Any], line: str) -> None:

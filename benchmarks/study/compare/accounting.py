@@ -77,7 +77,7 @@ def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
     The token is assumed to be the last of a full sequence: no other position costs more.
     """
     whole = config.model.architecture
-    part = submodel_architecture(config.model.family, whole, config.clusters.count)
+    part = submodel_architecture(config.model.family_name, whole, config.clusters.count)
 
     def third(parameters: Parameters, shape: Architecture) -> float:
         return flops_per_token(parameters, shape, config.corpus.sequence_length, checkpointing=False) / 3
@@ -85,7 +85,7 @@ def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
     def head(parameters: Parameters) -> float:
         return 2.0 * (parameters.head or parameters.embedding)
 
-    submodel = count_parameters(config.model.family, part, plan.vocab_size)
+    submodel = count_parameters(config.model.family_name, part, plan.vocab_size)
     each = {"whole": third(plan.parameters, whole), "submodel": third(submodel, part)}
     return {
         "whole": each["whole"], "whole_states": each["whole"] - head(plan.parameters),

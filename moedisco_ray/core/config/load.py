@@ -16,6 +16,7 @@ from moedisco_ray.core.config.model import LocalInit
 from moedisco_ray.core.config.places import names_a_run, places, words
 from moedisco_ray.core.config.run import RunConfig, check_division
 from moedisco_ray.core.config.sections import Evaluation, Source
+from moedisco_ray.core.config.starts import pinned, with_hub_names
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import ConfigError
@@ -60,11 +61,13 @@ def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunCon
         ConfigError: The configuration has a mistake; the error names the first one.
     """
     try:
-        config = RunConfig.model_validate(raw)
+        config = with_hub_names(RunConfig.model_validate(raw))
     except ValidationError as error:
         raise first_mistake(error.errors()) from error
-    if not (for_service and any(names_a_run(place.value) for place in places(config))):
-        check_files(config)
+    if for_service and any(names_a_run(place.value) for place in places(config)):
+        return config
+    config = pinned(config)
+    check_files(config)
     return config
 
 
@@ -93,7 +96,7 @@ def check_files(config: RunConfig) -> None:
         except ValidationError as error:
             raise first_mistake(error.errors()) from error
         try:
-            check_division(config.model.family, architecture, config.clusters.count)
+            check_division(config.model.family_name, architecture, config.clusters.count)
         except ValueError as error:
             raise ConfigError("clusters.count", None, str(error)) from error
 

@@ -10,11 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_EXPERTS, Section
-from moedisco_ray.core.config.places import ReadsFrom, as_model
+from moedisco_ray.core.config.effects import Resolved
+from moedisco_ray.core.config.places import ReadsFrom, as_start
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName, unsupported
+from moedisco_ray.core.hub import HUB, REVISION, is_hub, is_hub_name
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.run_models import local_model
@@ -22,7 +24,7 @@ from moedisco_ray.core.run_models import local_model
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Names of the configuration field with the number of routed experts, in any family; transformers reads and writes several."""
 MOST_LAYERS = 4096
-ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model"), AfterValidator(as_model)]
+ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model", hub=True), AfterValidator(as_start)]
 LARGEST_DIMENSION = 2**26
 """Maximum dimension of a tensor, so that a plan's numbers stay bounded."""
 FieldValue = bool | Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | float | str | None
@@ -105,6 +107,24 @@ class LocalInit(Section):
 
     KEY: ClassVar[str]
 
+    revision: str | None = Field(None, max_length=255, pattern=REVISION)
+    """Branch, tag or commit of a model of the Hugging Face hub. Null means its main branch."""
+    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    """Commit that `revision` named when the run began, in the run's own `config.json`; leave it out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_with_a_revision(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("revision") is not None and is_hub_name(raw.get(cls.KEY)):
+            return {**raw, cls.KEY: HUB + str(raw[cls.KEY])}
+        return raw
+
+    @model_validator(mode="after")
+    def _revision_is_of_a_hub_model(self) -> Self:
+        if not is_hub(getattr(self, self.KEY)) and (self.revision or self.commit) is not None:
+            raise ValueError(f"revision belongs to a model of the Hugging Face hub, and {self.KEY} names none; remove it")
+        return self
+
     @property
     def setting(self) -> str:
         """Dotted path of the setting that holds the directory's path."""
@@ -112,16 +132,17 @@ class LocalInit(Section):
 
     @property
     def place(self) -> Location:
-        """The Hugging Face directory to start from, or the URI of a run's model."""
+        """The Hugging Face directory to start from, the URI of a run's model, or a model of the hub at its revision."""
         found: Location = getattr(self, self.KEY)
-        return found
+        revision = self.commit or self.revision
+        return f"{found}@{revision}" if is_hub(found) and revision is not None else found
 
     @property
     def directory(self) -> Path:
-        """The Hugging Face directory to start from, on this machine; of a run's model at a URI, without the weights.
+        """The Hugging Face directory to start from, on this machine; of a model at a URI, without the weights.
 
         Raises:
-            CheckpointError: The URI holds no model of a finished run.
+            CheckpointError: The URI holds no model, or the hub cannot be reached.
             StorageError: The URI does not respond.
         """
         return local_model(self.setting, self.place, weights=False)
@@ -138,8 +159,10 @@ class CheckpointInit(LocalInit):
     KEY: ClassVar[str] = "checkpoint"
 
     checkpoint: ModelPlace
-    """A Hugging Face directory, or the URI of the model of a finished run: `OUTPUT/NAME/model`. A control service also accepts
-    `run://RUN/model`: the model of the finished run with this id or name."""
+    """A Hugging Face directory, a model of the Hugging Face hub, or the URI of the model of a finished run: `OUTPUT/NAME/model`. A
+    model of the hub is written `hf://ORG/NAME`; `ORG/NAME` suffices if there is no directory of this name. The token for it is in
+    the environment variable HF_TOKEN of each machine. A control service also accepts `run://RUN/model`: the model of the finished
+    run with this id or name."""
 
 
 class UpcycleInit(LocalInit):
@@ -148,10 +171,10 @@ class UpcycleInit(LocalInit):
     KEY: ClassVar[str] = "upcycle"
 
     upcycle: ModelPlace
-    """A Hugging Face directory, or the model of a finished run, as in `checkpoint`. It holds a dense model that is related to the
-    family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, Qwen2 or Llama with biases for qwen2_moe, and Qwen3, Qwen2 or Llama
-    for glm4_moe, and OLMo-2 for flex_olmo. It may also hold a model of the family with one expert, such as an earlier run's
-    seed."""
+    """A Hugging Face directory, a model of the hub, or the model of a finished run, as in `checkpoint`. It holds a dense model that
+    is related to the family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, Qwen2 or Llama with biases for qwen2_moe, and
+    Qwen3, Qwen2 or Llama for glm4_moe, and OLMo-2 for flex_olmo. It may also hold a model of the family with one expert, such as an
+    earlier run's seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
@@ -164,10 +187,17 @@ class UpcycleInit(LocalInit):
         return self
 
 
+_RANDOM_FAMILY = "qwen3_moe"
+"""Family of a model with random weights, unless `model.family` names another one."""
+
+
 class Model(Section):
     """The Mixture-of-Experts to train."""
 
-    family: FamilyName = "qwen3_moe"
+    family: Annotated[FamilyName | None, Resolved("family")] = None
+    """Model family. Null means the family in the `config.json` of the model that `init` names, or, for random weights, qwen3_moe.
+    A dense model becomes the first of its relatives: Llama and Mistral become mixtral (Llama with biases: qwen2_moe), Qwen2 becomes
+    qwen2_moe, Qwen3 becomes qwen3_moe, and OLMo-2 becomes flex_olmo."""
     config: Architecture | None = None
     """Sizes of the model. Leave them out if `init` names a directory, which has its own."""
     init: Literal["random"] | CheckpointInit | UpcycleInit = "random"
@@ -178,8 +208,19 @@ class Model(Section):
             raise ValueError(
                 f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove model.config")
         if self.config is not None:
-            _check_sizes(self.config, DECLARATIONS[self.family])
+            _check_sizes(self.config, DECLARATIONS[self.family or _RANDOM_FAMILY])
         return self
+
+    @property
+    def family_name(self) -> FamilyName:
+        """`family` with its default resolved.
+
+        Raises:
+            CheckpointError: The directory that `init` names holds no model that a family can start from.
+        """
+        if self.family is not None:
+            return self.family
+        return _family_of(self.init) if isinstance(self.init, LocalInit) else _RANDOM_FAMILY
 
     @property
     def architecture(self) -> Architecture:
@@ -189,11 +230,11 @@ class Model(Section):
             CheckpointError: The directory holds no model that this family can start from.
         """
         if isinstance(self.init, CheckpointInit):
-            return read_architecture(self.init.directory, self.family)
+            return read_architecture(self.init.directory, self.family_name)
         if isinstance(self.init, UpcycleInit):
-            return read_dense_architecture(self.init, self.family)
+            return read_dense_architecture(self.init, self.family_name)
         sizes = self.config or Architecture()
-        return sizes.model_copy(update={"norm_topk_prob": DECLARATIONS[self.family].router.normalised(sizes.norm_topk_prob)})
+        return sizes.model_copy(update={"norm_topk_prob": DECLARATIONS[self.family_name].router.normalised(sizes.norm_topk_prob)})
 
 
 def _check_sizes(sizes: Architecture, family: Family) -> None:
@@ -224,6 +265,26 @@ def _check_sizes(sizes: Architecture, family: Family) -> None:
             raise ValueError(f"fields.{key} {value!r} must be {type(default).__name__}, such as {default!r}")
 
 
+def _family_of(start: LocalInit) -> FamilyName:
+    """The family of the MoE that a start model is or becomes.
+
+    Raises:
+        CheckpointError: The `config.json` cannot be read, or its model is, or becomes, none of a declared family.
+    """
+    directory = start.directory
+    raw = _read(start.setting, directory)
+    kind = str(raw.get("model_type"))
+    if kind in DECLARATIONS:
+        return kind
+    takers = [family for family in DECLARATIONS.values() if kind in family.dense]
+    if takers and not isinstance(start, UpcycleInit):
+        raise CheckpointError(start.setting, str(start.place), f"holds a dense model of {kind!r}; use model.init.upcycle")
+    if not takers:
+        raise CheckpointError(start.setting, str(start.place), f"holds a model of {kind!r}, which {unsupported(kind)}")
+    biased = bool(raw.get("attention_bias"))
+    return next((family for family in takers if not biased or family.has_biases(raw)), takers[0]).name
+
+
 def read_architecture(directory: Path, family: FamilyName) -> Architecture:
     """The sizes of a Hugging Face MoE directory.
 
@@ -231,15 +292,14 @@ def read_architecture(directory: Path, family: FamilyName) -> Architecture:
         CheckpointError: The `config.json` cannot be read, names another family, or has a size out of bounds.
     """
     raw = _read("model.init.checkpoint", directory)
-    if raw.get("model_type") not in DECLARATIONS:
+    kind = raw.get("model_type")
+    if kind not in DECLARATIONS:
+        raise CheckpointError(
+            "model.init.checkpoint", str(directory), f"holds a model of family {kind!r}, which {unsupported(kind)}")
+    if kind != family:
         raise CheckpointError(
             "model.init.checkpoint", str(directory),
-            f"holds a model of family {raw.get('model_type')!r}, which {unsupported(raw.get('model_type'))}")
-    if raw.get("model_type") != family:
-        raise CheckpointError(
-            "model.init.checkpoint", str(directory),
-            f"holds a model of family {raw.get('model_type')!r}, but model.family is {family!r}; "
-            f"set model.family to {raw.get('model_type')}")
+            f"holds a model of family {kind!r}, but model.family is {family!r}; leave model.family out")
     return _sizes("model.init.checkpoint", directory, raw, family)
 
 

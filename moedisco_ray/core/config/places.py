@@ -17,6 +17,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationInfo
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
+from moedisco_ray.core.hub import HUB, is_hub, is_hub_name
 from moedisco_ray.core.locations import is_uri
 
 LONGEST_PLACE = 4096
@@ -52,10 +53,12 @@ class ReadsFrom(Marker):
     Attributes:
         uris: Whether the setting may hold a URI or `embedded` instead of a local path.
         run_part: Part of a finished run that the setting may name as `run://RUN/PART`; None if it may name no run.
+        hub: Whether the setting may name a model of the Hugging Face hub as `hf://ORG/NAME`.
     """
 
     uris: bool = False
     run_part: RunPart | None = None
+    hub: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,19 @@ def as_location(value: Path | str, info: ValidationInfo) -> Path | str:
 def as_model(value: Path | str, info: ValidationInfo) -> Path | str:
     """Like `as_location`, for a setting that may name the model of a finished run as `run://RUN/model`."""
     return words(value) if names_a_run(value) else as_location(value, info)
+
+
+def as_start(value: Path | str, info: ValidationInfo) -> Path | str:
+    """Like `as_model`, for a setting that may also name a model of the Hugging Face hub as `hf://ORG/NAME`.
+
+    Raises:
+        ValueError: An `hf:` URI names no model, or has a revision.
+    """
+    if not str(value).startswith("hf:"):
+        return as_model(value, info)
+    if not is_hub(value) or not is_hub_name(str(value).removeprefix(HUB)):
+        raise ValueError(f"must read {HUB}ORG/NAME; write a branch, a tag or a commit in `revision`")
+    return value
 
 
 def words(value: str | Path) -> str:

@@ -171,7 +171,7 @@ class RunConfig(Section):
     def _clusters_divide_experts(self) -> Self:
         # The sizes of a checkpoint are on disk; `check_files` checks them.
         if not isinstance(self.model.init, LocalInit):
-            check_division(self.model.family, self.model.architecture, self.clusters.count)
+            check_division(self.model.family_name, self.model.architecture, self.clusters.count)
         return self
 
 

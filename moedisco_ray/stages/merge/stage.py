@@ -140,7 +140,7 @@ def write_whole(
     if trained_seed is None:
         write_checkpoint(directory, source.items(), config)
         return {"layers": []}
-    names = ModelMap(start.model.family)
+    names = ModelMap(start.model.family_name)
     layers: list[dict[str, Any]] = []
     upcycled = with_seed(open_checkpoint(trained_seed), source, names, fresh_router=True)
     router = RouterSettings("concat", match_scale=settings.from_data, seed=start.seed)

@@ -40,7 +40,7 @@ def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
     pool, chosen = config.finetune_pool, config.finetune
     pool_gb = min(kind.memory_gb for kind in pool.node_types)
     measure = functools.partial(
-        model_memory, job.model, config.model.family, job.optimizer, sequence_length=job.sequence_length, gpu=pool.gpu)
+        model_memory, job.model, config.model.family_name, job.optimizer, sequence_length=job.sequence_length, gpu=pool.gpu)
     exchange = exchange_of(chosen.exchange, lambda each: measure(workers=pool.fewest_workers, exchange=each), pool_gb)
     fitting = (n for n in range(1, pool.most_workers) if measure(workers=n, exchange=exchange).total <= pool_gb * GIB)
     sharing = Sharing(

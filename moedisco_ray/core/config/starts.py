@@ -1,0 +1,87 @@
+"""What the model that a run starts from decides before the run begins: the commit of a model of the hub, and the family."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from moedisco_ray.core.config.model import LocalInit
+from moedisco_ray.core.config.places import Place, ReadsFrom, with_places
+from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.config.run import RunConfig
+from moedisco_ray.core.hub import HUB, is_hub, is_hub_name
+from moedisco_ray.core.run_store import RunStore
+
+
+def with_hub_names(config: RunConfig) -> RunConfig:
+    """The configuration with `hf://ORG/NAME` for each start ORG/NAME, unless there is a directory of this name."""
+    def change(place: Place) -> str | Path:
+        named = isinstance(place.marker, ReadsFrom) and place.marker.hub and is_hub_name(place.value)
+        return HUB + str(place.value) if named and not os.path.exists(place.value) else place.value  # noqa: PTH110  # no error either
+
+    return with_places(config, change)
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The configuration with the commit of a start at the hub: the one that the run has recorded, or else the newest.
+
+    Raises:
+        CheckpointError: The hub has no such model, or cannot be reached.
+        StorageError: The run is at a URI that does not respond.
+    """
+    if not _waits_for_a_commit(config):
+        return config
+    recorded = _recorded(config)
+    return at_newest(config) if recorded is None else _with_commit(config, recorded)
+
+
+def at_newest(config: RunConfig) -> RunConfig:
+    """Like `pinned`, without a look at the run's record.
+
+    Raises:
+        CheckpointError: The hub has no such model, or cannot be reached.
+    """
+    init = config.model.init
+    return _with_commit(config, init.directory.name) if isinstance(init, LocalInit) and _waits_for_a_commit(config) else config
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """Like `pinned`, with the family that the start decides; a run's `config.json` holds this configuration.
+
+    Raises:
+        CheckpointError: No model can be read, or no family can start from it.
+        StorageError: The run is at a URI that does not respond.
+    """
+    config = pinned(config)
+    if not isinstance(config.model.init, LocalInit):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"family": config.model.family_name})})
+
+
+def _waits_for_a_commit(config: RunConfig) -> bool:
+    init = config.model.init
+    return isinstance(init, LocalInit) and is_hub(init.place) and init.commit is None
+
+
+def _with_commit(config: RunConfig, commit: str) -> RunConfig:
+    init: LocalInit = config.model.init.model_copy(update={"commit": commit})  # type: ignore[union-attr]  # checked by the callers
+    return config.model_copy(update={"model": config.model.model_copy(update={"init": init})})
+
+
+def _recorded(config: RunConfig) -> str | None:
+    """The commit in the `config.json` of the same run, if it has begun with the same model and revision."""
+    try:
+        before = stored_config(json.loads(RunStore.of(config.location).read("config.json") or b"{}")).model.init
+    except (ValidationError, ValueError):
+        return None     # no run, or one that the claim of the directory refuses
+    asked = config.model.init
+    if not isinstance(before, LocalInit) or not isinstance(asked, LocalInit):
+        return None
+    return before.commit if _asked(before) == _asked(asked) else None
+
+
+def _asked(init: LocalInit) -> tuple[str, str, str | None]:
+    return init.KEY, str(getattr(init, init.KEY)), init.revision

@@ -1,0 +1,53 @@
+"""Names of models of the Hugging Face hub: `hf://ORG/NAME`, or `hf://ORG/NAME@REVISION`. Nothing here reaches the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+HUB = "hf://"
+
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"({_PART})/{_PART}")
+_PLACE = re.compile(rf"{HUB}({_PART}/{_PART})(?:@(.+))?")
+_OTHER_REPOSITORIES = ("datasets", "spaces", "buckets", "kernels")
+"""First parts of an `hf://` URI that is no model's."""
+REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
+"""Pattern of a branch, a tag or a commit."""
+
+
+def is_hub(place: object) -> bool:
+    """Whether a place is at the hub, and no directory or other URI."""
+    return isinstance(place, str) and place.startswith(HUB)
+
+
+def is_hub_name(text: object) -> bool:
+    """Whether a text can be the name of a model at the hub, such as `org/name`; it may also be a relative path."""
+    match = _NAME.fullmatch(str(text)) if isinstance(text, str | Path) else None
+    return match is not None and match[1] not in _OTHER_REPOSITORIES and not {"..", "--"} & {*re.findall(r"\.\.|--", str(text))}
+
+
+def hub_parts(place: str) -> tuple[str, str | None]:
+    """The name of a model at the hub, and its revision, if the place has one.
+
+    Raises:
+        ValueError: The place names no model of the hub.
+    """
+    match = _PLACE.fullmatch(place)
+    if match is None or not is_hub_name(match[1]):
+        raise ValueError(f"{place!r} names no model of the hub")
+    return match[1], match[2]
+
+
+def hub_cache() -> Path:
+    """Folder of the files that huggingface_hub has downloaded on this machine: HF_HUB_CACHE, or `hub` in HF_HOME."""
+    named = os.environ.get("HF_HUB_CACHE")
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("HF_HOME") or Path(user) / "huggingface"
+    return Path(named).absolute() if named else Path(home).absolute() / "hub"
+
+
+def hub_folder(place: str) -> Path:
+    """Folder of all downloaded files of one model of the hub."""
+    return hub_cache() / f"models--{hub_parts(place)[0].replace('/', '--')}"
