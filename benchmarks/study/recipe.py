@@ -85,8 +85,9 @@ def _has_a_say(path: str, config: RunConfig) -> bool:
         return tokens.finetune > 0
     if path.startswith("submodels.optimizer.") or path == "clusters.count":
         return tokens.decoupled or tokens.seed > 0     # the seed has the size of a sub-model, and trains like one
-    if path.startswith("submodels.outer."):
-        return tokens.decoupled and config.submodels.sync_every is not None
+    if path == "submodels.seed_members" or path.startswith("submodels.outer."):
+        return config.submodels.sync_every is not None and (tokens.decoupled or config.seed_members > 1)
     # The experts of an upcycled seed are rescaled like merged experts.
     rescaled = path in _RESCALING and tokens.seed > 0 and not config.model.architecture.norm_topk_prob
-    return tokens.decoupled or path.startswith("tokens.") or rescaled
+    synchronised = path == "submodels.sync_every" and config.seed_members > 1
+    return tokens.decoupled or path.startswith("tokens.") or rescaled or synchronised

@@ -25,7 +25,7 @@ EventType = Literal[
     "evaluation",       # stage, unit, step, tokens, held_out_loss: held-out loss during training
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for this sub-model
-    "sync",             # stage, sync, syncs, members, late, seconds: the sub-models' backbones were combined
+    "sync",             # stage, sync, syncs, members, late, seconds: the weights of these members were combined
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason
     "workers_held",     # hold, pool, workers, unit: workers took slots of a pool; unit: the training, if any

@@ -24,7 +24,7 @@ class Record(BaseModel):
 
 
 class UnitRecord(Record):
-    """One training of a stage: the seed model, a sub-model, or the fine-tune."""
+    """One training of a stage: the seed or one of its members, a sub-model, or the fine-tune."""
 
     name: str
     steps: int
@@ -46,14 +46,14 @@ class UnitRecord(Record):
 
 
 class SyncRecord(Record):
-    """One sync point, at which the sub-models' backbones were combined."""
+    """One sync point, at which the backbones of sub-models, or all weights of the seed's members, were combined."""
 
     members: dict[str, int]
-    """Number of tokens that each sub-model of the sync was trained on since its last sync point, by name."""
+    """Number of tokens that each member of the sync was trained on since its last sync point, by name."""
     late: list[str]
-    """Names of the sub-models that the sync did not wait for."""
+    """Names of the members that the sync did not wait for."""
     bytes: dict[str, int] = Field(default_factory=dict)
-    """Size of each sub-model's backbone (bytes), by name."""
+    """Size of the weights that each member sent (bytes), by name."""
 
 
 class CorpusSource(Record):
@@ -179,7 +179,7 @@ class TrainingSummary(Record):
 
     units: list[UnitRecord] = Field(default_factory=list)
     syncs: list[SyncRecord] = Field(default_factory=list)
-    """Sync points; empty if the sub-models had none."""
+    """Sync points; empty if the trainings had none."""
     left: list[Departure] = Field(default_factory=list)
     """What left the data owners' storages."""
 

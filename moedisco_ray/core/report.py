@@ -287,6 +287,8 @@ def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:
 def _workers(name: str, units: list[UnitRecord], config: RunConfig) -> float:
     if name == "submodels":
         return min(len(units) or config.clusters.count, config.pools.submodels.max_workers)
+    if name == "seed":
+        return min(len(units) or 1, config.pools.low_memory.max_workers)
     return round(units[0].workers, 1) if name == "finetune" and units else 1
 
 

@@ -36,7 +36,10 @@ def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _seed(config: RunConfig) -> Mapping[str, Any]:
-    return {"family": config.model.family_name, **_submodel_training(config)}
+    """Derived values for the seed: family, those of the sub-models' training, and how several members synchronise."""
+    members, settings = config.seed_members, config.submodels
+    syncs = {"sync_every": settings.sync_every, "outer": settings.outer.model_dump()} if members > 1 else {}
+    return {"family": config.model.family_name, **_submodel_training(config), "seed_members": members, **syncs}
 
 
 def _whole_training(config: RunConfig) -> Mapping[str, Any]:

@@ -35,14 +35,14 @@ class StagePlan(BaseModel):
     stage: StageName
     pool: PoolName
     units: int
-    """Number of models that train independently."""
+    """Number of trainings: one per sub-model, and one per member of the seed."""
     workers: int
     """Number of workers that train at the same time. For an elastic gang this is the minimum number, with which the model must
     fit."""
     parameters: Parameters
-    """Parameter counts of one of the models that train independently."""
+    """Parameter counts of the model that each training trains."""
     steps: int
-    """Optimizer steps of each model."""
+    """Optimizer steps of each training."""
     memory: Memory
     """Peak memory of one worker."""
     pool_gb: float
@@ -60,7 +60,7 @@ class StagePlan(BaseModel):
     """Settings to change if the stage does not fit; null if it fits."""
     cost: Cost
     sync: Sync | None
-    """Data that sub-models transfer to synchronise their backbones; null if they do not synchronise."""
+    """Data that sub-models transfer to synchronise their backbones, or the seed's members all weights; null without syncs."""
     types: tuple[TypeShare, ...] = ()
     """Part of the stage that each node type of a mixed pool trains; empty for any other pool."""
 
@@ -204,8 +204,11 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     gang = Spread(f"pools.{whole_pool.name}.{size}", whole_pool.fewest_workers, more_workers)
     shared = min(low.max_workers, sum(kind.max_workers for kind in low.node_types))
     at_once = min(clusters, shared + len(config.owners))
+    members = config.seed_members
     trainings = [
-        _Training("seed", pool=low, optimizer=recipe, units=1, workers=1, tokens=config.tokens.seed, sharded=False, spread=split),
+        _Training(
+            "seed", pool=low, optimizer=recipe, units=members, workers=min(members, shared), tokens=config.tokens.seed,
+            sharded=False, spread=split),
         _Training(
             "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
             sharded=False, spread=split),
@@ -277,5 +280,6 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         remedy=remedy,
         cost=cost,
         types=types,
-        sync=plan_sync(config.submodels, steps, units, parameters) if training.stage == "submodels" else None,
+        sync=None if training.sharded else plan_sync(
+            config.submodels, steps, units, parameters, scope="all" if training.stage == "seed" else "backbone"),
     )

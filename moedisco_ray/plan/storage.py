@@ -7,7 +7,8 @@ they are uploaded, and one checkpoint until it is uploaded. The figures follow f
 * cluster: packed tokens of all clusters and, if the vectors are hidden states, 4 bytes per dimension of each document;
 * models: weights in the training's precision;
 * checkpoints: weights and optimizer state; each training keeps two checkpoints at a time;
-* sub-models: every sync adds the bytes that `plan.sync_traffic` counts.
+* seed and sub-models: every sync adds the bytes that `plan.sync_traffic` counts.
+* seed: every member reads all packed tokens of the seed phase and writes the finished model; the run keeps one copy.
 
 Stages without training stream the model: a card holds the largest part of it, a layer or the head, or the whole model if that takes
 at most 40 % of the card. Next to it are the hidden states of the text, up to 4 GiB, and 1 GiB for libraries; activations of a batch
@@ -81,7 +82,7 @@ class Trained:
 
     Attributes:
         pool: Name of the pool.
-        units: Number of models that train independently.
+        units: Number of trainings of the stage.
         workers: Workers per model.
         steps: Optimizer steps of one model.
         hours: Training time of one model in hours.
@@ -90,7 +91,7 @@ class Trained:
         offloaded: Bytes of the part of it that is in host memory.
         device: Bytes of GPU memory of one worker.
         handed_over: Bytes of the optimizer state for the next training, in the dtype of the weights.
-        tokens: Training tokens, summed over models.
+        tokens: Training tokens, summed over trainings.
         synced: Bytes that all syncs transfer.
     """
 
@@ -151,10 +152,9 @@ class _Planner:
         self._config, self._trained, self._vocab_size = config, trained, vocab_size
         self._token_bytes = 2 if vocab_size <= 1 << 16 else 4
         self._corpus_tokens = config.tokens.total if text_bytes is None else text_bytes // TEXT_BYTES_PER_TOKEN
-        models = [*trained.values()]
         finetune = trained.get("finetune")
-        self._whole = sum(each.weights * each.units for each in models) if finetune is None else finetune.weights
         earlier = trained.get("submodels", trained.get("seed"))
+        self._whole = (0 if earlier is None else earlier.weights * earlier.units) if finetune is None else finetune.weights
         is_kept = finetune is not None and config.finetune.keep_optimizer_state and (earlier is None or earlier.handed_over > 0)
         self._kept = 2 * self._whole if is_kept else 0
 
@@ -200,18 +200,24 @@ class _Planner:
             node_disk=documents + packed + vectors, moved=2 * documents + packed + 2 * vectors)
 
     def _training(self, name: str, each: Trained) -> StageStorage:
-        kept = each.weights + (each.handed_over if self._keeps_optimizer_state(name) else 0)
+        handed_over = each.handed_over if self._keeps_optimizer_state(name) else 0
+        kept = each.weights + handed_over
         packed = self._token_bytes * each.tokens
+        stored, written = each.units * kept, each.units * kept
+        if name == "seed":
+            # All members write the same model, and only the first one its optimizer state.
+            stored, written = kept, each.units * each.weights + handed_over
+            packed *= each.units
         share, inputs = each.checkpoint // each.workers, each.weights + packed // each.units
         saves = checkpoint_count(each.steps, each.hours, self._config.checkpoint.steps, each.checkpoint, each.workers)
         # Each worker reads the whole model and all tokens that its model trains on.
         read = each.workers * (each.units * each.weights + packed)
         return StageStorage(
-            stage=name, pool=each.pool, workers=each.units * each.workers, stored=each.units * kept,
+            stage=name, pool=each.pool, workers=each.units * each.workers, stored=stored,
             checkpoints=_KEPT_CHECKPOINTS * each.units * each.checkpoint,
             node_disk=inputs + kept if each.workers > 1 else 0, worker_disk=share + (0 if each.workers > 1 else inputs + kept),
             device_memory=each.device, worker_memory=share + each.offloaded,
-            moved=read + each.units * (kept + saves * each.checkpoint) + each.synced)
+            moved=read + written + each.units * saves * each.checkpoint + each.synced)
 
     def _models(self, name: str, *, stored: int, read: int) -> StageStorage:
         config, pool = self._config, self._config.finetune_pool

@@ -6,14 +6,14 @@ from pydantic import BaseModel, ConfigDict
 
 from moedisco_ray.core.config import Submodels
 from moedisco_ray.plan.parameters import Parameters
-from moedisco_ray.policies.sync_points import sync_count
+from moedisco_ray.policies.sync_points import Scope, sync_count
 
 _STORED = {"fp32": 4, "bf16": 2}
-_COMMON = 4     # bytes per element of the common backbone and of its momentum
+_COMMON = 4     # bytes per element of the common weights and of their momentum
 
 
 class Sync(BaseModel):
-    """Planned number and data volume of the syncs between sub-models."""
+    """Planned number and data volume of the syncs of a stage's members."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -22,16 +22,26 @@ class Sync(BaseModel):
     """Bytes written and read, over all syncs and members."""
 
 
-def plan_sync(settings: Submodels, steps: int, members: int, parameters: Parameters) -> Sync | None:
-    """Plan the syncs of `members` sub-models with `steps` steps each; None if they do not synchronise.
+def plan_sync(settings: Submodels, steps: int, members: int, parameters: Parameters, *, scope: Scope = "backbone") -> Sync | None:
+    """Plan the syncs of `members` trainings with `steps` steps each; None if they do not synchronise.
 
-    At a sync each member writes its backbone and reads the common one. The outer step reads all members' backbones. In 7 more
-    passes it reads the last common backbone twice, its momentum twice and the new momentum once, and writes the new backbone and
+    At a sync each member writes its weights and reads the common ones. The outer step reads the weights of all members. In 7 more
+    passes it reads the last common weights twice, their momentum twice and the new momentum once, and writes the new weights and
     the new momentum.
+
+    Args:
+        settings: Settings of the sub-models, which hold for the seed too.
+        steps: Optimizer steps of each member.
+        members: Number of members.
+        parameters: Parameter counts of one member.
+        scope: Weights that are exchanged: the backbone of sub-models, or all weights of the seed, whose last sync is after the
+            last step.
     """
-    syncs = 0 if settings.sync_every is None or members == 1 else sync_count(steps, settings.sync_every)
+    if settings.sync_every is None or members == 1:
+        return None
+    syncs = sync_count(steps, settings.sync_every) + (scope == "all")
     if not syncs:
         return None
-    backbone = parameters.total - parameters.experts - parameters.router
+    exchanged = parameters.total - (parameters.experts + parameters.router if scope == "backbone" else 0)
     each = 2 * _STORED[settings.optimizer.state] + _COMMON
-    return Sync(syncs=syncs, bytes=syncs * backbone * (members * each + 7 * _COMMON))
+    return Sync(syncs=syncs, bytes=syncs * exchanged * (members * each + 7 * _COMMON))

@@ -1,13 +1,18 @@
-"""Sync points: the steps at which sub-models combine their backbones, and the members that take part.
+"""Sync points: the steps at which members combine their weights, and the members that take part.
 
-Between two sync points every sub-model trains on its own; then their backbones become one (Douillard et al., "DiLoCo",
-arXiv 2311.08105). After the last sync point they train up to the merge.
+Between two sync points every member trains on its own; then their weights become one (Douillard et al., "DiLoCo",
+arXiv 2311.08105). The members of the seed phase combine all weights, and end with a sync point. Sub-models combine their backbones,
+and train from their last sync point up to the merge.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+Scope = Literal["backbone", "all"]
+"""Weights that members exchange: the backbone of sub-models that have their own experts, or all weights of one common model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +20,9 @@ class SyncMembers:
     """The members of a sync point.
 
     Attributes:
-        members: Members whose backbones are combined, in their order.
-        late: Members that are not waited for any longer; each loads the newest backbone when it arrives and joins the next sync
-            point.
+        members: Members whose weights are combined, in their order.
+        late: Members that are not waited for any longer; each loads the newest common weights when it arrives and joins the next
+            sync point.
     """
 
     members: tuple[str, ...]
@@ -41,13 +46,18 @@ def sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
     return [tuple(own * point * every // longest for point in range(1, number + 1)) for own in steps]
 
 
+def common_sync_steps(steps: int, every: int) -> tuple[int, ...]:
+    """The sync points of members that train one common model: those of equal sub-models, and one after the last step."""
+    return (*sync_steps([steps], every)[0], steps)
+
+
 def sync_count(steps: int, every: int) -> int:
     """Number of sync points of a sub-model; at least `every` / 2 steps remain between the last one and the merge."""
     return max(0, (2 * steps - every) // (2 * every))
 
 
 def ready_members(alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None) -> SyncMembers | None:
-    """The members whose backbones are combined now; None if the sync point must wait for more members.
+    """The members whose weights are combined now; None if the sync point must wait for more members.
 
     Args:
         alive: Members that train, wait or are finished; not those that were given up.

@@ -1,12 +1,13 @@
 """The training engine: one loop for the seed model, the sub-models and the merged model."""
 
-from moedisco_ray.training.job import HeldOut, SyncPlan, TrainJob, TrainResult, World, steps_for
+from moedisco_ray.training.job import DataShare, HeldOut, SyncPlan, TrainJob, TrainResult, World, steps_for
 from moedisco_ray.training.loop import train, train_in_turns
 from moedisco_ray.training.optimizer import learning_rate
 from moedisco_ray.training.results import read_partial_result, write_partial_result
 from moedisco_ray.training.sync.coordinator import SyncCoordinator
 
 __all__ = [
+    "DataShare",
     "HeldOut",
     "SyncCoordinator",
     "SyncPlan",

@@ -43,8 +43,8 @@ class MicroBatch:
 class Batches:
     """This worker's part of every global batch.
 
-    The global batch of a step depends on (seed, step) alone; worker r takes its r-th contiguous part. All parts are padded to the
-    size of the largest with sequences of weight 0, because every forward pass of a sharded model needs all workers.
+    The global batch of a step depends on seed, share and step alone; worker r takes its r-th contiguous part. All parts are padded
+    to the size of the largest with sequences of weight 0, because every forward pass of a sharded model needs all workers.
 
     Raises:
         CorpusError: The packed tokens are shorter than one sequence.
@@ -63,7 +63,7 @@ class Batches:
     def __call__(self, step: int) -> Iterator[MicroBatch]:
         """The micro-batches of a step; steps are counted from 0."""
         device = self._world.device
-        number = step if self._job.skip is None else self._job.skip.batch(step)
+        number = self._job.share.batch(step if self._job.skip is None else self._job.skip.batch(step))
         order = batch_indices(self._job.seed, number, self._job.batch, len(self._stream))[self._start:self._stop]
         real = len(order)
         windows = np.zeros((self._share, self._job.sequence_length + 1), dtype=np.int64)

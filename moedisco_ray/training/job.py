@@ -20,6 +20,7 @@ from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.parallel import Layout, Sharing
 from moedisco_ray.policies.retrying import Skip
+from moedisco_ray.policies.sync_points import Scope
 
 
 class HeldOut(Protocol):
@@ -42,15 +43,34 @@ class HeldOut(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class SyncPlan:
-    """When and where a sub-model exchanges its backbone with the other sub-models; see `training.sync`.
+class DataShare:
+    """The part of a data order that one of several trainings with the same order takes; together they take each batch once.
 
     Attributes:
-        directory: Directory of the sync points, which all members (sub-models) share.
-        steps: Completed steps at each sync point, ascending; neither 0 nor the last step.
+        member: Number of the training, counted from 0.
+        members: Number of trainings that share the order.
+    """
+
+    member: int = 0
+    members: int = 1
+
+    def batch(self, number: int) -> int:
+        """Index in the common order of this training's batch with a number."""
+        return number * self.members + self.member
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncPlan:
+    """When, where and what a training exchanges with the other members of its group; see `training.sync`.
+
+    Attributes:
+        directory: Directory of the sync points, which all members share.
+        steps: Completed steps at each sync point, ascending, without 0. If the last one is the job's last step, all members end
+            with the same model.
         outer: Settings of the outer optimizer step.
         patience: Seconds to wait for late members once half of the members are ready; None means to wait for all members.
         max_wait: Maximum seconds that a member waits for the others. After that its training stops unfinished, to be resumed later.
+        scope: Weights that the members exchange.
         store: Store of the run that `directory` belongs to.
     """
 
@@ -59,6 +79,7 @@ class SyncPlan:
     outer: Outer
     patience: float | None = None
     max_wait: float = math.inf
+    scope: Scope = "backbone"
     store: RunStore = dataclasses.field(default=SHARED, compare=False)
 
 
@@ -84,6 +105,7 @@ class TrainJob:
         z_loss: Weight of the router z-loss.
         log_every: Steps between progress events.
         skip: Batches to leave out; None if none is left out.
+        share: The job's part of the data order that `seed` gives.
         logs: Directory of the workers' logs, `NAME.RANK.log`; None if they write no logs.
         sync: Sync points with other trainings; None if there are none.
         losses_per_hour: Expected worker losses per worker-hour when the job starts; see `policies.checkpointing.loss_rate`.
@@ -116,6 +138,7 @@ class TrainJob:
     z_loss: float = 0.0
     log_every: int = 10
     skip: Skip | None = None
+    share: DataShare = DataShare()
     logs: Path | None = None
     sync: SyncPlan | None = None
     losses_per_hour: float = ASSUMED.per_hour

@@ -114,11 +114,11 @@ def _train_in_turns(
             return progress
 
         stopped = waits_for_sync = False
-        for step in range(restored, job.steps):
-            on_step(step)
-            if not (yield from sync.sync_before(step, stop, lambda: saver.save_and_wait(progress_now()))):
-                stopped = waits_for_sync = True
+        for step in range(restored, job.steps + 1):     # the last turn makes no step: a sync point may be due after the last one
+            waits_for_sync = not (yield from sync.sync_before(step, stop, lambda: saver.save_and_wait(progress_now())))
+            if waits_for_sync or sync.is_over or step == job.steps:
                 break
+            on_step(step)
             stepper.select(step)
             lr = learning_rate(step, job.steps, job.optimizer)
             set_learning_rate(stepper.optimizer, lr)
@@ -134,10 +134,12 @@ def _train_in_turns(
                 saver.save(progress_now())
             if log or last or stopped:
                 metrics.log(lr)
-            evaluate(done, last=last)
-            if stopped or last:
+            evaluate(done)
+            if stopped:
                 break
+        stopped = stopped or waits_for_sync
         if not stopped:
+            evaluate(progress.step, ended=True)
             write_model(model, stepper.optimizer, job, world, group)
     return TrainResult(
         progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored_step=restored, finished=not stopped,

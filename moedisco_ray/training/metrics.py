@@ -127,6 +127,7 @@ def _peak_flops(world: World) -> float | None:
 class HeldOutLoss:
     """Evaluates the loss on `job.held_out`, if any, during training; the evaluation does not change the training's result.
 
+    Its events count the tokens of all members that share the data order (`job.share`).
     Every worker evaluates all of the text, because a forward pass of a sharded model needs all workers.
     """
 
@@ -136,15 +137,15 @@ class HeldOutLoss:
         self._world = world
         self._emit = emit
 
-    def __call__(self, step: int, *, last: bool) -> None:
-        """Evaluate if an evaluation is due after `step` steps, or if training is complete."""
+    def __call__(self, step: int, *, ended: bool = False) -> None:
+        """Evaluate if an evaluation is due after `step` steps, or if training has ended; after the last step only then."""
         held_out = self._job.held_out
-        if held_out is None or (step % held_out.every and not last):
+        if held_out is None or not (ended or (step % held_out.every == 0 and step < self._job.steps)):
             return
         loss = self._loss(held_out)
         if self._world.rank == 0:
             self._emit(Event("evaluation", self._job.stage, self._job.name, {
-                "step": step, "tokens": step * self._job.step_tokens, "held_out_loss": loss}))
+                "step": step, "tokens": step * self._job.step_tokens * self._job.share.members, "held_out_loss": loss}))
 
     @torch.no_grad()
     def _loss(self, held_out: HeldOut) -> float:

@@ -51,8 +51,9 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
         {"params": parameters, "weight_decay": decay if decays else 0.0, **({"halves": halves} if halves else {})}
         for (halves, decays, _), parameters in sorted(
             groups.items(), key=lambda group: (group[0][0] or 0, not group[0][1], group[0][2]))]
-    make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=world.shard)
-    return Muon(made, job.optimizer, make_adamw, job.seed, world.shard) if job.optimizer.name == "muon" else make_adamw(made)
+    rank = world.shard + job.share.member     # members of one worker each have the same seed, but round independently
+    make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=rank)
+    return Muon(made, job.optimizer, make_adamw, job.seed, rank) if job.optimizer.name == "muon" else make_adamw(made)
 
 
 def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:

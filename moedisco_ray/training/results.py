@@ -24,7 +24,7 @@ from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.optimizer_state import load_optimizer_state, save_optimizer_state
 from moedisco_ray.training.sharded_files import write_tensors
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.sync.member import load_latest_backbone
+from moedisco_ray.training.sync.member import load_latest
 
 
 def write_model(
@@ -113,8 +113,8 @@ def read_partial_result(job: TrainJob) -> TrainResult:
 def write_partial_result(job: TrainJob) -> None:
     """Write the model of an unfinished training from its newest checkpoint, or from the start model if there is none.
 
-    If the other members have passed a sync point without this one, the model gets the backbone of the latest sync point. Its own
-    backbone was trained from an older one, so it cannot be combined with theirs. Dtypes and names are those of a finished
+    If the other members have passed a sync point without this one, the model gets the common weights of the latest sync point. Its
+    own were trained from older ones, so they cannot be combined with theirs. Dtypes and names are those of a finished
     training's model.
 
     Raises:
@@ -134,5 +134,5 @@ def write_partial_result(job: TrainJob) -> None:
     elif job.optimizer_state is not None:
         load_optimizer_state(job.optimizer_state, model, optimizer, World())
     if job.sync is not None:
-        load_latest_backbone(job.sync, progress, model)
+        load_latest(job.sync, progress, model)
     write_model(model, optimizer, job, World())

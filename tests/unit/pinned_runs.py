@@ -95,7 +95,7 @@ def config_of(family: str, home: Path) -> RunConfig:
         "tokenizer": {} if family in STARTS else {"train_vocab_size": 400},
         "model": settings["model"], "tokens": {"total": 40_000, **settings["tokens"]},
         "clusters": {"count": 2, "restarts": 2, **settings.get("clusters", {})},
-        "submodels": {"optimizer": recipe, "sync_every": 4}, "finetune": {"optimizer": recipe},
+        "submodels": {"optimizer": recipe, "sync_every": 4, "seed_members": 1}, "finetune": {"optimizer": recipe},
         "merge": {"calibration_tokens": 2048, **settings.get("merge", {})},
         "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
         "checkpoint": {"every": 10}, "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]}})

@@ -84,6 +84,7 @@ def test_the_last_override_wins(tmp_path):
     (BASE, ("tokens.total=many",), "tokens.total: 'many': must be a whole number"),
     (BASE, ("name='a b'",), "name: 'a b'"),
     (BASE, ("submodels.sync_every=0",), "submodels.sync_every: 0: must be at least 1"),
+    (BASE, ("submodels.seed_members=4",), "submodels.seed_members: 4 needs syncs, .* set submodels.sync_every"),
     (BASE, ("submodels.outer.momentum=1",), "submodels.outer.momentum: 1: must be less than 1"),
     (BASE, ("model.family=gpt2",), "model.family: 'gpt2': must be 'mixtral', 'qwen2_moe', .* or 'gpt_oss'"),
     (BASE, ("clusters.count=3",), "clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
@@ -209,6 +210,19 @@ def test_a_gang_that_could_never_be_is_refused(tmp_path, workers, message):
     # The default batch is of 16 sequences.
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, BASE, f"pools.high_memory.workers={workers}")
+
+
+@pytest.mark.parametrize(("changes", "members"), [
+    ((), 1),
+    (("submodels.sync_every=10",), 4),
+    (("submodels.sync_every=10", "submodels.seed_members=1"), 1),
+    (("submodels.sync_every=10", "submodels.seed_members=7"), 7),
+    (("submodels.sync_every=10", "clusters.count=2"), 2),
+    (("submodels.sync_every=10", "tokens.total=250000"), 3),      # 50,000 tokens of seed are three batches
+    (("submodels.sync_every=10", "tokens.seed_share=0", "clusters.vectors=mean_token"), 1),
+])
+def test_the_seed_has_a_member_per_cluster_if_there_are_syncs(tmp_path, changes, members):
+    assert load(tmp_path, BASE, *changes).seed_members == members
 
 
 def test_a_round_waits_for_ever_only_where_the_merge_does(tmp_path):

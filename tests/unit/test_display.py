@@ -62,7 +62,7 @@ def test_a_sync_has_a_line_and_an_event_of_an_earlier_version_has_none():
         event = Event.from_json(line)
         lines(event)
         state.update(event)
-    assert [line[10:] for line in stream.getvalue().splitlines()] == ["submodels: sync 2/5 of 2 backbones, without c"]
+    assert [line[10:] for line in stream.getvalue().splitlines()] == ["submodels: sync 2/5 of 2 models, without c"]
 
 
 def test_plain_lines_show_each_unit_at_most_once_per_interval():

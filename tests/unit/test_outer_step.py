@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moedisco_ray.core.config import Outer
 from moedisco_ray.policies.sync_points import token_weights
-from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
+from moedisco_ray.training.sync.outer_step import next_common, next_momentum
 
 Tensors = dict[str, Tensor]
 
@@ -17,7 +17,7 @@ def outer_step(
     start: Tensors, members: list[Tensors], weights: list[float], momentum: Tensors | None, outer: Outer,
 ) -> tuple[Tensors, Tensors]:
     after = dict(next_momentum(start, members, weights, momentum, outer))
-    return dict(next_backbone(start, momentum, after, outer)), after
+    return dict(next_common(start, momentum, after, outer)), after
 
 
 def drawn(seed: int, members: int, dtype: torch.dtype = torch.float32) -> tuple[Tensors, list[Tensors]]:

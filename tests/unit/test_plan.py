@@ -7,12 +7,14 @@ from collections import Counter
 
 import pytest
 import torch
+import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray.core.config import FAMILIES, Architecture, LowMemoryPool, Optimizer, RunConfig
+from moedisco_ray.core.config import FAMILIES, Architecture, LowMemoryPool, Optimizer, RunConfig, check_config
+from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import specialise
@@ -396,13 +398,44 @@ def test_a_run_without_a_seed_phase_has_no_seed_stage_and_free_pools_save_nothin
 def test_what_rounds_move_by_hand():
     plan = build_plan(config(submodels={"sync_every": 100, "optimizer": {"batch_tokens": 16_384, "precision": "pure_bf16"}}))
     seed, submodels, finetune = plan.stages
-    assert seed.sync is finetune.sync is None
+    assert finetune.sync is None
     sizes = submodels.parameters
     backbone = sizes.embedding + sizes.attention + sizes.norms + sizes.shared_expert + sizes.head
     # Each of the members writes 2 bytes that are read once, and reads 4; the outer step makes 7 passes over 4 bytes.
     assert submodels.sync.syncs == round(submodels.steps / 100) - 1 > 0    # the merge is the last
     assert submodels.sync.bytes == submodels.sync.syncs * backbone * (submodels.units * (2 + 2 + 4) + 28)
-    assert build_plan(config()).stages[1].sync is None
+    assert [stage.sync for stage in build_plan(config()).stages] == [None] * 3
+    # Members of the seed exchange all weights, and once more after the last step.
+    assert seed.sync.syncs == round(seed.steps / 100) > 0
+    assert seed.sync.bytes == seed.sync.syncs * seed.parameters.total * (seed.units * (2 + 2 + 4) + 28)
+
+
+@pytest.mark.parametrize("slots", [2, 8])
+def test_the_hours_of_seed_and_sub_models_divide_by_the_slots(slots):
+    def hours(**low):
+        default = yaml.safe_load(preset_text("default"))
+        default["pools"]["low_memory"] |= low
+        return {stage.stage: stage for stage in build_plan(check_config(default)).stages}
+
+    one, some = hours(max_workers=1), hours(max_workers=slots)
+    assert some["seed"].units == 8
+    both = [sum(plan[stage].cost.hours for stage in ("seed", "submodels")) for plan in (one, some)]
+    assert both[1] <= 1.15 * both[0] / slots
+    assert both[1] == pytest.approx(both[0] / slots)
+    for stage in ("seed", "submodels"):
+        assert some[stage].memory == one[stage].memory
+        assert some[stage].cost.dollars == pytest.approx(one[stage].cost.dollars)
+
+
+def test_a_parallel_seed_stores_one_model_and_every_member_reads_its_text():
+    alone, together = (
+        build_plan(config(submodels={"sync_every": 100, "seed_members": members, "optimizer": {"batch_tokens": 16_384}}))
+        for members in (1, 4))
+    one, four = (next(each for each in plan.storage if each.stage == "seed") for plan in (alone, together))
+    assert four.stored == one.stored
+    assert four.checkpoints == 4 * one.checkpoints
+    assert four.worker_disk == one.worker_disk
+    assert four.moved > 3 * one.moved
 
 
 def test_a_plan_survives_json():

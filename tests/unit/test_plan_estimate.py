@@ -80,7 +80,7 @@ def test_gpu_pools_say_what_is_assumed_and_where_it_is_from():
     assert plan.bill.dollars > plan.training_dollars
     assert all("A100 data sheet" in speed.source and "35%" in speed.source for speed in plan.speeds)
     seed = next(stage for stage in plan.stages if stage.stage == "seed")
-    assert by_stage(plan)["seed"].worker_seconds == pytest.approx(3600 * seed.cost.worker_hours + START_UP)
+    assert by_stage(plan)["seed"].worker_seconds == pytest.approx(3600 * seed.cost.worker_hours + seed.units * START_UP)
     assert by_stage(plan)["corpus"].seconds is None
     assert plan.bill.seconds is None        # the size of its text is not known here
 

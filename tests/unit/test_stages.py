@@ -14,7 +14,7 @@ from moedisco_ray.core.stages import STAGES, changed_settings, fingerprints
 ORDER = [stage.name for stage in STAGES]
 LEAVES = {leaf.path: leaf.marker for leaf in leaves(RunConfig)}
 READ = {path for stage in STAGES for path in stage.settings}
-MOST_SETTINGS = 97
+MOST_SETTINGS = 98
 SMALL = {"num_experts": 4, "num_experts_per_tok": 2}
 
 
@@ -61,6 +61,8 @@ RESOLVED: Mapping[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "pools.low_memory.gpu": ({}, GPU, "seed"),
     "pools.high_memory.gpu": (GPU, BOTH, "finetune"),
     "finetune.pool": (GPU, {**GPU, "finetune": {"pool": "low_memory"}}, "finetune"),
+    "submodels.seed_members": (
+        {"submodels": {"sync_every": 5}}, {"submodels": {"sync_every": 5, "seed_members": 2}}, "seed"),
     "submodels.optimizer.precision": ({}, {"submodels": {"optimizer": {"precision": "bf16"}}}, "seed"),
     "finetune.optimizer.precision": ({}, {"finetune": {"optimizer": {"precision": "bf16"}}}, "finetune"),
 }
@@ -72,7 +74,7 @@ def test_every_resolved_setting_has_an_example() -> None:
 
 
 @pytest.mark.parametrize(("before", "after", "first"), RESOLVED.values(), ids=RESOLVED)
-def test_another_precision_makes_again_what_is_computed_in_it(
+def test_another_decided_value_makes_again_what_depends_on_it(
     before: dict[str, Any], after: dict[str, Any], first: str,
 ) -> None:
     assert remade(digests(**before), digests(**after)) == from_stage(first)

@@ -37,12 +37,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def members(home: Path, directory: Path, state: str = "fp32", every: int = 3) -> list[TrainJob]:
+def members(home: Path, directory: Path, precision: str = "fp32", every: int = 3) -> list[TrainJob]:
     return [
         TrainJob(
             stage="submodels", name=f"submodel-{k}", model=home / "dense", packed_dirs=(home / "shard",),
             output=directory / f"out-{k}", checkpoints=directory / f"steps-{k}", steps=steps, sequence_length=L,
-            optimizer=RECIPE.model_copy(update={"state": state}), checkpoint_every=5, seed=k, log_every=1,
+            optimizer=RECIPE.model_copy(update={"precision": precision}), checkpoint_every=5, seed=k, log_every=1,
             sync=SyncPlan(directory / "sync", at, OUTER))
         for k, (steps, at) in enumerate(zip(STEPS, sync_steps(STEPS, every), strict=True))]
 
@@ -66,7 +66,7 @@ def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
 def test_a_sync_point_makes_the_outer_step_on_the_backbones_of_its_members(home: Path, tmp_path: Path) -> None:
     jobs = members(home, tmp_path, every=6)
     in_process(jobs)
-    made = exchange.open_backbone(tmp_path / "sync", 1)
+    made = exchange.open_common(tmp_path / "sync", 1)
     assert set(made) == {key for key in weights(home / "dense") if ModelMap("qwen3_moe").classify(key).role is Role.BACKBONE}
     alone = []
     for job, steps in zip(jobs, (6, 6, 3), strict=True):
@@ -95,8 +95,8 @@ def test_only_the_newest_sync_points_keep_their_weights(undisturbed: list[TrainJ
     directory = undisturbed[0].checkpoints.parent / "sync"
     kept = {home.name: sorted(path.name for path in home.iterdir()) for home in sorted(directory.iterdir())}
     assert kept == {
-        "sync-0001": ["sync.json"], "sync-0002": ["backbone", "momentum", "sync.json"],
-        "sync-0003": ["backbone", "momentum", "sync.json"]}
+        "sync-0001": ["sync.json"], "sync-0002": ["common", "momentum", "sync.json"],
+        "sync-0003": ["common", "momentum", "sync.json"]}
 
 
 def test_sync_points_bring_the_backbones_of_members_together(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
     same(jobs, undisturbed)
 
 
-@pytest.mark.parametrize("what", ["next_momentum", "next_backbone", "write_json"])
+@pytest.mark.parametrize("what", ["next_momentum", "next_common", "write_json"])
 def test_killed_inside_the_outer_step_it_is_made_again(
     home: Path, undisturbed: list[TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str,
 ) -> None:
@@ -175,7 +175,7 @@ def test_a_member_that_leaves_and_comes_back_is_the_member_that_waited(
 
 
 def test_bf16_state_killed_equals_undisturbed(home: Path, tmp_path: Path) -> None:
-    whole, halted = members(home, tmp_path / "a", "bf16"), members(home, tmp_path / "b", "bf16")
+    whole, halted = members(home, tmp_path / "a", "pure_bf16"), members(home, tmp_path / "b", "pure_bf16")
     in_process(whole)
     with pytest.raises(Killed):
         in_process(halted, kill_at(22))
@@ -252,7 +252,7 @@ def test_a_member_that_is_not_waited_for_has_the_newest_backbone_and_its_own_exp
     run(alone, stop=stop_after(1))
     write_partial_result(alone)
     write_partial_result(jobs[2])
-    common = exchange.open_backbone(tmp_path / "sync", 2)
+    common = exchange.open_common(tmp_path / "sync", 2)
     stood, written = weights(alone.output), weights(jobs[2].output)
     assert set(written) == set(stood) > set(common)
     for key, tensor in written.items():
@@ -286,7 +286,7 @@ def test_publishing_while_the_sync_point_completes_does_no_harm(home: Path, tmp_
         record=exchange.MemberRecord(1, BATCH * L))
     assert run(jobs[2]).steps == 3      # it continues from the backbone of the others
     complete_one(jobs[:2], coordinator)
-    assert sorted(path.name for path in (directory / "sync-0001").iterdir()) == ["backbone", "momentum", "sync.json"]
+    assert sorted(path.name for path in (directory / "sync-0001").iterdir()) == ["common", "momentum", "sync.json"]
 
 
 def test_a_restarted_coordinator_knows_the_sync_points(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def _whole_schedule(base: RunConfig) -> str:
     return "wsd" if base.model.init == "random" else "cosine"
 
 
-_ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None}
+_ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.seed_members": None}
 _JOINT: Mapping[str, Any] = {
     **_WHOLE,
     "tokens.seed_share": 0.0,

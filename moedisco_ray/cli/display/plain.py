@@ -77,7 +77,7 @@ def _clusters(_: str, data: Mapping[str, Any]) -> str:
 def _sync(stage: str, data: Mapping[str, Any]) -> str:
     late = f", without {', '.join(data['late'])}" if data.get("late") else ""
     members = len(data.get("members", []))
-    return f"{stage}: sync {data.get('sync', 0)}/{data.get('syncs', 0)} of {members} backbones{late}"
+    return f"{stage}: sync {data.get('sync', 0)}/{data.get('syncs', 0)} of {members} models{late}"
 
 
 # No line for a failed run: the command itself prints the error.

@@ -97,6 +97,13 @@ class RunConfig(Section):
         """Number of clusters of the text without an owner."""
         return self.clusters.count - len(self.owners)
 
+    @property
+    def seed_members(self) -> int:
+        """Number of members that train the seed at the same time, with the default resolved."""
+        settings = self.submodels
+        wanted = self.shared_clusters if settings.seed_members is None else settings.seed_members
+        return 1 if settings.sync_every is None else max(1, min(wanted, self.tokens.seed // settings.optimizer.batch_tokens))
+
     def owner_of(self, cluster: int) -> str | None:
         """The data owner of a cluster; None: its text has no owner."""
         return self.owners[cluster - self.shared_clusters] if cluster >= self.shared_clusters else None
@@ -141,6 +148,14 @@ class RunConfig(Section):
         self._gang_divides_the_batch()
         check_owners(self)
         self._unseen_text_is_no_corpus()
+        return self
+
+    @model_validator(mode="after")
+    def _seed_members_sync(self) -> Self:
+        if self.submodels.sync_every is None and (self.submodels.seed_members or 1) > 1:
+            raise ValueError(
+                f"submodels.seed_members {self.submodels.seed_members} needs syncs, at which the members combine their weights; "
+                "set submodels.sync_every, or leave seed_members out to train the seed with one member")
         return self
 
     @property

@@ -177,10 +177,10 @@ class Clusters(Section):
 
 
 class Outer(Section):
-    """Outer optimizer of a sync: SGD with Nesterov momentum on the mean backbone delta (DiLoCo)."""
+    """Outer optimizer of a sync: SGD with Nesterov momentum on the mean change of the members' weights (DiLoCo)."""
 
     lr: float = Field(0.7, gt=0)
-    """Outer learning rate on the mean backbone delta; 1 with momentum 0 is plain averaging."""
+    """Outer learning rate on the mean change of the weights; 1 with momentum 0 is plain averaging."""
     momentum: float = Field(0.9, ge=0, lt=1)
 
 
@@ -192,16 +192,24 @@ _SYNC_PATIENCE = 600.0
 
 
 class Submodels(Section):
-    """Training of the sub-models; the seed phase uses the same optimizer."""
+    """Training of the sub-models; the seed phase uses the same optimizer and the same syncs."""
 
     optimizer: Optimizer = Optimizer()
     sync_every: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of steps between two syncs. A sync combines the sub-models' backbones and leaves each one's experts unchanged. A
+    """Number of steps between two syncs. A sync combines the sub-models' backbones and leaves each one's experts unchanged. In the
+    seed phase it combines all weights. A
     sub-model with fewer steps in total syncs after proportionally fewer steps. With null, only the merge combines the backbones, as
     in the paper."""
     outer: Outer = Outer()
+    seed_members: Annotated[int | None, Resolved("seed_members")] = Field(None, ge=1, le=MOST_CLUSTERS)
+    """Number of members that train the seed at the same time. They start from the same model, share the tokens of the seed phase
+    evenly, and combine all weights every `sync_every` steps and after the last step. Each member trains on `batch_tokens` in every
+    step, so 8 members make an eighth of the steps that one would make; dividing `batch_tokens` by 8 restores the number of steps.
+    Null means one member for each cluster of text without an owner, but no more than the seed phase has batches. Without
+    `sync_every`, the seed has one member."""
     keep_optimizer_state: bool = True
-    """Whether each sub-model continues with the seed's Adam state; with false it starts with a new one."""
+    """Whether each sub-model continues with the seed's Adam state; with false it starts with a new one. A seed with several members
+    keeps the state of its first member: all members train on shares of the same shuffled text, so their states are alike."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
     """Number of finished sub-models at which the merge may start without the others. Null means all sub-models. Once the quorum is
     reached, the run waits for the others until the phase has taken 1.5 x max(time of the quorum, expected time of the longest

@@ -13,7 +13,7 @@ from moedisco_ray.core.records import UnitRecord
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.policies.sync_points import sync_steps
+from moedisco_ray.policies.sync_points import common_sync_steps, sync_steps
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.train.validation_slice import ValidationSlice
@@ -69,7 +69,8 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
     if config.evaluation.every_tokens is None or stage == "submodels":
         return None
     section = config.finetune if stage == "finetune" else config.submodels
-    every = max(1, config.evaluation.every_tokens // section.optimizer.batch_tokens)
+    members = config.seed_members if stage == "seed" else 1
+    every = max(1, config.evaluation.every_tokens // (members * section.optimizer.batch_tokens))
     parts = tuple(context.store.files(context.of("corpus").absolute() / "validation", ".parquet"))
     return ValidationSlice(
         every, parts, config.evaluation.slice_tokens, _encoder(context).prefix, config.corpus.sequence_length)
@@ -93,6 +94,17 @@ def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path, store
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
     where, outer, patience = directory.absolute(), settings.outer, settings.sync_patience
     return [SyncPlan(where, at, outer, patience, store=store) if at else None for at in points]
+
+
+def seed_sync_plan(
+    job: TrainJob, members: int, settings: Submodels, directory: Path, store: RunStore = SHARED,
+) -> SyncPlan | None:
+    """Sync plan of each of the members that train the seed together; None if there is one member."""
+    if members == 1 or settings.sync_every is None:
+        return None
+    return SyncPlan(
+        directory.absolute(), common_sync_steps(job.steps, settings.sync_every), settings.outer, settings.sync_patience,
+        scope="all", store=store)
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

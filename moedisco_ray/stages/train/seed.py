@@ -1,4 +1,12 @@
-"""The seed stage: one common dense model, trained on everything, that all sub-models start from."""
+"""The seed stage: one common model of the sub-models' shape, trained on everything, that all sub-models start from.
+
+Several members train it at the same time, each with one worker: every member takes its share of one common data order, and they
+combine all weights at sync points (local SGD, DiLoCo). The last sync point is after the last step, so all members end with the same
+model. A member that is late at a sync point loads the common weights and continues from there; if the last sync point is complete,
+it has the common model and is finished.
+
+With one member, the seed is an ordinary training.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +20,9 @@ from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.stages.context import Context, dense_seed
 from moedisco_ray.stages.start import Start
-from moedisco_ray.stages.train.jobs import make_job, train, unit_records
+from moedisco_ray.stages.train.jobs import make_job, seed_sync_plan, train, unit_records
+from moedisco_ray.training import DataShare, TrainJob
+from moedisco_ray.training.sync.exchange import history
 
 
 def run(context: Context, draft: Draft, *, write_common_start: Callable[..., None]) -> None:
@@ -24,13 +34,29 @@ def run(context: Context, draft: Draft, *, write_common_start: Callable[..., Non
         return
     start = context.checkpoints("seed") / "start"
     _write(context, write_common_start, start)
-    job = make_job(
-        context, "seed", "seed", model=start, shards=context.of("corpus") / "shards", tokens=config.tokens.seed,
-        seed=dense_seed(config))
-    job = dataclasses.replace(job, with_optimizer_state=not config.submodels.optimizer.block_steps)
-    trained = train(context, [job], Placement(config.pools.low_memory, 1, config.checkpoint.max_failures))
-    context.store.link(job.output, draft.path)
-    draft.summary.update(TrainingSummary(units=unit_records([job], trained)).to_json())
+    sync_directory = context.checkpoints("seed") / "sync"
+    jobs = _jobs(context, start, sync_directory)
+    trained = train(context, jobs, Placement(config.pools.low_memory, 1, config.checkpoint.max_failures))
+    context.store.link(jobs[0].output, draft.path)
+    units, synced = unit_records(jobs, trained), history(sync_directory)
+    draft.summary.update(TrainingSummary.model_validate({"units": units, **({"syncs": synced} if synced else {})}).to_json())
+
+
+def _jobs(context: Context, start: Path, sync_directory: Path) -> list[TrainJob]:
+    """One job per member. Only the first one measures the held-out loss and writes its optimizer state."""
+    config, members = context.config, context.config.seed_members
+    names = ["seed"] if members == 1 else [f"seed-{k}" for k in range(members)]
+    jobs = [
+        make_job(
+            context, "seed", name, model=start, shards=context.of("corpus") / "shards", tokens=config.tokens.seed // members,
+            seed=dense_seed(config))
+        for name in names]
+    plan = seed_sync_plan(jobs[0], members, config.submodels, sync_directory, context.store)
+    return [
+        dataclasses.replace(
+            job, share=DataShare(k, members), sync=plan, held_out=None if k else job.held_out, drop_checkpoints=members > 1,
+            with_optimizer_state=not k and not config.submodels.optimizer.block_steps)
+        for k, job in enumerate(jobs)]
 
 
 def _write(context: Context, write_common_start: Callable[..., None], directory: Path) -> None:

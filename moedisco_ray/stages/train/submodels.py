@@ -17,7 +17,7 @@ from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, submodel_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, sync_plans, train, unit_records
 from moedisco_ray.training import TrainJob, write_partial_result
-from moedisco_ray.training.sync.exchange import backbone_directory, history
+from moedisco_ray.training.sync.exchange import common_directory, history
 
 
 def run(context: Context, draft: Draft) -> None:
@@ -56,7 +56,7 @@ def run(context: Context, draft: Draft) -> None:
     draft.summary.update(TrainingSummary.model_validate(
         {"units": units, "syncs": synced, **({"left": left} if left else {})}).to_json())
     if synced:
-        context.store.link(backbone_directory(sync_directory, len(synced)), draft.path / COMMON)
+        context.store.link(common_directory(sync_directory, len(synced)), draft.path / COMMON)
 
 
 def _shards(context: Context, owner: str) -> Path:

@@ -1,1 +1,1 @@
-"""Sync points: sub-models exchange their backbones at some steps (DiLoCo, arXiv 2311.08105)."""
+"""Sync points: members of a group exchange weights at some steps (DiLoCo, arXiv 2311.08105)."""

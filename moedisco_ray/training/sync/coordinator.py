@@ -11,7 +11,7 @@ from moedisco_ray.training.job import TrainJob
 from moedisco_ray.training.sync import exchange
 
 _LOOK_SECONDS = 3.0
-"""Minimum seconds between two checks whether a member has published its backbone. Only used for runs at a URI, where each check is
+"""Minimum seconds between two checks whether a member has published its weights. Only used for runs at a URI, where each check is
 a request."""
 
 
@@ -21,7 +21,7 @@ class SyncCoordinator:
     It can restart at any time: all state that it needs is in files.
 
     Args:
-        jobs: The members; their start models have the same backbone.
+        jobs: The members; what they exchange is equal in their start models.
         emit: Receives a `sync` event for each sync point.
         clock: Function that returns the time in seconds on a monotonic clock.
     """
@@ -37,7 +37,7 @@ class SyncCoordinator:
         self._next_looks: dict[str, float] = {}
 
     def is_waiting(self, name: str) -> bool:
-        """Whether a member has published its backbone for the next sync point and waits for the result."""
+        """Whether a member has published its weights for the next sync point and waits for the result."""
         if self._plan is None:
             return False
         if name in self._arrived:

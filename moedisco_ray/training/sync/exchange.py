@@ -1,14 +1,15 @@
-"""The files of sync points: members and coordinator exchange backbones through storage that all of them see.
+"""The files of sync points: members and coordinator exchange weights through storage that all of them see.
 
 DIRECTORY/sync-0007/
-├── members/NAME/       a member's backbone, and `member.json` with its `MemberRecord`. It appears when it is complete. It is
+├── members/NAME/       a member's weights, and `member.json` with its `MemberRecord`. It appears when it is complete. It is
 │                       deleted when this sync point is complete, or, for a late member, when the next sync point is complete
-├── backbone/           the common backbone, float32; the last two are kept
+├── common/             the common weights, float32; the last two are kept
 ├── momentum/           momentum of the outer step, float32; the last two are kept
 └── sync.json           tokens of each member that took part, and the late members; its existence completes the sync point
 
-Sync point 0 is the start model of all members. Every process may die at any time: a restarted member publishes a
-bit-identical backbone, and a restarted coordinator computes the result again unless `sync.json` exists.
+The weights are the backbone or the whole model, as `SyncPlan.scope` says. Sync point 0 is the start model of all members. Every
+process may die at any time: a restarted member publishes bit-identical weights, and a restarted coordinator computes the result
+again unless `sync.json` exists.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from moedisco_ray.core.manifests import files_in
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.models import BACKBONE, Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.sync_points import SyncMembers, token_weights
-from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
+from moedisco_ray.training.sync.outer_step import next_common, next_momentum
 
 _COMPLETE = "sync.json"
 _MEMBER = "member.json"
@@ -43,7 +44,7 @@ class MemberRecord:
 
     Attributes:
         step: Steps made.
-        tokens: Tokens that the member has trained on since it last loaded a common backbone.
+        tokens: Tokens that the member has trained on since it last loaded common weights.
     """
 
     step: int
@@ -61,13 +62,13 @@ def publish(
     directory: Path, number: int, name: str, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
     record: MemberRecord, store: RunStore = SHARED,
 ) -> None:
-    """Publish a member's backbone for a sync point, unless it is published already.
+    """Publish a member's weights for a sync point, unless they are published already.
 
     Args:
         directory: Directory of all sync points.
         number: Sync point that the member has reached.
         name: Name of the member.
-        tensors: The member's backbone under canonical names.
+        tensors: The member's weights under canonical names.
         config: The `config.json` of the member's model.
         record: The member's state.
         store: Store of the run.
@@ -89,24 +90,24 @@ def publish(
 
 
 def has_published(directory: Path, number: int, name: str, store: RunStore = SHARED) -> bool:
-    """Whether a member has published its backbone for a sync point."""
+    """Whether a member has published its weights for a sync point."""
     return store.has(_folder(directory, number) / "members" / name)
 
 
-def open_backbone(directory: Path, number: int, store: RunStore = SHARED) -> Checkpoint:
-    """The common backbone of a completed sync point."""
-    backbone = backbone_directory(directory, number)
-    store.fetch(backbone)
-    return open_checkpoint(backbone)
+def open_common(directory: Path, number: int, store: RunStore = SHARED) -> Checkpoint:
+    """The common weights of a completed sync point."""
+    common = common_directory(directory, number)
+    store.fetch(common)
+    return open_checkpoint(common)
 
 
-def backbone_directory(directory: Path, number: int) -> Path:
-    """Directory of the common backbone of a completed sync point; only the last two exist."""
-    return _folder(directory, number) / "backbone"
+def common_directory(directory: Path, number: int) -> Path:
+    """Directory of the common weights of a completed sync point; only the last two exist."""
+    return _folder(directory, number) / "common"
 
 
 def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer: Outer, *, store: RunStore = SHARED) -> None:
-    """Combine the members' backbones by an outer optimizer step, and complete the sync point.
+    """Combine the members' weights by an outer optimizer step, and complete the sync point.
 
     Args:
         directory: Directory of all sync points.
@@ -120,21 +121,21 @@ def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer
         RunDirError: The disk is full.
     """
     folder, previous = _folder(directory, number), _folder(directory, number - 1)
-    before_files = [start, start.parent / BACKBONE] if number == 1 else [previous / "backbone", previous / "momentum"]
+    before_files = [start, start.parent / BACKBONE] if number == 1 else [previous / "common", previous / "momentum"]
     store.fetch(*(folder / "members" / name for name in ready.members), *before_files)
     members = [open_checkpoint(folder / "members" / name) for name in ready.members]
     tokens = [MemberRecord(**read_json(folder / "members" / name / _MEMBER)).tokens for name in ready.members]
     names, config = list(members[0]), members[0].config
     first = number == 1
-    before = _Float32(open_checkpoint(start if first else backbone_directory(directory, number - 1)), names)
+    before = _Float32(open_checkpoint(start if first else common_directory(directory, number - 1)), names)
     momentum = None if first else open_checkpoint(previous / "momentum")
-    for part in ("momentum", "backbone"):
+    for part in ("momentum", "common"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    with _removing_on_error(folder / "backbone"):
+    with _removing_on_error(folder / "common"):
         write_checkpoint(folder / "momentum", next_momentum(before, members, token_weights(tokens), momentum, outer), config)
         after = open_checkpoint(folder / "momentum")
-        write_checkpoint(folder / "backbone", next_backbone(before, momentum, after, outer), config)
-        store.publish(folder / "momentum", folder / "backbone")
+        write_checkpoint(folder / "common", next_common(before, momentum, after, outer), config)
+        store.publish(folder / "momentum", folder / "common")
         sizes = [sum(path.stat().st_size for path in files_in(folder / "members" / name)) for name in ready.members]
         write_json(folder / _COMPLETE, {
             "members": dict(zip(ready.members, tokens, strict=True)), "late": list(ready.late),
@@ -146,7 +147,7 @@ def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer
     store.remove(previous / "members")
     with contextlib.suppress(OSError):
         (folder / "members").rmdir()
-    for part in ("momentum", "backbone"):
+    for part in ("momentum", "common"):
         store.remove(_folder(directory, number - _KEPT) / part, objects=True)
 
 

@@ -1,19 +1,22 @@
-"""A member's side of a sync point: publish the backbone, wait for the common one, and continue from it."""
+"""A member's side of a sync point: publish its weights, wait for the common ones, and continue from them.
+
+The weights are those of the sync plan's scope: the backbone, or all.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.models import backbone_parameters, config_values
+from moedisco_ray.models import ModelMap, backbone_parameters, canonical_state, config_values
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import SyncPlan, TrainJob, World
 from moedisco_ray.training.metrics import TrainingMetrics
+from moedisco_ray.training.sharded_files import read_tensors
 from moedisco_ray.training.sync import exchange
 
 
@@ -21,7 +24,7 @@ class SyncMember:
     """Takes part in a training's sync points; without a sync plan it does nothing.
 
     Each member keeps its own optimizer state (DiLoCo, arXiv 2311.08105, section 2). A member saves a checkpoint before it
-    publishes; the checkpoint records the last sync point whose backbone was loaded. So a member that died has missed at most the
+    publishes; the checkpoint records the last sync point whose weights were loaded. So a member that died has missed at most the
     sync point that it was waiting for, and its results are bit-identical after a restart.
 
     Raises:
@@ -30,22 +33,27 @@ class SyncMember:
 
     def __init__(self, job: TrainJob, model: PreTrainedModel, metrics: TrainingMetrics, world: World) -> None:
         if job.sync is not None and world.size > 1:
-            raise ValueError("a sub-model with sync points must be trained by one worker")
+            raise ValueError("a training with sync points must have one worker")
         self._job = job
+        self._model = model
         self._metrics = metrics
-        self._backbone = {} if job.sync is None else backbone_parameters(model)
-        self._config = {} if job.sync is None else config_values(model.config)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the common model is complete: its last sync point was loaded, if the training ends with one."""
+        plan = self._job.sync
+        return plan is not None and plan.steps[-1] == self._job.steps and self._metrics.progress.sync_point == len(plan.steps)
 
     def sync_before(self, step: int, stop: Callable[[], bool], save: Callable[[], None]) -> Generator[None, None, bool]:
-        """If a sync point is due before a step, publish the backbone, wait for the common one and load it.
+        """If a sync point is due before a step, publish the member's weights, wait for the common ones and load them.
 
         Args:
-            step: The next step, counted from 0.
+            step: The next step, counted from 0; the number of steps after the last one.
             stop: Function that is called while waiting; if it returns true, the wait ends.
             save: Function that saves a checkpoint and returns when the checkpoint is safe.
 
         Yields:
-            None, each time the common backbone is not ready yet.
+            None, each time the common weights are not ready yet.
 
         Returns:
             Whether to continue; false if the wait was stopped or took too long.
@@ -66,29 +74,32 @@ class SyncMember:
                 return False
             yield
             latest = exchange.latest(plan.directory, progress.sync_point, plan.store)
-        load_backbone(plan, latest, self._backbone)
+        _load(plan, latest, self._model)
         progress.sync_point, progress.synced_step = latest, progress.step
         self._metrics.exclude(time.monotonic() - waiting_since)
         return True
 
     def _publish(self, plan: SyncPlan, number: int) -> None:
-        progress = self._metrics.progress
+        progress, config = self._metrics.progress, config_values(self._model.config)
+        tensors = canonical_state(_synced(plan, self._model), ModelMap(config["model_type"]))
         record = exchange.MemberRecord(progress.step, (progress.step - progress.synced_step) * self._job.step_tokens)
         exchange.publish(
-            plan.directory, number, self._job.name, tensors=self._backbone.items(), config=self._config, record=record,
-            store=plan.store)
+            plan.directory, number, self._job.name, tensors=tensors.items(), config=config, record=record, store=plan.store)
 
 
-def load_latest_backbone(plan: SyncPlan, progress: Progress, model: PreTrainedModel) -> None:
-    """Load the backbone of the latest sync point into a model that has missed it."""
+def load_latest(plan: SyncPlan, progress: Progress, model: PreTrainedModel) -> None:
+    """Load the common weights of the latest sync point into a model that has missed it."""
     latest = exchange.latest(plan.directory, progress.sync_point, plan.store)
     if latest > progress.sync_point:
-        load_backbone(plan, latest, backbone_parameters(model))
+        _load(plan, latest, model)
 
 
-@torch.no_grad()
-def load_backbone(plan: SyncPlan, number: int, parameters: Mapping[str, Tensor]) -> None:
-    """Copy the backbone of a completed sync point into parameters, by canonical name."""
-    backbone = exchange.open_backbone(plan.directory, number, plan.store)
-    for name, parameter in parameters.items():
-        parameter.copy_(backbone[name])
+def _load(plan: SyncPlan, number: int, model: PreTrainedModel) -> None:
+    common = exchange.open_common(plan.directory, number, plan.store)
+    read_tensors(_synced(plan, model), common, ModelMap(str(model.config.model_type)))
+
+
+def _synced(plan: SyncPlan, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The parameters that members exchange, by their names in memory."""
+    chosen = backbone_parameters(model) if plan.scope == "backbone" else dict(model.named_parameters())
+    return {name: parameter.detach() for name, parameter in chosen.items()}

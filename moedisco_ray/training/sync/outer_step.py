@@ -1,6 +1,6 @@
-"""The outer step of a sync point: SGD with Nesterov momentum on the mean backbone delta of the members.
+"""The outer step of a sync point: SGD with Nesterov momentum on the mean delta of the members.
 
-DiLoCo (arXiv 2311.08105, algorithm 1) with the momentum of torch.optim.SGD. From a common backbone g, members k with weights w_k
+DiLoCo (arXiv 2311.08105, algorithm 1) with the momentum of torch.optim.SGD. From common weights g, members k with shares w_k
 have trained theta_k:
 
     d = sum_k w_k (g - theta_k),    m' = mu m + d,    g' = g - lr (d + mu m').
@@ -32,9 +32,9 @@ def next_momentum(
     """The momentum m' after the outer step, tensor by tensor.
 
     Args:
-        start: Common backbone g, in float32. A member in bf16 started from g rounded to bf16.
-        members: Backbones theta_k of the members.
-        weights: Weights w_k; they sum to 1.
+        start: Common weights g, in float32. A member in bf16 started from g rounded to bf16.
+        members: Weights theta_k of the members.
+        weights: Shares w_k; they sum to 1.
         momentum: Momentum m; None means 0.
         outer: Settings of the outer step; mu is its `momentum`.
     """
@@ -49,13 +49,13 @@ def next_momentum(
         yield key, _in_chunks(step, start[key], *(member[key] for member in members), *_of(momentum, key))
 
 
-def next_backbone(
+def next_common(
     start: Mapping[str, Tensor], momentum: Mapping[str, Tensor] | None, after: Mapping[str, Tensor], outer: Outer,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The common backbone g' after the outer step, tensor by tensor.
+    """The common weights g' after the outer step, tensor by tensor.
 
     Args:
-        start: Common backbone g.
+        start: Common weights g.
         momentum: Momentum m; None means 0.
         after: New momentum m'.
         outer: Settings of the outer step: lr, and mu as `momentum`.

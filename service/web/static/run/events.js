@@ -48,7 +48,7 @@ function eventWords({ type, stage, unit, data }) {
     case "progress": return `${unit} step ${data.step}, loss ${decimal(data.loss, 3)}`;
     case "checkpoint": return `${unit} saved at step ${data.step}`;
     case "evaluation": return `${unit} step ${data.step}, held-out loss ${decimal(data.held_out_loss, 3)}`;
-    case "sync": return `Sync ${data.sync} of ${data.syncs}: ${plural((data.members ?? []).length, "backbone")} averaged`;
+    case "sync": return `Sync ${data.sync} of ${data.syncs}: ${plural((data.members ?? []).length, "model")} combined`;
     case "clusters": return `${plural((data.tokens ?? []).length, "cluster")} found`;
     case "worker_restarted": return `${unit} restarted: ${data.reason || "its worker died"}`;
     case "workers_held": return `${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool in use`;

@@ -3,10 +3,11 @@
 const COLOURS = 8;
 const DASHES = [null, [6, 3], [2, 3]];
 
-/** @param {string} unit `seed`, `submodel-3`, `finetune` @returns {string} A CSS variable's name. */
+/** @param {string} unit `seed`, `seed-2`, `submodel-3`, `finetune` @returns {string} A CSS variable's name. */
 export function unitTone(unit) {
   const number = numberOf(unit);
-  return number === null ? (unit === "seed" ? "--unit-seed" : "--unit-finetune") : clusterTone(number);
+  if (isSeed(unit)) return "--unit-seed";
+  return number === null ? "--unit-finetune" : clusterTone(number);
 }
 
 /** @param {number} cluster @returns {string} A CSS variable's name. */
@@ -14,16 +15,21 @@ export const clusterTone = (cluster) => `--unit-${cluster % COLOURS}`;
 
 /** @param {string} unit @returns {number[] | null} Dashes of its line. */
 export function unitDash(unit) {
-  return DASHES[Math.floor((numberOf(unit) ?? 0) / COLOURS) % DASHES.length];
+  const number = numberOf(unit) ?? 0;
+  return DASHES[(isSeed(unit) ? number : Math.floor(number / COLOURS)) % DASHES.length];
 }
 
-/** Seed first, sub-models by number, fine-tune last. @param {string} a @param {string} b */
+/** The seed or its members first, then sub-models, each by number, and the fine-tune last. @param {string} a @param {string} b */
 export function byUnit(a, b) {
   return rank(a) - rank(b) || a.localeCompare(b);
 }
 
 function rank(unit) {
-  return unit === "seed" ? -1 : (numberOf(unit) ?? 1e9);
+  return isSeed(unit) ? (numberOf(unit) ?? 0) - 1e6 : (numberOf(unit) ?? 1e9);
+}
+
+function isSeed(unit) {
+  return /^seed(-\d+)?$/.test(unit);
 }
 
 function numberOf(unit) {

@@ -1,0 +1,233 @@
+"""The parallel seed: members share one data order, combine all weights, and end with one model, killed or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_training import BATCH, L, ignore, never, run, stop_after, weights, write_shard, write_tiny
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from moedisco_ray.backend import Placement, Trained
+from moedisco_ray.core.config import LowMemoryPool, Optimizer, Outer
+from moedisco_ray.core.events import Event
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.models import check_same, load_model
+from moedisco_ray.packed_tokens import batch_indices
+from moedisco_ray.policies.sync_points import common_sync_steps
+from moedisco_ray.training import DataShare, SyncCoordinator, SyncPlan, TrainJob, World, train
+from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.sync import exchange
+
+MEMBERS, STEPS, EVERY, SEED = 3, 8, 3, 5
+RECIPE = Optimizer(lr=3e-3, batch_tokens=BATCH * L)
+OUTER = Outer(lr=0.7, momentum=0.9)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("seed")
+    torch.set_num_threads(1)
+    write_shard(home / "shard")
+    write_tiny(home / "start", 4)
+    return home
+
+
+def members(
+    home: Path, directory: Path, *, precision: str = "fp32", every: int = EVERY, outer: Outer = OUTER,
+) -> list[TrainJob]:
+    plan = SyncPlan(directory / "sync", common_sync_steps(STEPS, every), outer, scope="all")
+    return [
+        TrainJob(
+            stage="seed", name=f"seed-{k}", model=home / "start", packed_dirs=(home / "shard",),
+            output=directory / f"home-{k}" / "trained", checkpoints=directory / f"home-{k}" / "steps", steps=STEPS,
+            sequence_length=L, optimizer=RECIPE.model_copy(update={"precision": precision}), checkpoint_every=5, seed=SEED,
+            log_every=1, share=DataShare(k, MEMBERS), sync=plan, with_optimizer_state=k == 0, drop_checkpoints=True)
+        for k in range(MEMBERS)]
+
+
+def in_process(jobs: Sequence[TrainJob], emit: Callable[[Event], None] = ignore) -> list[Trained]:
+    return LocalBackend().train_all(jobs, Placement(LowMemoryPool(), 1, 0), Path(), emit)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[TrainJob]:
+    jobs = members(home, tmp_path_factory.mktemp("undisturbed"))
+    in_process(jobs)
+    return jobs
+
+
+# --- what it computes
+
+
+@given(
+    seed=st.integers(0, 9), members=st.integers(1, 5), batch=st.integers(1, 6), step=st.integers(0, 20), windows=st.integers(1, 40))
+def test_the_members_of_a_step_take_the_batch_of_one_training_with_their_batches_together(
+    seed: int, members: int, batch: int, step: int, windows: int,
+) -> None:
+    taken = [batch_indices(seed, DataShare(k, members).batch(step), batch, windows) for k in range(members)]
+    assert np.array_equal(np.concatenate(taken), batch_indices(seed, step, members * batch, windows))
+
+
+@given(steps=st.integers(1, 500), every=st.integers(1, 600))
+def test_sync_points_are_regular_and_the_last_one_is_after_the_last_step(steps: int, every: int) -> None:
+    found = (0, *common_sync_steps(steps, every))
+    gaps = [after - before for before, after in itertools.pairwise(found)]
+    assert found[-1] == steps
+    assert gaps[:-1] == [every] * (len(gaps) - 1)
+    assert 0 < gaps[-1] < 2 * every
+
+
+def by_hand(home: Path, every: int, outer: Outer) -> dict[str, torch.Tensor]:
+    """Local AdamW on each member's batches, and the outer step of DiLoCo written as in its paper, with plain torch."""
+    stream = np.concatenate([np.load(path) for path in sorted((home / "shard").glob("*.npy"))]).astype(np.int64)
+    windows = (len(stream) - 1) // L
+    start: PreTrainedModel = AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32)
+    common = {name: p.detach().clone() for name, p in start.named_parameters()}
+    momentum = {name: torch.zeros_like(p) for name, p in common.items()}
+    models = [AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32) for _ in range(MEMBERS)]
+    optimizers = [
+        torch.optim.AdamW([
+            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": RECIPE.weight_decay},
+            {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}], lr=RECIPE.lr, betas=(0.9, 0.95))
+        for model in models]
+    for step in range(STEPS):
+        # One order for all: in a step each member takes the next of the order's batches.
+        order = batch_indices(SEED, step, MEMBERS * BATCH, windows).reshape(MEMBERS, BATCH)
+        for own, model, optimizer in zip(order, models, optimizers, strict=True):
+            tokens = torch.from_numpy(np.stack([stream[i * L:i * L + L + 1] for i in own]))
+            optimizer.zero_grad()
+            cross_entropy(model(input_ids=tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        if (step + 1) % every and step + 1 < STEPS:
+            continue
+        for name, before in common.items():
+            delta = torch.stack([before - dict(model.named_parameters())[name].detach() for model in models]).mean(0)
+            momentum[name] = outer.momentum * momentum[name] + delta
+            common[name] = before - outer.lr * (delta + outer.momentum * momentum[name])
+            for model in models:
+                dict(model.named_parameters())[name].data.copy_(common[name])
+    return dict(models[0].state_dict())
+
+
+@pytest.mark.parametrize(("every", "outer"), [(1, Outer(lr=1.0, momentum=0.0)), (EVERY, OUTER)], ids=["mean", "nesterov"])
+def test_it_is_local_training_with_outer_steps_written_by_hand(home: Path, tmp_path: Path, every: int, outer: Outer) -> None:
+    jobs = members(home, tmp_path, every=every, outer=outer)
+    in_process(jobs)
+    found = load_model(jobs[0].output).state_dict()
+    expected = by_hand(home, every, outer)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+    assert any("experts" in name for name in expected)
+    assert any("gate.weight" in name for name in expected)
+
+
+def test_all_members_end_with_the_same_bits_and_the_first_one_has_the_optimizer_state(undisturbed: list[TrainJob]) -> None:
+    first, *others = undisturbed
+    for other in others:
+        check_same(weights(first.output), weights(other.output))
+    assert [(job.output / "optimizer_state").exists() for job in undisturbed] == [True, False, False]
+    records = exchange.history(first.output.parent.parent / "sync")
+    assert [set(record["members"].values()) for record in records] == [{3 * BATCH * L}, {3 * BATCH * L}, {2 * BATCH * L}]
+
+
+def test_members_in_bf16_round_independently(home: Path, tmp_path: Path) -> None:
+    model = load_model(home / "start", torch.bfloat16)
+    parameter = next(model.parameters())
+    rounded = []
+    for job in members(home, tmp_path, precision="pure_bf16")[:2]:
+        optimizer = make_optimizer(model, job, World())
+        before = parameter.detach().clone()
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        rounded.append(parameter.detach().clone())
+        parameter.data.copy_(before)
+    assert not torch.equal(*rounded)
+
+
+# --- interruptions
+
+
+class Killed(Exception):  # noqa: N818 - what happens to the process, not an error of ours
+    pass
+
+
+def kill_at(number: int) -> Callable[[Event], None]:
+    left = iter(range(number))
+
+    def emit(event: Event) -> None:
+        if next(left, None) is None:
+            raise Killed
+    return emit
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_anywhere_it_ends_with_the_same_bits(
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path, seed: int,
+) -> None:
+    jobs, dice, kills = members(home, tmp_path), random.Random(seed), 0
+    while True:
+        try:
+            in_process(jobs, kill_at(dice.randrange(12, 30)))
+            break
+        except Killed:
+            kills += 1
+    assert kills
+    for ours, theirs in zip(jobs, undisturbed, strict=True):
+        check_same(weights(ours.output), weights(theirs.output))
+    for kind in ("exp_avg", "exp_avg_sq"):
+        state = Path("optimizer_state") / kind
+        check_same(weights(jobs[0].output / state), weights(undisturbed[0].output / state))
+
+
+def leaving(job: TrainJob, **changes: float) -> TrainJob:
+    assert job.sync is not None
+    return dataclasses.replace(job, sync=dataclasses.replace(job.sync, max_wait=0.0, **changes))
+
+
+def test_members_that_leave_their_slot_at_sync_points_end_with_the_same_bits(
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path,
+) -> None:
+    jobs = [leaving(job) for job in members(home, tmp_path)]
+    coordinator = SyncCoordinator(jobs, ignore)
+    left, finished = 0, set[str]()
+    while len(finished) < MEMBERS:
+        for job in jobs:
+            if job.name not in finished and not coordinator.is_waiting(job.name):
+                result = train(job, World(), ignore, never)
+                left += result.waits_for_sync
+                finished |= {job.name} if result.finished else set()
+        if (ready := coordinator.ready_members()) is not None:
+            coordinator.combine(ready)
+    assert left == 3 * MEMBERS      # three sync points, the last one after the last step
+    for ours, theirs in zip(jobs, undisturbed, strict=True):
+        check_same(weights(ours.output), weights(theirs.output))
+
+
+def test_a_member_that_missed_the_last_sync_point_takes_the_common_model_and_is_finished(home: Path, tmp_path: Path) -> None:
+    jobs = [leaving(job, patience=10.0) for job in members(home, tmp_path)]
+    now = 0.0
+    coordinator = SyncCoordinator(jobs, ignore, lambda: now)
+    assert run(jobs[2], stop=stop_after(1)).steps == 1      # and its machine is lost
+    finished = set[str]()
+    while len(finished) < 2:
+        finished |= {job.name for job in jobs[:2] if run(job).finished}
+        now += 11
+        if (ready := coordinator.ready_members()) is not None:
+            assert ready.late == ("seed-2",)
+            coordinator.combine(ready)
+    late = run(jobs[2])
+    assert (late.finished, late.steps) == (True, 3)
+    assert run(jobs[2]) == late
+    check_same(weights(jobs[2].output), weights(jobs[0].output))
