@@ -11,6 +11,7 @@ HUB = "hf://"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART})/{_PART}")
 _PLACE = re.compile(rf"{HUB}({_PART}/{_PART})(?:@(.+))?")
+_NO_NAME = re.compile(r"\.\.|--|\.(?:git|gguf)$")
 _OTHER_REPOSITORIES = ("datasets", "spaces", "buckets", "kernels")
 """First parts of an `hf://` URI that is no model's."""
 REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
@@ -25,7 +26,7 @@ def is_hub(place: object) -> bool:
 def is_hub_name(text: object) -> bool:
     """Whether a text can be the name of a model at the hub, such as `org/name`; it may also be a relative path."""
     match = _NAME.fullmatch(str(text)) if isinstance(text, str | Path) else None
-    return match is not None and match[1] not in _OTHER_REPOSITORIES and not {"..", "--"} & {*re.findall(r"\.\.|--", str(text))}
+    return match is not None and match[1] not in _OTHER_REPOSITORIES and _NO_NAME.search(str(text)) is None
 
 
 def hub_parts(place: str) -> tuple[str, str | None]:

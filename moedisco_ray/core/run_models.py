@@ -1,6 +1,6 @@
 """Models that settings name: a directory, or a model that a machine fetches before it reads it.
 
-Such a model is that of a finished run at a URI, or one of the Hugging Face hub.
+Such a model is that of a finished run at a URI, or one of the Hugging Face hub. A GGUF file is converted instead.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.gguf_files import gguf_directory, is_gguf
 from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, is_uri, parent
 from moedisco_ray.core.manifests import Entries
@@ -21,13 +22,16 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
 
     Args:
         setting: Setting that names the model; errors name it.
-        place: A directory, the URI of a run's model: OUTPUT/NAME/model, or a model of the hub: hf://ORG/NAME@REVISION.
+        place: A directory, a GGUF file, the URI of a run's model: OUTPUT/NAME/model, or a model of the hub: hf://ORG/NAME@REVISION.
         weights: Whether to fetch the weights too; all other files are always fetched.
 
     Raises:
-        CheckpointError: The URI holds no model of a finished run, or the hub has no such model or cannot be reached.
+        CheckpointError: The URI holds no model of a finished run, the hub has no such model or cannot be reached, or a GGUF file
+            cannot be read.
         StorageError: The URI does not respond.
     """
+    if is_gguf(place):
+        return gguf_directory(setting, Path(place))
     if not is_uri(place):
         return Path(place)
     if is_hub(place):
@@ -53,11 +57,11 @@ def model_identity(setting: str, place: Location) -> str:
 
 
 def model_name(place: Location) -> str:
-    """Name of a model for people: its directory's, of a run's model the run's, and of a model of the hub its name there."""
+    """Name of a model for people: its directory's or file's, of a run's model the run's, of a model of the hub its name there."""
     if is_hub(place):
         return hub_parts(str(place))[0]
     folder, name = parent(place)
-    return parent(folder)[1] if is_uri(place) else name
+    return parent(folder)[1] if is_uri(place) else name.removesuffix(".gguf")
 
 
 def _files(setting: str, place: Location) -> Entries:

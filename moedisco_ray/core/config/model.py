@@ -159,10 +159,11 @@ class CheckpointInit(LocalInit):
     KEY: ClassVar[str] = "checkpoint"
 
     checkpoint: ModelPlace
-    """A Hugging Face directory, a model of the Hugging Face hub, or the URI of the model of a finished run: `OUTPUT/NAME/model`. A
-    model of the hub is written `hf://ORG/NAME`; `ORG/NAME` suffices if there is no directory of this name. The token for it is in
-    the environment variable HF_TOKEN of each machine. A control service also accepts `run://RUN/model`: the model of the finished
-    run with this id or name."""
+    """A Hugging Face directory, a GGUF file, a model of the Hugging Face hub, or the URI of the model of a finished run:
+    `OUTPUT/NAME/model`. The weights of a GGUF file (`FILE.gguf`, which needs moedisco-ray[gguf]) are dequantised to fp32, into the
+    machine's cache. A model of the hub is written `hf://ORG/NAME`; `ORG/NAME` suffices if there is no directory of this name. The
+    token for it is in the environment variable HF_TOKEN of each machine. A control service reads no GGUF files, and also accepts
+    `run://RUN/model`: the model of the finished run with this id or name."""
 
 
 class UpcycleInit(LocalInit):
@@ -171,10 +172,10 @@ class UpcycleInit(LocalInit):
     KEY: ClassVar[str] = "upcycle"
 
     upcycle: ModelPlace
-    """A Hugging Face directory, a model of the hub, or the model of a finished run, as in `checkpoint`. It holds a dense model that
-    is related to the family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, Qwen2 or Llama with biases for qwen2_moe, and
-    Qwen3, Qwen2 or Llama for glm4_moe, and OLMo-2 for flex_olmo. It may also hold a model of the family with one expert, such as an
-    earlier run's seed."""
+    """A Hugging Face directory, a GGUF file, a model of the hub, or the model of a finished run, as in `checkpoint`. It holds a
+    dense model that is related to the family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, Qwen2 or Llama with biases for
+    qwen2_moe, and Qwen3, Qwen2 or Llama for glm4_moe, and OLMo-2 for flex_olmo. It may also hold a model of the family with one
+    expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense

@@ -108,7 +108,7 @@ def input_identity(config: RunConfig) -> dict[str, str]:
     found = {"corpus": _digest(text), "evaluate": _digest(read)}
     if isinstance(config.model.init, LocalInit):
         init = config.model.init
-        found["seed"] = _digest([model_identity(init.setting, init.place)] if is_uri(init.place) else _listing(init.directory))
+        found["seed"] = _digest([model_identity(init.setting, init.place)] if is_uri(init.place) else _listing(Path(init.place)))
     return found
 
 
@@ -122,8 +122,9 @@ def _identities(setting: str, sources: Sequence[Source]) -> Iterator[str]:
             yield files.digest(files.list_files(f"{setting}.{i}", source).files)
 
 
-def _listing(directory: Path) -> Iterator[str]:
-    for path in sorted(path for path in directory.iterdir() if path.is_file()):
+def _listing(place: Path) -> Iterator[str]:
+    """Names, sizes and modification times of the files in a directory, or of one file."""
+    for path in sorted(path for path in ([place] if place.is_file() else place.iterdir()) if path.is_file()):
         found = path.stat()
         yield json.dumps([path.name, found.st_size, found.st_mtime_ns])
 

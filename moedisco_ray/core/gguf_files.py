@@ -1,0 +1,65 @@
+"""GGUF files as starts: each machine writes such a file as a Hugging Face directory, once, into its cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.locations import Location, cache_directory
+from moedisco_ray.core.read_roots import read_roots
+
+_PACKAGES = ("gguf", "accelerate")
+"""Packages that transformers needs to read a GGUF file."""
+
+
+def is_gguf(place: Location) -> bool:
+    """Whether a place is named as a GGUF file."""
+    return isinstance(place, Path) and place.suffix == ".gguf"
+
+
+def gguf_directory(setting: str, file: Path) -> Path:
+    """The Hugging Face directory of a GGUF file in this machine's cache, written on first use. The weights are dequantised to fp32.
+
+    Args:
+        setting: Setting that names the file; errors name it.
+        file: The GGUF file.
+
+    Raises:
+        CheckpointError: The file cannot be read, a package is missing, or this process may only read certain directories.
+    """
+    if read_roots() is not None:
+        raise CheckpointError(setting, str(file), "is a GGUF file, which a control service does not read; name a directory")
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise CheckpointError(setting, str(file), f"cannot be read ({error.strerror}); name an existing file") from error
+    identity = f"{file.resolve()} {found.st_size} {found.st_mtime_ns}"
+    directory = cache_directory() / "gguf" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    if not directory.exists():
+        _write(setting, file, directory)
+    return directory
+
+
+def _write(setting: str, file: Path, directory: Path) -> None:
+    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise CheckpointError(setting, str(file), f"needs the package {missing[0]}; pip install 'moedisco-ray[gguf]'")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".draft-") as scratch:
+        draft = Path(scratch) / "model"
+        draft.mkdir()
+        command = [sys.executable, "-m", "moedisco_ray.models.gguf", str(file.absolute()), str(draft)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own module
+        if done.returncode:
+            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            reason = last.partition(": ")[2] or last    # without the name of Python's exception
+            raise CheckpointError(setting, str(file), f"is no GGUF file that transformers can read ({reason})")
+        try:
+            draft.rename(directory)
+        except OSError:
+            if not directory.exists():      # otherwise another process has written it meanwhile
+                raise
