@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import random
 import socket
 import threading
 import time
@@ -18,6 +19,12 @@ Faults = Callable[[str, str], Fault]
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _CHUNK = 1 << 16
 _PER_CONNECTION = ("transfer-encoding", "connection")
+
+
+def uploads(fault: Fault, share: float, seed: int) -> Faults:
+    """A seeded share of what is written meets with the fault."""
+    chance = random.Random(seed)
+    return lambda method, _path: fault if method in ("PUT", "POST") and chance.random() < share else "pass"
 
 
 class FaultyS3:

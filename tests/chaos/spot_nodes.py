@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import psutil
 import pytest
 import ray
+import yaml
 from ray._private import state
 from ray._private.node import Node
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
@@ -17,15 +22,19 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 from waiting import until
 
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution.ray.autoscaling.draining import drain
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
 
 _MEMORY = 80_000_000
 _PATIENCE = 30.0
-# A node that answers no more is lost after 1.5 s instead of 15: on one machine, a refused connection is no hiccup of a network.
-_SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+_RECONNECT_SECONDS = 5
+# A node that answers no more is lost after 1.5 s instead of 15, and a head after 5 s instead of 60: on one machine, a refused
+# connection is no hiccup of a network.
+_SYSTEM = {
+    "health_check_period_ms": 500, "health_check_failure_threshold": 3, "gcs_rpc_server_reconnect_timeout_s": _RECONNECT_SECONDS}
 _OF_A_NODE = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
-_OF_A_CLUSTER = ("TrainStateActor", "_AutoscalingCoordinatorActor")
+_OF_A_CLUSTER = ("TrainStateActor", "_AutoscalingCoordinatorActor", "_StatsActor", "_UsageCollectionActor")
 """Ray keeps one of each for the lifetime of a Ray cluster, whatever nodes come and go."""
 
 
@@ -46,9 +55,9 @@ class SpotNodes:
         """For RAY_ADDRESS."""
         return str(self._cluster.address)
 
-    def add(self, resource: str) -> str:
-        """Start a node with room for one worker; returns its id."""
-        node = self._cluster.add_node(num_cpus=1, resources={resource: 1}, object_store_memory=_MEMORY)
+    def add(self, resource: str, slots: int = 1) -> str:
+        """Start a node with room for one worker, or more; returns its id."""
+        node = self._cluster.add_node(num_cpus=slots, resources={resource: slots}, object_store_memory=_MEMORY)
         self._nodes[node.node_id] = (resource, node)
         return str(node.node_id)
 
@@ -61,6 +70,26 @@ class SpotNodes:
         _, node = self._nodes.pop(node_id)
         self._gone += _children(node)
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def kill_head(self) -> None:
+        """SIGKILL to the processes of the head; the nodes that are left have no cluster any more, and end some time later."""
+        ray.shutdown()
+        self._cluster.remove_node(self._cluster.head_node, allow_graceful=False)
+
+    @contextlib.contextmanager
+    def driver(self, run: RunConfig, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """The driver of a run, a process of its own that uses this cluster; its output goes to HOME/output.log."""
+        path = home / "run.yaml"
+        path.write_text(yaml.safe_dump(run.model_dump(mode="json")), encoding="utf-8")
+        with (home / "output.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "moedisco_ray", "run", str(path)], stdout=log, stderr=subprocess.STDOUT,
+                env={**os.environ, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"})
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def notify(self, node_id: str, seconds: float) -> None:
         """Announce that the node will go; one that has nothing to do ends by itself."""

@@ -10,20 +10,17 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from changing_pools import ChangingPools, Hit
 from pool_plan import NODES, draw
-from small_run import begin_at, same_outcome, small_config
+from small_run import begin_at, same_outcome, small_config, units
 from spot_nodes import SpotNodes
 from step_account import attempts, lost
 
-from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
-from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -103,10 +100,3 @@ def check_work(events: list[Event], planned: dict[str, int], *, announced: bool)
         for attempt, steps_lost in zip(mine, lost(mine), strict=False):
             assert steps_lost <= (0 if announced else attempt.end - attempt.safe)
         assert sum(event.type == "unit_finished" and event.unit == unit for event in events) == 1
-
-
-def units(directory: Path, stage: str) -> list[dict[str, Any]]:
-    artifact = next(known.directory for known in STAGES if known.name == stage)
-    manifest = read_manifest(directory / artifact)
-    assert manifest is not None
-    return list(manifest.summary["units"])

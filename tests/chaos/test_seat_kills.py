@@ -8,16 +8,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from failing_jobs import here, make_job
-from faulty_s3 import Faults, FaultyS3, faulty_s3
+from faulty_s3 import FaultyS3, faulty_s3, uploads
 from s3_standin import s3_server
-from seat_kills import SeatKiller, Store, draw
+from seat_kills import SeatKiller, draw
 from spot_nodes import SpotNodes, spot_nodes
 from step_account import attempts, lost
 
@@ -60,16 +59,6 @@ def job(directory: Path, unit: int, checkpoints: Location | None) -> TrainJob:
         made, name=f"submodel-{unit}", seed=unit, checkpoint_every=INTERVAL, checkpoints=checkpoints or made.checkpoints)
 
 
-def faults(store: Store, seed: int) -> Faults:
-    """A seeded share of what is written meets with the fault."""
-    chance = random.Random(seed)
-
-    def fault(method: str, _path: str) -> Store:
-        return store if method in ("PUT", "POST") and (store == "slow" or chance.random() < FAULTY_SHARE) else "pass"
-
-    return fault
-
-
 def is_saving(checkpoints: Location) -> bool:
     """Whether a checkpoint on a disk is being written, or any moment is as good, in an object store."""
     return isinstance(checkpoints, str) or any(checkpoints.glob(".step-*.draft"))
@@ -84,7 +73,7 @@ def test_a_seat_that_is_killed_costs_an_interval_at_most(
     nodes.reset({LOW.resource: 1})
     kind, plan = draw(seed, UNITS, STEPS)
     if kind != "disk":
-        store[0].faults = faults(kind, seed)
+        store[0].faults = uploads(kind, 1.0 if kind == "slow" else FAULTY_SHARE, seed)
     places = [None if kind == "disk" else f"s3://seats/{seed}-{unit}?{store[1]}" for unit in range(UNITS)]
     jobs = [job(tmp_path / f"{unit}", unit, place) for unit, place in enumerate(places)]
     by_name = {each.name: each for each in jobs}

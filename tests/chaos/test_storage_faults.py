@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty_s3 import Fault, Faults, FaultyS3, faulty_s3
+from faulty_s3 import Fault, FaultyS3, faulty_s3, uploads
 from s3_standin import s3_server
 from small_training import small_job, weights, write_inputs
 
@@ -49,12 +48,6 @@ def run(job: TrainJob, emit: Callable[[Event], None] = lambda _event: None) -> T
 def same_as(whole: tuple[TrainJob, TrainResult], job: TrainJob, result: TrainResult) -> None:
     assert result.losses == whole[1].losses
     check_same(weights(job), weights(whole[0]))
-
-
-def uploads(fault: Fault, share: float, seed: int) -> Faults:
-    """A seeded share of what is written meets with the fault."""
-    chance = random.Random(seed)
-    return lambda method, _path: fault if method in ("PUT", "POST") and chance.random() < share else "pass"
 
 
 @pytest.mark.parametrize(("fault", "share"), [("throttle", 0.3), ("cut", 0.3), ("refuse", 0.3), ("slow", 1.0)])

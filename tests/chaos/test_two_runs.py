@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from small_run import begin_at, same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
 
@@ -33,30 +30,18 @@ def config(output: Path) -> RunConfig:
     return small_config(output, pools={"high_memory": {"workers": WORKERS}})
 
 
-def start(run: RunConfig, nodes: SpotNodes) -> subprocess.Popen[bytes]:
-    path = run.output / "run.yaml"
-    path.write_text(yaml.safe_dump(run.model_dump(mode="json")), encoding="utf-8")
-    with (run.output / "output.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "moedisco_ray", "run", str(path)], stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, "RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"})
-
-
 def test_two_runs_on_a_pool_that_holds_one_gang_both_finish(nodes: SpotNodes, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     nodes.reset({"low_mem_gpu": 2, "high_mem_gpu": WORKERS})
+    homes = [tmp_path / name for name in ("one", "other")]
+    both = [config(home) for home in homes]
     done = pipeline.run(small_config(tmp_path / "done"), backend=LocalBackend())
-    both = [config(tmp_path / name) for name in ("one", "other")]
     for run in both:
         begin_at("submodels", run, done)
-    processes = [start(run, nodes) for run in both]
-    try:
-        for run, process in zip(both, processes, strict=True):
-            assert process.wait(300) == 0, (run.output / "output.log").read_text(encoding="utf-8")
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    with contextlib.ExitStack() as ending:
+        processes = [ending.enter_context(nodes.driver(run, home)) for run, home in zip(both, homes, strict=True)]
+        for home, process in zip(homes, processes, strict=True):
+            assert process.wait(300) == 0, (home / "output.log").read_text(encoding="utf-8")
     one, other = (run.directory for run in both)
     same_outcome(one, other)
     times = [trained(run.directory) for run in both]
