@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from hosts import PYTHON, Hosts, copy_checkout, finished, listens, run, send, un
 from ray_on_hosts import TOKEN, RayOnHosts
 from s3_standin import KEYS, s3_server
 from small_run import small_config
+from step_account import attempts, lost
 
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.run_store import RunStore
@@ -24,6 +26,8 @@ from moedisco_ray.execution.joining.token import JoinToken
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 PORT = 7722
+INTERVAL = 10
+"""Steps between two checkpoints."""
 LOST = "moedisco: the connection to {} ended; to join again, ask for a new token"
 
 
@@ -216,7 +220,7 @@ def text(places):
 def configuration(text, output, name):
     return small_config(
         output, name=name, corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"total": 120_000})
+        tokens={"total": 120_000}, checkpoint={"every": INTERVAL})
 
 
 def started(places, config):
@@ -253,6 +257,41 @@ def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, ray, text, outpu
     assert places.home.execute("machine", "ip", "rule").count("lookup") == 3, "the machine's own rules are as before"
     code, shown = finished(places.join(token))
     assert (code, "was used before" in shown) == (2, True), shown
+
+
+@pytest.mark.parametrize("way", ["killed", "cut off"])
+def test_a_machine_that_is_lost_in_training_costs_an_interval_at_most(places, ray, text, output, way):
+    machine = joined(places, ray, places.token())
+    run = started(places, configuration(text, output, way.replace(" ", "-")))
+    step = random.Random(way).randrange(INTERVAL, 2 * INTERVAL)
+    until(lambda: trained_steps(run) >= step, 600, run.log.read_text)
+    if way == "killed":
+        send(signal.SIGKILL, machine)
+        machine.wait(30)
+    else:
+        places.home.unplug("machine")
+        code, shown = finished(machine, 120)
+        assert (code, shown.splitlines()[-1]) == (1, LOST.format(places.head)), shown
+        places.home.plug_in("machine")
+    after = joined(places, ray, places.token(), "--grace=20")
+    code, shown = finished(run, 900)
+    assert code == 0, shown
+    events = EventLog.parse(run.log.read_bytes())
+    (restart,) = [event for event in events if event.type == "worker_restarted"]
+    steps_lost = {unit: sum(lost(each)) for unit, each in attempts(events).items()}
+    assert restart.data["kind"] in ("preempted", "died")
+    assert steps_lost[restart.unit] <= INTERVAL
+    assert not any(steps for unit, steps in steps_lost.items() if unit != restart.unit)
+    send(signal.SIGTERM, after)
+    assert finished(after)[0] == 0
+    until(lambda: list(ray.nodes()) == [places.head], 120, "only the head is left")
+
+
+def trained_steps(run):
+    """Steps of the sub-model that has trained most."""
+    assert run.poll() is None, run.log.read_text()
+    events = EventLog.parse(run.log.read_bytes())
+    return max((event.data["step"] for event in events if event.type == "progress" and event.stage == "submodels"), default=0)
 
 
 def test_a_machine_whose_head_is_lost_ends_with_one_line(places, ray):
