@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -56,6 +57,7 @@ class Hosts:
         require_tools()
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.base / "hostkey")
+        self._remove_leftovers()
         run("ip", "link", "add", self.bridge, "type", "bridge")
         run("ip", "addr", "add", f"{self.gateway}/24", "dev", self.bridge)
         run("ip", "link", "set", self.bridge, "up")
@@ -63,6 +65,13 @@ class Hosts:
             self._connect(name)
             self._furnish(name)
             self._boot(name)
+
+    def _remove_leftovers(self):
+        """Remove the bridges that a killed test has left with our address: packets for our hosts would go there."""
+        listed = json.loads(subprocess.check_output(["ip", "-json", "address", "show", "type", "bridge"]))
+        for link in listed:
+            if self.gateway in [each.get("local") for each in link.get("addr_info", ())]:
+                run("ip", "link", "del", link["ifname"])
 
     def stop(self):
         for name in self.address:
