@@ -22,7 +22,7 @@ from moedisco_ray.execution import pipeline
 
 NODES: dict[str, dict[str, int]] = {"cpu": {}, "low": {"low_mem_gpu": 2}, "high": {"high_mem_gpu": 1}}
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

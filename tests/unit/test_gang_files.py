@@ -114,7 +114,7 @@ def test_every_worker_writes_its_share(four: Home) -> None:
 
 @pytest.mark.slow
 def test_a_worker_may_read_and_write_ten_times_longer_than_collectives_wait(two: Home) -> None:
-    gang(2, two.directory, [(two.job("slow"), None)], fault=Fault(0, ("load", "save"), seconds=30), timeout=3)
+    gang(2, two.directory, [(two.job("slow"), None)], fault=Fault(0, ("load", "save"), seconds=20), timeout=2)
     check_same(weights(two.directory / "slow" / "out"), weights(two.directory / "undisturbed" / "out"))
 
 
