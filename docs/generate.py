@@ -200,8 +200,8 @@ def plans() -> str:
         "in 8 bits, 4/3 for recomputation, 1.4 for bf16 weights, 3 for block-wise updates; offloaded moments cost the time of "
         "copies at 25 GB/s.\n\n"
         "`make test-fake` runs training steps with these shapes, without memory and arithmetic, and compares their peak with the "
-        "plan: they differ by less than 5 %. It covers all sub-models and the fine-tune of Qwen1.5-MoE on one card, not those on "
-        "8 cards.")
+        "plan: they differ by less than 5 %. It covers all sub-models, those of GLM-4.5-Air and DeepSeek-V3 too, and the fine-tune "
+        "of Qwen1.5-MoE on one card, not those on 8 cards.")
 
 
 def models() -> str:

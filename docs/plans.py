@@ -9,6 +9,8 @@ from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_
 from moedisco_ray.plan import StagePlan, build_plan
 from moedisco_ray.plan.memory import GIB
 
+_LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+"""Sizes of DeepSeek's latent attention."""
 CHECKPOINTS: dict[str, tuple[FamilyName, int, Architecture]] = {
     "OLMoE-1B-7B": ("olmoe", 50_304, Architecture(
         hidden_size=2048, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1024,
@@ -22,8 +24,27 @@ CHECKPOINTS: dict[str, tuple[FamilyName, int, Architecture]] = {
     "Mixtral-8x7B": ("mixtral", 32_000, Architecture(
         hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, moe_intermediate_size=14_336,
         num_experts=8, num_experts_per_tok=2)),
+    "gpt-oss-20b": ("gpt_oss", 201_088, Architecture(
+        hidden_size=2880, num_hidden_layers=24, num_attention_heads=64, num_key_value_heads=8, head_dim=64,
+        moe_intermediate_size=2880, num_experts=32, num_experts_per_tok=4)),
+    "DeepSeek-V2-Lite": ("deepseek_v2", 102_400, Architecture(
+        hidden_size=2048, num_hidden_layers=27, num_attention_heads=16, moe_intermediate_size=1408, num_experts=64,
+        num_experts_per_tok=6, fields={
+            **_LATENT, "q_lora_rank": None, "intermediate_size": 10_944, "first_k_dense_replace": 1, "n_shared_experts": 2})),
 }
-"""Family, vocabulary and sizes of published checkpoints, by name."""
+"""Family, vocabulary and sizes of published checkpoints that the page shows, by name."""
+LARGER: dict[str, tuple[FamilyName, int, Architecture]] = {
+    "GLM-4.5-Air": ("glm4_moe", 151_552, Architecture(
+        hidden_size=4096, num_hidden_layers=46, num_attention_heads=96, num_key_value_heads=8, head_dim=128,
+        moe_intermediate_size=1408, num_experts=128, num_experts_per_tok=8, fields={
+            "attention_bias": True, "intermediate_size": 10_944, "first_k_dense_replace": 1})),
+    "DeepSeek-V3": ("deepseek_v3", 129_280, Architecture(
+        hidden_size=7168, num_hidden_layers=61, num_attention_heads=128, moe_intermediate_size=2048, num_experts=256,
+        num_experts_per_tok=8, fields={
+            **_LATENT, "q_lora_rank": 1536, "intermediate_size": 18_432, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
+            "routed_scaling_factor": 2.5})),
+}
+"""Checkpoints whose sub-models only `make test-fake` plans and measures."""
 HEAD = [
     "checkpoint", "stage", "models", "parameters of each", "settings", "times as long", "GB per card", "of", "GB in the machine"]
 _GROUP = 4
@@ -75,7 +96,7 @@ def _config(family: FamilyName, vocabulary: int, sizes: Architecture, clusters: 
     raw: dict[str, Any] = {
         "name": "plan",
         "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 1024},
-        "model": {"family": family, "config": sizes.model_dump() | {"vocab_size": vocabulary}},
+        "model": {"family": family, "config": sizes.model_dump(exclude_unset=True) | {"vocab_size": vocabulary}},
         "tokens": {"total": 1_000_000_000},
         "clusters": {"count": clusters},
         "submodels": {"optimizer": optimizer},

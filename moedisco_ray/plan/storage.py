@@ -13,6 +13,7 @@ they are uploaded, and one checkpoint until it is uploaded. The figures follow f
 Stages without training stream the model: a card holds the largest part of it, a layer or the head, or the whole model if that takes
 at most 40 % of the card. Next to it are the hidden states of the text, up to 4 GiB, and 1 GiB for libraries; activations of a batch
 are left out. Without a card, all this is in the machine's memory, where at most 1 GiB of weights and 0.5 GiB of states stay.
+`plan.host_memory` bounds the memory of corpus, cluster and decompose.
 
 The number of checkpoints follows from `checkpoint.every` or, with `auto`, from the interval for the assumed rate of worker losses.
 """
@@ -28,13 +29,11 @@ from pydantic import BaseModel, ConfigDict
 from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan.estimate import CLUSTERED
+from moedisco_ray.plan.host_memory import ID_BYTES, TEXT_BYTES_PER_TOKEN, cluster_memory, corpus_memory, decompose_memory
 from moedisco_ray.plan.memory import FIXED_OVERHEAD, GIB, largest_block
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.policies.checkpointing import SaveCost, interval, loss_rate
 
-TEXT_BYTES_PER_TOKEN = 4
-"""Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
-_ID_BYTES = 4
 _RESIDENT_SHARE = 0.4
 """Maximum share of a GPU's memory for a model that stays loaded; a copy of the one in `models.streamed`, for use without torch."""
 _CPU_RESIDENT = 2**30
@@ -70,8 +69,8 @@ class StageStorage(BaseModel):
     device_memory: int = 0
     """Memory of the card of one worker; 0 without a card."""
     worker_memory: int = 0
-    """Host memory of one worker, without its process: offloaded moments, a checkpoint until it is stored, and without a card what
-    would be on the card."""
+    """Host memory of one worker, without its process: offloaded moments, a checkpoint until it is stored, without a card what
+    would be on the card, and the bounds of `plan.host_memory`."""
     moved: int
     """Bytes that all workers of the stage together read from storage and write to storage."""
 
@@ -179,9 +178,11 @@ class _Planner:
 
     def _corpus(self) -> StageStorage:
         text = TEXT_BYTES_PER_TOKEN * self._corpus_tokens
-        stored = text + (_ID_BYTES + self._token_bytes) * self._corpus_tokens
+        stored = text + (ID_BYTES + self._token_bytes) * self._corpus_tokens
         # The text is moved four times: read, written and read again by the shuffle, and written with its tokens.
-        return StageStorage(stage="corpus", pool="cpu", stored=stored, node_disk=text + stored, moved=3 * text + stored)
+        return StageStorage(
+            stage="corpus", pool="cpu", stored=stored, node_disk=text + stored, worker_memory=corpus_memory(text),
+            moved=3 * text + stored)
 
     def _cluster(self) -> StageStorage:
         config = self._config
@@ -194,9 +195,10 @@ class _Planner:
             device, host = self._streamed(shape, config.vectors_pool, _GPU_STATES)
             vectors = 4 * config.model.architecture.hidden_size * -(-self._corpus_tokens // config.corpus.sequence_length)
         packed = self._token_bytes * tokens
-        documents = (TEXT_BYTES_PER_TOKEN + _ID_BYTES) * self._corpus_tokens
+        documents = (TEXT_BYTES_PER_TOKEN + ID_BYTES) * self._corpus_tokens
         return StageStorage(
-            stage="cluster", pool="cpu", stored=packed + vectors, device_memory=device, worker_memory=host,
+            stage="cluster", pool="cpu", stored=packed + vectors, device_memory=device,
+            worker_memory=host + cluster_memory(config, self._corpus_tokens, self._vocab_size),
             node_disk=documents + packed + vectors, moved=2 * documents + packed + 2 * vectors)
 
     def _training(self, name: str, each: Trained) -> StageStorage:
@@ -222,7 +224,11 @@ class _Planner:
     def _models(self, name: str, *, stored: int, read: int) -> StageStorage:
         config, pool = self._config, self._config.finetune_pool
         tokens = {"merge": config.merge.calibration_tokens, "evaluate": config.evaluation.max_tokens}.get(name, 0)
-        device, host = (0, 0) if name == "decompose" else self._streamed(config.model.architecture, pool, tokens)
+        if name == "decompose":
+            shape = submodel_architecture(config.model.family_name, config.model.architecture, config.clusters.count)
+            device, host = 0, decompose_memory(count_parameters(config.model.family_name, shape, self._vocab_size))
+        else:
+            device, host = self._streamed(config.model.architecture, pool, tokens)
         return StageStorage(
             stage=name, pool=pool.name, stored=stored, worker_disk=read + stored, moved=read + stored, device_memory=device,
             worker_memory=host)

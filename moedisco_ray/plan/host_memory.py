@@ -1,0 +1,87 @@
+"""Host memory of the stages that handle text or cut the model, without the process itself: upper bounds.
+
+* corpus: a task collects documents for a file of the shuffle and writes it, which takes twice that text; or it holds one bucket:
+  its text, the sorted copy, token ids and packed tokens. Both have at most 64 MiB of text, however large the corpus is. Measured
+  for a bucket of 16 MB: 6 to 8 times its text.
+* cluster: the driver holds the sample's texts twice, once as Python strings, with token ids; the vectors on which k-means is
+  fitted, in six copies at most; and the costs on which prices are fitted, in five copies of 8 bytes. Tf-idf adds the words of the
+  sample and the components, and vectors of mean tokens the embedding. A task holds one part of the corpus.
+* decompose: all tensors of a weight file, of the backbone or of the experts of one sub-model, and the largest tensor while it is
+  made, in fp32 and in a copy.
+
+Documents are assumed to have as many tokens as a sequence. The language models of `clusters.method: likelihood` are left out.
+
+Letters: D dimensions of a vector, C clusters.
+"""
+
+from __future__ import annotations
+
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.plan.parameters import Parameters
+
+TEXT_BYTES_PER_TOKEN = 4
+"""Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
+ID_BYTES = 4
+"""Size of a token id in the corpus (bytes)."""
+_BUCKET_BYTES = 64 * 2**20
+"""Maximum text of a task (bytes); a copy of `stages.corpus.staging.BUCKET_BYTES`."""
+_TASK_BYTES = 64 * 2**20
+"""Memory of a text task besides its documents: Python strings of a chunk, tokenizer, buffers of Arrow (bytes)."""
+_TASK_COPIES = 8
+"""Memory of a task's documents, as a multiple of their text."""
+_VECTOR_COPIES = 6
+_COST_COPIES = 5
+_CENTROID_DOCUMENTS = 256
+"""Documents per cluster on which k-means is fitted; a copy of `stages.clustering.build.CENTROID_DOCUMENTS`."""
+_BALANCE_DOCUMENTS = 100_000
+"""Maximum number of documents on which prices are fitted; a copy of `stages.clustering.balance.BALANCE_DOCUMENTS`."""
+_TERMS = 50_000
+"""Maximum number of terms; a copy of the one in `stages.clustering.vectors.tfidf`."""
+_TERM_BYTES = 24
+"""Memory of one word of a document in sparse matrices of tf-idf, which exist twice (bytes)."""
+_SHARD_BYTES = 2 * 2**30
+"""Maximum size of a weight file (bytes); a copy of `models.checkpoint_writer.DEFAULT_SHARD_BYTES`."""
+
+
+def corpus_memory(text_bytes: int) -> int:
+    """Memory of one task of the corpus stage.
+
+    Args:
+        text_bytes: Size of the corpus (bytes).
+    """
+    return _TASK_BYTES + _TASK_COPIES * min(text_bytes, _BUCKET_BYTES)
+
+
+def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> int:
+    """Memory of the driver and of one task while documents are clustered, without the model whose hidden states are the vectors.
+
+    Args:
+        config: The run's configuration.
+        corpus_tokens: Tokens of the corpus.
+        vocab_size: Entries of the vocabulary.
+    """
+    settings, length = config.clusters, config.corpus.sequence_length
+    documents = -(-corpus_tokens // length)
+    sample = min(documents, max(settings.sample, settings.count))
+    held = sample * length * (2 * TEXT_BYTES_PER_TOKEN + ID_BYTES)
+    held += _COST_COPIES * 8 * settings.count * min(documents, _BALANCE_DOCUMENTS)
+    if settings.method == "kmeans":
+        hidden = config.model.architecture.hidden_size
+        dimensions = settings.dimensions if settings.vectors == "tfidf_svd" else hidden
+        fitted = min(documents, max(settings.sample, _CENTROID_DOCUMENTS * settings.count))
+        held += _VECTOR_COPIES * 4 * dimensions * fitted
+        if settings.vectors == "tfidf_svd":
+            held += _TERM_BYTES * length * sample + 4 * _TERMS * dimensions
+        elif settings.vectors == "mean_token":
+            held += 4 * vocab_size * hidden
+    return held + corpus_memory(corpus_tokens * TEXT_BYTES_PER_TOKEN)
+
+
+def decompose_memory(part: Parameters) -> int:
+    """Memory of the process that writes the untrained sub-models; random ones are in fp32, and those of a checkpoint need less.
+
+    Args:
+        part: Parameters of one sub-model.
+    """
+    experts = part.experts + part.router
+    return min(_SHARD_BYTES, 4 * max(experts, part.total - experts)) + 8 * part.largest_tensor
