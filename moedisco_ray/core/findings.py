@@ -18,9 +18,15 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
     """Named results on text: the validation text as a whole and per source, and text that was never trained on."""
     unseen = evaluation.unseen or UnseenFigures()
     rows: list[tuple[str, Figures]] = [("all", evaluation)] if evaluation.documents else []
+    if evaluation.start is not None:
+        rows.append(("all, with the start model", evaluation.start))
     if evaluation.ensemble is not None:
         rows.append(("sub-models as an ensemble", evaluation.ensemble))
-    rows += [(entry.source, entry) for entry in evaluation.sources]
+    before = {entry.source: entry for entry in evaluation.start.sources} if evaluation.start is not None else {}
+    for entry in evaluation.sources:
+        rows.append((entry.source, entry))
+        if entry.source in before:
+            rows.append((f"{entry.source}, with the start model", before[entry.source]))
     if len(unseen.sources) > 1:
         rows.append(("all, never trained on", unseen))
     return rows + [(f"{entry.source}, never trained on", entry) for entry in unseen.sources]
@@ -49,6 +55,27 @@ def expert_note(evaluation: EvaluationRecord) -> str | None:
     dead, experts = (sum(router.dead for router in evaluation.routers), sum(len(router.load) for router in evaluation.routers))
     known = f"normalised mutual information of a document's main expert: {shared}; " if shared else ""
     return f"{known}{dead} of {experts} experts are dead (under 1 % of an even load)"
+
+
+def start_note(evaluation: EvaluationRecord) -> str | None:
+    """A sentence on whether the run helped: the held-out loss of its model and of the model that it started from; None without."""
+    start = evaluation.start
+    if start is None or start.loss is None or evaluation.loss is None:
+        return None
+    change = evaluation.loss - start.loss
+    worse = f"; {listed} got worse" if (listed := _listed(_worse(evaluation))) else ""
+    return (
+        f"the held-out loss is {evaluation.loss:.4f} nats per token, {abs(change):.4f} {'above' if change > 0 else 'below'} the "
+        f"{start.loss:.4f} of the model that the run started from{worse}")
+
+
+def _worse(evaluation: EvaluationRecord) -> Iterable[str]:
+    """Sources on which the finished model has a higher loss than the start model."""
+    before = {} if evaluation.start is None else {entry.source: entry.loss for entry in evaluation.start.sources}
+    for entry in evaluation.sources:
+        loss = before.get(entry.source)
+        if loss is not None and entry.loss is not None and entry.loss > loss:
+            yield entry.source
 
 
 def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:

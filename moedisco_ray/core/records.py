@@ -244,6 +244,12 @@ class StageFigures(Figures):
     """Figures of each sub-model on its own cluster."""
 
 
+class StartFigures(Figures):
+    """How well the model that the run started from predicts the validation text."""
+
+    sources: list[SourceFigures] = Field(default_factory=list)
+
+
 class UnseenFigures(Figures):
     """How well a model predicts text that it was never trained on."""
 
@@ -280,6 +286,8 @@ class EvaluationRecord(Figures):
     specialisation: dict[str, float | None] = Field(default_factory=dict)
     """Normalised mutual information between a document's main expert and its `cluster` or `source`."""
     stages: dict[str, StageFigures] = Field(default_factory=dict)
+    start: StartFigures | None = None
+    """The model that the run started from, before any training; null for random weights, and if it was not measured."""
     ensemble: Figures | None = None
     unseen: UnseenFigures | None = None
     lm_eval: list[TaskFigures] = Field(default_factory=list)

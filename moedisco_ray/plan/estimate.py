@@ -195,6 +195,8 @@ class _Reading:
             passes += [self._read(tokens, whole=True), self._read(tokens, whole=False)]
         if evaluation.stages and config.tokens.seed:
             passes.append(self._read(tokens, whole=False))
+        if config.measures_start:
+            passes.append(self._read(tokens, whole=self._vectors_of_whole))
         if config.vectors_pool is not None:
             passes.append(self._read(tokens, whole=self._vectors_of_whole))
         if evaluation.ensemble:

@@ -22,6 +22,7 @@ from moedisco_ray.models import (
     open_dense,
     random_weights,
     read_config,
+    submodel_config,
     upcycled_config,
 )
 from moedisco_ray.models.initial_weights import with_seed
@@ -67,6 +68,22 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     sizes = hf_config(model.family_name, model.architecture, encoder.vocab_size, start.sequence_length, encoder.eos)
     config = config_values(sizes)
     return random_weights(config, start.seed), config
+
+
+def start_model(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The trained model that a run starts from, as an MoE: its tensors, each read on access, and its `config.json`.
+
+    A dense model is an MoE with one expert, which computes the same.
+
+    Raises:
+        CheckpointError: The model cannot be read.
+    """
+    init = start.model.init
+    if not isinstance(init, UpcycleInit):
+        return untrained_moe(start)
+    directory, family = init.directory_with_weights, start.model.family_name
+    config = upcycled_config(directory, family, init.num_experts, init.num_experts_per_tok)
+    return open_dense(directory, family), submodel_config(config, 1)
 
 
 def check_start(config: RunConfig) -> None:

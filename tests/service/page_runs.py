@@ -84,6 +84,7 @@ def finish(site):
     report["clusters"]["balance"] = 1.05
     figures = report["evaluation"]["sources"][0]
     report["evaluation"]["unseen"] = {**figures, "sources": [{**figures, "source": name} for name in ("novels", "letters")]}
+    report["evaluation"] |= {"loss": 3.5, "start": {**figures, "loss": 4.25, "sources": []}}
     report["evaluation"]["lm_eval"] = [{
         "task": "arc_easy", "acc": 0.412, "acc_stderr": 0.01, "acc_norm": 0.388, "acc_norm_stderr": 0.01, "chance": 0.25,
         "examples": 2376}]

@@ -64,7 +64,14 @@ def test_a_run_keeps_the_commit_that_it_began_with(server: Hub, files: Path, tmp
     stored = read_json(directory / "config.json")["model"]
     assert stored["init"]["upcycle"] == f"hf://{NAME}"
     assert (stored["init"]["commit"], stored["init"]["revision"], stored["family"]) == (first, None, "mixtral")
-    assert read_json(directory / "report.json")["start"] == {"kind": "upcycle", "name": NAME}
+    report = read_json(directory / "report.json")
+    assert report["start"] == {"kind": "upcycle", "name": NAME}
+    evaluation = report["evaluation"]
+    assert evaluation["start"]["tokens"] == evaluation["tokens"]
+    assert [entry["source"] for entry in evaluation["start"]["sources"]] == [entry["source"] for entry in evaluation["sources"]]
+    assert evaluation["loss"] < evaluation["start"]["loss"] < 6
+    assert f"below the {evaluation['start']['loss']:.4f} of the model that the run started from" in (
+        directory / "model" / "README.md").read_text(encoding="utf-8")
     assert read_json(directory / "model" / "config.json")["num_local_experts"] == 2
 
     newer = server.add(NAME, {**server.repositories[NAME].commits[first], "NOTICE": b"newer"})

@@ -49,6 +49,7 @@ def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral:
         tmp_path, model={"family": "mixtral", "config": None, "init": {"checkpoint": str(mixtral)}},
         clusters={"count": 2, "vectors": "hidden_state"}, tokenizer={"replace": True},
         merge={"router": "ridge", "calibration_tokens": 1024})
+    assert "start" not in read_json(directory / "evaluation" / "evaluation.json"), "its tokens were other ones"
     held = [event.data["pool"] for event in EventLog.read(directory / "events.jsonl")
             if event.type == "workers_held" and event.stage == "cluster"]
     assert held == ["low_memory"]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from moe_models import ALONE, LENGTH, VOCAB, random_tensors, tiny_config
@@ -23,9 +24,11 @@ from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, check_start_tensors, load_model, open_checkpoint, runnable, write_checkpoint
 from moedisco_ray.stages.context import dense_seed, finetune_seed, submodel_seed
 from moedisco_ray.stages.corpus import input_identity
+from moedisco_ray.stages.evaluate.measure import evaluate_start
 from moedisco_ray.stages.merge.stage import write_whole
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
+from moedisco_ray.stages.text.validation import Documents
 
 DENSE_SIZES = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -322,3 +325,26 @@ def test_copies_of_an_expert_have_rows_of_their_own_also_where_the_seed_has_seve
         assert torch.equal(first, copy)
         assert not torch.equal(first, second)
         assert len(torch.unique(upcycled[f"{block}.gate.weight"], dim=0)) == 4
+
+
+@pytest.mark.parametrize(("family", "kind"), RELATIVES)
+def test_the_measured_start_is_the_dense_model_itself(tmp_path: Path, family: str, kind: str) -> None:
+    start = dense(tmp_path / "dense", kind)
+    lengths = (LENGTH, 3, 2 * LENGTH, 1)
+    tokens = [np.arange(7 * i, 7 * i + length, dtype=np.int32) % VOCAB for i, length in enumerate(lengths)]
+    documents = Documents(
+        ids=tuple(bytes([i]) for i in range(4)), sources=("x", "y", "y", "x"),
+        texts=tuple("ab" * length for length in lengths), tokens=tuple(tokens))
+    experts = {"num_experts_per_tok": 4} if family == "deepseek_v2" else {}
+    found = evaluate_start(
+        Start(model_of(family, start, **experts), Path("no-tokenizer"), LENGTH, 0), documents, prefix=5, sequence_length=LENGTH)
+    model, nats = AutoModelForCausalLM.from_pretrained(start), []
+    for document in tokens:
+        whole = torch.from_numpy(np.concatenate([[5], document])).long()
+        windows = [whole[i:i + LENGTH + 1] for i in range(0, len(document), LENGTH)]
+        with torch.no_grad():
+            nats.append(sum(float(torch.nn.functional.cross_entropy(
+                model(window[None, :-1]).logits[0], window[1:], reduction="sum")) for window in windows))
+    assert found["loss"] == pytest.approx(sum(nats) / sum(lengths), rel=1e-5)
+    assert [entry["loss"] for entry in found["sources"]] == pytest.approx(
+        [(nats[0] + nats[3]) / (lengths[0] + lengths[3]), (nats[1] + nats[2]) / (lengths[1] + lengths[2])], rel=1e-5)

@@ -153,6 +153,8 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
     if config.evaluation.stages:
         reads["submodel"] += tokens * ((config.tokens.seed > 0) + config.tokens.decoupled)
         reads["whole"] += tokens * (config.tokens.decoupled and not ensemble)
+    if config.measures_start:
+        reads["whole" if isinstance(config.model.init, CheckpointInit) else "submodel"] += tokens
     if config.tokens.decoupled:
         documents = load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens
         asked_N = np.array([len(document) for document in documents])

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import count, plain_table
-from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, task_table
+from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, start_note, task_table
 from moedisco_ray.core.records import ClusterEntry, Departure, EvaluationRecord, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
@@ -101,6 +101,8 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
                 name, _number(figures.perplexity, 2), _number(figures.bits_per_byte, 3), _number(figures.documents, 0),
                 _number(figures.tokens, 0))
         parts.append(table)
+    if (comparison := start_note(evaluation)) is not None:
+        parts.append(Text(comparison, style="bold"))
     if (note := expert_note(evaluation)) is not None:
         parts.append(Text(note, style="dim"))
     if tasks := task_table(evaluation):

@@ -109,6 +109,11 @@ class RunConfig(Section):
         return self.owners[cluster - self.shared_clusters] if cluster >= self.shared_clusters else None
 
     @property
+    def measures_start(self) -> bool:
+        """Whether the evaluation also measures the model that the run starts from, whose loss is comparable if its tokens stay."""
+        return self.evaluation.stages and isinstance(self.model.init, LocalInit) and not self.tokenizer.replace
+
+    @property
     def vectors_pool(self) -> LowMemoryPool | None:
         """The pool that computes document vectors; None if CPU tasks on any node compute them."""
         return self.pools.low_memory if self._needs_a_trained_model else None

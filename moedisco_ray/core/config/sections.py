@@ -306,7 +306,8 @@ class Evaluation(Section):
     """Number of training tokens between two measurements of the held-out loss, for the seed and the MoE. Null means no
     measurements."""
     stages: bool = True
-    """Also measure the seed, each sub-model on its own cluster's text, and the merged model."""
+    """Also measure the model that the run starts from, the seed, each sub-model on its own cluster's text, and the merged model.
+    The start is left out if `tokenizer.replace` gives it other tokens."""
     ensemble: bool = False
     """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
     ensemble_top_k: int | None = Field(None, ge=1, le=MOST_CLUSTERS)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.models import specialise
-from moedisco_ray.models.streamed import open_streamed
+from moedisco_ray.models.streamed import open_streamed, streamed_model
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.stages.evaluate.routers import (
     RouterMeter,
@@ -28,6 +28,7 @@ from moedisco_ray.stages.evaluate.routers import (
     normalized_mutual_information,
 )
 from moedisco_ray.stages.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
+from moedisco_ray.stages.start import Start, start_model
 from moedisco_ray.stages.text.validation import Documents
 
 
@@ -130,6 +131,36 @@ def evaluate_stages(
     final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)
     stages["finetune"] = {key: final[key] for key in Score().to_dict()}
     return {**final, "stages": stages, "extra_seconds": extra}
+
+
+def evaluate_start(
+    start: Start, documents: Documents, *, prefix: int, sequence_length: int, device: str = "cpu", advance: Advance = no_advance,
+) -> dict[str, Any]:
+    """Measure the trained model that a run starts from; one decoder layer is in memory at a time.
+
+    Args:
+        start: The run's start.
+        documents: Documents to measure on.
+        prefix: The token before each document.
+        sequence_length: Length of a training sequence.
+        device: Device to run the model on.
+        advance: Receives the number of tokens measured.
+
+    Returns:
+        The figures of `Score.to_dict`, and `sources`: the same figures per source, as in `evaluate`.
+
+    Raises:
+        CheckpointError: The model cannot be read.
+    """
+    tensors, config = start_model(start)
+    model = specialise(streamed_model(tensors, config, dtype=default_dtype(device), device=device))
+    nats_N = document_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance)
+    scores = document_scores(documents, nats_N)
+    source_N, sources = _source_codes(documents)
+    return {
+        **sum(scores, Score()).to_dict(),
+        "sources": [{"source": source, **_total(scores, source_N == i).to_dict()} for i, source in enumerate(sources)],
+    }
 
 
 def evaluate_unseen(

@@ -18,7 +18,8 @@ from moedisco_ray.core.records import EvaluateSummary, EvaluationRecord
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context, device_of
-from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_unseen
+from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_start, evaluate_unseen
+from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.pretrained import open_encoder
 from moedisco_ray.stages.text.tokenizer import Encoder
@@ -52,7 +53,7 @@ class Readers:
 
 
 def run(context: Context, draft: Draft, *, readers: Readers) -> None:
-    """Measure every model of the run on the validation text."""
+    """Measure every model of the run, and the model that it started from, on the validation text."""
     config, pool = context.config, context.config.finetune_pool
     evaluated = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
     models, corpus = {stage: context.of(stage) for stage in evaluated}, context.of("corpus")
@@ -63,7 +64,8 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
     result = context.call_with_events(
         pool, Files(read), evaluate, models, submodels=context.submodels, corpus=corpus, cluster_model=cluster_model,
         limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
-        settings=_with_absolute_paths(config.evaluation), device=device_of(pool), readers=readers)
+        settings=_with_absolute_paths(config.evaluation), start=context.start if config.measures_start else None,
+        device=device_of(pool), readers=readers)
     extra_seconds = round(result.pop("extra_seconds"), 3)
     measured = EvaluationRecord.model_validate(result)
     write_json(draft.path / "evaluation.json", measured.to_json())
@@ -75,7 +77,7 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
 
 def evaluate(
     models: Mapping[str, Path], *, submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, limits: Limits,
-    settings: Evaluation, device: str, readers: Readers, events: Emit = discard,
+    settings: Evaluation, start: Start | None, device: str, readers: Readers, events: Emit = discard,
 ) -> dict[str, Any]:
     """Measure every model of the run by perplexity and bits per byte, and the finished one also on unseen text and tasks.
 
@@ -86,6 +88,7 @@ def evaluate(
         cluster_model: The saved clusters; None without clusters.
         limits: Length of a training sequence, and maximum length of a document in the corpus.
         settings: The run's evaluation section.
+        start: The trained model that the run started from; None if it is not to be measured.
         device: Device that the models run on.
         readers: Functions of other stages; see `Readers`.
         events: Takes `stage_progress` events.
@@ -101,12 +104,15 @@ def evaluate(
     labelling = time.monotonic() - began
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
     ensemble = settings.ensemble and clusters is not None
-    passes = len(shown[0]) + (len(submodels) > 0 and settings.stages) + len(submodels) * ensemble
+    passes = len(shown[0]) + (len(submodels) > 0 and settings.stages) + len(submodels) * ensemble + (start is not None)
     progress = StageProgress(events, "evaluate", "tokens evaluated", passes * sum(map(len, documents.tokens)))
     result = evaluate_stages(
         *shown, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device, advance=progress.add)
     result["extra_seconds"] += labelling
     began = time.monotonic()
+    if start is not None:
+        result["start"] = evaluate_start(
+            start, documents, prefix=encoder.prefix, sequence_length=sequence_length, device=device, advance=progress.add)
     if settings.ensemble and clusters is not None:
         known = clusters    # a name that mypy knows is not None in the function below
 

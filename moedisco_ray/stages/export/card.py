@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from moedisco_ray.core.artifacts import read_manifest, write_text
-from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
+from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, start_note, task_table
 from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
@@ -120,11 +120,11 @@ def _evaluation(evaluation: EvaluationRecord) -> list[str]:
         (name, _number(entry.perplexity, 2), _number(entry.bits_per_byte, 3), f"{entry.documents:,}", f"{entry.tokens:,}")
         for name, entry in parts
     ]
-    note = expert_note(evaluation)
+    notes = [note for note in (start_note(evaluation), expert_note(evaluation)) if note is not None]
     tasks = task_table(evaluation)
     return [
         "## Validation", _table(("text", "perplexity", "bits per byte", "documents", "tokens"), rows),
-        *([] if note is None else [f"{note[0].upper()}{note[1:]}."]),
+        *(f"{note[0].upper()}{note[1:]}." for note in notes),
         *(["## Tasks", _table(TASK_COLUMNS, tasks), _TASKS_LEGEND] if tasks else []),
     ]
 

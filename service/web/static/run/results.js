@@ -65,9 +65,13 @@ export function Results({ report }) {
 
 function Validation({ evaluation }) {
   if (evaluation?.perplexity == null) return null;
-  const { unseen } = evaluation;
+  const { unseen, start } = evaluation;
+  const before = new Map((start?.sources ?? []).map((entry) => [entry.source, entry]));
   const rows = [
-    ["all", evaluation], ...(evaluation.sources ?? []).map((entry) => [entry.source, entry]),
+    ["all", evaluation], ...(start ? [["all, with the start model", start]] : []),
+    ...(evaluation.sources ?? []).flatMap((entry) => [
+      [entry.source, entry],
+      ...(before.has(entry.source) ? [[`${entry.source}, with the start model`, before.get(entry.source)]] : [])]),
     ...(unseen?.sources.length > 1 ? [["all, never trained on", unseen]] : []),
     ...(unseen?.sources ?? []).map((entry) => [`${entry.source}, never trained on`, entry]),
   ];
@@ -87,7 +91,16 @@ function Validation({ evaluation }) {
             </tr>`)}</tbody>
         </table>
       </${Scroll}>
+      <${StartNote} loss=${evaluation.loss} start=${start?.loss} />
     </${Sheet}>`;
+}
+
+/** Whether the run helped: its held-out loss and that of the model that it started from. */
+function StartNote({ loss, start }) {
+  if (loss == null || start == null) return null;
+  const change = `${decimal(Math.abs(loss - start), 4)} ${loss > start ? "above" : "below"}`;
+  return html`<p class="small verdict-words">The held-out loss is ${decimal(loss, 4)} nats per token, ${change} the ${decimal(start, 4)} of the
+    model that the run started from.</p>`;
 }
 
 function Tasks({ tasks }) {
