@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT, spread
 from benchmarks.study.compare.figures import Drawing, figure_paths, plot_comparison
+from benchmarks.study.grid import section as grid_section
 from benchmarks.study.quality import absolutes, result_files
 from benchmarks.study.quality import section as quality_section
 
@@ -343,6 +344,22 @@ def quality() -> str:
         table(quality_section.TRIED_HEAD, quality_section.tried()), quality_section.made_with())
 
 
+def grid() -> str:
+    tables = [
+        part for title, rows in grid_section.tables(grid_section.entries()).items()
+        for part in (f"**{title}**", table(grid_section.HEAD, rows))]
+    return section(
+        "Where MoEs are sparse",
+        """The gap is the held-out loss at equal tokens minus joint training's, in nats per token; below 0 is better than joint
+        training. Its slope is the change of the gap for four times the tokens. Dollars are those until an arm reaches joint
+        training's loss, joint training on the large card being 1, at three price books: the dollars for the same tokens times
+        exp(gap / slope of joint training's loss over the log of the tokens). A dash means that one budget was measured, from which
+        no slope follows; the dollars for the same tokens are next to them. Hours are those for the same tokens, with one cheap card
+        per sub-model. Communication between the cards is not counted, which favours joint training on the cheap pool. Arms are
+        tuned on another corpus and seed than they are reported on.""",
+        *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
+
+
 def drawings() -> dict[Path, Drawing]:
     """The figures of the quality benchmark, by folder."""
     published = result_files.PUBLISHED
@@ -386,7 +403,9 @@ def page() -> str:
         "corpus_scale": corpus_scale, "true_sizes": true_sizes, "ranking": ranking}
     parts = ["# Results", " ".join(_INTRODUCTION.split()), *(
         write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists())]
-    if quality_section.results():     # hours of measuring, apart from `make bench`
+    if grid_section.entries():     # hours of measuring, apart from `make bench`
+        parts.append(grid())
+    if quality_section.results():     # the same
         parts.append(quality())
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,6 @@
-"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG` and `... advise CONFIG --from PATH`."""
+"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG`, `... advise CONFIG --from PATH` and
+`... grid`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from benchmarks.study.advice.table import advice_view
 from benchmarks.study.compare.figures import drawing, plot_comparison
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
+from benchmarks.study.grid.command import measure_grid
 from moedisco_ray.cli.app import AsJson, Commands, ConfigPath, Overrides, output_console
 from moedisco_ray.cli.display import listener_for
 from moedisco_ray.core.config import load_config
@@ -82,6 +85,9 @@ def advise_recipe(
         console.file.write(f"{advice.model_dump_json(indent=2)}\n")
     else:
         console.print(advice_view(advice))
+
+
+app.command("grid")(measure_grid)
 
 
 if __name__ == "__main__":

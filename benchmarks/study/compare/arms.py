@@ -10,6 +10,7 @@ from typing import Any, Literal
 from benchmarks.study.compare.accounting import Reads, account, dollars_of
 from benchmarks.study.compare.records import Budget, Measured
 from moedisco_ray.core.config import RunConfig, check_config, put
+from moedisco_ray.core.config.run import divisors
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import Location
 from moedisco_ray.plan import Plan, build_plan
@@ -46,7 +47,23 @@ def _whole_schedule(base: RunConfig) -> str:
     return "wsd" if base.model.init == "random" else "cosine"
 
 
+def _small_moes(base: RunConfig) -> int:
+    """Number of groups whose size is a small MoE with a live router: as configured, or else twice top-k experts, at most half."""
+    whole = base.model.architecture
+    if base.clusters.count < whole.num_experts:
+        return base.clusters.count
+    least = min(2 * whole.num_experts_per_tok, max(1, whole.num_experts // 2))
+    return next(count for count in reversed(divisors(whole.num_experts)) if whole.num_experts // count >= least)
+
+
 _ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.seed_members": None}
+_GROWN: Mapping[str, Any] = {     # the seed also gets the sub-models' tokens, which shows what sub-models add
+    **_WHOLE,
+    "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
+    "tokens.finetune_share": lambda base: base.tokens.finetune_share,
+    **_ONE_SHOT,
+}
+"""A seed that is grown into the whole MoE, without sub-models."""
 _JOINT: Mapping[str, Any] = {
     **_WHOLE,
     "tokens.seed_share": 0.0,
@@ -81,16 +98,16 @@ ARMS: Mapping[str, Arm] = {
         "finetune.load_balance": 0.0,
         "finetune.z_loss": 0.0,
     }),
-    "upcycle": Arm("sparse upcycling", {     # the seed also gets the sub-models' tokens, which shows what sub-models add
-        **_WHOLE,
-        "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
-        "tokens.finetune_share": lambda base: base.tokens.finetune_share,
-    }),
+    "upcycle": Arm("sparse upcycling", {**_GROWN, "clusters.count": lambda base: base.model.architecture.num_experts}),
+    # Expert Upcycling (arXiv 2604.19835). The grown router's rows are new, where the paper copies them with noise.
+    "expert-upcycling": Arm("Expert Upcycling", {**_GROWN, "clusters.count": _small_moes}),
     "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE, **_FRESH}),
-    "spes": Arm("SPES-like, H = 100, without a live router in the sub-models", {
+    # SPES (arXiv 2602.11543): groups of experts on random text, with their router. Its expert-merging warm-up is left out.
+    "spes": Arm("SPES, router live, H = 50", {
         "tokens.seed_share": 0.0,
-        "clusters.vectors": "tfidf_svd",    # hidden states need a seed
-        "submodels.sync_every": 100,
+        "clusters.count": _small_moes,
+        "clusters.method": "random",
+        "submodels.sync_every": 50,
         "submodels.outer": {"lr": 1.0, "momentum": 0.0},
         **_PLAIN_MERGE,
         **_FRESH,

@@ -62,6 +62,8 @@ class TunedSettings(Record):
     """Tokens per step in the training of the whole MoE."""
     lr: float
     """Learning rate in the training of the whole MoE."""
+    schedule: str
+    """Schedule of that learning rate."""
     trainings: int
     """Number of slices that were trained."""
     slice_tokens: int

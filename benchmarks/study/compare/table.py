@@ -23,7 +23,8 @@ def compare_view(result: Comparison) -> RenderableType:
         if not rows:
             continue
         table = plain_table(
-            "", "tokens", "FLOP", "planned $", "hours", "metered", "loss", "perplexity", "vs joint", "to its loss", "batch, rate")
+            "", "tokens", "FLOP", "planned $", "hours", "metered", "loss", "perplexity", "vs joint", "to its loss",
+            "batch, rate, schedule")
         for row in (joint, *rows):
             table.add_row(
                 row.title, count(row.tokens), f"{row.flops:.1e}", f"{row.dollars:.3g}", f"{row.hours:.3g}",
@@ -41,19 +42,19 @@ def compare_view(result: Comparison) -> RenderableType:
 
 def _settings(row: Row) -> str:
     tuned = row.tuned
-    return f"{tuned.batch_tokens:,}, {tuned.lr:.2g}" if tuned else "as configured"
+    return f"{tuned.batch_tokens:,}, {tuned.lr:.2g}, {tuned.schedule}" if tuned else "as configured"
 
 
 def _how_tuned(rows: Sequence[Row]) -> str:
     tuned = [row.tuned for row in rows if row.tuned]
     if not tuned:
         return (
-            "Learning rates and batch sizes are as configured, so arms may be further from their best than others; "
+            "Learning rates, schedules and batch sizes are as configured, so arms may be further from their best than others; "
             "--slice-tokens tunes them.")
     how = f"the best of up to {max(each.trainings for each in tuned)} trainings of {tuned[0].slice_tokens:,} tokens each"
     return (
-        f"Batch size (tokens) and learning rate of the whole MoE's training: {how}, on the validation documents, where it is also "
-        "better than the configured values at full length.")
+        f"Batch size (tokens), learning rate and schedule of the whole MoE's training: {how}, on the validation documents, where "
+        "it is also better than the configured values at full length.")
 
 
 def _change(value: float | None, reference: float | None) -> str:

@@ -1,8 +1,9 @@
-"""Tunes every arm's learning rate and batch size by the same short sweep, so that no arm is compared at another arm's settings.
+"""Tunes every arm's learning rate, schedule and batch size by the same sweep, so that no arm is compared at another arm's settings.
 
-The sweep is a hill climb on a grid of powers of two around the configured values. Its trainings are slices: runs of the arm on a
-part of the tokens. A short run prefers smaller batches than a long one, so both the slices' choice and the configured values are
-then trained on all tokens, and the better one is used. All losses are validation losses.
+The sweep is a hill climb on a grid of powers of two around the configured values, with two schedules of the learning rate. Its
+trainings are slices: runs of the arm on a part of the tokens. A short run prefers smaller batches than a long one, so both the
+slices' choice and the configured values are then trained on all tokens, and the better one is used. All losses are validation
+losses.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from moedisco_ray.core.locations import Location
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.stages.corpus import input_identity
 
-Step = tuple[int, int]
-"""A point on the grid: exponents of two for the factors on the configured batch size and learning rate."""
+Step = tuple[int, int, int]
+"""A point on the grid: exponents of two for the factors on the configured batch size and learning rate, and the schedule: 0 as
+configured, 1 the other one."""
 
-START: Step = (0, 0)
-MOVES: tuple[Step, ...] = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1))
+START: Step = (0, 0, 0)
+MOVES: tuple[Step, ...] = ((0, 1, 0), (0, -1, 0), (0, 0, 1), (1, 0, 0), (-1, 0, 0), (1, 1, 0), (-1, -1, 0))
 """Neighbours on the grid. Batch size and rate also move together, because larger batches allow higher rates."""
-MOST_TRAININGS = 13
-"""Maximum trainings of one sweep: the start, its six neighbours, and two further moves with three new neighbours each."""
+MOST_TRAININGS = 14
+"""Maximum trainings of one sweep: the start, its seven neighbours, and two further moves with three new neighbours each."""
 
 _SECTIONS = ("submodels", "finetune")
 _SUBJECT = {"corpus", "tokenizer", "model"}
@@ -46,12 +48,14 @@ class Trial:
         step: Point on the grid.
         batch_tokens: Tokens per step in the training of the whole MoE.
         lr: Learning rate in the training of the whole MoE.
+        schedule: Schedule of that learning rate.
         loss: Validation loss (nats per token); None if the settings are not possible or training diverged.
     """
 
     step: Step
     batch_tokens: int
     lr: float
+    schedule: str
     loss: float | None
 
 
@@ -62,10 +66,12 @@ class Tuned:
     Attributes:
         arm: The arm with the chosen settings.
         settings: The chosen settings as a comparison's row shows them.
+        values: The chosen settings by dotted configuration path.
     """
 
     arm: Arm
     settings: TunedSettings
+    values: Mapping[str, Any]
 
 
 def climb(measure: Callable[[Step], float | None], most: int) -> Step:
@@ -78,8 +84,8 @@ def climb(measure: Callable[[Step], float | None], most: int) -> Step:
     losses: dict[Step, float] = {START: _or_infinity(measure(START))}
     best = START
     while True:
-        for batch, rate in MOVES:
-            neighbour = (best[0] + batch, best[1] + rate)
+        for batch, rate, schedule in MOVES:
+            neighbour = (best[0] + batch, best[1] + rate, (best[2] + schedule) % 2)
             if neighbour not in losses and len(losses) < most:
                 losses[neighbour] = _or_infinity(measure(neighbour))
         lowest = min(losses, key=lambda step: losses[step])     # the first of equal losses, so configured values win a tie
@@ -131,14 +137,26 @@ def stored_result(base: RunConfig, name: str, arm: Arm, output: Location, tokens
 
 
 def arm_at(start: RunConfig, arm: Arm, step: Step) -> Arm:
-    """The arm at a point on the grid, with the batch sizes and learning rates of all its trainings multiplied alike."""
-    batch, rate = step
-    settings: dict[str, Any] = {}
+    """The arm at a point on the grid."""
+    return dataclasses.replace(arm, settings={**arm.settings, **values_at(start, step)})
+
+
+def values_at(start: RunConfig, step: Step) -> dict[str, Any]:
+    """Settings by dotted path at a point on the grid.
+
+    The batch sizes and learning rates of all trainings are multiplied alike. The schedule is that of the arm's last training; the
+    trainings before it keep theirs.
+    """
+    batch, rate, schedule = step
+    values: dict[str, Any] = {}
     for section in _SECTIONS:
         optimizer = getattr(start, section).optimizer
-        settings[f"{section}.optimizer.batch_tokens"] = math.floor(optimizer.batch_tokens * 2.0**batch)
-        settings[f"{section}.optimizer.lr"] = optimizer.lr * 2.0**rate
-    return dataclasses.replace(arm, settings={**arm.settings, **settings})
+        values[f"{section}.optimizer.batch_tokens"] = math.floor(optimizer.batch_tokens * 2.0**batch)
+        values[f"{section}.optimizer.lr"] = optimizer.lr * 2.0**rate
+    last = "finetune" if start.tokens.finetune else "submodels"
+    configured = getattr(start, last).optimizer.schedule
+    values[f"{last}.optimizer.schedule"] = configured if not schedule else "cosine" if configured == "wsd" else "wsd"
+    return values
 
 
 def slice_config(base: RunConfig, name: str, arm: Arm, output: Location, tokens: int) -> RunConfig:
@@ -190,17 +208,22 @@ def _chosen(
         whole = _Sweep(base, name, arm, output, base.tokens.total)
         best = min((START, best), key=lambda step: _or_infinity(loss(whole, step)))
     chosen = slices.trials[best]
-    return Tuned(arm_at(slices.start, arm, best), TunedSettings(
-        batch_tokens=chosen.batch_tokens, lr=chosen.lr, trainings=trained, slice_tokens=tokens))
+    return Tuned(
+        arm_at(slices.start, arm, best), TunedSettings(
+            batch_tokens=chosen.batch_tokens, lr=chosen.lr, schedule=chosen.schedule, trainings=trained, slice_tokens=tokens),
+        values_at(slices.start, best))
 
 
 def _trial(
     base: RunConfig, name: str, arm: Arm, step: Step, output: Location, tokens: int, train: Callable[[RunConfig], float | None],
 ) -> Trial:
-    batch, lr = arm.settings["finetune.optimizer.batch_tokens"], arm.settings["finetune.optimizer.lr"]
-    trial = Trial(step, int(batch), float(lr), None)     # type: ignore[arg-type]  # `arm_at` sets numbers
+    settings: Mapping[str, Any] = arm.settings      # `arm_at` has set plain values
+    last = next(f"{section}.optimizer.schedule" for section in reversed(_SECTIONS) if f"{section}.optimizer.schedule" in settings)
+    trial = Trial(
+        step, settings["finetune.optimizer.batch_tokens"], settings["finetune.optimizer.lr"], settings[last], None)
+    named = f"{name}-batch-{trial.batch_tokens}-rate-{trial.lr:.3g}-{trial.schedule}"
     try:
-        config = slice_config(base, f"{name}-batch-{trial.batch_tokens}-rate-{trial.lr:.3g}", arm, output, tokens)
+        config = slice_config(base, named, arm, output, tokens)
     except ConfigError:
         if step == START:
             raise

@@ -10,6 +10,7 @@ from typing import Any, Self
 import yaml
 
 from benchmarks.study.compare.arms import Arm
+from benchmarks.study.quality.corpus_files import sources, unseen_sources
 from moedisco_ray.core.config import FAMILIES, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.execution import pipeline
@@ -85,12 +86,12 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
     raw = yaml.safe_load(preset_text("default"))
     raw |= {
         "name": cell.slug, "seed": seed, "output": str(work),
-        "corpus": {"sources": _sources(cell.corpus, corpora), "validation_fraction": 0.05, "sequence_length": 128},
+        "corpus": {"sources": sources(cell.corpus, corpora), "validation_fraction": 0.05, "sequence_length": 128},
         "tokenizer": {"train_vocab_size": 2048},
         "model": {"family": cell.family, "config": SIZES},
         "evaluation": {
             **raw["evaluation"], "max_tokens": HELD_OUT, "every_tokens": tokens // 8, "prompts": [],
-            "stages": False, "sources": _unseen(cell.corpus, corpora)},
+            "stages": False, "sources": unseen_sources(cell.corpus, corpora)},
         "checkpoint": {"every": 100_000},
     }
     raw["tokens"]["total"] = tokens
@@ -125,29 +126,3 @@ def _from_seed(raw: dict[str, Any], work: Path) -> dict[str, Any]:
         "tokenizer": {"path": str(directory / "corpus" / "tokenizer")},
         "model": {"family": raw["model"]["family"], "init": {
             "upcycle": str(directory / "seed"), **{key: SIZES[key] for key in ("num_experts", "num_experts_per_tok")}}}}
-
-
-def _sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
-    if corpus == "embedded":
-        return [{"path": "embedded"}]
-    files = [] if corpora is None else _domains(corpora / corpus)
-    if not files:
-        raise SystemExit(f"no text files of {corpus!r}: name the folder that holds it with --corpus DIR or MOEDISCO_CORPORA")
-    return [_source(path) for path in files]
-
-
-def _unseen(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
-    """The domains of the other corpora in the folder, except those whose names this corpus also has."""
-    if corpora is None:
-        return []
-    known = {path.stem for path in _domains(corpora / corpus)}
-    found = {path.stem: path for other in sorted(corpora.iterdir()) for path in _domains(other) if path.stem not in known}
-    return [_source(path) for path in found.values()]
-
-
-def _domains(folder: Path) -> list[Path]:
-    return sorted((folder / "train").glob("*.txt")) or sorted(folder.glob("*.txt"))
-
-
-def _source(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "name": path.stem, "documents": "paragraph", "format": "text"}

@@ -13,6 +13,7 @@ from benchmarks.study.advice import advise
 from benchmarks.study.advice.advised import Goal
 from benchmarks.study.advice.measured import Measurements, comparison_runs
 from benchmarks.study.advice.table import advice_view
+from benchmarks.study.grid import command
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
@@ -102,3 +103,25 @@ def test_an_advice_is_whole_at_any_width(width, model, kind, value, promise):
     for row in advice.options:
         assert ("dominated" if row.dominated else f"{row.best_in:.0%}".replace("%", " %")) in text
     assert "…" not in text
+
+
+def test_a_grid_takes_only_values_that_are_on_its_axes(tmp_path):
+    result = invoke("grid", "--corpus", tmp_path, "--shapes", "16x2,12x2")
+    assert result.exit_code == 2
+    assert "--shapes: '12x2': is not on this axis; there are 16x2, 8x2, 32x2, 4x2" in " ".join(result.output.split())
+
+
+def test_a_grid_measures_its_pieces_and_publishes_them(tmp_path, monkeypatch):
+    asked, published = [], []
+    monkeypatch.setattr(command, "run_pieces", lambda pieces, places, _, *, hours: asked.append((pieces, places, hours)) or [])
+    monkeypatch.setattr(command, "publish", lambda *folders: published.append(folders))
+    part = ("grid", "--corpus", tmp_path, "--work", tmp_path / "w", "--hours", "2", "--seeds", "0", "--budgets", "1,4", "--publish")
+    assert invoke(*part, "--arms", "disco", "--as-configured").exit_code == 0
+    pieces, places, hours = asked.pop()
+    assert ({piece.arm for piece in pieces}, {piece.cell.budget for piece in pieces}, hours) == ({"joint", "disco"}, {1, 4}, 2)
+    assert {piece.kind for piece in pieces} == {"report"}
+    assert published == [(places.results, command.PUBLISHED)]
+    assert invoke("grid", "--corpus", tmp_path, "--gpu").exit_code == 0
+    pieces, _, _ = asked.pop()
+    assert [piece.arm for piece in pieces if piece.kind == "report"] == ["joint", "disco", "expert-upcycling"]
+    assert {(piece.cell.scale, piece.cell.tokens) for piece in pieces} == {("gpu", 400_000_000)}

@@ -50,7 +50,7 @@ def test_every_arm_is_a_configuration_on_the_same_text(base: RunConfig, tmp_path
     config = arm_config(base, name, ARMS[name], tmp_path, "tokens", 24_000)
     assert (config.corpus, config.tokenizer, config.model, config.seed) == (base.corpus, base.tokenizer, base.model, base.seed)
     assert config.tokens.seed + config.tokens.submodels + config.tokens.finetune == 24_000
-    assert config.tokens.decoupled == (name not in ("joint", "joint-low", "upcycle"))
+    assert config.tokens.decoupled == (name not in ("joint", "joint-low", "upcycle", "expert-upcycling"))
     assert config.directory == tmp_path / f"{name}-tokens"
     # An ensemble always weights by tf-idf distances, for which its temperature is set, whatever the base configuration clusters by.
     assert name != "ensemble" or (config.clusters.method, config.clusters.vectors) == ("kmeans", "tfidf_svd")

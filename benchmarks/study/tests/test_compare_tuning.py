@@ -17,7 +17,8 @@ from benchmarks.study.compare.arms import ARMS, REFERENCE
 from benchmarks.study.compare.records import Comparison
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
-from benchmarks.study.compare.tuning import MOST_TRAININGS, START, arm_at, climb, slice_config, stored_result, sweep_key, tune
+from benchmarks.study.compare.tuning import MOST_TRAININGS, START, Step, arm_at, climb, slice_config, stored_result, sweep_key, tune
+from benchmarks.study.recipe import recipe
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import NotFiniteError, TrainingError
@@ -37,30 +38,33 @@ def base_config(output: Path, *, lr: float = 2e-3, **changes: Any) -> RunConfig:
         "finetune": {"optimizer": {"batch_tokens": 256, "lr": lr / 2, "schedule": "cosine", "warmup": 0.05}}, **changes})
 
 
-@given(st.integers(-2, 2), st.integers(-2, 2), st.floats(0.1, 3.0), st.floats(-0.9, 0.9))
-def test_the_climb_finds_the_bottom_of_a_bowl_within_its_budget(batch: int, rate: int, scale: float, tilt: float) -> None:
+@given(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 1), st.floats(0.1, 3.0), st.floats(-0.9, 0.9))
+def test_the_climb_finds_the_bottom_of_a_bowl_within_its_budget(
+    batch: int, rate: int, schedule: int, scale: float, tilt: float,
+) -> None:
     measured = []
 
-    def loss(step: tuple[int, int]) -> float:
+    def loss(step: Step) -> float:
         measured.append(step)
         x, y = step[0] - batch, step[1] - rate
-        return scale * (x * x + y * y - tilt * x * y)     # larger batches bear higher rates: tilt is above 0 in practice
+        # Larger batches bear higher rates: tilt is above 0 in practice.
+        return scale * (x * x + y * y - tilt * x * y) + (step[2] != schedule)
 
     found = climb(loss, most=100)
     assert len(measured) == len(set(measured))
     if tilt >= 0:
-        assert found == (batch, rate)
+        assert found == (batch, rate, schedule)
     assert climb(loss, MOST_TRAININGS) in measured
 
 
 def test_the_climb_keeps_what_is_configured_on_a_plain_and_where_all_else_fails() -> None:
     seen = []
     assert climb(lambda step: seen.append(step) or 1.0, 100) == START
-    assert len(seen) == 7
+    assert len(seen) == 8
     assert climb(lambda step: 5.0 if step == START else None, 100) == START
     assert climb({}.get, 100) == START
     trainings = []
-    climb(lambda step: trainings.append(step) or float(-sum(step)), MOST_TRAININGS)
+    climb(lambda step: trainings.append(step) or float(-sum(step[:2])), MOST_TRAININGS)
     assert len(trainings) == MOST_TRAININGS
 
 
@@ -68,12 +72,23 @@ def test_the_climb_keeps_what_is_configured_on_a_plain_and_where_all_else_fails(
 def test_a_step_on_the_grid_scales_both_phases_alike(tmp_path: Path, name: str) -> None:
     base = base_config(tmp_path)
     start = slice_config(base, name, ARMS[name], tmp_path, 6000)
-    moved = slice_config(base, name, arm_at(start, ARMS[name], (1, -1)), tmp_path, 6000)
+    moved = slice_config(base, name, arm_at(start, ARMS[name], (1, -1, 0)), tmp_path, 6000)
     for section in ("submodels", "finetune"):
         before, after = getattr(start, section).optimizer, getattr(moved, section).optimizer
         assert after.batch_tokens == 2 * before.batch_tokens
         assert after.lr == before.lr / 2
     assert slice_config(base, name, arm_at(start, ARMS[name], START), tmp_path, 6000) == start
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_has_a_second_schedule_of_its_last_training(tmp_path: Path, name: str) -> None:
+    base = base_config(tmp_path)
+    start = slice_config(base, name, ARMS[name], tmp_path, 6000)
+    other = slice_config(base, name, arm_at(start, ARMS[name], (0, 0, 1)), tmp_path, 6000)
+    last, first = ("finetune", "submodels") if start.tokens.finetune else ("submodels", "finetune")
+    assert getattr(other, last).optimizer.schedule in {"cosine", "wsd"} - {getattr(start, last).optimizer.schedule}
+    assert getattr(other, first) == getattr(start, first)
+    assert recipe(other) != recipe(start)
 
 
 def test_a_sweep_is_reused_for_the_same_text_and_model_and_only_for_these(tmp_path: Path) -> None:
@@ -127,8 +142,8 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for row, before in zip(result.rows, untuned.rows, strict=True):
         assert row.tuned is not None
         assert row.tuned.to_json() == {
-            "batch_tokens": 256, "lr": pytest.approx(2 * before.recipe["finetune.optimizer.lr"]), "trainings": 3,
-            "slice_tokens": 4000}
+            "batch_tokens": 256, "lr": pytest.approx(2 * before.recipe["finetune.optimizer.lr"]),
+            "schedule": before.recipe["finetune.optimizer.schedule"], "trainings": 3, "slice_tokens": 4000}
         assert row.recipe["finetune.optimizer.lr"] == row.tuned.lr
         assert row.loss < before.loss
     assert not (tmp_path / "tuned" / "slices").exists()

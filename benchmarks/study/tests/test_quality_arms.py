@@ -60,20 +60,23 @@ def test_the_rivals_are_what_their_papers_say(base):
     assert btx.submodels.sync_every is None
     assert (btx.merge.backbone, btx.merge.router) == ("uniform", "random")
     assert btx.tokens.seed > 0 < btx.tokens.finetune
-    # SPES: no seed, the shared part averaged every 100 steps.
+    # SPES (arXiv 2602.11543): no seed, a group of experts with its router on each card, averages every 50 to 100 steps.
     spes = of(base, "spes")
-    assert (spes.tokens.seed, spes.submodels.sync_every, spes.submodels.outer.lr, spes.submodels.outer.momentum) == (0, 100, 1, 0)
+    assert (spes.tokens.seed, spes.submodels.sync_every, spes.submodels.outer.lr, spes.submodels.outer.momentum) == (0, 50, 1, 0)
+    # Expert Upcycling (arXiv 2604.19835): a small MoE, then the whole one, without sub-models.
+    grown = of(base, "expert-upcycling")
+    assert (grown.tokens.submodels, grown.tokens.finetune) == (0, base.tokens.finetune)
+    whole = base.model.architecture
+    for small in (spes, grown):
+        assert whole.num_experts > whole.num_experts // small.clusters.count >= whole.num_experts_per_tok
     # c-BTM (arXiv 2303.14177): balanced k-means of tf-idf, branches that never meet or merge.
     cbtm = of(base, "ensemble")
     assert (cbtm.clusters.vectors, cbtm.submodels.sync_every, cbtm.tokens.finetune) == ("tfidf_svd", None, 0)
     assert cbtm.clusters.capacity is not None
     # Sparse upcycling (arXiv 2212.05055): one dense model, then all of it at once. Joint training: all of it from the start.
     assert (of(base, "upcycle").tokens.submodels, of(base, "joint").tokens.finetune) == (0, base.tokens.total)
+    assert of(base, "upcycle").clusters.count == whole.num_experts
     assert of(base, "joint-low").finetune_pool == base.pools.low_memory
-
-
-def test_what_spes_lacks_here_is_in_its_title():
-    assert "without a live router in the sub-models" in ARMS["spes"].title
 
 
 def test_text_of_other_sources_is_that_of_the_domains_a_corpus_has_not(tmp_path):

@@ -1,0 +1,68 @@
+"""The files of the grid: a raw result per piece, and the published files that are made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.study.grid.records import PieceResult, TunedArm
+from benchmarks.study.grid.summary import summarise
+from benchmarks.study.quality.result_files import read_lines
+from moedisco_ray.core.artifacts import write_json, write_text
+from moedisco_ray.core.records import Record
+
+PUBLISHED = Path(__file__).resolve().parent / "results"
+"""Folder of the published results, which git keeps."""
+PIECES, TUNED, SUMMARY = "pieces.jsonl", "tuned.jsonl", "summary.json"
+__all__ = ["PIECES", "PUBLISHED", "SUMMARY", "TUNED", "publish", "read_lines", "read_piece", "read_pieces", "read_tuned", "write"]
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def write(path: Path, result: Record) -> None:
+    """Write a raw result atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result.model_dump(mode="json"))
+
+
+def read_pieces(folder: Path) -> list[PieceResult]:
+    """The raw results of all measured pieces."""
+    return [read_piece(path) for path in sorted(folder.glob("report-*.json"))]
+
+
+def read_piece(path: Path) -> PieceResult:
+    """The raw result of a measured piece."""
+    return PieceResult.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def read_tuned(folder: Path) -> list[TunedArm]:
+    """The raw results of all sweeps."""
+    return [TunedArm.model_validate_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("tune-*.json"))]
+
+
+def publish(raw: Path, folder: Path) -> None:
+    """Add the raw results to the published files, and write the summary anew.
+
+    A piece or a sweep without a raw result stays as it was published.
+
+    Args:
+        raw: Folder of the raw results.
+        folder: Folder of the published files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = _merged(read_lines(folder / PIECES, PieceResult), read_pieces(raw))
+    tuned = _merged(read_lines(folder / TUNED, TunedArm), read_tuned(raw))
+    for name, records in ((PIECES, pieces), (TUNED, tuned)):
+        write_text(folder / name, "".join(f"{record.model_dump_json()}\n" for record in records.values()))
+    write_json(folder / SUMMARY, [entry.model_dump(mode="json") for entry in summarise(list(pieces.values()))])
+
+
+Result = TypeVar("Result", PieceResult, TunedArm)
+
+
+def _merged(before: Iterable[Result], measured: Iterable[Result]) -> Mapping[str, Result]:
+    found: dict[str, Result] = {}
+    for each in (*before, *measured):
+        found[f"{each.cell} {each.arm} {each.seed}"] = each
+    return {key: found[key] for key in sorted(found)}

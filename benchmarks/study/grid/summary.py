@@ -1,0 +1,83 @@
+"""Summarises measured pieces: the gap to joint training at equal tokens, and what it costs to close it.
+
+Dollars to joint training's loss are the dollars for the same tokens, times exp(gap / slope). The slope is how much joint training's
+loss falls per e-fold of tokens (nats), between the two measured budgets next to the cell's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from benchmarks.study.compare.arms import REFERENCE
+from benchmarks.study.grid.cells import Cell
+from benchmarks.study.grid.prices import books, dollars, hours_ratio
+from benchmarks.study.grid.records import Entry, Phase, PieceResult, Spread
+
+JOINT_LOW = "joint-low"
+"""Joint training on all cheap cards at once: the same training as on the large card, with other prices and hours."""
+
+
+def summarise(pieces: Sequence[PieceResult]) -> list[Entry]:
+    """One entry per cell and arm, over the seeds that joint training was measured with too."""
+    by_arm: dict[tuple[str, str], list[PieceResult]] = {}
+    for piece in sorted(pieces, key=lambda piece: (str(piece.cell), piece.arm, piece.seed)):
+        by_arm.setdefault((str(piece.cell), piece.arm), []).append(piece)
+    entries = []
+    for (cell, arm), found in by_arm.items():
+        joint = {piece.seed: piece for piece in by_arm.get((cell, REFERENCE), [])}
+        both = [piece for piece in found if piece.seed in joint]
+        if not both:
+            continue
+        slope = loss_slope(both[0].cell, pieces)
+        entries.append(_entry(arm, both, joint, slope))
+        if arm == REFERENCE:
+            entries.append(_entry(JOINT_LOW, [_on_cheap_cards(piece) for piece in both], joint, slope))
+    return entries
+
+
+def loss_slope(cell: Cell, pieces: Sequence[PieceResult]) -> float | None:
+    """How much joint training's loss falls per e-fold of tokens at a cell's budget (nats).
+
+    Args:
+        cell: The cell.
+        pieces: All measured pieces.
+
+    Returns:
+        The slope between the cell's budget and the next smaller one, or the next larger one for the smallest budget; None if joint
+        training was measured at one budget only, or if more tokens did not lower its loss.
+    """
+    losses: dict[int, list[float]] = {}
+    for piece in pieces:
+        if piece.arm == REFERENCE and piece.cell.model_copy(update={"budget": cell.budget}) == cell:
+            losses.setdefault(piece.cell.budget, []).append(piece.loss)
+    medians = sorted((budget, statistics.median(each)) for budget, each in losses.items())
+    pairs = list(itertools.pairwise(medians))
+    pair = next((pair for pair in pairs if pair[1][0] == cell.budget), pairs[0] if pairs else None)
+    if pair is None:
+        return None
+    (few, worse), (many, better) = pair
+    slope = (worse - better) / math.log(many / few)
+    return slope if slope > 0 else None
+
+
+def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceResult], slope: float | None) -> Entry:
+    cell, book = pieces[0].cell, books()["paper"]
+    gaps = [piece.loss - joint[piece.seed].loss for piece in pieces]
+    gap, phases, reference = statistics.median(gaps), pieces[0].phases, joint[pieces[0].seed].phases
+    more = None if slope is None else math.exp(gap / slope)
+    return Entry(
+        corpus=cell.corpus, family=cell.family, start=cell.start, experts=cell.experts, top_k=cell.top_k,
+        active_share=cell.active_share, budget_tokens=cell.tokens, arm=arm, seeds=tuple(piece.seed for piece in pieces),
+        loss=statistics.median(piece.loss for piece in pieces), loss_gap=gap, loss_gap_spread=Spread(min=min(gaps), max=max(gaps)),
+        dollars_to_joint_loss=dollars(phases, reference, more), dollars_equal_tokens=dollars(phases, reference),
+        hours_ratio=hours_ratio(phases, reference, book),
+        tuned=all(piece.tuned and joint[piece.seed].tuned for piece in pieces))
+
+
+def _on_cheap_cards(piece: PieceResult) -> PieceResult:
+    phases = tuple(
+        Phase(pool="low_memory", flops=phase.flops, workers=phase.workers * piece.cell.groups) for phase in piece.phases)
+    return piece.model_copy(update={"phases": phases})

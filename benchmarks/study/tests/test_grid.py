@@ -1,0 +1,279 @@
+"""The grid: cells, order, resumption, summary and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grid_example import JOINT, MADE, OURS, cell, piece, write_corpora
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import document
+from benchmarks.study.compare.arms import ARMS, REFERENCE, arm_config
+from benchmarks.study.compare.records import TunedSettings
+from benchmarks.study.grid import cells, command, files, pieces, prices, run, section, summary
+from benchmarks.study.grid.records import Entry, PieceResult, TunedArm
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.errors import ConfigError, NotFiniteError
+from moedisco_ray.core.events import Event
+from moedisco_ray.execution import pipeline
+from moedisco_ray.plan import build_plan
+
+TUNED = TunedSettings(batch_tokens=256, lr=1e-3, schedule="wsd", trainings=4, slice_tokens=1280)
+
+
+class Killed(Exception):  # noqa: N818 - what happens to the process, not an error of ours
+    pass
+
+
+def smoke_axes(**changes: Any) -> pieces.Axes:
+    return dataclasses.replace(pieces.Axes(
+        corpora=("report",), families=("qwen3_moe",), starts=("random",), shapes=((16, 2),), budgets=(1,), seeds=(0,),
+        arms=(REFERENCE, "disco"), scale="smoke"), **changes)
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpora(tmp_path_factory.mktemp("corpora"))
+
+
+def places(folder: Path, corpora: Path) -> run.Places:
+    return run.Places(corpora, folder / "work", folder / "results", folder / "published")
+
+
+def losses(folder: Path) -> dict[str, float]:
+    return {str(path.name): PieceResult.model_validate(read_json(path)).loss for path in (folder / "results").glob("report-*")}
+
+
+def test_no_cell_is_reported_where_arms_are_tuned() -> None:
+    axes = pieces.Axes(corpora=("embedded", "other"))
+    found = pieces.with_tuning(pieces.reporting(axes))
+    tuned = [each for each in found if each.kind == "tune"]
+    reported = [each for each in found if each.kind == "report"]
+    assert {each.cell.corpus for each in tuned} == {cells.TUNING_CORPUS}
+    assert {each.seed for each in tuned} == {cells.TUNING_SEED}
+    assert not {each.cell.corpus for each in reported} & {each.cell.corpus for each in tuned}
+    assert not {each.seed for each in reported} & {each.seed for each in tuned}
+    assert len(found) == len(set(found)) == len(set(map(str, found)))
+    place = {each: number for number, each in enumerate(found)}
+    for each in reported:       # every arm has its own sweep, in the same cell as joint training's
+        assert place[pieces.Piece("tune", each.cell.recipe, each.arm, cells.TUNING_SEED)] < place[each]
+
+
+def test_the_tuning_corpus_is_on_no_axis(corpora: Path) -> None:
+    assert cells.report_corpora(corpora) == ("embedded", "report")
+    with pytest.raises(ConfigError, match=r"--corpora: 'small8': is not on this axis; there are embedded, report"):
+        command._chosen("--corpora", cells.TUNING_CORPUS, dict.fromkeys(cells.report_corpora(corpora)))
+
+
+def test_a_part_of_the_grid_is_useful() -> None:
+    ordered = pieces.reporting(pieces.Axes(corpora=("embedded", "other")))
+    first = ordered[0]
+    assert (first.arm, first.cell.active_share, first.cell.budget, first.seed) == (REFERENCE, 0.125, 1, 0)
+    assert ordered[1] == dataclasses.replace(first, arm="disco")
+    measured: set[tuple[str, int]] = set()
+    for each in ordered:        # joint training comes before the arms that are compared with it
+        assert each.arm == REFERENCE or (str(each.cell), each.seed) in measured
+        measured |= {(str(each.cell), each.seed)} if each.arm == REFERENCE else set()
+    smallest = [each for each in ordered if each.cell.budget == 1 and each.cell.active_share == 0.125]
+    assert ordered[:len(smallest)] == smallest
+    assert {each.cell.budget for each in ordered[len(smallest):2 * len(smallest)]} >= {4}
+
+
+@pytest.mark.parametrize(("experts", "top_k", "groups"), [(16, 2, 4), (8, 2, 2), (32, 2, 8), (4, 2, 2), (32, 4, 4)])
+def test_sub_models_have_a_router_to_train(experts: int, top_k: int, groups: int) -> None:
+    assert cell(experts=experts, top_k=top_k).groups == groups
+    assert experts // groups >= top_k
+
+
+@pytest.mark.parametrize("name", pieces.ARMS)
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str) -> None:
+    shape = cells.GPU_SHAPE if scale == "gpu" else cells.SHAPES[0]
+    own = cell(corpus="embedded", experts=shape[0], top_k=shape[1], scale=scale)
+    base = cells.base_config(own, 0, None, Path("runs"))
+    config = arm_config(base, name, ARMS[name], Path("runs"), "tokens", base.tokens.total)
+    assert build_plan(config).tokens == own.tokens
+    experts_of_seed = own.experts // config.clusters.count
+    group = own.experts // own.groups
+    seeded = {"joint": 0, "disco": group, "expert-upcycling": group, "upcycle": 1, "spes": 0}
+    assert (experts_of_seed if config.tokens.seed else 0) == seeded[name]
+    assert config.tokens.decoupled == (name in ("disco", "spes"))
+    assert config.pools.low_memory.max_workers == own.groups
+    if name == "spes":
+        assert experts_of_seed >= own.top_k
+        assert 50 <= (config.submodels.sync_every or 0) <= 100
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_killed_grid_continues_with_the_same_results(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = pieces.reporting(smoke_axes())
+    whole, killed = (places(tmp_path / name, corpora) for name in ("whole", "killed"))
+    assert run.run_pieces(work, whole, "grid") == []
+    real = pipeline.run
+
+    def kill(event: Event) -> None:
+        if event.type == "stage_started" and event.stage == "finetune":
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.pipeline, "run", lambda config, *, backend: real(
+            config, (kill,) if config.name.startswith("disco") else (), backend=backend))
+        with pytest.raises(Killed):
+            run.run_pieces(work, killed, "grid")
+    assert len(losses(tmp_path / "killed")) == 1        # joint training was done, and is not measured again
+    before = (work[0].path(killed.results)).stat().st_mtime_ns
+    assert run.run_pieces(work, killed, "grid") == []
+    assert (work[0].path(killed.results)).stat().st_mtime_ns == before
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    # Models are removed; the corpus stays for further arms.
+    kept = [path.name for path in (killed.work / f"{work[0].cell}-0").iterdir()]
+    assert kept == ["shared"]
+
+    files.publish(killed.results, killed.published)
+    entries = [Entry.model_validate(each) for each in read_json(killed.published / files.SUMMARY)]
+    assert {entry.arm for entry in entries} == {REFERENCE, "disco", summary.JOINT_LOW}
+    assert not any(entry.tuned for entry in entries)
+    published = {path.name: path.read_bytes() for path in killed.published.iterdir()}
+    files.publish(tmp_path / "nothing", killed.published)
+    assert {path.name: path.read_bytes() for path in killed.published.iterdir()} == published
+
+
+def test_no_piece_starts_after_the_hours(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, started = iter(range(1000)), []
+    monkeypatch.setattr(run.time, "monotonic", lambda: 1800.0 * next(clock))
+    monkeypatch.setattr(run, "measure", lambda piece, *_: started.append(piece))
+    work = pieces.reporting(smoke_axes(arms=pieces.ARMS))
+    left = run.run_pieces(work, places(tmp_path, corpora), "grid", hours=2)
+    assert started
+    assert [*started, *left] == work
+
+
+def test_an_arm_that_diverges_does_not_end_the_grid(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(piece: pieces.Piece, *_: Any) -> None:
+        if piece.arm == "disco":
+            raise NotFiniteError("finetune: the loss of step 3 is nan", 3)
+
+    monkeypatch.setattr(run, "measure", measure)
+    work = pieces.reporting(smoke_axes(arms=pieces.ARMS))
+    assert [each.arm for each in run.run_pieces(work, places(tmp_path, corpora), "grid")] == ["disco"]
+
+
+def test_every_arm_is_tuned_by_the_same_sweep(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: dict[str, list[str]] = {}
+
+    def trained(config: Any) -> None:
+        (config.directory / "evaluation").mkdir(parents=True)
+
+    def loss(directory: Path, measured: str) -> Any:
+        arm, _, setting = directory.name.removesuffix("-tokens").partition("-batch-")
+        swept.setdefault(arm, []).append(setting)
+        return type("Figures", (), {"loss": 4.0})
+
+    monkeypatch.setattr(run, "_run", trained)
+    monkeypatch.setattr(run, "evaluated", loss)
+    there = places(tmp_path, corpora)
+    sweeps = [each for each in pieces.with_tuning(pieces.reporting(smoke_axes(arms=pieces.ARMS))) if each.kind == "tune"]
+    assert run.run_pieces(sweeps, there, "grid") == []
+    assert swept.keys() == set(pieces.ARMS)
+    for tried in swept.values():        # joint training and all others: the same number of trainings, rates and schedules
+        assert len(tried) == len(set(tried)) == len(swept[REFERENCE])
+        assert len({text.rpartition("-")[2] for text in tried}) == 2
+        assert len({text.partition("-rate-")[2].rpartition("-")[0] for text in tried}) == 3
+    report = pieces.Piece("report", sweeps[0].cell.model_copy(update={"corpus": "report", "budget": 4}), REFERENCE, 0)
+    found = run.tuned_arm(report, there)
+    assert found is not None
+    assert found.values.keys() == {
+        "submodels.optimizer.batch_tokens", "submodels.optimizer.lr", "finetune.optimizer.batch_tokens", "finetune.optimizer.lr",
+        "finetune.optimizer.schedule"}
+
+
+def test_a_result_from_before_the_sweep_is_measured_again(tmp_path: Path, corpora: Path) -> None:
+    there = places(tmp_path, corpora)
+    report = pieces.reporting(smoke_axes())[0]
+    files.write(report.path(there.results), piece(REFERENCE, 4.0))
+    assert run.is_done(report, there)
+    sweep = TunedArm(cell=report.cell.recipe, seed=7, arm=REFERENCE, values={}, settings=TUNED, made=MADE)
+    files.write(there.results / "tune-1.json", sweep)
+    assert not run.is_done(report, there)
+    files.write(report.path(there.results), piece(REFERENCE, 4.0).model_copy(update={"tuned": TUNED}))
+    assert run.is_done(report, there)
+
+
+def by_arm(results: list[PieceResult]) -> dict[tuple[str, int], Entry]:
+    return {(entry.arm, entry.budget_tokens // cells.SMOKE.tokens): entry for entry in summary.summarise(results)}
+
+
+def test_the_summary_of_results_made_by_hand() -> None:
+    results = [
+        piece(REFERENCE, 4.0), piece(REFERENCE, 4.2, seed=1), piece("disco", 4.1, phases=OURS),
+        piece("disco", 4.5, seed=1, phases=OURS), piece("upcycle", 4.3, seed=2)]      # joint training lacks seed 2
+    found = by_arm(results)
+    assert found.keys() == {(REFERENCE, 1), (summary.JOINT_LOW, 1), ("disco", 1)}
+    ours, cheap = found["disco", 1], found[summary.JOINT_LOW, 1]
+    assert ours.seeds == (0, 1)
+    assert ours.loss_gap == pytest.approx(0.2)
+    assert (ours.loss_gap_spread.min, ours.loss_gap_spread.max) == (pytest.approx(0.1), pytest.approx(0.3))
+    ratio = 0.35 / 0.72 / 2.28
+    assert ours.dollars_equal_tokens.paper == pytest.approx(0.9 * ratio + 0.1)
+    assert ours.hours_ratio == pytest.approx(0.9 / 0.72 / 4 + 0.1)
+    assert cheap.dollars_equal_tokens.paper == pytest.approx(ratio)
+    assert cheap.hours_ratio == pytest.approx(1 / 0.72 / 4)
+    assert (cheap.loss_gap, found[REFERENCE, 1].dollars_equal_tokens.aws) == (0, 1)
+    assert ours.dollars_to_joint_loss.model_dump() == {"paper": None, "marketplace": None, "aws": None}     # one budget, no slope
+
+
+@given(st.floats(0.05, 1.0), st.floats(-0.3, 0.5))
+def test_dollars_to_the_loss_follow_the_slope_of_joint_training(slope: float, gap: float) -> None:
+    results = [piece(REFERENCE, 5.0 - slope * math.log(budget), budget=budget) for budget in (1, 4, 16)]
+    results += [piece("disco", 5.0 - slope * math.log(4) + gap, budget=4, phases=OURS)]
+    ours = by_arm(results)["disco", 4]
+    same, dollars = ours.dollars_equal_tokens.paper, ours.dollars_to_joint_loss.paper
+    assert same is not None
+    assert dollars == pytest.approx(same * math.exp(gap / slope))
+    # Joint training on exp(gap / slope) times as many tokens would lose what the gap is.
+    assert slope * math.log(dollars / same) == pytest.approx(gap, abs=1e-9)
+    assert by_arm([*results, piece(REFERENCE, 9.0, budget=16)])["disco", 4].dollars_to_joint_loss == ours.dollars_to_joint_loss
+
+
+def test_no_dollars_where_more_tokens_do_not_help() -> None:
+    results = [piece(REFERENCE, 4.0), piece(REFERENCE, 4.1, budget=4), piece("disco", 4.2, budget=4, phases=OURS)]
+    assert by_arm(results)["disco", 4].dollars_to_joint_loss.paper is None
+
+
+def test_price_books_are_the_papers_and_the_cluster_files() -> None:
+    books = prices.books()
+    assert books["paper"].cheap.flop_price / books["paper"].large.flop_price == pytest.approx(0.35 / 0.72 / 2.28)
+    assert books["marketplace"].cheap.price_per_hour == 0.35
+    assert books["marketplace"].cheap.speed == pytest.approx(165 / 312)
+    assert (books["aws"].cheap.gpu, books["aws"].large.gpu) == ("L4", "H100")
+    assert books["aws"].cheap.flop_price / books["aws"].large.flop_price == pytest.approx(0.8, abs=0.05)
+    assert prices.dollars(JOINT, JOINT).model_dump() == {"paper": 1, "marketplace": 1, "aws": 1}
+
+
+def test_a_table_has_four_rows_at_the_largest_budget_and_the_slope_of_the_gap() -> None:
+    results = []
+    for budget, gap in ((1, 0.1), (4, 0.12), (16, 0.16)):
+        results.append(piece(REFERENCE, 5.0 - 0.3 * math.log(budget), budget=budget))
+        results += [piece(arm, results[-1].loss + gap, budget=budget, phases=OURS) for arm in pieces.ARMS[1:]]
+    (title, rows), = section.tables(summary.summarise(results)).items()
+    assert f"{16 * cells.SMOKE.tokens:,} tokens, seeds 0, at the starting values, not tuned" in title
+    assert [row[0] for row in rows] == ["ours", "Expert Upcycling", "sparse upcycling", "joint on the cheap pool"]
+    assert {len(row) for row in rows} == {len(section.HEAD)}
+    assert rows[0][1:3] == ["+0.160", "+0.030"]
+    assert rows[3][1:3] == ["+0.000", "+0.000"]
+
+
+def test_the_section_appears_only_with_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(section, "PUBLISHED", tmp_path)
+    assert "## Where MoEs are sparse" not in document.page()
+    files.write(tmp_path / "raw" / "report-1.json", piece(REFERENCE, 4.0))
+    files.write(tmp_path / "raw" / "report-2.json", piece("disco", 4.1, phases=OURS))
+    files.publish(tmp_path / "raw", tmp_path)
+    page = document.page()
+    assert "| ours | +0.100 | - | - | - | - | 0.29 |" in page
+    assert "`grid`; commit a1" in page
