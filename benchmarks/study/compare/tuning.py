@@ -32,8 +32,8 @@ configured, 1 the other one."""
 START: Step = (0, 0, 0)
 MOVES: tuple[Step, ...] = ((0, 1, 0), (0, -1, 0), (0, 0, 1), (1, 0, 0), (-1, 0, 0), (1, 1, 0), (-1, -1, 0))
 """Neighbours on the grid. Batch size and rate also move together, because larger batches allow higher rates."""
-MOST_TRAININGS = 14
-"""Maximum trainings of one sweep: the start, its seven neighbours, and two further moves with three new neighbours each."""
+MOST_TRAININGS = 16
+"""Maximum trainings of one sweep: the start, its seven neighbours, and two further moves with four new neighbours each."""
 
 _SECTIONS = ("submodels", "finetune")
 _SUBJECT = {"corpus", "tokenizer", "model"}
