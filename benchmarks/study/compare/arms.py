@@ -61,9 +61,10 @@ _GROWN: Mapping[str, Any] = {     # the seed also gets the sub-models' tokens, w
     **_WHOLE,
     "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
     "tokens.finetune_share": lambda base: base.tokens.finetune_share,
+    "submodels.optimizer.batch_tokens": lambda base: base.finetune.optimizer.batch_tokens,
     **_ONE_SHOT,
 }
-"""A seed that is grown into the whole MoE, without sub-models."""
+"""A seed that is grown into the whole MoE, without sub-models. It is one training, with the whole MoE's batches."""
 _JOINT: Mapping[str, Any] = {
     **_WHOLE,
     "tokens.seed_share": 0.0,
