@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,7 @@ PUBLISHED = Path(__file__).resolve().parent / "results"
 PIECES, TUNED, SUMMARY = "pieces.jsonl", "tuned.jsonl", "summary.json"
 __all__ = ["PIECES", "PUBLISHED", "SUMMARY", "TUNED", "publish", "read_lines", "read_piece", "read_pieces", "read_tuned", "write"]
 
-AnyRecord = TypeVar("AnyRecord", bound=Record)
+Result = TypeVar("Result", bound=PieceResult | TunedArm)
 
 
 def write(path: Path, result: Record) -> None:
@@ -58,11 +59,6 @@ def publish(raw: Path, folder: Path) -> None:
     write_json(folder / SUMMARY, [entry.model_dump(mode="json") for entry in summarise(list(pieces.values()))])
 
 
-Result = TypeVar("Result", PieceResult, TunedArm)
-
-
 def _merged(before: Iterable[Result], measured: Iterable[Result]) -> Mapping[str, Result]:
-    found: dict[str, Result] = {}
-    for each in (*before, *measured):
-        found[f"{each.cell} {each.arm} {each.seed}"] = each
+    found = {f"{each.cell} {each.arm} {each.seed}": each for each in itertools.chain(before, measured)}
     return {key: found[key] for key in sorted(found)}
