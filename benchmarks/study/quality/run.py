@@ -1,24 +1,23 @@
-"""Compares the default recipe with joint training of the same MoE and with other recipes, in each cell of a grid.
+"""Compares the default recipe with joint training of the same MoE and with other recipes, at equal tokens and at equal dollars.
 
 python -m benchmarks.study.quality.run, with
-    --grid --corpora a,b --corpus DIR                        corpora x families x starts
-    --cell a/qwen3_moe/random --arms all --corpus DIR        one cell, every other recipe
-    --cell a/qwen3_moe/random --arms levers --corpus DIR     one cell, each lever alone
-    --grid --arms tokens --corpora a,b --corpus DIR          the grid at equal tokens
+    --cell a/qwen3_moe/random --corpus DIR                   the default and the paper's recipe in one cell, CORPUS/FAMILY/START
+    --cell a/qwen3_moe/random --arms all --corpus DIR        every other recipe
+    --cell a/qwen3_moe/random --arms levers --corpus DIR     each lever alone
+    --cell a/qwen3_moe/random --arms tokens --corpus DIR     arms for limited text
     --quick                                                  default against paper, in three minutes
 
-Every (cell, seed) is a process with one thread; `--jobs` of them run at once. Finished work is skipped: each arm is a product run,
-which can resume, and the rows of a (cell, seed) are a file in --results, to which arms can be added later. With an empty --results,
-finished runs are accounted again and not trained again.
-`python -m benchmarks.study.quality.publish` then updates results/ next to this file, from which RESULTS.md is made.
+`python -m benchmarks.study grid` measures cells over activation and budget. Here, a cell has four experts, half of them active.
 
-Cost: with T tokens for joint training, a (cell, seed) of the grid trains about 11 T. These are T each for joint training, the
-default and the paper's recipe; the tokens that joint training's dollars buy for the latter two, mostly on the cheap pool; and the
-tokens that the default is predicted to need for joint training's loss. Joint training and the default with their gangs on the
-cheap pool are not run again, only priced there.
+Every (cell, seed) is a process with one thread. Finished work is skipped: each arm is a product run, which can resume, and the rows
+of a (cell, seed) are a file in --results, to which arms can be added later. With an empty --results, finished runs are accounted
+again and not trained again. `python -m benchmarks.study.quality.publish` then updates results/ next to this file, from which
+RESULTS.md is made.
 
-Before it starts, `run.py` prints the expected time, from `--speed`: tokens per second of a core, including clustering and all
-measurements of the held-out loss.
+Cost: with T tokens for joint training, a (cell, seed) trains about 11 T. These are T each for joint training, the default and the
+paper's recipe; the tokens that joint training's dollars buy for the latter two, mostly on the cheap pool; and the tokens that the
+default is predicted to need for joint training's loss. Joint training and the default with their gangs on the cheap pool are not
+run again, only priced there.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +50,18 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.execution.local_backend import LocalBackend
 
-GRID = ("disco", "paper")
-"""Arms of the grid."""
+BASE = ("disco", "paper")
+"""Arms that are measured unless others are named."""
 FOR_DOLLARS = ("joint-low", "ensemble")
 """Arms that run only at equal dollars (levers run only at equal tokens); their other budget would give no new information."""
 GROUPS = {
-    "grid": GRID, "levers": (*GRID, *LEVERS), "tokens": tuple(FOR_TOKENS),
+    "base": BASE, "levers": (*BASE, *LEVERS), "tokens": tuple(FOR_TOKENS),
     "all": tuple(name for name in ARMS if name != REFERENCE)}
-FAMILIES = ("qwen3_moe", "mixtral")
 QUICK_TOKENS = 150_000
 QUICK_SHARE = 0.6
 """Maximum ratio of the default's perplexity to the paper's in `quick`. It is 0.39 now; a limit of 1 would hide serious bugs."""
 _ANY_TOKENS = 200_000
 """Tokens of the configuration from which the recipe's digest is computed; arbitrary but fixed."""
-_GRID_TOKENS = 11
-"""Training tokens of a (cell, seed) of the grid, relative to joint training's tokens."""
 
 
 def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[Row]:
@@ -109,7 +104,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     command = [
         sys.executable, "-m", "benchmarks.study.quality.run", "--worker", str(seed), "--cell", str(cell),
-        "--tokens", str(arguments.tokens), "--work", str(arguments.work), "--arms", ",".join(missing), "--jobs", "1"]
+        "--tokens", str(arguments.tokens), "--work", str(arguments.work), "--arms", ",".join(missing)]
     if arguments.corpus is not None:
         command += ["--corpus", str(arguments.corpus)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
@@ -157,16 +152,6 @@ def _low_over_high() -> float:
     return low / high
 
 
-def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
-    """Run every cell with every seed, seed by seed, so that an interrupted grid has all cells of the first seeds."""
-    work = [(cell, seed) for seed in range(arguments.seeds) for cell in cells]
-    hours = _GRID_TOKENS * arguments.tokens * len(work) / arguments.speed / arguments.jobs / 3600
-    print(f"{len(work)} (cell, seed) with {arguments.tokens:,} tokens each: about {hours:.1f} hours", file=sys.stderr)
-    with ThreadPoolExecutor(arguments.jobs) as threads:
-        for (cell, seed), _ in zip(work, threads.map(lambda one: run_process(one[0], one[1], arguments), work), strict=True):
-            print(f"{cell} seed {seed}: done", file=sys.stderr)
-
-
 def quick(arguments: argparse.Namespace) -> int:
     """Compare the default with the paper's recipe at equal dollars on the embedded text; returns 0 if it wins clearly, else 1."""
     torch.set_num_threads(1)
@@ -175,7 +160,7 @@ def quick(arguments: argparse.Namespace) -> int:
     evaluated_once = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
     base = base.model_copy(update={"evaluation": evaluated_once})
     known = own_arms(ARMS, "qwen3_moe", "random")
-    result = compare(base, work, list(GRID), budgets=("dollars",), backend=LocalBackend(), known=known)
+    result = compare(base, work, list(BASE), budgets=("dollars",), backend=LocalBackend(), known=known)
     output_console().print(compare_view(result))
     perplexity = {row.arm: row.perplexity for row in result.rows}
     share = perplexity["disco"] / perplexity["paper"]
@@ -193,14 +178,10 @@ def _arms(text: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", type=Cell.parse, action="append", default=[], help="CORPUS/FAMILY/START; may be repeated")
-    parser.add_argument("--grid", action="store_true", help="every corpus of --corpora, both families, both starts")
-    parser.add_argument("--corpora", type=lambda text: text.split(","), default=["embedded"], help="corpora of the grid")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=400_000, help="training tokens of joint training")
     parser.add_argument(
-        "--arms", type=_arms, default=_arms("grid"), help=f"{', '.join(GROUPS)}, or some of {', '.join(KNOWN)}")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--speed", type=float, default=11_000, help="tokens per second of a core, for the estimate")
+        "--arms", type=_arms, default=_arms("base"), help=f"{', '.join(GROUPS)}, or some of {', '.join(KNOWN)}")
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
     parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept for resuming")
     parser.add_argument("--results", type=Path, default=RAW, help="folder of the raw results")
@@ -213,11 +194,12 @@ def main() -> int:
     if arguments.worker is not None:
         print(json.dumps([row.to_json() for row in measure(arguments.cell[0], arguments.worker, arguments)]))
         return 0
-    cells = [*arguments.cell, *(
-        Cell(corpus, family, start) for corpus in arguments.corpora for family in FAMILIES for start in STARTS if arguments.grid)]
-    if not cells:
-        parser.error("name a --cell, or --grid, or --quick")
-    run_all(cells, arguments)
+    if not arguments.cell:
+        parser.error("name a --cell, or --quick")
+    for seed in range(arguments.seeds):
+        for cell in arguments.cell:
+            run_process(cell, seed, arguments)
+            print(f"{cell} seed {seed}: done", file=sys.stderr)
     return 0
 
 

@@ -37,7 +37,10 @@ _PRICES = {
 312 TFLOP/s)."""
 _SINGLE = {*LEVERS, *REMOVED}
 """Arms that change one setting of the default."""
-_TITLES = {"disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool"}
+_TITLES = {
+    "disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool",
+    # The published runs of this arm are older than its router.
+    "spes": "SPES-like, H = 100, without a live router in the sub-models"}
 _TARGETS = (
     ("disco", "ppl_equal_dollars", 0.9, "", STARTS), ("disco", "dollars_to_joint_loss_ratio", 0.5, ", the floor", STARTS),
     ("disco", "dollars_to_joint_loss_ratio", 0.3, ", the goal", STARTS),
