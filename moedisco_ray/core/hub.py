@@ -11,6 +11,7 @@ HUB = "hf://"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART})/{_PART}")
 _PLACE = re.compile(rf"{HUB}({_PART}/{_PART})(?:@(.+))?")
+_DATASET = re.compile(rf"{HUB}datasets/({_PART}/{_PART})(?=[@/]|$)")
 _NO_NAME = re.compile(r"\.\.|--|\.(?:git|gguf)$")
 _OTHER_REPOSITORIES = ("datasets", "spaces", "buckets", "kernels")
 """First parts of an `hf://` URI that is no model's."""
@@ -39,6 +40,12 @@ def hub_parts(place: str) -> tuple[str, str | None]:
     if match is None or not is_hub_name(match[1]):
         raise ValueError(f"{place!r} names no model of the hub")
     return match[1], match[2]
+
+
+def dataset_name(path: str) -> str | None:
+    """Name of the data set of the hub that a source's path is in, such as `org/name`; None for any other path."""
+    match = _DATASET.match(path)
+    return None if match is None else match[1]
 
 
 def hub_cache() -> Path:

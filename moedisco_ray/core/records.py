@@ -316,6 +316,20 @@ class Sample(Record):
     text: str
 
 
+class ModelFacts(Record):
+    """What the model card says about the origin of the model."""
+
+    base_model: str | None = None
+    """Name at the Hugging Face hub of the model that training started from; null: none is known."""
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: list[str] = Field(default_factory=list)
+    """Languages that the start's card names."""
+    datasets: list[str] = Field(default_factory=list)
+    """Data sets of the hub that the run trained on."""
+
+
 class ExportSummary(Record):
     """Summary of the export stage."""
 
@@ -326,4 +340,6 @@ class ExportSummary(Record):
     """Dtype that the trained weights were rounded to; null if they were stored exactly."""
     bytes: int = 0
     """Size of the weights in bytes."""
+    facts: ModelFacts = ModelFacts()
+    """Base model, licence, languages and data sets, for the model card."""
     samples: list[Sample] = Field(default_factory=list)

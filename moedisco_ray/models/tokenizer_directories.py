@@ -16,6 +16,8 @@ from moedisco_ray.core.config import tokenizer_files
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.read_roots import check_folder, opened
 
+_LOCAL = ("is_local", "local_files_only")
+"""Settings that transformers saves with a tokenizer, although they only say how it was loaded on this machine."""
 _PROBE_TEXTS = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
 
 
@@ -75,9 +77,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write a tokenizer with transformers, under a class name that transformers 4 and other tools know."""
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
-    settings = read_json(path)
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    settings = {name: value for name, value in read_json(path).items() if name not in _LOCAL}
+    renamed = {"tokenizer_class": "PreTrainedTokenizerFast"} if settings.get("tokenizer_class") == "TokenizersBackend" else {}
+    write_json(path, settings | renamed)
 
 
 def reads_as(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:

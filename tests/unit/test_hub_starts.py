@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hub_standin import Hub, hub
+from huggingface_hub import metadata_load
 from small_run import small_config
 from test_upcycle import dense
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -40,6 +41,7 @@ def byte_tokenizer(directory: Path) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = dense(tmp_path_factory.mktemp("model"), "llama", max_position_embeddings=64)
     byte_tokenizer(directory)
+    (directory / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
     return directory
 
 
@@ -70,6 +72,10 @@ def test_a_run_keeps_the_commit_that_it_began_with(server: Hub, files: Path, tmp
     assert evaluation["start"]["tokens"] == evaluation["tokens"]
     assert [entry["source"] for entry in evaluation["start"]["sources"]] == [entry["source"] for entry in evaluation["sources"]]
     assert evaluation["loss"] < evaluation["start"]["loss"] < 6
+    front = metadata_load(directory / "model" / "README.md")
+    assert (front["base_model"], front["license"]) == (NAME, "mit")
+    results = {each["dataset"]["name"]: each["metrics"] for each in front["model-index"][0]["results"]}
+    assert results["held-out text"][0]["value"] == pytest.approx(evaluation["loss"], abs=1e-6)
     assert f"below the {evaluation['start']['loss']:.4f} of the model that the run started from" in (
         directory / "model" / "README.md").read_text(encoding="utf-8")
     assert read_json(directory / "model" / "config.json")["num_local_experts"] == 2

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from moedisco_ray.core.artifacts import read_manifest, write_text
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, start_note, task_table
 from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.stages.export.front_matter import front_matter
 
 _MOST_TERMS = 8
 _NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster", *TASK_COLUMNS[1:]}
@@ -32,11 +31,6 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 
 def model_card(report: RunReport, figures: ExportSummary) -> str:
     """A model card in Markdown with YAML front matter; missing parts of the report are left out."""
-    front = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["mixture-of-experts", "moe-disco", report.family],
-    }
     about = (
         f"A Mixture-of-Experts language model of the `{report.family}` family with {figures.parameters:,} "
         f"parameters, of which a token uses {figures.active_parameters:,}. {_recipe(report)}{_start(report)}")
@@ -45,7 +39,7 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
         "a sub-model's on those of its own cluster. Costs are all slots that the run held, at the configured prices.")
     verdict = report_verdict(report)
     sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        front_matter(report, figures.facts),
         f"# {report.name}",
         about,
         "## Use", _USAGE,

@@ -16,7 +16,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.events import Advance, no_advance
-from moedisco_ray.core.records import ExportSummary
+from moedisco_ray.core.records import ExportSummary, ModelFacts
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.models import (
     Checkpoint,
@@ -41,7 +41,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def export(
     model_dir: Path, tokenizer_dir: Path, directory: Path, report: RunReport, *, prompts: Sequence[str] = (),
     sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", device: str = "cpu", advance: Advance = no_advance,
+    facts: ModelFacts | None = None, dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", device: str = "cpu",
+    advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Write the exported directory, read it again, and compare it with the trained model.
 
@@ -60,13 +61,14 @@ def export(
         seed: Seed of the run.
         prefix: Token before a document, for the samples. By default it is the token that ends a document.
         origin: The model that the run started from; None if it started from random weights.
+        facts: Base model, licence, languages and data sets, for the model card.
         dtype: Dtype of the weights; `auto` means the dtype of `origin`, or, if that is None, the dtype of the trained model.
         device: Device that the samples are computed on. The comparison runs on the CPU, where results do not depend on timing.
         advance: Receives the number of files written.
 
     Returns:
         `parameters`, `active_parameters` (used by one token), `rounded_to` (the dtype that the trained weights were rounded to, or
-        None if they were not), `bytes` of the weights, and `samples` [{prompt, text}].
+        None if they were not), `bytes` of the weights, the `facts`, and `samples` [{prompt, text}].
 
     Raises:
         CheckpointError: The trained model's tensors are not exactly those of its family.
@@ -90,6 +92,7 @@ def export(
         "parameters": total,
         "active_parameters": active,
         "rounded_to": None if as_they_are or stored_in == torch.float32 else str(stored_in).removeprefix("torch."),
+        "facts": (facts or ModelFacts()).to_json(),
         "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         "samples": continue_prompts(
             model, tokenizer, prompts, sample_tokens, seed, prefix=prefix, ends=end_tokens(directory)),

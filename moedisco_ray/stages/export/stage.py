@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moedisco_ray.core.artifacts import Draft
-from moedisco_ray.core.config import LocalInit, Model
+from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.events import Emit, StageProgress, discard
+from moedisco_ray.core.hub import dataset_name
 from moedisco_ray.core.records import ExportSummary
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.export.directory import export
+from moedisco_ray.stages.export.front_matter import facts_of
 from moedisco_ray.stages.export.origin import Origin
 from moedisco_ray.stages.text.tokenizer import Encoder
 
@@ -28,13 +30,19 @@ def run(context: Context, draft: Draft) -> None:
         tokenizer=tokenizer, directory=draft.path, report=report, prompts=config.evaluation.prompts,
         sample_tokens=config.evaluation.sample_tokens, seed=config.seed, start=config.model,
         own_tokens=not config.tokenizer.replace, dtype=config.export.dtype,
-        device=device_of(config.finetune_pool))
+        device=device_of(config.finetune_pool), datasets=datasets_of(config))
     draft.summary.update(ExportSummary.model_validate(figures).to_json())
+
+
+def datasets_of(config: RunConfig) -> list[str]:
+    """Names of the data sets of the Hugging Face hub that a run trains on."""
+    return list(dict.fromkeys(filter(None, (dataset_name(source.path) for source in config.corpus.sources))))
 
 
 def export_model(
     model: Path, *, tokenizer: Path, directory: Path, report: RunReport, prompts: Sequence[str], sample_tokens: int,
-    seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"], device: str, events: Emit = discard,
+    seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"], device: str,
+    datasets: Sequence[str] = (), events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the Hugging Face directory and let the model continue a few prompts.
 
@@ -50,6 +58,7 @@ def export_model(
         own_tokens: Whether the run kept the tokenizer of the model that it started from.
         dtype: Dtype of the weights; see `export`.
         device: Device that the samples are computed on.
+        datasets: Data sets of the Hugging Face hub that the run trained on, for the model card.
         events: Takes `stage_progress` events.
 
     Returns:
@@ -58,5 +67,5 @@ def export_model(
     origin = Origin(start.init.directory, own_tokens) if isinstance(start.init, LocalInit) else None
     return export(
         model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed,
-        prefix=Encoder(tokenizer).prefix, origin=origin, dtype=dtype, device=device,
+        prefix=Encoder(tokenizer).prefix, origin=origin, facts=facts_of(start, list(datasets)), dtype=dtype, device=device,
         advance=StageProgress(events, "export", "files written").add)

@@ -1,0 +1,99 @@
+"""Front matter of the model card, which the Hugging Face hub reads: base model, licence, languages, data sets, measured figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
+
+from moedisco_ray.core.config import LocalInit, Model
+from moedisco_ray.core.findings import evaluation_rows
+from moedisco_ray.core.hub import hub_parts, is_hub
+from moedisco_ray.core.read_roots import opened
+from moedisco_ray.core.records import EvaluationRecord, Figures, ModelFacts
+from moedisco_ray.core.run_record import RunReport
+
+_TASK = "text-generation"
+_CARD = "README.md"
+
+
+def facts_of(start: Model, datasets: list[str]) -> ModelFacts:
+    """What is known of a run's model from the card of the model that it started from.
+
+    A model of the hub is the base model; any other start has the base model that its own card names.
+
+    Args:
+        start: The run's model section.
+        datasets: Names of the data sets of the hub that the run trained on.
+    """
+    if not isinstance(start.init, LocalInit):
+        return ModelFacts(datasets=datasets)
+    card, place = _front_matter(start.init.directory), start.init.place
+    return ModelFacts(
+        base_model=hub_parts(str(place))[0] if is_hub(place) else _text(card, "base_model"), license=_text(card, "license"),
+        license_name=_text(card, "license_name"), license_link=_text(card, "license_link"), language=_texts(card, "language"),
+        datasets=datasets)
+
+
+def front_matter(report: RunReport, facts: ModelFacts) -> str:
+    """The YAML at the beginning of a model card, between its lines of dashes."""
+    results = list(_results(report.evaluation))
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag=_TASK, tags=["mixture-of-experts", "moe-disco", report.family],
+        base_model=facts.base_model, license=facts.license, license_name=facts.license_name, license_link=facts.license_link,
+        language=facts.language or None, datasets=facts.datasets or None, eval_results=results or None,
+        model_name=report.name if results else None)
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _results(evaluation: EvaluationRecord) -> Iterator[EvalResult]:
+    for name, figures in evaluation_rows(evaluation):
+        if not name.endswith("with the start model"):
+            yield from _figures(name, figures)
+    for task in evaluation.lm_eval:
+        if task.acc is not None:
+            yield _result(task.task, "accuracy", "Accuracy", task.acc)
+
+
+def _figures(name: str, figures: Figures) -> Iterator[EvalResult]:
+    text = "held-out text" if name == "all" else f"held-out text: {name}"
+    for metric, title, value in (
+        ("loss", "Loss (nats per token)", figures.loss), ("perplexity", "Perplexity", figures.perplexity),
+        ("bits_per_byte", "Bits per byte", figures.bits_per_byte),
+    ):
+        if value is not None:
+            yield _result(text, metric, title, value)
+
+
+def _result(text: str, metric: str, title: str, value: float) -> EvalResult:
+    # Results of one type and configuration are grouped under one name, so each text is a configuration.
+    return EvalResult(
+        task_type=_TASK, dataset_type="custom", dataset_config=text, dataset_name=text, metric_type=metric, metric_name=title,
+        metric_value=round(value, 6))
+
+
+def _front_matter(directory: Path) -> Mapping[str, Any]:
+    """Front matter of a model's card; empty without a card, and if its front matter is no YAML."""
+    path = directory / _CARD
+    if not path.is_file():
+        return {}
+    try:
+        with opened(path) as found:
+            return metadata_load(found) or {}
+    except (ValueError, yaml.YAMLError):
+        return {}
+
+
+def _text(card: Mapping[str, Any], name: str) -> str | None:
+    found = card.get(name)
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    return found if isinstance(found, str) else None
+
+
+def _texts(card: Mapping[str, Any], name: str) -> list[str]:
+    found = card.get(name)
+    return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, str)]
