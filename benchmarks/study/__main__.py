@@ -22,6 +22,7 @@ from moedisco_ray.core.config import load_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.plan import with_cluster_count
 
 app = typer.Typer(
     cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -42,7 +43,7 @@ def compare_arms(
     as_json: AsJson = False,
 ) -> None:
     """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""
-    checked = load_config(config, overrides or ())
+    checked = with_cluster_count(load_config(config, overrides or ()))
     names = [name for name in arms.split(",") if name]
     named = joined(checked.output, f"{checked.name}-compared") if output is None else output
     place = named if is_uri(named) else Path(named)
@@ -74,7 +75,7 @@ def advise_recipe(
     as_json: AsJson = False,
 ) -> None:
     """Recommend a recipe from measured runs: the lowest loss for a budget, or the lowest cost for a loss."""
-    checked = load_config(config, overrides or ())
+    checked = with_cluster_count(load_config(config, overrides or ()))
     given = {"budget_dollars": budget_dollars, "target_loss": target_loss}
     goals = [Goal(kind=kind, value=value) for kind, value in given.items() if value is not None]
     if len(goals) != 1:

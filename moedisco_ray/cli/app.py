@@ -25,7 +25,7 @@ from moedisco_ray.core.run_models import local_model
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.plan import build_plan
+from moedisco_ray.plan import build_plan, with_cluster_count
 from moedisco_ray.plan.capacity import cluster_needs, lacking
 from moedisco_ray.plan.cluster_checks import disagreements
 from moedisco_ray.plan.cluster_file import load_cluster
@@ -192,7 +192,7 @@ def init(
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check a configuration and the files that it names, and list every mistake; nothing is written."""
-    checked = load_config(config, overrides or ())
+    checked = with_cluster_count(load_config(config, overrides or ()))
     from moedisco_ray.execution.validation import validate as find_problems
 
     findings = find_problems(checked)
@@ -201,7 +201,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     if not findings.problems:
         print(
             f"ok: {checked.name}, {checked.model.family_name} with {checked.model.architecture.num_experts} experts and "
-            f"{findings.vocab_size:,} tokens of vocabulary, {checked.clusters.count} clusters, {checked.tokens.total:,} tokens")
+            f"{findings.vocab_size:,} tokens of vocabulary, {checked.cluster_count} clusters, {checked.tokens.total:,} tokens")
     for warning in findings.warnings:
         print(f"warning: {warning}")
     if findings.problems:

@@ -22,6 +22,7 @@ from moedisco_ray.core.events import Event, EventLog, EventType
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.records import (
     ClusterReport,
+    ClusterSummary,
     CorpusSummary,
     Departure,
     EvaluationRecord,
@@ -67,6 +68,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         stage.name: manifest for stage in STAGES
         if (content := read(f"{stage.directory}/manifest.json")) is not None and (manifest := parse_manifest(content)) is not None}
     summaries = {name: manifest.summary for name, manifest in manifests.items()}
+    config = _with_cluster_count(config, summaries)
     evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))
     events = [*EventLog.parse(read("events.jsonl") or b""), *([] if last is None else [last])]
     stalls, utilisation = _stalls(events), _mfu(events)
@@ -100,9 +102,18 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     )
 
 
+def _with_cluster_count(config: RunConfig, summaries: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """The configuration with the number of clusters that the run has made, if it was asked to decide the number."""
+    if config.clusters.count != "auto":
+        return config
+    made = len(ClusterSummary.model_validate(summaries.get("cluster", {})).clusters)
+    clusters = config.clusters.model_copy(update={"count": max(made, len(config.owners) + 1)})
+    return config.model_copy(update={"clusters": clusters})
+
+
 def _departures(summaries: Mapping[str, Mapping[str, Any]], events: Iterable[Event], config: RunConfig) -> list[Departure]:
     """What left each data owner's storage, by owner: what the stages have noted, and the events of its training."""
-    owners = {f"submodel-{k}": config.owner_of(k) for k in range(config.shared_clusters, config.clusters.count)}
+    owners = {f"submodel-{k}": config.owner_of(k) for k in range(config.shared_clusters, config.cluster_count)}
     sizes: Counter[str] = Counter()
     for event in events:
         if event.unit in owners:
@@ -286,7 +297,7 @@ def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:
 
 def _workers(name: str, units: list[UnitRecord], config: RunConfig) -> float:
     if name == "submodels":
-        return min(len(units) or config.clusters.count, config.pools.submodels.max_workers)
+        return min(len(units) or config.cluster_count, config.pools.submodels.max_workers)
     if name == "seed":
         return min(len(units) or 1, config.pools.low_memory.max_workers)
     return round(units[0].workers, 1) if name == "finetune" and units else 1

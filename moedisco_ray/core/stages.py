@@ -30,7 +30,7 @@ def _owners(config: RunConfig) -> Mapping[str, Any]:
 
 def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
     """Derived values for the seed and the sub-models: precision, and router losses if they have several experts."""
-    routed = config.model.architecture.num_experts > config.clusters.count
+    routed = config.model.architecture.num_experts > config.cluster_count
     losses = {"load_balance": config.finetune.load_balance, "z_loss": config.finetune.z_loss}
     return {**_precision(config.submodels.optimizer, config.pools.low_memory), **(losses if routed else {})}
 

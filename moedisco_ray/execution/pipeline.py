@@ -32,7 +32,7 @@ from moedisco_ray.core.artifacts import (
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import stored_config
-from moedisco_ray.core.config.starts import pinned, settled
+from moedisco_ray.core.config.starts import pinned, settled, with_recorded_count
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.core.heartbeat import heartbeats
@@ -48,7 +48,7 @@ from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.execution.ray.monitoring import Gauges, reporting_idle_slots
-from moedisco_ray.plan import fitted
+from moedisco_ray.plan import fitted, with_cluster_count
 from moedisco_ray.plan.fitting import changes
 from moedisco_ray.stages import decompose
 from moedisco_ray.stages.clustering import stage as clustering
@@ -105,7 +105,7 @@ def run(
         RunError: The run failed; the same call continues from the last checkpoint.
         RunStopped: The run was asked to end.
     """
-    given = settled(config)
+    given = with_cluster_count(settled(config))
     config = fitted(given)
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
     directory = store.directory
@@ -157,7 +157,7 @@ def _chosen(given: RunConfig, used: RunConfig) -> Iterator[tuple[str, str]]:
 
 def is_finished(config: RunConfig) -> bool:
     """Whether all artifacts of the configuration exist in its directory."""
-    config = fitted(pinned(config))
+    config = fitted(with_cluster_count(with_recorded_count(pinned(config))))
     return _is_made(RunStore.of(config.location), stages.fingerprints(config, input_identity(config)))
 
 

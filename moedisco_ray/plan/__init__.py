@@ -1,6 +1,7 @@
 """Plan of a run before it starts: parameters, memory, hours and dollars. No torch, no Ray."""
 
 from moedisco_ray.plan.build import Plan, StagePlan, build_plan, fitted
+from moedisco_ray.plan.cluster_count import with_cluster_count
 from moedisco_ray.plan.cost import Cost
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
@@ -10,5 +11,6 @@ from moedisco_ray.plan.vocabulary import planned_vocab_size, tokenizer_vocab_siz
 
 __all__ = [
     "GIB", "Cost", "Memory", "Parameters", "Plan", "Remedy", "StagePlan", "Sync", "build_plan", "count_parameters",
-    "find_remedy", "fitted", "planned_vocab_size", "submodel_architecture", "tokenizer_vocab_size", "worker_memory",
+    "find_remedy", "fitted", "planned_vocab_size", "submodel_architecture", "tokenizer_vocab_size", "with_cluster_count",
+    "worker_memory",
 ]

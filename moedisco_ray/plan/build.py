@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from moedisco_ray.core.bill import Bill
 from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, LowMemoryPool, Optimizer, PoolName, RunConfig
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.plan.cluster_count import low_memory_slots, with_cluster_count
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, left_out, planned_bill
 from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
@@ -74,6 +75,8 @@ class Plan(BaseModel):
     family: FamilyName
     vocab_size: int
     clusters: int
+    clusters_for_slots: int | None = None
+    """Number of slots for which `clusters.count: auto` decided the number of clusters; null if the configuration has a number."""
     experts_per_submodel: int
     parameters: Parameters
     """Parameter counts of the whole MoE."""
@@ -123,6 +126,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
             so that the run would wait forever.
         CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """
+    given, config = config, with_cluster_count(config)
     whole = config.model.architecture
     vocab_size = planned_vocab_size(config)
     stages = tuple(_plan_stage(config, training, whole, vocab_size) for training in _trainings(config, whole))
@@ -137,8 +141,9 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         name=config.name,
         family=config.model.family_name,
         vocab_size=vocab_size,
-        clusters=config.clusters.count,
-        experts_per_submodel=whole.num_experts // config.clusters.count,
+        clusters=config.cluster_count,
+        clusters_for_slots=low_memory_slots(config) if given.clusters.count == "auto" else None,
+        experts_per_submodel=whole.num_experts // config.cluster_count,
         parameters=parameters,
         stages=stages,
         fits=all(stage.fits for stage in stages),
@@ -178,7 +183,7 @@ def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Tra
         stage.stage: Training(
             cost=stage.cost, units=stage.units, at_once=1 if stage.stage == "finetune" else stage.workers,
             workers_per_unit=stage.workers if stage.stage == "finetune" else 1, types=stage.types,
-            experts=config.model.architecture.num_experts // (1 if stage.stage == "finetune" else config.clusters.count))
+            experts=config.model.architecture.num_experts // (1 if stage.stage == "finetune" else config.cluster_count))
         for stage in stages}
 
 
@@ -193,7 +198,7 @@ def _trained(stage: StagePlan) -> Trained:
 
 
 def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
-    low, clusters = config.pools.low_memory, config.clusters.count
+    low, clusters = config.pools.low_memory, config.cluster_count
     recipe = config.submodels.optimizer
     more_clusters = tuple(n for n in range(clusters + 1, whole.num_experts + 1) if whole.num_experts % n == 0)
     split = Spread("clusters.count", clusters, more_clusters)
@@ -202,13 +207,13 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     more_workers = tuple(n for n in range(whole_pool.fewest_workers + 1, sequences + 1) if sequences % n == 0)
     size = "max_workers" if isinstance(whole_pool, LowMemoryPool) else "workers"
     gang = Spread(f"pools.{whole_pool.name}.{size}", whole_pool.fewest_workers, more_workers)
-    shared = min(low.max_workers, sum(kind.max_workers for kind in low.node_types))
-    at_once = min(clusters, shared + len(config.owners))
+    slots = low_memory_slots(config)
+    at_once = min(clusters, slots)
     members = config.seed_members
     trainings = [
         _Training(
-            "seed", pool=low, optimizer=recipe, units=members, workers=min(members, shared), tokens=config.tokens.seed,
-            sharded=False, spread=split),
+            "seed", pool=low, optimizer=recipe, units=members, workers=min(members, slots - len(config.owners)),
+            tokens=config.tokens.seed, sharded=False, spread=split),
         _Training(
             "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
             sharded=False, spread=split),
@@ -233,7 +238,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         return by_exchange(exchange=exchange_of(
             config.finetune.exchange, lambda exchange: by_exchange(exchange=exchange), smallest_gb))
 
-    shape = whole if training.sharded else submodel_architecture(family, whole, config.clusters.count)
+    shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
     memory = measure(optimizer, training.spread.now)
     pool_gb = max(kind.memory_gb for kind in pool.node_types)
     fits = memory.total <= pool_gb * GIB

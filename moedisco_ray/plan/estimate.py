@@ -164,7 +164,7 @@ class _Reading:
     def __init__(self, config: RunConfig, vocab_size: int, machine: Machine) -> None:
         self._config, self._vocab_size, self._machine = config, vocab_size, machine
         self._whole = config.model.architecture
-        self._part = submodel_architecture(config.model.family_name, self._whole, config.clusters.count)
+        self._part = submodel_architecture(config.model.family_name, self._whole, config.cluster_count)
 
     def stage(self, name: str) -> StageEstimate:
         """Estimate of a stage in which no training takes place."""
@@ -200,7 +200,7 @@ class _Reading:
         if config.vectors_pool is not None:
             passes.append(self._read(tokens, whole=self._vectors_of_whole))
         if evaluation.ensemble:
-            passes.append(self._read(config.clusters.count * tokens, whole=False))
+            passes.append(self._read(config.cluster_count * tokens, whole=False))
             if config.vectors_pool is not None:
                 # The ensemble's weights for a block depend on the text before the block, which is half a sequence long on average.
                 contexts = tokens * config.corpus.sequence_length // (2 * _ENSEMBLE_BLOCK)
@@ -220,6 +220,8 @@ class _Reading:
             return 0.0
         whole = stage == "finetune"
         batch = (self._config.finetune if whole else self._config.submodels).optimizer.batch_tokens
+        if stage == "seed":     # its members make their steps at the same time
+            batch *= self._config.seed_members
         count = -(-max(1, tokens // batch) // max(1, evaluation.every_tokens // batch))
         pool = self._config.finetune_pool if whole else self._config.pools.low_memory
         return self._read(count * evaluation.slice_tokens, whole=whole, pool=pool)
@@ -243,7 +245,7 @@ class _Reading:
         if pool is None:
             return self._on_head("cluster", self._starting(None))
         text = self._read(round(CLUSTERED * config.tokens.submodels), whole=self._vectors_of_whole, pool=pool)
-        return self._divided("cluster", pool, _total([text, self._starting(pool)]), min(pool.max_workers, config.clusters.count))
+        return self._divided("cluster", pool, _total([text, self._starting(pool)]), min(pool.max_workers, config.cluster_count))
 
     def _corpus(self) -> float | None:
         probe, size = self._machine.probe, self._machine.text_bytes

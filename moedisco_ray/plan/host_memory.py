@@ -62,13 +62,13 @@ def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> in
     """
     settings, length = config.clusters, config.corpus.sequence_length
     documents = -(-corpus_tokens // length)
-    sample = min(documents, max(settings.sample, settings.count))
+    sample = min(documents, max(settings.sample, settings.number))
     held = sample * length * (2 * TEXT_BYTES_PER_TOKEN + ID_BYTES)
-    held += _COST_COPIES * 8 * settings.count * min(documents, _BALANCE_DOCUMENTS)
+    held += _COST_COPIES * 8 * settings.number * min(documents, _BALANCE_DOCUMENTS)
     if settings.method == "kmeans":
         hidden = config.model.architecture.hidden_size
         dimensions = settings.dimensions if settings.vectors == "tfidf_svd" else hidden
-        fitted = min(documents, max(settings.sample, _CENTROID_DOCUMENTS * settings.count))
+        fitted = min(documents, max(settings.sample, _CENTROID_DOCUMENTS * settings.number))
         held += _VECTOR_COPIES * 4 * dimensions * fitted
         if settings.vectors == "tfidf_svd":
             held += _TERM_BYTES * length * sample + 4 * _TERMS * dimensions

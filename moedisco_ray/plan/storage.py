@@ -191,7 +191,7 @@ class _Planner:
         if config.vectors_pool is not None:
             shape = config.model.architecture
             whole = isinstance(config.model.init, CheckpointInit)
-            shape = shape if whole else submodel_architecture(config.model.family_name, shape, config.clusters.count)
+            shape = shape if whole else submodel_architecture(config.model.family_name, shape, config.cluster_count)
             device, host = self._streamed(shape, config.vectors_pool, _GPU_STATES)
             vectors = 4 * config.model.architecture.hidden_size * -(-self._corpus_tokens // config.corpus.sequence_length)
         packed = self._token_bytes * tokens
@@ -225,7 +225,7 @@ class _Planner:
         config, pool = self._config, self._config.finetune_pool
         tokens = {"merge": config.merge.calibration_tokens, "evaluate": config.evaluation.max_tokens}.get(name, 0)
         if name == "decompose":
-            shape = submodel_architecture(config.model.family_name, config.model.architecture, config.clusters.count)
+            shape = submodel_architecture(config.model.family_name, config.model.architecture, config.cluster_count)
             device, host = 0, decompose_memory(count_parameters(config.model.family_name, shape, self._vocab_size))
         else:
             device, host = self._streamed(config.model.architecture, pool, tokens)

@@ -128,7 +128,7 @@ class Context:
     @property
     def submodels(self) -> list[Path]:
         """The trained sub-models, in the clusters' order; empty if their share of the tokens is 0."""
-        return [self.of("submodels") / str(k) for k in range(self.config.clusters.count)] if self.config.tokens.decoupled else []
+        return [self.of("submodels") / str(k) for k in range(self.config.cluster_count)] if self.config.tokens.decoupled else []
 
     @property
     def trained_seed(self) -> Path | None:
@@ -142,7 +142,7 @@ def dense_seed(config: RunConfig) -> int:
     A run that starts from a dense model uses another seed: an earlier run with the same seed may have trained that model, and
     the same batches should not come in the same order again.
     """
-    return config.seed + (2 + config.clusters.count if isinstance(config.model.init, UpcycleInit) else 0)
+    return config.seed + (2 + config.cluster_count if isinstance(config.model.init, UpcycleInit) else 0)
 
 
 def submodel_seed(config: RunConfig, cluster: int) -> int:
@@ -152,7 +152,7 @@ def submodel_seed(config: RunConfig, cluster: int) -> int:
 
 def finetune_seed(config: RunConfig) -> int:
     """Random seed for the order of the fine-tune's batches."""
-    return config.seed + 1 + config.clusters.count
+    return config.seed + 1 + config.cluster_count
 
 
 def cluster_tokens(context: Context) -> list[int]:

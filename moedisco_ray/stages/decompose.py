@@ -47,7 +47,7 @@ def run(context: Context, draft: Draft) -> None:
     if context.config.tokens.decoupled:
         draft.summary.update(context.call(
             None, Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]), write_untrained_submodels,
-            context.start, clusters=context.config.clusters.count, trained_seed=context.trained_seed, directory=draft.path))
+            context.start, clusters=context.config.cluster_count, trained_seed=context.trained_seed, directory=draft.path))
 
 
 def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path | None, directory: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
     The token is assumed to be the last of a full sequence: no other position costs more.
     """
     whole = config.model.architecture
-    part = submodel_architecture(config.model.family_name, whole, config.clusters.count)
+    part = submodel_architecture(config.model.family_name, whole, config.cluster_count)
 
     def third(parameters: Parameters, shape: Architecture) -> float:
         return flops_per_token(parameters, shape, config.corpus.sequence_length, checkpointing=False) / 3

@@ -50,8 +50,8 @@ def _whole_schedule(base: RunConfig) -> str:
 def _small_moes(base: RunConfig) -> int:
     """Number of groups whose size is a small MoE with a live router: as configured, or else twice top-k experts, at most half."""
     whole = base.model.architecture
-    if base.clusters.count < whole.num_experts:
-        return base.clusters.count
+    if base.cluster_count < whole.num_experts:
+        return base.cluster_count
     least = min(2 * whole.num_experts_per_tok, max(1, whole.num_experts // 2))
     return next(count for count in reversed(divisors(whole.num_experts)) if whole.num_experts // count >= least)
 

@@ -79,7 +79,7 @@ def expected_reads(config: RunConfig, measured: Measured, corpus: Path) -> Reads
     if _merges(config, measured):
         tokens = _packed(corpus / "shards")
         if config.tokens.decoupled:
-            equal = [tokens // settings.count] * settings.count
+            equal = [tokens // settings.number] * settings.number
             reads["merge"] = _merge(config, equal, equal)
         else:
             reads["merge"] = _upcycling(config, tokens)
@@ -100,8 +100,8 @@ def _clustering(config: RunConfig, lengths_N: Lengths, kind: str, limit: int) ->
         return {_vector_model(config): float(np.minimum(lengths_N, limit).sum())}
     if kind == "likelihood":
         heads_N = np.minimum(lengths_N, READ)
-        searched = int(heads_N[:max(settings.sample, settings.count)].sum()) * settings.restarts * ITERATIONS
-        return {"bigrams": float(settings.count * (searched + int(heads_N.sum())))}
+        searched = int(heads_N[:max(settings.sample, settings.number)].sum()) * settings.restarts * ITERATIONS
+        return {"bigrams": float(settings.number * (searched + int(heads_N.sum())))}
     return {}
 
 
@@ -149,7 +149,7 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
     In an ensemble each sub-model also reads them, and the model that weights the sub-models reads their context.
     """
     settings, ensemble = config.clusters, measured == "ensemble"
-    reads = Counter[Reader]({"submodel": settings.count * tokens} if ensemble else {"whole": tokens})
+    reads = Counter[Reader]({"submodel": settings.number * tokens} if ensemble else {"whole": tokens})
     if config.evaluation.stages:
         reads["submodel"] += tokens * ((config.tokens.seed > 0) + config.tokens.decoupled)
         reads["whole"] += tokens * (config.tokens.decoupled and not ensemble)
@@ -163,7 +163,7 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
         if settings.method == "kmeans" and settings.vectors == "hidden_state":
             reads[_vector_model(config)] += int(np.minimum(asked_N, config.corpus.sequence_length).sum())
         elif settings.method == "likelihood":
-            reads["bigrams"] += settings.count * int(np.minimum(asked_N, READ).sum())
+            reads["bigrams"] += settings.number * int(np.minimum(asked_N, READ).sum())
     return {reader: float(count) for reader, count in reads.items() if count}
 
 

@@ -175,7 +175,7 @@ def _fetch(config: RunConfig) -> None:
     """Make what a comparison reads of a finished run present on this machine."""
     store = RunStore.of(config.location)
     store.fetch(*(store.directory / name for name in _READ if store.has(store.directory / name)), *(
-        store.directory / "clusters" / "shards" / str(k) / INDEX for k in range(config.clusters.count)))
+        store.directory / "clusters" / "shards" / str(k) / INDEX for k in range(config.cluster_count)))
 
 
 def _delete(store: RunStore) -> None:

@@ -31,7 +31,8 @@ def report_view(report: RunReport) -> RenderableType:
     if (verdict := report_verdict(report)) is not None:
         parts.append(Text(verdict, style="bold"))
     if report.clusters.clusters:
-        parts.append(_section("Clusters", _clusters(report.clusters.clusters, report.evaluation)))
+        heading = f"Clusters: {len(report.clusters.clusters)}, one sub-model each"
+        parts.append(_section(heading, _clusters(report.clusters.clusters, report.evaluation)))
     if not report.evaluation.is_empty:
         parts.append(_section("Validation", evaluation_view(report.evaluation)))
     if report.left:

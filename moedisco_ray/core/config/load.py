@@ -16,7 +16,7 @@ from moedisco_ray.core.config.model import LocalInit
 from moedisco_ray.core.config.places import names_a_run, places, words
 from moedisco_ray.core.config.run import RunConfig, check_division
 from moedisco_ray.core.config.sections import Evaluation, Source
-from moedisco_ray.core.config.starts import pinned, with_hub_names
+from moedisco_ray.core.config.starts import pinned, with_hub_names, with_recorded_count
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import ConfigError
@@ -66,7 +66,7 @@ def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunCon
         raise first_mistake(error.errors()) from error
     if for_service and any(names_a_run(place.value) for place in places(config)):
         return config
-    config = pinned(config)
+    config = pinned(config) if for_service else with_recorded_count(pinned(config))
     check_files(config)
     return config
 
@@ -90,7 +90,7 @@ def check_files(config: RunConfig) -> None:
         raise ConfigError(
             "tokenizer.path", str(config.tokenizer.path),
             "no such directory; leave it out to use the tokenizer of model.init, or to train one")
-    if isinstance(config.model.init, LocalInit):
+    if isinstance(config.model.init, LocalInit) and config.clusters.count != "auto":
         try:
             architecture = config.model.architecture
         except ValidationError as error:

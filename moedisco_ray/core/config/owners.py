@@ -74,7 +74,7 @@ def _check_seats(config: RunConfig) -> None:
 def _check_stages(config: RunConfig) -> None:
     if not config.tokens.decoupled:
         raise ValueError("pools.owners need sub-models: lower seed_share and finetune_share to less than 1 together")
-    if config.shared_clusters < 1:
+    if config.clusters.count != "auto" and config.shared_clusters < 1:
         raise ValueError(
             f"clusters.count {config.clusters.count} leaves no cluster for text without an owner, because each owner has one; use "
             f"at least {len(config.owners) + 1}")

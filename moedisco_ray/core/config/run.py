@@ -93,9 +93,14 @@ class RunConfig(Section):
         return tuple(self.pools.owners)
 
     @property
+    def cluster_count(self) -> int:
+        """Number of clusters, and of sub-models."""
+        return self.clusters.number
+
+    @property
     def shared_clusters(self) -> int:
         """Number of clusters of the text without an owner."""
-        return self.clusters.count - len(self.owners)
+        return self.cluster_count - len(self.owners)
 
     @property
     def seed_members(self) -> int:
@@ -129,9 +134,10 @@ class RunConfig(Section):
             raise ValueError(
                 "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, "
                 "or use tfidf_svd or mean_token")
-        if self.submodels.quorum is not None and self.submodels.quorum > self.clusters.count:
+        count = self.clusters.count
+        if self.submodels.quorum is not None and count != "auto" and self.submodels.quorum > count:
             raise ValueError(
-                f"submodels.quorum {self.submodels.quorum} is more than the {self.clusters.count} sub-models of clusters.count; "
+                f"submodels.quorum {self.submodels.quorum} is more than the {count} sub-models of clusters.count; "
                 "lower it, or leave it out to wait for all")
         if self.evaluation.ensemble and not self.tokens.decoupled:
             raise ValueError("evaluation.ensemble needs sub-models: lower seed_share and finetune_share to less than 1 together")
@@ -190,7 +196,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _clusters_divide_experts(self) -> Self:
         # The sizes of a checkpoint are on disk; `check_files` checks them.
-        if not isinstance(self.model.init, LocalInit):
+        if not isinstance(self.model.init, LocalInit) and self.clusters.count != "auto":
             check_division(self.model.family_name, self.model.architecture, self.clusters.count)
         return self
 

@@ -158,8 +158,11 @@ class Tokens(Section):
 class Clusters(Section):
     """Clustering of the documents."""
 
-    count: int = Field(4, ge=1, le=MOST_CLUSTERS)
-    """Number of clusters, and of sub-models. It must divide the number of experts."""
+    count: Annotated[int, Field(ge=1, le=MOST_CLUSTERS)] | Literal["auto"] = 4
+    """Number of clusters, and of sub-models. It must divide the number of experts. `auto` means the largest such number for which
+    each sub-model has a slot of its own (in the low-memory pool, or of a data owner) and at least `num_experts_per_tok` experts. If
+    these sub-models do not fit the pool's memory, they have fewer experts. The number is decided when a run begins, and recorded in
+    its `config.json`."""
     method: Literal["kmeans", "likelihood", "random"] = "kmeans"
     """How documents are assigned to clusters. `kmeans` clusters document vectors, as in the paper. `likelihood` trains one small
     language model per cluster, and assigns each document to the cluster whose model predicts it best (SMALLTALK). `random` assigns
@@ -174,6 +177,13 @@ class Clusters(Section):
     sample: int = Field(10_000, ge=16, le=LARGEST)
     """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means, the tf-idf vocabulary and the
     language models of `likelihood`, and the silhouette and the 2-D map are computed from it."""
+
+    @property
+    def number(self) -> int:
+        """The number in `count`; for `auto`, call `plan.with_cluster_count` first."""
+        if self.count == "auto":
+            raise RuntimeError("clusters.count auto is not decided yet")
+        return self.count
 
 
 class Outer(Section):

@@ -1,4 +1,4 @@
-"""What the model that a run starts from decides before the run begins: the commit of a model of the hub, and the family."""
+"""What is decided before a run begins, and recorded in it: the commit of a start at the hub, the family, the number of clusters."""
 
 from __future__ import annotations
 
@@ -34,8 +34,20 @@ def pinned(config: RunConfig) -> RunConfig:
     """
     if not _waits_for_a_commit(config):
         return config
-    recorded = _recorded(config)
+    recorded = _recorded_commit(config)
     return at_newest(config) if recorded is None else _with_commit(config, recorded)
+
+
+def with_recorded_count(config: RunConfig) -> RunConfig:
+    """The configuration with the number of clusters that the run has recorded for `auto`: it stays when the pools change.
+
+    Raises:
+        StorageError: The run is at a URI that does not respond.
+    """
+    before = _recorded(config) if config.clusters.count == "auto" else None
+    if before is None or before.clusters.count == "auto" or config.model.architecture.num_experts % before.clusters.count:
+        return config
+    return config.model_copy(update={"clusters": config.clusters.model_copy(update={"count": before.clusters.count})})
 
 
 def at_newest(config: RunConfig) -> RunConfig:
@@ -49,13 +61,13 @@ def at_newest(config: RunConfig) -> RunConfig:
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """Like `pinned`, with the family that the start decides; a run's `config.json` holds this configuration.
+    """Like `pinned`, with the number of clusters that the run has recorded, and with the family that the start decides.
 
     Raises:
         CheckpointError: No model can be read, or no family can start from it.
         StorageError: The run is at a URI that does not respond.
     """
-    config = pinned(config)
+    config = with_recorded_count(pinned(config))
     if not isinstance(config.model.init, LocalInit):
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"family": config.model.family_name})})
@@ -71,16 +83,20 @@ def _with_commit(config: RunConfig, commit: str) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"init": init})})
 
 
-def _recorded(config: RunConfig) -> str | None:
-    """The commit in the `config.json` of the same run, if it has begun with the same model and revision."""
+def _recorded(config: RunConfig) -> RunConfig | None:
+    """The `config.json` of the same run; None if it has not begun, or if its version cannot be read."""
     try:
-        before = stored_config(json.loads(RunStore.of(config.location).read("config.json") or b"{}")).model.init
+        return stored_config(json.loads(RunStore.of(config.location).read("config.json") or b"{}"))
     except (ValidationError, ValueError):
         return None     # no run, or one that the claim of the directory refuses
-    asked = config.model.init
-    if not isinstance(before, LocalInit) or not isinstance(asked, LocalInit):
+
+
+def _recorded_commit(config: RunConfig) -> str | None:
+    """The commit that the run began with, if it was asked for the same model and revision."""
+    before, asked = _recorded(config), config.model.init
+    if before is None or not isinstance(before.model.init, LocalInit) or not isinstance(asked, LocalInit):
         return None
-    return before.commit if _asked(before) == _asked(asked) else None
+    return before.model.init.commit if _asked(before.model.init) == _asked(asked) else None
 
 
 def _asked(init: LocalInit) -> tuple[str, str, str | None]:

@@ -53,7 +53,7 @@ class Gauges:
             if event.unit is not None:
                 self._begun.add(event.unit)
             ended = event.type in ("stage_finished", "stage_skipped")
-            self._waiting.set(0 if ended else self._config.clusters.count - len(self._begun), run)
+            self._waiting.set(0 if ended else self._config.cluster_count - len(self._begun), run)
 
 
 @contextlib.contextmanager

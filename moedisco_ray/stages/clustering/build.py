@@ -115,9 +115,9 @@ def build_clusters(
     store.fetch(corpus_dir / "tokenizer", *(store.files(model_dir) if reads_model(config.clusters) else ()))
     parts = store.files(corpus_dir / "train", ".parquet")
     documents = documents_needed(config, parts, store)
-    if documents < config.clusters.count:
+    if documents < config.cluster_count:
         raise CorpusError(
-            "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
+            "clusters.count", config.cluster_count, f"the corpus has {documents} training documents; lower it or add text")
     with _first_parts(parts, documents, directory / "documents.scratch", store) as chosen:
         stage = _Stage(
             config, corpus_dir=corpus_dir, model_dir=model_dir, directory=directory, workers=workers, emit=emit,
@@ -134,11 +134,11 @@ def documents_needed(config: RunConfig, parts: Sequence[Path], store: RunStore =
     """Number of documents to cluster: the first by id that hold enough text for the sub-models and a margin, or all documents."""
     tokens, count = int(CLUSTERED * config.tokens.submodels), 0
     for path in parts:
-        if tokens <= 0 and count >= config.clusters.count:
+        if tokens <= 0 and count >= config.cluster_count:
             break
         weights_N = weights(_columns(store, path, ("packed", "copies")))
         enough = int(np.searchsorted(np.cumsum(weights_N), tokens)) + 1
-        count += min(len(weights_N), max(enough, config.clusters.count - count))
+        count += min(len(weights_N), max(enough, config.cluster_count - count))
         tokens -= int(weights_N.sum())
     return count
 
@@ -175,7 +175,7 @@ class _Stage:
     def build(self, parts: Sequence[Path], documents: int) -> dict[str, Any]:
         """Cluster all documents of the parts and write the artifact."""
         config, settings, workers = self.config, self.config.clusters, self.workers
-        sampled = first_documents(parts, max(settings.sample, settings.count), self.store)
+        sampled = first_documents(parts, max(settings.sample, settings.number), self.store)
         inputs = FitInputs(
             texts=sampled["text"].to_pylist(), tokens=token_arrays(sampled), weights_S=weights(sampled),
             ids_S=id_array(sampled["id"]), model_dir=self.model_dir, max_tokens=config.corpus.sequence_length, settings=settings,
@@ -191,7 +191,7 @@ class _Stage:
             workers.embed(parts, model_path, scratch, StageProgress(self.emit, "cluster", "vectors", documents))
             vectors = [(scratch / path.name).absolute() for path in parts]
             if by_distance:
-                wanted = max(len(sampled), CENTROID_DOCUMENTS * settings.count)
+                wanted = max(len(sampled), CENTROID_DOCUMENTS * settings.number)
                 raw_SD = first_vectors(self._fetched(vectors, parts, wanted), wanted)
                 vectoriser.centre(raw_SD[:len(sampled)])
                 x_SD = adjust(raw_SD, vectoriser.centre_D)
@@ -251,7 +251,7 @@ class _Stage:
     def _fit_kmeans(self, x_ND: Array, sample_SD: Array) -> Fit:
         settings, progress = self.config.clusters, StageProgress(self.emit, "cluster", "k-means iterations")
         return fit_kmeans(
-            x_ND, sample_SD, settings.count, restarts=settings.restarts, iterations=ITERATIONS, seed=self.config.seed,
+            x_ND, sample_SD, settings.number, restarts=settings.restarts, iterations=ITERATIONS, seed=self.config.seed,
             on_step=lambda: progress.add(1))
 
     def _write_report(

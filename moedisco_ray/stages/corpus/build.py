@@ -268,7 +268,7 @@ def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
     held_out = sum(int(report.validation[:, 0].sum()) for report in finished)
     if train < config.shared_clusters:
         raise CorpusError(
-            "clusters.count", config.clusters.count,
+            "clusters.count", config.cluster_count,
             f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter documents "
             "(corpus.sources.*.documents)")
     if held_out == 0:

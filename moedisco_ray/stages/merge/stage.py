@@ -45,7 +45,7 @@ def run(context: Context, draft: Draft) -> None:
     if not config.tokens.decoupled:
         result = context.call(
             pool, Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]), write_whole,
-            context.start, clusters=config.clusters.count, trained_seed=context.trained_seed, batches=sample(context),
+            context.start, clusters=config.cluster_count, trained_seed=context.trained_seed, batches=sample(context),
             settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
             directory=draft.path)
         draft.summary.update(MergeSummary.model_validate(result).to_json())
@@ -60,7 +60,7 @@ def run(context: Context, draft: Draft) -> None:
         submodels=context.submodels, common=common,
         tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=batches,
         settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
-        directory=draft.path, shift_RCD=shifts_of_clusters(shifts, config.clusters.count))
+        directory=draft.path, shift_RCD=shifts_of_clusters(shifts, config.cluster_count))
     if shifts:
         result["left"] = [
             {"owner": config.owner_of(k), "what": f"mean inputs of {len(shift_RD)} routers", "bytes": shift_RD.nbytes}
@@ -71,7 +71,7 @@ def run(context: Context, draft: Draft) -> None:
 def _shifts(context: Context, batches: Sequence[Batch]) -> dict[int, NDArray[np.float32]]:
     """The `router_shift` of each data owner, by the owner's cluster; empty if the routers are not computed from data."""
     config, shards, shifts = context.config, context.of("corpus") / "shards", {}
-    for k in range(config.shared_clusters, config.clusters.count) if config.merge.from_data else ():
+    for k in range(config.shared_clusters, config.cluster_count) if config.merge.from_data else ():
         owner, submodel = config.owners[k - config.shared_clusters], context.submodels[k]
         seats = config.pools.owner(owner)
         shifts[k] = context.call(

@@ -27,7 +27,7 @@ def make_job(
     """Job of one training of a stage, from the run's configuration; `owner` is the data owner of the packed tokens."""
     config = context.config
     tuning = config.finetune if stage == "finetune" else None
-    routes = tuning is not None or config.model.architecture.num_experts > config.clusters.count
+    routes = tuning is not None or config.model.architecture.num_experts > config.cluster_count
     section = tuning or config.submodels
     steps = steps_for(tokens, section.optimizer)
     text_store = context.store if owner is None else context.owner_store(owner)

@@ -62,4 +62,4 @@ def _jobs(context: Context, start: Path, sync_directory: Path) -> list[TrainJob]
 def _write(context: Context, write_common_start: Callable[..., None], directory: Path) -> None:
     start: Start = context.start
     files = Files([start.tokenizer], [directory])
-    context.call(None, files, write_common_start, start, clusters=context.config.clusters.count, directory=directory)
+    context.call(None, files, write_common_start, start, clusters=context.config.cluster_count, directory=directory)

@@ -32,7 +32,7 @@ def run(context: Context, draft: Draft) -> None:
             context, "submodels", f"submodel-{k}", model=context.of("decompose") / str(k),
             shards=context.of("cluster") / "shards" / str(k) if (owner := config.owner_of(k)) is None else _shards(context, owner),
             tokens=config.tokens.submodels * sizes[k] // sum(sizes), seed=submodel_seed(config, k), owner=owner)
-        for k in range(config.clusters.count)
+        for k in range(config.cluster_count)
     ]
     sync_directory = context.checkpoints("submodels") / "sync"
     blocks = bool(config.submodels.optimizer.block_steps)

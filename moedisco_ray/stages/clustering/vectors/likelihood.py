@@ -44,7 +44,7 @@ class Likelihood(Vectoriser):
         text = Text.of(inputs.tokens, vocabulary, READ)
         starts = [_fit_once(text, inputs, vocabulary, restart) for restart in range(inputs.settings.restarts)]
         clusters_S, _ = min(starts, key=lambda start: start[1])
-        return cls(LanguageModels.count(text, clusters_S, inputs.settings.count, vocabulary))
+        return cls(LanguageModels.count(text, clusters_S, inputs.settings.number, vocabulary))
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
         """Costs of documents in each cluster, float32 [N, E]."""
@@ -67,12 +67,12 @@ def _fit_once(text: Text, inputs: FitInputs, vocabulary: int, restart: int) -> t
     """Fit models and clusters from one random start; return the sample's clusters, int64 [S], and their total cost in nats."""
     settings = inputs.settings
     random = np.random.Generator(np.random.Philox(key=[inputs.seed, restart]))
-    cost_SE = random.uniform(size=(len(inputs.tokens), settings.count))
+    cost_SE = random.uniform(size=(len(inputs.tokens), settings.number))
     clusters_S = np.full(len(cost_SE), -1)
     for _ in range(ITERATIONS):
         assigned_S, _ = assign_balanced(cost_SE, inputs.weights_S, inputs.ids_S, settings.capacity)
         if np.array_equal(assigned_S, clusters_S):
             break
         clusters_S = assigned_S
-        cost_SE = LanguageModels.count(text, clusters_S, settings.count, vocabulary).costs(text, clusters_S)
+        cost_SE = LanguageModels.count(text, clusters_S, settings.number, vocabulary).costs(text, clusters_S)
     return clusters_S, float(inputs.weights_S @ cost_SE[np.arange(len(cost_SE)), clusters_S])

@@ -35,7 +35,7 @@ class RandomCosts(Vectoriser):
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
         """Take the number of clusters and the seed; nothing is learnt."""
-        return cls(inputs.settings.count, inputs.seed)
+        return cls(inputs.settings.number, inputs.seed)
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
         """Costs of documents in each cluster, float32 [N, E]."""

@@ -1,0 +1,91 @@
+"""The number of clusters for `clusters.count: auto`: one sub-model for each slot, with enough experts and memory for each.
+
+Candidates are the divisors C of the number of experts N that the family's router allows, with more clusters than data owners. The
+first one whose sub-models fit the low-memory pool is chosen, in this order:
+
+* a slot for each sub-model, and at least top-k experts in each: the largest C first;
+* a slot for each sub-model, and fewer experts: the smallest C first;
+* more sub-models than slots, which take turns: the smallest C first.
+
+If no sub-model fits, the first candidate is chosen, and the plan says what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from moedisco_ray.core.config import Optimizer, RunConfig
+from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.config.run import check_division, divisors
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.plan.fitting import choose
+from moedisco_ray.plan.memory import GIB, Memory, worker_memory
+from moedisco_ray.plan.parameters import submodel_architecture
+from moedisco_ray.plan.vocabulary import planned_vocab_size
+
+
+def low_memory_slots(config: RunConfig) -> int:
+    """Number of sub-models that can train at the same time: the slots of the low-memory pool, and one per data owner."""
+    low = config.pools.low_memory
+    return min(low.max_workers, sum(kind.max_workers for kind in low.node_types)) + len(config.owners)
+
+
+def with_cluster_count(config: RunConfig) -> RunConfig:
+    """The configuration with a number in place of `clusters.count: auto`; without `auto`, the configuration itself.
+
+    Raises:
+        ConfigError: No number of clusters suits the model and the data owners, or another setting contradicts the number.
+        CheckpointError: As `planned_vocab_size`.
+    """
+    if config.clusters.count != "auto":
+        return config
+    candidates = list(_candidates(config))
+    if not candidates:
+        raise ConfigError(
+            "clusters.count", "auto",
+            f"finds no number: each of the {len(config.owners)} data owners needs a cluster, text without an owner needs one, and "
+            f"the number must divide the model's {config.model.architecture.num_experts} experts")
+    vocab_size = planned_vocab_size(config)
+    count = next((each for each in candidates if _fits(config, each, vocab_size)), candidates[0])
+    try:
+        return RunConfig.model_validate(
+            config.model_dump() | {"clusters": config.clusters.model_dump() | {"count": count}})
+    except ValidationError as error:
+        raise first_mistake(error.errors()) from error
+
+
+def _candidates(config: RunConfig) -> Iterator[int]:
+    """The allowed numbers of clusters, the best one first."""
+    sizes, slots = config.model.architecture, low_memory_slots(config)
+    allowed = [count for count in divisors(sizes.num_experts) if count > len(config.owners) and _is_allowed(config, count)]
+    enough = [count for count in allowed if sizes.num_experts // count >= sizes.num_experts_per_tok]
+    yield from (count for count in reversed(allowed) if count <= slots and count in enough)
+    yield from (count for count in allowed if count <= slots and count not in enough)
+    yield from (count for count in allowed if count > slots)
+
+
+def _is_allowed(config: RunConfig, count: int) -> bool:
+    try:
+        check_division(config.model.family_name, config.model.architecture, count)
+    except ValueError:
+        return False
+    return True
+
+
+def _fits(config: RunConfig, count: int, vocab_size: int) -> bool:
+    """Whether a sub-model fits the largest node type, with the settings as they are or with those that a plan would choose."""
+    family, pool, optimizer = config.model.family_name, config.pools.low_memory, config.submodels.optimizer
+    length = config.corpus.sequence_length
+    shape = submodel_architecture(family, config.model.architecture, count)
+    largest_gb = max(kind.memory_gb for kind in pool.node_types)
+
+    def measure(trial: Optimizer) -> Memory:
+        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu, workers=1)
+
+    if measure(optimizer).total <= largest_gb * GIB:
+        return True
+    return pool.gpu > 0 and choose(
+        measure, optimizer, section="submodels.optimizer", sequence_length=length, pool_gb=largest_gb, workers=1, alone=True,
+        step_seconds=1.0) is not None
