@@ -15,7 +15,8 @@ from moedisco_ray.plan.cluster_count import low_memory_slots, with_cluster_count
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, left_out, planned_bill
 from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
-from moedisco_ray.plan.memory import GIB, Memory, exchange_of, worker_memory
+from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, GangTraffic, gang_traffic, planned_layout
+from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
@@ -23,7 +24,9 @@ from moedisco_ray.plan.storage import StageStorage, Trained, plan_storage
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 
-_ASSUMPTIONS = "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints"
+_ASSUMPTIONS = (
+    "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints; GPUs of a gang "
+    f"exchange {LINK_BYTES_PER_SECOND / 1e9:.0f} GB/s")
 
 StageName = Literal["seed", "submodels", "finetune"]
 
@@ -62,6 +65,10 @@ class StagePlan(BaseModel):
     cost: Cost
     sync: Sync | None
     """Data that sub-models transfer to synchronise their backbones, or the seed's members all weights; null without syncs."""
+    replicas: int = 1
+    """Number of replicas of the model among the workers of a gang."""
+    traffic: GangTraffic | None = None
+    """Data that the workers of a gang exchange in one step; null for a single worker."""
     types: tuple[TypeShare, ...] = ()
     """Part of the stage that each node type of a mixed pool trains; empty for any other pool."""
 
@@ -189,11 +196,12 @@ def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Tra
 
 def _trained(stage: StagePlan) -> Trained:
     workers = stage.workers if stage.stage == "finetune" else 1
+    shards = workers // stage.replicas
     return Trained(
         pool=stage.pool, units=stage.units, workers=workers, steps=stage.steps, hours=stage.cost.hours / stage.cost.waves,
-        weights=stage.memory.weights * workers, optimizer=(stage.memory.optimizer + stage.memory.offloaded) * workers,
+        weights=stage.memory.weights * shards, optimizer=(stage.memory.optimizer + stage.memory.offloaded) * shards,
         offloaded=stage.memory.offloaded, device=stage.memory.total if stage.fits_known else 0,
-        handed_over=0 if stage.block_wise else 2 * stage.memory.weights * workers, tokens=stage.cost.tokens,
+        handed_over=0 if stage.block_wise else 2 * stage.memory.weights * shards, tokens=stage.cost.tokens,
         synced=0 if stage.sync is None else stage.sync.bytes)
 
 
@@ -228,15 +236,12 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
 def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, vocab_size: int) -> StagePlan:
     family, length = config.model.family_name, config.corpus.sequence_length
     optimizer, pool, units = training.optimizer, training.pool, training.units
-    smallest_gb = min(kind.memory_gb for kind in pool.node_types)
 
     def measure(trial: Optimizer, spread: int) -> Memory:
-        shape = whole if training.sharded else submodel_architecture(family, whole, spread)
-        by_exchange = functools.partial(
-            worker_memory, family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu,
-            workers=spread if training.sharded else 1)
-        return by_exchange(exchange=exchange_of(
-            config.finetune.exchange, lambda exchange: by_exchange(exchange=exchange), smallest_gb))
+        if training.sharded:
+            return _gang_memory(config, trial, whole, vocab_size, spread)[0]
+        shape = submodel_architecture(family, whole, spread)
+        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu)
 
     shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
     memory = measure(optimizer, training.spread.now)
@@ -258,9 +263,13 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         raise ConfigError(
             f"pools.{pool.name}.types", pool_gb,
             f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any node type has; {remedy}")
-    # The step waits while moments are copied: as long as for so many operations more.
-    waiting = copy_seconds(memory) / step_seconds * flops
-    flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing)) + waiting
+    traffic = _traffic(config, optimizer, whole, vocab_size, workers) if training.sharded else None
+    computing = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
+    # The step waits while moments are copied, and for data that takes longer than its operations: as long as for so many
+    # operations more.
+    exchanging = 0.0 if traffic is None or not pool.gpu else traffic.bytes / LINK_BYTES_PER_SECOND
+    waiting = copy_seconds(memory) + max(0.0, exchanging - step_seconds * computing / flops)
+    flops = computing + waiting / step_seconds * flops
     steps = max(1, training.tokens // units // optimizer.batch_tokens)
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:
@@ -287,4 +296,30 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         types=types,
         sync=None if training.sharded else plan_sync(
             config.submodels, steps, units, parameters, scope="all" if training.stage == "seed" else "backbone"),
+        replicas=planned_layout(config, optimizer, workers).replicate if training.sharded else 1,
+        traffic=traffic,
     )
+
+
+def _gang_memory(
+    config: RunConfig, optimizer: Optimizer, whole: Architecture, vocab_size: int, workers: int,
+) -> tuple[Memory, Exchange]:
+    """Memory of one worker of a gang, and how often the workers exchange weights and gradients."""
+    pool = config.finetune_pool
+    by_exchange = functools.partial(
+        worker_memory, config.model.family_name, whole, vocab_size, optimizer, sequence_length=config.corpus.sequence_length,
+        gpu=pool.gpu, workers=workers, layout=planned_layout(config, optimizer, workers))
+    exchange = exchange_of(
+        config.finetune.exchange, lambda each: by_exchange(exchange=each), min(kind.memory_gb for kind in pool.node_types))
+    return by_exchange(exchange=exchange), exchange
+
+
+def _traffic(
+    config: RunConfig, optimizer: Optimizer, whole: Architecture, vocab_size: int, workers: int,
+) -> GangTraffic | None:
+    if workers == 1:
+        return None
+    return gang_traffic(
+        config.model.family_name, whole, vocab_size, optimizer, sequence_length=config.corpus.sequence_length,
+        gpu=config.finetune_pool.gpu, layout=planned_layout(config, optimizer, workers),
+        exchange=_gang_memory(config, optimizer, whole, vocab_size, workers)[1])

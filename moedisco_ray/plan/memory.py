@@ -30,7 +30,8 @@ holds fp32 copies of the gradient, both moments, the weight and the random bits:
 
 The compute copies of sharded training are estimated by an upper bound. In bf16 they take 10 bytes per parameter of the largest
 block: 2 for gathered weights, 2 for gradients, 4 for gradients that are reduced in fp32, and 2 for prefetched weights of the next
-block. In fp32 they take 12 bytes.
+block. In fp32 they take 12 bytes. If experts are divided among e workers (`finetune.parallel.expert`), a worker has 1 / e of each
+layer's experts, which need no other copies. Replicas divide weights, gradients and optimizer state among fewer workers.
 
 If workers exchange weights and gradients once per step (`finetune.exchange`), each worker holds all weights in the dtype of matrix
 products and, with several micro-batches, all gradients in fp32. These take 6 bytes per parameter more in bf16, and 8 in fp32.
@@ -59,6 +60,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
 from moedisco_ray.plan.parameters import Parameters, count_parameters, latent_sizes, shared_hidden_size
+from moedisco_ray.policies.parallel import Layout
 
 Exchange = Literal["step", "micro_batch"]
 """How often the workers of a sharded training exchange weights and gradients."""
@@ -127,7 +129,7 @@ class Memory(BaseModel):
 
 def worker_memory(
     family: FamilyName, architecture: Architecture, vocab_size: int, optimizer: Optimizer, *, sequence_length: int,
-    gpu: int, workers: int = 1, exchange: Exchange = "micro_batch",
+    gpu: int, workers: int = 1, exchange: Exchange = "micro_batch", layout: Layout | None = None,
 ) -> Memory:
     """Peak memory of one worker, if `workers` workers train one sharded model together.
 
@@ -140,9 +142,12 @@ def worker_memory(
         gpu: GPUs per worker; `precision: auto` depends on whether there are any.
         workers: Number of workers; weights, gradients and optimizer state are divided among them.
         exchange: How often they exchange weights and gradients.
+        layout: How they share the model; None: all weights are sharded among all of them.
     """
     parameters = count_parameters(family, architecture, vocab_size)
-    share = -(-parameters.total // workers)
+    layout = layout or Layout(data=workers)
+    share = -(-parameters.total // layout.shards)
+    elsewhere = round(parameters.experts * (1 - 1 / layout.expert))      # parameters that this worker never gathers
     weight_bytes, gradient_bytes, moment_bytes = _STATE_BYTES[optimizer.state]
     trained = largest_block(parameters, architecture) if optimizer.block_steps else share
     weights, gradients = share * weight_bytes, trained * gradient_bytes
@@ -151,14 +156,17 @@ def worker_memory(
         moments -= moment_bytes // 2 * -(-_matrices(parameters) // workers)
     width = compute_bytes(optimizer, gpu)
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4
-    copies = _GATHERED_BYTES[width] * parameters.largest_block if workers > 1 else width * parameters.total * autocast
+    layers = architecture.num_hidden_layers - DECLARATIONS[family].dense_layers(architecture.fields)
+    outside = parameters.embedding + parameters.head + architecture.hidden_size
+    block = max(outside, parameters.largest_block - elsewhere // max(1, layers))
+    copies = _GATHERED_BYTES[width] * block if workers > 1 else width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing),
         sequence_length=sequence_length, frozen=bool(optimizer.block_steps))
     if workers > 1 and exchange == "step":
-        copies += (width + (0 if is_only_pass else _WHOLE_GRADIENT_BYTES)) * parameters.total
+        copies += (width + (0 if is_only_pass else _WHOLE_GRADIENT_BYTES)) * (parameters.total - elsewhere)
     # The backward pass begins with the head's gradient. With blocks, gradients come last.
     largest = 0 if optimizer.block_steps else -(-parameters.largest_tensor // workers)
     early = gradient_bytes * largest if is_only_pass else gradients     # gradients that exist when the backward pass begins
@@ -218,7 +226,7 @@ def _step_bytes(optimizer: Optimizer, architecture: Architecture, parameters: Pa
 
 def model_memory(
     directory: Path, family: FamilyName, optimizer: Optimizer, *, sequence_length: int, gpu: int, workers: int = 1,
-    exchange: Exchange = "micro_batch",
+    exchange: Exchange = "micro_batch", layout: Layout | None = None,
 ) -> Memory:
     """`worker_memory` of the model in a Hugging Face directory.
 
@@ -228,7 +236,7 @@ def model_memory(
     architecture = read_architecture(directory, family)
     return worker_memory(
         family, architecture, architecture.vocab_size or 0, optimizer, sequence_length=sequence_length, gpu=gpu, workers=workers,
-        exchange=exchange)
+        exchange=exchange, layout=layout)
 
 
 def activation_bytes_per_token(

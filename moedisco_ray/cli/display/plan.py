@@ -12,6 +12,7 @@ from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.plan import Parameters, Plan, StagePlan
 from moedisco_ray.plan.capacity import ClusterNeeds
 from moedisco_ray.plan.cluster_file import Cluster
+from moedisco_ray.plan.gang_traffic import GangTraffic
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -32,6 +33,7 @@ def plan_view(plan: Plan) -> RenderableType:
     parts += [
         Text(f"{stage.stage} sync {stage.sync.syncs} times: {gigabytes(stage.sync.bytes)} GB through storage")
         for stage in plan.stages if stage.sync is not None]
+    parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
     if plan.bill.verdict is not None:
         parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
     if not plan.fits_known:
@@ -57,6 +59,13 @@ def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bo
     network = f"Network: {gigabytes(needs.moved_bytes)} GB between storage and nodes, {format_dollars(needs.transfer_dollars)}"
     verdict = Text(f"The pools agree with {file}", "green") if agrees else Text(f"The pools contradict {file}:", "bold red")
     return Group(Padding(table, (1, 0)), Text(of_head), Text(network), verdict)
+
+
+def _exchanged(stage: str, traffic: GangTraffic) -> str:
+    line = f"{stage}: each worker sends {gigabytes(traffic.bytes)} GB per step"
+    if traffic.divided < traffic.bytes:
+        return f"{line}; {gigabytes(traffic.divided)} GB with finetune.parallel.expert {traffic.expert}"
+    return f"{line}; {gigabytes(traffic.sharded)} GB if all weights were sharded" if traffic.bytes < traffic.sharded else line
 
 
 def _stated(size: float | None) -> str:

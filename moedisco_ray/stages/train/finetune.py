@@ -8,6 +8,7 @@ import functools
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records import TrainingSummary
+from moedisco_ray.plan.gang_traffic import planned_layout
 from moedisco_ray.plan.memory import GIB, exchange_of, model_memory
 from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.stages.context import Context, finetune_seed
@@ -41,7 +42,9 @@ def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
     pool_gb = min(kind.memory_gb for kind in pool.node_types)
     measure = functools.partial(
         model_memory, job.model, config.model.family_name, job.optimizer, sequence_length=job.sequence_length, gpu=pool.gpu)
-    exchange = exchange_of(chosen.exchange, lambda each: measure(workers=pool.fewest_workers, exchange=each), pool_gb)
+    layout = planned_layout(config, job.optimizer, pool.fewest_workers)
+    exchange = exchange_of(
+        chosen.exchange, lambda each: measure(workers=pool.fewest_workers, exchange=each, layout=layout), pool_gb)
     fitting = (n for n in range(1, pool.most_workers) if measure(workers=n, exchange=exchange).total <= pool_gb * GIB)
     sharing = Sharing(
         config.model.architecture.num_experts, chosen.parallel.expert, chosen.parallel.replicate,
