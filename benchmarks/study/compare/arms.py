@@ -113,6 +113,10 @@ ARMS: Mapping[str, Arm] = {
         **_PLAIN_MERGE,
         **_FRESH,
     }),
+    "one-seed": Arm("MoE-DisCo, seed on one card", {
+        "submodels.seed_members": 1,
+        "submodels.optimizer.batch_tokens": lambda base: base.finetune.optimizer.batch_tokens,
+    }),
     "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
     "ensemble": Arm(
         # The ensemble's temperature is set for distances of tf-idf vectors.

@@ -15,8 +15,9 @@ from benchmarks.study.grid.records import Dollars, Entry, PieceResult
 from benchmarks.study.grid.summary import JOINT_LOW
 
 ROWS: Mapping[str, str] = {
-    OURS: "ours", "expert-upcycling": "Expert Upcycling", "upcycle": "sparse upcycling", JOINT_LOW: "joint on the cheap pool"}
-"""Rows of a table, by arm."""
+    OURS: "ours", "one-seed": "ours, seed on one card", "expert-upcycling": "Expert Upcycling", "upcycle": "sparse upcycling",
+    JOINT_LOW: "joint on the cheap pool"}
+"""Rows of a table, by arm; arms without a result have none."""
 _MARKETS = tuple(books())
 HEAD = [
     "arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), *(f"equal tokens, {name}" for name in _MARKETS),

@@ -100,9 +100,13 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
     assert build_plan(config).tokens == own.tokens
     experts_of_seed = own.experts // config.clusters.count
     group = own.experts // own.groups
-    seeded = {"joint": 0, "disco": group, "expert-upcycling": group, "upcycle": 1, "spes": 0}
+    seeded = {"joint": 0, "disco": group, "one-seed": group, "expert-upcycling": group, "upcycle": 1, "spes": 0}
+    members = {"disco": own.groups}
     assert (experts_of_seed if config.tokens.seed else 0) == seeded[name]
-    assert config.tokens.decoupled == (name in ("disco", "spes"))
+    assert config.tokens.decoupled == (name in ("disco", "one-seed", "spes"))
+    if config.tokens.seed:      # all arms make as many steps in the seed phase: members share the batch
+        assert config.seed_members == members.get(name, 1)
+        assert config.seed_members * config.submodels.optimizer.batch_tokens == base.finetune.optimizer.batch_tokens
     assert config.pools.low_memory.max_workers == own.groups
     if name == "spes":
         assert experts_of_seed >= own.top_k
@@ -255,17 +259,18 @@ def test_price_books_are_the_papers_and_the_cluster_files() -> None:
     assert prices.dollars(JOINT, JOINT).model_dump() == {"paper": 1, "marketplace": 1, "aws": 1}
 
 
-def test_a_table_has_four_rows_at_the_largest_budget_and_the_slope_of_the_gap() -> None:
+def test_a_table_has_a_row_for_each_arm_at_the_largest_budget_and_the_slope_of_the_gap() -> None:
     results = []
     for budget, gap in ((1, 0.1), (4, 0.12), (16, 0.16)):
         results.append(piece(REFERENCE, 5.0 - 0.3 * math.log(budget), budget=budget))
         results += [piece(arm, results[-1].loss + gap, budget=budget, phases=OURS) for arm in pieces.ARMS[1:]]
     (title, rows), = section.tables(summary.summarise(results)).items()
     assert f"{16 * cells.SMOKE.tokens:,} tokens, seeds 0, at the starting values, not tuned" in title
-    assert [row[0] for row in rows] == ["ours", "Expert Upcycling", "sparse upcycling", "joint on the cheap pool"]
+    assert [row[0] for row in rows] == [
+        "ours", "ours, seed on one card", "Expert Upcycling", "sparse upcycling", "joint on the cheap pool"]
     assert {len(row) for row in rows} == {len(section.HEAD)}
     assert rows[0][1:3] == ["+0.160", "+0.030"]
-    assert rows[3][1:3] == ["+0.000", "+0.000"]
+    assert rows[-1][1:3] == ["+0.000", "+0.000"]
 
 
 def test_the_section_appears_only_with_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
