@@ -143,6 +143,8 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     checkpointing = bool(config.finetune.optimizer.gradient_checkpointing)
     flops = flops_per_token(parameters, whole, config.corpus.sequence_length, checkpointing=checkpointing)
     high = config.pools.high_memory
+    traffic = _traffic(config, high, config.finetune.optimizer, whole, vocab_size)
+    flops = _with_exchange(flops, traffic, high, config.finetune.optimizer.batch_tokens)
     full = training_cost(flops, config.tokens.total, high, workers_per_unit=high.fewest_workers)
     return Plan(
         name=config.name,
@@ -239,7 +241,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
 
     def measure(trial: Optimizer, spread: int) -> Memory:
         if training.sharded:
-            return _gang_memory(config, trial, whole, vocab_size, spread)[0]
+            return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread)[0]
         shape = submodel_architecture(family, whole, spread)
         return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu)
 
@@ -263,13 +265,11 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         raise ConfigError(
             f"pools.{pool.name}.types", pool_gb,
             f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any node type has; {remedy}")
-    traffic = _traffic(config, optimizer, whole, vocab_size, workers) if training.sharded else None
-    computing = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
-    # The step waits while moments are copied, and for data that takes longer than its operations: as long as for so many
-    # operations more.
-    exchanging = 0.0 if traffic is None or not pool.gpu else traffic.bytes / LINK_BYTES_PER_SECOND
-    waiting = copy_seconds(memory) + max(0.0, exchanging - step_seconds * computing / flops)
-    flops = computing + waiting / step_seconds * flops
+    # The step waits while moments are copied: as long as for so many operations more.
+    waiting = copy_seconds(memory) / step_seconds * flops
+    flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
+    traffic = _traffic(config, pool, optimizer, whole, vocab_size) if training.sharded else None
+    flops = _with_exchange(flops, traffic, pool, optimizer.batch_tokens) + waiting
     steps = max(1, training.tokens // units // optimizer.batch_tokens)
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:
@@ -302,10 +302,9 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
 
 
 def _gang_memory(
-    config: RunConfig, optimizer: Optimizer, whole: Architecture, vocab_size: int, workers: int,
+    config: RunConfig, pool: AnyPool, optimizer: Optimizer, whole: Architecture, vocab_size: int, *, workers: int,
 ) -> tuple[Memory, Exchange]:
     """Memory of one worker of a gang, and how often the workers exchange weights and gradients."""
-    pool = config.finetune_pool
     by_exchange = functools.partial(
         worker_memory, config.model.family_name, whole, vocab_size, optimizer, sequence_length=config.corpus.sequence_length,
         gpu=pool.gpu, workers=workers, layout=planned_layout(config, optimizer, workers))
@@ -315,11 +314,21 @@ def _gang_memory(
 
 
 def _traffic(
-    config: RunConfig, optimizer: Optimizer, whole: Architecture, vocab_size: int, workers: int,
+    config: RunConfig, pool: AnyPool, optimizer: Optimizer, whole: Architecture, vocab_size: int,
 ) -> GangTraffic | None:
+    """Data that the workers of a gang exchange in one step; None for a single worker."""
+    workers = pool.fewest_workers
     if workers == 1:
         return None
     return gang_traffic(
-        config.model.family_name, whole, vocab_size, optimizer, sequence_length=config.corpus.sequence_length,
-        gpu=config.finetune_pool.gpu, layout=planned_layout(config, optimizer, workers),
-        exchange=_gang_memory(config, optimizer, whole, vocab_size, workers)[1])
+        config.model.family_name, whole, vocab_size, optimizer, sequence_length=config.corpus.sequence_length, gpu=pool.gpu,
+        layout=planned_layout(config, optimizer, workers),
+        exchange=_gang_memory(config, pool, optimizer, whole, vocab_size, workers=workers)[1])
+
+
+def _with_exchange(flops: float, traffic: GangTraffic | None, pool: AnyPool, batch_tokens: int) -> float:
+    """Operations per token, raised to those of the time that a step's exchange of data takes if that is longer."""
+    if traffic is None or not pool.gpu:
+        return flops
+    seconds = traffic.bytes / LINK_BYTES_PER_SECOND
+    return max(flops, seconds * pool.fewest_workers * PEAK_FLOPS * UTILISATION * pool.speed / batch_tokens)
