@@ -181,3 +181,12 @@ def test_a_refused_family_is_answered_with_the_reason(family: str, tmp_path: Pat
 def test_a_field_of_another_family_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"fields\.kv_lora_rank: qwen3_moe has no such field; it has attention_bias"):
         config_of("qwen3_moe", 2, fields={"kv_lora_rank": 8})
+
+
+def test_a_value_that_transformers_does_not_compute_is_refused(tmp_path: Path) -> None:
+    line = "topk_method 'noaux_tc': deepseek_v2 in transformers has only 'greedy' or 'group_limited_greedy'; use another model"
+    with pytest.raises(ConfigError, match=line):
+        config_of("deepseek_v2", 2, fields={"topk_method": "noaux_tc"})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v2", "topk_method": "noaux_tc"}))
+    with pytest.raises(CheckpointError, match=rf"config\.json cannot be used: {line}"):
+        read_architecture(tmp_path, "deepseek_v2")

@@ -66,7 +66,8 @@ def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral:
 
 
 @pytest.mark.parametrize(("family", "sizes"), [
-    ("qwen2_moe", {"norm_topk_prob": False, "shared_expert_intermediate_size": 24}), ("olmoe", {"norm_topk_prob": False})])
+    ("qwen2_moe", {"norm_topk_prob": False, "shared_expert_intermediate_size": 24}), ("olmoe", {"norm_topk_prob": False}),
+    ("deepseek_v2", {"fields": {"kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}})])
 def test_families_with_unnormalised_routers(tmp_path: Path, family: str, sizes: dict[str, Any]) -> None:
     architecture = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 2,

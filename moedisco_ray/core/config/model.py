@@ -264,6 +264,7 @@ def _check_sizes(sizes: Architecture, family: Family) -> None:
         default = family.fields[key]
         if value is not None and default is not None and isinstance(value, str | bool) != isinstance(default, str | bool):
             raise ValueError(f"fields.{key} {value!r} must be {type(default).__name__}, such as {default!r}")
+    family.check_choices(sizes.fields)
 
 
 def _family_of(start: LocalInit) -> FamilyName:
@@ -376,6 +377,10 @@ def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: Family
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
         rope_scaling=read_scaling(rope),
     )
+    try:
+        declaration.check_choices(found["fields"])
+    except ValueError as error:
+        raise CheckpointError(setting, str(directory), f"its config.json cannot be used: {error}") from error
     try:
         return Architecture.model_validate(found | changes)
     except ValidationError as error:

@@ -98,6 +98,7 @@ class Family:
         separates_documents: Whether transformers hides other documents of a packed sequence when positions start again.
         fields: Configuration fields that only some families have, with defaults for a model with random weights.
         constants: Configuration fields that have one value here.
+        choices: Values that transformers computes, by configuration field; models with another value are refused.
         dense: Dense models (`model_type`) whose MLP can become every expert, with the configuration fields that such an MoE needs.
         dense_layers_field: Configuration field with the number of dense layers before the MoE layers; None: there are none.
         prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
@@ -120,6 +121,7 @@ class Family:
     separates_documents: bool = True
     fields: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict)
     dense: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     dense_layers_field: str | None = None
     prediction_layers_field: str | None = None
@@ -137,6 +139,17 @@ class Family:
         """A field of a model's configuration, or the family's default for it."""
         found = fields.get(name)
         return self.fields.get(name) if found is None else found
+
+    def check_choices(self, fields: Mapping[str, Any]) -> None:
+        """Check the fields of a model's configuration that have a limited choice of values.
+
+        Raises:
+            ValueError: A field has another value.
+        """
+        for name, values in self.choices.items():
+            if name in fields and fields[name] not in values:
+                allowed = " or ".join(map(repr, values))
+                raise ValueError(f"{name} {fields[name]!r}: {self.name} in transformers has only {allowed}; use another model")
 
     def has_biases(self, fields: Mapping[str, Any]) -> bool:
         """Whether a model with these configuration fields has biases in its attention."""

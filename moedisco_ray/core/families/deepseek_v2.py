@@ -22,4 +22,5 @@ FAMILY = dataclasses.replace(
         limit_field=("topk_method", "group_limited_greedy"), in_fp32=True),
     prediction_layers_field=None,
     fields={**deepseek_v3.FAMILY.fields, "topk_method": "greedy"},
+    choices={"topk_method": ("greedy", "group_limited_greedy")},
 )
