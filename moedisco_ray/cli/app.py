@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
 from moedisco_ray.core.locations import is_uri, joined, parent
 from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.run_models import local_model
+from moedisco_ray.core.run_models import finished_model, local_model
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
@@ -258,6 +259,26 @@ def export(
     else:
         origin = "" if figures["step"] is None else f", from the checkpoint of step {figures['step']:,}"
         print(f"wrote {target}: {figures['parameters']:,} parameters, {figures['bytes']:,} bytes{origin}")
+
+
+@app.command()
+def push(
+    run_dir: Annotated[str, typer.Argument(
+        metavar="RUN_DIR", help="Directory or URI of a finished run, or a directory that `moedisco export` wrote.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hugging Face hub: ORG/NAME.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody read the model.")] = False,
+    message: Annotated[str, typer.Option("--message", metavar="TEXT", help="Message of the commit.")] = "Upload the model",
+    as_json: AsJson = False,
+) -> None:
+    """Upload the model of a finished run to the Hugging Face hub, privately; HF_TOKEN holds the access token."""
+    model = finished_model(run_dir)
+    from moedisco_ray.core.hub_push import push_model
+
+    pushed = push_model(model, repo, public=public, message=message)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(pushed), indent=2))
+    else:
+        print(f"pushed {model} to {pushed.url}{' (private)' if pushed.private else ''}, commit {pushed.commit}")
 
 
 @app.command()

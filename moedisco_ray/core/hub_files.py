@@ -25,6 +25,8 @@ from huggingface_hub.utils.tqdm import tqdm
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.hub import HUB, hub_cache, hub_parts
 
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+"""Base class of the errors of the HTTP client; which client it is depends on the version of huggingface_hub."""
 _FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _WEIGHTS = "*.safetensors"
 _IN_FOLDERS = ("*/*.safetensors", "*/*.json")
@@ -85,4 +87,7 @@ def _one_line(setting: str, name: str, revision: str | None) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         remedy = f"cannot be downloaded: the hub answers {status}; check HF_TOKEN, or try again later"
+        raise CheckpointError(setting, HUB + name, remedy) from error
+    except HTTP_ERROR as error:
+        remedy = f"cannot be downloaded ({type(error).__name__}); check the network and its proxies"
         raise CheckpointError(setting, HUB + name, remedy) from error

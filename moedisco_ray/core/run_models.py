@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.gguf_files import gguf_directory, is_gguf
 from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, is_uri, parent
@@ -42,6 +42,27 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
     directory = store.directory / name
     store.fetch(*(directory / each for each in _files(setting, place) if weights or not each.endswith(_WEIGHTS)))
     return directory
+
+
+def finished_model(location: Location) -> Path:
+    """Directory on this machine of the model of a finished run, or of a model that was exported, with its weights.
+
+    Args:
+        location: Directory or URI of the run, or the directory of an exported model.
+
+    Raises:
+        RunDirError: The location holds no finished run and no model.
+        StorageError: The URI does not respond.
+    """
+    store = RunStore.of(location)
+    if not store.is_remote and any(store.directory.glob(f"*{_WEIGHTS}")):
+        return store.directory
+    model = store.directory / "model"
+    if store.read("model/manifest.json") is None:
+        raise RunDirError(
+            "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
+    store.fetch(model)
+    return model
 
 
 def model_identity(setting: str, place: Location) -> str:

@@ -69,6 +69,7 @@ def hub(cache: Path) -> Iterator[Hub]:
         patch.setenv("HF_ENDPOINT", state.url)
         patch.setenv("HF_HUB_CACHE", str(cache))
         patch.delenv("HF_TOKEN", raising=False)
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)     # large files go over HTTP, as without hf_xet
         yield state
     server.shutdown()
     server.server_close()
@@ -96,10 +97,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         where = urlsplit(self.path)
         self.hub.requests.append((self.command, self.path, self.headers.get("Authorization")))
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         path = unquote(where.path)
         for pattern, method in (
             (r"/api/repos/create", self._create),
+            (r"/api/validate-yaml", self._validate),
             (r"/api/(?:models/)?(?P<name>.+?)/revision/(?P<revision>.+)", self._info),
             (r"/api/(?:models/)?(?P<name>.+?)/tree/(?P<revision>[^/]+)(?:/(?P<inside>.*))?", self._tree),
             (r"/api/(?:models/)?(?P<name>.+?)/paths-info/(?P<revision>[^/]+)", self._paths),
@@ -118,6 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
                 method(body=body, query=parse_qs(where.query), **named)
                 return
         self._send(404, {"error": f"no such request: {self.command} {path}"})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def _may(self, what: str, name: str) -> bool:
         repository = self.hub.repositories.get(name)
@@ -140,9 +152,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif name in self.hub.repositories:
             self._send(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
         else:
-            self.hub.repositories[name] = Repository(private=bool(asked.get("private")))
+            self.hub.repositories[name] = Repository(private=asked.get("visibility") == "private" or bool(asked.get("private")))
             self.hub.add(name, {".gitattributes": b""})
             self._send(200, {"url": f"{self.hub.url}/{name}", "name": name})
+
+    def _validate(self, body: bytes, query: Any) -> None:
+        self._send(200, {"errors": [], "warnings": []})
 
     def _info(self, name: str, revision: str, **_: Any) -> None:
         found = self._files(name, revision)

@@ -1,0 +1,92 @@
+"""`moedisco push`: a run's model in a repository of the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_standin import Hub, hub
+from moe_models import random_tensors, tiny_config
+from typer.testing import CliRunner
+
+from moedisco_ray.cli.app import app
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.config import Model
+from moedisco_ray.models import check_same, open_checkpoint, write_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")    # huggingface_hub's own, at a plain upload
+
+NAME = "me/tiny-moe"
+CARD = "---\nlibrary_name: transformers\nlicense: mit\n---\n# tiny\n"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub(tmp_path / "hub-cache") as found:
+        monkeypatch.setenv("HF_TOKEN", found.token)
+        yield found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory with a finished model."""
+    config = tiny_config("mixtral", 4)
+    model = tmp_path / "runs" / "tiny" / "model"
+    write_checkpoint(model, random_tensors(config).items(), config)
+    (model / "README.md").write_text(CARD)
+    write_json(model / "manifest.json", {"fingerprint": "f"})
+    write_json(model.parent / "config.json", {"name": "tiny"})
+    return model.parent
+
+
+def push(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["push", *arguments])
+    return done.exit_code, done.output
+
+
+def test_a_pushed_model_is_private_whole_and_a_start_again(server: Hub, run: Path) -> None:
+    code, output = push(str(run), NAME, "--json")
+    assert code == 0, output
+    pushed = json.loads(output[output.index("{"):])
+    assert pushed == {"url": f"{server.url}/{NAME}", "commit": server.repositories[NAME].branches["main"], "private": True}
+    assert server.repositories[NAME].private
+    files = server.repositories[NAME].commits[pushed["commit"]]
+    assert files.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert files["README.md"].decode() == CARD
+    assert server.token not in output
+    start = Model.model_validate({"init": {"checkpoint": f"hf://{NAME}"}})
+    assert start.family_name == "mixtral"
+    check_same(open_checkpoint(start.init.directory_with_weights), open_checkpoint(run / "model"))
+
+
+def test_a_model_is_published_only_on_request(server: Hub, run: Path) -> None:
+    code, output = push(str(run), NAME, "--public")
+    assert (code, server.repositories[NAME].private) == (0, False), output
+    commits = len(server.repositories[NAME].commits)
+    code, output = push(str(run / "model"), NAME)
+    assert code == 2
+    assert f"REPO: '{NAME}': exists and is public; pass --public to publish the model, or choose another name" in output
+    assert len(server.repositories[NAME].commits) == commits
+    assert push(str(run / "model"), NAME, "--public")[0] == 0
+
+
+def test_mistakes_are_one_line(server: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, line in (
+        ((str(run), "no name"), "REPO: 'no name': is no name of a repository; write ORG/NAME"),
+        ((str(run), "tiny"), "REPO: 'tiny': is no name of a repository; write ORG/NAME"),
+        ((str(tmp_path), NAME), "holds no finished model; name a finished run"),
+    ):
+        code, output = push(*arguments)
+        assert (code, line in output) == (2, True), output
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_reader")
+    code, output = push(str(run), NAME)
+    assert (code, "may not be written with this HF_TOKEN" in output) == (2, True), output
+    assert "hf_of_a_reader" not in output
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code, output = push(str(run), NAME)
+    assert (code, "the hub cannot be reached; try again when you are online" in output) == (1, True), output
+    monkeypatch.delenv("HF_TOKEN")
+    code, output = push(str(run), NAME)
+    assert (code, "needs an access token that may write, in the environment variable HF_TOKEN" in output) == (2, True), output
