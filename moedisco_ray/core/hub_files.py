@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfFileSystem, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -57,6 +57,32 @@ def hub_directory(setting: str, place: str, *, weights: bool) -> Path:
             name, revision=revision, cache_dir=hub_cache(), token=hub_token() or False, endpoint=hub_endpoint(),
             allow_patterns=[*_FILES, _WEIGHTS] if weights else [*_FILES], ignore_patterns=[*_IN_FOLDERS],
             tqdm_class=tqdm if weights else _Quiet))
+
+
+class HubFiles(HfFileSystem):
+    """Files of all repositories of the hub, such as `datasets/ORG/NAME/FILE` or `datasets/ORG/NAME@REVISION/FILE`, read-only."""
+
+    def resolve_path(self, path: str, revision: str | None = None) -> Any:
+        """The repository, the revision and the path in it.
+
+        Raises:
+            OSError: There is no such repository or revision, it may not be read, or the hub does not respond.
+        """
+        try:
+            return super().resolve_path(path, revision)
+        except FileNotFoundError as error:      # pyarrow would take this one for a missing file in the repository
+            raise OSError("no repository or revision that this machine may read at the hub; correct it, or set HF_TOKEN") from error
+        except OSError:
+            raise
+        except (ValueError, NotImplementedError) as error:
+            raise OSError("no name of a repository; write hf://datasets/ORG/NAME") from error
+        except HTTP_ERROR as error:
+            raise ConnectionError("the hub does not respond; go online, or name a directory") from error
+
+
+def hub_files() -> HubFiles:
+    """The files of the hub, for this machine's token."""
+    return HubFiles(endpoint=hub_endpoint(), token=hub_token() or False)
 
 
 def hub_token() -> str | None:

@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import ConfigError, StorageError
+from moedisco_ray.core.hub import HUB, is_hub
 from moedisco_ray.core.locations import Location, first_line, is_uri
 
 T = TypeVar("T")
@@ -42,6 +43,11 @@ def resolve(location: Location) -> tuple[Any, str]:
         OSError: The file system cannot be reached.
         pyarrow.ArrowInvalid: The file system is not supported.
     """
+    if is_hub(location):
+        from moedisco_ray.core.hub_files import hub_files  # noqa: PLC0415  # the hub's client takes a moment to import
+
+        place = str(location).removeprefix(HUB).partition("?")[0].rstrip("/")
+        return fs.PyFileSystem(fs.FSSpecHandler(hub_files())), place
     if is_uri(location):
         uri = str(location)
         if uri.startswith("s3://"):     # this option uploads a small object in one request instead of three

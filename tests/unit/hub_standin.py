@@ -107,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/api/(?:models/)?(?P<name>.+?)/paths-info/(?P<revision>[^/]+)", self._paths),
             (r"/api/(?:models/)?(?P<name>.+?)/preupload/(?P<revision>[^/]+)", self._preupload),
             (r"/api/(?:models/)?(?P<name>.+?)/commit/(?P<revision>[^/]+)", self._commit),
+            (r"/api/(?:models/)?(?P<name>datasets/[^/]+/[^/]+|[^/]+/[^/]+)", self._newest),
             (r"/(?P<name>.+?)\.git/info/lfs/objects/batch", self._batch),
             (r"/upload/(?P<oid>.+)", self._upload),
             (r"/(?P<name>.+?)/resolve/(?P<revision>[^/]+)/(?P<inside>.+)", self._resolve),
@@ -165,6 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {
                 "id": name.removeprefix("datasets/"), "sha": found[0], "private": self.hub.repositories[name].private,
                 "siblings": [{"rfilename": path} for path in found[1]], "tags": [], "downloads": 0, "likes": 0})
+
+    def _newest(self, name: str, **_: Any) -> None:
+        self._info(name, "main")
 
     def _tree(self, name: str, revision: str, query: dict[str, list[str]], inside: str | None = None, **_: Any) -> None:
         found = self._files(name, revision)

@@ -27,9 +27,11 @@ class Source(Section):
     """Text from one place."""
 
     path: Annotated[str, ReadsFrom(uris=True, run_part="corpus")]
-    """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `embedded` is the text of the
-    installed packages. On a control service, `run://RUN/corpus` is the corpus of the finished run whose id or name is RUN;
-    its split into training and held-out text is kept."""
+    """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `hf://datasets/ORG/NAME` is a data
+    set of the Hugging Face hub: `hf://datasets/ORG/NAME@REVISION/data/train-*.parquet` is its training split at a branch, tag or
+    commit, and a commit keeps the text the same; HF_TOKEN holds the token. `embedded` is the text of the installed packages. On a
+    control service, `run://RUN/corpus` is the corpus of the finished run whose id or name is RUN; its split into training and
+    held-out text is kept."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Name of the domain; the report shows how clusters and experts relate to it."""
     format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "datasets"] = "auto"
