@@ -55,7 +55,8 @@ def publish(raw: Path, folder: Path) -> None:
     pieces = _merged(read_lines(folder / PIECES, PieceResult), read_pieces(raw))
     tuned = _merged(read_lines(folder / TUNED, TunedArm), read_tuned(raw))
     for name, records in ((PIECES, pieces), (TUNED, tuned)):
-        write_text(folder / name, "".join(f"{record.model_dump_json()}\n" for record in records.values()))
+        if records:
+            write_text(folder / name, "".join(f"{record.model_dump_json()}\n" for record in records.values()))
     write_json(folder / SUMMARY, [entry.model_dump(mode="json") for entry in summarise(list(pieces.values()))])
 
 

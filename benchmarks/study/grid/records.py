@@ -97,7 +97,8 @@ class Entry(Record):
     """Loss at equal tokens minus joint training's with the same seed (nats per token), median over the seeds."""
     loss_gap_spread: Spread
     dollars_to_joint_loss: Dollars
-    """Dollars until the arm reaches joint training's loss; null if joint training was measured at one budget only."""
+    """Dollars until the arm reaches joint training's loss; null if joint training was measured at one budget only and there is a
+    gap."""
     dollars_equal_tokens: Dollars
     """Dollars for the same tokens."""
     hours_ratio: float

@@ -67,7 +67,7 @@ def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceRes
     cell, book = pieces[0].cell, books()["paper"]
     gaps = [piece.loss - joint[piece.seed].loss for piece in pieces]
     gap, phases, reference = statistics.median(gaps), pieces[0].phases, joint[pieces[0].seed].phases
-    more = None if slope is None else math.exp(gap / slope)
+    more = 1.0 if gap == 0 else None if slope is None else math.exp(gap / slope)    # no gap: no slope is needed
     return Entry(
         corpus=cell.corpus, family=cell.family, start=cell.start, experts=cell.experts, top_k=cell.top_k,
         active_share=cell.active_share, budget_tokens=cell.tokens, arm=arm, seeds=tuple(piece.seed for piece in pieces),

@@ -3,6 +3,10 @@
 from pathlib import Path
 
 from benchmarks import document
+from benchmarks.study.grid import files
+from benchmarks.study.grid import section as grid_section
+from benchmarks.study.grid.records import PieceResult
+from benchmarks.study.grid.summary import summarise
 from benchmarks.study.quality import result_files, section, summary
 from moedisco_ray.core.artifacts import read_json
 
@@ -18,6 +22,13 @@ def test_the_document_is_what_its_generator_writes() -> None:
 def test_the_summary_is_computed_from_the_published_figures() -> None:
     stored = read_json(result_files.PUBLISHED / result_files.SUMMARY)
     assert stored == [entry.to_json() for entry in summary.summarise(section.results())]
+
+
+def test_the_grids_summary_is_computed_from_its_published_pieces() -> None:
+    pieces = files.read_lines(files.PUBLISHED / files.PIECES, PieceResult)
+    assert pieces
+    assert not any("uncommitted" in piece.made.commit for piece in pieces)
+    assert list(grid_section.entries()) == summarise(pieces)
 
 
 def test_raw_rows_are_not_published() -> None:
