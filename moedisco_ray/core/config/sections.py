@@ -217,8 +217,8 @@ class Submodels(Section):
     """Number of members that train the seed at the same time. They start from the same model, share the tokens of the seed phase
     evenly, and combine all weights every `sync_every` steps and after the last step. Each member trains on `batch_tokens` in every
     step, so 8 members make an eighth of the steps that one would make; dividing `batch_tokens` by 8 restores the number of steps.
-    Null means one member for each cluster of text without an owner, but no more than the seed phase has batches. Without
-    `sync_every`, the seed has one member."""
+    Null means one member for each cluster of text without an owner. There are never more members than the seed phase has batches.
+    Without `sync_every`, the seed has one member."""
     keep_optimizer_state: bool = True
     """Whether each sub-model continues with the seed's Adam state; with false it starts with a new one. A seed with several members
     keeps the state of its first member: all members train on shares of the same shuffled text, so their states are alike."""
