@@ -214,14 +214,15 @@ def test_a_gang_that_could_never_be_is_refused(tmp_path, workers, message):
 
 @pytest.mark.parametrize(("changes", "members"), [
     ((), 1),
-    (("submodels.sync_every=10",), 4),
-    (("submodels.sync_every=10", "submodels.seed_members=1"), 1),
+    (("submodels.sync_every=10",), 1),
     (("submodels.sync_every=10", "submodels.seed_members=7"), 7),
-    (("submodels.sync_every=10", "clusters.count=2"), 2),
-    (("submodels.sync_every=10", "tokens.total=250000"), 3),      # 50,000 tokens of seed are three batches
-    (("submodels.sync_every=10", "tokens.seed_share=0", "clusters.vectors=mean_token"), 1),
+    (("submodels.sync_every=10", "submodels.seed_members=null"), 4),
+    (("submodels.seed_members=null",), 1),
+    (("submodels.sync_every=10", "submodels.seed_members=null", "clusters.count=2"), 2),
+    (("submodels.sync_every=10", "submodels.seed_members=null", "tokens.total=250000"), 3),    # the seed phase has three batches
+    (("submodels.sync_every=10", "submodels.seed_members=7", "tokens.seed_share=0", "clusters.vectors=mean_token"), 1),
 ])
-def test_the_seed_has_a_member_per_cluster_if_there_are_syncs(tmp_path, changes, members):
+def test_the_seed_has_as_many_members_as_are_set_or_one_per_cluster(tmp_path, changes, members):
     assert load(tmp_path, BASE, *changes).seed_members == members
 
 

@@ -396,7 +396,8 @@ def test_a_run_without_a_seed_phase_has_no_seed_stage_and_free_pools_save_nothin
 
 
 def test_what_rounds_move_by_hand():
-    plan = build_plan(config(submodels={"sync_every": 100, "optimizer": {"batch_tokens": 16_384, "precision": "pure_bf16"}}))
+    plan = build_plan(config(submodels={
+        "sync_every": 100, "seed_members": None, "optimizer": {"batch_tokens": 16_384, "precision": "pure_bf16"}}))
     seed, submodels, finetune = plan.stages
     assert finetune.sync is None
     sizes = submodels.parameters
@@ -415,6 +416,7 @@ def test_the_hours_of_seed_and_sub_models_divide_by_the_slots(slots):
     def hours(**low):
         default = yaml.safe_load(preset_text("default"))
         default["pools"]["low_memory"] |= low
+        default["submodels"]["seed_members"] = None
         return {stage.stage: stage for stage in build_plan(check_config(default)).stages}
 
     one, some = hours(max_workers=1), hours(max_workers=slots)

@@ -56,7 +56,7 @@ def _small_moes(base: RunConfig) -> int:
     return next(count for count in reversed(divisors(whole.num_experts)) if whole.num_experts // count >= least)
 
 
-_ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.seed_members": None}
+_ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.seed_members": 1}
 _GROWN: Mapping[str, Any] = {     # the seed also gets the sub-models' tokens, which shows what sub-models add
     **_WHOLE,
     "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
@@ -113,9 +113,10 @@ ARMS: Mapping[str, Arm] = {
         **_PLAIN_MERGE,
         **_FRESH,
     }),
-    "one-seed": Arm("MoE-DisCo, seed on one card", {
-        "submodels.seed_members": 1,
-        "submodels.optimizer.batch_tokens": lambda base: base.finetune.optimizer.batch_tokens,
+    "parallel-seed": Arm("MoE-DisCo, seed on all cards", {     # the members share the batch, so that they make as many steps
+        "submodels.seed_members": None,
+        "submodels.optimizer.batch_tokens": lambda base: max(
+            base.corpus.sequence_length, base.submodels.optimizer.batch_tokens // base.cluster_count),
     }),
     "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
     "ensemble": Arm(

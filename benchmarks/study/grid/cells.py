@@ -154,10 +154,9 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
     raw["clusters"] |= {"count": cell.groups, "restarts": 2, "sample": 2000}
     raw["merge"]["calibration_tokens"] = scale.calibration_tokens
     raw["submodels"]["sync_every"] = scale.sync_every
-    # The members of the seed and the sub-models share the whole MoE's batch, so that they make as many steps.
-    for section, share, members in (("submodels", 1.0, cell.groups), ("finetune", 0.5, 1)):
+    for section, share in (("submodels", 1.0), ("finetune", 0.5)):
         raw[section]["optimizer"] |= {
-            "batch_tokens": scale.batch_tokens // members, "micro_batch": scale.micro_batch, "lr": scale.lr * share}
+            "batch_tokens": scale.batch_tokens, "micro_batch": scale.micro_batch, "lr": scale.lr * share}
     for pool in raw["pools"].values():
         pool["gpu"] = int(cell.scale == "gpu")
     raw["pools"]["low_memory"]["max_workers"] = cell.groups

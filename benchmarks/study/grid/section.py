@@ -15,7 +15,7 @@ from benchmarks.study.grid.records import Dollars, Entry, PieceResult
 from benchmarks.study.grid.summary import JOINT_LOW
 
 ROWS: Mapping[str, str] = {
-    OURS: "ours", "one-seed": "ours, seed on one card", "expert-upcycling": "Expert Upcycling", "upcycle": "sparse upcycling",
+    OURS: "ours", "parallel-seed": "ours, seed on all cards", "expert-upcycling": "Expert Upcycling", "upcycle": "sparse upcycling",
     JOINT_LOW: "joint on the cheap pool"}
 """Rows of a table, by arm; arms without a result have none."""
 _MARKETS = tuple(books())

@@ -100,10 +100,10 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
     assert build_plan(config).tokens == own.tokens
     experts_of_seed = own.experts // config.clusters.count
     group = own.experts // own.groups
-    seeded = {"joint": 0, "disco": group, "one-seed": group, "expert-upcycling": group, "upcycle": 1, "spes": 0}
-    members = {"disco": own.groups}
+    seeded = {"joint": 0, "disco": group, "parallel-seed": group, "expert-upcycling": group, "upcycle": 1, "spes": 0}
+    members = {"parallel-seed": own.groups}
     assert (experts_of_seed if config.tokens.seed else 0) == seeded[name]
-    assert config.tokens.decoupled == (name in ("disco", "one-seed", "spes"))
+    assert config.tokens.decoupled == (name in ("disco", "parallel-seed", "spes"))
     if config.tokens.seed:      # all arms make as many steps in the seed phase: members share the batch
         assert config.seed_members == members.get(name, 1)
         assert config.seed_members * config.submodels.optimizer.batch_tokens == base.finetune.optimizer.batch_tokens
@@ -267,7 +267,7 @@ def test_a_table_has_a_row_for_each_arm_at_the_largest_budget_and_the_slope_of_t
     (title, rows), = section.tables(summary.summarise(results)).items()
     assert f"{16 * cells.SMOKE.tokens:,} tokens, seeds 0, at the starting values, not tuned" in title
     assert [row[0] for row in rows] == [
-        "ours", "ours, seed on one card", "Expert Upcycling", "sparse upcycling", "joint on the cheap pool"]
+        "ours", "ours, seed on all cards", "Expert Upcycling", "sparse upcycling", "joint on the cheap pool"]
     assert {len(row) for row in rows} == {len(section.HEAD)}
     assert rows[0][1:3] == ["+0.160", "+0.030"]
     assert rows[-1][1:3] == ["+0.000", "+0.000"]

@@ -104,7 +104,7 @@ class RunConfig(Section):
 
     @property
     def seed_members(self) -> int:
-        """Number of members that train the seed at the same time, with the default resolved."""
+        """Number of members that train the seed at the same time, with null resolved."""
         settings = self.submodels
         wanted = self.shared_clusters if settings.seed_members is None else settings.seed_members
         return 1 if settings.sync_every is None else max(1, min(wanted, self.tokens.seed // settings.optimizer.batch_tokens))

@@ -208,15 +208,15 @@ class Submodels(Section):
 
     optimizer: Optimizer = Optimizer()
     sync_every: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of steps between two syncs. A sync combines the sub-models' backbones and leaves each one's experts unchanged. In the
-    seed phase it combines all weights. A
-    sub-model with fewer steps in total syncs after proportionally fewer steps. With null, only the merge combines the backbones, as
-    in the paper."""
+    """Number of steps between two syncs. A sync combines the sub-models' backbones and leaves each one's experts unchanged. In a
+    seed phase with several members it combines all weights. A sub-model with fewer steps in total syncs after proportionally fewer
+    steps. With null, only the merge combines the backbones, as in the paper."""
     outer: Outer = Outer()
-    seed_members: Annotated[int | None, Resolved("seed_members")] = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Number of members that train the seed at the same time. They start from the same model, share the tokens of the seed phase
-    evenly, and combine all weights every `sync_every` steps and after the last step. Each member trains on `batch_tokens` in every
-    step, so 8 members make an eighth of the steps that one would make; dividing `batch_tokens` by 8 restores the number of steps.
+    seed_members: Annotated[int | None, Resolved("seed_members")] = Field(1, ge=1, le=MOST_CLUSTERS)
+    """Number of members that train the seed at the same time, one worker each. More members take fewer hours and reach a higher
+    loss (`docs/results.md`). They start from the same model, share the tokens of the seed phase evenly, and combine all weights
+    every `sync_every` steps and after the last step. Each member trains on `batch_tokens` in every step, so 8 members make an
+    eighth of the steps that one would make; dividing `batch_tokens` by 8 restores the number of steps.
     Null means one member for each cluster of text without an owner. There are never more members than the seed phase has batches.
     Without `sync_every`, the seed has one member."""
     keep_optimizer_state: bool = True
