@@ -31,7 +31,7 @@ def test_a_disturbed_store_changes_no_bit(tmp_path: Path, monkeypatch: pytest.Mo
     chance = random.Random(seed)
     with s3_server("runs") as server, faulty_s3(server) as (proxy, address):
         proxy.faults = lambda _method, _path: chance.choice(FAULTS) if chance.random() < SHARE else "pass"
-        config = config.model_copy(update={"output": f"s3://runs/team?endpoint_override={address}&scheme=http"})
+        config = config.model_copy(update={"output": f"s3://runs/seed-{seed}?endpoint_override={address}&scheme=http"})
         directory = pipeline.run(config, backend=LocalBackend())
         RunStore.of(config.location).fetch(directory / "model", directory / "report.json")
         assert results(directory) == expected

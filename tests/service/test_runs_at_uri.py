@@ -187,7 +187,7 @@ def test_a_run_starts_from_the_corpus_and_the_model_at_a_uri(here: Service):
         f"run://{run_id}/corpus")
     config = demo(model={"init": {"checkpoint": f"run://{run_id}/model"}}, tokens={"seed_share": 0})
     answer = here.ann.post("/v1/runs", json={"config": config})
-    assert (answer.status_code, "holds a model of family None" in answer.text) == (422, True)     # as `fill` has written it
+    assert (answer.status_code, "has a config.json without model_type" in answer.text) == (422, True)     # as `fill` has written it
     model = store.directory / "model"
     (model / "config.json").write_text(json.dumps(SIZES))
     store.publish(model)

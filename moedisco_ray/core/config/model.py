@@ -275,7 +275,9 @@ def _family_of(start: LocalInit) -> FamilyName:
     """
     directory = start.directory
     raw = _read(start.setting, directory)
-    kind = str(raw.get("model_type"))
+    if "model_type" not in raw:
+        raise CheckpointError(start.setting, str(start.place), "has a config.json without model_type; name a Hugging Face model")
+    kind = str(raw["model_type"])
     if kind in DECLARATIONS:
         return kind
     takers = [family for family in DECLARATIONS.values() if kind in family.dense]
