@@ -62,7 +62,7 @@ def make_room(folder: Path) -> None:
 
 
 def _delete(home: Path, unit: str) -> int:
-    """Delete the uploaded files of a unit, unless a process uses the unit; return the number of freed bytes."""
+    """Delete the local copies of a unit's uploaded files, unless a process uses the unit; return the number of freed bytes."""
     with _file(home, "pins", unit).open("a") as pin:
         try:
             fcntl.flock(pin, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -325,7 +325,7 @@ class ModelFacts(Record):
     license_name: str | None = None
     license_link: str | None = None
     language: list[str] = Field(default_factory=list)
-    """Languages that the start's card names."""
+    """Languages in the model card of the model that the run starts from."""
     datasets: list[str] = Field(default_factory=list)
     """Data sets of the hub that the run trained on."""
 

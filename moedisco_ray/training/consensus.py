@@ -1,4 +1,4 @@
-"""Consensus among the workers of a training: they poll each other every few seconds, however long a step takes."""
+"""Lets the workers of a training agree, such as on the step at which all save and stop; they poll each other every few seconds."""
 
 from __future__ import annotations
 

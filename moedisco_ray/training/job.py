@@ -55,7 +55,7 @@ class DataShare:
     members: int = 1
 
     def batch(self, number: int) -> int:
-        """Index in the common order of this training's batch with a number."""
+        """Position of a batch in the data order that all members share; `number` counts this training's own batches."""
         return number * self.members + self.member
 
 

@@ -169,7 +169,7 @@ class Owner(Section):
 
 
 class OwnerPool(LowMemoryPool):
-    """The seats of a data owner."""
+    """The pool of a data owner's seats."""
 
     owner_name: str
 
@@ -265,7 +265,7 @@ class Pools(Section):
         return _Joint(**shared, max_workers=min(MOST_WORKERS, sum(part.max_workers for part in parts)), parts=parts)
 
     def owner(self, name: str) -> OwnerPool:
-        """The seats of a data owner."""
+        """The pool of a data owner's seats."""
         shared = self.low_memory.model_dump(exclude={"resource", "types"})
         return OwnerPool(**shared, resource=self.owners[name].resource, owner_name=name)
 

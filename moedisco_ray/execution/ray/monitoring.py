@@ -62,12 +62,12 @@ def reporting_idle_slots(
 ) -> Iterator[None]:
     """Emit a `slots_free` event inside the block whenever a pool's number of idle slots changes.
 
-    An error of Ray or of a full disk is ignored: the next poll tries again.
+    Errors of Ray and those of a full disk are ignored: the next poll tries again.
 
     Args:
         config: Names the pools. If two pools share a tag, its slots count for the first of them.
         emit: Receives the events.
-        idle_seats: Returns the number of slots with a tag that the run's idle seats hold.
+        idle_seats: Function of a tag; returns the number of slots with this tag that idle seats of the run hold.
         interval: Seconds between two polls.
     """
     pools = {pool.resource: key for key, pool in reversed(config.pools.by_key.items())}

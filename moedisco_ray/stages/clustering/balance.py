@@ -34,8 +34,8 @@ class Assignment:
     """A rule that assigns a document to the cluster with the least sum of cost and price, with a list of exceptions.
 
     Attributes:
-        centre_D: Centre that is subtracted from vectors; None if nothing is subtracted.
-        centroids_ED: Centroids; None if the vectors are costs.
+        centre_D: Centre that is subtracted from document vectors; None if nothing is subtracted.
+        centroids_ED: Centroids; None if the vector of a document already holds its cost in each cluster.
         prices_E: Prices of the clusters.
         moved_M: Sorted ids of the exceptions: documents that are in another cluster so that none exceeds the capacity.
         moved_to_M: Clusters of the exceptions.
@@ -81,17 +81,17 @@ def fit_assignment(
     sample: Costs, loads_of: Callable[[Assignment], Loads], centre_D: Array | None, centroids_ED: Array | None, *, documents: int,
     capacity: float | None,
 ) -> tuple[Assignment, Loads]:
-    """Fit the rule that assigns documents to clusters.
+    """Fit the rule that assigns documents to clusters: a document takes the cluster with the smallest sum of its cost and a price.
 
-    If the sample holds all documents, the clusters are those of `assign_balanced`. Otherwise prices are corrected until the largest
-    cluster exceeds the capacity by at most `TOLERANCE`. Very long or nearly equal documents can prevent that; the best prices found
-    are used then.
+    If the sample holds all documents, the clusters are those of `assign_balanced`. Otherwise the clusters' prices are corrected
+    until the largest cluster exceeds the capacity by at most `TOLERANCE`. Very long or nearly equal documents can prevent that; the
+    best prices found are used then.
 
     Args:
-        sample: Costs of the first documents by id.
+        sample: Costs of the sample, which is the first documents in order of their ids.
         loads_of: Function that returns the loads of all documents under a rule.
-        centre_D: Centre that is subtracted from vectors; None if nothing is subtracted.
-        centroids_ED: Centroids; None if the vectors are costs.
+        centre_D: Centre that is subtracted from document vectors; None if nothing is subtracted.
+        centroids_ED: Centroids; None if the vector of a document already holds its cost in each cluster.
         documents: Number of all documents.
         capacity: Maximum load as a multiple of the mean; None assigns the nearest cluster.
 

@@ -25,7 +25,7 @@ from moedisco_ray.stages.text.unseen import Skipped
 UNIT_BYTES = 64 << 20
 """Target size of the text that one reading task gets (bytes)."""
 _UNIT_FILES = 4096
-"""Maximum number of slices in a unit."""
+"""Maximum number of files, or slices of files, that one reading task gets."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ def run(context: Context, draft: Draft) -> None:
 
 
 def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
-    """The job, with what its workers exchange and how they share the model."""
+    """A copy of the job for a gang: with its interval of exchange, and with the division of the model among its workers."""
     pool, chosen = config.finetune_pool, config.finetune
     pool_gb = min(kind.memory_gb for kind in pool.node_types)
     measure = functools.partial(
