@@ -59,9 +59,11 @@ def begin_at(stage: str, config: RunConfig, done: Path) -> None:
 def same_outcome(directory: Path, undisturbed: Path) -> None:
     """Weights and final loss are the same, bit for bit."""
     assert config_of(directory).name == config_of(undisturbed).name
-    trained = [*sorted((undisturbed / "submodels").glob("*/model.safetensors")), undisturbed / "finetuned" / "model.safetensors"]
-    assert len(trained) > config_of(undisturbed).clusters.count     # one more after syncs: the common backbone
-    for theirs in trained:
+    submodels, whole = (sorted((undisturbed / stage).glob(files)) for stage, files in (
+        ("submodels", "*/model.safetensors"), ("finetuned", "*.safetensors")))      # each worker of a gang writes a file
+    assert len(submodels) >= config_of(undisturbed).cluster_count       # one more after syncs: the common backbone
+    assert whole
+    for theirs in (*submodels, *whole):
         part = theirs.relative_to(undisturbed)
         assert (directory / part).read_bytes() == theirs.read_bytes(), part
     assert last_loss(directory) == last_loss(undisturbed)
