@@ -94,7 +94,7 @@ def test_the_plan_says_why() -> None:
     with console.capture() as text:
         console.print(plan_view(plan))
     assert "4 sub-models of 2 experts per layer (clusters.count: auto, for 8 slots)" in text.get()
-    assert {stage.stage: stage.units for stage in plan.stages} == {"seed": 4, "submodels": 4, "finetune": 1}
+    assert {stage.stage: stage.units for stage in plan.stages} == {"seed": 1, "submodels": 4, "finetune": 1}
 
 
 def test_a_run_keeps_its_number_when_the_pool_changes(tmp_path: Path) -> None:

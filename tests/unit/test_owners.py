@@ -87,7 +87,7 @@ def test_an_owners_cluster_is_its_own_and_gets_its_part_of_the_tokens(config: Ru
 def test_a_stopped_run_gives_the_same_bits(config: RunConfig, finished: Path, tmp_path: Path) -> None:
     again = config.model_copy(update={"output": tmp_path / "runs", "pools": config.pools.model_copy(update={"owners": {
         name: owner.model_copy(update={"storage": str(tmp_path / name)}) for name, owner in config.pools.owners.items()}})})
-    for number, (unit, step) in enumerate([("seed-1", 10), ("submodel-2", 10), ("submodel-3", 15)]):
+    for number, (unit, step) in enumerate([("seed", 10), ("submodel-2", 10), ("submodel-3", 15)]):
         stop = StopFile(tmp_path / f"stop-{number}")
 
         def listen(event: Event, unit: str = unit, step: int = step, stop: StopFile = stop) -> None:
