@@ -58,7 +58,7 @@ class StageReport(Record):
     """Share of the training time in which training stood still while checkpoints were saved."""
     dollars: float
     loss: float | None
-    """Final training loss (nats per token): the mean over units, each weighted by its tokens."""
+    """Final training loss (nats per token): the mean over the stage's trainings, each weighted by its tokens."""
     perplexity: float | None
     """Perplexity on validation documents; for `submodels`, each model on its own cluster."""
     bits_per_byte: float | None

@@ -53,7 +53,7 @@ def check_experts(keys: Iterable[str], model_map: ModelMap, num_experts: int) ->
         CheckpointError: A layer lacks its router or a part of an expert.
     """
     for layer, count in model_map.experts(keys).items():
-        if count and count != num_experts:      # the rows of a stack are checked when they are read
+        if count and count != num_experts:      # experts stored in one tensor are counted when it is read
             raise CheckpointError("tensor", model_map.router_key(layer),
                                   f"its layer has {count} experts, but the configuration says {num_experts}")
 

@@ -265,7 +265,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         raise ConfigError(
             f"pools.{pool.name}.types", pool_gb,
             f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any node type has; {remedy}")
-    # The step waits while moments are copied: as long as for so many operations more.
+    # The step waits while optimizer state is copied from the host. Express that time as FLOPs, as if the GPU computed meanwhile.
     waiting = copy_seconds(memory) / step_seconds * flops
     flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
     traffic = _traffic(config, pool, optimizer, whole, vocab_size) if training.sharded else None

@@ -59,7 +59,7 @@ def write_model(
 
 
 def _shared_draft(job: TrainJob, world: World, group: dist.ProcessGroup | None) -> Path:
-    """The directory on this machine in which all workers write the model, empty on the machine of rank 0."""
+    """The directory on this machine to which its workers write their part of the model; rank 0 empties its own first."""
     def begin() -> bytes:
         draft = job.store.draft(job.output)
         shutil.rmtree(draft, ignore_errors=True)

@@ -119,6 +119,6 @@ def descriptor_limit() -> int:
 
 
 def capacity(descriptors: int) -> Capacity:
-    """Limits for a number of file descriptors; a connection that sends a file needs a second descriptor."""
+    """Limits of a process that may have `descriptors` files open; a connection that sends a file needs two."""
     connections = min(_MOST, max(_LEAST, (descriptors - _RESERVED) // 2))
     return Capacity(connections, connections // 2)

@@ -64,7 +64,7 @@ class RayWorkers:
     """Implements `clustering.build.Workers` with seats and Ray tasks.
 
     Attributes:
-        slot: Calls a function that computes vectors on a seat, or in a CPU task.
+        slot: Calls a function that computes vectors in the actor that holds a GPU of the low-memory pool, or in a CPU task.
         store: The run.
     """
 

@@ -37,7 +37,7 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
     if end.kind in retrying.MAY_GO_BACK and job.owner is None:
         try:
             checkpoints = checkpoint.steps(job.checkpoints)
-        except StorageError as error:   # without the list, the training can only restart
+        except StorageError as error:   # without the list of checkpoints, the training can only start over
             end = End("storage", end.step, str(error))
     limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
     if end.kind == "out_of_memory":

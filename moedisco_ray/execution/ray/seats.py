@@ -116,7 +116,7 @@ class Seats:
             self._idle.append(seat)
 
     def idle(self, tag: str) -> int:
-        """Number of slots with a tag that idle seats hold now."""
+        """Number of slots with a tag whose actor waits for work now."""
         with self._lock:
             return sum(seat.pool.resource == tag for seat in self._idle)
 

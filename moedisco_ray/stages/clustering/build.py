@@ -218,7 +218,11 @@ class _Stage:
     def _pack(
         self, parts: Sequence[Path], vectors: Sequence[Path], rule: Assignment,
     ) -> tuple[list[Packed], list[dict[str, Any]]]:
-        """Assign and pack every part; return the figures of each part, and the index of each cluster's packed tokens."""
+        """Assign the documents of every corpus file to clusters and pack their tokens.
+
+        Returns:
+            What was packed from each corpus file, and the index of each cluster's packed tokens.
+        """
         directory, tokenizer = self.directory.absolute(), self.corpus_dir.absolute() / "tokenizer"
         shards = [directory / "shards" / str(k) for k in range(len(rule.prices_E))]
         for path in shards:

@@ -21,7 +21,10 @@ def whole_files(file: File, limits: Limits) -> Iterator[Document]:
 
 
 def paragraphs(file: File, limits: Limits) -> Iterator[Document]:
-    """Yield each paragraph between blank lines as a document, a long paragraph as several; neighbouring documents form groups."""
+    """Yield each paragraph between blank lines as a document, a long paragraph as several.
+
+    Consecutive documents share a group up to `limits.group_bytes`; a group is held out for validation, or trained on, as a whole.
+    """
     return _with_neighbours(_paragraphs(file, limits), limits.group_bytes)
 
 
