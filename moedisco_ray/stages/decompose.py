@@ -63,8 +63,7 @@ def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path
 
 
 def write_common_start(start: Start, *, clusters: int, directory: Path) -> None:
-    """Write the untrained dense model from which all sub-models start: the MoE's backbone with the experts of
-    sub-model 0."""
+    """Write the untrained model from which all sub-models start: the MoE's backbone with sub-model 0's experts."""
     source, config = untrained_moe(start)
     experts = start.model.architecture.num_experts
     tensors = decompose(source, ModelMap(start.model.family_name), experts, clusters, 0)
