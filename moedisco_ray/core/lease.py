@@ -38,7 +38,7 @@ _RENEW_SECONDS = 10.0
 _STALE_SECONDS = 45.0
 """Seconds without a renewal after which a driver counts as dead: four intervals, and some time for a slow renewal."""
 _SETTLE_SECONDS = 1.0
-"""Seconds between writing a lease and reading it again, and the longest time in which a first write is not late."""
+"""Seconds between writing a lease and reading it again; a write that took longer may have replaced another driver's lease."""
 _NOTICE_SECONDS = 2 * _RENEW_SECONDS
 """Seconds in which a driver notices that its lease was replaced: a renewal interval, and some time for a slow read."""
 _POLL_SECONDS = 1.0

@@ -69,8 +69,8 @@ class StageStorage(BaseModel):
     device_memory: int = 0
     """Memory of the card of one worker; 0 without a card."""
     worker_memory: int = 0
-    """Host memory of one worker, without its process: offloaded moments, a checkpoint until it is stored, without a card what
-    would be on the card, and the bounds of `plan.host_memory`."""
+    """Host memory of one worker, without its process: offloaded optimizer state, a checkpoint until it is stored, what
+    `plan.host_memory` computes for the stage, and on a CPU what would be in a card's memory."""
     moved: int
     """Bytes that all workers of the stage together read from storage and write to storage."""
 

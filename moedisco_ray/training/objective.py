@@ -79,7 +79,7 @@ class RouterProbe:
             self._is_recording = False
 
     def sums(self) -> RouterSums:
-        """The routers' sums over the tokens of the last forward pass that was recorded."""
+        """Sums over the tokens of the last recorded forward pass, from which the routers' losses are computed."""
         probabilities, log_partition, selections = zip(*self._sums, strict=True)
         self._sums.clear()
         return RouterSums(torch.stack(probabilities), torch.stack(log_partition), torch.stack(selections))

@@ -252,7 +252,7 @@ class Pools(Section):
 
     @property
     def by_key(self) -> dict[str, Pool]:
-        """The pools, the node types of a mixed one, and the owners' seats, by their name in the bill."""
+        """All pools by their name in the bill: the low-memory pool's node types, owners' pools, and the high-memory pool."""
         return {each.key: each for pool in (self.submodels, self.high_memory) for each in pool.node_types}
 
     @property

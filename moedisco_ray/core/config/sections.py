@@ -115,7 +115,7 @@ class Tokenizer(Section):
 
     @property
     def directory(self) -> Path | None:
-        """The directory that `path` names, on this machine; None without one. Errors are those of `local_model`."""
+        """The directory on this machine that `path` names; None if `path` is not set. Errors are those of `local_model`."""
         return None if self.path is None else local_model("tokenizer.path", self.path, weights=False)
 
 

@@ -101,7 +101,7 @@ def sketches(texts: list[str]) -> NDArray[np.uint32]:
 
 
 def by_key(buckets: int) -> Buckets:
-    """Return a function that assigns each listed document to one of equal ranges of keys, by the range's index."""
+    """Return a function that numbers each document's bucket; each bucket has an equally wide range of the bands' keys."""
     return functools.partial(_range_of_rows, buckets=buckets)
 
 

@@ -63,7 +63,7 @@ def ridge_directions(total: Statistics) -> Tensor:
 
 
 def ridge_solution(total: Statistics, lam: float) -> Tensor:
-    """The plain ridge solution (X^T X + lam I)^-1 X^T Y without intercept, w_DC."""
+    """The ridge solution w_DC = (X^T X + lam I)^-1 X^T Y, without an intercept."""
     regularised = total.xx_DD + lam * torch.eye(len(total.xx_DD), dtype=torch.float64, device=total.xx_DD.device)
     return torch.linalg.solve(regularised, total.xy_DC)
 
