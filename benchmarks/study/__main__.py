@@ -1,6 +1,4 @@
-"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG`, `... advise CONFIG --from PATH` and
-`... grid`.
-"""
+"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG` and `... grid`."""
 
 from __future__ import annotations
 
@@ -10,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.study.advice import Advice, Goal, advise, read_measurements
-from benchmarks.study.advice.table import advice_view
 from benchmarks.study.compare.figures import drawing, plot_comparison
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
@@ -19,14 +15,13 @@ from benchmarks.study.grid.command import measure_grid
 from moedisco_ray.cli.app import AsJson, Commands, ConfigPath, Overrides, output_console
 from moedisco_ray.cli.display import listener_for
 from moedisco_ray.core.config import load_config
-from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.plan import with_cluster_count
 
 app = typer.Typer(
     cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
-    help="Compare ways to train one MoE, and advise which one to use.")
+    help="Compare ways to train one MoE.")
 
 
 @app.command("compare")
@@ -62,30 +57,6 @@ def compare_arms(
     console.print(compare_view(result))
     for path in (store.directory / "compare.json", *figures):
         console.print(str(joined(place, *path.relative_to(store.directory).parts)), soft_wrap=True)
-
-
-@app.command("advise")
-def advise_recipe(
-    config: ConfigPath,
-    measured_in: Annotated[list[str], typer.Option(
-        "--from", metavar="PATH", help="Directory or URI of a finished run or of a comparison; may be repeated.")],
-    overrides: Overrides = None,
-    budget_dollars: Annotated[float | None, typer.Option(metavar="X", help="Dollars to spend on training.")] = None,
-    target_loss: Annotated[float | None, typer.Option(metavar="Y", help="Held-out loss to reach (nats per token).")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Recommend a recipe from measured runs: the lowest loss for a budget, or the lowest cost for a loss."""
-    checked = with_cluster_count(load_config(config, overrides or ()))
-    given = {"budget_dollars": budget_dollars, "target_loss": target_loss}
-    goals = [Goal(kind=kind, value=value) for kind, value in given.items() if value is not None]
-    if len(goals) != 1:
-        raise ConfigError("--from", str(measured_in[0]), "needs one of --budget-dollars and --target-loss")
-    advice: Advice = advise(checked, read_measurements(measured_in), goals[0])
-    console = output_console()
-    if as_json:
-        console.file.write(f"{advice.model_dump_json(indent=2)}\n")
-    else:
-        console.print(advice_view(advice))
 
 
 app.command("grid")(measure_grid)

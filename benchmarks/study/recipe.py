@@ -1,18 +1,11 @@
-"""Extracts from a configuration the recipe (settings that decide quality) and the subject (model and text), without machines.
-
-Two runs of the same recipe on the same subject differ only in tokens and seed, so their losses are points of one curve.
-"""
+"""Extracts from a configuration the recipe: the settings that decide quality, without machines and without the size of the run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.config import LocalInit, RunConfig
-from moedisco_ray.core.records import Record
-from moedisco_ray.core.run_models import model_name
-from moedisco_ray.plan.build import Plan
+from moedisco_ray.core.config import RunConfig
 
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
 _SIZE = ("tokens.total",)
@@ -23,21 +16,6 @@ _MACHINES = (
     "finetune.optimizer.moments", "finetune.optimizer.offload_moments")
 """Settings that decide how work is done, not what is computed; none of them should change a loss."""
 _RESCALING = ("merge.router", "merge.calibration_tokens")
-
-
-class Subject(Record):
-    """Model and text of a run; losses of two runs are comparable only if their subjects are equal."""
-
-    family: str
-    start: str
-    """`random`, or the name of a directory."""
-    parameters: int
-    active_parameters: int
-    experts: int
-    vocab_size: int
-    sequence_length: int
-    sources: tuple[str, ...]
-    """Names of the corpus sources or, without names, of their files."""
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:
@@ -51,20 +29,6 @@ def recipe(config: RunConfig) -> dict[str, Any]:
     return {
         path: value for path, value in _leaves(raw)
         if path not in (*_SIZE, *_MACHINES) and _has_a_say(path, config)}
-
-
-def subject(config: RunConfig, plan: Plan) -> Subject:
-    """Model and text of a run."""
-    start = config.model.init
-    return Subject(
-        family=plan.family,
-        start=model_name(start.place) if isinstance(start, LocalInit) else start,
-        parameters=plan.parameters.total,
-        active_parameters=plan.parameters.active,
-        experts=config.model.architecture.num_experts,
-        vocab_size=plan.vocab_size,
-        sequence_length=config.corpus.sequence_length,
-        sources=tuple(sorted(source.name or Path(source.path).name for source in config.corpus.sources)))
 
 
 def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

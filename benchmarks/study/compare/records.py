@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from benchmarks.study.recipe import Subject
 from moedisco_ray.core.config import PoolName
 from moedisco_ray.core.records import Record
 
@@ -81,7 +80,6 @@ class Row(Record):
     """Name of the run directory."""
     recipe: dict[str, Any]
     """Settings that the run was trained with, by dotted path; see `recipe.recipe`."""
-    subject: Subject
     measured: Measured
     tokens: int = Field(gt=0)
     """Training tokens, summed over all models of the run."""

@@ -24,7 +24,7 @@ from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chos
 from benchmarks.study.compare.reading import actual_reads, evaluated, expected_reads
 from benchmarks.study.compare.records import Budget, Comparison, Point, Row, TunedSettings
 from benchmarks.study.compare.tuning import Tuned, stored_result, tune
-from benchmarks.study.recipe import recipe, subject
+from benchmarks.study.recipe import recipe
 from moedisco_ray.backend import Backend
 from moedisco_ray.cli.display import View
 from moedisco_ray.core import stages
@@ -223,7 +223,7 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig, tuned: Tune
             stage="finetune", tokens=tokens, dollars=dollars_of(before), hours=hours_of(before), metered_dollars=metered,
             metered_hours=wall_hours(events), **figures.model_dump(include={"loss"})))
     return Row(
-        arm=name, title=arm.title, budget=budget, run=config.name, recipe=recipe(config), subject=subject(config, plan),
+        arm=name, title=arm.title, budget=budget, run=config.name, recipe=recipe(config),
         measured=arm.measured, tokens=tokens, flops=sum(phase.flops for phase in phases), dollars=dollars_of(phases),
         hours=hours_of(phases), phases=tuple(phases), metered_dollars=metered, worker_seconds=meter.worker_seconds,
         sources=whole and {source.source: source.perplexity for source in whole.sources if source.perplexity is not None},

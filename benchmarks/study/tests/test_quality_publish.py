@@ -12,12 +12,8 @@ from benchmarks.study.quality import publish, result_files
 from benchmarks.study.quality import run as quality
 from benchmarks.study.quality.cells import Cell
 from benchmarks.study.quality.records import CellFigures, CellResult, Setting
-from benchmarks.study.recipe import Subject
 from moedisco_ray.core.artifacts import read_json
 
-SUBJECT = Subject(
-    family="mixtral", start="random", parameters=2, active_parameters=1, experts=4, vocab_size=8, sequence_length=8,
-    sources=("go",))
 SETTING = Setting(model={"num_experts": 4}, tokens=400_000, seed=0, recipe="r1", low_over_high=0.2)
 
 
@@ -30,7 +26,7 @@ def row(arm, budget, metered, **changes):
         Point(stage=stage, tokens=10 * i, dollars=i / 3, hours=i / 7, metered_dollars=1.0, metered_hours=1.0, loss=5 - i / 3)
         for i, stage in enumerate(("seed", "seed", "finetune"), 1))
     return Row(
-        arm=arm, title=arm.upper(), budget=budget, run=f"{arm}-{budget}", recipe={}, subject=SUBJECT, measured="finetune",
+        arm=arm, title=arm.upper(), budget=budget, run=f"{arm}-{budget}", recipe={}, measured="finetune",
         tokens=10, flops=1.0, dollars=1 / 3 + 0.1 + 0.2, hours=1 / 3, metered_dollars=metered, joint_metered_dollars=4.0, loss=4.0,
         phases=(phase("submodels", "low_memory", 1 / 3), phase("merge", "high_memory", 0.1), phase("finetune", "high_memory", 0.2)),
         worker_seconds={"low_memory": 1.0, "high_memory": 2.0}, perplexity=100 / 3, bits_per_byte=2.0, sources={"go": 10 / 3},

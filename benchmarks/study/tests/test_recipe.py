@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study.compare.arms import ARMS, arm_config
-from benchmarks.study.recipe import Subject, recipe, subject
+from benchmarks.study.recipe import recipe
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.plan import build_plan
 
 
 @pytest.fixture
@@ -49,10 +48,3 @@ def test_an_upcycled_seed_is_rescaled_only_where_the_weights_of_the_chosen_exper
     assert recipe(arm_config(other, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 100_000)).keys() >= scale
     assert not recipe(arm_config(base, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 100_000)).keys() & scale
     assert not recipe(arm_config(other, "joint", ARMS["joint"], tmp_path, "tokens", 100_000)).keys() & scale
-
-
-def test_a_subject_is_the_model_and_the_text(base: RunConfig) -> None:
-    plan = build_plan(base)
-    assert subject(base, plan) == Subject(
-        family="qwen3_moe", start="random", parameters=plan.parameters.total, active_parameters=plan.parameters.active, experts=4,
-        vocab_size=8192, sequence_length=1024, sources=("books", "embedded", "novels"))
