@@ -27,6 +27,10 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
         rows.append((entry.source, entry))
         if entry.source in before:
             rows.append((f"{entry.source}, with the start model", before[entry.source]))
+    for owner, held_out in evaluation.owners.items():
+        rows.append((f"{owner}'s text", held_out))
+        if "submodels" in held_out.stages:
+            rows.append((f"{owner}'s text, with the owner's sub-model", held_out.stages["submodels"]))
     if len(unseen.sources) > 1:
         rows.append(("all, never trained on", unseen))
     return rows + [(f"{entry.source}, never trained on", entry) for entry in unseen.sources]

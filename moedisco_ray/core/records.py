@@ -83,6 +83,7 @@ class OwnedText(Record):
     """Tokens of one pass over the training text, as packed."""
     bytes: int
     """Bytes of training text."""
+    validation_documents: int = 0
 
 
 class Departure(Record):
@@ -260,6 +261,13 @@ class UnseenFigures(Figures):
     """`path` and `reason` of files that could not be read."""
 
 
+class OwnerFigures(Figures):
+    """How well the finished model predicts the held-out text of a data owner."""
+
+    stages: dict[str, Figures] = Field(default_factory=dict)
+    """Figures of earlier models: the seed, the owner's own sub-model (`submodels`) and the merged model."""
+
+
 class TaskFigures(Record):
     """Results of lm-eval on one task file."""
 
@@ -291,6 +299,8 @@ class EvaluationRecord(Figures):
     ensemble: Figures | None = None
     unseen: UnseenFigures | None = None
     lm_eval: list[TaskFigures] = Field(default_factory=list)
+    owners: dict[str, OwnerFigures] = Field(default_factory=dict)
+    """Figures on the held-out text of data owners, measured on their own nodes."""
 
     @property
     def is_empty(self) -> bool:
@@ -307,6 +317,8 @@ class EvaluateSummary(Record):
     tokens: int
     extra_seconds: float
     """Seconds that the stage spent on models other than the finished one, such as the seed and the sub-models."""
+    left: list[Departure] = Field(default_factory=list)
+    """What left the data owners' storages."""
 
 
 class Sample(Record):

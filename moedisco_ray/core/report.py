@@ -119,7 +119,7 @@ def _departures(summaries: Mapping[str, Mapping[str, Any]], events: Iterable[Eve
         if event.unit in owners:
             sizes[event.unit] += len(event.to_json())
     noted = [
-        Departure.model_validate(each) for stage in ("corpus", "submodels", "merge")
+        Departure.model_validate(each) for stage in ("corpus", "submodels", "merge", "evaluate")
         for each in summaries.get(stage, {}).get("left", [])]
     noted += [
         Departure(owner=owner, what=f"{unit}: loss and speed of its training, in events.jsonl", bytes=sizes[unit])

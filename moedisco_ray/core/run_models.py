@@ -78,7 +78,7 @@ def model_identity(setting: str, place: Location) -> str:
 
 
 def model_name(place: Location) -> str:
-    """Name of a model for people: its directory's or file's, of a run's model the run's, of a model of the hub its name there."""
+    """Name of a model for people: its name at the hub, the name of the run that made it, or that of its directory or file."""
     if is_hub(place):
         return hub_parts(str(place))[0]
     folder, name = parent(place)

@@ -95,7 +95,7 @@ class NodeType:
 
     @property
     def slots(self) -> Mapping[str, int]:
-        """Number of workers that fit on a node, by the resource that their pool requests."""
+        """Maps each custom resource to its amount on a node, which is the number of workers of that pool that fit there."""
         return {name: amount for name, amount in self.resources.items() if amount and name not in ("CPU", "GPU", "memory")}
 
     def worker_price(self, tag: str) -> float:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, MachineType, RunConfig
+from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, MachineType, Owner, RunConfig
 from service.domain.policies import Policy
 from service.errors import AgainstPolicy
 
-_Priced = TypeVar("_Priced", LowMemoryPool, HighMemoryPool, MachineType)
+_Priced = TypeVar("_Priced", LowMemoryPool, HighMemoryPool, MachineType, Owner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ def priced(config: RunConfig, prices: Mapping[str, float]) -> tuple[RunConfig, l
     types = tuple(
         _priced_pool(f"pools.low_memory.types.{i}", each, prices, notes) for i, each in enumerate(pools.low_memory.types))
     high = _priced_pool("pools.high_memory", pools.high_memory, prices, notes)
-    changed = pools.model_copy(update={"low_memory": low.model_copy(update={"types": types}), "high_memory": high})
+    owners = {name: _priced_pool(f"pools.owners.{name}", owner, prices, notes) for name, owner in pools.owners.items()}
+    changed = pools.model_copy(update={
+        "low_memory": low.model_copy(update={"types": types}), "high_memory": high, "owners": owners})
     own = sorted({tag for _, tag in _needed(config) if tag not in prices})
     if own:
         notes.append(f"No operator price for {', '.join(own)}: the price in the configuration is used")
@@ -157,7 +159,7 @@ def _priced_pool(field: str, pool: _Priced, prices: Mapping[str, float], notes: 
     price = prices.get(pool.resource)
     if price is None or price == pool.price_per_hour:
         return pool
-    if "price_per_hour" in pool.model_fields_set:
+    if pool.price_per_hour is not None and "price_per_hour" in pool.model_fields_set:
         notes.append(
             f"{field}.price_per_hour: the operator's price of {pool.resource}, ${price:g} an hour, "
             f"replaces {pool.price_per_hour:g}")

@@ -1,4 +1,4 @@
-"""Runs and their units."""
+"""Runs and the trainings in them."""
 
 from __future__ import annotations
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from owned_text import OWNERS, found, owned_config, texts_of, traces
 from pinned_runs import SIZES, results
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import read_manifest
+from moedisco_ray.core.bill import line
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, CorpusError, RunStopped
 from moedisco_ray.core.events import Event
@@ -21,7 +27,11 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.stages.corpus import input_identity, probe
+from moedisco_ray.stages.scoring import perplexity
+from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.text.validation import load_documents, validation_parts
+from service.domain.quotas import priced
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -64,12 +74,75 @@ def test_the_report_names_what_left_each_owner_with_its_size(config: RunConfig, 
         backbones = {what: size for what, size in left.items() if "backbone at sync point" in what}
         assert len(backbones) == len(report.syncs) > 0
         assert min(backbones.values()) > 10_000
-        assert len(left) == len(files) + len(backbones) + 3
+        assert 0 < left["losses on held-out text"] < 1000
+        assert len(left) == len(files) + len(backbones) + 4
     assert report.corpus.sources.keys() == {"public"}
     assert report.corpus.owners.keys() == set(OWNERS)
     shown = CliRunner().invoke(app, ["show", str(finished)]).output
     assert "What left the data owners' storages" in shown
     assert "submodel-2/model.safetensors" in shown
+    assert "alice's text, with the owner's sub-model" in shown
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_each_owners_held_out_text_is_measured(config: RunConfig, finished: Path, owner: str) -> None:
+    report = current_report(finished)
+    k, figures = config.shared_clusters + config.owners.index(owner), report.evaluation.owners[owner]
+    [corpus] = (path.parent for path in Path(config.pools.owners[owner].storage).rglob("corpus/manifest.json"))
+    documents = load_documents(validation_parts(corpus), config.evaluation.max_tokens)
+    model = AutoModelForCausalLM.from_pretrained(finished / "submodels" / str(k)).eval()
+    limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
+    expected = perplexity(
+        model, documents, prefix=Encoder(finished / "corpus" / "tokenizer").prefix, sequence_length=limits.sequence_tokens)
+    assert figures.tokens == figures.stages["submodels"].tokens == sum(map(len, documents.tokens)) > 0
+    assert figures.stages["submodels"].loss == pytest.approx(expected.loss, rel=1e-5)
+    assert figures.stages.keys() == {"seed", "submodels", "merge"}
+    assert figures.stages["submodels"].loss < figures.stages["seed"].loss       # the sub-model has learned the owner's text
+
+
+def test_the_bill_has_the_price_of_the_owners_machines(tmp_path: Path) -> None:
+    free = {"alice": {"storage": "a", "resource": "alice_gpu", "price_per_hour": 0}, "bob": {"storage": "b", "resource": "bob_gpu"}}
+    config = owned_config(tmp_path, pools={"owners": free, "low_memory": {"price_per_hour": 0.5}})
+    prices = {key: pool.price_per_hour for key, pool in config.pools.by_key.items()}
+    assert prices["owners.alice"] == 0
+    assert prices["owners.bob"] == prices["low_memory"] == 0.5
+    assert line("submodels", "owners.alice", 3600, config).dollars == 0
+    changed, notes = priced(config, {"alice_gpu": 0.25, "low_mem_gpu": 0.5})
+    assert changed.pools.by_key["owners.alice"].price_per_hour == 0.25
+    assert "pools.owners.alice.price_per_hour: the operator's price of alice_gpu, $0.25 an hour, replaces 0" in notes
+
+
+KILLED = """
+import os, signal, sys
+from owned_text import owned_config
+from pathlib import Path
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
+
+def listen(event):
+    if (event.type, event.stage, event.unit) == ("progress", "submodels", sys.argv[2]) and event.data["step"] >= int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pipeline.run(owned_config(Path(sys.argv[1])), (listen,), backend=LocalBackend())
+"""
+
+
+@pytest.mark.parametrize(("unit", "step"), [("submodel-2", 7), ("submodel-3", 11)])
+def test_a_driver_that_is_killed_leaves_an_owners_text_in_its_own_storage_alone(tmp_path: Path, unit: str, step: int) -> None:
+    config, temporary = owned_config(tmp_path), tmp_path / "temporary"
+    temporary.mkdir()
+    here = str(Path(__file__).parent)
+    search = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")]), *sys.path])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), unit, str(step)],
+        env=os.environ | {"PYTHONPATH": search, "TMPDIR": str(temporary)}, check=False, timeout=240)
+    assert killed.returncode == -signal.SIGKILL
+    encoder = Encoder(config.directory / "corpus" / "tokenizer")
+    for owner in OWNERS:
+        searched = list(traces(texts_of(config, owner), encoder))
+        others = (Path(other.storage) for name, other in config.pools.owners.items() if name != owner)
+        assert found(searched, [config.directory, temporary, *others]) == [(False, False)] * len(searched)
+        assert found(searched, [Path(config.pools.owners[owner].storage)]) == [(True, True)] * len(searched)
 
 
 def test_an_owners_cluster_is_its_own_and_gets_its_part_of_the_tokens(config: RunConfig, finished: Path) -> None:

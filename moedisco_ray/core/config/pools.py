@@ -166,6 +166,8 @@ class Owner(Section):
     nodes need access."""
     resource: Tag
     """Custom resource of the owner's nodes, which no other pool or owner has."""
+    price_per_hour: PricePerHour | None = None
+    """Dollars per worker-hour of the owner's nodes, 0 if the run does not pay for them; null: the price of `low_memory`."""
 
 
 class OwnerPool(LowMemoryPool):
@@ -180,7 +182,7 @@ class OwnerPool(LowMemoryPool):
 
     @property
     def owner(self) -> str:
-        """The data owner."""
+        """The data owner to whom the pool belongs."""
         return self.owner_name
 
     @property
@@ -267,7 +269,8 @@ class Pools(Section):
     def owner(self, name: str) -> OwnerPool:
         """The pool of a data owner's seats."""
         shared = self.low_memory.model_dump(exclude={"resource", "types"})
-        return OwnerPool(**shared, resource=self.owners[name].resource, owner_name=name)
+        own = self.owners[name].model_dump(include={"resource", "price_per_hour"}, exclude_none=True)
+        return OwnerPool(**(shared | own), owner_name=name)
 
     def needed(self, finetune: PoolName) -> tuple[tuple[AnyPool, int], ...]:
         """The pools that a run uses, each with the number of workers that it needs at the same time.

@@ -52,7 +52,7 @@ class Grid:
         return cls(origin_D.astype(np.float32), math.ldexp(1.0, exponent - _BITS), math.ldexp(1.0, square - 62))
 
     def snap(self, x_ND: Array) -> Array:
-        """Shift vectors to the origin and round them to the grid, float32."""
+        """Subtract the grid's origin from vectors and round the result to the grid, float32."""
         scaled_ND = (x_ND.astype(np.float32) - self.origin_D) * np.float32(1 / self.step)
         return np.rint(scaled_ND, out=scaled_ND) * np.float32(self.step)
 

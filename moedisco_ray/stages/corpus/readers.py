@@ -51,7 +51,7 @@ class Unit:
     slices: tuple[Slice, ...]
 
     def without(self, paths: Container[str]) -> Unit:
-        """A copy of the unit without the slices of the files at `paths`."""
+        """A copy of this reading task without the slices of the files at `paths`."""
         return dataclasses.replace(self, slices=tuple(piece for piece in self.slices if piece.file.path not in paths))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from moedisco_ray.core.artifacts import Draft, write_json
 from moedisco_ray.core.config import Evaluation
 from moedisco_ray.core.events import Emit, StageProgress, discard
-from moedisco_ray.core.records import EvaluateSummary, EvaluationRecord
+from moedisco_ray.core.records import CorpusSummary, Departure, EvaluateSummary, EvaluationRecord
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_start, evaluate_unseen
+from moedisco_ray.stages.evaluate.owned import evaluate_owned
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.pretrained import open_encoder
@@ -67,12 +69,33 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
         settings=_with_absolute_paths(config.evaluation), start=context.start if config.measures_start else None,
         device=device_of(pool), readers=readers)
     extra_seconds = round(result.pop("extra_seconds"), 3)
-    measured = EvaluationRecord.model_validate(result)
+    owners = _on_owned_text(context, models)
+    measured = EvaluationRecord.model_validate({**result, "owners": owners} if owners else result)
     write_json(draft.path / "evaluation.json", measured.to_json())
     summary = EvaluateSummary(
         perplexity=measured.perplexity, bits_per_byte=measured.bits_per_byte, documents=measured.documents, tokens=measured.tokens,
-        extra_seconds=extra_seconds)
+        extra_seconds=extra_seconds, left=[
+            Departure(owner=name, what="losses on held-out text", bytes=len(json.dumps(each))) for name, each in owners.items()])
     draft.summary.update(summary.to_json())
+
+
+def _on_owned_text(context: Context, models: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """The fields of `OwnerFigures` of each data owner who holds text out, computed on the owner's nodes."""
+    config, tokenizer = context.config, context.of("corpus") / "tokenizer"
+    held_out = {name: text.validation_documents for name, text in context.summary("corpus", CorpusSummary).owners.items()}
+    found = {}
+    for cluster, name in enumerate(config.owners, start=config.shared_clusters):
+        if not held_out[name]:
+            continue
+        pool, shown = config.pools.owner(name), dict(models) if config.evaluation.stages else {"finetune": models["finetune"]}
+        if config.evaluation.stages:
+            shown["submodels"] = context.submodels[cluster]
+        found[name] = context.call(
+            pool, Files([*shown.values(), tokenizer]), evaluate_owned, shown, location=context.owner_location(name),
+            tokenizer=tokenizer, max_tokens=config.evaluation.max_tokens,
+            sequence_length=Limits(config.corpus.sequence_length, config.corpus.document_tokens).sequence_tokens,
+            device=device_of(pool))
+    return found
 
 
 def evaluate(

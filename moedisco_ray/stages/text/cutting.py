@@ -65,7 +65,7 @@ class Limits:
     Attributes:
         sequence_tokens: Tokens of a training sequence.
         document_tokens: Maximum tokens of a document.
-        source_bytes: Size of the source's text (bytes); None if unknown. It limits the size of groups.
+        source_bytes: Size of the source's text (bytes); None if unknown. A group of documents has at most a share of it.
     """
 
     sequence_tokens: int
