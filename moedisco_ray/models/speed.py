@@ -43,7 +43,7 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def runnable(model: PreTrainedModel) -> PreTrainedModel:
-    """`specialise` a model whose layers have fewer experts than its router needs; leave any other model as it is."""
+    """`specialise` a model that has fewer experts than its group-selecting router can run with; return any other as it is."""
     needed = family_of(model).router.least_in_group
     few = any(len(router.get_parameter("weight")) < needed for router in routers(model).values())
     return specialise(model) if few else model

@@ -33,7 +33,7 @@ class Housekeeping:
 
     Args:
         jobs: Client for Ray Jobs; the jobs of removed runs are deleted.
-        roots: Allowed directories and URIs; files outside of the output roots and of the homes' directories are never removed.
+        roots: Allowed directories and URIs; files are removed only in the output roots and in the directories that hold the runs.
         idle: Time without use after which a browser session ends, in seconds.
     """
 

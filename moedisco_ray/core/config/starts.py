@@ -88,7 +88,7 @@ def _recorded(config: RunConfig) -> RunConfig | None:
     try:
         return stored_config(json.loads(RunStore.of(config.location).read("config.json") or b"{}"))
     except (ValidationError, ValueError):
-        return None     # no run, or one that the claim of the directory refuses
+        return None     # no run yet, or a file that cannot be read; the pipeline reports that when it begins
 
 
 def _recorded_commit(config: RunConfig) -> str | None:
