@@ -248,7 +248,7 @@ class RunStore:
         self._record(owner, content)
 
     def dumps(self, value: Any, *others: RunStore) -> bytes:
-        """Pickle a value for another machine: there, paths in this and the other stores are paths in its working copies."""
+        """Pickle a value for another machine; paths in this store and in `others` become paths in that machine's copies."""
         file = io.BytesIO()
         RunPickler(file, self, *others).dump(value)
         return file.getvalue()

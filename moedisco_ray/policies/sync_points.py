@@ -47,7 +47,7 @@ def sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
 
 
 def common_sync_steps(steps: int, every: int) -> tuple[int, ...]:
-    """The sync points of members that train one common model: those of equal sub-models, and one after the last step."""
+    """The sync points of members that train one model: those of sub-models with as many steps, and one after the last."""
     return (*sync_steps([steps], every)[0], steps)
 
 

@@ -31,7 +31,7 @@ class Consensus:
 
     Args:
         questions: The questions, in the same order on all workers.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         clock: Function that returns the time in seconds on a monotonic clock.
     """
 
@@ -88,7 +88,7 @@ def on_all(work: Callable[[], T], world: World, group: dist.ProcessGroup | None 
 
     Args:
         work: The work, without collective operations.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         group: Process group to wait in; None: the default group.
     """
     try:

@@ -25,7 +25,7 @@ def check_experts(model: PreTrainedModel, selections_NE: Tensor, world: World) -
     Args:
         model: The model, after the backward pass of a step.
         selections_NE: How often each expert was selected in the step's global batch.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
 
     Raises:
         TrainingError: An expert with tokens has no gradient.

@@ -62,7 +62,7 @@ def train_in_turns(
 
     Args:
         job: The training.
-        world: This process among the workers.
+        world: Rank and device of this worker, and the number of workers.
         emit: Receives `progress` and `evaluation` events, on rank 0.
         stop: Polled after steps. Once it is true on any worker, all save a checkpoint and return an unfinished result.
         on_step: Called before each step with its number, counted from 0.

@@ -27,7 +27,7 @@ class TrainingMetrics:
 
     Args:
         job: The training.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         emit: Receives progress events, on rank 0.
         progress: Progress of the training; it is up to date only after a call of `update`.
     """

@@ -38,7 +38,7 @@ def write_model(
         model: The trained model.
         optimizer: Its optimizer.
         job: The training.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         group: Process group for coordination, see `sharded_files.cpu_group`; None: the default group.
 
     Raises:

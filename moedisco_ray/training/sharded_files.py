@@ -76,7 +76,7 @@ def write_tensors(
         directory: Target directory. It is complete when the function returns.
         parameters: Parameters, sharded or not, by their names in a transformers model.
         config: Values of `config.json`.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         group: See `cpu_group`.
         values: Returns the tensor to write for a parameter, with dtype and sharding of the parameter; None: the parameter itself.
 

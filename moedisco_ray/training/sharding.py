@@ -42,7 +42,7 @@ def trainable(
     Args:
         directory: A Hugging Face model directory.
         optimizer: Precision and gradient checkpointing.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         group: Process group for coordination, see `sharded_files.cpu_group`; None: the default group.
         exchange: How often workers exchange weights and gradients; see `Exchanges`.
 

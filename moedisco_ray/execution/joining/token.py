@@ -17,7 +17,7 @@ _PREFIX = "mdj1."
 _FIRST_DEVICE = 7700
 """Offset of the tunnel devices' numbers: a high number, so that they do not collide with other tunnels of a machine."""
 _FIRST_ADDRESS = 256
-"""Offset of the machines' addresses in the network: slot N has address number 256 + N, and the head has number 1."""
+"""Offset of the joined machines' addresses in the tunnel's network: machine N has host number 256 + N, and the head has 1."""
 _MOST_BYTES = 1 << 16
 """Maximum size of a decoded token (bytes)."""
 

@@ -184,7 +184,7 @@ def _resolve(path: str, root: str | None) -> tuple[Any, str, re.Pattern[str] | N
 
 
 def _before_wildcard(uri: str) -> str:
-    """The URI up to its first wildcard, with its options."""
+    """The URI without everything from its first wildcard to the `?`; the options after the `?` stay."""
     pattern, sign, options = uri.partition("?")
     return pattern[:min(pattern.index(wildcard) for wildcard in "*[" if wildcard in pattern)] + sign + options
 

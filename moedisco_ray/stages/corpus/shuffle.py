@@ -190,7 +190,7 @@ def _groups(pieces: Pieces, size: int) -> Iterator[Pieces]:
 def _divide(
     task: tuple[int, Pieces], directory: Path, schema: pa.Schema, buckets: Buckets, digits: Digits, number: int,
 ) -> Scattered:
-    """Divide the rows of a range of buckets by the next digit."""
+    """Divide the rows of a range of buckets by the next digit of their bucket's number."""
     index, pieces = task
     rows = (read_pieces(dataclasses.replace(pieces, files=(path,)), schema) for path in pieces.files)
     path = directory / f"range-{pieces.index:06d}-{index:06d}"

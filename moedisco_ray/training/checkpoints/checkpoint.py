@@ -124,7 +124,7 @@ def write(
         state: Tensors from `state_of`; they must not change until this function returns.
         progress: Progress of the training, equal on all workers.
         keep: Number of checkpoints to keep.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         group: Process group for coordination; None: the default group.
     """
     def delete_oldest() -> None:
@@ -153,7 +153,7 @@ def load(
         step: Step of a complete checkpoint.
         model: Receives the weights; its sharding may differ from that of the writers.
         optimizer: Receives the optimizer state.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         group: Process group for coordination; None: the default group.
 
     Raises:

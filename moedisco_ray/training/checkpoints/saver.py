@@ -56,7 +56,7 @@ class Saver:
         job: The training.
         model: Model to save and restore.
         optimizer: Optimizer to save and restore.
-        world: This process.
+        world: Rank and device of this worker, and the number of workers.
         emit: Receives a `checkpoint` event for each checkpoint, on rank 0.
         losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is the job's
             estimate.
