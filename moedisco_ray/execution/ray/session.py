@@ -145,7 +145,7 @@ def check_pools(config: RunConfig) -> list[str]:
         One line for each resource that the run will have to wait for.
 
     Raises:
-        PoolError: The autoscaler may never bring a node with a pool's tag, or not enough of them for the gang.
+        PoolError: The autoscaler's limits allow no node with a pool's tag, or not enough of them for the gang.
     """
     messages = []
     for pool, needed in config.pools.needed(config.finetune.pool):
@@ -223,8 +223,8 @@ def _start_local(config: RunConfig) -> None:
 def local_slots(pool: LowMemoryPool, cores: int) -> list[int]:
     """Slots of each node type of a pool on one machine.
 
-    On CPU a slot is a core: more trainers than cores only slow each other down. Each node type has at least one slot; the first
-    types take the cores that are left.
+    On CPU a slot is a core: more trainers than cores only slow each other down. Each node type has one slot; the first
+    types get more, up to their `max_workers`, while cores remain.
     """
     left = pool.max_workers if pool.gpu else min(pool.max_workers, cores)
     slots = []

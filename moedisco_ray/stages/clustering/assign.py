@@ -24,7 +24,7 @@ from moedisco_ray.stages.clustering.grid import Array
 _TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
 """Falling temperatures of the soft minimum, as shares of the mean spread of a document's distances to the centroids."""
 _PRICING_SAMPLE = 100_000
-"""Number of documents from which prices are computed at all temperatures but the last one, to save time."""
+"""Number of documents that give the prices (offsets that balance the clusters) at every temperature except the last one."""
 _CORRECTION_TEMPERATURE = 0.2
 """Temperature of the soft minimum in `corrected_prices`, as a share of the mean difference between a document's two smallest costs.
 Of the values from 0.05 to 0.4, this one needed the fewest corrections (8 and 32 clusters, samples of 3 and 10 %)."""
