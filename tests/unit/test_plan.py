@@ -61,6 +61,8 @@ def hf_config(family, architecture, vocab_size=VOCAB):
     if family == "qwen2_moe":
         sizes["shared_expert_intermediate_size"] = (
             architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size)
+    if page.router.normalises == "by_setting":
+        sizes["norm_topk_prob"] = architecture.norm_topk_prob
     if page.attention.own_head_dim:
         sizes["head_dim"] = architecture.head_size
     return AutoConfig.for_model(family, **sizes)
@@ -87,8 +89,8 @@ CHANGES = [
     *((family, {"num_key_value_heads": 2}) for family in FAMILIES if not DECLARATIONS[family].attention.latent),
     *((family, {"fields": {"attention_bias": True}}) for family in FAMILIES if "attention_bias" in DECLARATIONS[family].fields),
     *((family, {"num_hidden_layers": 3, "fields": {
-        "first_k_dense_replace": 1, "intermediate_size": 56, "n_shared_experts": 2}})
-      for family in ("deepseek_v2", "deepseek_v3", "glm4_moe")),
+        page.dense_layers_field: 1, "intermediate_size": 56, "n_shared_experts": 2}})
+      for family, page in DECLARATIONS.items() if page.dense_layers_field is not None),
     *((family, {"fields": {"q_lora_rank": 12, "attention_bias": True}}) for family in ("deepseek_v2", "deepseek_v3")),
     ("glm4_moe", {"fields": {"use_qk_norm": True}}),
 ]

@@ -173,9 +173,8 @@ class UpcycleInit(LocalInit):
 
     upcycle: ModelPlace
     """A Hugging Face directory, a GGUF file, a model of the hub, or the model of a finished run, as in `checkpoint`. It holds a
-    dense model that is related to the family: Qwen3 for qwen3_moe, Mistral or Llama for mixtral, Qwen2 or Llama with biases for
-    qwen2_moe, and Qwen3, Qwen2 or Llama for glm4_moe, and OLMo-2 for flex_olmo. It may also hold a model of the family with one
-    expert, such as an earlier run's seed."""
+    dense model that is related to the family (docs/families.md lists them), such as Qwen3 for qwen3_moe, or a model of the family
+    with one expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
