@@ -4,6 +4,7 @@
 # make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
 # make check         run what CI runs: lint, types, import contracts, tests
 # make test-fake     measure the memory of published checkpoints on FakeTensors
+# make test-gpu      compare training on one NVIDIA GPU with the CPU and the plan; without one, skip
 # make test-chaos    kill processes at seeded moments (CHAOS_SEEDS=30: half an hour)
 # make test-cluster  run `ray up` for a quarter of an hour; needs root and Debian's openssh-server, iproute2 and rsync
 
@@ -17,17 +18,20 @@ LOCK := cluster_yaml/node/requirements.txt
 # Ray's workers have one thread each, and tests compare results with theirs bit for bit.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-fake test-chaos test-cluster check lint unit docs lock bench clean
+.PHONY: demo test test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
 
 test: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not ray and not chaos and not cluster and not fake"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not ray and not chaos and not cluster and not fake and not gpu"
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "ray and not chaos and not cluster"
 
 test-fake: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m fake
+
+test-gpu: $(INSTALLED)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m gpu tests/gpu
 
 test-chaos: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m chaos

@@ -201,7 +201,8 @@ def plans() -> str:
         "copies at 25 GB/s.\n\n"
         "`make test-fake` runs training steps with these shapes, without memory and arithmetic, and compares their peak with the "
         "plan: they differ by less than 5 %. It covers all sub-models, those of GLM-4.5-Air and DeepSeek-V3 too, and the fine-tune "
-        "of Qwen1.5-MoE on one card, not those on 8 cards.")
+        "of Qwen1.5-MoE on one card, not those on 8 cards. `make test-gpu` runs smaller models on a real card, and allows a "
+        "difference of 10 %.")
 
 
 def models() -> str:

@@ -18,6 +18,7 @@ from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
+from moedisco_ray.stages.context import device_of
 from moedisco_ray.stages.corpus.shuffle import in_this_process
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train_in_turns
 
@@ -75,7 +76,8 @@ class LocalBackend:
         keys = [place_all([needs[job.name]], placement.types({}))[job.name] for job in jobs]
         coordinator = SyncCoordinator(jobs, emit)
         seconds = [0.0] * len(jobs)
-        trainings = [train_in_turns(job, World(), emit, lambda: stop.requested) for job in jobs]
+        world = World(device=device_of(placement.pool))
+        trainings = [train_in_turns(job, world, emit, lambda: stop.requested) for job in jobs]
         results: dict[int, TrainResult] = {}
         while len(results) < len(jobs):
             for i, job in enumerate(jobs):

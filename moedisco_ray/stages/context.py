@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from moedisco_ray.backend import Backend
 from moedisco_ray.core.artifacts import read_manifest, run_id
-from moedisco_ray.core.config import AnyPool, Pool, RunConfig, UpcycleInit
+from moedisco_ray.core.config import Pool, RunConfig, UpcycleInit
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import CHECKPOINTS
@@ -166,6 +166,6 @@ def warn(context: Context, stage: str, messages: Iterable[str]) -> None:
         context.emit(Event("warning", stage, data={"message": message}))
 
 
-def device_of(pool: AnyPool) -> str:
+def device_of(pool: Pool) -> str:
     """The torch device of a pool's workers."""
     return "cuda" if pool.gpu else "cpu"

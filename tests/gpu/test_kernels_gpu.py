@@ -1,0 +1,145 @@
+"""Which kernels a GPU runs, and how much memory a training takes on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from moedisco_ray.core.config import Architecture, Optimizer
+from moedisco_ray.models import hf_config
+from moedisco_ray.plan.memory import worker_memory
+from moedisco_ray.training import TrainJob, World
+from moedisco_ray.training.batches import MicroBatch
+from moedisco_ray.training.cross_entropy import LOGITS_BYTES, summed_cross_entropy
+from moedisco_ray.training.sharding import _configured
+from moedisco_ray.training.stepper import Stepper
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+SEQUENCE, VOCABULARY = 1024, 50_304
+PLANNED_SHARE = 0.1
+"""Largest difference between the measured peak of memory and the planned one, as a share of the planned one."""
+_ROUNDING = 8 * 2**20
+"""Memory by which the allocator rounds up a few large tensors (bytes)."""
+
+
+def architecture(experts: int) -> Architecture:
+    """OLMoE-1B-7B with 4 of its 16 layers, as one of its sub-models."""
+    return Architecture(
+        hidden_size=2048, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1024,
+        num_experts=experts, num_experts_per_tok=min(experts, 8))
+
+
+def model_on(device: str, experts: int, recipe: Optimizer) -> PreTrainedModel:
+    dtype = torch.bfloat16 if recipe.state == "bf16" else torch.float32
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(hf_config("olmoe", architecture(experts), VOCABULARY, SEQUENCE, 0), dtype=dtype)
+    return _configured(model, recipe)
+
+
+def tokens_on(device: str, sequences: int) -> Tensor:
+    return torch.arange(sequences * SEQUENCE, device=device).view(sequences, SEQUENCE) % VOCABULARY
+
+
+@pytest.mark.parametrize("recipe", [
+    {"precision": "pure_bf16"},
+    {"precision": "pure_bf16", "gradient_checkpointing": True},
+    {"precision": "pure_bf16", "micro_batch": 1, "moments": "fp8"},
+    {"precision": "bf16"},
+], ids=lambda recipe: "-".join(map(str, recipe.values())))
+@pytest.mark.parametrize("experts", [1, 4])
+def test_a_submodel_takes_the_memory_that_the_plan_says(device: str, experts: int, recipe: dict[str, str]) -> None:
+    optimizer = Optimizer(batch_tokens=2 * SEQUENCE, **recipe)
+    plan = worker_memory("olmoe", architecture(experts), VOCABULARY, optimizer, sequence_length=SEQUENCE, gpu=1)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    job = TrainJob(
+        stage="submodels", name="memory", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
+        sequence_length=SEQUENCE, optimizer=optimizer, checkpoint_every=None, load_balance=0.01, z_loss=0.001)
+    step = Stepper(model_on(device, experts, optimizer), job, World(device=device))
+    for _ in range(2):
+        step(MicroBatch(part, part, None) for part in tokens_on(device, 2).split(optimizer.micro_batch or 2))
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak == pytest.approx(plan.total - plan.overhead, rel=PLANNED_SHARE)
+    assert torch.cuda.max_memory_reserved() - before < plan.total
+
+
+def test_experts_run_as_one_product_on_cards_that_can(device: str) -> None:
+    model = model_on(device, 4, Optimizer(precision="pure_bf16"))
+    tokens = tokens_on(device, 1)
+    capability = torch.cuda.get_device_capability()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        torch.autograd.backward(model(tokens, tokens))
+    found = {event.key for event in profiler.key_averages()}
+    assert ("aten::_grouped_mm" in found) == (capability >= (8, 0))
+    assert ("transformers::grouped_mm_fallback" in found) == (capability < (8, 0))
+
+
+def test_attention_stores_no_scores(device: str) -> None:
+    model = model_on(device, 1, Optimizer(precision="pure_bf16"))
+    tokens = tokens_on(device, 1)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        model(tokens, tokens)
+    found = {event.key for event in profiler.key_averages() if "scaled_dot_product_" in event.key}
+    assert found & {f"aten::_scaled_dot_product_{kind}_attention" for kind in ("flash", "efficient", "cudnn")}
+    assert "aten::_scaled_dot_product_attention_math" not in found
+
+
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
+def test_the_cpu_does_not_wait_for_the_card_in_a_layer_of_experts(device: str, precision: str) -> None:
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("before compute capability 9.0, torch computes a grouped product expert by expert")
+    optimizer = Optimizer(precision=precision)
+    block = model_on(device, 16, optimizer).model.layers[0].mlp
+    dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
+    x_BLD = torch.randn(1, SEQUENCE, 2048, device=device, dtype=dtype, requires_grad=True)
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        torch.autograd.backward(block(x_BLD).sum())      # libraries may wait when they are first used
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            torch.autograd.backward(block(x_BLD).sum())
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_in_tiles_is_exact_and_takes_64_mib(device: str, dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    exact_TD = torch.randn(4096, 256, generator=random).to(device, dtype)
+    exact_VD = (torch.randn(32_000, 256, generator=random) / 16).to(device, dtype)
+    targets_T = torch.randint(32_000, (4096,), generator=random).to(device)
+    targets_T[::7] = -100
+    plain = losses_and_gradients(exact_TD, exact_VD, targets_T)      # which also makes cuBLAS allocate its workspace
+    double = losses_and_gradients(exact_TD.double(), exact_VD.double(), targets_T)
+
+    hidden_TD, head_VD = exact_TD.clone().requires_grad_(), exact_VD.clone().requires_grad_()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loss = summed_cross_entropy(hidden_TD, head_VD, targets_T)
+    torch.autograd.backward(loss)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak < LOGITS_BYTES + 6 * (hidden_TD.numel() + head_VD.numel()) + _ROUNDING     # gradients in fp32, and in the dtype
+    assert hidden_TD.grad is not None
+    assert head_VD.grad is not None
+    for found, rounded, true in zip((loss.detach(), hidden_TD.grad, head_VD.grad), plain, double, strict=True):
+        assert error(found, true) < max(1e-6, 1.5 * error(rounded, true))
+
+
+def losses_and_gradients(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients from the logits of all tokens at once."""
+    hidden_TD, head_VD = hidden_TD.detach().requires_grad_(), head_VD.detach().requires_grad_()
+    logits_TV = linear(hidden_TD, head_VD)
+    loss = cross_entropy(logits_TV.float() if logits_TV.dtype is torch.bfloat16 else logits_TV, targets_T, reduction="sum")
+    return loss.detach(), *torch.autograd.grad(loss, (hidden_TD, head_VD))
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Relative error of a tensor."""
+    return float(torch.linalg.vector_norm(found.double() - exact) / torch.linalg.vector_norm(exact))
