@@ -83,6 +83,7 @@ def finish(site):
         stage["dollars"] = sum(line["dollars"] for line in report["bill"]["lines"] if line["stage"] == stage["name"])
     report["clusters"]["balance"] = 1.05
     figures = report["evaluation"]["sources"][0]
+    report["evaluation"]["owners"] = {"alice": {**figures, "stages": {"submodels": figures}}}
     report["evaluation"]["unseen"] = {**figures, "sources": [{**figures, "source": name} for name in ("novels", "letters")]}
     report["evaluation"] |= {"loss": 3.5, "start": {**figures, "loss": 4.25, "sources": []}}
     report["evaluation"]["lm_eval"] = [{

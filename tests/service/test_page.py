@@ -232,6 +232,7 @@ def test_a_finished_run_shows_its_report_clusters_samples_and_log(site, page):
     page.goto(f"/#/runs/{finish(site)}")
     expect(page.get_by_role("region", name="Validation")).to_contain_text("letters, never trained on")
     expect(page.get_by_role("region", name="Validation")).to_contain_text("all, with the start model")
+    expect(page.get_by_role("region", name="Validation")).to_contain_text("alice's text, with the owner's sub-model")
     expect(page.get_by_text("3.5000 nats per token, 0.7500 below the 4.2500 of the model")).to_be_visible()
     expect(page.get_by_role("region", name="Tasks")).to_contain_text("0.412 ± 0.010")
     expect(page.get_by_role("region", name="Clusters")).to_contain_text("license, import, return")

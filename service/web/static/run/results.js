@@ -72,6 +72,9 @@ function Validation({ evaluation }) {
     ...(evaluation.sources ?? []).flatMap((entry) => [
       [entry.source, entry],
       ...(before.has(entry.source) ? [[`${entry.source}, with the start model`, before.get(entry.source)]] : [])]),
+    ...Object.entries(evaluation.owners ?? {}).flatMap(([owner, entry]) => [
+      [`${owner}'s text`, entry],
+      ...(entry.stages?.submodels ? [[`${owner}'s text, with the owner's sub-model`, entry.stages.submodels]] : [])]),
     ...(unseen?.sources.length > 1 ? [["all, never trained on", unseen]] : []),
     ...(unseen?.sources ?? []).map((entry) => [`${entry.source}, never trained on`, entry]),
   ];
