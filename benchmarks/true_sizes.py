@@ -149,7 +149,7 @@ def run(arm: str, home: Path, target: Path) -> dict[str, float]:
         case "evaluate":
             tokens = np.random.default_rng(1).integers(0, VOCABULARY, (DOCUMENTS, LENGTH), dtype=np.int32)
             ids = tuple(bytes([number]) for number in range(DOCUMENTS))
-            documents = Documents(ids, ("noise",) * DOCUMENTS, ("text",) * DOCUMENTS, tuple(tokens))
+            documents = Documents(ids, ("noise",) * DOCUMENTS, ("text",) * DOCUMENTS, tuple(tokens), (None,) * DOCUMENTS)
             evaluate(merged, documents, prefix=0, sequence_length=LENGTH)
         case _:
             return export(home, target, "fp16" if arm == "export" else "auto")

@@ -4,9 +4,10 @@ A packed directory holds documents as one stream of token ids. An end-of-sequenc
 beginning-of-sequence token precedes it if the tokenizer adds one:
 
     *.npy        1-D little-endian uint16, or uint32 for a vocabulary above 65,536 entries
-    index.json   {"tokens", "documents", "dtype", "parts"}
+    *.mask       one bit per token of the file of the same name: whether the loss counts it; absent if all tokens count
+    index.json   {"tokens", "documents", "dtype", "parts"}, and "masked", the parts with a mask, if any has one
 
-Shapes: L sequence length.
+Shapes: L sequence length, N documents.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import functools
 import io
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,11 +40,36 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class Piece(NamedTuple):
-    """One written file of packed tokens. File names sort in the order of the stream."""
+    """One written file of packed tokens. File names sort in the order of the stream.
+
+    Attributes:
+        name: Name of the file.
+        documents: Number of documents in the file.
+        tokens: Number of tokens in the file, with special tokens.
+        masked: Whether the file has a loss mask next to it.
+    """
 
     name: str
     documents: int
     tokens: int
+    masked: bool = False
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the piece's files."""
+        return (self.name, _mask_name(self.name)) if self.masked else (self.name,)
+
+
+class LossMask(NamedTuple):
+    """The tokens of some documents that the loss counts.
+
+    Attributes:
+        ids: Whether each token counts, for all documents, one after the other.
+        special: Whether the end-of-sequence and beginning-of-sequence tokens of each document count [N].
+    """
+
+    ids: NDArray[np.bool_]
+    special: NDArray[np.bool_]
 
 
 def write_packed(
@@ -74,7 +100,10 @@ def write_packed(
     return write_index(directory, pieces, vocab_size)
 
 
-def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, vocab_size: int, bos: int | None = None) -> Piece:
+def write_piece(
+    path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, vocab_size: int, bos: int | None = None,
+    mask: LossMask | None = None,
+) -> Piece:
     """Write one file of packed tokens. A repeated call writes an identical file.
 
     Args:
@@ -84,6 +113,7 @@ def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, v
         eos: Token that ends each document.
         vocab_size: Upper bound of the ids (exclusive); decides the type on disk.
         bos: Token that begins each document; None if there is no such token.
+        mask: The tokens that the loss counts; None if it counts all.
 
     Raises:
         CorpusError: An id does not fit the vocabulary.
@@ -99,12 +129,12 @@ def write_piece(path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, v
         inside[places] = False
         packed[places] = token
     packed[inside] = ids
-    # Each attempt of a task writes its own draft, because two attempts may write at the same time.
-    draft = path.with_suffix(f".{uuid.uuid4().hex}")
-    with draft.open("wb") as file:
-        np.save(file, packed, allow_pickle=False)
-    draft.replace(path)
-    return Piece(path.name, len(lengths), len(packed))
+    if mask is not None:
+        counts = np.repeat(mask.special, lengths + len(special))
+        counts[inside] = mask.ids
+        _save(path.with_name(_mask_name(path.name)), np.packbits(counts))
+    _save(path, packed)
+    return Piece(path.name, len(lengths), len(packed), masked=mask is not None)
 
 
 def write_index(directory: Path, pieces: Iterable[Piece], vocab_size: int) -> dict[str, Any]:
@@ -117,6 +147,8 @@ def write_index(directory: Path, pieces: Iterable[Piece], vocab_size: int) -> di
     index = {
         "tokens": sum(piece.tokens for piece in ordered), "documents": sum(piece.documents for piece in ordered),
         "dtype": token_dtype(vocab_size).name, "parts": [piece.name for piece in ordered]}
+    if masked := [piece.name for piece in ordered if piece.masked]:
+        index["masked"] = masked
     write_json(directory / INDEX, index)
     return index
 
@@ -152,11 +184,15 @@ class TokenStream:
     def __init__(self, directories: Sequence[Path], sequence_length: int, store: RunStore = SHARED) -> None:
         self.sequence_length = sequence_length
         self._parts: list[Ids | _TokensAtUri] = []
+        self._masks: list[Ids | _TokensAtUri | None] = []
         store.fetch(*(directory / INDEX for directory in directories))
         for directory in directories:
             try:
-                names = read_json(directory / INDEX)["parts"]
-                self._parts += [_open(directory / name, store) for name in names]
+                index = read_json(directory / INDEX)
+                masked = frozenset(index.get("masked", ()))
+                self._parts += [_open(directory / name, store) for name in index["parts"]]
+                self._masks += [
+                    _open(directory / _mask_name(name), store) if name in masked else None for name in index["parts"]]
             except (OSError, KeyError, json.JSONDecodeError) as error:
                 remedy = f"holds no packed tokens ({error}); remove it and run again"
                 raise CorpusError(str(directory), None, remedy) from error
@@ -168,6 +204,11 @@ class TokenStream:
         """Tokens in the stream."""
         return int(self._starts[-1])
 
+    @property
+    def masked(self) -> bool:
+        """Whether the loss leaves out some of the tokens."""
+        return any(mask is not None for mask in self._masks)
+
     def __len__(self) -> int:
         return max(0, self.tokens - 1) // self.sequence_length
 
@@ -177,20 +218,43 @@ class TokenStream:
         Raises:
             IndexError: No window has this index.
         """
+        start, count = self._range(i)
+        ids = np.empty(count, dtype=np.int64)
+        for filled, part, places in self._spans(start, count):
+            ids[filled] = self._parts[part][places]
+        return ids
+
+    def loss_mask(self, i: int) -> NDArray[np.bool_]:
+        """Whether the loss counts each target [L] of window i.
+
+        Raises:
+            IndexError: No window has this index.
+        """
+        start, count = self._range(i)
+        counts = np.ones(count - 1, dtype=np.bool_)
+        for filled, part, places in self._spans(start + 1, count - 1):
+            if (mask := self._masks[part]) is not None:
+                first = places.start // 8
+                bits = np.unpackbits(np.asarray(mask[first:-(-places.stop // 8)], dtype=np.uint8))
+                counts[filled] = bits[places.start - 8 * first:places.stop - 8 * first]
+        return counts
+
+    def _range(self, i: int) -> tuple[int, int]:
+        """First token of window i, and its number of tokens."""
         if not 0 <= i < len(self):
             raise IndexError(i)
-        start = i * self.sequence_length
-        stop = start + self.sequence_length + 1
-        ids = np.empty(stop - start, dtype=np.int64)
+        return i * self.sequence_length, self.sequence_length + 1
+
+    def _spans(self, start: int, count: int) -> Iterator[tuple[slice, int, slice]]:
+        """Divide a range of the stream by files: the places in the range, the number of the file, and the places in the file."""
         part = int(np.searchsorted(self._starts, start, side="right")) - 1
-        at = start
-        while at < stop:
-            offset = at - int(self._starts[part])
-            piece = self._parts[part][offset:offset + stop - at]
-            ids[at - start:at - start + len(piece)] = piece
-            at += len(piece)
+        done = 0
+        while done < count:
+            offset = start + done - int(self._starts[part])
+            size = min(count - done, len(self._parts[part]) - offset)
+            yield slice(done, done + size), part, slice(offset, offset + size)
+            done += size
             part += 1
-        return ids
 
 
 class _TokensAtUri:
@@ -213,6 +277,18 @@ class _TokensAtUri:
         size, count = self._dtype.itemsize, max(0, stop - start)
         content = self._store.read_in_place(self._path, lambda file: file.read_at(count * size, self._offset + start * size))
         return np.frombuffer(content, dtype=self._dtype, count=count)
+
+
+def _mask_name(name: str) -> str:
+    return f"{name.removesuffix('.npy')}.mask"
+
+
+def _save(path: Path, values: Ids) -> None:
+    # Each attempt of a task writes its own draft, because two attempts may write at the same time.
+    draft = path.with_suffix(f".{uuid.uuid4().hex}")
+    with draft.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+    draft.replace(path)
 
 
 def _open(path: Path, store: RunStore) -> Ids | _TokensAtUri:

@@ -44,8 +44,8 @@ class Score:
 
     Attributes:
         nats: Negative log-likelihood of all tokens.
-        tokens: Tokens that were predicted.
-        bytes: UTF-8 bytes of the texts.
+        tokens: Tokens that were predicted and count: of conversations, those of the assistant.
+        bytes: UTF-8 bytes of the texts; of a conversation, the share of its counted tokens.
     """
 
     nats: float = 0.0
@@ -87,21 +87,25 @@ def perplexity(
 ) -> Score:
     """Score a model on documents; see `document_nats`."""
     nats_N = document_nats(
-        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, advance=advance)
+        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, advance=advance,
+        loss_masks=documents.loss_masks)
     return sum(document_scores(documents, nats_N), Score())
 
 
 def document_scores(documents: Documents, nats_N: NDArray[np.float64]) -> list[Score]:
     """One score per document."""
-    return [
-        Score(float(nats), len(tokens), len(text.encode()), 1)
-        for nats, tokens, text in zip(nats_N, documents.tokens, documents.texts, strict=True)
-    ]
+    scores = []
+    for nats, tokens, text, mask in zip(nats_N, documents.tokens, documents.texts, documents.loss_masks, strict=True):
+        counted = len(tokens) if mask is None else int(mask.sum())
+        size = len(text.encode())
+        scores.append(Score(float(nats), counted, size if mask is None else round(size * counted / len(tokens)), 1))
+    return scores
 
 
 def document_nats(
     model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
     batch_tokens: int = 16_384, observe: Observe | None = None, advance: Advance = no_advance,
+    loss_masks: Sequence[NDArray[np.bool_] | None] | None = None,
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of each document, in nats, summed in float64.
 
@@ -116,6 +120,7 @@ def document_nats(
         batch_tokens: Maximum positions of a batch, padding included, unless one window is longer.
         observe: Called before layers run on a batch; several times if the model's layers are loaded one at a time.
         advance: Receives the number of tokens of each batch, in parts if layers are loaded one at a time.
+        loss_masks: Whether each token of a document counts; None counts all.
 
     Returns:
         Nats [N], float64.
@@ -125,7 +130,15 @@ def document_nats(
     """
     nats_NT = token_nats(
         model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe, advance=advance)
-    return np.array([nats_T.sum() for nats_T in nats_NT])
+    return counted_nats(nats_NT, loss_masks or [None] * len(tokens))
+
+
+def counted_nats(
+    nats_NT: Sequence[NDArray[np.float64]], loss_masks: Sequence[NDArray[np.bool_] | None],
+) -> NDArray[np.float64]:
+    """Nats of each document [N], summed over the tokens that the loss counts; see `Documents.loss_masks`."""
+    return np.array([
+        nats_T.sum() if mask is None else nats_T[mask].sum() for nats_T, mask in zip(nats_NT, loss_masks, strict=True)])
 
 
 def token_nats(
@@ -219,14 +232,21 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], prefix: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets [B, L] of a batch from `plan_batches`, padded on the right; the target of padding is -100."""
+def fill(
+    tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], prefix: int,
+    loss_masks: Sequence[NDArray[np.bool_] | None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets [B, L] of a batch from `plan_batches`, padded on the right.
+
+    The target is -100 at padding, and at tokens that the loss does not count if `loss_masks` is given.
+    """
     shape = (len(windows), int(windows[:, 2].max()))
     inputs_BL = np.full(shape, prefix, dtype=np.int64)
     targets_BL = np.full(shape, _PADDING, dtype=np.int64)
     for row, (document, start, length) in enumerate(windows):
         span = tokens[document][start:start + length]
-        targets_BL[row, :length] = span
+        mask = None if loss_masks is None else loss_masks[document]
+        targets_BL[row, :length] = span if mask is None else np.where(mask[start:start + length], span, _PADDING)
         inputs_BL[row, 1:length] = span[:-1]
         if start:
             inputs_BL[row, 0] = tokens[document][start - 1]

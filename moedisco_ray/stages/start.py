@@ -26,6 +26,7 @@ from moedisco_ray.models import (
     upcycled_config,
 )
 from moedisco_ray.models.initial_weights import with_seed
+from moedisco_ray.stages.text.given_tokens import check_sources
 from moedisco_ray.stages.text.pretrained import check_tokenizer
 from moedisco_ray.stages.text.tokenizer import Encoder
 
@@ -102,7 +103,7 @@ def check_start(config: RunConfig) -> None:
 def start_problems(config: RunConfig) -> list[UserError]:
     """All errors that prevent a run from starting with its model and tokenizer; empty if it can start."""
     problems: list[UserError] = []
-    for check in (check_tokenizer, _check_tensors):
+    for check in (check_tokenizer, check_sources, _check_tensors):
         try:
             check(config)
         except UserError as error:

@@ -1,6 +1,6 @@
 """The micro-batches of a worker in a step, with equal shapes on every worker.
 
-Axes: B sequences of a micro-batch, L positions.
+Axes: B sequences of a micro-batch, L positions, n sequences of this worker's part.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moedisco_ray.packed_tokens import TokenStream, batch_indices
@@ -22,7 +23,8 @@ class MicroBatch:
 
     Attributes:
         inputs_BL: Token ids.
-        targets_BL: Token that follows each position; -100 in a padding sequence.
+        targets_BL: Token that follows each position; -100 in a padding sequence, and for tokens that the loss does not count.
+        loss_tokens: Number of targets that the loss counts in the global batch, at least 1.
         weights_B: 0 for a padding sequence, else 1; None if no sequence is padding.
         positions_BL: Position of each token in its document. If the document began in an earlier sequence, positions are counted
             from the start of this sequence. None means that positions are those in the sequence, and that tokens attend across
@@ -31,6 +33,7 @@ class MicroBatch:
 
     inputs_BL: Tensor
     targets_BL: Tensor
+    loss_tokens: int
     weights_B: Tensor | None
     positions_BL: Tensor | None = None
 
@@ -64,8 +67,10 @@ class Batches:
         """The micro-batches of a step; steps are counted from 0."""
         device = self._world.device
         number = self._job.share.batch(step if self._job.skip is None else self._job.skip.batch(step))
-        order = batch_indices(self._job.seed, number, self._job.batch, len(self._stream))[self._start:self._stop]
+        batch = batch_indices(self._job.seed, number, self._job.batch, len(self._stream))
+        order = batch[self._start:self._stop]
         real = len(order)
+        counts_nL, loss_tokens = self._counts(batch)
         windows = np.zeros((self._share, self._job.sequence_length + 1), dtype=np.int64)
         for row, index in enumerate(order):
             windows[row] = self._stream.window(int(index))
@@ -77,9 +82,24 @@ class Batches:
             filled = start + len(part) > real
             weights_B = (torch.arange(start, start + len(part), device=device) < real).float() if filled else None
             targets_BL = part[:, 1:] if weights_B is None else part[:, 1:].masked_fill(weights_B[:, None] == 0, -100)
+            if counts_nL is not None:
+                targets_BL = targets_BL.masked_fill(~counts_nL[start:start + len(part)], -100)
             start_token = self._job.document_start
             positions_BL = None if start_token is None else document_positions(part[:, :-1], start_token)
-            yield MicroBatch(part[:, :-1], targets_BL, weights_B, positions_BL)
+            yield MicroBatch(part[:, :-1], targets_BL, loss_tokens, weights_B, positions_BL)
+
+    def _counts(self, batch: NDArray[np.int64]) -> tuple[Tensor | None, int]:
+        """The targets of this worker's n sequences that the loss counts, and their number in the global batch.
+
+        Every worker reads the masks of the whole batch: they are small, and the number is then known without communication.
+        """
+        if not self._stream.masked:
+            return None, self._job.step_tokens
+        masks = [self._stream.loss_mask(int(index)) for index in batch]
+        counts = np.zeros((self._share, self._job.sequence_length), dtype=np.bool_)
+        for row, mask in enumerate(masks[self._start:self._stop]):
+            counts[row] = mask
+        return torch.from_numpy(counts).to(self._world.device), max(1, sum(int(mask.sum()) for mask in masks))
 
 
 def document_positions(inputs_BL: Tensor, start: int) -> Tensor:

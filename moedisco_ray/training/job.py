@@ -202,7 +202,7 @@ class TrainResult:
     Attributes:
         steps: Steps completed, including those before a restart; fewer than the job asks for if training was stopped.
         tokens: Tokens trained on.
-        losses: Mean cross-entropy of each step's global batch, in nats per token, without the router losses.
+        losses: Mean cross-entropy of each step's global batch, in nats per token that the loss counts, without the router losses.
         seconds: Wall-clock time of the loop in seconds, including earlier attempts up to their last checkpoint.
         restored_step: Step of the checkpoint that training resumed from; 0 if it started from the beginning.
         finished: Whether training ended and the model is written.

@@ -39,6 +39,7 @@ class TrainingMetrics:
         self.progress = progress
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
+        self._loss_tokens: list[int] = []
         self._last_norm = math.nan
         self._updated_at = time.monotonic()
         self._logged_at = self._updated_at
@@ -46,15 +47,17 @@ class TrainingMetrics:
         self._flops_per_token = job_flops_per_token(job)
         self._peak = _peak_flops(world)
 
-    def add(self, loss_sum: Tensor, grad_norm: Tensor) -> None:
+    def add(self, loss_sum: Tensor, grad_norm: Tensor, loss_tokens: int) -> None:
         """Add the metrics of a step.
 
         Args:
             loss_sum: Cross-entropy in nats, summed over this worker's tokens.
             grad_norm: Norm of the whole gradient before clipping.
+            loss_tokens: Number of tokens of the global batch that the loss counts.
         """
         self._losses.append(loss_sum)
         self._norms.append(grad_norm)
+        self._loss_tokens.append(loss_tokens)
 
     def update(self) -> None:
         """Read the metrics of all added steps into `progress`, which is then equal on all workers.
@@ -70,7 +73,8 @@ class TrainingMetrics:
         self._norms.clear()
         if self._world.size > 1:
             dist.all_reduce(losses)
-        means = (losses / self._job.step_tokens).tolist()
+        means = [total / count for total, count in zip(losses.tolist(), self._loss_tokens, strict=True)]
+        self._loss_tokens.clear()
         for step, values in enumerate(zip(means, norms, strict=True), start=self.progress.step + 1):
             for name, value in zip(("loss", "norm of the gradient"), values, strict=True):
                 if not math.isfinite(value):
@@ -160,4 +164,4 @@ class HeldOutLoss:
             tokens += int((targets_BL != -100).sum())
         self._model.train()
         reshard(self._model)
-        return nats.item() / tokens
+        return nats.item() / max(1, tokens)

@@ -1,7 +1,8 @@
 """The training objective: next-token cross-entropy, plus a load-balance loss and a z-loss of the routers.
 
 Every term except the load-balance loss is a sum over tokens, divided by the number of tokens of the *global* batch. So the terms of
-micro-batches and workers add up, and the result does not depend on how the batch is divided among them, up to rounding.
+micro-batches and workers add up, and the result does not depend on how the batch is divided among them, up to rounding. Of chat
+data, the cross-entropy counts the assistant's tokens only, in the sum and in the number; routers are measured on all tokens.
 
 The load-balance loss is f P, a product of two means over the global batch (see `load_balance_loss`). P carries the gradient. f is a
 constant, taken from the *previous* global batch: it is exact, known before the first micro-batch, and the same on every worker. So

@@ -65,17 +65,19 @@ class Stepper:
         if self._probe is not None and fractions_NE:
             self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
 
-    def __call__(self, micro_batches: Iterable[MicroBatch]) -> tuple[Tensor, Tensor]:
+    def __call__(self, micro_batches: Iterable[MicroBatch]) -> tuple[Tensor, Tensor, int]:
         """Make a step at the current learning rate, on this worker's part of the global batch.
 
         Returns:
-            Cross-entropy in nats, summed over this worker's tokens; and the norm of the whole gradient before clipping.
+            Cross-entropy in nats, summed over this worker's tokens; the norm of the whole gradient before clipping; and the number
+            of tokens of the global batch that the loss counts.
         """
         self._selections_NE.zero_()
-        losses = []
+        losses, loss_tokens = [], self._job.step_tokens
         for micro, last in _marking_last(micro_batches):
             self._exchanges.before(last=last)
             losses.append(self._backward(micro))
+            loss_tokens = micro.loss_tokens
         if self._probe is not None and self._world.size > 1:
             dist.all_reduce(self._selections_NE)
         if self._probe is not None and not self._checked:
@@ -86,13 +88,13 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         if self._probe is not None:
             self.fractions_NE = self._selections_NE / self._job.step_tokens
-        return torch.stack(losses).sum(), norm
+        return torch.stack(losses).sum(), norm, loss_tokens
 
     def _backward(self, micro: MicroBatch) -> Tensor:
         tokens = self._job.step_tokens
         if self._probe is None:
             loss_sum = self._forward(micro)
-            torch.autograd.backward(loss_sum / tokens)
+            torch.autograd.backward(loss_sum / micro.loss_tokens)
             return loss_sum.detach()
         with self._probe.recording(micro.weights_T):
             loss_sum = self._forward(micro)
@@ -100,7 +102,7 @@ class Stepper:
         self._selections_NE += sums.selections_NE
         balance = objective.load_balance_loss(sums.probabilities_NE, self.fractions_NE, tokens)
         z = objective.z_loss(sums.log_partition_N, tokens)
-        torch.autograd.backward(loss_sum / tokens + self._job.load_balance * balance + self._job.z_loss * z)
+        torch.autograd.backward(loss_sum / micro.loss_tokens + self._job.load_balance * balance + self._job.z_loss * z)
         return loss_sum.detach()
 
     def _forward(self, micro: MicroBatch) -> Tensor:

@@ -148,7 +148,7 @@ def test_an_evaluation_is_never_longer_than_asked_for(tmp_path: Path) -> None:
     unseen = config([{"path": str(tmp_path / "b.txt"), "documents": "file"}, {"path": str(tmp_path / "a.txt")}]).corpus.sources
     for most in (2, 50, 1000):
         samples, *_ = read_unseen(unseen, encoder, most, Limits(32, 256))
-        assert 0 < sum(len(tokens) for *_, tokens in samples) <= most
+        assert 0 < sum(len(sample.tokens) for sample in samples) <= most
 
 
 def test_text_that_was_trained_on_is_found_again_however_it_was_cut(tmp_path: Path) -> None:

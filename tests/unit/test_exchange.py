@@ -58,7 +58,7 @@ def traffic(directory: Path, exchange: Exchange, micro_batches: int) -> Traffic:
     world = World(0, WORKERS)
     step = Stepper(trainable(directory, recipe, world, exchange=exchange), job, world)
     tokens = torch.ones(4, L, dtype=torch.long)
-    batch = [MicroBatch(part, part, None) for part in tokens.split(4 // micro_batches)]
+    batch = [MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(4 // micro_batches)]
     step(batch)
     with Traffic() as counted:
         step(batch)

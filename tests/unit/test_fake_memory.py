@@ -118,7 +118,7 @@ def measured(family: FamilyName, architecture: Architecture, vocabulary: int, re
         size = recipe.micro_batch or count
         tokens = torch.zeros(count, SEQUENCE, dtype=torch.long)
         for _ in range(2):
-            step(MicroBatch(part, part, None) for part in tokens.split(size))
+            step(MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(size))
     if recipe.offload_moments:      # on a CPU, the machine's memory is the device's too
         moments = (tensor for state in step.optimizer.state.values() for key, tensor in state.items() if key != "step")
         return live.peak - sum(tensor.nbytes for tensor in moments)

@@ -82,7 +82,7 @@ def counted(directory: Path, recipe: Optimizer, exchange: Exchange, layout: Layo
     world = World(0, WORKERS, layout=layout)
     step = Stepper(trainable(directory, recipe, world, exchange=exchange), job, world)
     tokens = torch.ones(SEQUENCES, L, dtype=torch.long)
-    batch = [MicroBatch(part, part, None) for part in tokens.split(recipe.micro_batch or SEQUENCES)]
+    batch = [MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(recipe.micro_batch or SEQUENCES)]
     step(batch)
     with Sent() as sent:
         Travel.counted = sent

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.packed_tokens import TokenStream, batch_indices, write_packed
+from moedisco_ray.packed_tokens import LossMask, TokenStream, batch_indices, write_index, write_packed, write_piece
 
 EOS = 0
 documents = st.lists(st.integers(1, 99), max_size=20)
@@ -47,6 +47,39 @@ def test_windows_lose_nothing_and_share_only_their_border_token(directories, len
             window = opened.window(i)
             assert window.dtype == np.int64
             assert window.tolist() == stream[i * length:(i + 1) * length + 1]
+
+
+masked_documents = st.lists(st.tuples(st.lists(st.booleans(), max_size=20), st.booleans()), max_size=5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    parts=st.lists(st.none() | masked_documents, min_size=1, max_size=4), length=st.integers(1, 9),
+    bos=st.sampled_from([None, 1]))
+def test_the_loss_mask_follows_the_tokens(parts, length, bos):
+    expected, pieces = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, part in enumerate(parts):
+            found = [([True] * 3, True)] if part is None else part
+            for mask, special in found:
+                expected += [*([] if bos is None else [special]), *mask, special]
+            flat = [each for mask, _ in found for each in mask]
+            mask = LossMask(np.array(flat, bool), np.array([each for _, each in found], bool))
+            ids, lengths = np.full(len(mask.ids), 7), np.array([len(mask) for mask, _ in found], dtype=np.int64)
+            if len(lengths):
+                pieces.append(write_piece(
+                    Path(scratch) / f"part-{number:05d}.npy", ids, lengths, eos=EOS, bos=bos, vocab_size=9,
+                    mask=None if part is None else mask))
+        index = write_index(Path(scratch), pieces, 9)
+        assert index.get("masked", []) == [piece.name for piece in pieces if piece.masked]
+        written = {path.name for path in Path(scratch).iterdir()}
+        assert written == {"index.json", *(name for piece in pieces for name in piece.files)}
+        if len(expected) <= length:
+            return
+        stream = TokenStream([Path(scratch)], length)
+        assert stream.masked == any(piece.masked for piece in pieces)
+        for i in range(len(stream)):
+            assert stream.loss_mask(i).tolist() == expected[i * length + 1:(i + 1) * length + 1]
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])

@@ -24,7 +24,7 @@ from moedisco_ray.core.config import FAMILIES, FamilyName, Optimizer, read_archi
 from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, save_model
-from moedisco_ray.packed_tokens import TokenStream, batch_indices, write_packed
+from moedisco_ray.packed_tokens import LossMask, TokenStream, batch_indices, write_index, write_packed, write_piece
 from moedisco_ray.plan.cards import peak_flops
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters
@@ -135,9 +135,12 @@ def reference_losses(job: TrainJob, directory: Path) -> list[float]:
     for step in range(job.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, job.steps, job.optimizer)
-        rows = torch.from_numpy(np.stack([stream.window(int(i)) for i in batch_indices(job.seed, step, BATCH, len(stream))]))
+        chosen = [int(i) for i in batch_indices(job.seed, step, BATCH, len(stream))]
+        rows = torch.from_numpy(np.stack([stream.window(i) for i in chosen]))
+        counts = torch.from_numpy(np.stack([stream.loss_mask(i) for i in chosen]))
         out = model(input_ids=rows[:, :-1], output_router_logits=job.load_balance > 0, use_cache=False)
-        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), rows[:, 1:].flatten())
+        targets = rows[:, 1:].masked_fill(~counts, -100).flatten()
+        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), targets)
         total = loss
         if job.load_balance:
             chosen = [logits.softmax(-1).topk(2).indices for logits in out.router_logits]
@@ -155,6 +158,18 @@ def reference_losses(job: TrainJob, directory: Path) -> list[float]:
 
 def test_equals_a_plain_pytorch_loop_step_by_step_on_a_moe(job: TrainJob) -> None:
     assert run(job).losses == pytest.approx(reference_losses(job, job.model), rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_equals_a_plain_pytorch_loop_where_the_loss_leaves_out_tokens(job: TrainJob, home: Path, micro_batch: int | None) -> None:
+    ids, lengths = np.arange(1600) % (V - 1) + 1, np.full(20, 80)
+    mask = LossMask(np.random.default_rng(0).uniform(size=1600) < 0.3, np.arange(20) % 2 == 0)
+    path = home / f"masked-{micro_batch}"
+    path.mkdir()
+    write_index(path, [write_piece(path / "part-00000.npy", ids, lengths, eos=0, vocab_size=V, mask=mask)], V)
+    masked = variant(
+        job, path.name, packed_dirs=(path,), optimizer=job.optimizer.model_copy(update={"micro_batch": micro_batch}))
+    assert run(masked).losses == pytest.approx(reference_losses(masked, job.model), rel=1e-5)
 
 
 def test_equals_a_plain_pytorch_loop_on_a_one_expert_submodel(job: TrainJob, home: Path) -> None:

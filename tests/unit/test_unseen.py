@@ -39,10 +39,10 @@ def test_each_source_gets_its_share_in_the_order_of_its_lines(tmp_path: Path, en
         source(tmp_path, "a", ["aaaa", "bbbb", "", "cccccccc", "dd"], name="first"), source(tmp_path, "b", ["e" * 99, "f"]),
         source(tmp_path, "c", ["bbbb", "gggg", "gggg", "h"])]
     samples, left_out, _ = read_unseen(sources, encoder, 3 * 12, LIMITS)
-    assert [(name, text) for _, name, text, _ in samples] == [
+    assert [(sample.source, sample.text) for sample in samples] == [
         ("first", "aaaa"), ("first", "bbbb"), ("unseen-1", "e" * 12), ("unseen-2", "gggg")]
     assert left_out == 0
-    for key, name, text, tokens in samples:
+    for key, name, text, tokens, _ in samples:
         assert key == document_id("e" * 99 if name == "unseen-1" else text)     # cut, but the same document
         assert len(tokens) == len(text)
         assert encoder.decode([tokens]) == [text]
@@ -64,7 +64,7 @@ def test_what_was_trained_on_is_left_out(tmp_path: Path, encoder: Encoder) -> No
         pq.write_table(pa.table({"id": pa.array([document_id(text) for text in texts], pa.binary(16)), "text": texts}), part)
     known = source(tmp_path, "a", ["aaaa", "bbbb", "cccc"])
     samples, left_out, _ = read_unseen([known], encoder, 1000, LIMITS, parts)
-    assert ([text for _, _, text, _ in samples], left_out) == (["bbbb"], 2)
+    assert ([sample.text for sample in samples], left_out) == (["bbbb"], 2)
     with pytest.raises(CorpusError, match=r"evaluation\.sources\.1\.path: .*holds no text that was not trained on"):
         read_unseen([known, source(tmp_path, "b", ["cccc"])], encoder, 1000, LIMITS, parts)
 

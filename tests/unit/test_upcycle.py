@@ -336,7 +336,7 @@ def test_the_measured_start_is_the_dense_model_itself(tmp_path: Path, family: st
     tokens = [np.arange(7 * i, 7 * i + length, dtype=np.int32) % VOCAB for i, length in enumerate(lengths)]
     documents = Documents(
         ids=tuple(bytes([i]) for i in range(4)), sources=("x", "y", "y", "x"),
-        texts=tuple("ab" * length for length in lengths), tokens=tuple(tokens))
+        texts=tuple("ab" * length for length in lengths), tokens=tuple(tokens), loss_masks=(None,) * 4)
     experts = {"num_experts_per_tok": 4} if family == "deepseek_v2" else {}
     found = evaluate_start(
         Start(model_of(family, start, **experts), Path("no-tokenizer"), LENGTH, 0), documents, prefix=5, sequence_length=LENGTH)

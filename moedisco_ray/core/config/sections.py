@@ -40,6 +40,13 @@ class Source(Section):
     marks are text."""
     text_column: str = "text"
     """Column with the text, in JSONL, CSV, TSV, Parquet and datasets."""
+    messages_column: str | None = None
+    """Column with conversations, in JSONL, Parquet and datasets: lists of messages with `role` and `content`, or with `from` and
+    `value`. The tokenizer's chat template renders them, and the loss counts only the assistant's tokens, in training and
+    evaluation. If the template marks these tokens with `{% generation %}`, its marks decide. With null, `text_column` is read."""
+    ids_column: str | None = None
+    """Column with token ids of the run's tokenizer, in JSONL, Parquet and datasets, which are trained on unchanged. With null, the
+    text is tokenized."""
     documents: Literal["auto", "file", "paragraph", "line"] = "auto"
     """What one document of plain text is. With `auto` it is about as long as one training sequence, and is cut at blank lines, or
     inside longer paragraphs at line ends, sentence ends or words. With `file` it is a whole file, with `paragraph` the text between
@@ -55,6 +62,20 @@ class Source(Section):
     owner: str | None = None
     """Data owner in `pools.owners` that the text stays with: only the owner's nodes read it. With null, the text has no owner. Such
     text serves for the tokenizer, the seed, the routers, the fine-tune and the evaluation."""
+
+    @property
+    def list_column(self) -> str | None:
+        """The column with conversations or token ids; None if the source holds text."""
+        return self.messages_column or self.ids_column
+
+    @model_validator(mode="after")
+    def _one_kind_of_data(self) -> Self:
+        if self.messages_column is not None and self.ids_column is not None:
+            raise ValueError("messages_column and ids_column exclude each other; name one of them")
+        if self.list_column is not None and (self.path == "embedded" or self.format in ("text", "csv", "tsv")):
+            raise ValueError(
+                "messages_column and ids_column need files that can hold lists; name JSON Lines, Parquet or a saved data set")
+        return self
 
 
 def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:

@@ -274,7 +274,9 @@ class _Stage:
 
 
 def _written_files(packed: Packed, plan: Plan, names: Sequence[str]) -> list[Path]:
-    pieces = [plan.directory / "shards" / str(k) / piece.name for k, found in enumerate(packed.pieces) for piece in found]
+    pieces = [
+        plan.directory / "shards" / str(k) / name
+        for k, found in enumerate(packed.pieces) for piece in found for name in piece.files]
     return [plan.directory / "assignments" / names[packed.number], *pieces]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +98,7 @@ def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
 
 
 class Split(NamedTuple):
-    """Training and validation documents of a bucket, sorted by id, with the columns id, group, order, text and copies.
+    """Training and validation documents of a bucket, sorted by id, with the columns of `STAGED` and copies.
 
     Attributes:
         duplicates: Number of documents that were dropped because they equal another one.
@@ -196,7 +196,7 @@ def _hashes(table: pa.Table, rules: Rules) -> NDArray[np.float64]:
 
 def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Table, list[Tokens]]:
     texts = table["text"].to_pylist()
-    tokens = encoder.encode(texts)
+    tokens = _encoded(texts, table["tokens"], encoder)
     if all(len(each) <= limit for each in tokens):
         return table, tokens
     parts = [cut_to_limit(*pair, encoder, limit) for pair in zip(texts, tokens, strict=True)]
@@ -208,6 +208,14 @@ def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Ta
     short = pa.array([text for each in parts for text, _ in each], pa.large_string())
     cut = cut.set_column(cut.schema.get_field_index("id"), "id", ids).set_column(cut.schema.get_field_index("text"), "text", short)
     return cut, [tokens for each in parts for _, tokens in each]
+
+
+def _encoded(texts: Sequence[str], given: pa.ChunkedArray, encoder: Encoder) -> list[Tokens]:
+    """Tokens of each text: the given ones, and where they are null, its encoding."""
+    if given.null_count == len(given):
+        return encoder.encode(texts)
+    encoded = iter(encoder.encode([text for text, ids in zip(texts, given, strict=True) if not ids.is_valid]))
+    return [ids.values.to_numpy() if ids.is_valid else next(encoded) for ids in given]
 
 
 def _finish(table: pa.Table, encoder: Encoder, rules: Rules, *, held_out: bool) -> tuple[pa.Table, NDArray[np.int64]]:
@@ -228,6 +236,7 @@ def _finish(table: pa.Table, encoder: Encoder, rules: Rules, *, held_out: bool) 
         table["copies"],
         table["group"],
         pa.array(np.full(len(order), held_out)),
+        table["loss_mask"],
     ], schema=DOCUMENTS)
     figures = [np.ones(len(order)), packed * table["copies"].to_numpy(), pc.binary_length(table["text"]).to_numpy()]
     return finished, np.stack([np.bincount(order, values, minlength=len(names)) for values in figures], axis=1).astype(np.int64)

@@ -99,7 +99,9 @@ def build(
     map_tasks = _carrying_files(map_tasks, store)
     inputs = expand_sources(
         config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens),
-        owner=None if owned is None else owned.name)
+        owner=None if owned is None else owned.name, tokenizer=directory / "tokenizer")
+    if any(source.tokenizer is not None for source in inputs):
+        store.publish(directory / "tokenizer")      # tasks that read conversations need it
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
     sizes = [sum(file.text_bytes for file in listing.files) for listing in listings]
     count = bucket_count(sum(sizes))
@@ -218,6 +220,10 @@ def _with_extremes(rules: Rules, surveys: Sequence[NDArray[np.float64]]) -> Rule
 def _use_tokenizer(config: RunConfig, directory: Path) -> None:
     """Copy the configured tokenizer into place; without one, check that a new vocabulary fits the model."""
     source = tokenizer_directory(config)
+    if any(each.list_column is not None for each in config.corpus.sources):
+        from moedisco_ray.stages.text.given_tokens import check_sources  # noqa: PLC0415
+
+        check_sources(config)
     if source is None:
         check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
         return
@@ -252,7 +258,7 @@ def _fetched(store: RunStore) -> Callable[[Bucket], Bucket]:
 
 def _finished_files(report: Finished, directory: Path) -> list[Path]:
     parts = [part_path(directory / folder, report.index) for folder in ("train", "validation")]
-    return [*parts, *(directory / "shards" / piece.name for piece in report.pieces)]
+    return [*parts, *(directory / "shards" / name for piece in report.pieces for name in piece.files)]
 
 
 def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged], skipped: Sequence[Sequence[Skipped]]) -> None:

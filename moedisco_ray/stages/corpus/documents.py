@@ -21,19 +21,21 @@ Ids = NDArray[np.uint8]
 ID_BYTES = 16
 STAGED = pa.schema([
     ("id", pa.binary(ID_BYTES)), ("group", pa.binary(ID_BYTES)), ("order", pa.int32()), ("side", pa.int8()),
-    ("text", pa.large_string())])
+    ("text", pa.large_string()), ("tokens", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.bool_()))])
 """Schema of documents as read.
 
 - `order`: the position of the document's source in the configuration
 - `group`: the id of the first document of its group (the parts of one long document, or neighbours in a running text); the
   validation split and the copies are decided per group
 - `side`: the side of an earlier run's validation split: `TRAINED`, `HELD_OUT`, or `NEW` without an earlier run
+- `tokens`: given token ids; null if the text is still to be encoded
+- `loss_mask`: as in `DOCUMENTS`
 """
 NEW, TRAINED, HELD_OUT = range(3)
 DOCUMENTS = pa.schema([
     ("id", pa.binary(ID_BYTES)), ("source", pa.string()), ("text", pa.string()),
     ("tokens", pa.list_(pa.int32())), ("packed", pa.int32()), ("copies", pa.int32()),
-    ("group", pa.binary(ID_BYTES)), ("held_out", pa.bool_()),
+    ("group", pa.binary(ID_BYTES)), ("held_out", pa.bool_()), ("loss_mask", pa.list_(pa.bool_())),
 ])
 """Schema of the finished corpus.
 
@@ -42,6 +44,7 @@ DOCUMENTS = pa.schema([
 - `packed`: number of tokens with the special tokens that training adds before and after them
 - `copies`: occurrences of the document in one pass
 - `group`, `held_out`: group and side of the validation split, which stay the same when another run reads this corpus
+- `loss_mask`: whether the loss counts each token; null if it counts all
 """
 
 _COPIES_SALT = 0
@@ -69,6 +72,8 @@ def staged_table(documents: Sequence[Document], order: int, group: bytes = b"") 
         pa.array(np.full(len(documents), order, dtype=np.int32)),
         pa.array([_side(document) for document in documents], pa.int8()),
         pa.array([document.text for document in documents], pa.large_string()),
+        pa.array([document.tokens for document in documents], STAGED.field("tokens").type),
+        pa.array([document.loss_mask for document in documents], STAGED.field("loss_mask").type),
     ], schema=STAGED)
 
 

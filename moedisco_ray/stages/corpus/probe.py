@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
-from moedisco_ray.core.config import RunConfig, Source
+from moedisco_ray.core.config import RunConfig, Source, tokenizer_directory
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.findings import cluster_warnings, corpus_warnings
 from moedisco_ray.stages.corpus.files import File, list_files
@@ -44,12 +45,14 @@ def probe(config: RunConfig) -> Probe:
     This reads at most about half a megabyte of text per source, and only the first rows of a Parquet row group.
     """
     limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
+    sources = (*config.corpus.sources, *config.evaluation.sources)
+    tokenizer = tokenizer_directory(config) if any(source.list_column is not None for source in sources) else None
     problems: list[CorpusError] = []
     skipped: list[Skipped] = []
     passed_over: list[Skipped] = []
     sample: dict[str, tuple[str, ...]] = {}
     documents: dict[str, int] = {}
-    for source in _inputs("corpus.sources", "source", config.corpus.sources, limits):
+    for source in _inputs("corpus.sources", "source", config.corpus.sources, limits, tokenizer):
         try:
             found = _look_into(source)
         except CorpusError as error:
@@ -58,7 +61,7 @@ def probe(config: RunConfig) -> Probe:
             sample[source.name], documents[source.name] = found.texts, found.documents
             skipped += found.skipped
             passed_over += found.passed_over
-    for source in _inputs("evaluation.sources", "unseen", config.evaluation.sources, limits):
+    for source in _inputs("evaluation.sources", "unseen", config.evaluation.sources, limits, tokenizer):
         try:
             _look_into(source)
         except CorpusError as error:
@@ -74,9 +77,11 @@ class _Found:
     passed_over: tuple[Skipped, ...]
 
 
-def _inputs(setting: str, unnamed: str, sources: Sequence[Source], limits: Limits) -> list[Input]:
+def _inputs(setting: str, unnamed: str, sources: Sequence[Source], limits: Limits, tokenizer: Path | None) -> list[Input]:
     return [
-        Input(i, f"{setting}.{i}", source.name or f"{unnamed}-{i}", source, limits)
+        Input(
+            i, f"{setting}.{i}", source.name or f"{unnamed}-{i}", source, limits,
+            tokenizer=tokenizer if source.list_column is not None else None)
         for i, source in enumerate(sources) if source.path != "embedded" and source.owner is None]
 
 

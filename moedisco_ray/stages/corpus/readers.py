@@ -19,7 +19,7 @@ from moedisco_ray.stages.corpus.files import File
 from moedisco_ray.stages.corpus.rows import ColumnError, Text
 from moedisco_ray.stages.corpus.sources import Input
 from moedisco_ray.stages.corpus.streams import NotTextError
-from moedisco_ray.stages.text.cutting import Document, Kept, cut_document, cut_stream
+from moedisco_ray.stages.text.cutting import Document, GivenTokensError, Kept, cut_document, cut_stream
 from moedisco_ray.stages.text.unseen import Skipped
 
 UNIT_BYTES = 64 << 20
@@ -109,6 +109,9 @@ def read_slice(source: Input, piece: Slice) -> Iterator[Document]:
         yield from _documents(source, piece)
     except ColumnError as error:
         raise CorpusError(f"{source.field}.text_column", source.settings.text_column, str(error)) from error
+    except GivenTokensError as error:
+        setting = "messages_column" if source.settings.messages_column else "ids_column"
+        raise CorpusError(f"{source.field}.{setting}", getattr(source.settings, setting), f"{error}, in {path}") from error
     except NotTextError as error:
         raise CorpusError(f"{source.field}.path", path, str(error)) from error
     except (OSError, pa.ArrowInvalid) as error:
@@ -132,6 +135,8 @@ def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:
 
 def _documents(source: Input, piece: Slice) -> Iterator[Document]:
     file, settings, limits = piece.file, source.settings, source.limits
+    if (column := settings.list_column) is not None:
+        return _given(source, piece, column)
     if file.format == "text":
         if settings.documents == "line":
             return plain_text.lines(file, limits, piece.start, piece.stop)
@@ -140,6 +145,19 @@ def _documents(source: Input, piece: Slice) -> Iterator[Document]:
     return (
         document if kept is None else document._replace(kept=kept)
         for text, kept in _texts(piece, settings.text_column) for document in _cut(text, limits.part))
+
+
+def _given(source: Input, piece: Slice, column: str) -> Iterator[Document]:
+    """Documents of a column with conversations or token ids."""
+    # Importing transformers takes seconds; only sources with such columns need it.
+    from moedisco_ray.stages.text.given_tokens import given_tokens  # noqa: PLC0415
+
+    if source.tokenizer is None:
+        raise CorpusError("tokenizer.path", None, f"is not set, but {source.settings.path!r} needs the tokenizer of its data")
+    made = given_tokens(source.tokenizer)
+    read = made.conversation if source.settings.messages_column else made.tokens
+    for value in rows.values(piece.file, column, piece.start, piece.stop):
+        yield from read(value, source.limits.document_tokens)
 
 
 def _cut(text: Text, about: int) -> Iterator[Document]:

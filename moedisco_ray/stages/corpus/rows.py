@@ -32,6 +32,7 @@ _ROWS_BYTES = 64 << 20
 """Target size of the rows that are read at once (bytes)."""
 _TEXT = "text"
 _KEPT = ("group", "held_out")
+_MASK = "loss_mask"
 _CSV_BLOCK = 16 << 20
 """Size of the blocks in which CSV is parsed (bytes); pyarrow refuses longer rows."""
 
@@ -51,21 +52,28 @@ def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterato
         if not isinstance(line, bytes):
             yield from _long_text(file, line, column, at)
             continue
-        try:
-            row = json.loads(decode(line, at))
-        except NotTextError:
-            raise
-        except ValueError as error:
-            raise NotTextError(f"the line at byte {at} is not JSON; write one object per line") from error
-        if not isinstance(row, dict):
-            raise NotTextError(f"the line at byte {at} is not a JSON object; write one per line")
-        if column not in row:
-            raise _no_column(file, row)
-        text = row[column]
+        text = _member(file, column, line, at)
         if isinstance(text, str):
             yield text if text.isascii() else _without_surrogates(text)
         elif text is not None:
             raise _no_text(file, type(text).__name__)
+
+
+def values(file: File, column: str, start: int, stop: int | None) -> Iterator[Any]:
+    """Python values of a column of JSON Lines, Parquet or a saved data set, such as lists; nulls are left out.
+
+    Raises:
+        NotTextError: A line is not UTF-8 or not a JSON object.
+        ColumnError: The file is of another format or lacks the column.
+        pyarrow.ArrowInvalid: The file is damaged.
+    """
+    if file.format == "jsonl":
+        read = _json_values(file, column, start, stop)
+    elif file.format in ("parquet", "arrow"):
+        read = (value for batch in _batches(file, column, start, stop) for value in batch.column(column).to_pylist())
+    else:
+        raise ColumnError(f"{file.path} cannot hold lists; write JSON Lines or Parquet")
+    return (value for value in read if value is not None)
 
 
 def comma_separated(file: File, column: str, delimiter: str) -> Iterator[Text]:
@@ -95,10 +103,12 @@ def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[t
     # Pre-buffering would hold whole row groups of remote files in memory.
     with file.file_system().open_input_file(file.path) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
         _check_column(file, column, table.schema_arrow)
-        columns = [column, *(_KEPT if column == _TEXT and _is_ours(table.schema_arrow) else ())]
+        ours = (*_KEPT, _MASK) if column == _TEXT and _is_ours(table.schema_arrow) else ()
+        columns = [column, *(name for name in ours if name in table.schema_arrow.names)]
         for group in range(start, table.num_row_groups if stop is None else stop):
             rows = _rows_at_once(table.metadata.row_group(group), column)
             for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                _refuse_masks(file, batch)
                 kept = _kept(batch) if len(columns) > 1 else [None] * len(batch)
                 for text, side in zip(_cells(batch.column(column)), kept, strict=True):
                     if text is not None:
@@ -137,6 +147,51 @@ def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, byte
             held = []
     if held and (line := _joined(held)):
         yield held[0].at, line
+
+
+def _member(file: File, column: str, line: bytes, at: int) -> Any:
+    """Value of a member of the JSON object in a line."""
+    try:
+        row = json.loads(decode(line, at))
+    except NotTextError:
+        raise
+    except ValueError as error:
+        raise NotTextError(f"the line at byte {at} is not JSON; write one object per line") from error
+    if not isinstance(row, dict):
+        raise NotTextError(f"the line at byte {at} is not a JSON object; write one per line")
+    if column not in row:
+        raise _no_column(file, row)
+    return row[column]
+
+
+def _json_values(file: File, column: str, start: int, stop: int | None) -> Iterator[Any]:
+    for at, line in _lines(file, start, stop):
+        whole = line if isinstance(line, bytes) else b"".join(part.data for part in line)
+        value = _member(file, column, whole, at)
+        yield _clean(value) if b"\\u" in whole else value
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return _without_surrogates(value)
+    if isinstance(value, list):
+        return [_clean(each) for each in value]
+    return {key: _clean(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _batches(file: File, column: str, start: int, stop: int | None) -> Iterator[Any]:
+    """Batches of a Parquet file's row groups [start, stop), or of a saved data set, with the column."""
+    if file.format == "arrow":
+        with file.file_system().open_input_stream(file.path) as stream, pa.ipc.open_stream(stream) as batches:
+            if column not in batches.schema.names:
+                raise _no_column(file, batches.schema.names)
+            yield from batches
+        return
+    with file.file_system().open_input_file(file.path) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
+        if column not in table.schema_arrow.names:
+            raise _no_column(file, table.schema_arrow.names)
+        for group in range(start, table.num_row_groups if stop is None else stop):
+            yield from table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[column])
 
 
 def _joined(parts: Sequence[LinePart]) -> bytes:
@@ -229,11 +284,16 @@ def _rows_at_once(group: Any, column: str) -> int:
 
 def _is_ours(schema: Any) -> bool:
     """Whether a table has the columns of a run's corpus, whose types may differ if another tool has rewritten it."""
-    if not all(name in schema.names for name in DOCUMENTS.names):
+    if not all(name in schema.names for name in DOCUMENTS.names if name != _MASK):      # earlier versions had no masks
         return False
     group = schema.field("group").type
     return pa.types.is_boolean(schema.field("held_out").type) and (
         pa.types.is_fixed_size_binary(group) or pa.types.is_binary(group) or pa.types.is_large_binary(group))
+
+
+def _refuse_masks(file: File, batch: Any) -> None:
+    if _MASK in batch.schema.names and batch.column(_MASK).null_count < len(batch):
+        raise ColumnError(f"{file.path} holds conversations that another run has rendered; name the data set that has them")
 
 
 def _kept(batch: Any) -> list[Kept | None]:

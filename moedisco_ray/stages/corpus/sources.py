@@ -29,6 +29,7 @@ class Input:
         settings: The configured source; for embedded text, a source that reads the file of one domain.
         limits: Limits on the length of documents.
         own: Whether the run itself wrote the files. Such files may be outside of the read roots.
+        tokenizer: Directory of the tokenizer, if the source holds conversations or token ids; else None.
     """
 
     order: int
@@ -37,6 +38,7 @@ class Input:
     settings: Source
     limits: Limits
     own: bool = False
+    tokenizer: Path | None = None
 
     def sized(self, size: int) -> Input:
         """A copy of the input, with the size of its text in bytes set in `limits.source_bytes`."""
@@ -45,7 +47,7 @@ class Input:
 
 def expand_sources(
     sources: Sequence[Source], scratch: Path, limits: Limits, setting: str = "corpus.sources", unnamed: str = "source",
-    *, owner: str | None = None,
+    *, owner: str | None = None, tokenizer: Path | None = None,
 ) -> tuple[Input, ...]:
     """Name every source, and replace the embedded source by one input per domain.
 
@@ -60,6 +62,7 @@ def expand_sources(
         setting: Setting that lists the sources; errors name it.
         unnamed: Prefix of the names of sources without a name.
         owner: The data owner whose sources to expand; None: those without an owner.
+        tokenizer: Directory of the tokenizer; only sources with conversations or token ids need it.
 
     Raises:
         ConfigError: Two inputs have the same name.
@@ -76,7 +79,8 @@ def expand_sources(
                 written = Source(path=str(path), format="jsonl", weight=source.weight)
                 inputs.append(Input(len(inputs), field, name, written, limits, own=True))
         else:
-            inputs.append(Input(len(inputs), field, source.name or f"{unnamed}-{i}", source, limits))
+            needed = tokenizer if source.list_column is not None else None
+            inputs.append(Input(len(inputs), field, source.name or f"{unnamed}-{i}", source, limits, tokenizer=needed))
     names = [item.name for item in inputs]
     for item in inputs:
         if names.count(item.name) > 1:

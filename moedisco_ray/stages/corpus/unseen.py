@@ -20,7 +20,7 @@ from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
 from moedisco_ray.stages.text.cutting import Document, Limits
 from moedisco_ray.stages.text.tokenizer import Encoder
-from moedisco_ray.stages.text.unseen import Sample, Skipped, Tokens, Unseen
+from moedisco_ray.stages.text.unseen import Sample, Skipped, Unseen
 
 _SETTING = "evaluation.sources"
 _CHUNK = 64
@@ -28,6 +28,7 @@ _CHUNK = 64
 
 def read_unseen(
     sources: Sequence[Source], encoder: Encoder, max_tokens: int, limits: Limits, trained_on: Sequence[Path] = (),
+    *, tokenizer: Path | None = None,
 ) -> Unseen:
     """Read whole documents of each source, in the order of its files, up to the source's equal share of `max_tokens`.
 
@@ -42,13 +43,14 @@ def read_unseen(
         limits: Limits on the length of documents. With `trained_on` they must be the corpus' limits, because the ids of a cut
             document's parts depend on them.
         trained_on: Parquet files of the training documents, with the column id; these documents are left out.
+        tokenizer: Directory of the tokenizer; only sources with conversations or token ids need it.
 
     Raises:
         CorpusError: A source cannot be read, or all its documents were trained on.
         ConfigError: Two sources have the same name.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        inputs = expand_sources(sources, Path(scratch), limits, _SETTING, "unseen")
+        inputs = expand_sources(sources, Path(scratch), limits, _SETTING, "unseen", tokenizer=tokenizer)
         share = max(1, max_tokens // len(inputs))
         found: dict[bytes, Sample] = {}
         skipped: list[Skipped] = []
@@ -56,11 +58,11 @@ def read_unseen(
             samples, left_out = _beginning(source, encoder, share)
             skipped += left_out
             for sample in samples:
-                found.setdefault(sample[0], sample)
+                found.setdefault(sample.id, sample)
     known = _ids_in(list(found), trained_on)
     samples = [sample for key, sample in found.items() if key not in known]
     for source in inputs:
-        if not any(name == source.name for _, name, _, _ in samples):
+        if not any(sample.source == source.name for sample in samples):
             raise CorpusError(
                 f"{source.field}.path", source.settings.path, "holds no text that was not trained on; name other text")
     return Unseen(samples, len(known), skipped)
@@ -80,7 +82,7 @@ def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample
             skipped.append(Skipped(file.path, reason(error)))
             continue
         samples += found
-        room -= sum(len(tokens) for *_, tokens in found)
+        room -= sum(len(sample.tokens) for sample in found)
         if full:
             break
     return samples, skipped
@@ -92,22 +94,30 @@ def _read_file(source: Input, file: File, encoder: Encoder, room: int, *, first:
     With `first`, the file's first document is cut to `room` tokens if it is longer.
     """
     found: list[Sample] = []
-    for key, text, tokens in _documents(read_slice(source, Slice(file)), encoder, source.limits.document_tokens):
-        if len(tokens) > room:
+    for sample in _samples(source, read_slice(source, Slice(file)), encoder):
+        if len(sample.tokens) > room:
             if first and not found:
-                found.append((key, source.name, encoder.decode([tokens[:room]])[0], tokens[:room]))
+                tokens, mask = sample.tokens[:room], sample.loss_mask
+                found.append(sample._replace(
+                    text=encoder.decode([tokens])[0], tokens=tokens, loss_mask=None if mask is None else mask[:room]))
             return found, True
-        found.append((key, source.name, text, tokens))
-        room -= len(tokens)
+        found.append(sample)
+        room -= len(sample.tokens)
     return found, False
 
 
-def _documents(documents: Iterator[Document], encoder: Encoder, limit: int) -> Iterator[tuple[bytes, str, Tokens]]:
-    """Id, text and tokens of each document; a document with too many tokens is cut into the same parts as in the corpus."""
-    while texts := [document.text for document in itertools.islice(documents, _CHUNK)]:
-        for whole, whole_tokens in zip(texts, encoder.encode(texts), strict=True):
-            for number, (text, tokens) in enumerate(cut_to_limit(whole, whole_tokens, encoder, limit)):
-                yield part_id(document_id(whole), number), text, tokens
+def _samples(source: Input, documents: Iterator[Document], encoder: Encoder) -> Iterator[Sample]:
+    """Tokenize documents; one with too many tokens is cut into the same parts as in the corpus."""
+    while chunk := list(itertools.islice(documents, _CHUNK)):
+        encoded = iter(encoder.encode([document.text for document in chunk if document.tokens is None]))
+        for document in chunk:
+            key = document_id(document.text)
+            if document.tokens is not None:
+                yield Sample(key, source.name, document.text, document.tokens, document.loss_mask)
+                continue
+            parts = cut_to_limit(document.text, next(encoded), encoder, source.limits.document_tokens)
+            for number, (text, tokens) in enumerate(parts):
+                yield Sample(part_id(key, number), source.name, text, tokens, None)
 
 
 def _ids_in(ids: Sequence[bytes], parts: Sequence[Path]) -> set[bytes]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from moedisco_ray.stages.scoring import counted_nats
 from moedisco_ray.stages.text.validation import Documents
 
 TEMPERATURE = 0.1
@@ -66,7 +67,7 @@ def ensemble_nats(
         mixed_NT = [
             np.logaddexp(mixed_T, log_w_TC[:, k] - nats_T)
             for mixed_T, log_w_TC, nats_T in zip(mixed_NT, log_w_NTC, nats_NT, strict=True)]
-    return np.array([-mixed_T.sum() for mixed_T in mixed_NT])
+    return counted_nats([-mixed_T for mixed_T in mixed_NT], documents.loss_masks)
 
 
 def _weights(tokens: Sequence[Ids], distances: Distances, top_k: int | None, block: int) -> list[Floats]:

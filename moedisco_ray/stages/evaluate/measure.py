@@ -74,7 +74,7 @@ def evaluate(
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
             model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
-            observe=meter.observe, advance=advance)
+            observe=meter.observe, advance=advance, loss_masks=documents.loss_masks)
     scores = document_scores(documents, nats_N)
     statistics = meter.statistics()
     return {
@@ -154,7 +154,8 @@ def evaluate_start(
     """
     tensors, config = start_model(start)
     model = specialise(streamed_model(tensors, config, dtype=default_dtype(device), device=device))
-    nats_N = document_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance)
+    nats_N = document_nats(
+        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance, loss_masks=documents.loss_masks)
     scores = document_scores(documents, nats_N)
     source_N, sources = _source_codes(documents)
     return {
@@ -183,7 +184,8 @@ def evaluate_unseen(
     """
     model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
     nats_N = document_nats(
-        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens)
+        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
+        loss_masks=documents.loss_masks)
     scores = document_scores(documents, nats_N)
     source_N = np.array(documents.sources)
     return {

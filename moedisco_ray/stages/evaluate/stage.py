@@ -183,7 +183,7 @@ def judge(
     length = limits.sequence_tokens
     result: dict[str, Any] = {}
     if settings.sources:
-        found = read_unseen(settings.sources, encoder, settings.max_tokens, limits, trained_on)
+        found = read_unseen(settings.sources, encoder, settings.max_tokens, limits, trained_on, tokenizer=tokenizer)
         documents = Documents(*map(tuple, zip(*found.samples, strict=True)))
         unseen = evaluate_unseen(model, documents, prefix=encoder.prefix, sequence_length=length, device=device)
         skipped = [dataclasses.asdict(each) for each in found.skipped]

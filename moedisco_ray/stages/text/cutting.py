@@ -12,6 +12,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 _USUAL_BYTES = 3
 """Bytes per token assumed when documents are cut to about one sequence. Byte-level BPE of 2,000 to 16,000 entries has 2 to 4.3
 (measured on prose, code and Japanese)."""
@@ -43,6 +46,10 @@ class Kept(NamedTuple):
     held_out: bool
 
 
+class GivenTokensError(ValueError):
+    """A conversation that the chat template cannot render, or a list that does not hold token ids."""
+
+
 class Document(NamedTuple):
     """One document that a reader yields.
 
@@ -51,11 +58,15 @@ class Document(NamedTuple):
         begins: Whether the document begins a new group. The documents of a group (parts of one long document, or neighbours in a
             running text) are always on the same side of the validation split.
         kept: Group and split in an earlier run's corpus; None if the document does not come from one.
+        tokens: Token ids, without special tokens that training adds; None if they are the tokenizer's encoding of the text.
+        loss_mask: Whether the loss counts each token; None if it counts all.
     """
 
     text: str
     begins: bool
     kept: Kept | None = None
+    tokens: NDArray[np.int32] | None = None
+    loss_mask: NDArray[np.bool_] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

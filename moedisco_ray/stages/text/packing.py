@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moedisco_ray.packed_tokens import Piece, write_piece
+from moedisco_ray.packed_tokens import LossMask, Piece, write_piece
 from moedisco_ray.stages.text.tokenizer import Encoder
 
-PACKED_COLUMNS = ["copies", "tokens"]
+PACKED_COLUMNS = ["copies", "tokens", "loss_mask"]
 """Columns of a part that packing reads."""
 
 
@@ -29,7 +29,7 @@ def pack_part(
     part. So the stream of all pieces contains a whole pass over all parts before a document is repeated.
 
     Args:
-        documents: The part's documents, with the columns `copies` and `tokens`.
+        documents: The part's documents, with the columns `PACKED_COLUMNS`.
         part: Number of the part.
         directory: Directory of the packed tokens; must exist.
         encoder: The tokenizer, for its special tokens and its vocabulary.
@@ -44,10 +44,12 @@ def pack_part(
     pieces: list[Piece] = []
     for above in range(int(copies.max(initial=0))):
         chosen = copies > above
-        ids, lengths = token_lists(documents["tokens"] if chosen.all() else documents["tokens"].filter(pa.array(chosen)))
+        packed = documents if chosen.all() else documents.filter(pa.array(chosen))
+        ids, lengths = token_lists(packed["tokens"])
         name = f"pass-{above:05d}-part-{part:05d}.npy" if above else f"part-{part:05d}.npy"
         pieces.append(write_piece(
-            directory / name, ids, lengths, eos=encoder.eos, bos=encoder.bos, vocab_size=encoder.vocab_size))
+            directory / name, ids, lengths, eos=encoder.eos, bos=encoder.bos, vocab_size=encoder.vocab_size,
+            mask=loss_mask(packed["loss_mask"], lengths)))
     return pieces
 
 
@@ -62,3 +64,21 @@ def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.
     if len(flat) == 1:
         return flat[0], lengths[0]      # a single chunk need not be copied
     return np.concatenate([np.empty(0, dtype=np.int32), *flat]), np.concatenate([np.empty(0, dtype=np.int64), *lengths])
+
+
+def loss_mask(column: pa.ChunkedArray, lengths: NDArray[np.int64]) -> LossMask | None:
+    """The tokens of documents that the loss counts; None if it counts all.
+
+    Of a document with a mask, it does not count the special tokens that packing adds.
+
+    Args:
+        column: Loss mask of each document; null if all tokens count.
+        lengths: Number of tokens of each document.
+    """
+    if column.null_count == len(column):
+        return None
+    masked = column.is_valid().to_numpy()
+    ids = np.ones(int(lengths.sum()), dtype=np.bool_)
+    ids[np.repeat(masked, lengths)] = np.concatenate(
+        [chunk.drop_null().flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
+    return LossMask(ids, ~masked)

@@ -8,9 +8,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens = NDArray[np.int32]
-Sample = tuple[bytes, str, str, Tokens]
-"""A document: id, source, text and tokens."""
+
+class Sample(NamedTuple):
+    """A document.
+
+    Attributes:
+        id: Id of the document.
+        source: Name of its source.
+        text: Text of the document.
+        tokens: Token ids, without special tokens.
+        loss_mask: Whether the loss counts each token; None if it counts all.
+    """
+
+    id: bytes
+    source: str
+    text: str
+    tokens: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +39,7 @@ class Unseen(NamedTuple):
     """A sample of text that a model was not trained on.
 
     Attributes:
-        samples: Id, source, text and tokens of each document, source by source.
+        samples: The documents, source by source.
         trained_on: Number of documents left out because they were trained on.
         skipped: Files that were not read.
     """

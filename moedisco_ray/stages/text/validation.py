@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moedisco_ray.core.errors import CorpusError
 
-_COLUMNS = ["id", "source", "text", "tokens"]
+_COLUMNS = ["id", "source", "text", "tokens", "loss_mask"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,12 +23,14 @@ class Documents:
         ids: Id of each document, in ascending order.
         sources: Name of each document's source.
         tokens: Token ids of each document, without special tokens.
+        loss_masks: Whether the loss counts each token of a document; None for a document whose tokens all count.
     """
 
     ids: tuple[bytes, ...]
     sources: tuple[str, ...]
     texts: tuple[str, ...]
     tokens: tuple[NDArray[np.int32], ...]
+    loss_masks: tuple[NDArray[np.bool_] | None, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,7 +40,7 @@ class Documents:
         kept = [int(i) for i in np.flatnonzero(mask_N)]
         return Documents(
             tuple(self.ids[i] for i in kept), tuple(self.sources[i] for i in kept),
-            tuple(self.texts[i] for i in kept), tuple(self.tokens[i] for i in kept))
+            tuple(self.texts[i] for i in kept), tuple(self.tokens[i] for i in kept), tuple(self.loss_masks[i] for i in kept))
 
 
 def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
@@ -48,7 +50,7 @@ def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
     is longer, only its first `max_tokens` tokens are taken, with the same share of its text.
 
     Args:
-        parts: Parquet files, sorted by id across files, with the columns id, source, text and tokens.
+        parts: Parquet files, sorted by id across files, with the columns id, source, text, tokens and loss_mask.
         max_tokens: Maximum tokens to load.
 
     Raises:
@@ -58,6 +60,7 @@ def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
     sources: list[str] = []
     texts: list[str] = []
     tokens: list[NDArray[np.int32]] = []
+    loss_masks: list[NDArray[np.bool_] | None] = []
     room = max_tokens
     for part in parts:
         for batch in pq.ParquetFile(part).iter_batches(batch_size=256, columns=_COLUMNS):
@@ -65,17 +68,19 @@ def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
             for row in range(batch.num_rows):
                 length = len(columns[3][row])
                 if ids and length > room:
-                    return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens))
+                    return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens), tuple(loss_masks))
                 text = columns[2][row].as_py()
                 ids.append(columns[0][row].as_py())
                 sources.append(columns[1][row].as_py())
                 texts.append(text if length <= room else _share(text, room, length))
                 tokens.append(columns[3][row].values.to_numpy(zero_copy_only=False).astype(np.int32)[:room])
+                mask = columns[4][row]
+                loss_masks.append(mask.values.to_numpy(zero_copy_only=False)[:room] if mask.is_valid else None)
                 room -= min(length, room)
     if not ids:
         raise CorpusError(
             "corpus.validation_fraction", None, "no document was held out for validation; raise it, or add documents")
-    return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens))
+    return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens), tuple(loss_masks))
 
 
 def _share(text: str, tokens: int, length: int) -> str:

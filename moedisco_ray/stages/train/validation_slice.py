@@ -37,8 +37,9 @@ class ValidationSlice:
         return self.parts
 
     def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets [B, L] of B windows with at most L positions, padded on the right."""
-        tokens = load_documents(self.parts, self.max_tokens).tokens
+        """Inputs and targets [B, L] of B windows with at most L positions; -100 at padding and at tokens that do not count."""
+        documents = load_documents(self.parts, self.max_tokens)
+        tokens = documents.tokens
         lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
         for windows in plan_batches(lengths_N, self.sequence_length, batch_tokens):
-            yield fill(tokens, windows, self.prefix)
+            yield fill(tokens, windows, self.prefix, documents.loss_masks)

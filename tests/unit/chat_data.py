@@ -1,0 +1,65 @@
+"""A small tokenizer with a chat template, and conversations."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
+TURNS = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' %}{% generation %}{{- message.content + '<|im_end|>\n' }}{% endgeneration %}"
+    "{%- else %}{{- message.content + '<|im_end|>\n' }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}")
+"""A template with the format of Qwen2.5, which marks the assistant's tokens."""
+PLAIN_TURNS = TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+"""The same template without the marks."""
+THINKING = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{{- message.content.strip() + '<|im_end|>\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- else %}{{- eos_token }}{%- endif %}")
+"""A template that renders the last turn differently from the earlier ones, as those of Qwen3 and Phi-3 do."""
+
+
+def write_tokenizer(directory: Path, template: str | None = TURNS, *, bos: bool = False) -> PreTrainedTokenizerBase:
+    """Write and load a byte-level tokenizer; with `bos`, it adds `<s>` before a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    sample = ["user assistant system think " * 8, "the answer is a number and the question is a word " * 8]
+    tokenizer.train_from_iterator(sample, trainers.BpeTrainer(
+        vocab_size=400, show_progress=False, special_tokens=[*SPECIAL], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    if bos:
+        tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", **({"bos_token": "<s>"} if bos else {}))
+    if template is not None:
+        made.chat_template = template
+    made.save_pretrained(directory)
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    return loaded
+
+
+def conversation(number: int) -> list[dict[str, Any]]:
+    """A conversation of one to three questions and answers, the same for the same number."""
+    numbers = random.Random(number)
+    words = ("the", "answer", "is", "a", "number", "and", "question", "word", "grün", "漢字", "x=1")
+    said = [" ".join(numbers.choices(words, k=numbers.randint(2, 25))) for _ in range(2 * numbers.randint(1, 3))]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"{text} {number}"} for i, text in enumerate(said)]
+    return [{"role": "system", "content": "be brief"}, *turns] if numbers.random() < 0.3 else turns
+
+
+def write_rows(path: Path, column: str, rows: list[Any]) -> Path:
+    """Write values of one column as JSON Lines."""
+    path.write_text("".join(json.dumps({column: row}) + "\n" for row in rows))
+    return path

@@ -1,0 +1,150 @@
+"""A run on conversations, token ids and plain text: what the loss counts, from the files to the figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.execution.validation import validate
+from moedisco_ray.packed_tokens import TokenStream
+from moedisco_ray.stages.corpus import build
+from tests.unit.chat_data import conversation, write_rows, write_tokenizer
+
+CONVERSATIONS, LENGTH = 300, 64
+
+
+def config_of(home: Path, text: list[dict[str, Any]], **evaluation: Any) -> RunConfig:
+    recipe = {"batch_tokens": 512, "lr": 2e-3}
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_intermediate_size": 48,
+        "num_experts": 4, "num_experts_per_tok": 2}
+    return check_config({
+        "name": "chat", "output": str(home / "runs"),
+        "corpus": {"sources": text, "validation_fraction": 0.1, "sequence_length": LENGTH},
+        "tokenizer": {"path": str(home / "tokenizer")}, "model": {"family": "qwen3_moe", "config": sizes},
+        "tokens": {"total": 20_000, "seed_share": 0.3, "finetune_share": 0.3}, "clusters": {"count": 2, "restarts": 2},
+        "submodels": {"optimizer": recipe}, "finetune": {"optimizer": recipe}, "merge": {"calibration_tokens": 2048},
+        "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
+        "evaluation": {"max_tokens": 100_000, "sample_tokens": 4, "prompts": ["ab"], "every_tokens": 2048, **evaluation}})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("chat")
+    tokenizer = write_tokenizer(home / "tokenizer")
+    write_rows(home / "chat.jsonl", "messages", [conversation(number) for number in range(CONVERSATIONS)])
+    unseen = pa.table({"messages": [conversation(number) for number in range(1000, 1030)]})
+    pq.write_table(unseen, home / "unseen.parquet")
+    write_rows(home / "ids.jsonl", "input_ids", [
+        tokenizer(f"the question {number} is a number " * 5)["input_ids"] for number in range(60)])
+    write_rows(home / "plain.jsonl", "text", [f"the word {number} is the answer " * 5 for number in range(60)])
+    return home
+
+
+SOURCES = [
+    {"path": "chat.jsonl", "name": "chat", "messages_column": "messages"},
+    {"path": "ids.jsonl", "name": "ids", "ids_column": "input_ids"}, {"path": "plain.jsonl", "name": "plain"}]
+
+
+def sources(home: Path, *names: str) -> list[dict[str, Any]]:
+    return [{**source, "path": str(home / source["path"])} for source in SOURCES if not names or source["name"] in names]
+
+
+def expected(home: Path) -> dict[str, tuple[list[int], list[bool]]]:
+    """Tokens and mask of each rendered conversation by its text, as transformers makes them."""
+    tokenizer = write_tokenizer(home / "reference")
+    found = {}
+    for number in range(CONVERSATIONS):
+        rendered = tokenizer.apply_chat_template(conversation(number), return_dict=True, return_assistant_tokens_mask=True)
+        text = tokenizer.apply_chat_template(conversation(number), tokenize=False)
+        found[text] = rendered["input_ids"], [bool(each) for each in rendered["assistant_masks"]]
+    return found
+
+
+def flat(stream: TokenStream) -> tuple[list[int], list[bool]]:
+    """The stream's tokens after the first, up to the last whole window, and whether the loss counts them."""
+    windows = range(len(stream))
+    tokens = [int(token) for i in windows for token in stream.window(i)[1:]]
+    return tokens, [bool(each) for i in windows for each in stream.loss_mask(i)]
+
+
+def test_a_run_counts_the_assistants_tokens_only(home: Path) -> None:
+    unseen = [{"path": str(home / "unseen.parquet"), "name": "unseen", "messages_column": "messages"}]
+    config = config_of(home, sources(home), sources=unseen)
+    assert not validate(config).problems
+    pipeline.run(config, backend=LocalBackend())
+    reference, eos = expected(home), 0
+    corpus = config.directory / "corpus"
+    counted: dict[bool, int] = {}
+    for held_out, folder in ((False, "train"), (True, "validation")):
+        table = pa.concat_tables([pq.read_table(path) for path in sorted((corpus / folder).glob("*.parquet"))])
+        packed: list[int] = []
+        mask: list[bool] = []
+        for row in table.to_pylist():
+            if row["source"] == "chat":
+                assert (row["tokens"], row["loss_mask"]) == reference.pop(row["text"])
+            else:
+                assert row["loss_mask"] is None
+            packed += [*row["tokens"], eos]
+            mask += [*(row["loss_mask"] or [True] * len(row["tokens"])), row["loss_mask"] is None]
+        counted[held_out] = sum(sum(row["loss_mask"] or [True] * len(row["tokens"])) for row in table.to_pylist())
+        if not held_out:
+            stream = TokenStream([corpus / "shards"], LENGTH)
+            tokens, counts = flat(stream)
+            assert tokens == packed[1:1 + len(tokens)]
+            assert counts == mask[1:1 + len(tokens)]
+            clusters = [flat(TokenStream([config.directory / "clusters" / "shards" / str(k)], LENGTH)) for k in range(2)]
+            assert any(not all(mask) for _, mask in clusters)
+    assert not reference
+    report = read_json(config.directory / "report.json")
+    assert report["evaluation"]["tokens"] == counted[True]
+    by_source = {each["source"]: each["tokens"] for each in report["evaluation"]["sources"]}
+    assert 0 < by_source["chat"] < by_source["chat"] + by_source["ids"] + by_source["plain"] == counted[True]
+    tokenizer = write_tokenizer(home / "reference")
+    assert report["evaluation"]["unseen"]["tokens"] == sum(
+        sum(tokenizer.apply_chat_template(conversation(n), return_dict=True, return_assistant_tokens_mask=True)["assistant_masks"])
+        for n in range(1000, 1030))
+    exported, given = (folder / "chat_template.jinja" for folder in (config.directory / "model", home / "tokenizer"))
+    assert exported.read_text() == given.read_text()
+    losses = report["curves"]["finetune"]["loss"]
+    assert np.isfinite(losses).all()
+
+
+def test_plain_text_has_no_masks(home: Path, tmp_path: Path) -> None:
+    build(config_of(home, sources(home, "ids", "plain")), tmp_path)
+    assert "masked" not in read_json(tmp_path / "shards" / "index.json")
+    assert not list((tmp_path / "shards").glob("*.mask"))
+
+
+def test_the_corpus_does_not_depend_on_how_it_is_read(home: Path, tmp_path: Path) -> None:
+    config = config_of(home, sources(home))
+    for name, unit_bytes in (("one", 1 << 26), ("many", 1 << 12)):
+        (tmp_path / name).mkdir()
+        build(config, tmp_path / name, unit_bytes=unit_bytes)
+    for path in (tmp_path / "one" / "shards").iterdir():
+        assert path.read_bytes() == (tmp_path / "many" / "shards" / path.name).read_bytes()
+
+
+def test_rendered_conversations_of_another_run_are_refused(home: Path, tmp_path: Path) -> None:
+    build(config_of(home, sources(home, "chat")), tmp_path)
+    with pytest.raises(CorpusError, match="name the data set"):
+        build(config_of(home, [{"path": str(tmp_path / "train")}]), tmp_path / "again")
+
+
+def test_wrong_columns_name_the_file(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"messages": "hello"}) + "\n")
+    for column, message in (("messages", r"messages_column.*list of messages.*bad\.jsonl"), ("other", r"no such column")):
+        with pytest.raises(CorpusError, match=message):
+            build(config_of(home, [{"path": str(path), "messages_column": column}]), tmp_path / column)
