@@ -9,7 +9,7 @@
 * decompose: all tensors of a weight file, of the backbone or of the experts of one sub-model, and the largest tensor while it is
   made, in fp32 and in a copy.
 
-Documents are assumed to have as many tokens as a sequence. The language models of `clusters.method: likelihood` are left out.
+Documents are assumed to have as many tokens as a sequence.
 
 Letters: D dimensions of a vector, C clusters.
 """

@@ -35,7 +35,7 @@ def files_under(directory):
 
 
 @pytest.mark.parametrize(("method", "vectors", "parts"), [
-    ("kmeans", "tfidf_svd", 4), ("kmeans", "hidden_state", 2), ("likelihood", "tfidf_svd", 3)])
+    ("kmeans", "tfidf_svd", 4), ("kmeans", "hidden_state", 2), ("random", "tfidf_svd", 3)])
 def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_thread, tmp_path):
     corpus, model = write_corpus(tmp_path / "corpus", parts=parts), write_model(tmp_path / "model")
     config = run_config(method=method, vectors=vectors)

@@ -151,17 +151,6 @@ def test_random_clusters_are_balanced_and_know_nothing_of_domains(corpus, model_
     assert (balanced_N == free_N).mean() > 0.9      # balancing moves few
 
 
-def test_clusters_by_likelihood_find_domains_and_assign_new_documents(corpus, model_dir, tmp_path):
-    summary = build(corpus, model_dir, tmp_path / "all", method="likelihood", sample=240)
-    assert summary["nmi"] > 0.8
-    assert summary["balance"] <= 1.05
-    assert summary["silhouette"] is not None
-    labels_N = read(tmp_path / "all" / "assignments")["cluster"].to_numpy()
-    assert (assigned_anew(corpus, tmp_path / "all") == labels_N).mean() > 0.9
-    few = build(corpus, model_dir, tmp_path / "few", method="likelihood", sample=100)
-    assert few["nmi"] > 0.8     # most documents are not of the sample
-
-
 def test_random_costs_are_uniform_and_independent_whatever_the_company():
     texts = [f"text {i}" for i in range(4000)]
     costs_NE = RandomCosts(3, 0).embed(texts, [])
@@ -178,7 +167,7 @@ def test_fewer_documents_than_clusters_is_told(model_dir, tmp_path):
         build(corpus, model_dir, tmp_path, count=6)
 
 
-@pytest.mark.parametrize(("parts", "method"), [(1, "kmeans"), (4, "kmeans"), (4, "random"), (4, "likelihood")])
+@pytest.mark.parametrize(("parts", "method"), [(1, "kmeans"), (4, "kmeans"), (4, "random")])
 def test_the_number_of_parts_changes_nothing(parts, method, model_dir, corpus, tmp_path):
     other = write_corpus(tmp_path / "corpus", parts=parts)
     one, two = (build(path, model_dir, tmp_path / str(i), method=method) for i, path in enumerate((corpus, other)))

@@ -98,7 +98,6 @@ def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], aft
 
 @pytest.mark.parametrize(("section", "setting", "value", "first"), [
     ("clusters", "method", "random", "cluster"),
-    ("clusters", "method", "likelihood", "cluster"),
     ("clusters", "capacity", None, "cluster"),
     ("merge", "backbone", "uniform", "merge"),
     ("merge", "calibration_tokens", 4096, "merge"),

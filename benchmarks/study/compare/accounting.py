@@ -26,14 +26,12 @@ from moedisco_ray.plan.cost import flops_per_token, training_cost
 
 Axis = Literal["tokens", "dollars", "hours", "metered_dollars", "metered_hours"]
 ReadingStage = Literal["cluster", "merge", "evaluate"]
-Reader = Literal["whole", "whole_states", "submodel", "submodel_states", "bigrams"]
+Reader = Literal["whole", "whole_states", "submodel", "submodel_states"]
 """Model that reads a token: the whole MoE; a sub-model, or the seed, which has the same size; either of them without its head, for
-hidden states only (`_states`); one cluster's bigrams (`clusters.method`)."""
+hidden states only (`_states`)."""
 Reads = Mapping[ReadingStage, Mapping[Reader, float]]
 """Tokens that a run reads outside its training, by stage and reader. A token counts once per pass; a pass through only some of the
 layers counts as that share of a token."""
-BIGRAM_FLOPS = 20.0
-"""Upper bound on the operations for a token's likelihood in one cluster, including the counting (FLOPs)."""
 _ORDER = [stage.name for stage in STAGES]
 
 
@@ -89,8 +87,7 @@ def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
     each = {"whole": third(plan.parameters, whole), "submodel": third(submodel, part)}
     return {
         "whole": each["whole"], "whole_states": each["whole"] - head(plan.parameters),
-        "submodel": each["submodel"], "submodel_states": each["submodel"] - head(submodel),
-        "bigrams": BIGRAM_FLOPS}
+        "submodel": each["submodel"], "submodel_states": each["submodel"] - head(submodel)}
 
 
 def curve(events: Iterable[Event], phases: Sequence[PhaseCost], config: RunConfig) -> list[Point]:

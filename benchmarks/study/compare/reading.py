@@ -24,9 +24,7 @@ from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.records import EvaluationRecord, Figures
 from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.stages.clustering.build import documents_needed
-from moedisco_ray.stages.clustering.kmeans import ITERATIONS
 from moedisco_ray.stages.clustering.vectors.base import read_settings
-from moedisco_ray.stages.clustering.vectors.likelihood import READ
 from moedisco_ray.stages.evaluate.ensemble import BLOCK
 from moedisco_ray.stages.merge.calibration_text import calibration_windows, sample_windows
 from moedisco_ray.stages.text.validation import load_documents, validation_parts
@@ -94,14 +92,9 @@ def _merges(config: RunConfig, measured: Measured) -> bool:
 
 
 def _clustering(config: RunConfig, lengths_N: Lengths, kind: str, limit: int) -> dict[Reader, float]:
-    """Each clustered document once; with bigrams, the sample for the maximum number of search passes, because none are recorded."""
-    settings = config.clusters
+    """Each clustered document once."""
     if kind == "hidden_state":
         return {_vector_model(config): float(np.minimum(lengths_N, limit).sum())}
-    if kind == "likelihood":
-        heads_N = np.minimum(lengths_N, READ)
-        searched = int(heads_N[:max(settings.sample, settings.number)].sum()) * settings.restarts * ITERATIONS
-        return {"bigrams": float(settings.number * (searched + int(heads_N.sum())))}
     return {}
 
 
@@ -162,8 +155,6 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
             asked_N = np.concatenate([asked_N, *(np.arange(BLOCK, length, BLOCK) for length in asked_N)])
         if settings.method == "kmeans" and settings.vectors == "hidden_state":
             reads[_vector_model(config)] += int(np.minimum(asked_N, config.corpus.sequence_length).sum())
-        elif settings.method == "likelihood":
-            reads["bigrams"] += settings.number * int(np.minimum(asked_N, READ).sum())
     return {reader: float(count) for reader, count in reads.items() if count}
 
 

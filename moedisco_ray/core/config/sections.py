@@ -186,10 +186,9 @@ class Clusters(Section):
     each sub-model has a slot of its own (in the low-memory pool, or of a data owner) and at least `num_experts_per_tok` experts. If
     these sub-models do not fit the pool's memory, they have fewer experts. The number is decided when a run begins, and recorded in
     its `config.json`."""
-    method: Literal["kmeans", "likelihood", "random"] = "kmeans"
-    """How documents are assigned to clusters. `kmeans` clusters document vectors, as in the paper. `likelihood` trains one small
-    language model per cluster, and assigns each document to the cluster whose model predicts it best (SMALLTALK). `random` assigns
-    by a hash of the text (an ablation in the paper)."""
+    method: Literal["kmeans", "random"] = "kmeans"
+    """How documents are assigned to clusters. `kmeans` clusters document vectors, as in the paper. `random` assigns by a
+    hash of the text (an ablation in the paper)."""
     vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
     """Document vectors for `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
     dimensions: int = Field(64, ge=2, le=LARGEST)
@@ -198,8 +197,8 @@ class Clusters(Section):
     """Maximum number of tokens in a cluster, as a multiple of the mean over clusters. Null means no limit, as in the paper."""
     restarts: int = Field(4, ge=1, le=64)
     sample: int = Field(10_000, ge=16, le=LARGEST)
-    """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means, the tf-idf vocabulary and the
-    language models of `likelihood`, and the silhouette and the 2-D map are computed from it."""
+    """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means and the tf-idf vocabulary, and
+    the silhouette and the 2-D map are computed from it."""
 
     @property
     def number(self) -> int:

@@ -40,7 +40,6 @@ from moedisco_ray.stages.clustering.store import (
     embed_parts,
     first_costs,
     first_vectors,
-    id_array,
     loads_of,
     token_arrays,
     weights,
@@ -177,9 +176,8 @@ class _Stage:
         config, settings, workers = self.config, self.config.clusters, self.workers
         sampled = first_documents(parts, max(settings.sample, settings.number), self.store)
         inputs = FitInputs(
-            texts=sampled["text"].to_pylist(), tokens=token_arrays(sampled), weights_S=weights(sampled),
-            ids_S=id_array(sampled["id"]), model_dir=self.model_dir, max_tokens=config.corpus.sequence_length, settings=settings,
-            seed=config.seed)
+            texts=sampled["text"].to_pylist(), tokens=token_arrays(sampled), model_dir=self.model_dir,
+            max_tokens=config.corpus.sequence_length, settings=settings, seed=config.seed)
         by_distance = settings.method == "kmeans"
         vectoriser = kind(settings.vectors if by_distance else settings.method).fit(inputs)
         model_path, scratch = self.directory / "cluster_model", self.directory / "vectors.scratch"

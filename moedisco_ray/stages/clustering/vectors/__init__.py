@@ -1,6 +1,6 @@
 """Document vectors: one small class per kind, with a common interface.
 
-Vectors of the kinds `random` and `likelihood` are already the costs of a document in each cluster, so they need no centroids.
+Vectors of the kind `random` are already the costs of a document in each cluster, so they need no centroids.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from pathlib import Path
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, adjust, read_settings
-from moedisco_ray.stages.clustering.vectors.likelihood import Likelihood
 from moedisco_ray.stages.clustering.vectors.random import RandomCosts
 
 __all__ = ["FitInputs", "Vectoriser", "adjust", "kind", "load_vectoriser"]
 
-_KINDS = ("mean_token", "tfidf_svd", "hidden_state", "random", "likelihood")
+_KINDS = ("mean_token", "tfidf_svd", "hidden_state", "random")
 
 
 def kind(name: str) -> type[Vectoriser]:
@@ -37,8 +36,6 @@ def kind(name: str) -> type[Vectoriser]:
             return HiddenState
         case "random":
             return RandomCosts
-        case "likelihood":
-            return Likelihood
     raise CheckpointError("clusters.vectors", name, f"no such document vectors; use one of {', '.join(_KINDS)}")
 
 

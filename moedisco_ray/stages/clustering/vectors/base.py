@@ -25,8 +25,6 @@ class FitInputs:
     Attributes:
         texts: Texts of sampled documents, in ascending order of id.
         tokens: Token ids of the same documents.
-        weights_S: Number of tokens that each document adds to training, its copies included.
-        ids_S: Id of each document.
         model_dir: Directory of the seed model.
         max_tokens: Maximum number of tokens that a vectoriser reads from a document's beginning: those of one training sequence.
         settings: The `clusters` section of the configuration.
@@ -35,8 +33,6 @@ class FitInputs:
 
     texts: Sequence[str]
     tokens: Sequence[Array]
-    weights_S: Array
-    ids_S: Array
     model_dir: Path
     max_tokens: int
     settings: Clusters
