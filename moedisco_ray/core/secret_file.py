@@ -26,36 +26,17 @@ def kept_secret(path: Path, make: Callable[[], bytes]) -> bytes:
     return path.read_bytes()
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file of mode 0600; readers see the old content or the new one.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    draft = _draft(path, data)
-    try:
-        draft.replace(path)
-    except OSError:
-        draft.unlink()
-        raise
-
-
 def _make(path: Path, secret: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = _draft(path, secret)
+    # `mkstemp` makes files of mode 0600, whatever the umask.
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
         # Publish the draft by a hard link: no reader sees a partial file, and linking fails if another process was first.
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     finally:
-        draft.unlink()
-
-
-def _draft(path: Path, data: bytes) -> Path:
-    # `mkstemp` makes files of mode 0600, whatever the umask.
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return Path(draft)
+        Path(draft).unlink()

@@ -108,11 +108,6 @@ def interval(cost: SaveCost, losses_per_hour: float, workers: int = 1, bounds: B
     return max(within, cost.stall * (1 / bounds.stall - 1), cost.latency or 0.0)
 
 
-def interval_steps(seconds: float, step_seconds: float, steps: int) -> int:
-    """The interval in whole steps, between 1 and all steps of the training."""
-    return steps if seconds >= steps * step_seconds else max(1, round(seconds / step_seconds))
-
-
 def expected_stretch(interval_seconds: float, stall: float, mean_time: float, restart: float = 0.0) -> float:
     """Expected wall-clock time, relative to a training without lost workers and checkpoints.
 

@@ -18,7 +18,7 @@ from service.background.loop import Loop
 from service.background.outgoing import Outgoing, Undeliverable
 from service.database import idempotency, webhooks
 from service.database.session import Database
-from service.domain.signatures import SIGNATURE_HEADER, verify
+from service.domain.signatures import SIGNATURE_HEADER, sign
 from service.domain.states import RunState
 from service.errors import DatabaseUnavailable
 
@@ -110,7 +110,7 @@ def test_a_change_of_state_is_delivered_once_and_signed(scene, receiver):
     assert headers["Host"] == f"127.0.0.1:{receiver.server_address[1]}"
     with scene.database.read() as session:
         secret = webhooks.get(session, hook_id).secret
-    assert verify(secret, body, headers[SIGNATURE_HEADER], scene.now)
+    assert headers[SIGNATURE_HEADER] == sign(secret, body, scene.now)
     assert kept(scene, hook_id) == [(1, "204", True)]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.background.deliveries import GIVE_UP_SECONDS, LONGEST_DELAY, delay, next_try
 from service.background.launching import service_secret
 from service.background.outgoing import is_public
-from service.domain.signatures import driver_token, sign, verify
+from service.domain.signatures import driver_token, sign
 
 NOW = 1_800_000_000.0
 
@@ -18,27 +18,6 @@ NOW = 1_800_000_000.0
 def test_a_signature_is_that_of_the_time_and_the_body():
     assert sign("whsec", b'{"a":1}', NOW + 0.9) == (
         "t=1800000000,v1=adf19a16865985b0891b0e7e4f6770e17d6bdd6462d897848f5adb661c4381bb")
-
-
-@given(st.text(min_size=1), st.binary(), st.floats(0, 1e10))
-def test_a_signature_is_believed_by_who_knows_the_secret(secret, body, now):
-    header = sign(secret, body, now)
-    assert verify(secret, body, header, now)
-    assert not verify(secret, body + b" ", header, now)
-    assert not verify(secret + "x", body, header, now)
-
-
-def test_an_old_message_sent_again_is_not_believed():
-    header = sign("whsec", b"body", NOW)
-    assert verify("whsec", b"body", header, NOW + 299)
-    assert not verify("whsec", b"body", header, NOW + 301)
-    assert not verify("whsec", b"body", header, NOW - 302)
-    assert not verify("whsec", b"body", header.replace("t=18", "t=19"), NOW + 1e8)
-
-
-@given(st.text())
-def test_any_text_is_a_header_that_is_refused(header):
-    assert not verify("whsec", b"body", header, NOW)
 
 
 def test_each_attempt_has_its_own_token_and_always_the_same():

@@ -17,7 +17,6 @@ from moedisco_ray.policies.checkpointing import (
     best_interval,
     expected_stretch,
     interval,
-    interval_steps,
     loss_rate,
 )
 
@@ -97,11 +96,6 @@ def test_hours_without_a_loss_lower_the_rate_and_lengthen_the_interval_and_a_los
     shorter, now, longer = (interval(SaveCost(stall), rate, workers) for rate in (struck, before, calm))
     assert shorter <= now * (1 + 1e-9)
     assert now <= longer * (1 + 1e-9)
-
-
-@given(st.floats(0.1, 1e4), st.floats(0, 100), st.integers(1, 10_000))
-def test_steps_are_whole_and_within_the_training(seconds: float, step_seconds: float, steps: int) -> None:
-    assert 1 <= interval_steps(seconds, step_seconds, steps) <= steps
 
 
 def test_the_model_predicts_what_a_simulation_takes() -> None:
