@@ -86,8 +86,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_optimizer_state")),
     Stage("finetune", "finetuned", ("merge",), ("finetune",), _whole_training),
     Stage("evaluate", "evaluation", ("finetune",), (
-        "evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.ensemble_top_k", "evaluation.sources",
-        "evaluation.lm_eval", "evaluation.lm_eval_limit"), _evaluation),
+        "evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.sources", "evaluation.lm_eval",
+        "evaluation.lm_eval_limit"), _evaluation),
     Stage("export", "model", ("finetune", "evaluate"), ("evaluation.prompts", "evaluation.sample_tokens", "export")),
 )
 _LEAVES = tuple(leaves(RunConfig))

@@ -356,13 +356,13 @@ def test_a_run_measures_every_model_and_submodels_on_their_own_cluster(tmp_path,
     assert found["stages"]["submodels"]["tokens"] == sum(LENGTHS)
 
 
-def mixed_directly(models, documents, distance_of, top_k, block):
+def mixed_directly(models, documents, distance_of, block):
     """Token by token, from the models' probabilities and weights that know only what came before the token's block."""
     def weights(known):
         if not len(known):
             return np.full(3, 1 / 3)
         d_C = distance_of[known.tobytes()]
-        w_C = np.exp(-d_C / 0.1) * (np.argsort(np.argsort(d_C)) < (top_k or 3))
+        w_C = np.exp(-d_C / 0.1)
         return w_C / w_C.sum()
 
     total = 0.0
@@ -390,19 +390,18 @@ def test_the_ensemble_is_the_mixture_of_its_models_probabilities(tmp_path, docum
             distance_of.setdefault(context.tobytes(), rng.uniform(0, 0.4, 3))
         return np.array([distance_of[context.tobytes()] for context in contexts])
 
-    for top_k, block in ((None, 8), (1, 8), (2, 16), (None, 1000)):
+    for block in (8, 16, 1000):
         nats = ensemble_nats(
             documents, (token_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH) for model in models), distances,
-            top_k, block=block)
-        assert nats.sum() == pytest.approx(mixed_directly(models, documents, distance_of, top_k, block), rel=1e-5)
+            block=block)
+        assert nats.sum() == pytest.approx(mixed_directly(models, documents, distance_of, block), rel=1e-5)
     found = evaluate_ensemble(
-        [tmp_path / str(k) for k in range(3)], documents, distances, None, prefix=EOS, sequence_length=LENGTH)
-    directly = mixed_directly(models, documents, distance_of, None, 64)
+        [tmp_path / str(k) for k in range(3)], documents, distances, prefix=EOS, sequence_length=LENGTH)
+    directly = mixed_directly(models, documents, distance_of, 64)
     assert found["loss"] * sum(LENGTHS) == pytest.approx(directly, rel=1e-5)
 
 
 def test_one_near_cluster_gets_all_the_weight():
-    weights = np.exp(log_weights(np.array([[0.0, 1.0, 1.0], [0.2, 0.2, 0.2]]), top_k=None))
+    weights = np.exp(log_weights(np.array([[0.0, 1.0, 1.0], [0.2, 0.2, 0.2]])))
     assert weights[0] == pytest.approx([1 / (1 + 2 * math.exp(-10)), *[math.exp(-10) / (1 + 2 * math.exp(-10))] * 2])
     assert weights[1] == pytest.approx([1 / 3] * 3)
-    np.testing.assert_array_equal(np.exp(log_weights(np.array([[0.2, 0.2, 0.1]]), top_k=1)), [[0.0, 0.0, 1.0]])

@@ -21,7 +21,7 @@ _REMOVED = frozenset({
     "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop", "finetune.max_failures",
     "checkpoint.keep", "evaluation.slice_tokens",
 })
-_REMOVED_UNLESS_USED: Mapping[str, Any] = {"clusters.overlap": 0.0}
+_REMOVED_UNLESS_USED: Mapping[str, Any] = {"clusters.overlap": 0.0, "evaluation.ensemble_top_k": None}
 """Removed settings, each with the one value that had no effect: with this value the setting is dropped. With any other value the
 setting changed results, so it is kept, and the validation refuses it."""
 _RENAMED: Mapping[str, str] = {

@@ -342,8 +342,6 @@ class Evaluation(Section):
     The start is left out if `tokenizer.replace` gives it other tokens."""
     ensemble: bool = False
     """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
-    ensemble_top_k: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Number of sub-models, nearest to the text, whose predictions the ensemble combines for each token. Null means all."""
     sources: Sources = ()
     """Text that is never trained on, to evaluate the finished model. Each source contributes an equal share of `max_tokens`, read
     in the order of its files. Documents that are in the corpus are left out. `weight` has no effect here."""

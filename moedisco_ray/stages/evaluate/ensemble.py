@@ -1,6 +1,6 @@
 """Sub-models as an ensemble that is never merged: c-BTM (Gururangan et al., arXiv 2303.14177, section 3.3).
 
-    p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / tau) over the nearest clusters
+    p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / tau)
 
 with d_k the distance of the context x_<t from cluster k's centre; the cluster model returns d_k^2 as its cost. The weights are
 computed anew every `BLOCK` tokens, from the tokens before the block only. In the first block, which has no context, they are equal.
@@ -31,23 +31,14 @@ Distances = Callable[[Sequence[Ids]], Floats]
 """Function that takes the token ids of B contexts and returns their squared distances [B, C] from the clusters' centres."""
 
 
-def log_weights(d_BC: Floats, top_k: int | None, temperature: float = TEMPERATURE) -> Floats:
-    """Logarithms of w: the log-softmax of -d / tau over the `top_k` nearest clusters; -inf for the others.
-
-    Args:
-        d_BC: Squared distances.
-        top_k: Number of clusters with a weight above 0 in each row, where ties go to the lower index. None means all clusters.
-        temperature: Temperature tau.
-    """
-    scores_BC = -d_BC / temperature
-    if top_k is not None and top_k < d_BC.shape[1]:
-        far_BC = np.argsort(d_BC, axis=1, kind="stable")[:, top_k:]
-        np.put_along_axis(scores_BC, far_BC, -np.inf, axis=1)
+def log_weights(d_BC: Floats) -> Floats:
+    """Logarithms of w: the log-softmax of -d / tau, where `d_BC` are squared distances."""
+    scores_BC = -d_BC / TEMPERATURE
     return scores_BC - logsumexp(scores_BC, axis=1, keepdims=True)
 
 
 def ensemble_nats(
-    documents: Documents, nats_of: Iterator[list[Floats]], distances: Distances, top_k: int | None, *, block: int = BLOCK,
+    documents: Documents, nats_of: Iterator[list[Floats]], distances: Distances, *, block: int = BLOCK,
 ) -> Floats:
     """Negative log-likelihood of each document under the ensemble, float64 [N].
 
@@ -56,12 +47,11 @@ def ensemble_nats(
         nats_of: Yields one list per sub-model, with the nats of every token of each document. Each sub-model is evaluated when its
             list is requested.
         distances: Returns squared distances of contexts from the clusters' centres.
-        top_k: See `log_weights`.
         block: Number of consecutive tokens predicted with the same weights.
     """
     log_w_NTC = [
         np.repeat(w_BC, block, axis=0)[:len(tokens)]
-        for w_BC, tokens in zip(_weights(documents.tokens, distances, top_k, block), documents.tokens, strict=True)]
+        for w_BC, tokens in zip(_weights(documents.tokens, distances, block), documents.tokens, strict=True)]
     mixed_NT: list[Floats] = [np.full(len(tokens), -np.inf) for tokens in documents.tokens]
     for k, nats_NT in enumerate(nats_of):
         mixed_NT = [
@@ -70,11 +60,11 @@ def ensemble_nats(
     return counted_nats([-mixed_T for mixed_T in mixed_NT], documents.loss_masks)
 
 
-def _weights(tokens: Sequence[Ids], distances: Distances, top_k: int | None, block: int) -> list[Floats]:
+def _weights(tokens: Sequence[Ids], distances: Distances, block: int) -> list[Floats]:
     """Logarithms of w for every block of a document: one array [blocks, C] per document."""
     contexts = [document[:end] for document in tokens for end in range(block, len(document), block)]
     first = tokens[0][:1]   # if no document is longer than a block, this context only serves to find out C
-    log_w_BC = log_weights(distances(contexts or [first]), top_k)
+    log_w_BC = log_weights(distances(contexts or [first]))
     equal_1C = np.full((1, log_w_BC.shape[1]), -np.log(log_w_BC.shape[1]))
     weights, start = [], 0
     for document in tokens:

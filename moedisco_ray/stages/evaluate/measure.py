@@ -196,7 +196,7 @@ def evaluate_unseen(
 
 
 def evaluate_ensemble(
-    submodels: Sequence[Path], documents: Documents, distances: Distances, top_k: int | None, *, prefix: int, sequence_length: int,
+    submodels: Sequence[Path], documents: Documents, distances: Distances, *, prefix: int, sequence_length: int,
     device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the sub-models as an ensemble; one decoder layer is in memory at a time.
@@ -205,7 +205,6 @@ def evaluate_ensemble(
         submodels: Directories of the sub-models, in the clusters' order.
         documents: Documents to measure on.
         distances: Squared distances between contexts and the clusters' centres.
-        top_k: Number of sub-models that predict a token; None means all.
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.
@@ -219,7 +218,7 @@ def evaluate_ensemble(
             model = specialise(open_streamed(directory, dtype=default_dtype(device), device=device))
             yield token_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance)
 
-    scores = document_scores(documents, ensemble_nats(documents, nats(), distances, top_k))
+    scores = document_scores(documents, ensemble_nats(documents, nats(), distances))
     return sum(scores, Score()).to_dict()
 
 

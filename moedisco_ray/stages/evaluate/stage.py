@@ -143,8 +143,8 @@ def evaluate(
             return known.costs(encoder.decode(contexts), contexts)
 
         result["ensemble"] = evaluate_ensemble(
-            submodels, documents, distances, settings.ensemble_top_k, prefix=encoder.prefix, sequence_length=sequence_length,
-            device=device, advance=progress.add)
+            submodels, documents, distances, prefix=encoder.prefix, sequence_length=sequence_length, device=device,
+            advance=progress.add)
     result["extra_seconds"] += time.monotonic() - began
     trained_on = sorted((corpus / "train").glob("*.parquet"))
     return result | judge(
