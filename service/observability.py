@@ -30,12 +30,11 @@ _SHARED: tuple[Processor, ...] = (
 )
 
 
-def configure_logging(form: LogFormat, level: int = logging.INFO) -> None:
+def configure_logging(form: LogFormat) -> None:
     """Write the logs of the service and its libraries to standard error, one line per record.
 
     Args:
         form: `console` for people, `json` for machines.
-        level: Lowest level that is written.
     """
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -52,7 +51,7 @@ def configure_logging(form: LogFormat, level: int = logging.INFO) -> None:
         foreign_pre_chain=list(_SHARED), processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         library = logging.getLogger(name)
         library.handlers.clear()

@@ -64,7 +64,7 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
 
 def write_part(
     directory: Path, tensor_of: Callable[[str], Tensor], layouts: Sequence[Mapping[str, Stored]], part: int,
-    config: Mapping[str, Any], max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    config: Mapping[str, Any],
 ) -> list[Path]:
     """Write one worker's files of a model directory that several workers write together.
 
@@ -76,7 +76,6 @@ def write_part(
         layouts: Shape and dtype of the canonical tensors of every worker, equal on all workers.
         part: Number of this worker, from 0.
         config: Values of `config.json`.
-        max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
 
     Returns:
         The files that this worker has written.
@@ -86,7 +85,7 @@ def write_part(
         OSError: The disk is full or broken.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    planned = [(owner, shard) for owner, layout in enumerate(layouts) for shard in _planned_shards(layout, max_shard_bytes)]
+    planned = [(owner, shard) for owner, layout in enumerate(layouts) for shard in _planned_shards(layout, DEFAULT_SHARD_BYTES)]
     names = [SINGLE] if len(planned) == 1 else [_shard_name(number, len(planned)) for number in range(1, len(planned) + 1)]
     written = []
     for name, (owner, shard) in zip(names, planned, strict=True):

@@ -22,23 +22,21 @@ from moedisco_ray.models.roles import Role
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """The canonical tensors of a randomly initialised model, made on access."""
+    """The canonical tensors of a randomly initialised model in fp32, made on access."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float,
-                 dtype: torch.dtype) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float) -> None:
         self._shapes = shapes
         self._seed = seed
         self._std = standard_deviation
-        self._dtype = dtype
 
     def __getitem__(self, key: str) -> Tensor:
         shape = self._shapes[key]
         if key.endswith("norm.weight"):
-            return torch.ones(shape, dtype=self._dtype)
+            return torch.ones(shape, dtype=torch.float32)
         if key.endswith("bias"):
-            return torch.zeros(shape, dtype=self._dtype)
+            return torch.zeros(shape, dtype=torch.float32)
         generator = torch.Generator().manual_seed(_key_seed(self._seed, key))
-        return torch.empty(shape).normal_(0.0, self._std, generator=generator).to(self._dtype)
+        return torch.empty(shape, dtype=torch.float32).normal_(0.0, self._std, generator=generator)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -47,15 +45,14 @@ class RandomWeights(Mapping[str, Tensor]):
         return len(self._shapes)
 
 
-def random_weights(config: Mapping[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> RandomWeights:
+def random_weights(config: Mapping[str, Any], seed: int) -> RandomWeights:
     """Random initial weights of a model: norms one, biases zero, everything else normal(0, `initializer_range`).
 
     Args:
         config: `config.json` values of the model.
         seed: Seed; the same seed and configuration give the same bits.
-        dtype: Dtype of the tensors.
     """
-    return RandomWeights(canonical_shapes(config), seed, float(config.get("initializer_range", 0.02)), dtype)
+    return RandomWeights(canonical_shapes(config), seed, float(config.get("initializer_range", 0.02)))
 
 
 class SeededWeights(Mapping[str, Tensor]):

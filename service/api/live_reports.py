@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.locations import Location, is_uri
@@ -21,8 +20,7 @@ _MOST = 64
 class LiveReports:
     """Builds one report at a time and caches it briefly, because all events of a run are read to build its report."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._locks = {False: threading.Lock(), True: threading.Lock()}     # a slow URI delays only reports of runs at URIs
         self._kept: dict[Location, tuple[float, RunReport]] = {}
 
@@ -35,11 +33,11 @@ class LiveReports:
         """
         with self._locks[is_uri(location)]:
             made, kept = self._kept.get(location, (float("-inf"), None))
-            if kept is not None and self._clock() - made < FRESH_SECONDS:
+            if kept is not None and time.monotonic() - made < FRESH_SECONDS:
                 return kept
             report = report_of(functools.partial(read, storage_of(location)), config)
             if len(self._kept) >= _MOST:
                 self._kept.pop(next(iter(self._kept)), None)
             self._kept.pop(location, None)
-            self._kept[location] = (self._clock(), report)
+            self._kept[location] = (time.monotonic(), report)
             return report

@@ -99,15 +99,14 @@ def downsample(values: Sequence[float], most: int) -> list[int]:
         return list(range(count))
     buckets = max(1, (most - 2) // 2)
     kept = {0, count - 1}
-    for low, high in _spans(1, count - 2, buckets):
+    for low, high in _spans(count - 2, buckets):
         bucket = range(low, high + 1)
         kept |= {min(bucket, key=values.__getitem__), max(bucket, key=values.__getitem__)}
     return sorted(kept)
 
 
-def _spans(first: int, last: int, count: int) -> list[tuple[int, int]]:
-    """Divide the numbers from `first` to `last` into at most `count` ranges of nearly equal size; returns the ends of each."""
-    length = last - first + 1
-    count = min(count, length)
-    cuts = [first + length * number // count for number in range(count + 1)] if count > 0 else []
+def _spans(last: int, count: int) -> list[tuple[int, int]]:
+    """Divide the numbers from 1 to `last` into at most `count` ranges of nearly equal size; returns the ends of each."""
+    count = min(count, last)
+    cuts = [1 + last * number // count for number in range(count + 1)] if count > 0 else []
     return [(low, high - 1) for low, high in itertools.pairwise(cuts)]

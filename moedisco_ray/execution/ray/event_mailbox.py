@@ -335,13 +335,12 @@ def relaying_stops(mailbox: EventMailbox, attempt: str, stop_files: Sequence[Sto
         thread.join()
 
 
-def stop_reader(handle: ActorHandle, attempt: str, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+def stop_reader(handle: ActorHandle, attempt: str) -> Callable[[], bool]:
     """Return a function that checks, without blocking training, whether an attempt was asked to end through the mailbox.
 
     Args:
         handle: The run's mailbox actor.
         attempt: Id of the attempt.
-        clock: Returns the current time in seconds.
     """
     ending, asked_at = False, float("-inf")
     answers: list[Any] = []
@@ -351,8 +350,8 @@ def stop_reader(handle: ActorHandle, attempt: str, clock: Callable[[], float] = 
         if answers and ray.wait(answers, timeout=0)[0]:
             with contextlib.suppress(RayActorError):    # the mailbox is gone; sending the next event ends the worker
                 ending = ray.get(answers.pop()) or ending
-        if not answers and not ending and clock() - asked_at >= _STOP_SECONDS:
-            asked_at = clock()
+        if not answers and not ending and time.monotonic() - asked_at >= _STOP_SECONDS:
+            asked_at = time.monotonic()
             answers.append(handle.is_ending.remote(attempt))
         return ending
 

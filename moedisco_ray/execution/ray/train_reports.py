@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray.train
@@ -49,14 +48,12 @@ class TrainReports:
     Args:
         job: The training.
         world: Rank of this process, and number of processes.
-        clock: Returns the current time in seconds.
     """
 
-    def __init__(self, job: TrainJob, world: World, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, job: TrainJob, world: World) -> None:
         self._folder = parent(job.checkpoints)[1]
         self._world = world
-        self._clock = clock
-        self._sent_at = clock()
+        self._sent_at = time.monotonic()
         self._metrics: dict[str, Any] = {}
         self._step: int | None = None
 
@@ -73,7 +70,7 @@ class TrainReports:
 
     def send_if_due(self) -> None:
         """Report if rank 0 has new metrics and made its last report at least `_REPORT_SECONDS` ago."""
-        if from_rank_zero(lambda: bool(self._metrics) and self._clock() - self._sent_at >= _REPORT_SECONDS, self._world):
+        if from_rank_zero(lambda: bool(self._metrics) and time.monotonic() - self._sent_at >= _REPORT_SECONDS, self._world):
             self.send()
 
     def send(self) -> None:
@@ -82,5 +79,5 @@ class TrainReports:
         step, self._step = self._step, None
         checkpoint = None if step is None else Checkpoint(
             storage.build_checkpoint_path_from_name(f"{self._folder}/{folder_name(step)}"), storage.storage_filesystem)
-        self._sent_at = self._clock()
+        self._sent_at = time.monotonic()
         ray.train.report(self._metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)

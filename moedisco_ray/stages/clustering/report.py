@@ -22,6 +22,10 @@ _SILHOUETTE_SAMPLE = 3_000
 """Number of vectors for the silhouette. Its time and memory grow with the square of this number."""
 _MAP_POINTS = 2_000
 """Number of documents on the map of the clusters."""
+_TERMS = 10
+"""Number of typical words of a cluster in the report."""
+_EXAMPLES = 3
+"""Number of example documents of a cluster in the report."""
 _EXCERPT = 200
 """Maximum number of characters of an example document in the report."""
 
@@ -86,7 +90,7 @@ def mutual_information(counts_PE: Array) -> float:
     return float(shared / np.mean(entropies)) if shared else 0.0
 
 
-def top_terms(texts: Sequence[str], clusters_S: Array, count: int, terms: int = 10) -> list[list[str]]:
+def top_terms(texts: Sequence[str], clusters_S: Array, count: int) -> list[list[str]]:
     """Typical words of each cluster: those whose mean tf-idf in the cluster is furthest above the mean over all documents."""
     try:
         counted = vectorizer(max_features=20_000)
@@ -99,18 +103,18 @@ def top_terms(texts: Sequence[str], clusters_S: Array, count: int, terms: int = 
     for k in range(count):
         rows = np.flatnonzero(clusters_S == k)
         excess_T = np.asarray(x_ST[rows].mean(axis=0)).ravel() - overall_T if len(rows) else np.zeros(len(names))
-        best = np.argsort(-excess_T, kind="stable")[:terms]
+        best = np.argsort(-excess_T, kind="stable")[:_TERMS]
         found.append([str(names[t]) for t in best if excess_T[t] > 0 or (count == 1 and len(rows))])
     return found
 
 
-def nearest_texts(sample: Sample, centroids_ED: Array, examples: int = 3) -> list[list[str]]:
+def nearest_texts(sample: Sample, centroids_ED: Array) -> list[list[str]]:
     """The documents nearest to each cluster's centroid, shortened to their beginnings."""
     found = []
     for k, centroid_D in enumerate(centroids_ED):
         rows = np.flatnonzero(sample.clusters_S == k)
         d_S = squared_distances(sample.x_SD[rows], centroid_D[None])[:, 0]
-        best = rows[np.argsort(d_S, kind="stable")[:examples]]
+        best = rows[np.argsort(d_S, kind="stable")[:_EXAMPLES]]
         found.append([" ".join(sample.texts[i][: 4 * _EXCERPT].split())[:_EXCERPT] for i in best])
     return found
 

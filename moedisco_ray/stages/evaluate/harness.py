@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -115,7 +114,7 @@ def pose(name: str, rows: Rows) -> RowsTask:
 
 def evaluate_tasks(
     model_dir: Path, paths: Sequence[Path], encode: Encode, *, prefix: int, sequence_length: int, limit: int | None = None,
-    device: str = "cpu", dtype: torch.dtype | None = None,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Evaluate a model on task files.
 
@@ -127,7 +126,6 @@ def evaluate_tasks(
         sequence_length: Maximum tokens of a question and an answer together.
         limit: Maximum number of examples per file, taken from its beginning. None means all.
         device: Device to run the model on.
-        dtype: Dtype of the model. By default it is bf16 on a GPU and fp32 elsewhere.
 
     Returns:
         One dictionary per file, of JSON values: `task` (the file's name without its ending), `examples` (their number), `acc`
@@ -140,7 +138,7 @@ def evaluate_tasks(
         ConfigError: A file holds no multiple-choice or completion tasks.
     """
     posed = {path.stem: read_task_file(f"evaluation.lm_eval.{i}", path)[:limit] for i, path in enumerate(paths)}
-    model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
+    model = open_streamed(model_dir, dtype=default_dtype(device), device=device)
     lm = ScoredLM(model, encode, prefix, sequence_length)
     found = evaluate(lm, {"tasks": {name: pose(name, rows) for name, rows in posed.items()}}, log_samples=False)
     return [_figures(name, rows, found["results"][name]) for name, rows in posed.items()]

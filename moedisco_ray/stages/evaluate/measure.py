@@ -166,7 +166,6 @@ def evaluate_start(
 
 def evaluate_unseen(
     model_dir: Path, documents: Documents, *, prefix: int, sequence_length: int, device: str = "cpu",
-    dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
 ) -> dict[str, Any]:
     """Measure one model on text that it was never trained on.
 
@@ -176,16 +175,13 @@ def evaluate_unseen(
         prefix: The token before each document.
         sequence_length: Maximum positions of a window.
         device: Device to run the model on.
-        dtype: Dtype of the model. By default it is bf16 on a GPU and fp32 elsewhere.
-        batch_tokens: Maximum positions of a forward pass.
 
     Returns:
         The figures of `Score.to_dict`, and `sources`: the same figures per source, with `source`, in the documents' order.
     """
-    model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
+    model = open_streamed(model_dir, dtype=default_dtype(device), device=device)
     nats_N = document_nats(
-        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
-        loss_masks=documents.loss_masks)
+        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, loss_masks=documents.loss_masks)
     scores = document_scores(documents, nats_N)
     source_N = np.array(documents.sources)
     return {

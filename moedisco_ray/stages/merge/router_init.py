@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 DataMethod = Literal["ridge", "random"]
+_SWEEPS = 100
+"""Maximum number of sweeps over the offsets: if many logits are equal, no offsets give the target loads."""
 _STRENGTHS = torch.logspace(-2, 2, 5, dtype=torch.float64)
 """Ridge strengths to try, as multiples of the mean eigenvalue. Weaker ridges give huge rows along directions in which inputs hardly
 differ. The fine-tune moves those inputs quickly, and the rows cannot follow. GCV would choose such a ridge, because it takes tokens
@@ -91,17 +93,16 @@ def constant_direction(total: Statistics) -> Tensor:
     return ridge_solution(total, float(_STRENGTHS[0] * total.xx_DD.diagonal().mean())).sum(1)
 
 
-def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tensor:
+def load_offsets(logits_TC: Tensor, share_C: Tensor) -> Tensor:
     """Offsets b_C such that cluster c has the largest of logits_TC + b_C for a share `share_C`[c] of the tokens.
 
     They minimise the convex function sum_t max_c (logits_tc + b_c) - T sum_c share_c b_c, whose gradient is load minus target load.
     A sweep sets each offset in turn to its minimiser, the value at which share_c T tokens prefer c (a quantile). Sweeps end when
-    every load is within one token of its target.
+    every load is within one token of its target, or after `_SWEEPS` sweeps.
 
     Args:
         logits_TC: Logits of the calibration data.
         share_C: Target shares; non-negative, and they sum to 1.
-        sweeps: Maximum number of sweeps.
 
     Returns:
         b_C, which sums to 0.
@@ -110,7 +111,7 @@ def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tenso
     wanted_C = (share_C * tokens).round().long().clamp(0, tokens)
     wanted = wanted_C.tolist()
     offset_C = torch.zeros(clusters, dtype=torch.float64, device=logits_TC.device)
-    for _ in range(sweeps if clusters > 1 else 0):
+    for _ in range(_SWEEPS if clusters > 1 else 0):
         load_C = torch.bincount((logits_TC + offset_C).argmax(1), minlength=clusters)
         if int((load_C - wanted_C).abs().max()) <= 1:
             break
