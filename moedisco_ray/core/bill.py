@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.metering import Meter, Work
@@ -34,10 +34,8 @@ _TRAINING = ("seed", "submodels", "finetune")
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
 
 
-class Line(BaseModel):
+class Line(BaseModel, frozen=True):
     """Usage and cost of one stage on one pool."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str
     """A stage of the pipeline, `start-up` (only in a baseline), or `idle` for slots without a worker."""
@@ -49,10 +47,8 @@ class Line(BaseModel):
     """Cost at the pool's price; null if the seconds are unknown."""
 
 
-class Baseline(BaseModel):
+class Baseline(BaseModel, frozen=True):
     """Estimated cost of full training: the same model, trained as a whole on the same number of tokens, on the high-memory pool."""
-
-    model_config = ConfigDict(frozen=True)
 
     lines: tuple[Line, ...]
     dollars: float
@@ -62,10 +58,8 @@ class Baseline(BaseModel):
     """Whether the worker-seconds per token were measured or planned. The baseline is an estimate in both cases."""
 
 
-class Bill(BaseModel):
+class Bill(BaseModel, frozen=True):
     """The cost of a run."""
-
-    model_config = ConfigDict(frozen=True)
 
     planned: bool
     """Whether the bill was planned before the run; otherwise it was metered during the run."""

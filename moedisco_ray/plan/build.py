@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.bill import Bill
 from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, LowMemoryPool, Optimizer, PoolName, RunConfig
@@ -31,10 +31,8 @@ _ASSUMPTIONS = (
 StageName = Literal["seed", "submodels", "finetune"]
 
 
-class StagePlan(BaseModel):
+class StagePlan(BaseModel, frozen=True):
     """The plan of one training stage."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: StageName
     pool: PoolName
@@ -73,10 +71,8 @@ class StagePlan(BaseModel):
     """Part of the stage that each node type of a mixed pool trains; empty for any other pool."""
 
 
-class Plan(BaseModel):
+class Plan(BaseModel, frozen=True):
     """The plan of a run, as `moedisco plan` shows it."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     family: FamilyName

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.build import Plan
@@ -35,10 +35,8 @@ _USABLE_MEMORY = 0.95
 _MB_PER_GB = 1024
 
 
-class ClusterNeeds(BaseModel):
+class ClusterNeeds(BaseModel, frozen=True):
     """Memory, disk and traffic that a run needs on the machines of a cluster file."""
-
-    model_config = ConfigDict(frozen=True)
 
     head_memory_gb: float
     """Memory that the head needs if all nodes that the file allows train sub-models (GB)."""

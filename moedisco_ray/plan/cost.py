@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Pool
 from moedisco_ray.plan.parameters import Parameters
@@ -19,10 +19,8 @@ PEAK_FLOPS = 312e12
 UTILISATION = 0.35
 
 
-class Cost(BaseModel):
+class Cost(BaseModel, frozen=True):
     """Cost of the training of one stage."""
-
-    model_config = ConfigDict(frozen=True)
 
     tokens: int
     """Training tokens, summed over units."""
@@ -69,10 +67,8 @@ def training_cost(
         worker_hours=worker_hours, dollars=worker_hours * pool.price_per_hour)
 
 
-class TypeShare(BaseModel):
+class TypeShare(BaseModel, frozen=True):
     """The part of a stage on one node type of a mixed pool."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     resource: str

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.bill import Baseline, Bill, Line, is_full_training, line, make_baseline, make_bill, sum_dollars
 from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
@@ -38,10 +38,8 @@ _ENSEMBLE_BLOCK = 64
 """Tokens between two updates of an ensemble's weights."""
 
 
-class StageEstimate(BaseModel):
+class StageEstimate(BaseModel, frozen=True):
     """The estimate of one stage."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str
     pool: str
@@ -57,10 +55,8 @@ class StageEstimate(BaseModel):
     assumed."""
 
 
-class Training(BaseModel):
+class Training(BaseModel, frozen=True):
     """The facts about a training stage from which its time is estimated."""
-
-    model_config = ConfigDict(frozen=True)
 
     cost: Cost
     units: int

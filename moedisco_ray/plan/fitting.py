@@ -20,7 +20,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.config.run import divisors
@@ -38,10 +38,8 @@ CHANGEABLE = ("micro_batch", "gradient_checkpointing", "precision", "moments", "
 """Settings of the optimizer that a plan may change."""
 
 
-class Choice(BaseModel):
+class Choice(BaseModel, frozen=True):
     """Settings that a run uses instead of those in its configuration, because the model does not fit with these."""
-
-    model_config = ConfigDict(frozen=True)
 
     optimizer: Optimizer
     """The optimizer's settings, complete."""

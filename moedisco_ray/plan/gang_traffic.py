@@ -15,7 +15,7 @@ Sums over a few numbers, and what Muon gathers, are left out.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import Architecture, Optimizer, RunConfig
 from moedisco_ray.core.families import DECLARATIONS, FamilyName
@@ -28,10 +28,8 @@ LINK_BYTES_PER_SECOND = 300e9
 _GRADIENT_BYTES = 4
 
 
-class GangTraffic(BaseModel):
+class GangTraffic(BaseModel, frozen=True):
     """Bytes that each worker of the fine-tune sends in one step."""
-
-    model_config = ConfigDict(frozen=True)
 
     bytes: int
     """Bytes with the configured layout."""

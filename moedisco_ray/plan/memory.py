@@ -55,7 +55,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
@@ -90,7 +90,7 @@ FIXED_OVERHEAD = 1 * GIB
 _FRAGMENTATION = 0.05
 
 
-class Memory(BaseModel):
+class Memory(BaseModel, frozen=True):
     """Bytes that one worker holds at its peak, by part.
 
     The peak is in the backward pass or in the optimizer's step, whichever needs more memory. `activations` and `compute_copies`
@@ -101,8 +101,6 @@ class Memory(BaseModel):
     pass frees activations as fast as it creates gradients.
     `overhead` is an assumption: 1 GiB for the CUDA context and library workspaces, and 5 % for fragmentation.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     weights: int
     gradients: int

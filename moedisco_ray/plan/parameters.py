@@ -6,19 +6,17 @@ expert, S hidden size of the shared expert, I hidden size of a dense layer's MLP
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
 
 
-class Parameters(BaseModel):
+class Parameters(BaseModel, frozen=True):
     """Number of parameters of a model by role, over all layers.
 
     A tied head has no parameters of its own, but its matrix product is computed all the same.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     embedding: int
     attention: int

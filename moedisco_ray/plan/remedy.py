@@ -7,20 +7,18 @@ import functools
 import math
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.plan.fitting import by_cost, changes, combinations
 from moedisco_ray.plan.memory import GIB, Memory
 
 
-class Remedy(BaseModel):
+class Remedy(BaseModel, frozen=True):
     """Settings to change, as arguments of `--set`.
 
     If no settings fit, `settings` are those that need the least memory, and `memory_gb` is the memory that a worker would need.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     fits: bool
     settings: tuple[str, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import Pool
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
@@ -18,10 +18,8 @@ START_UP = 60.0
 """Start-up time in seconds that is assumed for workers without a measurement, such as GPU workers."""
 
 
-class Trial(BaseModel):
+class Trial(BaseModel, frozen=True):
     """One measured training step of the probe."""
-
-    model_config = ConfigDict(frozen=True)
 
     experts: int
     """Experts per layer; 1 is a dense model."""
@@ -30,10 +28,8 @@ class Trial(BaseModel):
     """FLOP per second of one core's CPU time."""
 
 
-class Probe(BaseModel):
+class Probe(BaseModel, frozen=True):
     """Measurements of this machine."""
-
-    model_config = ConfigDict(frozen=True)
 
     cores: int
     versions: dict[str, str]
@@ -62,10 +58,8 @@ class Probe(BaseModel):
         return math.exp((1 - part) * math.log(low.flops_per_second) + part * math.log(high.flops_per_second))
 
 
-class Machine(BaseModel):
+class Machine(BaseModel, frozen=True):
     """Known facts about the machine that a run would use."""
-
-    model_config = ConfigDict(frozen=True)
 
     probe: Probe | None = None
     """Probe of this machine if pools without GPUs use its cores. Null means that the speed of workers without GPUs is unknown."""
@@ -73,10 +67,8 @@ class Machine(BaseModel):
     """Size of the corpus' sources (bytes); null if unknown."""
 
 
-class Speed(BaseModel):
+class Speed(BaseModel, frozen=True):
     """The speed of a pool's workers."""
-
-    model_config = ConfigDict(frozen=True)
 
     pool: str
     known: bool

@@ -24,7 +24,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
 from moedisco_ray.core.stages import STAGES
@@ -48,10 +48,8 @@ _STORE_BYTES_PER_SECOND = 125e6
 """Assumed speed at which one worker writes to storage (bytes/s): a network of 1 Gbit/s."""
 
 
-class StageStorage(BaseModel):
+class StageStorage(BaseModel, frozen=True):
     """Storage, memory and traffic of one stage, in bytes."""
-
-    model_config = ConfigDict(frozen=True)
 
     stage: str
     pool: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moedisco_ray.core.config import Submodels
 from moedisco_ray.plan.parameters import Parameters
@@ -12,10 +12,8 @@ _STORED = {"fp32": 4, "bf16": 2}
 _COMMON = 4     # bytes per element of the common weights and of their momentum
 
 
-class Sync(BaseModel):
+class Sync(BaseModel, frozen=True):
     """Planned number and data volume of the syncs of a stage's members."""
-
-    model_config = ConfigDict(frozen=True)
 
     syncs: int
     bytes: int

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.execution.joining.token import JoinToken, Offer, address, device_name
@@ -80,10 +80,8 @@ exec cat >/dev/null
 """
 
 
-class Gateway(BaseModel):
+class Gateway(BaseModel, frozen=True):
     """Settings of the head's sshd for joining machines."""
-
-    model_config = ConfigDict(frozen=True)
 
     host: str
     """Name or address at which machines reach the head."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError
 from moedisco_ray.execution.joining.token import JoinToken, Offer
@@ -47,7 +47,7 @@ class LostHead(MoeDiscoError):  # noqa: N818 - an end, which the machine reports
     """The connection to the head ended, or Ray ended on this machine."""
 
 
-class Machine(BaseModel):
+class Machine(BaseModel, frozen=True):
     """Resources that this machine offers to Ray.
 
     Attributes:
@@ -56,8 +56,6 @@ class Machine(BaseModel):
         gpus: Number of GPUs.
         labels: Labels of the Ray node.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     tag: str
     slots: int
