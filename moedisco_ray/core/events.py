@@ -20,7 +20,8 @@ EventType = Literal[
     "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; emitted at most once a second
     "stage_finished",   # stage, seconds, summary
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
-    "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second, mfu
+    "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second, mfu; of an MoE also
+                        # largest_load (in any layer; 1: balanced) and dead_experts, in the last batch
     "checkpoint",       # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was stored)
     "evaluation",       # stage, unit, step, tokens, held_out_loss: held-out loss during training
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step

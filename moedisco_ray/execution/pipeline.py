@@ -198,8 +198,10 @@ def _complete(
     write_card(model, report)
     check()
     store.amend(model / "README.md")
-    store.publish(directory / "report.json", *(path for path in [directory / "tensorboard"] if path.is_dir()))
+    store.publish(directory / "report.json")
     log(dataclasses.replace(last, data=last.data | {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}))
+    # Trackers write their last files when they receive the last event.
+    store.publish(*(path for path in (directory / "tensorboard", *directory.glob("figures/*.png")) if path.exists()))
 
 
 @contextlib.contextmanager

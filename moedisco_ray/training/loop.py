@@ -18,6 +18,7 @@ from moedisco_ray.training.checkpoints.saver import Saver
 from moedisco_ray.training.consensus import Consensus
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.metrics import HeldOutLoss, TrainingMetrics
+from moedisco_ray.training.objective import expert_balance
 from moedisco_ray.training.optimizer import learning_rate, set_learning_rate
 from moedisco_ray.training.optimizer_state import load_optimizer_state
 from moedisco_ray.training.results import drop_checkpoints, finished_result, write_model
@@ -133,7 +134,7 @@ def _train_in_turns(
                 metrics.update()
                 saver.save(progress_now())
             if log or last or stopped:
-                metrics.log(lr)
+                metrics.log(lr, expert_balance(stepper.fractions_NE))
             evaluate(done)
             if stopped:
                 break

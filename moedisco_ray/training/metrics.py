@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -93,8 +94,13 @@ class TrainingMetrics:
         self._updated_at += seconds
         self._logged_at += seconds
 
-    def log(self, lr: float) -> None:
-        """Emit a progress event for the steps since the last one; call it after `update`."""
+    def log(self, lr: float, balance: Mapping[str, float] | None = None) -> None:
+        """Emit a progress event for the steps since the last one; call it after `update`.
+
+        Args:
+            lr: Learning rate of the last step.
+            balance: Figures of the expert balance (`objective.expert_balance`).
+        """
         steps = self.progress.step - self._logged_step
         now = time.monotonic()
         if self._world.rank == 0 and steps:
@@ -107,7 +113,7 @@ class TrainingMetrics:
                 "lr": lr,
                 "grad_norm": self._last_norm,
                 "tokens_per_second": speed,
-            } | ({} if self._peak is None else {"mfu": speed * self._flops_per_token / self._peak})))
+            } | ({} if self._peak is None else {"mfu": speed * self._flops_per_token / self._peak}) | dict(balance or {})))
         self._logged_step = self.progress.step
         self._logged_at = now
 

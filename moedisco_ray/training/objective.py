@@ -24,6 +24,9 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.models import family_of, probabilities, routers
 
+DEAD_LOAD = 0.01
+"""Load below which an expert counts as dead, as a multiple of the balanced load. The literature has no common threshold."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RouterSums:
@@ -131,6 +134,23 @@ def z_loss(log_partition_N: Tensor, tokens: int) -> Tensor:
 def uniform_fractions(layers: int, experts: int, top_k: int) -> Tensor:
     """Selections of each expert per token [N, E] if routers are perfectly balanced, as is assumed before the first batch."""
     return torch.full((layers, experts), top_k / experts)
+
+
+def expert_balance(fractions_NE: Tensor) -> dict[str, float]:
+    """How evenly the routers use their experts, as figures of a progress event; empty without routers.
+
+    Args:
+        fractions_NE: Number of selections of each expert per token, f.
+
+    Returns:
+        `largest_load`: the largest load of an expert in any layer, as a multiple of the balanced load, 1 / E of the selections.
+        `dead_experts`: number of experts of all layers whose load is below `DEAD_LOAD`.
+    """
+    if not fractions_NE.numel():
+        return {}
+    load_NE = fractions_NE / fractions_NE.mean(dim=1, keepdim=True)
+    largest, dead = torch.stack([load_NE.max(), (load_NE < DEAD_LOAD).sum()]).tolist()    # one read from the GPU
+    return {"largest_load": largest, "dead_experts": int(dead)}
 
 
 @torch.no_grad()

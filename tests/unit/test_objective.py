@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import hf_config, log_probabilities, routers, skeleton, specialise
+from moedisco_ray.stages.evaluate.routers import dead_experts, expert_load
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.objective import (
     RouterProbe,
     RouterSums,
+    expert_balance,
     load_balance_loss,
     uniform_fractions,
     z_loss,
@@ -127,3 +132,15 @@ def test_the_router_losses_reach_the_router() -> None:
 
 def test_layers_with_one_expert_are_not_probed() -> None:
     assert RouterProbe(tiny(experts=1)).layers == 0
+
+
+@given(st.integers(1, 3), st.integers(2, 6), st.data())
+def test_the_expert_balance_of_training_is_that_of_the_evaluation(layers: int, experts: int, data: st.DataObject) -> None:
+    row = st.lists(st.integers(0, 1000), min_size=experts, max_size=experts).filter(any)
+    counts_NE = np.array([data.draw(row) for _ in range(layers)])
+    found = expert_balance(torch.tensor(counts_NE, dtype=torch.float64) / 7)
+    load_NE = expert_load(counts_NE)
+    assert found["largest_load"] == pytest.approx(load_NE.max() * experts)
+    assert found["dead_experts"] == sum(dead_experts(load_E) for load_E in load_NE)
+    assert expert_balance(uniform_fractions(layers, experts, 1)) == {"largest_load": 1.0, "dead_experts": 0}
+    assert expert_balance(torch.zeros(0, 0)) == {}

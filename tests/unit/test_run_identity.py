@@ -8,7 +8,7 @@ import pytest
 from small_run import small_config
 from test_tracking import Recorder
 
-from moedisco_ray.cli.trackers import WeightsAndBiases
+from moedisco_ray.cli.trackers import Tracking, WeightsAndBiases
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
@@ -27,8 +27,9 @@ def wandb_run(output: Path, stop: StopFile, given_id: str | None = None) -> tupl
     """Begin a run, or continue one; its id and group in Weights & Biases."""
     library = Recorder()
     config = small_config(output)
+    tracking = Tracking(config, [WeightsAndBiases(config, "project", library)])
     with pytest.raises(RunStopped):
-        pipeline.run(config, (WeightsAndBiases(config, "project", library),), backend=LocalBackend(), stop=stop, given_id=given_id)
+        pipeline.run(config, (tracking,), backend=LocalBackend(), stop=stop, given_id=given_id)
     [(_, _, asked)] = [call for call in library.calls if call[0] == "init"]
     return asked["id"], asked["group"]
 
@@ -36,7 +37,7 @@ def wandb_run(output: Path, stop: StopFile, given_id: str | None = None) -> tupl
 def test_runs_of_one_name_are_two_and_a_resumed_run_is_the_same(tmp_path: Path, stop: StopFile) -> None:
     mine, yours = wandb_run(tmp_path / "mine", stop), wandb_run(tmp_path / "yours", stop)
     assert mine[0] != yours[0]
-    assert mine[1] == yours[1] == "small"
+    assert [mine[1], yours[1]] == [f"small-{mine[0]}", f"small-{yours[0]}"]
     assert wandb_run(tmp_path / "mine", stop) == mine
 
 

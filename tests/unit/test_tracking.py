@@ -1,18 +1,28 @@
+import json
+import posixpath
+import re
 import sys
 import types
 
 import pytest
-from run_example import events
+from hypothesis import given
+from hypothesis import strategies as st
+from read_trackers import READERS
+from run_example import events, report
 
-from moedisco_ray.cli.trackers import Mlflow, WeightsAndBiases, parameters, scalars, trackers
+from moedisco_ray.cli.series import parameters, plain, unit_points
+from moedisco_ray.cli.trackers import Mlflow, Tracking, WeightsAndBiases, trackers
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
 
+pytestmark = pytest.mark.filterwarnings("default")      # the trackers' libraries warn about their own dependencies
+
 
 def config(tmp_path, **tracking):
     return RunConfig.model_validate({
-        "name": "demo", "corpus": {"sources": [{"path": "embedded"}]}, "output": str(tmp_path), "tracking": tracking})
+        "name": "demo", "corpus": {"sources": [{"path": "embedded"}]}, "output": str(tmp_path), "tracking": tracking,
+        "tags": {"team": "language models"}})
 
 
 @pytest.mark.parametrize(("tracking", "module", "line"), [
@@ -32,39 +42,27 @@ def test_no_tracker_unless_asked_for(tmp_path):
     assert trackers(config(tmp_path)) == ()
 
 
-def test_scalars_are_over_the_units_tokens_and_finite():
-    found = [scalar for event in events() for scalar in scalars(event)]
-    assert {unit for unit, *_ in found} == {"seed", "submodel-0", "submodel-1"}
-    assert ("seed", "loss", pytest.approx(2.943, abs=1e-3), 204_800) in found
+def test_points_are_over_the_units_tokens_and_finite():
+    found = [points for event in events() if (points := unit_points(event)) is not None]
+    assert {points.unit for points in found} == {"seed", "submodel-0", "submodel-1"}
+    assert any((points.unit, points.position, round(points.values["loss"], 3)) == ("seed", 204_800, 2.943) for points in found)
     broken = events()[3]
     broken.data["loss"] = float("nan")
-    assert [figure for _, figure, *_ in scalars(broken)] == ["lr", "grad_norm", "tokens_per_second"]
+    assert list(unit_points(broken).values) == ["lr", "grad_norm", "tokens_per_second"]
 
 
-def test_trackers_get_the_totals_of_a_finished_runs_bill():
-    totals = {"dollars": 0.5, "dollars_with_idle": 0.75, "seconds": 90.0}
-    event = Event("run_finished", data={"seconds": 91.0, "bill": totals})
-    assert list(scalars(event)) == [("bill", figure, value, 0) for figure, value in totals.items()]
-    assert list(scalars(Event("run_finished", data={"seconds": 91.0}))) == []
+@given(st.text())
+def test_names_are_taken_by_every_tracker(name):
+    taken = plain(name)
+    assert re.fullmatch(r"[\w./-]*", taken)
+    assert not taken or taken == posixpath.normpath(taken)
+    assert plain(taken) == taken
 
 
 def test_parameters_are_flat(tmp_path):
     flat = parameters(config(tmp_path))
     assert flat["tokens.total"] == "20000000"
     assert flat["corpus.sources.0.path"] == "embedded"
-
-
-def test_tensorboard_files_hold_the_series(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415  # optional
-    tracker, = trackers(config(tmp_path, tensorboard=True))
-    assert not (tmp_path / "demo").exists()  # nothing is written before the run has claimed its directory
-    for event in events():
-        tracker(event)
-    tracker.close()
-    board = EventAccumulator(str(tmp_path / "demo" / "tensorboard" / "seed"))
-    board.Reload()
-    assert [(point.step, round(point.value, 3)) for point in board.Scalars("loss")] == [(102_400, 4.852), (204_800, 2.943)]
 
 
 class Recorder(types.ModuleType):
@@ -81,37 +79,155 @@ class Recorder(types.ModuleType):
         return call
 
 
-def test_wandb_gets_an_axis_of_tokens_per_unit(tmp_path):
-    library = Recorder()
-    tracker = WeightsAndBiases(config(tmp_path, wandb="p"), "p", library)
-    for event in events():
-        tracker(event)
-    tracker.close()
-    names = [name for name, *_ in library.calls]
-    assert names[0] == "init"
-    assert names[-1] == "finish"
-    started = library.calls[0][2]
-    assert started["config"]["name"] == "demo"
-    assert (started["id"], started["group"], started["name"]) == ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "demo", "demo")
-    axes = [(args[0], kwargs["step_metric"]) for name, args, kwargs in library.calls if name == "define_metric"]
-    assert axes == [(f"{unit}/*", f"{unit}/tokens") for unit in ("seed", "submodel-0", "submodel-1")]
-    logged = [args[0] for name, args, _ in library.calls if name == "log"]
-    assert {"seed/loss": pytest.approx(2.943, abs=1e-3), "seed/tokens": 204_800} in logged
+STOP = events().index(next(event for event in events() if event.type == "warning"))
+MEASURED = [
+    Event("evaluation", "submodels", "submodel-0", {"step": 10, "tokens": 20_480, "held_out_loss": 5.5}),
+    Event("progress", "finetune", "finetune", {
+        "step": 1, "steps": 2, "tokens": 2048, "loss": 5.0, "lr": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1e4, "mfu": 0.4,
+        "largest_load": 1.5, "dead_experts": 1}),
+    Event("stage_finished", "finetune", data={"seconds": 3.0, "summary": {}}),
+]
 
 
-def test_mlflow_gets_parameters_and_metrics(tmp_path):
-    library = Recorder()
-    tracker = Mlflow(config(tmp_path, mlflow="e"), "e", library)
-    for event in events():
-        tracker(event)
-    tracker.close()
-    names = [name for name, *_ in library.calls]
-    assert names[:3] == ["set_experiment", "start_run", "log_params"]
-    assert names[-1] == "end_run"
-    assert ("log_metric", ("seed/loss", pytest.approx(2.943, abs=1e-3)), {"step": 204_800}) in library.calls
+def run_report():
+    figures = {"documents": 1, "tokens": 1, "perplexity": 30.0}
+    made = report()
+    made["evaluation"] |= {
+        "stages": {"seed": figures, "submodels": {"units": [figures] * 2}, "merge": figures, "finetune": figures},
+        "start": {"perplexity": 99.0, "sources": [{"source": "docs", "perplexity": 98.0}]},
+        "unseen": {"perplexity": 50.0, "sources": [{"source": "news", "perplexity": 50.0}]},
+        "owners": {"clinic": figures}, "lm_eval": [{"task": "quiz", "examples": 4, "acc": 0.75}]}
+    return made
+
+
+@pytest.fixture(scope="module", params=READERS)
+def tracked(request, tmp_path_factory):
+    """The name of a tracker, and what it has stored of a run that was stopped, resumed and finished."""
+    kind, folder = request.param, tmp_path_factory.mktemp(request.param)
+    pytest.importorskip(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        }.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)     # MLflow keeps artifacts in the current directory
+        made = config(folder, **{kind: True if kind == "tensorboard" else "project", "log_model": kind != "tensorboard"})
+        started, *rest, last = (event for event in events() if event.type != "run_failed")
+        stopped = Event("run_stopped", data={"reason": "cancelled"})
+        for attempt in ([started, *rest[:STOP], stopped], [started, *rest[STOP - 4:], *MEASURED, last]):
+            listener, = trackers(made)
+            assert not (made.directory / kind).exists() or attempt[-1] is last     # nothing is written before the run starts
+            for event in attempt:
+                if event.type == "run_finished":
+                    write(made.directory)
+                listener(event)
+            listener.close()
+        return kind, READERS[kind](made)
+
+
+def write(directory):
+    (directory / "model").mkdir(parents=True)
+    (directory / "model" / "model.safetensors").write_bytes(b"weights")
+    (directory / "model" / "manifest.json").write_text("{}", encoding="utf-8")
+    (directory / "report.json").write_text(json.dumps(run_report()), encoding="utf-8")
+
+
+def test_every_promised_series_is_read_back(tracked):
+    _, stored = tracked
+    assert stored.units.keys() == {"seed", "submodel-0", "submodel-1", "finetune"}
+    units = {name: unit.series for name, unit in stored.units.items()}
+    assert units["seed"].keys() == {"loss", "lr", "grad_norm", "tokens_per_second"}
+    assert units["finetune"].keys() == {
+        "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "largest_load", "dead_experts"}
+    assert units["submodel-0"]["held_out_loss"] == [(20_480, 5.5)]
+    assert units["submodel-0"]["perplexity"] == [(150_000, 30.0)]
+    run = stored.series
+    assert [value for _, value in run["perplexity/all"]] == pytest.approx([99.0, 30.0, 30.0, 41.25])
+    assert [step for step, _ in run["perplexity/all"]] == [0, 360_000, 720_000, 1_080_000]
+    assert run["perplexity/source/docs"] == [(0, 98.0), (1_080_000, 41.25)]
+    for name in (
+        "perplexity/source/cpp", "perplexity/cluster/3", "perplexity/owner/clinic", "perplexity/unseen", "perplexity/unseen/news",
+        "accuracy/quiz", "experts/dead", "experts/dead/layer-2", "experts/largest_load/layer-2", "bits_per_byte/all",
+        "stages/finetune/dollars", "stages/finetune/seconds", "stages/finetune/loss", "bill/dollars_with_idle",
+    ):
+        assert run[name][-1][0] in (1_080_000, 220), name
+    assert run["bill/dollars"][-1] == (220, pytest.approx(0.018))
+    assert len(run["bill/dollars"]) > 1     # while the run went on, too
+
+
+def test_samples_figures_model_settings_and_tags_are_read_back(tracked):
+    kind, stored = tracked
+    assert any("The license of the" in sample for sample in stored.samples)
+    assert stored.figures == {"loss", "clusters", "experts"}
+    assert stored.model == (set() if kind == "tensorboard" else {"model.safetensors", "manifest.json"})
+    assert "team:language models" in stored.tags
+    assert stored.settings["name"] == "demo"
+
+
+def test_a_resumed_run_continues_the_trackers_run(tracked):
+    kind, stored = tracked
+    for unit in ("seed", "submodel-0", "submodel-1"):
+        positions = [position for position, _ in stored.units[unit].series["loss"]]
+        assert positions == sorted(positions)
+    if kind != "tensorboard":
+        assert stored.ends[-1] == "FINISHED"
+
+
+class Faulty:
+    """A tracker that raises an error after a number of calls."""
+
+    name = "mlflow"
+    errors = (OSError,)
+
+    def __init__(self, calls):
+        self.left = calls
+
+    def start(self, *_):
+        if not self.left:
+            raise OSError("no route to host\nmore")
+        self.left -= 1
+
+    log = results = end = start
+
+
+def test_a_tracker_that_cannot_be_reached_when_the_run_starts_is_an_error(tmp_path):
+    made = config(tmp_path, mlflow="project")
+    with pytest.raises(ConfigError) as caught:
+        Tracking(made, [Faulty(0)])(events()[0])
+    assert str(caught.value) == (
+        "tracking.mlflow: 'project': the tracker cannot be used (no route to host); correct this, or set it to null")
+
+
+def test_a_tracker_that_fails_later_is_left_out(tmp_path, capsys):
+    sound, faulty = Faulty(99), Faulty(3)
+    listener = Tracking(config(tmp_path, mlflow="project"), [faulty, sound])
+    sequence = [event for event in events() if event.type != "run_finished"]
+    for event in sequence:
+        listener(event)
+    listener.close()
+    assert capsys.readouterr().err == "moedisco: tracking.mlflow is left out from now on: no route to host\n"
+    assert sound.left == 99 - 1 - 4 - 2 - 1     # the start, progress, the bill after each stage, the end
+
+
+def test_an_unreachable_mlflow_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    listener, = trackers(config(tmp_path, mlflow="project"))
+    with pytest.raises(ConfigError, match=r"^tracking.mlflow: 'project': the tracker cannot be used \(.*\); "):
+        listener(events()[0])
 
 
 def test_a_run_that_never_started_leaves_nothing(tmp_path):
     for tracker in (Mlflow(config(tmp_path), "e", Recorder()), WeightsAndBiases(config(tmp_path), "p", Recorder())):
-        tracker(events()[3])
-        tracker.close()
+        listener = Tracking(config(tmp_path), [tracker])
+        listener(events()[3])
+        listener.close()
+        assert tracker._library.calls == []
+
+
+def test_a_model_needs_a_tracker_that_stores_it(tmp_path):
+    with pytest.raises(ValueError, match="TensorBoard stores no models: "):
+        config(tmp_path, tensorboard=True, log_model=True)

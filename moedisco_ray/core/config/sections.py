@@ -377,3 +377,11 @@ class Tracking(Section):
     """Name of a Weights & Biases project."""
     mlflow: str | None = Field(None, max_length=256)
     """Name of an MLflow experiment; the environment variable MLFLOW_TRACKING_URI names the server."""
+    log_model: bool = False
+    """Also upload the finished model, with all of its weights, to Weights & Biases or MLflow."""
+
+    @model_validator(mode="after")
+    def _has_a_place_for_the_model(self) -> Self:
+        if self.log_model and self.wandb is None and self.mlflow is None:
+            raise ValueError("TensorBoard stores no models: set tracking.wandb or tracking.mlflow, or leave log_model false")
+        return self

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.models import family_of, log_probabilities, routers
 from moedisco_ray.models.streamed import device_of_model
-
-DEAD_LOAD = 0.01
+from moedisco_ray.training.objective import DEAD_LOAD
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,10 +117,7 @@ def expert_load(selections_XE: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def dead_experts(load_E: NDArray[np.float64]) -> int:
-    """Number of experts whose load is below `DEAD_LOAD` times the balanced load, 1 / E for E experts.
-
-    The literature calls an expert dead if it gets no tokens or almost none; the threshold is this project's.
-    """
+    """Number of experts whose load is below `DEAD_LOAD` times the balanced load, 1 / E for E experts."""
     return int((load_E < DEAD_LOAD / len(load_E)).sum())
 
 

@@ -1,0 +1,118 @@
+"""The series that experiment trackers show: numbers of a run's events and of its report, and the run's settings.
+
+A series belongs to a unit, such as `submodel-0`, or to the whole run (unit ""). The x-axis of a unit's series is the number of
+tokens that the unit was trained on. The x-axis of the run's series is the number of tokens that all units were trained on; only
+the bill's is seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from moedisco_ray.core.bill import Bill
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import BILL_FIGURES, Event
+from moedisco_ray.core.records import EvaluationRecord, Figures, SourceFigures
+from moedisco_ray.core.run_record import RunReport
+
+RUN = ""
+"""The unit of series that belong to the whole run."""
+
+_EVENTS = {
+    "progress": ("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "largest_load", "dead_experts"),
+    "evaluation": ("held_out_loss",),
+}
+
+
+class Points(NamedTuple):
+    """Values of several series of a unit at one position of their x-axis."""
+
+    unit: str
+    values: dict[str, float]
+    position: int
+    axis: str = "tokens"
+
+
+def unit_points(event: Event) -> Points | None:
+    """The numbers of a unit in an event; None if the event has none."""
+    if event.unit is None or event.type not in _EVENTS:
+        return None
+    values = finite({name: event.data.get(name) for name in _EVENTS[event.type]})
+    return Points(event.unit, values, int(event.data.get("tokens", 0))) if values else None
+
+
+def bill_points(bill: Bill) -> Points:
+    """The totals of a bill, so far or in the end."""
+    return Points(RUN, finite({f"bill/{name}": getattr(bill, name) for name in BILL_FIGURES}), int(bill.seconds or 0), "seconds")
+
+
+def report_points(report: RunReport) -> Iterator[Points]:
+    """Yield what a finished run's report has measured: perplexities, expert balance, accuracies, speed and cost of the stages."""
+    measured, trained = report.evaluation, 0
+    if measured.start is not None:
+        yield Points(RUN, _perplexities(measured.start, measured.start.sources), 0)
+    for stage in report.stages:
+        trained += stage.tokens or 0
+        if stage.name in measured.stages and stage.name not in ("submodels", "finetune"):
+            yield Points(RUN, _perplexities(measured.stages[stage.name]), trained)
+    for number, figures in enumerate(measured.stages["submodels"].units if "submodels" in measured.stages else ()):
+        unit = f"submodel-{number}"
+        if figures.perplexity is not None:
+            yield Points(unit, {"perplexity": figures.perplexity}, max(report.curves[unit].tokens) if unit in report.curves else 0)
+    yield Points(RUN, finite({**_perplexities(measured, measured.sources), **_parts(measured), **_stages(report)}), trained)
+
+
+def _parts(measured: EvaluationRecord) -> dict[str, float | None]:
+    """The finished model by cluster, data owner, unseen source, lm-eval task and router."""
+    values = {f"perplexity/cluster/{each.cluster}": each.perplexity for each in measured.clusters}
+    values |= {f"perplexity/owner/{owner}": each.perplexity for owner, each in measured.owners.items()}
+    if measured.unseen is not None:
+        values["perplexity/unseen"] = measured.unseen.perplexity
+        values |= {f"perplexity/unseen/{each.source}": each.perplexity for each in measured.unseen.sources}
+    values |= {f"accuracy/{each.task}": each.acc for each in measured.lm_eval}
+    if measured.routers:
+        values["experts/dead"] = sum(router.dead for router in measured.routers)
+    for router in measured.routers:
+        values[f"experts/dead/layer-{router.layer}"] = router.dead
+        values[f"experts/largest_load/layer-{router.layer}"] = max(router.load) * len(router.load)
+    return values
+
+
+def _stages(report: RunReport) -> dict[str, float | None]:
+    """Cost and speed of each stage."""
+    return {
+        f"stages/{stage.name}/{name}": getattr(stage, name) for stage in report.stages
+        for name in ("dollars", "seconds", "loss", "mfu", "tokens_per_second_per_worker")}
+
+
+def _perplexities(figures: Figures, sources: Iterable[SourceFigures] = ()) -> dict[str, float]:
+    return finite({
+        "perplexity/all": figures.perplexity, "bits_per_byte/all": figures.bits_per_byte,
+        **{f"perplexity/source/{each.source}": each.perplexity for each in sources}})
+
+
+def finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    """The numbers that are finite, under names that every tracker takes."""
+    return {plain(name): float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def plain(name: str) -> str:
+    """A name in the letters that every tracker takes; runs of other letters become one underscore."""
+    return "/".join(re.sub(r"[^\w.-]+", "_", part) for part in name.split("/") if part.strip("."))
+
+
+def parameters(config: RunConfig) -> dict[str, str]:
+    """The configuration as flat `section.setting` pairs."""
+    return dict(_flatten(config.model_dump(mode="json"), ""))
+
+
+def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if children is None:
+        yield plain(path), str(value)
+        return
+    for key, child in children:
+        yield from _flatten(child, f"{path}.{key}" if path else str(key))
