@@ -20,7 +20,7 @@ _WORKER = Path(__file__).with_name("training_worker.py")
 
 def gang(
     size: int, directory: Path, work: Sequence[tuple[TrainJob, int | None]], *, fault: Fault | None = None, timeout: float = 30,
-    layout: Layout | None = None,
+    layout: Layout | None = None, gradients: bool = False,
 ) -> list[dict[str, Any]]:
     """Results of each rank, by job name; none of them if the fault kills a worker.
 
@@ -31,10 +31,11 @@ def gang(
         fault: Something that goes wrong on one rank.
         timeout: Timeout of collective operations (s).
         layout: How the workers share a model.
+        gradients: Compute `training_worker.first_gradients` of each job instead of its training.
     """
     name = f"work-{size}-{len(list(directory.glob('work-*')))}"
     file = directory / name
-    file.write_bytes(pickle.dumps(Work(size, directory / f"rendezvous-{name}", timeout, tuple(work), fault, layout)))
+    file.write_bytes(pickle.dumps(Work(size, directory / f"rendezvous-{name}", timeout, tuple(work), fault, layout, gradients)))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     worker = subprocess.Popen([sys.executable, _WORKER, file], env=environment, start_new_session=True)
     try:

@@ -13,6 +13,7 @@ from gang_processes import alone, gang
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import L, weights, write_shard, write_tiny
+from training_worker import first_gradients
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import TrainingError
@@ -30,6 +31,8 @@ LAYOUTS = {
     "replicate-2-expert-2": Layout(replicate=2, expert=2), "replicate-2-data-2": Layout(replicate=2, data=2),
 }
 
+GRADIENT_ERROR = 1e-6
+"""Largest difference between the gradients of a weight, or of one expert's weight, relative to their norm."""
 COMBINED = ("expert-2", "data-2-expert-2", "replicate-2-data-2")
 """Layouts that have every axis, and two axes together; the others train in the chaos tier, because each takes 15 s."""
 
@@ -87,6 +90,25 @@ def test_every_layout_trains_as_one_worker(home: Home, single: dict[str, TrainRe
     assert found.losses == pytest.approx(single[recipe].losses, rel=1e-5)
     ours, theirs = (weights(home.jobs(each)[recipe].output) for each in (layout, "single"))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("layout", ["expert-2", "expert-4"])
+def test_every_layout_has_the_gradients_of_one_worker(home: Home, layout: str) -> None:
+    axes, jobs = LAYOUTS[layout], home.jobs(f"{layout}-gradients")
+    del jobs["muon"]    # the optimizer has no part in them
+    ranks = gang(
+        axes.replicate * axes.shards, home.directory, [(job, None) for job in jobs.values()], layout=axes, gradients=True)
+    for recipe, job in jobs.items():
+        expected = first_gradients(job, World())
+        assert all(rank[job.name].keys() == expected.keys() for rank in ranks)
+        for name, (whole, _) in expected.items():
+            found = torch.full_like(whole, torch.nan)
+            for rank in ranks:
+                part, offset = rank[job.name][name]
+                found[tuple(slice(first, first + size) for first, size in zip(offset, part.shape, strict=True))] = part
+            rows = zip(found, whole, strict=True) if ".experts." in name else [(found, whole)]
+            errors = [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in rows]
+            assert max(errors) < GRADIENT_ERROR, (recipe, name, errors)
 
 
 def test_a_checkpoint_of_divided_experts_resumes_in_another_layout(home: Home, single: dict[str, TrainResult]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -25,7 +27,9 @@ from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models.shard_file import ShardFile
 from moedisco_ray.policies.parallel import Layout
-from moedisco_ray.training import TrainJob, World, consensus, sharding, train
+from moedisco_ray.training import TrainJob, World, consensus, sharding, stepper, train
+from moedisco_ray.training.batches import Batches
+from moedisco_ray.training.sharded_files import local_part
 
 STOP = 8
 
@@ -76,6 +80,7 @@ class Work:
         jobs: Jobs, each with the rank that wants to stop it after step `STOP`.
         fault: Something that goes wrong on one rank.
         layout: How the workers share a model.
+        gradients: Whether the workers only compute `first_gradients` of each job.
     """
 
     size: int
@@ -84,6 +89,25 @@ class Work:
     jobs: tuple[tuple[TrainJob, int | None], ...]
     fault: Fault | None
     layout: Layout | None
+    gradients: bool = False
+
+
+def first_gradients(job: TrainJob, world: World) -> dict[str, tuple[torch.Tensor, tuple[int, ...]]]:
+    """This worker's part of each gradient of a training's first step, before clipping, and the part's first index."""
+    found: dict[str, tuple[torch.Tensor, tuple[int, ...]]] = {}
+    with mock.patch.object(stepper, "LARGEST_NORM", math.inf):
+        model = sharding.trainable(job.model, job.optimizer, world, exchange=job.exchange)
+        step = stepper.Stepper(model, job, world)
+
+        def keep(*_: object) -> None:
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    part, offset = local_part(parameter.grad)
+                    found[name] = part.clone(), offset
+
+        step.optimizer.register_step_pre_hook(keep)
+        step(Batches(job, world)(0))
+    return found
 
 
 def before(function: Callable[..., Any], strike: Callable[[], None]) -> Callable[..., Any]:
@@ -108,7 +132,8 @@ def inject(fault: Fault) -> Callable[[int], None]:
 
 
 def run(rank: int, work: Work, file: Path) -> None:
-    warnings.simplefilter("error")
+    if not any(job.optimizer.compile for job, _ in work.jobs):      # torch's compiler uses deprecated functions
+        warnings.simplefilter("error")
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{work.rendezvous}", rank=rank, world_size=work.size, timeout=timedelta(seconds=work.timeout))
@@ -116,13 +141,17 @@ def run(rank: int, work: Work, file: Path) -> None:
     on_step = inject(work.fault) if work.fault is not None and work.fault.rank == rank else lambda _step: None
     results: dict[str, object] = {}
     for job, stopper in work.jobs:
+        world = World(rank, work.size, layout=work.layout)
+        if work.gradients:
+            results[job.name] = first_gradients(job, world)
+            continue
         try:
             # Who is to stop after a certain step is asked after each; the others are, whenever it is time to.
             consensus._POLL_SECONDS = usual if stopper is None else 0.0
             asked = itertools.count(1)
             events: list[Event] = []
             results[job.name] = train(
-                job, World(rank, work.size, layout=work.layout), events.append,
+                job, world, events.append,
                 lambda s=stopper, asked=asked: next(asked) >= STOP and rank == s,
                 on_step)
             results[f"{job.name}-looks"] = [event.data for event in events if event.type == "evaluation"]
