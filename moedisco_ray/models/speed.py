@@ -33,12 +33,12 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
     """
     model.set_experts_implementation(_IMPLEMENTATION)
     family, fields = family_of(model), model.config.to_dict()
-    only = _OnlyExpert(family, family.router.scaling(fields))
+    forward = _OnlyExpert(family, family.router.scaling(fields)).forward   # one object, so that one compiled graph fits all layers
     is_constant = family.router.scores == "softmax" or family.router.normalised(fields.get("norm_topk_prob"))
     for block, router in zip(moe_blocks(model).values(), routers(model).values(), strict=True):
         if is_constant and len(router.get_parameter("weight")) == 1:
             router.requires_grad_(requires_grad=False)
-            block.forward = types.MethodType(only.forward, block)
+            block.forward = types.MethodType(forward, block)
     return model
 
 

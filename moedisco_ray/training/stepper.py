@@ -15,6 +15,7 @@ from moedisco_ray.models.expert_parallel import is_divided
 from moedisco_ray.training import objective
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.blocks import Blocks
+from moedisco_ray.training.compiled import compile_layers
 from moedisco_ray.training.expert_check import check_experts
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.optimizer import LARGEST_NORM, make_optimizer
@@ -38,6 +39,8 @@ class Stepper:
         self._model = model
         self._job = job
         self._world = world
+        if job.optimizer.compile:
+            compile_layers(model, world.device)
         self._exchanges = Exchanges(model, job.exchange)
         self._blocks = Blocks(model, job) if job.optimizer.block_steps else None
         if self._blocks is not None:

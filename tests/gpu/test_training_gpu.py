@@ -98,6 +98,15 @@ def test_losses_are_those_of_the_cpu(job: TrainJob, device: str, model: str, rec
     assert found.losses[-1] < found.losses[0]
 
 
+@pytest.mark.filterwarnings("ignore")   # torch's compiler uses deprecated functions
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
+@pytest.mark.parametrize("model", ["dense", "moe"])
+def test_compiled_layers_have_the_losses_of_the_cpu(job: TrainJob, device: str, model: str, precision: str) -> None:
+    found = train(on(job, device, model, precision=precision, compile=True), World(device=device), ignore, never)
+    expected = train(on(job, "cpu", model, precision="fp32"), World(), ignore, never)
+    assert found.losses == pytest.approx(expected.losses, rel=BF16_ERROR)
+
+
 @pytest.mark.usefixtures("_deterministic")
 @pytest.mark.parametrize("model", ["dense", "moe"])
 @pytest.mark.parametrize("recipe", ["bf16", "pure_bf16", "fp8", "offloaded"])

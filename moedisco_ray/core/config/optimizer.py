@@ -58,6 +58,13 @@ class Optimizer(Section):
     worker. With 0, all weights are trained in every step. Null means 100 on a GPU whose memory is too small without blocks, and 0
     otherwise."""
 
+    compile: bool = False
+    """Compile the decoder layers with `torch.compile`, which fuses small operations. It is meant for long trainings on GPUs, above
+    all of sub-models with one expert per layer: of layers with several experts only attention and norms are compiled, and with
+    `gradient_checkpointing` nothing. The first step waits for the compiler, and every machine that trains needs gcc (on a CPU,
+    g++). Losses differ from those without `compile` by rounding. A resumed training still equals an uninterrupted one bit for bit
+    on CPUs of one kind. Plans count neither the time nor the memory that it saves."""
+
     @model_validator(mode="after")
     def _only_adamw_saves_memory(self) -> Self:
         if self.name == "muon":

@@ -1,0 +1,88 @@
+"""Training with compiled layers against the same training without."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
+from training_worker import Counting
+
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.models import check_same, load_model
+from moedisco_ray.training import TrainJob
+from moedisco_ray.training.compiled import compile_layers
+
+pytestmark = [
+    pytest.mark.timeout(900),   # a compiler runs
+    pytest.mark.filterwarnings("ignore"),   # torch's compiler uses deprecated functions
+]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+COMPILED = RECIPE.model_copy(update={"compile": True})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("compile")
+    torch.set_num_threads(1)
+    write_shard(home / "shard")
+    write_tiny(home / "moe", 4, family="qwen2_moe")
+    write_tiny(home / "dense", 1)
+    return home
+
+
+@pytest.fixture
+def job(home: Path, tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        stage="finetune", name="plain", model=home / "dense", packed_dirs=(home / "shard",), output=tmp_path / "out",
+        checkpoints=tmp_path / "steps", steps=6, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, seed=5,
+        load_balance=0.02, z_loss=0.01)
+
+
+def close(found: TrainJob, expected: TrainJob) -> None:
+    torch.testing.assert_close(weights(found.output), weights(expected.output), rtol=1e-3, atol=5e-5)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob) -> None:
+    compiled = variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2))
+    found, expected = run(compiled), run(job)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+    close(compiled, job)
+
+    parts = dataclasses.replace(variant(compiled, "parts"), held_out=None)
+    assert run(parts, stop=stop_after(3)).steps == 3
+    torch.compiler.reset()      # as in another process
+    resumed = run(parts)
+    assert resumed.restored_step == 3
+    assert resumed.losses == found.losses
+    check_same(weights(parts.output), weights(compiled.output))
+
+
+@pytest.mark.parametrize(("model", "graphs"), [("dense", 1), ("moe", 2)])
+def test_layers_of_one_kind_share_graphs(job: TrainJob, monkeypatch: pytest.MonkeyPatch, model: str, graphs: int) -> None:
+    compiled: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        del inputs
+        compiled.append(len(graph.graph.nodes))
+        return graph
+
+    usual = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: usual(function, **settings, backend=count))
+    job = dataclasses.replace(job, model=job.model.with_name(model))
+    torch.compiler.reset()
+    found = run(variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2)))
+    assert found.losses == run(job).losses
+    assert len(compiled) == graphs      # of two layers; around a layer's experts there are two
+
+
+def test_a_machine_without_a_compiler_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"optimizer.compile: True: needs g\+\+ on every machine"):
+        compile_layers(load_model(home / "dense"), "cpu")
