@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from moedisco_ray.core import families
 from moedisco_ray.core.families import FAMILIES, REFUSED, Router
 
-HEAD = ["`model.family`", "models", "router", "dense starts"]
+HEAD = ["`model.family`", "models", "router", "dense starts", "GGUF"]
 REFUSED_HEAD = ["`model_type`", "not supported, because"]
 SUBMODELS = """\
 A sub-model has a share of each layer's experts. The rows of its router are those of its experts, and the whole backbone is its own.
@@ -27,7 +27,10 @@ def rows() -> Iterator[list[str]]:
     for name in FAMILIES:
         page = importlib.import_module(f"{families.__name__}.{name}")
         first = inspect.cleandoc(page.__doc__ or "").split(". ")[0].split("\n\n")[0].rstrip(".")
-        yield [f"`{name}`", first, _router(page.FAMILY.router), ", ".join(f"`{kind}`" for kind in page.FAMILY.dense) or "none"]
+        family = page.FAMILY
+        starts = ", ".join(f"`{kind}`" for kind in family.dense) or "none"
+        in_gguf = "none" if family.gguf is None else f"`{family.gguf.architecture}`"
+        yield [f"`{name}`", first, _router(family.router), starts, in_gguf]
 
 
 def refused() -> list[list[str]]:

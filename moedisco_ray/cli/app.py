@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
+from moedisco_ray.core.gguf_files import check_packages
 from moedisco_ray.core.locations import is_uri, joined, parent
 from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.run_models import finished_model, local_model
@@ -242,20 +243,31 @@ def plot(run_dir: RunDir) -> None:
 
 @app.command()
 def export(
-    run_dir: RunDir,
-    to: Annotated[Path | None, typer.Option(
-        "--to", metavar="DIR", help="Directory to write.", show_default="NAME-model in this directory")] = None,
+    run_dir: Annotated[str, typer.Argument(
+        metavar="RUN_DIR", help="Directory or URI of a run; for GGUF also the directory of an exported model.")],
+    to: Annotated[Literal["hf", "gguf"], typer.Option(
+        "--to", help="Format: a Hugging Face directory, or a GGUF file for llama.cpp, Ollama and LM Studio.")] = "hf",
+    output: Annotated[Path | None, typer.Option(
+        "--output", metavar="PATH", help="Directory or file to write.", show_default="NAME-model or NAME.gguf, here")] = None,
     from_checkpoint: Annotated[
         bool, typer.Option("--from-checkpoint", help="Export the newest checkpoint of the fine-tune, finished or not.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export the fine-tuned model of a run that is not finished, as a Hugging Face directory."""
-    target = to or Path(f"{parent(run_dir)[1]}-model")
-    from moedisco_ray.execution.export_run import export_run
+    """Export the model of a run, finished or not, as a Hugging Face directory or as a GGUF file."""
+    name = parent(run_dir)[1]
+    if to == "gguf":
+        check_packages("--to", to)
+        from moedisco_ray.execution.export_gguf import export_gguf
 
-    figures = export_run(run_dir, target, from_checkpoint=from_checkpoint)
+        target = output or Path(f"{name}.gguf")
+        figures = export_gguf(run_dir, target, from_checkpoint=from_checkpoint)
+    else:
+        from moedisco_ray.execution.export_run import export_run
+
+        target = output or Path(f"{name}-model")
+        figures = export_run(run_dir, target, from_checkpoint=from_checkpoint)
     if as_json:
-        print(json.dumps({"directory": str(target), **figures}, indent=2))
+        print(json.dumps({"path": str(target), **figures}, indent=2))
     else:
         origin = "" if figures["step"] is None else f", from the checkpoint of step {figures['step']:,}"
         print(f"wrote {target}: {figures['parameters']:,} parameters, {figures['bytes']:,} bytes{origin}")
@@ -279,6 +291,22 @@ def push(
         print(json.dumps(dataclasses.asdict(pushed), indent=2))
     else:
         print(f"pushed {model} to {pushed.url}{' (private)' if pushed.private else ''}, commit {pushed.commit}")
+
+
+@app.command()
+def chat(
+    run_dir: Annotated[str, typer.Argument(
+        metavar="RUN_DIR", help="Directory or URI of a finished run, or the directory of an exported model.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens per answer.")] = 512,
+    temperature: Annotated[float | None, typer.Option(
+        min=0, help="Sampling temperature; 0 takes the likeliest token.", show_default="the model's own")] = None,
+    device: Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, or auto for a GPU if there is one.")] = "auto",
+) -> None:
+    """Chat with the model of a finished run; a model without a chat template continues text."""
+    model = finished_model(run_dir)
+    from moedisco_ray.cli.chat import chat as start_chat
+
+    start_chat(model, device=device, max_tokens=max_tokens, temperature=temperature)
 
 
 @app.command()

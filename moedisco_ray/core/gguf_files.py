@@ -1,4 +1,7 @@
-"""GGUF files as starts: each machine writes such a file as a Hugging Face directory, once, into its cache."""
+"""GGUF files as starts: each machine writes such a file as a Hugging Face directory, once, into its cache.
+
+`stages.export.gguf_file` does the reverse.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from moedisco_ray.core.locations import Location, cache_directory
 from moedisco_ray.core.read_roots import read_roots
 
 _PACKAGES = ("gguf", "accelerate")
-"""Packages that transformers needs to read a GGUF file."""
+"""Packages that transformers needs to read a GGUF file; the first also writes them."""
 
 
 def is_gguf(place: Location) -> bool:
@@ -45,9 +48,22 @@ def gguf_directory(setting: str, file: Path) -> Path:
     return directory
 
 
-def _write(setting: str, file: Path, directory: Path) -> None:
+def check_packages(setting: str, value: str) -> None:
+    """Check that the packages for GGUF files are installed.
+
+    Args:
+        setting: Setting or option that needs them; errors name it.
+        value: Its value.
+
+    Raises:
+        CheckpointError: One is not.
+    """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise CheckpointError(setting, str(file), f"needs the package {missing[0]}; pip install 'moedisco-ray[gguf]'")
+        raise CheckpointError(setting, value, f"needs the package {missing[0]}; pip install 'moedisco-ray[gguf]'")
+
+
+def _write(setting: str, file: Path, directory: Path) -> None:
+    check_packages(setting, str(file))
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".draft-") as scratch:
         draft = Path(scratch) / "model"

@@ -44,6 +44,16 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
     return directory
 
 
+def has_finished_model(location: Location) -> bool:
+    """Whether a location is a finished run, or the directory of a model that was exported.
+
+    Raises:
+        StorageError: The URI does not respond.
+    """
+    store = RunStore.of(location)
+    return _is_model(store) or store.read("model/manifest.json") is not None
+
+
 def finished_model(location: Location) -> Path:
     """Directory on this machine of the model of a finished run, or of a model that was exported, with its weights.
 
@@ -55,10 +65,10 @@ def finished_model(location: Location) -> Path:
         StorageError: The URI does not respond.
     """
     store = RunStore.of(location)
-    if not store.is_remote and any(store.directory.glob(f"*{_WEIGHTS}")):
+    if _is_model(store):
         return store.directory
     model = store.directory / "model"
-    if store.read("model/manifest.json") is None:
+    if not has_finished_model(location):
         raise RunDirError(
             "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
     store.fetch(model)
@@ -83,6 +93,10 @@ def model_name(place: Location) -> str:
         return hub_parts(str(place))[0]
     folder, name = parent(place)
     return parent(folder)[1] if is_uri(place) else name.removesuffix(".gguf")
+
+
+def _is_model(store: RunStore) -> bool:
+    return not store.is_remote and any(store.directory.glob(f"*{_WEIGHTS}"))
 
 
 def _files(setting: str, place: Location) -> Entries:

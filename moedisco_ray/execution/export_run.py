@@ -44,7 +44,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
     """
     report = current_report(location)
     if target.exists() and any(target.iterdir()):
-        raise RunDirError("--to", str(target), "is not empty; choose another directory")
+        raise RunDirError("--output", str(target), "is not empty; choose another directory")
     store = RunStore.of(location)
     config = stored_config(json.loads(store.read("config.json") or b"{}"))
     context = _context(config, store)

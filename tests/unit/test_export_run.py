@@ -52,7 +52,7 @@ def in_finetune(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetune: RunConfig, tmp_path: Path) -> None:
-    code, output = export(in_finetune.directory, "--from-checkpoint", "--to", str(tmp_path / "model"), "--json")
+    code, output = export(in_finetune.directory, "--from-checkpoint", "--output", str(tmp_path / "model"), "--json")
     assert code == 0, output
     context = export_run._context(in_finetune, export_run.RunStore.of(in_finetune.location))
     job = make_job(
@@ -69,14 +69,14 @@ def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetu
 
 
 def test_without_a_finished_fine_tune_the_message_names_the_option(in_finetune: RunConfig, tmp_path: Path) -> None:
-    code, output = export(in_finetune.directory, "--to", str(tmp_path / "model"))
+    code, output = export(in_finetune.directory, "--output", str(tmp_path / "model"))
     assert code == 2
     assert "has no finished fine-tune; pass --from-checkpoint" in output
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    code, output = export(in_finetune.directory, "--from-checkpoint", "--to", str(tmp_path / "full"))
+    code, output = export(in_finetune.directory, "--from-checkpoint", "--output", str(tmp_path / "full"))
     assert code == 2
-    assert "--to" in output
+    assert "--output" in output
     assert "is not empty; choose another directory" in output
 
 
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_refused(in_finetune: RunConfig, tmp_path: Path)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    code, output = export(in_finetune.directory, "--from-checkpoint", "--to", str(tmp_path / "model"))
+    code, output = export(in_finetune.directory, "--from-checkpoint", "--output", str(tmp_path / "model"))
     assert code == 1
     assert "is damaged" in output
     assert not list(tmp_path.iterdir())
@@ -95,6 +95,6 @@ def test_a_damaged_checkpoint_is_refused(in_finetune: RunConfig, tmp_path: Path)
 def test_a_run_that_ended_after_its_fine_tune_exports_that(tmp_path: Path) -> None:
     config = small_config(tmp_path / "runs", tokens={**TOKENS, "total": 8_000})
     stopped(config, StopFile(tmp_path / "stop"), "evaluate", 0)
-    code, output = export(config.directory, "--to", str(tmp_path / "model"))
+    code, output = export(config.directory, "--output", str(tmp_path / "model"))
     assert code == 0, output
     check_same(open_checkpoint(tmp_path / "model"), open_checkpoint(config.directory / "finetuned"))

@@ -23,12 +23,12 @@ from moedisco_ray.core.families import (
     qwen2_moe,
     qwen3_moe,
 )
-from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Part, SharedExpert, Value
+from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Gguf, Part, SharedExpert, Value
 from moedisco_ray.core.families.refused import REFUSED
 from moedisco_ray.core.families.router import Router
 
 __all__ = [
-    "DECLARATIONS", "FAMILIES", "PARTS", "REFUSED", "Attention", "Family", "FamilyName", "Part", "Router", "SharedExpert",
+    "DECLARATIONS", "FAMILIES", "PARTS", "REFUSED", "Attention", "Family", "FamilyName", "Gguf", "Part", "Router", "SharedExpert",
     "Value", "unsupported",
 ]
 

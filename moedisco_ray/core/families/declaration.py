@@ -77,6 +77,27 @@ class SharedExpert:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gguf:
+    """How llama.cpp runs a family, for GGUF files.
+
+    Attributes:
+        architecture: Name of the family in a GGUF file.
+        fixed: Values that llama.cpp takes for granted, by configuration field; models with another value have no GGUF file.
+        in_pairs: Whether llama.cpp rotates neighbouring pairs of a head's dimensions, where transformers rotates its two halves.
+        reads_tied: Whether llama.cpp uses the embedding as the output layer if the file has no output layer.
+        shares_keys: Whether llama.cpp lets several heads share keys and values.
+        scaled_rotation: Kinds of rotary scaling that llama.cpp computes as transformers does.
+    """
+
+    architecture: str
+    fixed: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict)
+    in_pairs: bool = False
+    reads_tied: bool = True
+    shares_keys: bool = True
+    scaled_rotation: tuple[str, ...] = ("linear", "yarn")
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """One model family.
 
@@ -103,6 +124,7 @@ class Family:
         dense_layers_field: Configuration field with the number of dense layers before the MoE layers; None: there are none.
         prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
             transformers does not load, and which are left out here too; None: there are none.
+        gguf: How llama.cpp runs the family; None: it does not know the family.
     """
 
     name: str
@@ -125,6 +147,7 @@ class Family:
     dense: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     dense_layers_field: str | None = None
     prediction_layers_field: str | None = None
+    gguf: Gguf | None = None
 
     @property
     def own_expert_size(self) -> bool:

@@ -12,6 +12,7 @@ A sub-model has fewer experts, so its router cannot keep three settings of the w
 import dataclasses
 
 from moedisco_ray.core.families import deepseek_v3
+from moedisco_ray.core.families.declaration import Gguf
 from moedisco_ray.core.families.router import Router
 
 FAMILY = dataclasses.replace(
@@ -23,4 +24,5 @@ FAMILY = dataclasses.replace(
     prediction_layers_field=None,
     fields={**deepseek_v3.FAMILY.fields, "topk_method": "greedy"},
     choices={"topk_method": ("greedy", "group_limited_greedy")},
+    gguf=Gguf("deepseek2", fixed={"attention_bias": (False,), "topk_method": ("greedy",)}, scaled_rotation=("yarn",)),
 )

@@ -7,6 +7,7 @@ from moedisco_ray.core.families.declaration import (
     NORMS,
     Attention,
     Family,
+    Gguf,
     SharedExpert,
 )
 from moedisco_ray.core.families.router import Router
@@ -27,4 +28,5 @@ FAMILY = Family(
         "q_lora_rank": None, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
         "attention_bias": False, "intermediate_size": None, "first_k_dense_replace": 0, "n_shared_experts": 1, "n_group": 1,
         "topk_group": 1, "routed_scaling_factor": 1.0},
+    gguf=Gguf("deepseek2", fixed={"attention_bias": (False,), "rope_interleave": (True,)}, scaled_rotation=("yarn",)),
 )

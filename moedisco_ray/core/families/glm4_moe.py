@@ -8,6 +8,7 @@ from moedisco_ray.core.families.declaration import (
     QK_NORM,
     Attention,
     Family,
+    Gguf,
     SharedExpert,
 )
 from moedisco_ray.core.families.router import Router
@@ -29,6 +30,7 @@ FAMILY = Family(
     fields={
         "attention_bias": False, "use_qk_norm": False, "partial_rotary_factor": 0.5, "intermediate_size": None,
         "first_k_dense_replace": 0, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0},
+    gguf=Gguf("glm4moe"),
     # These dense models rotate whole heads.
     dense={
         "qwen3": {"use_qk_norm": True, "partial_rotary_factor": 1.0}, "qwen2": {"partial_rotary_factor": 1.0},

@@ -1,6 +1,6 @@
 """gpt-oss, with dequantised weights. It has no dense relative: no dense model has its attention sinks and its activation."""
 
-from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, Attention, Family
+from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, Attention, Family, Gguf
 from moedisco_ray.core.families.router import Router
 
 FAMILY = Family(
@@ -16,4 +16,5 @@ FAMILY = Family(
     norms_in_fp32=True,
     separates_documents=False,
     fields={"attention_bias": True, "sliding_window": 128},
+    gguf=Gguf("gpt-oss", fixed={"attention_bias": (True,)}, reads_tied=False),
 )

@@ -1,6 +1,6 @@
 """Mixtral."""
 
-from moedisco_ray.core.families.declaration import ATTENTION, NORMS, Attention, Family
+from moedisco_ray.core.families.declaration import ATTENTION, NORMS, Attention, Family, Gguf
 from moedisco_ray.core.families.router import Router
 
 FAMILY = Family(
@@ -13,4 +13,7 @@ FAMILY = Family(
     router=Router(normalises="always"),
     attention=Attention(own_head_dim=True),
     dense={"mistral": {}, "llama": {}},
+    gguf=Gguf(
+        "llama", fixed={"sliding_window": (None,)}, in_pairs=True,
+        scaled_rotation=("linear", "yarn", "llama3")),
 )

@@ -7,6 +7,7 @@ from moedisco_ray.core.families.declaration import (
     NORMS,
     Attention,
     Family,
+    Gguf,
     SharedExpert,
 )
 
@@ -20,4 +21,5 @@ FAMILY = Family(
     fields={"qkv_bias": True},
     constants={"decoder_sparse_step": 1, "mlp_only_layers": []},     # every layer is an MoE layer
     dense={"qwen2": {}, "llama": {}},
+    gguf=Gguf("qwen2moe", fixed={"norm_topk_prob": (False,), "use_sliding_window": (False,)}, reads_tied=False),
 )

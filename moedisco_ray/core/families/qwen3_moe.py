@@ -8,6 +8,7 @@ from moedisco_ray.core.families.declaration import (
     QK_NORM,
     Attention,
     Family,
+    Gguf,
 )
 
 FAMILY = Family(
@@ -19,4 +20,6 @@ FAMILY = Family(
     fields={"attention_bias": False},
     constants={"decoder_sparse_step": 1, "mlp_only_layers": []},     # every layer is an MoE layer
     dense={"qwen3": {}},
+    gguf=Gguf(
+        "qwen3moe", fixed={"norm_topk_prob": (True,), "attention_bias": (False,), "use_sliding_window": (False,)}),
 )
