@@ -39,7 +39,7 @@ def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: in
     rows.sort(key=lambda row: row["id"])
     schema = pa.schema([
         ("id", pa.binary(16)), ("source", pa.string()), ("text", pa.string()), ("tokens", pa.list_(pa.int32())),
-        ("packed", pa.int32()), ("copies", pa.int32())])
+        ("packed", pa.int32()), ("copies", pa.int32()), ("loss_mask", pa.list_(pa.bool_()))])
     (directory / "train").mkdir(parents=True)
     for p in range(parts):
         chosen = [row for row in rows if int.from_bytes(row["id"][:4], "big") * parts >> 32 == p]

@@ -55,7 +55,7 @@ def write_documents(path, lengths=LENGTHS, sources=("code", "prose"), seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema({
         "id": pa.binary(16), "source": pa.string(), "text": pa.string(), "tokens": pa.list_(pa.int32()),
-        "copies": pa.int32()})
+        "copies": pa.int32(), "loss_mask": pa.list_(pa.bool_())})
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
     return rows
 

@@ -28,10 +28,15 @@ class Source(Section):
 
     path: Annotated[str, ReadsFrom(uris=True, run_part="corpus")]
     """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `hf://datasets/ORG/NAME` is a data
-    set of the Hugging Face hub: `hf://datasets/ORG/NAME@REVISION/data/train-*.parquet` is its training split at a branch, tag or
-    commit, and a commit keeps the text the same; HF_TOKEN holds the token. `embedded` is the text of the installed packages. On a
-    control service, `run://RUN/corpus` is the corpus of the finished run whose id or name is RUN; its split into training and
-    held-out text is kept."""
+    set of the Hugging Face hub, and `hf://datasets/ORG/NAME@REVISION` is the same at a branch, tag or commit; a commit keeps the
+    text the same. Its files are read in place, without a download; HF_TOKEN holds the token. `embedded` is the text of the
+    installed packages. On a control service, `run://RUN/corpus` is the corpus of the finished run whose id or name is RUN; its
+    split into training and held-out text is kept."""
+    split: str | None = Field(None, min_length=1)
+    """Split of a data set to read, such as `train`. The data set's card says which files belong to it, or their names or folders
+    do, as in Hugging Face `datasets`. With null, all files are read."""
+    subset: str | None = Field(None, min_length=1)
+    """Subset (configuration) of a data set whose card lists several; needs `split`."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Name of the domain; the report shows how clusters and experts relate to it."""
     format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "datasets"] = "auto"
@@ -70,6 +75,8 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_kind_of_data(self) -> Self:
+        if self.subset is not None and self.split is None:
+            raise ValueError("subset needs a split; set split, for example to train")
         if self.messages_column is not None and self.ids_column is not None:
             raise ValueError("messages_column and ids_column exclude each other; name one of them")
         if self.list_column is not None and (self.path == "embedded" or self.format in ("text", "csv", "tsv")):

@@ -19,8 +19,11 @@ from moedisco_ray.core.locations import first_line
 from moedisco_ray.core.read_roots import check_inside, opened
 from moedisco_ray.core.remote import resolve
 from moedisco_ray.stages.corpus.formats import COMPRESSED, NOTES, FileFormat, data_files, format_of, refusal, unknown
+from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split, glob
 from moedisco_ray.stages.text.unseen import Skipped
 
+_CARD_BYTES = 1 << 20
+"""Maximum size of the beginning of a data set's card that is read (bytes)."""
 _MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}
 
@@ -138,9 +141,13 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
         infos = [info for info in _walk(system, place, pattern, inside) if not excluded(info.path)]
         for info in infos:
             inside(Path(info.path))
-        saved = kind in ("auto", "datasets") and pattern is None
         opener = system if root is not None or own else ConfinedFiles(system)
+        if source.split is not None:
+            infos = _of_split(opener, place, infos, source.split, source.subset)
+        saved = kind in ("auto", "datasets") and pattern is None
         named = data_files(opener, field, path, [info.path for info in infos]) if saved else None
+    except SplitError as error:
+        raise CorpusError(f"{field}.split", source.split, f"is not in {path}: {error}") from error
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise CorpusError(f"{field}.path", path, f"cannot be read ({first_line(error)})") from error
     anchor = root if root is None or pattern is None else _before_wildcard(root)
@@ -174,13 +181,13 @@ def _resolve(path: str, root: str | None) -> tuple[Any, str, re.Pattern[str] | N
     if root is None:
         full = str(Path(path).absolute())
         base = full if first is None else str(Path(path[:first] + "_").absolute().parent)
-        return (*resolve(Path(base)), None if first is None else _glob(full))
+        return (*resolve(Path(base)), None if first is None else glob(full))
     if first is None:
         return (*resolve(root), None)
     pattern, sign, options = path.partition("?")
     stem, slash, last = pattern[:first].rpartition("/")
     system, place = resolve(stem + sign + options)
-    return system, place, _glob(place.rstrip("/") + slash + last + pattern[first:])
+    return system, place, glob(place.rstrip("/") + slash + last + pattern[first:])
 
 
 def _before_wildcard(uri: str) -> str:
@@ -208,6 +215,18 @@ def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Call
         and info.base_name not in _MARKERS
         and (pattern is None or pattern.fullmatch(info.path))
     ]
+
+
+def _of_split(opener: Any, place: str, infos: Sequence[Any], split: str, subset: str | None) -> list[Any]:
+    """The files of a split of the data set in a folder, and the metadata files above them."""
+    depth = len(PurePosixPath(place).parts)
+    names = {"/".join(PurePosixPath(info.path).parts[depth:]): info for info in infos}
+    card = None
+    if CARD in names:
+        with opener.open_input_stream(names[CARD].path) as stream:
+            card = stream.read(_CARD_BYTES).decode(errors="replace")
+    chosen = files_of_split([name for name in names if name != CARD], split, subset, card)
+    return [info for name, info in names.items() if name in chosen]
 
 
 def _data_set(
@@ -252,8 +271,8 @@ def _excluder(place: str, patterns: Iterable[str]) -> Callable[[str], bool]:
 
     A pattern without a slash is matched with the file's name, any other with the path below the source's folder.
     """
-    names = [_glob(pattern) for pattern in patterns if "/" not in pattern]
-    paths = [_glob(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
+    names = [glob(pattern) for pattern in patterns if "/" not in pattern]
+    paths = [glob(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
     depth = len(PurePosixPath(place).parts)
 
     def excluded(path: str) -> bool:
@@ -261,11 +280,3 @@ def _excluder(place: str, patterns: Iterable[str]) -> Callable[[str], bool]:
         return any(each.fullmatch(parts[-1]) for each in names) or any(each.fullmatch("/".join(parts[depth:])) for each in paths)
 
     return excluded
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    parts = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
-    return re.compile("".join(
-        parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" and piece[-1:] == "]" else re.escape(piece))
-        for piece in pieces))
