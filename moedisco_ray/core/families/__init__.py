@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from moedisco_ray.core.families import (
     deepseek_v2,
     deepseek_v3,
+    dots1,
     flex_olmo,
     glm4_moe,
     gpt_oss,
@@ -34,7 +35,7 @@ __all__ = [
 
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
-_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss)
+_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1)
 
 DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
     *(entry.load() for entry in entry_points(group=GROUP)), *(page.FAMILY for page in _PAGES))}
