@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from moedisco_ray import __version__
-from moedisco_ray.cli.display import View, cluster_view, evaluation_view, listener_for, plan_view, report_view
+from moedisco_ray.cli.display import View, cluster_view, evaluation_view, listener_for, losses_view, plan_view, report_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
@@ -92,6 +92,7 @@ TaskFiles = Annotated[
 UnseenText = Annotated[
     list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeatable."),
 ]
+BackboneOf = Literal["mean", "base"]
 ModelDir = Annotated[
     str, typer.Argument(metavar="MODEL_DIR", help="Directory or URI of a model that a run exported: OUTPUT/NAME/model.")]
 
@@ -337,6 +338,37 @@ def evaluate(
         print(json.dumps(result, indent=2))
     else:
         output_console().print(evaluation_view(EvaluationRecord.model_validate(result)))
+
+
+@app.command()
+def merge(
+    models: Annotated[list[str], typer.Argument(
+        metavar="MODEL...", help="Fine-tunes of one dense model: directories, or models of the Hugging Face hub (ORG/NAME).")],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The dense model that they were fine-tuned from.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Directory to write.")],
+    calibration: Annotated[list[str] | None, typer.Option(
+        "--calibration", metavar="TEXT", help="Text of one fine-tune's domain; once per fine-tune, in their order.")] = None,
+    backbone: Annotated[BackboneOf, typer.Option(
+        help="Everything but the MLPs: the mean of the fine-tunes, or the base model's.")] = "mean",
+    experts_per_token: Annotated[int, typer.Option(min=1, help="Number of experts per token.")] = 2,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to read from all texts together.")] = 131_072,
+    device: Annotated[str, typer.Option(help="Device that the models run on: cpu or cuda.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Merge dense fine-tunes of one model into an MoE: one expert per fine-tune, and routers computed from text."""
+    from moedisco_ray.execution.merge_models import merge_models
+
+    result = merge_models(
+        models, base, output, texts=calibration or (), backbone=backbone, experts_per_token=experts_per_token,
+        max_tokens=max_tokens, device=device)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        if "losses" in result:
+            output_console().print(losses_view(result["losses"], result["texts"]))
+        for warning in result["warnings"]:
+            print(f"warning: {warning}")
+        print(f"wrote {output}: {result['family']} with {len(models)} experts")
 
 
 def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:

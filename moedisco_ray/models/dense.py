@@ -6,7 +6,7 @@ Shapes: D hidden, H attention heads, G key-value heads, d size of one head.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,10 @@ class OneExpert(Mapping[str, Tensor]):
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return tuple(self._made[key].shape) if key in self._made else self._dense.shape(self._copied.get(key, key))
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Start reading tensors into the page cache; see `Checkpoint.read_ahead`."""
+        self._dense.read_ahead({self._copied.get(key, key) for key in keys} - self._made.keys())
 
     def _fold_bias(self, key: str, *, has_biases: bool) -> None:
         values = key.replace("o_proj", "v_proj")

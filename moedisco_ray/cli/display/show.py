@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import count, plain_table
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, start_note, task_table
+from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import ClusterEntry, Departure, EvaluationRecord, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
@@ -112,6 +114,16 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
             table.add_row(*row)
         parts.append(Padding(table, (1, 0, 0, 0)) if parts else table)
     return Group(*parts)
+
+
+def losses_view(losses: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> RenderableType:
+    """The held-out losses of merged models and their MoE, as `merge_models` returns them."""
+    table = plain_table("held-out loss", *(parent(text)[1] for text in texts), "mixture")
+    for row in losses:
+        if row is losses[-1]:
+            table.add_section()
+        table.add_row(row["model"], *(f"{loss:.4f}" for loss in (*row["texts"], row["mixture"])))
+    return table
 
 
 def _number(value: float | None, digits: int) -> str:

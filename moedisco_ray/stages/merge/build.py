@@ -23,9 +23,12 @@ from moedisco_ray.models import (
     open_checkpoint,
     write_checkpoint,
 )
-from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
+from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, by_layer, calibrated
+from moedisco_ray.stages.merge.finetunes import Finetune
 from moedisco_ray.stages.merge.tensors import TensorReport, merge
 from moedisco_ray.stages.scoring import default_dtype
+
+SubModel = Checkpoint | Finetune
 
 
 def build_merged(
@@ -55,21 +58,34 @@ def build_merged(
     """
     model_map = ModelMap(str(config.get("model_type")))
     opened = [_open(path, model_map) for path in submodels]
-    layout = merged_layout(opened, config)
-    origin = _open(start, model_map)
+    return write_merged(
+        opened, _open(start, model_map), config, weights, batches, directory=directory, router=router, device=device,
+        advance=advance)
+
+
+def write_merged(
+    submodels: Sequence[SubModel], start: SubModel, config: Mapping[str, Any], weights: Sequence[float],
+    batches: Sequence[Batch], *, directory: Path, router: RouterSettings | None, device: str = "cpu", advance: Advance = no_advance,
+) -> dict[str, Any]:
+    """Like `build_merged`, for sub-models that are open. With `router=None` the routers keep the rows of the sub-models."""
+    model_map = ModelMap(str(config.get("model_type")))
+    layout = merged_layout(submodels, config)
     reports: list[TensorReport] = []
     layers: list[dict[str, Any]] = []
 
     def joined() -> Iterator[tuple[str, Tensor]]:
-        read_ahead = _ReadAhead([*opened, origin])
-        for tensor, entry in merge(opened, origin, model_map, weights):
+        read_ahead = _ReadAhead([*submodels, start])
+        for tensor, entry in merge(submodels, start, model_map, weights):
             read_ahead.at(model_map.classify(entry.key).layer)
             reports.append(entry)
             advance(1)
             yield entry.key, tensor
 
-    finished = calibrated(
-        joined(), config, len(submodels), batches, settings=router, report=layers, device=device, dtype=default_dtype(device))
+    if router is None:
+        finished: Iterator[tuple[str, Tensor]] = (item for _, layer in by_layer(joined(), model_map) for item in layer.items())
+    else:
+        finished = calibrated(
+            joined(), config, len(submodels), batches, settings=router, report=layers, device=device, dtype=default_dtype(device))
     write_checkpoint(directory, finished, config, layout=layout)
 
     result = {"weights": list(weights), "tensors": [entry.to_dict() for entry in reports], "layers": layers}
@@ -85,7 +101,7 @@ def _open(directory: Path, model_map: ModelMap) -> Checkpoint:
     return opened
 
 
-def merged_layout(submodels: Sequence[Checkpoint], config: Mapping[str, Any]) -> dict[str, Stored]:
+def merged_layout(submodels: Sequence[SubModel], config: Mapping[str, Any]) -> dict[str, Stored]:
     """Shape and dtype of every tensor of the merged model; dtypes are those of the first sub-model."""
     shapes, first = canonical_shapes(config), submodels[0]
     names = first.model_map
@@ -106,7 +122,7 @@ def merged_layout(submodels: Sequence[Checkpoint], config: Mapping[str, Any]) ->
 class _ReadAhead:
     """Reads each layer of some checkpoints into the page cache while the previous layer is merged."""
 
-    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+    def __init__(self, checkpoints: Sequence[SubModel]) -> None:
         self._checkpoints = checkpoints
         self._announced = -1
         self._keys: dict[int | None, list[str]] = {}

@@ -1,0 +1,271 @@
+"""`moedisco merge`: make one MoE of dense fine-tunes of one base model, on one machine (Branch-Train-MiX, arXiv 2403.07816).
+
+Expert k of every layer is the MLP of fine-tune k. The backbone is the mean of the fine-tunes' backbones, or the base model's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+from transformers import AutoConfig
+
+from moedisco_ray.core.artifacts import reporting_full_disk, write_json
+from moedisco_ray.core.config import Model, Source, UpcycleInit, tokenizer_files
+from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
+from moedisco_ray.core.hub import HUB, is_hub_name
+from moedisco_ray.core.run_models import model_name
+from moedisco_ray.models import (
+    ModelMap,
+    check_start_tensors,
+    config_values,
+    open_dense,
+    random_weights,
+    upcycled_config,
+    write_config,
+)
+from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained
+from moedisco_ray.packed_tokens import TokenStream, write_packed
+from moedisco_ray.stages.corpus.unseen import read_unseen
+from moedisco_ray.stages.evaluate.measure import evaluate_start
+from moedisco_ray.stages.export.origin import Origin, for_all_readers, tokens_of
+from moedisco_ray.stages.merge.backbone import merge_weights
+from moedisco_ray.stages.merge.build import write_merged
+from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings
+from moedisco_ray.stages.merge.calibration_text import spread
+from moedisco_ray.stages.merge.finetunes import Finetune
+from moedisco_ray.stages.start import Start
+from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.pretrained import open_encoder
+from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.text.validation import Documents
+
+_LENGTH = 1024
+"""Maximum tokens of a window for calibration and measurement: enough context, and a short text still has several windows."""
+_HELD_OUT_EVERY = 5
+"""Every fifth document of a text is held out, to compare the models on it."""
+_DOCUMENT_WINDOWS = 8
+"""Maximum length of a document, in windows."""
+_FREE = {
+    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "initializer_range",
+    "max_position_embeddings", "pad_token_id", "torch_dtype", "transformers_version", "use_cache"}
+"""Fields of `config.json` in which fine-tunes of one base model may differ."""
+
+BackboneOf = Literal["mean", "base"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """A fine-tune's text: the packed tokens that the router is computed from, and the documents that are held out."""
+
+    packed: Path
+    held_out: Documents
+
+
+def merge_models(
+    models: Sequence[str], base: str, output: Path, *, texts: Sequence[str] = (), backbone: BackboneOf = "mean",
+    experts_per_token: int = 2, max_tokens: int = 131_072, device: str = "cpu",
+) -> dict[str, Any]:
+    """Write an MoE whose experts are the MLPs of dense fine-tunes.
+
+    Routers are computed by ridge regression from the texts: a token belongs to the fine-tune whose text it is in. Each fine-tune
+    gets the same number of tokens. Without texts, router rows are random. One layer of the MoE is in memory at a time.
+
+    Args:
+        models: The fine-tunes: Hugging Face directories, or models of the hub as `ORG/NAME` or `hf://ORG/NAME@REVISION`.
+        base: The model that the fine-tunes started from; the MoE gets its tokenizer, generation settings, dtype and licence.
+        output: Directory to write; it must be new or empty.
+        texts: One source of text per fine-tune, in the same order; or none.
+        backbone: Whether the backbone is the mean of the fine-tunes' backbones or that of the base model.
+        experts_per_token: Number of experts per token.
+        max_tokens: Maximum number of tokens to read from all texts together.
+        device: Device that the models run on.
+
+    Returns:
+        `directory`, `family`, `models` (the fine-tunes' names), `base`, `texts`, `layers` (figures per router),
+        `losses` (with texts: held-out loss in nats per token on each text and their mean `mixture`, per model; the last one is the
+        MoE) and `warnings`. `merge.json` in the directory has the same figures, and the origin of each tensor.
+
+    Raises:
+        ConfigError: The arguments contradict each other, or there is no tokenizer for the texts.
+        CheckpointError: A model cannot be read, or the models are not of one dense architecture that a family is related to.
+        CorpusError: A text cannot be read, or is too short.
+        RunDirError: The output is not empty.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RunDirError("--output", str(output), "is not an empty directory; choose another directory")
+    if len(models) < 2:
+        raise ConfigError("MODEL", len(models), "is too few models; name at least two fine-tunes of one base model")
+    if texts and len(texts) != len(models):
+        raise ConfigError("--calibration", len(texts), f"texts for {len(models)} models; name one for each, in their order")
+    if experts_per_token > len(models):
+        raise ConfigError("--experts-per-token", experts_per_token, f"exceeds the number of experts, {len(models)}; lower it")
+    sizes = (len(models), experts_per_token)
+    starts = [*(_model("MODEL", place, *sizes) for place in models), _model("--base", base, *sizes)]
+    inits = [model.init for model in starts if isinstance(model.init, UpcycleInit)]
+    names, paths = [model_name(init.place) for init in inits], [init.directory_with_weights for init in inits]
+    configs = _configs(starts, paths, *sizes)
+    warnings = [*_other_tokenizers(paths)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with reporting_full_disk(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".merge-") as scratch:
+        home, draft = Path(scratch), Path(scratch) / "model"
+        encoder = open_encoder(paths[-1], "--base") if texts else None
+        length, found = min(_LENGTH, int(configs[-1]["max_position_embeddings"])), list[_Text]()
+        if encoder is not None:
+            length, found = _read(texts, paths[-1], encoder, max_tokens=max_tokens, length=length, home=home)
+        merged = _write(
+            starts[-1].family_name, configs[-1], paths, backbone, _batches(found, length), directory=draft, device=device)
+        _complete(draft, Origin(paths[-1]))
+        result: dict[str, Any] = {
+            "directory": str(output), "family": starts[-1].family_name, "models": names[:-1], "base": names[-1],
+            "backbone": backbone, "texts": list(texts), "layers": merged["layers"]}
+        if encoder is not None:
+            starts.append(Model.model_validate({"init": {"checkpoint": str(draft)}}))
+            rows = [_losses(Start(model, paths[-1], length, 0), found, encoder, device) for model in starts]
+            result["losses"] = [
+                {"model": name, "texts": row, "mixture": float(np.mean(row))}
+                for name, row in zip([*names, "MoE"], rows, strict=True)]
+            warnings += _worse(result["losses"])
+        else:
+            warnings.append("the routers are random; name one text per model with --calibration, or fine-tune the MoE before use")
+        result["warnings"] = warnings
+        write_json(draft / "merge.json", result | {name: merged[name] for name in ("weights", "tensors")})
+        draft.rename(output)
+    return result
+
+
+def _model(argument: str, place: str, experts: int, per_token: int) -> Model:
+    """The model section of a run that would upcycle this model; checked against its directory."""
+    name, _, revision = place.removeprefix(HUB).partition("@")
+    at_hub = place.startswith(HUB) or (is_hub_name(name) and not os.path.exists(place))     # noqa: PTH110  # no error either
+    named = {"upcycle": HUB + name, "revision": revision or None} if at_hub else {"upcycle": place}
+    try:
+        model = Model.model_validate({"init": {**named, "num_experts": experts, "num_experts_per_tok": per_token}})
+        with _about(argument):
+            model = model.model_copy(update={"family": model.family_name})
+            _ = model.architecture
+            check_start_tensors(model)
+    except ValidationError as error:
+        mistake = first_mistake(error.errors())
+        raise ConfigError(argument, place, mistake.remedy) from error
+    return model
+
+
+@contextlib.contextmanager
+def _about(argument: str) -> Iterator[None]:
+    """Name an argument of the command in errors, in place of the setting of a run."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(argument, error.value, error.remedy) from error
+
+
+def _configs(starts: Sequence[Model], paths: Sequence[Path], experts: int, per_token: int) -> list[dict[str, Any]]:
+    """The `config.json` of the MoE, as each model gives it; that of the base model is last.
+
+    Raises:
+        CheckpointError: They differ in more than what a fine-tune may change.
+    """
+    found = [upcycled_config(path, model.family_name, experts, per_token) for model, path in zip(starts, paths, strict=True)]
+    for values, path in zip(found[:-1], paths, strict=False):
+        for field in sorted((values.keys() | found[-1].keys()) - _FREE, key=lambda field: (field != "model_type", field)):
+            own, other = values.get(field), found[-1].get(field)
+            if own != other:
+                raise CheckpointError(
+                    "MODEL", str(path), f"has {field} {own!r}, but --base has {other!r}; name fine-tunes of --base")
+    return found
+
+
+def _other_tokenizers(paths: Sequence[Path]) -> Iterator[str]:
+    *others, base = paths
+    if not tokenizer_files(base):
+        return
+    own = load_pretrained(base, "--base")
+    for path in filter(tokenizer_files, others):
+        if (found := difference(load_pretrained(path, "MODEL"), own)) is not None:
+            yield f"the MoE gets the tokenizer of --base, but that of {path} differs: {found}"
+
+
+def _read(
+    texts: Sequence[str], tokenizer: Path, encoder: Encoder, *, max_tokens: int, length: int, home: Path,
+) -> tuple[int, list[_Text]]:
+    """The texts, and the length of a window: at most that of the shortest text."""
+    found, shortest, limits = [], length, Limits(length, _DOCUMENT_WINDOWS * length)
+    for number, text in enumerate(texts):
+        try:
+            samples = read_unseen(
+                [Source(path=text)], encoder, max(1, max_tokens // len(texts)), limits, tokenizer=tokenizer).samples
+        except CorpusError as error:
+            raise CorpusError("--calibration", text, error.remedy) from error
+        if len(samples) == 1:
+            raise CorpusError("--calibration", text, "gives only one document; name text with more, or raise --max-tokens")
+        documents = Documents(*map(tuple, zip(*samples, strict=True)))
+        documents = dataclasses.replace(documents, sources=(f"{number:05d}",) * len(documents))
+        held_N = np.arange(len(documents)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        held_N[-1] |= not held_N.any()
+        packed = home / f"text-{number}"
+        index = write_packed(packed, [documents.where(~held_N).tokens], encoder.eos, encoder.vocab_size, encoder.bos)
+        shortest = min(shortest, index["tokens"] - 1)
+        found.append(_Text(packed, documents.where(held_N)))
+    return shortest, found
+
+
+def _batches(texts: Sequence[_Text], length: int) -> list[Batch]:
+    """Calibration data: as many windows of each text as the shortest has."""
+    streams = [TokenStream([text.packed], length) for text in texts]
+    wanted = min(map(len, streams), default=0)
+    return [batch for number, stream in enumerate(streams) for batch in spread(stream, wanted, number)]
+
+
+def _write(
+    family: str, config: Mapping[str, Any], paths: Sequence[Path], backbone: BackboneOf, batches: Sequence[Batch], *,
+    directory: Path, device: str,
+) -> dict[str, Any]:
+    names, routers, dtype = ModelMap(family), random_weights(config, 0), Origin(paths[-1]).dtype()
+    *opened, base = (open_dense(path, family) for path in paths)
+    submodels = [
+        Finetune(model, model if backbone == "mean" else base, routers=routers, number=number, model_map=names, dtype=dtype)
+        for number, model in enumerate(opened)]
+    start = Finetune(base, base, routers=routers, number=0, model_map=names, dtype=dtype)
+    return write_merged(
+        submodels, start, config, merge_weights("uniform", [1] * len(submodels)), batches, directory=directory,
+        router=RouterSettings("ridge") if batches else None, device=device)
+
+
+def _complete(directory: Path, base: Origin) -> None:
+    """Add everything but weights to the directory of the MoE: the final `config.json`, and the files of the base model."""
+    values = config_values(AutoConfig.from_pretrained(directory, local_files_only=True))
+    if tokenizer_files(base.directory):
+        tokenizer = load_pretrained(base.directory, "--base")
+        copy_tokenizer(base.directory, tokenizer, directory)
+        values |= tokens_of(tokenizer)
+    values = base.config(values)
+    base.write_generation_config(values, directory)
+    base.copy_licences(directory)
+    write_config(directory, for_all_readers(values, base.dtype()))
+
+
+def _losses(start: Start, texts: Sequence[_Text], encoder: Encoder, device: str) -> list[float]:
+    """Loss of a model on each held-out text (nats per token)."""
+    columns = (field.name for field in dataclasses.fields(Documents))
+    documents = Documents(*(tuple(each for text in texts for each in getattr(text.held_out, name)) for name in columns))
+    measured = evaluate_start(
+        start, documents, prefix=encoder.prefix, sequence_length=start.sequence_length, device=device)
+    return [source["loss"] for source in measured["sources"]]
+
+
+def _worse(losses: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    *models, moe = losses
+    best = min(models, key=lambda each: each["mixture"])
+    if moe["mixture"] > best["mixture"]:
+        yield (
+            f"on the mixture of all texts, the MoE (loss {moe['mixture']:.4f}) is worse than {best['model']} "
+            f"({best['mixture']:.4f}); fine-tune it before use")
