@@ -64,7 +64,7 @@ def test_a_submodel_takes_the_memory_that_the_plan_says(device: str, experts: in
         sequence_length=SEQUENCE, optimizer=optimizer, checkpoint_every=None, load_balance=0.01, z_loss=0.001)
     step = Stepper(model_on(device, experts, optimizer), job, World(device=device))
     for _ in range(2):
-        step(MicroBatch(part, part, None) for part in tokens_on(device, 2).split(optimizer.micro_batch or 2))
+        step(MicroBatch(part, part, job.step_tokens, None) for part in tokens_on(device, 2).split(optimizer.micro_batch or 2))
     peak = torch.cuda.max_memory_allocated() - before
     assert peak == pytest.approx(plan.total - plan.overhead, rel=PLANNED_SHARE)
     assert torch.cuda.max_memory_reserved() - before < plan.total

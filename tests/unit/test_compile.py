@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from gang_processes import gang
 from tiny_training import RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
 from training_worker import Counting
 
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models import check_same, load_model
+from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob
 from moedisco_ray.training.compiled import compile_layers
 
@@ -48,7 +50,9 @@ def close(found: TrainJob, expected: TrainJob) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob) -> None:
+@pytest.mark.parametrize("model", ["dense", "moe"])
+def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob, model: str) -> None:
+    job = dataclasses.replace(job, model=job.model.with_name(model))
     compiled = variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2))
     found, expected = run(compiled), run(job)
     assert found.losses == pytest.approx(expected.losses, rel=1e-5)
@@ -79,6 +83,17 @@ def test_layers_of_one_kind_share_graphs(job: TrainJob, monkeypatch: pytest.Monk
     found = run(variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2)))
     assert found.losses == run(job).losses
     assert len(compiled) == graphs      # of two layers; around a layer's experts there are two
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [None, Layout(expert=2)])
+def test_sharded_layers_compile_too(job: TrainJob, tmp_path: Path, layout: Layout | None) -> None:
+    job = dataclasses.replace(job, model=job.model.with_name("moe" if layout else "dense"))
+    compiled = dataclasses.replace(variant(job, "compiled", optimizer=COMPILED), name="compiled")
+    [first, _] = gang(2, tmp_path, [(compiled, None)], timeout=600, layout=layout)
+    assert first["compiled"].losses == pytest.approx(run(job).losses, rel=1e-5)
+    close(compiled, job)
 
 
 def test_a_machine_without_a_compiler_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
