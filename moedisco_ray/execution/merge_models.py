@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from huggingface_hub import ModelCardData
 from pydantic import ValidationError
 from transformers import AutoConfig
 
@@ -36,6 +37,7 @@ from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference
 from moedisco_ray.packed_tokens import TokenStream, write_packed
 from moedisco_ray.stages.corpus.unseen import read_unseen
 from moedisco_ray.stages.evaluate.measure import evaluate_start
+from moedisco_ray.stages.export.front_matter import facts_of
 from moedisco_ray.stages.export.origin import Origin, for_all_readers, tokens_of
 from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import write_merged
@@ -137,6 +139,7 @@ def merge_models(
         else:
             warnings.append("the routers are random; name one text per model with --calibration, or fine-tune the MoE before use")
         result["warnings"] = warnings
+        (draft / "README.md").write_text(_card(output.name, result, starts[:len(names)]), encoding="utf-8")
         write_json(draft / "merge.json", result | {name: merged[name] for name in ("weights", "tensors")})
         draft.rename(output)
     return result
@@ -251,6 +254,24 @@ def _complete(directory: Path, base: Origin) -> None:
     base.write_generation_config(values, directory)
     base.copy_licences(directory)
     write_config(directory, for_all_readers(values, base.dtype()))
+
+
+def _card(name: str, result: Mapping[str, Any], starts: Sequence[Model]) -> str:
+    """The model card. It names a licence only if the cards of all models name the same one."""
+    facts = [facts_of(start, []) for start in starts]
+    first, at_hub = facts[-1], [each.base_model for each in facts if each.base_model is not None]
+    alike = all((each.license, each.license_name) == (first.license, first.license_name) for each in facts)
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="text-generation",
+        tags=["mixture-of-experts", "moe-disco", "merge", result["family"]],
+        base_model=list(dict.fromkeys(at_hub)) or None, language=first.language or None, license=first.license if alike else None,
+        license_name=first.license_name if alike else None, license_link=first.license_link if alike else None)
+    experts = "\n".join(f"* expert {number}: {model}" for number, model in enumerate(result["models"]))
+    means = "the mean of theirs" if result["backbone"] == "mean" else f"that of {result['base']}"
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n`moedisco merge` made this Mixture-of-Experts model ({result['family']}) of "
+        f"fine-tunes of {result['base']}. Each layer has the MLP of each fine-tune as an expert; its backbone is {means}."
+        f"\n\n{experts}\n")
 
 
 def _losses(start: Start, texts: Sequence[_Text], encoder: Encoder, device: str) -> list[float]:

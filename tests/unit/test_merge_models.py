@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from clustering_corpus import VOCABULARY, WORDS, write_corpus
+from hub_standin import hub
+from huggingface_hub import metadata_load
 from moe_models import LENGTH, VOCAB
 from safetensors.torch import load_file, save_file
 from small_run import small_config
@@ -204,6 +206,25 @@ def test_without_text_the_routers_are_random_and_the_command_says_so(tmp_path: P
     result = json.loads(done.stdout)
     assert ["routers are random" in warning for warning in result["warnings"]] == [True]
     assert "losses" not in result
+
+
+def test_models_of_the_hub_are_merged_and_named_in_the_card(tmp_path: Path) -> None:
+    places = [random_dense(tmp_path / str(seed), "qwen3", seed) for seed in range(COUNT)]
+    for place, licence in zip(places, ("mit", "mit", "apache-2.0"), strict=True):
+        (place / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
+    with hub(tmp_path / "hub-cache") as server:
+        for number, place in enumerate(places):
+            server.add(f"org/m{number}", place)
+        result = merge_models(["org/m0", "hf://org/m1@main"], "org/m0", tmp_path / "moe")
+        merge_models(["org/m0", "org/m2"], "org/m0", tmp_path / "other")
+    assert (result["models"], result["base"]) == (["org/m0", "org/m1"], "org/m0")
+    local = merge_models([str(place) for place in places[:2]], str(places[0]), tmp_path / "local")
+    assert local["models"] == ["0", "1"]
+    one, other = (dict(open_checkpoint(tmp_path / name)) for name in ("moe", "local"))
+    assert [key for key in one if not same_bits(one[key], other[key])] == []
+    front = metadata_load(tmp_path / "moe" / "README.md")
+    assert (front["license"], front["base_model"]) == ("mit", ["org/m0", "org/m1"])
+    assert "license" not in metadata_load(tmp_path / "other" / "README.md")
 
 
 @pytest.mark.parametrize(("change", "error", "line"), [
