@@ -101,7 +101,8 @@ def _of_node(cluster: Cluster, node: NodeType, config: RunConfig, plan: Plan) ->
     for stage in plan.storage:
         if stage.pool == "cpu":
             with_cores = sum(each.most for each in cluster.types if each.resources.get("CPU"))
-            disk = max(disk, stage.node_disk / GIB / with_cores if node.resources.get("CPU") else 0.0)
+            needed = stage.node_disk / with_cores + stage.worker_disk if node.resources.get("CPU") else 0.0
+            disk = max(disk, needed / GIB)
         elif node in _nodes_of(cluster, config, stage.pool):
             workers = min(stage.workers, max(node.slots.get(tag, 0) for tag in config.pools.at(stage.pool).tags))
             disk = max(disk, (stage.node_disk + workers * stage.worker_disk) / GIB)

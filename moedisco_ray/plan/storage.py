@@ -53,7 +53,7 @@ class StageStorage(BaseModel, frozen=True):
 
     stage: str
     pool: str
-    """`low_memory`, `high_memory`, or `cpu` for text processing."""
+    """`low_memory`, `high_memory`, or `cpu` for work on nodes with free CPUs: text processing and decompose."""
     workers: int = 1
     """Number of workers that run at the same time if the pool has room for all of them."""
     stored: int
@@ -222,14 +222,14 @@ class _Planner:
     def _models(self, name: str, *, stored: int, read: int) -> StageStorage:
         config, pool = self._config, self._config.finetune_pool
         tokens = {"merge": config.merge.calibration_tokens, "evaluate": config.evaluation.max_tokens}.get(name, 0)
-        if name == "decompose":
+        if name == "decompose":     # needs no card
             shape = submodel_architecture(config.model.family_name, config.model.architecture, config.cluster_count)
             device, host = 0, decompose_memory(count_parameters(config.model.family_name, shape, self._vocab_size))
         else:
             device, host = self._streamed(config.model.architecture, pool, tokens)
         return StageStorage(
-            stage=name, pool=pool.name, stored=stored, worker_disk=read + stored, moved=read + stored, device_memory=device,
-            worker_memory=host)
+            stage=name, pool="cpu" if name == "decompose" else pool.name, stored=stored, worker_disk=read + stored,
+            moved=read + stored, device_memory=device, worker_memory=host)
 
     def _streamed(self, shape: Architecture, pool: Pool, tokens: int) -> tuple[int, int]:
         """Memory of a card and host memory in which a worker runs text through a streamed model."""

@@ -121,6 +121,17 @@ def test_large_submodels_do_not_fit_small_disks(paper):
     assert "a node needs 79 GB" in found["low-l4-spot.disk_gb"]
 
 
+def test_decompose_needs_the_disk_of_a_node_with_cpus(paper):
+    [decompose] = [stage for stage in paper[1].storage if stage.stage == "decompose"]
+    assert decompose.pool == "cpu"
+    file = load("aws-spot")
+    needed = 60 + decompose.worker_disk / GIB
+    for size, fits in ((int(needed), False), (int(needed) + 60, True)):
+        file["metadata"]["moedisco"]["node_types"]["cpu"]["disk_gb"] = size
+        fields = {each.field for each in lacking(read_cluster([file], "file"), *paper)}
+        assert ("cpu.disk_gb" not in fields) == fits
+
+
 def test_a_priced_network_costs_its_bytes(default):
     file = load("aws-spot")
     assert cluster_needs(read_cluster([file], "file"), *default).transfer_dollars == 0

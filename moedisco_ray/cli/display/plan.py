@@ -135,7 +135,9 @@ def _cost(plan: Plan) -> Table:
 def _storage(plan: Plan) -> Table:
     table = plain_table("GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved")
     for stage in plan.storage:
-        disks = ("", "") if stage.pool == "cpu" else (gigabytes(stage.node_disk), gigabytes(stage.worker_disk))
+        disks = (gigabytes(stage.node_disk), gigabytes(stage.worker_disk))
+        if stage.pool == "cpu":
+            disks = ("", disks[1] if stage.worker_disk else "")
         memory = (gigabytes(size) if size else "" for size in (stage.device_memory, stage.worker_memory))
         table.add_row(
             stage.stage, gigabytes(stage.stored), gigabytes(stage.checkpoints), *memory, *disks, gigabytes(stage.moved))
