@@ -44,6 +44,7 @@ def role(monkeypatch, tmp_path):
         server.stop()
 
 
+@pytest.mark.cluster
 def test_a_run_needs_nothing_more_than_its_folder(role):
     events: list[Event] = []
     config = small_config("unused").model_copy(update={"output": f"{OWN}/runs"})

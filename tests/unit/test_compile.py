@@ -87,7 +87,7 @@ def test_layers_of_one_kind_share_graphs(job: TrainJob, monkeypatch: pytest.Monk
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [None, Layout(expert=2)])
+@pytest.mark.parametrize("layout", [pytest.param(None, marks=pytest.mark.chaos), Layout(expert=2)])
 def test_sharded_layers_compile_too(job: TrainJob, tmp_path: Path, layout: Layout | None) -> None:
     job = dataclasses.replace(job, model=job.model.with_name("moe" if layout else "dense"))
     compiled = dataclasses.replace(variant(job, "compiled", optimizer=COMPILED), name="compiled")

@@ -112,14 +112,15 @@ def test_every_worker_writes_its_share(four: Home) -> None:
     check_same(canonical_state(model.state_dict(), ModelMap("qwen2_moe")), weights(output))
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_worker_may_read_and_write_ten_times_longer_than_collectives_wait(two: Home) -> None:
     gang(2, two.directory, [(two.job("slow"), None)], fault=Fault(0, ("load", "save"), seconds=20), timeout=2)
     check_same(weights(two.directory / "slow" / "out"), weights(two.directory / "undisturbed" / "out"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "rank"), [("load", 1), ("step", 0), ("save", 1)])
+@pytest.mark.parametrize(("place", "rank"), [
+    pytest.param("load", 1, marks=pytest.mark.chaos), pytest.param("step", 0, marks=pytest.mark.chaos), ("save", 1)])
 def test_a_gang_that_lost_a_worker_ends_up_with_the_same_bits(two: Home, place: Any, rank: int) -> None:
     job = two.job(f"killed-{place}")
     gang(2, two.directory, [(job, None)], fault=Fault(rank, (place,)))

@@ -19,7 +19,7 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.stages.text.tokenizer import Encoder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 NO_SYNCS = {"sync_every": None}
 """Four members of a sync would wait for each other in two processes."""
