@@ -24,6 +24,7 @@ from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
 from moedisco_ray.core.hub import HUB, is_hub_name
 from moedisco_ray.core.run_models import model_name
+from moedisco_ray.execution.validation import check_output
 from moedisco_ray.models import (
     ModelMap,
     check_start_tensors,
@@ -47,7 +48,7 @@ from moedisco_ray.stages.merge.finetunes import Finetune
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.pretrained import open_encoder
-from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary
 from moedisco_ray.stages.text.validation import Documents
 
 _LENGTH = 1024
@@ -100,10 +101,11 @@ def merge_models(
         ConfigError: The arguments contradict each other, or there is no tokenizer for the texts.
         CheckpointError: A model cannot be read, or the models are not of one dense architecture that a family is related to.
         CorpusError: A text cannot be read, or is too short.
-        RunDirError: The output is not empty.
+        RunDirError: The output is not empty, or cannot be written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunDirError("--output", str(output), "is not an empty directory; choose another directory")
+    check_output(output)
     if len(models) < 2:
         raise ConfigError("MODEL", len(models), "is too few models; name at least two fine-tunes of one base model")
     if texts and len(texts) != len(models):
@@ -122,6 +124,8 @@ def merge_models(
         encoder = open_encoder(paths[-1], "--base") if texts else None
         length, found = min(_LENGTH, int(configs[-1]["max_position_embeddings"])), list[_Text]()
         if encoder is not None:
+            with _about("--base"):
+                check_vocabulary(encoder.vocab_size, starts[-1], "use a base model with its own tokenizer")
             length, found = _read(texts, paths[-1], encoder, max_tokens=max_tokens, length=length, home=home)
         merged = _write(
             starts[-1].family_name, configs[-1], paths, backbone, _batches(found, length), directory=draft, device=device)

@@ -240,6 +240,9 @@ def test_models_of_the_hub_are_merged_and_named_in_the_card(tmp_path: Path) -> N
     ({"base": "nowhere/at/all"}, CheckpointError, "--base: '{}/nowhere/at/all': no readable config.json there"),
     ({"texts": ["one.txt", "one.txt"], "base": "named"}, CorpusError, "--calibration: '{}/one.txt': gives only one document"),
     ({"texts": ["no.txt", "no.txt"], "base": "named"}, CorpusError, "--calibration: '{}/no.txt': cannot be read (no such"),
+    ({"texts": ["one.txt", "one.txt"], "base": "few", "models": ["few", "few"]}, CheckpointError,
+     "--base: '{}/few': its embedding has 8 rows, but the tokenizer has"),
+    ({"output": "one.txt/moe"}, RunDirError, "output: '{}/one.txt/moe': cannot be made: {}/one.txt is not a directory"),
     ({"texts": ["one.txt", "one.txt"]}, ConfigError, "--base: '{}/a': holds no tokenizer"),
 ])
 def test_a_mistake_is_one_line_and_nothing_is_written(
@@ -247,13 +250,16 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 ) -> None:
     for name, kind, changes in (
             ("a", "llama", {}), ("b", "llama", {}), ("wide", "llama", {"intermediate_size": 32}),
-            ("rows", "llama", {"vocab_size": 66}), ("qwen", "qwen3", {}), ("short", "llama", {}), ("named", "llama", {})):
+            ("rows", "llama", {"vocab_size": 66}), ("qwen", "qwen3", {}), ("short", "llama", {}), ("named", "llama", {}),
+            ("few", "llama", {"vocab_size": 8})):
         random_dense(tmp_path / name, kind, 0, **changes)
     held = load_file(tmp_path / "short" / "model.safetensors")
     save_file({key: tensor for key, tensor in held.items() if key != "model.norm.weight"}, tmp_path / "short" / "model.safetensors")
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    AutoTokenizer.from_pretrained(write_corpus(tmp_path / "corpus", 6) / "tokenizer").save_pretrained(tmp_path / "named")
+    tokenizer = AutoTokenizer.from_pretrained(write_corpus(tmp_path / "corpus", 6) / "tokenizer")
+    for name in ("named", "few"):
+        tokenizer.save_pretrained(tmp_path / name)
     (tmp_path / "one.txt").write_text("ship sail", encoding="utf-8")
     given = {"models": ["a", "b"], "base": "a", "output": "moe"} | change
     models, texts = ([str(tmp_path / each) for each in given.get(name, ())] for name in ("models", "texts"))
@@ -261,6 +267,6 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
         merge_models(
             models, str(tmp_path / given["base"]), tmp_path / given["output"], texts=texts,
             experts_per_token=given.get("experts_per_token", 2))
-    assert str(caught.value).startswith(line.format(tmp_path))
+    assert str(caught.value).startswith(line.replace("{}", str(tmp_path)))
     assert not (tmp_path / "moe").exists()
     assert not list(tmp_path.glob(".merge-*"))
