@@ -56,7 +56,7 @@ def hf_config(family, architecture, vocab_size=VOCAB):
     page = DECLARATIONS[family]
     sizes |= {name: page.value(architecture.fields, name) for name in page.fields} | {
         page.num_experts_field: architecture.num_experts, page.expert_size_field: architecture.moe_intermediate_size}
-    if "n_shared_experts" in sizes:
+    if "n_shared_experts" in sizes and "intermediate_size" in sizes:
         sizes["intermediate_size"] = sizes["intermediate_size"] or architecture.moe_intermediate_size
     if family == "qwen2_moe":
         sizes["shared_expert_intermediate_size"] = (
