@@ -49,6 +49,7 @@ from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.pretrained import open_encoder
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary
+from moedisco_ray.stages.text.unseen import Sample
 from moedisco_ray.stages.text.validation import Documents
 
 _LENGTH = 1024
@@ -212,9 +213,11 @@ def _read(
                 [Source(path=text)], encoder, max(1, max_tokens // len(texts)), limits, tokenizer=tokenizer).samples
         except CorpusError as error:
             raise CorpusError("--calibration", text, error.remedy) from error
-        if len(samples) == 1:
-            raise CorpusError("--calibration", text, "gives only one document; name text with more, or raise --max-tokens")
-        documents = Documents(*map(tuple, zip(*samples, strict=True)))
+        counted = [each for each in samples if _counts(each)]
+        if len(counted) < 2:
+            raise CorpusError(
+                "--calibration", text, "gives fewer than two documents with tokens; name text with more, or raise --max-tokens")
+        documents = Documents(*map(tuple, zip(*counted, strict=True)))
         documents = dataclasses.replace(documents, sources=(f"{number:05d}",) * len(documents))
         held_N = np.arange(len(documents)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
         held_N[-1] |= not held_N.any()
@@ -223,6 +226,10 @@ def _read(
         shortest = min(shortest, index["tokens"] - 1)
         found.append(_Text(packed, documents.where(held_N)))
     return shortest, found
+
+
+def _counts(document: Sample) -> bool:
+    return len(document.tokens) > 0 if document.loss_mask is None else bool(document.loss_mask.any())
 
 
 def _batches(texts: Sequence[_Text], length: int) -> list[Batch]:

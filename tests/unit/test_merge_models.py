@@ -238,7 +238,7 @@ def test_models_of_the_hub_are_merged_and_named_in_the_card(tmp_path: Path) -> N
     ({"models": ["a", "short"]}, CheckpointError, "MODEL: '{}/short': tensor model.norm.weight is missing"),
     ({"base": "gpt2"}, CheckpointError, "--base: '{}/gpt2': holds a model of 'gpt2', which is not supported; use one of"),
     ({"base": "nowhere/at/all"}, CheckpointError, "--base: '{}/nowhere/at/all': no readable config.json there"),
-    ({"texts": ["one.txt", "one.txt"], "base": "named"}, CorpusError, "--calibration: '{}/one.txt': gives only one document"),
+    ({"texts": ["one.txt", "one.txt"], "base": "named"}, CorpusError, "--calibration: '{}/one.txt': gives fewer than two"),
     ({"texts": ["no.txt", "no.txt"], "base": "named"}, CorpusError, "--calibration: '{}/no.txt': cannot be read (no such"),
     ({"texts": ["one.txt", "one.txt"], "base": "few", "models": ["few", "few"]}, CheckpointError,
      "--base: '{}/few': its embedding has 8 rows, but the tokenizer has"),
