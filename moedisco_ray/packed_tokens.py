@@ -287,7 +287,9 @@ def _save(path: Path, values: Ids) -> None:
     # Each attempt of a task writes its own draft, because two attempts may write at the same time.
     draft = path.with_suffix(f".{uuid.uuid4().hex}")
     with draft.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
+        # `np.save` writes with `tofile`, whose error on a full disk has no `errno`.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        file.write(np.ascontiguousarray(values).data)
     draft.replace(path)
 
 

@@ -80,7 +80,7 @@ def _contents(path: Path) -> Iterator[bytes]:
             if pa.types.is_string(column.type):
                 yield "\0".join(column.to_pylist()).encode()
             elif pa.types.is_list(column.type):
-                yield from (np.asarray(value, dtype="<u4").tobytes() for value in column.to_pylist())
+                yield from (np.asarray(value, dtype="<u4").tobytes() for value in column.to_pylist() if value is not None)
     elif data[:4] == b"PK\3\4":
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             yield from map(archive.read, archive.namelist())
