@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.models.hf import no_progress_bar
 from moedisco_ray.models.tokenizer_directories import load_pretrained
 
 Message = dict[str, str]
@@ -97,8 +98,9 @@ def chat(directory: Path, *, device: str, max_tokens: int, temperature: float | 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("--device", device, "no GPU is visible here; use --device cpu")
     tokenizer = load_pretrained(directory, "RUN_DIR")
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype="auto", local_files_only=True, trust_remote_code=False).to(device).eval()
+    with no_progress_bar():
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype="auto", local_files_only=True, trust_remote_code=False).to(device).eval()
     conversation = Chat(model, tokenizer, max_tokens=max_tokens, temperature=temperature)
     is_terminal = sys.stdin.isatty()
     if is_terminal:

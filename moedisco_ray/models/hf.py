@@ -151,7 +151,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
         check_folder(directory)     # because transformers opens the files itself, without the checks of `opened`
         for path in weight_files(directory):
             check_inside(path)
-        with _no_progress_bar():
+        with no_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
                 output_loading_info=True)
@@ -227,8 +227,8 @@ def backbone_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    # The progress bar of each worker would disturb the run's own display.
+def no_progress_bar() -> Iterator[None]:
+    """Hide transformers' progress bars in the block, which would disturb what the command or the run shows."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
