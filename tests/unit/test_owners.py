@@ -31,7 +31,9 @@ from moedisco_ray.stages.scoring import perplexity
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.text.validation import load_documents, validation_parts
-from service.domain.quotas import priced
+from service.domain.policies import Policy
+from service.domain.quotas import check_pools, priced
+from service.errors import AgainstPolicy
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -110,6 +112,13 @@ def test_the_bill_has_the_price_of_the_owners_machines(tmp_path: Path) -> None:
     changed, notes = priced(config, {"alice_gpu": 0.25, "low_mem_gpu": 0.5})
     assert changed.pools.by_key["owners.alice"].price_per_hour == 0.25
     assert "pools.owners.alice.price_per_hour: the operator's price of alice_gpu, $0.25 an hour, replaces 0" in notes
+
+
+def test_a_price_of_zero_is_no_way_around_a_limit_on_dollars(tmp_path: Path) -> None:
+    free = {name: {"storage": name, "resource": f"{name}_gpu", "price_per_hour": 0} for name in OWNERS}
+    limited = Policy(dollars_per_month=5, prices={"low_mem_gpu": 1, "high_mem_gpu": 2, "bob_gpu": 1})
+    with pytest.raises(AgainstPolicy, match=r"config\.pools\.owners\.alice\.resource: 'alice_gpu': has no operator price"):
+        check_pools(owned_config(tmp_path, pools={"owners": free}), limited)
 
 
 KILLED = """
