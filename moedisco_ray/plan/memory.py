@@ -18,7 +18,8 @@ autocast, else r = s). Then the activations of one token in one decoder layer ta
 * each of its k experts: a copy of the token, gate and up (one tensor), the activated gate, the product of gate and up, and the
   output before the router's weight scales it: s (2D + 4F), with the activation of gpt_oss s (2D + 7F); a layer's only expert, which
   runs as a dense MLP: 4sF, or 7sF; a shared expert: 4sS, and sD if it has a gate;
-* a router that computes in fp32: an fp32 copy of its input, 4D, unless that is in fp32 already;
+* the router: 4E for the scores, and 44k for the indices, weights and sort order of the selected experts; one that computes in fp32
+  keeps an fp32 copy of its input and of its scores, 4D + 8E, unless its input is in fp32 already;
 * under autocast, each matrix product makes its own copy of its input in s bytes per element. So where several products have the
   same input (such as those for queries, keys and values), each product after the first adds sD.
 
@@ -45,7 +46,7 @@ With `block_steps`, gradients and moments are those of the largest block: a deco
 weights need no input of their matrix product for a gradient, so a layer keeps less: its norms 4 bytes of D each, an expert
 s (D + 3F), or 3sF if it is the only one, a shared expert s (D + 3S), and no copies under autocast.
 
-Letters: D hidden, H attention heads, G key-value heads, d head size, F expert hidden, S shared expert hidden,
+Letters: D hidden, H attention heads, G key-value heads, d head size, E experts, F expert hidden, S shared expert hidden,
 V vocabulary, k top-k.
 """
 
@@ -85,6 +86,10 @@ _WHOLE_GRADIENT_BYTES = 4
 """Gradients that are reduced once per step (bytes per parameter): fp32, in which they are reduced."""
 _LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
+_SCORE_BYTES = 4
+"""A router's score (bytes per token and expert)."""
+_SELECTION_BYTES = 44
+"""Indices, weights and sort order (bytes per token and selected expert), measured in the models of transformers 5."""
 FIXED_OVERHEAD = 1 * GIB
 """Assumed memory of the CUDA context and of library workspaces (bytes)."""
 _FRAGMENTATION = 0.05
@@ -274,8 +279,10 @@ def layer_bytes_per_token(
     shared = shared_hidden_size(family, architecture)
     gate = declaration.shared is not None and declaration.shared.gate is not None
     held = norms + attention + width * architecture.num_experts_per_tok * expert + width * (4 * shared + gate * hidden)
-    if routes and declaration.router.in_fp32 and residual < 4:
-        held += 4 * hidden
+    if routes:
+        held += _SCORE_BYTES * architecture.num_experts + _SELECTION_BYTES * architecture.num_experts_per_tok
+        if declaration.router.in_fp32 and residual < 4:
+            held += 4 * hidden + 8 * architecture.num_experts
     # Autocast copies the input of each matrix product to bf16. `norms` holds the copies for the query projection and for the router
     # (with one expert: its gate projection). More copies: for keys, for values (a latent is one projection), for a single expert's
     # up projection unless it is one matrix with the gate's, and for the shared expert's gate and up projections and its gate.

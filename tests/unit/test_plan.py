@@ -153,7 +153,7 @@ def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
 
     # The difference of two depths: what is saved once (masks, rotary tables, the last norm) cancels out.
     measured = saved_bytes(family, large, dtype, autocast) - saved_bytes(family, small, dtype, autocast)
-    assert planned(large) - planned(small) == pytest.approx(measured, rel=0.015)    # one copy of a layer's input is 0.02 or more
+    assert planned(large) - planned(small) == pytest.approx(measured, rel=0.01)    # one copy of a layer's input is 0.02 or more
 
 
 def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_the_others():
