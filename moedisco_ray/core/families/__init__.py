@@ -23,6 +23,7 @@ from moedisco_ray.core.families import (
     olmoe,
     qwen2_moe,
     qwen3_moe,
+    solar_open,
 )
 from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Gguf, Part, SharedExpert, Value
 from moedisco_ray.core.families.refused import REFUSED
@@ -35,7 +36,7 @@ __all__ = [
 
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
-_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1)
+_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open)
 
 DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
     *(entry.load() for entry in entry_points(group=GROUP)), *(page.FAMILY for page in _PAGES))}
