@@ -172,8 +172,9 @@ def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_e
         attention, shared = declaration.attention, declaration.shared
         kept |= {**declaration.constants, **declaration.dense[dense_type]}
         kept[declaration.expert_size_field] = raw["intermediate_size"]
-        if values.get("head_dim") is not None and attention.own_head_dim:
-            kept["head_dim"] = values["head_dim"]   # some families read it, but their configuration class does not declare it
+        if attention.own_head_dim:
+            # Some families read it, but their configuration class does not declare it; others have a default of their own.
+            kept["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
         if attention.bias_field is not None:
             kept[attention.bias_field] = any(_biases(raw, family))
         if shared is not None and shared.size_field is not None:
