@@ -45,7 +45,7 @@ def unit_points(event: Event) -> Points | None:
 
 
 def bill_points(bill: Bill) -> Points:
-    """The totals of a bill, so far or in the end."""
+    """The totals of a bill: those so far while the run is active, and the final ones after it has ended."""
     return Points(RUN, finite({f"bill/{name}": getattr(bill, name) for name in BILL_FIGURES}), int(bill.seconds or 0), "seconds")
 
 

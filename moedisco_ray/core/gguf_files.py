@@ -52,11 +52,11 @@ def check_packages(setting: str, value: str) -> None:
     """Check that the packages for GGUF files are installed.
 
     Args:
-        setting: Setting or option that needs them; errors name it.
+        setting: Setting or option that needs the packages; errors name it.
         value: Its value.
 
     Raises:
-        CheckpointError: One is not.
+        CheckpointError: A package is not installed.
     """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise CheckpointError(setting, value, f"needs the package {missing[0]}; pip install 'moedisco-ray[gguf]'")

@@ -52,7 +52,7 @@ class LocalBackend:
     def call_with_tasks(
         self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
     ) -> T:
-        """Call the function in this process, and its tasks too."""
+        """Call the function and its tasks in this process."""
         del pool, store, emit
         stop.check()
         return call(in_this_process)()

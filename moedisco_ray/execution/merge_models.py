@@ -169,7 +169,7 @@ def _model(argument: str, place: str, experts: int, per_token: int) -> Model:
 
 @contextlib.contextmanager
 def _about(argument: str) -> Iterator[None]:
-    """Name an argument of the command in errors, in place of the setting of a run."""
+    """Change errors in the block: they name the command's argument instead of the setting of a run."""
     try:
         yield
     except CheckpointError as error:

@@ -182,7 +182,7 @@ def _write_shard(directory: Path, number: int, shard: dict[str, Tensor]) -> tupl
 
 
 def _backbone_files(directory: Path) -> dict[str, str]:
-    """File of each backbone tensor by name, as a path relative to a model directory next to the backbone."""
+    """The file of each backbone tensor, by name. Paths start from a model directory: `../backbone/FILE`."""
     files = weight_files(directory.parent / BACKBONE)
     return {key: f"../{BACKBONE}/{path.name}" for path in files for key in open_file(path).keys()}  # noqa: SIM118  # no mapping
 

@@ -1,7 +1,7 @@
 """The number of clusters for `clusters.count: auto`: one sub-model for each slot, with enough experts and memory for each.
 
-Candidates are the divisors C of the number of experts N that the family's router allows, with more clusters than data owners. The
-first one whose sub-models fit the low-memory pool is chosen, in this order:
+A candidate C divides the number of experts N, is allowed by the family's router, and is larger than the number of data owners. The
+first candidate whose sub-models fit the low-memory pool is chosen, in this order:
 
 * a slot for each sub-model, and at least top-k experts in each: the largest C first;
 * a slot for each sub-model, and fewer experts: the smallest C first;

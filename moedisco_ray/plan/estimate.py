@@ -262,7 +262,7 @@ class _Reading:
         return start_up(pool, self._machine)
 
     def _divided(self, stage: str, pool: Pool, one: float | None, workers: int) -> StageEstimate:
-        """Estimate of a stage whose workers share work that would take one worker `one` seconds."""
+        """Estimate of a stage whose workers share its work; `one` is the number of seconds that the work takes a single worker."""
         starting = self._starting(pool)
         if one is None or starting is None:
             return _unknown(stage, pool)

@@ -34,7 +34,8 @@ _COST_COPIES = 5
 _CENTROID_DOCUMENTS = 256
 """Documents per cluster on which k-means is fitted; a copy of `stages.clustering.build.CENTROID_DOCUMENTS`."""
 _BALANCE_DOCUMENTS = 100_000
-"""Maximum number of documents on which prices are fitted; a copy of `stages.clustering.balance.BALANCE_DOCUMENTS`."""
+"""Maximum number of documents from which balanced clustering fits the dual price of each cluster; a copy of
+`stages.clustering.balance.BALANCE_DOCUMENTS`."""
 _TERMS = 50_000
 """Maximum number of terms; a copy of the one in `stages.clustering.vectors.tfidf`."""
 _TERM_BYTES = 24

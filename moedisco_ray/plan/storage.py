@@ -232,7 +232,7 @@ class _Planner:
             moved=read + stored, device_memory=device, worker_memory=host)
 
     def _streamed(self, shape: Architecture, pool: Pool, tokens: int) -> tuple[int, int]:
-        """Memory of a card and host memory in which a worker runs text through a streamed model."""
+        """GPU memory and host memory that a worker needs to run text through a model that it loads layer by layer."""
         width = 2 if pool.gpu else 4
         parameters = count_parameters(self._config.model.family_name, shape, self._vocab_size)
         total, part = width * parameters.total, width * largest_block(parameters, shape)

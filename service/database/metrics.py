@@ -13,7 +13,8 @@ from service.database import values
 from service.database.tables import Point, UnitRow
 
 _FETCHED = 20_000
-"""Maximum number of points of a curve that is loaded whole. Of longer curves, only each bucket's minimum and maximum are loaded."""
+"""Maximum number of points of a curve that is loaded whole. A longer curve is divided into buckets of steps, and only the minimum
+and maximum of each are loaded."""
 _MOST_BUCKETS = 10_000
 """Maximum number of buckets per curve: each adds two parameters to a statement, which can have at most 32,766."""
 _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")

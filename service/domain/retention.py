@@ -54,7 +54,7 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
             rules.append(Due(run.ended + retention.days * _DAY, f"finished runs are kept for {retention.days:g} days"))
         most = retention.finished_runs
         if most is not None and place >= most:
-            # A run is removed once `most` newer runs have finished, so it is due since the last of them ended.
+            # A run is removed once `most` newer runs have finished: it has been due since the last of them ended.
             rules.append(Due(newest_first[place - most].ended, f"the newest {most} finished runs are kept"))
         if rules:
             due[run.run_id] = min(rules, key=lambda rule: rule.time)

@@ -139,7 +139,7 @@ class LocalInit(Section):
 
     @property
     def directory(self) -> Path:
-        """The Hugging Face directory to start from, on this machine; of a model at a URI, without the weights.
+        """The Hugging Face directory on this machine from which the run starts. If the model is at a URI, it lacks the weights.
 
         Raises:
             CheckpointError: The URI holds no model, or the hub cannot be reached.

@@ -120,7 +120,7 @@ class Corpus(Section):
     only documents whose text is equal are dropped."""
 
     def of_owner(self, owner: str | None) -> dict[int, Source]:
-        """The sources of a data owner, or those without one, by their position in `sources`."""
+        """The sources of a data owner, or for None the sources without an owner, by their position in `sources`."""
         return {i: source for i, source in enumerate(self.sources) if source.owner == owner}
 
     @property

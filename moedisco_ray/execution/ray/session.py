@@ -75,7 +75,7 @@ def slots(pool: Pool) -> int:
 
 
 def slots_staying(pool: Pool) -> int:
-    """Number of slots of a pool outside draining nodes; Ray still counts the slots there, although it starts nothing on them."""
+    """Number of slots of a pool on nodes that are not draining. Ray counts all of them, but starts nothing on draining nodes."""
     draining = ray_internals.draining_nodes()
     staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     return _slots(pool, {name: sum(each.get(name, 0) for each in staying) for name in (pool.resource, "GPU")})

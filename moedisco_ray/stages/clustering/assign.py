@@ -33,8 +33,8 @@ Of the values from 0.05 to 0.4, this one needed the fewest corrections (8 and 32
 def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float | None) -> tuple[Array, Array]:
     """Assign every document to one cluster.
 
-    No cluster holds more than `capacity` times the mean load if moves of single documents can achieve that. If documents have too
-    many tokens for that, an overfull cluster exceeds the mean load by less than its shortest document.
+    No cluster holds more than `capacity` times the mean load if moves of single documents can achieve that. Documents may be too
+    long for this limit. Then the load of a cluster above the limit exceeds the mean by fewer tokens than its shortest document has.
 
     Args:
         d_NE: Squared distances, or other costs.

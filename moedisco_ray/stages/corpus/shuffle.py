@@ -83,7 +83,7 @@ class Scattered:
 
     Attributes:
         index: Number of the task.
-        files: The Arrow files, in order. Record batch d of each holds the rows with digit d.
+        files: The Arrow files, in order. Record batch d of each holds the rows whose bucket number has digit d.
     """
 
     index: int

@@ -79,7 +79,7 @@ def _named_after(names: Sequence[str], split: str) -> set[str]:
 
 
 def _subsets(card: str) -> list[Mapping[str, Any]]:
-    """The subsets in a card's front matter that name their files."""
+    """The subsets in the front matter of a dataset card, without those that list no files."""
     try:
         front = yaml.safe_load(card.removeprefix("---").partition("\n---")[0]) if card.startswith("---") else None
     except yaml.YAMLError:

@@ -52,7 +52,7 @@ def check_rotation(family: Family, config: Mapping[str, Any]) -> None:
 
 
 def add_rotation(writer: gguf.GGUFWriter, rotation: Mapping[str, Any]) -> None:
-    """Add the parameters of the rotation; those of `llama3` are a tensor."""
+    """Add the parameters of the rotary position embedding to the file; those of `llama3` are a tensor, which is added elsewhere."""
     writer.add_rope_freq_base(float(rotation["rope_theta"]))
     kind = rotation.get("rope_type", "default")
     if kind not in ("linear", "yarn"):

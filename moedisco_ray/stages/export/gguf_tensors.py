@@ -137,7 +137,7 @@ def _of_stack(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
 
 
 def _latent_projections(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
-    """The two halves of w_HCR, for keys (transposed) and values, which llama.cpp multiplies into queries and outputs."""
+    """The half of w_HCR for keys, transposed, which llama.cpp applies to queries, and the half for values, applied to outputs."""
     config: dict[str, Any] = weights.config
     heads, keys, values = (int(config[name]) for name in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim"))
     rank = weights.shape(key)[1]

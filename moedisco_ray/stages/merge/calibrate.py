@@ -276,12 +276,12 @@ class _Measured:
             None if name is None else stored[name].double() for name in (kind.bias, kind.correction))
 
     def on(self, inputs: Sequence[tuple[Tensor, Tensor]], rows_ED: Tensor, own_ED: Tensor) -> dict[str, Any]:
-        """The figures on these inputs.
+        """Measure the merged router on these inputs.
 
         Args:
             inputs: Inputs of the router, and the cluster of each token.
             rows_ED: The merged router's rows.
-            own_ED: The rows in the sub-models.
+            own_ED: The router rows that the sub-models trained.
         """
         experts, clusters = len(rows_ED), self._clusters
         group = experts // clusters

@@ -70,7 +70,7 @@ def publish(messages: Mapping[str, str], clock: Callable[[], float] = time.time)
     """Publish the current launch failures to all runs; called in the autoscaler's process. Without a Ray cluster, do nothing.
 
     Args:
-        messages: A sentence for each node type that fails to start, by node type.
+        messages: The sentence that describes the failure, for each node type that fails to start.
         clock: Returns the current time, in seconds since the epoch.
     """
     now = clock()
