@@ -49,9 +49,8 @@ from moedisco_ray.stages.decompose import backbone_of, decompose
 from moedisco_ray.stages.evaluate.measure import evaluate
 from moedisco_ray.stages.export import directory as exporting
 from moedisco_ray.stages.merge.backbone import merge_weights
-from moedisco_ray.stages.merge.build import build_merged, merged_layout
-from moedisco_ray.stages.merge.calibrate import RouterSettings, by_layer
-from moedisco_ray.stages.merge.tensors import merge
+from moedisco_ray.stages.merge.build import build_merged, write_merged
+from moedisco_ray.stages.merge.calibrate import RouterSettings
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 from moedisco_ray.stages.text.validation import Documents
 
@@ -136,11 +135,9 @@ def run(arm: str, home: Path, target: Path) -> dict[str, float]:
             for path in merged.glob("*.safetensors"):
                 shutil.copyfile(path, target / path.name)
         case "join":
-            opened = [open_checkpoint(path) for path in submodels]
-            found = merge(opened, open_checkpoint(home / "backbone"), ModelMap(FAMILY), weights)
-            layers = by_layer(((entry.key, tensor) for tensor, entry in found), ModelMap(FAMILY))
-            tensors = (item for _, layer in layers for item in layer.items())
-            write_checkpoint(target, tensors, whole, layout=merged_layout(opened, whole))
+            write_merged(
+                [open_checkpoint(path) for path in submodels], open_checkpoint(home / "backbone"), whole, weights, [],
+                directory=target, router=None)
         case "merge":
             tokens = np.random.default_rng(0).integers(0, VOCABULARY, (WINDOWS, LENGTH))
             build_merged(
