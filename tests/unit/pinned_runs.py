@@ -60,8 +60,8 @@ def write_text(directory: Path) -> None:
         (directory / f"domain{domain}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
 
 
-def write_start(directory: Path, kind: str, text: Path) -> Path:
-    """A model with random weights and a tokenizer."""
+def write_tokenizer(directory: Path, text: Path) -> int:
+    """Train a tokenizer of 400 tokens on a text and write it; return the number of its tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,10 +69,16 @@ def write_start(directory: Path, kind: str, text: Path) -> Path:
     tokenizer.train_from_iterator(lines, trainers.BpeTrainer(
         vocab_size=400, show_progress=False, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(directory)
+    return int(tokenizer.get_vocab_size())
+
+
+def write_start(directory: Path, kind: str, text: Path) -> Path:
+    """A model with random weights and a tokenizer."""
+    vocabulary = write_tokenizer(directory, text)
     experts = {"num_experts": 4, "num_experts_per_tok": 2} if kind == "olmoe" else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = DENSE | experts | {"vocab_size": tokenizer.get_vocab_size()}
+        sizes = DENSE | experts | {"vocab_size": vocabulary}
         AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(directory)
     return directory
 
