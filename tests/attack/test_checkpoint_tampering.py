@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import io
 import json
 import pickle
@@ -23,6 +22,7 @@ from moedisco_ray.core.errors import StorageError
 from moedisco_ray.models import check_same
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 from moedisco_ray.training.checkpoints import checkpoint
+from moedisco_ray.training.checkpoints.manifest import Checksum
 
 STEPS = 6
 EVERY = 2
@@ -77,7 +77,7 @@ def replace(folder: Path, index: int, data: bytes) -> None:
     (folder / name).write_bytes(data)
     if name != "manifest.json":
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest["files"][name] = Checksum.of(data).model_dump(mode="json")
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -128,9 +128,11 @@ def test_a_changed_byte_is_refused_although_its_checksum_was_recomputed(
     falls_back(job, whole, r"checkpoint step-0000006 in .* (was not written by this training for this step|is damaged)")
 
 
-def test_a_checkpoint_of_another_version_is_neither_read_nor_deleted(job: TrainJob) -> None:
+@pytest.mark.parametrize("signature", [{}, {"step": STEPS, "signature": 64 * "0"}], ids=["unsigned", "without blocks"])
+def test_a_checkpoint_of_another_version_is_neither_read_nor_deleted(job: TrainJob, signature: dict[str, Any]) -> None:
     manifest = newest(job) / "manifest.json"
-    old = {"files": json.loads(manifest.read_text())["files"]}
+    files = json.loads(manifest.read_text())["files"]
+    old = signature | {"files": {name: {"size": file["size"], "sha256": file["blocks"][0]} for name, file in files.items()}}
     manifest.write_text(json.dumps(old))
     with pytest.raises(StorageError, match=r"step-0000006 in .* was written by another version of moedisco-ray; continue it with"):
         run(job)

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from moedisco_ray.training.checkpoints.layout import layout_bytes, read_layout
 from moedisco_ray.training.checkpoints.manifest import Checksum
 
-FILES = {"__0_0.distcp": Checksum(size=1000, sha256=64 * "0"), "__1_0.distcp": Checksum(size=1000, sha256=64 * "0")}
+FILES = dict.fromkeys(("__0_0.distcp", "__1_0.distcp"), Checksum(size=1000, block_bytes=1000, blocks=(64 * "0",)))
 CHUNK = {"offsets": [0, 0], "shape": [2, 3], "file": "__0_0.distcp", "start": 0, "length": 10}
 TENSOR = {"dtype": "float32", "shape": [2, 3], "chunks": [CHUNK]}
 

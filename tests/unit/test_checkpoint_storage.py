@@ -270,8 +270,8 @@ def test_a_file_that_reads_badly_once_costs_no_checkpoint(
     run(job)
     get, read = Storage._get, list[str]()
 
-    def badly_once(self: Storage, name: str) -> bytes:
-        data = get(self, name)
+    def badly_once(self: Storage, name: str, positions: range | None = None) -> bytes:
+        data = get(self, name, positions)
         read.append(name)
         return data[:len(data) // 2] if read.count(name) == 1 and name == f"step-{STEPS:07d}/{file}" else data
 

@@ -1,13 +1,12 @@
 """Adapters that let `torch.distributed.checkpoint` write to and read from a `Storage`.
 
 torch plans a checkpoint over all workers and reports errors of any worker to all. It writes tensors with `torch.save`, and reads
-them with `torch.load(weights_only=True)` after the checksum of the file was verified. torch would pickle its metadata; `layout`
-replaces that.
+them with `torch.load(weights_only=True)` from files that are verified block by block as they are read: a worker that needs a part
+of a file reads only that part. torch would pickle its metadata; `layout` replaces that.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +83,7 @@ class LocalCheckpointReader(FileSystemReader):
 
 
 class CheckpointReader(LocalCheckpointReader):
-    """Reads the tensor files of a complete checkpoint; each file's checksum is verified before torch sees a byte of it.
+    """Reads the tensor files of a complete checkpoint; each block is verified before torch sees a byte of it.
 
     Args:
         storage: Storage to read from.
@@ -158,7 +157,8 @@ class _VerifiedFolder(_DraftFolder):
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
         del mode
         name = _base(path)
-        yield io.BytesIO(self._storage.read(self._step, name, self._expected[name]))
+        with self._storage.open(self._step, name, self._expected[name]) as file:
+            yield file
 
 
 def _base(path: str) -> str:

@@ -1,4 +1,6 @@
-"""The manifest of a checkpoint: size and SHA-256 of every file, signed with a key that is never in the checkpoint storage.
+"""The manifest of a checkpoint: size and checksums of every file, signed with a key that is never in the checkpoint storage.
+
+Each block of a file has a checksum of its own, so that a worker can verify and read a part of a file without the rest.
 
 An attacker with write access to the storage can change a file and its checksum, but cannot sign the change. The signature covers
 the step, so an older checkpoint cannot replace a newer one. Each training has its own key, so checkpoints of other trainings are
@@ -9,17 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints
 
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.secret_file import kept_secret
 
+BLOCK_BYTES = 16 * 2**20
+"""Size of the blocks of a file that have checksums (bytes): small in memory, and large for requests to an object store."""
 KEY_BYTES = 32
 """Length of a signing key: that of a SHA-256 digest, the least that RFC 2104 recommends for HMAC."""
 
@@ -35,16 +40,29 @@ class Strict(BaseModel):
 
 
 class Checksum(Strict):
-    """Size and SHA-256 of a file."""
+    """Size of a file, and SHA-256 of each of its blocks."""
 
     size: NonNegativeInt
     """Size of the file in bytes."""
-    sha256: _Digest
+    block_bytes: PositiveInt
+    """Size of each block but the last one, which may be smaller (bytes)."""
+    blocks: tuple[_Digest, ...]
+    """SHA-256 of the blocks, in order; an empty file has none."""
 
     @classmethod
     def of(cls, data: bytes) -> Self:
         """The checksum of some bytes."""
-        return cls(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        stream = HashingStream(io.BytesIO())
+        stream.write(data)
+        return cls.model_validate(stream.checksum.model_dump())
+
+    def block(self, index: int) -> range:
+        """Positions of a block's bytes in the file."""
+        return range(index * self.block_bytes, min(self.size, (index + 1) * self.block_bytes))
+
+    def matches(self, index: int, data: bytes) -> bool:
+        """Whether these are the bytes of a block."""
+        return len(data) == len(self.block(index)) and hashlib.sha256(data).hexdigest() == self.blocks[index]
 
 
 class Manifest(Strict):
@@ -66,28 +84,40 @@ class Manifest(Strict):
 
 
 def is_of_another_version(data: bytes) -> bool:
-    """Whether bytes that `Manifest` rejects are an unsigned manifest, which an earlier version of this package wrote."""
+    """Whether bytes that `Manifest` rejects are a manifest of an earlier version: unsigned, or without checksums of blocks."""
     try:
         found = json.loads(data)
     except ValueError:
         return False
-    return isinstance(found, dict) and "files" in found and "signature" not in found
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, dict):
+        return False
+    return "signature" not in found or any(isinstance(file, dict) and "sha256" in file for file in files.values())
 
 
 class HashingStream:
     """Counts and hashes the bytes written to a stream."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, block_bytes: int = BLOCK_BYTES) -> None:
         self._stream = stream
+        self._block_bytes = block_bytes
         self._size = 0
-        self._hash = hashlib.sha256()
+        self._digests: list[str] = []
+        self._hash = hashlib.sha256()       # of the block that is not full yet
 
     def write(self, data: Any) -> int:
         """Write bytes to the stream."""
         view = memoryview(data).cast("B")
         self._stream.write(view)
-        self._hash.update(view)
-        self._size += len(view)
+        left = view
+        while left:
+            room = self._block_bytes - self._size % self._block_bytes
+            part, left = left[:room], left[room:]
+            self._hash.update(part)
+            self._size += len(part)
+            if self._size % self._block_bytes == 0:
+                self._digests.append(self._hash.hexdigest())
+                self._hash = hashlib.sha256()
         return len(view)
 
     def tell(self) -> int:
@@ -103,7 +133,8 @@ class HashingStream:
     @property
     def checksum(self) -> Checksum:
         """The checksum of everything written so far."""
-        return Checksum(size=self._size, sha256=self._hash.hexdigest())
+        last = (self._hash.hexdigest(),) if self._size % self._block_bytes else ()
+        return Checksum(size=self._size, block_bytes=self._block_bytes, blocks=(*self._digests, *last))
 
 
 def signing_key(path: Path) -> bytes:
@@ -123,5 +154,5 @@ def signing_key(path: Path) -> bytes:
 
 
 def _signature(step: int, files: Mapping[str, Checksum], key: bytes) -> str:
-    signed = {"step": step, "files": {name: [file.size, file.sha256] for name, file in files.items()}}
+    signed = {"step": step, "files": {name: [file.size, file.block_bytes, *file.blocks] for name, file in files.items()}}
     return hmac.new(key, json.dumps(signed, sort_keys=True).encode(), hashlib.sha256).hexdigest()

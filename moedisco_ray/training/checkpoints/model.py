@@ -26,7 +26,7 @@ _MODEL = "model."
 def write_model_of(storage: Storage, config: Mapping[str, Any], directory: Path) -> int:
     """Write the model of the newest checkpoint, with one tensor in memory.
 
-    The weights are first copied to files next to `directory`, while the checkpoint is verified.
+    The weights are first copied to files next to `directory`, and verified.
 
     Args:
         storage: Checkpoints of the training.

@@ -3,7 +3,7 @@
     LOCATION/step-0000100/__0_0.distcp ...   chunks of weights and optimizer state, a file per worker
                           metadata.json      file and position of each chunk; see `layout`
                           progress.json      a `checkpoint.Progress`
-                          manifest.json      written last: size and SHA-256 of every other file, signed; see `manifest`
+                          manifest.json      written last: size and checksums of every other file, signed; see `manifest`
 
 A checkpoint is complete when its manifest exists and every file has the size in it. It is read only if the manifest's signature is
 valid, since others may be able to write to the storage. On a disk, a checkpoint is renamed to its final name when it is complete.
@@ -14,7 +14,7 @@ stay there unseen; a lifecycle rule of the bucket, AbortIncompleteMultipartUploa
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import io
 import logging
 import os
 import re
@@ -28,6 +28,7 @@ from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.remote import BUFFER, Remote
 from moedisco_ray.training.checkpoints.manifest import Checksum, HashingStream, Manifest, is_of_another_version, signing_key
+from moedisco_ray.training.checkpoints.verified_file import VerifiedFile
 
 T = TypeVar("T")
 
@@ -135,19 +136,30 @@ class Storage:
         with self._system.open_output_stream(path, buffer_size=BUFFER) as stream:
             yield HashingStream(stream)
 
-    def read(self, step: int, name: str, checksum: Checksum) -> bytes:
-        """Content of a file of a complete checkpoint.
+    def open(self, step: int, name: str, checksum: Checksum) -> io.BufferedReader:
+        """Open a file of a complete checkpoint. Each block is verified before a byte of it can be read.
 
-        Raises:
-            StorageError: The checksum was wrong in two reads. The checkpoint is deleted, so that the next attempt resumes from the
-                previous checkpoint.
+        Reading raises StorageError if the checksum of a block was wrong in two reads. The checkpoint is deleted then, so that the
+        next attempt resumes from the previous checkpoint.
         """
-        return self._verified(step, name, checksum, lambda: self._read(f"{folder_name(step)}/{name}"))
+        def block(index: int) -> bytes:
+            for _ in range(2):      # the file may be intact and only its transfer damaged
+                data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}", checksum.block(index)))
+                if checksum.matches(index, data):
+                    return data
+                _log.warning("%s: %s of %s has a wrong checksum", self.location, name, folder_name(step))
+            self.discard(step)
+            raise StorageError(f"{name} of checkpoint {folder_name(step)} in {self.location} is damaged; the checkpoint is deleted")
+
+        return io.BufferedReader(VerifiedFile(checksum, block), BUFFER)
+
+    def read(self, step: int, name: str, checksum: Checksum) -> bytes:
+        """Content of a file of a complete checkpoint; errors are those of `open`."""
+        with self.open(step, name, checksum) as file:
+            return file.read(checksum.size)
 
     def copy(self, step: int, name: str, checksum: Checksum, target: Path, parts: Sequence[range]) -> None:
         """Copy some bytes of a file of a complete checkpoint to a sparse file on this machine, at the same positions.
-
-        All of the file is read, a few megabytes at a time, and verified.
 
         Args:
             step: Step of the checkpoint.
@@ -157,36 +169,15 @@ class Storage:
             parts: Positions of the bytes.
 
         Raises:
-            StorageError: As in `read`.
+            StorageError: As in `open`.
         """
-        def put() -> tuple[None, Checksum]:
-            digest, position = hashlib.sha256(), 0
-            with self._system.open_input_stream(self._path(f"{folder_name(step)}/{name}")) as source, target.open("wb") as file:
-                while block := source.read(BUFFER):
-                    digest.update(block)
-                    end = position + len(block)
-                    if any(part.start < end and position < part.stop for part in parts):
-                        file.seek(position)
-                        file.write(block)
-                    position = end
-            return None, Checksum(size=position, sha256=digest.hexdigest())
-
-        self._verified(step, name, checksum, put)
-
-    def _read(self, name: str) -> tuple[bytes, Checksum]:
-        data = self._get(name)
-        return data, Checksum.of(data)
-
-    def _verified(self, step: int, name: str, checksum: Checksum, read: Callable[[], tuple[T, Checksum]]) -> T:
-        """What `read` returns if it has also found the right checksum, in two attempts."""
-        result, found = self.retrying(read)
-        if found != checksum:   # the file may be intact and only its transfer damaged
-            _log.warning("%s: %s of %s has a wrong checksum; reading it again", self.location, name, folder_name(step))
-            result, found = self.retrying(read)
-        if found != checksum:
-            self.discard(step)
-            raise StorageError(f"{name} of checkpoint {folder_name(step)} in {self.location} is damaged; the checkpoint is deleted")
-        return result
+        with self.open(step, name, checksum) as source, target.open("wb") as file:
+            for part in parts:
+                source.seek(part.start)
+                file.seek(part.start)
+                left = len(part)
+                while left and (data := source.read(min(left, BUFFER))):
+                    left -= file.write(data)
 
     def retrying(self, operation: Callable[[], T]) -> T:
         """Run an operation, and retry it after errors that may be temporary."""
@@ -249,7 +240,12 @@ class Storage:
                 "checkpoints to start from the beginning")
         return signing_key(self._key_file)
 
-    def _get(self, name: str) -> bytes:
+    def _get(self, name: str, positions: range | None = None) -> bytes:
+        """Content of a file, or of a part of it."""
+        if positions is not None:
+            with self._system.open_input_file(self._path(name)) as file:
+                part: bytes = file.read_at(len(positions), positions.start)
+            return part
         with self._system.open_input_stream(self._path(name)) as stream:
             data: bytes = stream.read()
         return data
