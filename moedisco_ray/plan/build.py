@@ -188,7 +188,8 @@ def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Tra
         stage.stage: Training(
             cost=stage.cost, units=stage.units, at_once=1 if stage.stage == "finetune" else stage.workers,
             workers_per_unit=stage.workers if stage.stage == "finetune" else 1, types=stage.types,
-            experts=config.model.architecture.num_experts // (1 if stage.stage == "finetune" else config.cluster_count))
+            experts=config.model.architecture.num_experts // (1 if stage.stage == "finetune" else config.cluster_count),
+            sync_seconds=0.0 if stage.sync is None else stage.sync.wait_seconds)
         for stage in stages}
 
 

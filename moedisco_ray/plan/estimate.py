@@ -6,7 +6,8 @@ The time of a stage is its operations (`plan.cost`) divided by the workers' spee
 * each worker process starts once per stage. A training worker starts once per wave, after Ray Train's controller has started; the
   controller's time costs nothing;
 * corpus: the head's cores tokenize the sources, which costs nothing; the time is unknown if the size of the sources is unknown;
-* training: `evaluation.every_tokens` adds forward passes that measure the held-out loss;
+* training: `evaluation.every_tokens` adds forward passes that measure the held-out loss; GPU workers, which are at different
+  machines, wait for syncs;
 * cluster: if the vectors are hidden states, the seed model reads 1.25 times the sub-models' tokens;
 * merge: the model reads the calibration tokens once per layer, on average through half of its layers;
 * evaluate: each measured model, and the model that assigns documents to clusters, reads the validation tokens; the finished model
@@ -65,6 +66,8 @@ class Training(BaseModel, frozen=True):
     workers_per_unit: int
     experts: int
     types: tuple[TypeShare, ...] = ()
+    sync_seconds: float = 0.0
+    """Time for which each model waits for syncs (seconds)."""
 
 
 def estimate_stages(
@@ -122,6 +125,7 @@ def _training(config: RunConfig, stage: str, training: Training, measuring: floa
     if starting is None or controller is None or seconds is None or measuring is None:
         return _unknown(stage, pool)
     crowd = _crowd(pool, training.at_once * training.workers_per_unit, machine)
+    beside = starting + measuring + (training.sync_seconds if pool.gpu else 0.0)
     shares = training.types or (None,)
     lines = []
     for share in shares:
@@ -131,10 +135,10 @@ def _training(config: RunConfig, stage: str, training: Training, measuring: floa
         working = seconds * units / training.units
         if pool.gpu:    # in a mixed pool, each node type has its own speed
             working = 3600 * (cost.worker_hours if share is None else share.worker_hours)
-        held = working + (starting + measuring) * units * training.workers_per_unit
+        held = working + beside * units * training.workers_per_unit
         lines.append(line(stage, pool.key if share is None else f"{pool.key}.{share.name}", held * crowd, config))
     wall = 3600 * cost.hours if pool.gpu else cost.waves * seconds / training.units / training.workers_per_unit
-    return _priced(stage, pool, (wall + cost.waves * (starting + measuring)) * crowd + cost.waves * controller, lines)
+    return _priced(stage, pool, (wall + cost.waves * beside) * crowd + cost.waves * controller, lines)
 
 
 def _priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> StageEstimate:

@@ -17,6 +17,9 @@ from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 START_UP = 60.0
 """Start-up time in seconds that is assumed for workers without a measurement, such as GPU workers."""
 
+STORE_BYTES_PER_SECOND = 125e6
+"""Assumed speed at which one worker writes to storage and reads from it (bytes/s): a network of 1 Gbit/s."""
+
 
 class Trial(BaseModel, frozen=True):
     """One measured training step of the probe."""

@@ -32,6 +32,7 @@ from moedisco_ray.plan.estimate import CLUSTERED
 from moedisco_ray.plan.host_memory import ID_BYTES, TEXT_BYTES_PER_TOKEN, cluster_memory, corpus_memory, decompose_memory
 from moedisco_ray.plan.memory import FIXED_OVERHEAD, GIB, largest_block
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
+from moedisco_ray.plan.speed import STORE_BYTES_PER_SECOND
 from moedisco_ray.policies.checkpointing import SaveCost, interval, loss_rate
 
 _RESIDENT_SHARE = 0.4
@@ -44,8 +45,6 @@ _KEPT_CHECKPOINTS = 2
 """Checkpoints of one training that exist at the same time: the newest, and the one before it."""
 _COPY_BYTES_PER_SECOND = 4e9
 """Assumed speed at which a checkpoint is copied from a GPU to host memory (bytes/s); training pauses meanwhile."""
-_STORE_BYTES_PER_SECOND = 125e6
-"""Assumed speed at which one worker writes to storage (bytes/s): a network of 1 Gbit/s."""
 
 
 class StageStorage(BaseModel, frozen=True):
@@ -139,7 +138,7 @@ def checkpoint_count(steps: int, hours: float, every: int | None, size: int, wor
     """
     if every is not None:
         return steps // every
-    stall, latency = size / workers / _COPY_BYTES_PER_SECOND, size / workers / _STORE_BYTES_PER_SECOND
+    stall, latency = size / workers / _COPY_BYTES_PER_SECOND, size / workers / STORE_BYTES_PER_SECOND
     seconds = interval(SaveCost(stall, stall + latency), loss_rate(0, 0.0), workers)
     return min(steps, math.floor(3600 * hours / seconds))
 

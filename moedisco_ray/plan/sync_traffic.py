@@ -1,4 +1,8 @@
-"""Bytes that syncs move through storage. The time to compute a sync is negligible: a few additions per parameter."""
+"""Bytes that syncs move through storage, and the time for which members wait for them.
+
+The time to compute a sync is negligible: a few additions per parameter. Members write and read in parallel, and the outer step
+is made by one of them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from pydantic import BaseModel
 
 from moedisco_ray.core.config import Submodels
 from moedisco_ray.plan.parameters import Parameters
+from moedisco_ray.plan.speed import STORE_BYTES_PER_SECOND
 from moedisco_ray.policies.sync_points import Scope, sync_count
 
 _STORED = {"fp32": 4, "bf16": 2}
@@ -18,6 +23,8 @@ class Sync(BaseModel, frozen=True):
     syncs: int
     bytes: int
     """Bytes written and read, over all syncs and members."""
+    wait_seconds: float
+    """Time for which each member waits in all syncs together, with storage at the end of a network (seconds)."""
 
 
 def plan_sync(settings: Submodels, steps: int, members: int, parameters: Parameters, *, scope: Scope = "backbone") -> Sync | None:
@@ -41,5 +48,8 @@ def plan_sync(settings: Submodels, steps: int, members: int, parameters: Paramet
     if not syncs:
         return None
     exchanged = parameters.total - (parameters.experts + parameters.router if scope == "backbone" else 0)
-    each = 2 * _STORED[settings.optimizer.state] + _COMMON
-    return Sync(syncs=syncs, bytes=syncs * exchanged * (members * each + 7 * _COMMON))
+    stored = _STORED[settings.optimizer.state]
+    member, outer = stored + _COMMON, members * stored + 7 * _COMMON      # bytes per element
+    return Sync(
+        syncs=syncs, bytes=syncs * exchanged * (members * member + outer),
+        wait_seconds=syncs * exchanged * (member + outer) / STORE_BYTES_PER_SECOND)

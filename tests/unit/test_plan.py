@@ -407,6 +407,9 @@ def test_what_rounds_move_by_hand():
     # Each of the members writes 2 bytes that are read once, and reads 4; the outer step makes 7 passes over 4 bytes.
     assert submodels.sync.syncs == round(submodels.steps / 100) - 1 > 0    # the merge is the last
     assert submodels.sync.bytes == submodels.sync.syncs * backbone * (submodels.units * (2 + 2 + 4) + 28)
+    # The member that makes the outer step reads all members' weights too. All wait for it, at 125 MB/s.
+    passes = 2 + 4 + 2 * submodels.units + 28
+    assert submodels.sync.wait_seconds == pytest.approx(submodels.sync.syncs * backbone * passes / 125e6)
     assert [stage.sync for stage in build_plan(config()).stages] == [None] * 3
     # Members of the seed exchange all weights, and once more after the last step.
     assert seed.sync.syncs == round(seed.steps / 100) > 0

@@ -240,6 +240,19 @@ def test_a_plan_counts_an_ensemble_in_the_blocks_of_the_evaluation():
     assert _ENSEMBLE_BLOCK == BLOCK
 
 
+def test_gpu_workers_wait_for_syncs():
+    raw = yaml.safe_load(preset_text("default"))
+    with_syncs, without = (
+        build_plan(check_config(raw | {"submodels": raw["submodels"] | {"sync_every": every}})) for every in (8, None))
+    stage = next(stage for stage in with_syncs.stages if stage.stage == "submodels")
+    assert stage.fits_known
+    ours, theirs = (by_stage(plan)["submodels"] for plan in (with_syncs, without))
+    assert ours.seconds - theirs.seconds == pytest.approx(stage.cost.waves * stage.sync.wait_seconds)
+    assert ours.worker_seconds - theirs.worker_seconds == pytest.approx(stage.units * stage.sync.wait_seconds)
+    assert stage.sync.wait_seconds > 0
+    assert by_stage(with_syncs)["seed"] == by_stage(without)["seed"]      # one card
+
+
 def test_a_plan_says_that_the_cost_of_task_files_is_not_in_it(tmp_path):
     (tmp_path / "tasks.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n', encoding="utf-8")
     plan = build_plan(with_gpus(evaluation__lm_eval=[str(tmp_path / "tasks.jsonl")]), HERE)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import count, gigabytes, plain_table
 from moedisco_ray.core.bill import format_dollars, format_seconds
-from moedisco_ray.plan import Parameters, Plan, StagePlan
+from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
 from moedisco_ray.plan.capacity import ClusterNeeds
 from moedisco_ray.plan.cluster_file import Cluster
 from moedisco_ray.plan.gang_traffic import GangTraffic
@@ -31,8 +31,7 @@ def plan_view(plan: Plan) -> RenderableType:
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
         for stage in plan.stages if stage.remedy is not None]
     parts += [
-        Text(f"{stage.stage} sync {stage.sync.syncs} times: {gigabytes(stage.sync.bytes)} GB through storage")
-        for stage in plan.stages if stage.sync is not None]
+        Text(_synced(stage.stage, stage.sync, over_network=stage.fits_known)) for stage in plan.stages if stage.sync is not None]
     parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
     if plan.bill.verdict is not None:
         parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
@@ -59,6 +58,11 @@ def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bo
     network = f"Network: {gigabytes(needs.moved_bytes)} GB between storage and nodes, {format_dollars(needs.transfer_dollars)}"
     verdict = Text(f"The pools agree with {file}", "green") if agrees else Text(f"The pools contradict {file}:", "bold red")
     return Group(Padding(table, (1, 0)), Text(of_head), Text(network), verdict)
+
+
+def _synced(stage: str, sync: Sync, *, over_network: bool) -> str:
+    waits = f"; at 1 Gbit/s each model waits {format_seconds(sync.wait_seconds)}" if over_network else ""
+    return f"{stage} sync {sync.syncs} times: {gigabytes(sync.bytes)} GB through storage{waits}"
 
 
 def _exchanged(stage: str, traffic: GangTraffic) -> str:
