@@ -12,7 +12,9 @@ from benchmarks.study.compare.figures import drawing, plot_comparison
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
 from benchmarks.study.grid.command import measure_grid
-from moedisco_ray.cli.app import AsJson, Commands, ConfigPath, Overrides, output_console
+from moedisco_ray.cli.app import Commands
+from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
+from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display import listener_for
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.locations import is_uri, joined

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from moedisco_ray import __version__
-from moedisco_ray.cli.display import View, cluster_view, evaluation_view, listener_for, losses_view, plan_view, report_view
+from moedisco_ray.cli import models
+from moedisco_ray.cli.arguments import (
+    AsJson,
+    ClusterFile,
+    ConfigPath,
+    NewFile,
+    Overrides,
+    Redo,
+    ReportTo,
+    RunDir,
+    RunId,
+    StopPath,
+)
+from moedisco_ray.cli.console import output_console
+from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view, report_view
 from moedisco_ray.cli.trackers import trackers
-from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
+from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
-from moedisco_ray.core.gguf_files import check_packages
-from moedisco_ray.core.locations import is_uri, joined, parent
-from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.run_models import finished_model, local_model
+from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
@@ -34,7 +43,6 @@ from moedisco_ray.plan.cluster_file import load_cluster
 from moedisco_ray.plan.machine import known_machine, measured_machine
 
 _USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130
-_PIPE_WIDTH = 120
 
 
 class Commands(TyperGroup):
@@ -61,41 +69,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands, add_completion=False, pretty_exceptions_enable=False,
     help="Train Mixture-of-Experts language models mostly on cheap, low-memory GPUs, on Ray.")
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JSON file; `moedisco init` writes one.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as tokens.total=1000000."),
-]
-ClusterFile = Annotated[
-    Path | None,
-    typer.Option("--cluster", metavar="FILE", help="Check the pools against the node types of this `ray up` file."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - writes to standard output.")]
-Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depend on changed settings.")]
-StopPath = Annotated[
-    Path | None, typer.Option("--stop-file", metavar="PATH", help="Once this file exists, save a checkpoint and exit with code 3."),
-]
-ReportTo = Annotated[
-    str | None,
-    typer.Option("--report-to", metavar="URL", help="Send events to this URL of a service; MOEDISCO_RUN_TOKEN holds the token."),
-]
-RunId = Annotated[str | None, typer.Option(
-    "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
-RunDir = Annotated[
-    str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run, such as runs/NAME or s3://BUCKET/FOLDER/NAME.")]
-
-TaskFiles = Annotated[
-    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable."),
-]
-UnseenText = Annotated[
-    list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeatable."),
-]
-BackboneOf = Literal["mean", "base"]
-ModelDir = Annotated[
-    str, typer.Argument(metavar="MODEL_DIR", help="Directory or URI of a model that a run exported: OUTPUT/NAME/model.")]
-
 
 def main() -> None:
     """Run the command line."""
@@ -242,133 +215,8 @@ def plot(run_dir: RunDir) -> None:
         print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
-@app.command()
-def export(
-    run_dir: Annotated[str, typer.Argument(
-        metavar="RUN_DIR", help="Directory or URI of a run; for GGUF also the directory of an exported model.")],
-    to: Annotated[Literal["hf", "gguf"], typer.Option(
-        "--to", help="Format: a Hugging Face directory, or a GGUF file for llama.cpp, Ollama and LM Studio.")] = "hf",
-    output: Annotated[Path | None, typer.Option(
-        "--output", metavar="PATH", help="Directory or file to write.", show_default="NAME-model or NAME.gguf, here")] = None,
-    from_checkpoint: Annotated[
-        bool, typer.Option("--from-checkpoint", help="Export the newest checkpoint of the fine-tune, finished or not.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Export the model of a run, finished or not, as a Hugging Face directory or as a GGUF file."""
-    name = parent(run_dir)[1]
-    if to == "gguf":
-        check_packages("--to", to)
-        from moedisco_ray.execution.export_gguf import export_gguf
-
-        target = output or Path(f"{name}.gguf")
-        figures = export_gguf(run_dir, target, from_checkpoint=from_checkpoint)
-    else:
-        from moedisco_ray.execution.export_run import export_run
-
-        target = output or Path(f"{name}-model")
-        figures = export_run(run_dir, target, from_checkpoint=from_checkpoint)
-    if as_json:
-        print(json.dumps({"path": str(target), **figures}, indent=2))
-    else:
-        origin = "" if figures["step"] is None else f", from the checkpoint of step {figures['step']:,}"
-        print(f"wrote {target}: {figures['parameters']:,} parameters, {figures['bytes']:,} bytes{origin}")
-
-
-@app.command()
-def push(
-    run_dir: Annotated[str, typer.Argument(
-        metavar="RUN_DIR", help="Directory or URI of a finished run, or a directory that `moedisco export` wrote.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hugging Face hub: ORG/NAME.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody read the model.")] = False,
-    message: Annotated[str, typer.Option("--message", metavar="TEXT", help="Message of the commit.")] = "Upload the model",
-    as_json: AsJson = False,
-) -> None:
-    """Upload the model of a finished run to the Hugging Face hub, privately; HF_TOKEN holds the access token."""
-    model = finished_model(run_dir)
-    from moedisco_ray.core.hub_push import push_model
-
-    pushed = push_model(model, repo, public=public, message=message)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(pushed), indent=2))
-    else:
-        print(f"pushed {model} to {pushed.url}{' (private)' if pushed.private else ''}, commit {pushed.commit}")
-
-
-@app.command()
-def chat(
-    run_dir: Annotated[str, typer.Argument(
-        metavar="RUN_DIR", help="Directory or URI of a finished run, or the directory of an exported model.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens per answer.")] = 512,
-    temperature: Annotated[float | None, typer.Option(
-        min=0, help="Sampling temperature; 0 takes the likeliest token.", show_default="the model's own")] = None,
-    device: Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, or auto for a GPU if there is one.")] = "auto",
-) -> None:
-    """Chat with the model of a finished run; a model without a chat template continues text."""
-    model = finished_model(run_dir)
-    from moedisco_ray.cli.chat import chat as start_chat
-
-    start_chat(model, device=device, max_tokens=max_tokens, temperature=temperature)
-
-
-@app.command()
-def evaluate(
-    model_dir: ModelDir,
-    lm_eval: TaskFiles = None,
-    sources: UnseenText = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of text tokens.")] = 1_000_000,
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of examples per task file, from its start.")] = None,
-    device: Annotated[str, typer.Option(help="Device that runs the model: cpu or cuda.")] = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate an exported model on text that it was not trained on, and on lm-eval tasks."""
-    if not lm_eval and not sources:
-        raise ConfigError("--sources", None, "nothing to evaluate; name text, or task files with --lm-eval")
-    model = local_model("MODEL_DIR", model_dir)
-    if not (model / "config.json").is_file() or not tokenizer_files(model):
-        raise ConfigError("MODEL_DIR", model_dir, "holds no model and tokenizer; name a run's export: RUN_DIR/model")
-    settings = Evaluation(
-        sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
-        max_tokens=max_tokens)
-    check_evaluation(settings)
-    from moedisco_ray.stages.corpus.unseen import read_unseen
-    from moedisco_ray.stages.evaluate.stage import judge
-
-    result = judge(model, model, settings, device=device, read_unseen=read_unseen)
-    if as_json:
-        print(json.dumps(result, indent=2))
-    else:
-        output_console().print(evaluation_view(EvaluationRecord.model_validate(result)))
-
-
-@app.command()
-def merge(
-    models: Annotated[list[str], typer.Argument(
-        metavar="MODEL...", help="Fine-tunes of one dense model: directories, or models of the Hugging Face hub (ORG/NAME).")],
-    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The dense model that they were fine-tuned from.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Directory to write.")],
-    calibration: Annotated[list[str] | None, typer.Option(
-        "--calibration", metavar="TEXT", help="Text of one fine-tune's domain; once per fine-tune, in their order.")] = None,
-    backbone: Annotated[BackboneOf, typer.Option(
-        help="Everything but the MLPs: the mean of the fine-tunes, or the base model's.")] = "mean",
-    experts_per_token: Annotated[int, typer.Option(min=1, help="Number of experts per token.")] = 2,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to read from all texts together.")] = 131_072,
-    device: Annotated[str, typer.Option(help="Device that the models run on: cpu or cuda.")] = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Merge dense fine-tunes of one model into an MoE: one expert per fine-tune, and routers computed from text."""
-    from moedisco_ray.execution.merge_models import merge_models
-
-    result = merge_models(
-        models, base, output, texts=calibration or (), backbone=backbone, experts_per_token=experts_per_token,
-        max_tokens=max_tokens, device=device)
-    if as_json:
-        print(json.dumps(result, indent=2))
-    else:
-        if "losses" in result:
-            output_console().print(losses_view(result["losses"], result["texts"]))
-        for warning in result["warnings"]:
-            print(f"warning: {warning}")
-        print(f"wrote {output}: {result['family']} with {len(models)} experts")
+for command in (models.export, models.push, models.chat, models.evaluate, models.merge, models.experts):
+    app.command()(command)
 
 
 def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
@@ -378,12 +226,6 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     from moedisco_ray.cli.reporter import Reporter
 
     return Reporter(url, token, config.directory / "events.jsonl", stop)
-
-
-def output_console() -> Console:
-    """A console on the standard output; in a pipe it is wide enough for tables."""
-    # Keep the current sys.stdout: during a run, sys.stdout is redirected to the file of Ray's output.
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 
 def _complain(line: str) -> None:

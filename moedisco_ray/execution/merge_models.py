@@ -58,7 +58,7 @@ _HELD_OUT_EVERY = 5
 """Every fifth document of a text is held out, to compare the models on it."""
 _DOCUMENT_WINDOWS = 8
 """Maximum length of a document, in windows."""
-_FREE = {
+FREE_FIELDS = {
     "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "initializer_range",
     "max_position_embeddings", "pad_token_id", "torch_dtype", "transformers_version", "use_cache"}
 """Fields of `config.json` in which fine-tunes of one base model may differ."""
@@ -104,9 +104,7 @@ def merge_models(
         CorpusError: A text cannot be read, or is too short.
         RunDirError: The output is not empty, or cannot be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunDirError("--output", str(output), "is not an empty directory; choose another directory")
-    check_output(output)
+    check_new(output)
     if len(models) < 2:
         raise ConfigError("MODEL", len(models), "is too few models; name at least two fine-tunes of one base model")
     if texts and len(texts) != len(models):
@@ -130,7 +128,7 @@ def merge_models(
             length, found = _read(texts, paths[-1], encoder, max_tokens=max_tokens, length=length, home=home)
         merged = _write(
             starts[-1].family_name, configs[-1], paths, backbone, _batches(found, length), directory=draft, device=device)
-        _complete(draft, Origin(paths[-1]))
+        complete(draft, Origin(paths[-1]))
         result: dict[str, Any] = {
             "directory": str(output), "family": starts[-1].family_name, "models": names[:-1], "base": names[-1],
             "backbone": backbone, "texts": list(texts), "layers": merged["layers"]}
@@ -148,6 +146,17 @@ def merge_models(
         write_json(draft / "merge.json", result | {name: merged[name] for name in ("weights", "tensors")})
         draft.rename(output)
     return result
+
+
+def check_new(output: Path) -> None:
+    """Check that a directory can be written and holds nothing yet.
+
+    Raises:
+        RunDirError: It is not empty, or cannot be written.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RunDirError("--output", str(output), "is not an empty directory; choose another directory")
+    check_output(output)
 
 
 def _model(argument: str, place: str, experts: int, per_token: int) -> Model:
@@ -184,7 +193,7 @@ def _configs(starts: Sequence[Model], paths: Sequence[Path], experts: int, per_t
     """
     found = [upcycled_config(path, model.family_name, experts, per_token) for model, path in zip(starts, paths, strict=True)]
     for values, path in zip(found[:-1], paths, strict=False):
-        for field in sorted((values.keys() | found[-1].keys()) - _FREE, key=lambda field: (field != "model_type", field)):
+        for field in sorted((values.keys() | found[-1].keys()) - FREE_FIELDS, key=lambda field: (field != "model_type", field)):
             own, other = values.get(field), found[-1].get(field)
             if own != other:
                 raise CheckpointError(
@@ -254,8 +263,8 @@ def _write(
         router=RouterSettings("ridge") if batches else None, device=device)
 
 
-def _complete(directory: Path, base: Origin) -> None:
-    """Add everything but weights to the directory of the MoE: the final `config.json`, and the files of the base model."""
+def complete(directory: Path, base: Origin) -> None:
+    """Add everything but weights to the directory of an MoE: the final `config.json`, and the files of the base model."""
     values = config_values(AutoConfig.from_pretrained(directory, local_files_only=True))
     if tokenizer_files(base.directory):
         tokenizer = load_pretrained(base.directory, "--base")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moedisco_ray.cli.app import AsJson
+from moedisco_ray.cli.arguments import AsJson
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.output import remark, say, write_json, write_table
 from service.commands.views import pools_view, tokens_table, webhooks_table

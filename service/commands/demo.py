@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from moedisco_ray.cli.app import Overrides
+from moedisco_ray.cli.arguments import Overrides
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.load import apply_override
 from moedisco_ray.core.config.presets import preset_text

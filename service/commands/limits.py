@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moedisco_ray.cli.app import AsJson
+from moedisco_ray.cli.arguments import AsJson
 from moedisco_ray.core.config.load import apply_override
 from moedisco_ray.core.errors import UserError
 from service.commands.connection import RUNS_PANEL, SERVICE_PANEL, RunName, connected, find_run

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from moedisco_ray.cli.app import AsJson
+from moedisco_ray.cli.arguments import AsJson
 from moedisco_ray.core.errors import UserError
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
 from service.commands.output import interruptible, say, write_json, write_table

@@ -11,7 +11,8 @@ import typer
 from pydantic_core import to_json
 from rich.console import RenderableType
 
-from moedisco_ray.cli.app import INTERRUPTED, output_console
+from moedisco_ray.cli.app import INTERRUPTED
+from moedisco_ray.cli.console import output_console
 
 
 def write_json(value: Any) -> None:

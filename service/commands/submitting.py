@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from moedisco_ray.cli.app import AsJson, ConfigPath, Overrides
+from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.display import plan_view
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.places import Place, names_a_run, with_places

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from moedisco_ray.cli.app import AsJson, output_console
+from moedisco_ray.cli.arguments import AsJson
+from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display import listener_for, report_view
 from moedisco_ray.core.errors import RunError, UserError
 from moedisco_ray.core.events import Event

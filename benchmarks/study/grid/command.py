@@ -16,7 +16,7 @@ from benchmarks.study.grid.cells import BUDGETS, FAMILIES, REPORT_SEEDS, SHAPES,
 from benchmarks.study.grid.files import PUBLISHED, publish
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
 from benchmarks.study.grid.run import Places, run_pieces
-from moedisco_ray.cli.app import output_console
+from moedisco_ray.cli.console import output_console
 from moedisco_ray.core.errors import ConfigError
 
 _REPOSITORY = Path(__file__).resolve().parents[3]

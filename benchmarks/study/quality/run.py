@@ -45,7 +45,7 @@ from benchmarks.study.quality.cells import OWN_RECIPES, RECIPES, SIZES, START_TO
 from benchmarks.study.quality.levers import FOR_TOKENS, KNOWN, LEVERS
 from benchmarks.study.quality.records import CellResult, Setting
 from benchmarks.study.quality.result_files import RAW, read, write
-from moedisco_ray.cli.app import output_console
+from moedisco_ray.cli.console import output_console
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.execution.local_backend import LocalBackend

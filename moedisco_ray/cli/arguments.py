@@ -1,0 +1,32 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JSON file; `moedisco init` writes one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as tokens.total=1000000."),
+]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE", help="Check the pools against the node types of this `ray up` file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - writes to standard output.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depend on changed settings.")]
+StopPath = Annotated[
+    Path | None, typer.Option("--stop-file", metavar="PATH", help="Once this file exists, save a checkpoint and exit with code 3."),
+]
+ReportTo = Annotated[
+    str | None,
+    typer.Option("--report-to", metavar="URL", help="Send events to this URL of a service; MOEDISCO_RUN_TOKEN holds the token."),
+]
+RunId = Annotated[str | None, typer.Option(
+    "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
+RunDir = Annotated[
+    str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run, such as runs/NAME or s3://BUCKET/FOLDER/NAME.")]

@@ -1,0 +1,123 @@
+"""`moedisco experts`: models with fewer, other or more experts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moe_models import LENGTH, VOCAB
+from test_families import EXPERTS, TOKENS, logits, sizes_of, stored
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from moedisco_ray.cli.app import app
+from moedisco_ray.core.config import FAMILIES
+from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
+from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.execution.choose_experts import choose_experts
+from moedisco_ray.models import check_same, hf_config, open_checkpoint
+
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
+
+
+def model_of(family: str, directory: Path, scale: float = 1.0, **changes: Any) -> Path:
+    """A model with random tensors, whose router selects among all experts."""
+    known = DECLARATIONS[family].fields
+    fields = {name: value for name, value in ONE_GROUP.items() if name in known}
+    fields |= {"topk_method": "greedy"} if family == "deepseek_v2" else {}
+    stored(family, directory, fields=fields, **changes)
+    if scale != 1.0:
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        for tensor in model.state_dict().values():
+            tensor.mul_(scale)
+        model.save_pretrained(directory)
+    return directory
+
+
+def by_hand(family: str, sources: list[tuple[Path, int]], top_k: int, **changes: Any) -> torch.Tensor:
+    """Logits of transformers' own model of the first source, with the rows of the chosen experts put into its tensors."""
+    models = {path: AutoModelForCausalLM.from_pretrained(path).eval() for path, _ in sources}
+    first = models[sources[0][0]]
+    known = DECLARATIONS[family].fields
+    fields = {name: value for name, value in ONE_GROUP.items() if name in known}
+    fields |= {"topk_method": "greedy"} if family == "deepseek_v2" else {}
+    sizes = sizes_of(family, num_experts=len(sources), num_experts_per_tok=top_k, fields=fields, **changes)
+    built = AutoModelForCausalLM.from_config(hf_config(family, sizes, VOCAB, LENGTH, 0)).eval()
+    states = {path: model.state_dict() for path, model in models.items()}
+    for name, tensor in built.state_dict().items():
+        own = first.state_dict()[name]
+        tensor.copy_(own if own.shape == tensor.shape and ".experts." not in name and own.shape[:1] != (EXPERTS,) else torch.stack(
+            [states[path][name][expert] for path, expert in sources]))
+    with torch.no_grad():
+        found: torch.Tensor = built(TOKENS).logits
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_experts_in_order_are_the_model_itself(family: str, tmp_path: Path) -> None:
+    source = model_of(family, tmp_path / "model")
+    choose_experts(str(source), [f"0-{EXPERTS - 1}"], tmp_path / "same")
+    check_same(open_checkpoint(tmp_path / "same"), open_checkpoint(source))
+    assert torch.equal(logits(tmp_path / "same"), logits(source))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_are_removed_replaced_and_added_with_their_router_rows(family: str, tmp_path: Path) -> None:
+    model, other = model_of(family, tmp_path / "model"), model_of(family, tmp_path / "other", scale=0.5)
+    for number, (chosen, sources, top_k) in enumerate([
+        (["0,2", "5-7"], [(model, each) for each in (0, 2, 5, 6, 7)], 2),
+        (["0-2", f"{other}:4", "4-7"], [(model, 0), (model, 1), (model, 2), (other, 4), *((model, k) for k in range(4, 8))], 3),
+        (["0-7", f"{other}:6,1"], [*((model, k) for k in range(8)), (other, 6), (other, 1)], 3),
+    ]):
+        output = tmp_path / f"out-{number}"
+        found = choose_experts(str(model), chosen, output, top_k=top_k)
+        assert [(each["model"], each["expert"]) for each in found["experts"]] == [(str(path), k) for path, k in sources]
+        assert torch.allclose(logits(output), by_hand(family, sources, top_k), atol=1e-5)
+        assert read(output / "experts.json") == found
+
+
+def test_one_expert_is_a_dense_model_and_the_top_k_is_lowered(tmp_path: Path) -> None:
+    model = model_of("qwen3_moe", tmp_path / "model")
+    assert choose_experts(str(model), ["3"], tmp_path / "one")["top_k"] == 1
+    assert torch.allclose(logits(tmp_path / "one"), by_hand("qwen3_moe", [(model, 3)], 1), atol=1e-5)
+    assert choose_experts(str(model), ["0-7"], tmp_path / "fewer", top_k=1)["top_k"] == 1
+    assert read(tmp_path / "fewer" / "config.json")["num_experts_per_tok"] == 1
+
+
+def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path) -> None:
+    model, groups = model_of("qwen3_moe", tmp_path / "model"), stored("deepseek_v3", tmp_path / "groups")
+    wider = model_of("qwen3_moe", tmp_path / "wider", moe_intermediate_size=24)
+    output = tmp_path / "out"
+    for chosen, kind, match in [
+        (["8"], ConfigError, r"EXPERTS.*names an expert that is not there; the model has 0 to 7"),
+        (["3-1"], ConfigError, "not there"), (["1,"], ConfigError, "no list"),
+        (["a"], ConfigError, "is no list of experts; write 0,2-5"),
+        ([f"{wider}:0"], CheckpointError, r"intermediate_size 24, but RUN_DIR has 16"),
+        ([f"{tmp_path}/none:0"], RunDirError, "holds no finished model"),
+    ]:
+        with pytest.raises(kind, match=match):
+            choose_experts(str(model), chosen, output)
+    with pytest.raises(ConfigError, match=r"--top-k.*exceeds the number of experts, 2"):
+        choose_experts(str(model), ["0-1"], output, top_k=3)
+    with pytest.raises(ConfigError, match="selects among 4 groups of experts cannot be chosen one by one"):
+        choose_experts(str(groups), ["0-3"], output)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "groups", "wider"}
+    shutil.copytree(model, output)
+    with pytest.raises(RunDirError, match="is not an empty directory"):
+        choose_experts(str(model), ["0"], output)
+
+
+def test_the_command_says_what_it_wrote_and_how_to_measure_it(tmp_path: Path) -> None:
+    model = model_of("olmoe", tmp_path / "model")
+    result = CliRunner().invoke(app, ["experts", str(model), "0-1", "5", "--output", str(tmp_path / "out"), "--top-k", "2"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"wrote {tmp_path / 'out'}: olmoe with 3 experts, top-2; measure it with moedisco evaluate")
+    assert "expert 2: 5 of" in (tmp_path / "out" / "README.md").read_text()
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
