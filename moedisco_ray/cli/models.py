@@ -171,5 +171,6 @@ def experts(
     if as_json:
         print(json.dumps(result, indent=2))
     else:
-        print(f"wrote {output}: {result['family']} with {len(result['experts'])} experts, top-{result['top_k']}; measure it with "
+        number = len(result["experts"])
+        print(f"wrote {output}: {result['family']} with {number} expert{'s'[:number > 1]}, top-{result['top_k']}; measure it with "
               f"moedisco evaluate {output} --sources TEXT")
