@@ -163,7 +163,9 @@ def measure(arm: str, count: int, slots: int, steps: int, pace: float) -> dict[s
     ray.init(
         address="local", num_cpus=slots, resources={"low_mem_gpu": slots}, include_dashboard=False, runtime_env=dict(NO_DASHBOARD),
         log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000,
-        _system_config={"prestart_worker_first_driver": False})     # idle processes, which are on other machines of a cluster
+        _system_config={
+            "prestart_worker_first_driver": False,      # idle processes, which are on other machines of a cluster
+            "memory_monitor_refresh_ms": 0})            # it would kill workers, whose memory is that of other machines too
     samples: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         jobs = make_jobs(Path(scratch), count, steps, pace)
