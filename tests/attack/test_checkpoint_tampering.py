@@ -22,7 +22,7 @@ from moedisco_ray.core.errors import StorageError
 from moedisco_ray.models import check_same
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 from moedisco_ray.training.checkpoints import checkpoint
-from moedisco_ray.training.checkpoints.manifest import Checksum
+from moedisco_ray.training.checkpoints.manifest import Checksum, HashingStream
 
 STEPS = 6
 EVERY = 2
@@ -77,8 +77,14 @@ def replace(folder: Path, index: int, data: bytes) -> None:
     (folder / name).write_bytes(data)
     if name != "manifest.json":
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"][name] = Checksum.of(data).model_dump(mode="json")
+        manifest["files"][name] = checksum_of(data).model_dump(mode="json")
         (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def checksum_of(data: bytes) -> Checksum:
+    stream = HashingStream(io.BytesIO())
+    stream.write(data)
+    return stream.checksum
 
 
 def falls_back(job: TrainJob, whole: tuple[TrainJob, TrainResult], match: str) -> None:

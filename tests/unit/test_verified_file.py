@@ -103,7 +103,43 @@ def test_a_worker_reads_the_blocks_of_its_part_only(
         file.seek(-MIB, io.SEEK_END)
         last = file.read()
         assert (first, last) == (data[:MIB].tobytes(), data[-MIB:].tobytes())
+    told = rf"{NAME} of checkpoint step-0000001 in .* is damaged; the checkpoint is deleted"
+    with pytest.raises(StorageError, match=told), storage.open(1, NAME, checksum) as file:
         file.seek(damaged * BLOCK_BYTES)
-        with pytest.raises(StorageError, match=rf"{NAME} of checkpoint step-0000001 in .* is damaged; the checkpoint is deleted"):
-            file.read(1)
+        with pytest.raises(StorageError, match=told):
+            file.read(1)        # and leaving the block raises the error again, whatever its reader made of it
     assert storage.steps() == []
+
+
+def test_damage_in_the_middle_of_a_tensor_is_told_as_such(
+    saved: tuple[Storage, nn.Module, torch.optim.Optimizer], tmp_path: Path,
+) -> None:
+    storage, model, optimizer = saved
+    path = tmp_path / "steps" / "step-0000001" / NAME
+    data = np.fromfile(path, np.uint8)
+    data[len(data) // 2] ^= 1
+    data.tofile(path)
+    with pytest.raises(StorageError, match=rf"{NAME} of checkpoint step-0000001 in .* is damaged; the checkpoint is deleted"):
+        checkpoint.load(storage, 1, model, optimizer, World())
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped"])
+def test_a_block_that_reads_badly_once_costs_no_checkpoint(
+    saved: tuple[Storage, nn.Module, torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch, damage: str,
+) -> None:
+    storage, model, optimizer = saved
+    get, begins = Storage._get, list[int]()
+
+    def badly_once(self: Storage, name: str, positions: range | None = None) -> bytes:
+        data = get(self, name, positions)
+        if positions is None or not name.endswith(NAME):
+            return data
+        begins.append(positions.start)
+        if positions.start != 3 * BLOCK_BYTES or begins.count(positions.start) > 1:
+            return data
+        return data[:-1] if damage == "short" else bytes([data[0] ^ 1]) + data[1:]
+
+    monkeypatch.setattr(Storage, "_get", badly_once)
+    checkpoint.load(storage, 1, model, optimizer, World())
+    assert begins.count(3 * BLOCK_BYTES) == 2
+    assert len(begins) == len(set(begins)) + 1, "no other block is read twice"

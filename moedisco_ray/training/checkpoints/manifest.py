@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import io
 import json
 import secrets
 from collections.abc import Mapping
@@ -48,13 +47,6 @@ class Checksum(Strict):
     """Size of each block but the last one, which may be smaller (bytes)."""
     blocks: tuple[_Digest, ...]
     """SHA-256 of the blocks, in order; an empty file has none."""
-
-    @classmethod
-    def of(cls, data: bytes) -> Self:
-        """The checksum of some bytes."""
-        stream = HashingStream(io.BytesIO())
-        stream.write(data)
-        return cls.model_validate(stream.checksum.model_dump())
 
     def block(self, index: int) -> range:
         """Positions of a block's bytes in the file."""

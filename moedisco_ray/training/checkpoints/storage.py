@@ -136,11 +136,13 @@ class Storage:
         with self._system.open_output_stream(path, buffer_size=BUFFER) as stream:
             yield HashingStream(stream)
 
-    def open(self, step: int, name: str, checksum: Checksum) -> io.BufferedReader:
+    @contextlib.contextmanager
+    def open(self, step: int, name: str, checksum: Checksum) -> Iterator[io.BufferedReader[VerifiedFile]]:
         """Open a file of a complete checkpoint. Each block is verified before a byte of it can be read.
 
-        Reading raises StorageError if the checksum of a block was wrong in two reads. The checkpoint is deleted then, so that the
-        next attempt resumes from the previous checkpoint.
+        Raises:
+            StorageError: While reading: the checksum of a block was wrong in two reads. The checkpoint is deleted, so that the next
+                attempt resumes from the previous checkpoint.
         """
         def block(index: int) -> bytes:
             for _ in range(2):      # the file may be intact and only its transfer damaged
@@ -151,7 +153,12 @@ class Storage:
             self.discard(step)
             raise StorageError(f"{name} of checkpoint {folder_name(step)} in {self.location} is damaged; the checkpoint is deleted")
 
-        return io.BufferedReader(VerifiedFile(checksum, block), BUFFER)
+        verified = VerifiedFile(checksum, block)
+        with io.BufferedReader(verified, BUFFER) as file:
+            try:
+                yield file
+            finally:
+                verified.check()
 
     def read(self, step: int, name: str, checksum: Checksum) -> bytes:
         """Content of a file of a complete checkpoint; errors are those of `open`."""
