@@ -19,13 +19,17 @@ from moedisco_ray.models import (
     Chosen,
     config_with_experts,
     expert_count,
-    open_checkpoint,
+    from_values,
+    open_complete,
     read_config,
     with_experts,
     write_checkpoint,
     write_config,
 )
 from moedisco_ray.stages.export.origin import Origin
+
+_TRAINING_FIELDS = {"router_aux_loss_coef", "output_router_logits", "router_jitter_noise", "rope_theta", "rope_scaling"}
+"""Further fields that may differ: they matter in training alone, or `rope_parameters` holds them too."""
 
 
 def choose_experts(model: str, experts: Sequence[str], output: Path, *, top_k: int | None = None) -> dict[str, Any]:
@@ -47,12 +51,12 @@ def choose_experts(model: str, experts: Sequence[str], output: Path, *, top_k: i
         RunDirError: A location holds no model, or the output is not empty or cannot be written.
     """
     check_new(output)
-    opened, chosen = {model: open_checkpoint(finished_model(model))}, list[Chosen]()
+    opened, chosen = {model: _open(model)}, list[Chosen]()
     for text in experts:
         place, _, numbers = text.rpartition(":")
         name = place or model
         if name not in opened:
-            opened[name] = open_checkpoint(finished_model(name))
+            opened[name] = _open(name)
         index = list(opened).index(name)
         chosen += [Chosen(index, number) for number in _numbers(text, numbers, expert_count(opened[name].config))]
     names = list(opened)
@@ -76,6 +80,11 @@ def choose_experts(model: str, experts: Sequence[str], output: Path, *, top_k: i
     return result
 
 
+def _open(name: str) -> Checkpoint:
+    found, _ = open_complete(finished_model(name))
+    return found
+
+
 def _numbers(text: str, numbers: str, count: int) -> Iterator[int]:
     """The numbers that a text such as `0,2-5` names, in its order."""
     for part in numbers.split(","):
@@ -92,11 +101,12 @@ def _check_alike(first: Checkpoint, other: Checkpoint, name: str) -> None:
     """Refuse a model of another architecture; the number of experts may differ.
 
     Raises:
-        CheckpointError: A field of `config.json` differs.
+        CheckpointError: A field of the configuration differs.
     """
-    free = {*FREE_FIELDS, *EXPERT_COUNTS, first.model_map.family.num_experts_field, "num_experts_per_tok"}
-    for field in sorted((first.config.keys() | other.config.keys()) - free, key=lambda field: (field != "model_type", field)):
-        own, theirs = first.config.get(field), other.config.get(field)
+    mine, others = (from_values(model.config).to_dict() for model in (first, other))    # with the defaults of missing fields
+    free = {*FREE_FIELDS, *_TRAINING_FIELDS, *EXPERT_COUNTS, first.model_map.family.num_experts_field, "experts_per_token"}
+    for field in sorted((mine.keys() | others.keys()) - free, key=lambda field: (field != "model_type", field)):
+        own, theirs = mine.get(field), others.get(field)
         if own != theirs:
             raise CheckpointError(
                 "EXPERTS", name, f"has {field} {theirs!r}, but RUN_DIR has {own!r}; take experts of a model like it")

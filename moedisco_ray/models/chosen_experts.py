@@ -29,6 +29,8 @@ def with_experts(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of an MoE whose layers have these experts, in this order; everything else is the first model's.
 
+    Experts of other models are converted to the first model's dtype.
+
     Args:
         models: Canonical tensors of each model.
         model_map: Tensor names of the family.
@@ -39,12 +41,14 @@ def with_experts(
         role = model_map.classify(key)
         if role.has_row_per_expert:
             stacks = {each.model: models[each.model][key] for each in chosen}
-            yield key, torch.stack([stacks[each.model][each.expert] for each in chosen])
+            yield key, torch.stack([stacks[each.model][each.expert].to(first[key].dtype) for each in chosen])
         elif role.expert is None:
             yield key, first[key]
         elif role.expert == 0:
             for number, each in enumerate(chosen):
-                yield model_map.renumbered(key, number), models[each.model][model_map.renumbered(key, each.expert)]
+                tensor = models[each.model][model_map.renumbered(key, each.expert)].to(first[key].dtype)
+                # safetensors refuses to write the same memory twice.
+                yield model_map.renumbered(key, number), tensor.clone() if each in chosen[:number] else tensor
 
 
 def config_with_experts(config: Mapping[str, Any], experts: int, top_k: int | None) -> dict[str, Any]:
@@ -70,4 +74,6 @@ def config_with_experts(config: Mapping[str, Any], experts: int, top_k: int | No
         raise ConfigError("--top-k", top_k, f"exceeds the number of experts, {experts}; lower it")
     kept = min(int(whole["num_experts_per_tok"]), experts) if top_k is None else top_k
     values = {key: value for key, value in config.items() if key not in EXPERT_COUNTS}
-    return values | {family.num_experts_field: experts, "num_experts_per_tok": kept}
+    # The configuration of gpt-oss has the top-k under a second name.
+    second = {"experts_per_token": kept} if "experts_per_token" in values else {}
+    return values | {family.num_experts_field: experts, "num_experts_per_tok": kept} | second

@@ -88,6 +88,26 @@ def test_one_expert_is_a_dense_model_and_the_top_k_is_lowered(tmp_path: Path) ->
     assert read(tmp_path / "fewer" / "config.json")["num_experts_per_tok"] == 1
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_an_expert_may_be_there_twice_and_comes_in_the_models_dtype(family: str, tmp_path: Path) -> None:
+    model, other = model_of(family, tmp_path / "model"), model_of(family, tmp_path / "other", scale=0.5)
+    halved = AutoModelForCausalLM.from_pretrained(other).to(torch.bfloat16)
+    halved.save_pretrained(tmp_path / "bf16")
+    choose_experts(str(model), ["0-3,2", f"{tmp_path / 'bf16'}:1"], tmp_path / "out", top_k=2)
+    found = open_checkpoint(tmp_path / "out")
+    assert {found.dtype(key) for key in found} == {torch.float32}
+    halved.to(torch.float32).save_pretrained(tmp_path / "rounded")
+    sources = [*((model, each) for each in (0, 1, 2, 3, 2)), (tmp_path / "rounded", 1)]
+    assert torch.allclose(logits(tmp_path / "out"), by_hand(family, sources, 2), atol=1e-5)
+
+
+def test_a_model_without_optional_fields_is_of_the_same_architecture(tmp_path: Path) -> None:
+    model, other = model_of("qwen3_moe", tmp_path / "model"), model_of("qwen3_moe", tmp_path / "other", scale=0.5)
+    path = other / "config.json"
+    path.write_text(json.dumps({key: value for key, value in read(path).items() if key not in ("dtype", "use_sliding_window")}))
+    assert len(choose_experts(str(model), ["0-1", f"{other}:2"], tmp_path / "out")["experts"]) == 3
+
+
 def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path) -> None:
     model, groups = model_of("qwen3_moe", tmp_path / "model"), stored("deepseek_v3", tmp_path / "groups")
     wider = model_of("qwen3_moe", tmp_path / "wider", moe_intermediate_size=24)
