@@ -67,7 +67,7 @@ class Training(BaseModel, frozen=True):
     experts: int
     types: tuple[TypeShare, ...] = ()
     sync_seconds: float = 0.0
-    """Time for which each model waits for syncs (seconds)."""
+    """Time that the syncs take (seconds). Models that take turns on slots give them up meanwhile."""
 
 
 def estimate_stages(
@@ -125,7 +125,8 @@ def _training(config: RunConfig, stage: str, training: Training, measuring: floa
     if starting is None or controller is None or seconds is None or measuring is None:
         return _unknown(stage, pool)
     crowd = _crowd(pool, training.at_once * training.workers_per_unit, machine)
-    beside = starting + measuring + (training.sync_seconds if pool.gpu else 0.0)
+    syncing = training.sync_seconds if pool.gpu else 0.0
+    waiting = syncing if training.units <= training.at_once else 0.0
     shares = training.types or (None,)
     lines = []
     for share in shares:
@@ -135,10 +136,10 @@ def _training(config: RunConfig, stage: str, training: Training, measuring: floa
         working = seconds * units / training.units
         if pool.gpu:    # in a mixed pool, each node type has its own speed
             working = 3600 * (cost.worker_hours if share is None else share.worker_hours)
-        held = working + beside * units * training.workers_per_unit
+        held = working + (starting + measuring + waiting) * units * training.workers_per_unit
         lines.append(line(stage, pool.key if share is None else f"{pool.key}.{share.name}", held * crowd, config))
     wall = 3600 * cost.hours if pool.gpu else cost.waves * seconds / training.units / training.workers_per_unit
-    return _priced(stage, pool, (wall + cost.waves * beside) * crowd + cost.waves * controller, lines)
+    return _priced(stage, pool, (wall + cost.waves * (starting + measuring) + syncing) * crowd + cost.waves * controller, lines)
 
 
 def _priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> StageEstimate:

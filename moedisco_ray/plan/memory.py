@@ -280,9 +280,9 @@ def layer_bytes_per_token(
     gate = declaration.shared is not None and declaration.shared.gate is not None
     held = norms + attention + width * architecture.num_experts_per_tok * expert + width * (4 * shared + gate * hidden)
     if routes:
-        held += _SCORE_BYTES * architecture.num_experts + _SELECTION_BYTES * architecture.num_experts_per_tok
+        held += _router_bytes(declaration, architecture, residual)
         if declaration.router.in_fp32 and residual < 4:
-            held += 4 * hidden + 8 * architecture.num_experts
+            held += 4 * hidden
     # Autocast copies the input of each matrix product to bf16. `norms` holds the copies for the query projection and for the router
     # (with one expert: its gate projection). More copies: for keys, for values (a latent is one projection), for a single expert's
     # up projection unless it is one matrix with the gate's, and for the shared expert's gate and up projections and its gate.
@@ -306,11 +306,18 @@ def frozen_bytes_per_token(
     if declaration.attention.sinks:
         attention += _score_bytes(architecture, width, residual, sequence_length)
     experts = (declaration.expert_activations - 1) * architecture.moe_intermediate_size
-    experts += hidden if architecture.num_experts > 1 else 0
+    routes = architecture.num_experts > 1
+    experts += hidden if routes else 0
     shared = shared_hidden_size(family, architecture)
     gate = declaration.shared is not None and declaration.shared.gate is not None
     held = 2 * 4 * hidden + attention + width * architecture.num_experts_per_tok * experts
-    return held + width * (gate * hidden + 3 * shared)
+    return held + width * (gate * hidden + 3 * shared) + routes * _router_bytes(declaration, architecture, residual)
+
+
+def _router_bytes(family: Family, sizes: Architecture, residual: int) -> int:
+    """Bytes of scores and selected experts; a router in fp32 keeps its scores in fp32 too."""
+    score = _SCORE_BYTES + (8 if family.router.in_fp32 and residual < 4 else 0)
+    return score * sizes.num_experts + _SELECTION_BYTES * sizes.num_experts_per_tok
 
 
 def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:

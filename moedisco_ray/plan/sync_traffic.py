@@ -1,7 +1,7 @@
 """Bytes that syncs move through storage, and the time for which members wait for them.
 
-The time to compute a sync is negligible: a few additions per parameter. Members write and read in parallel, and the outer step
-is made by one of them.
+The time to compute a sync is negligible: a few additions per parameter. Members write and read in parallel. The driver makes the
+outer step: it reads the members' weights, and writes the common weights and their momentum.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Sync(BaseModel, frozen=True):
     bytes: int
     """Bytes written and read, over all syncs and members."""
     wait_seconds: float
-    """Time for which each member waits in all syncs together, with storage at the end of a network (seconds)."""
+    """Time that all syncs together take over a network (seconds)."""
 
 
 def plan_sync(settings: Submodels, steps: int, members: int, parameters: Parameters, *, scope: Scope = "backbone") -> Sync | None:
@@ -49,7 +49,8 @@ def plan_sync(settings: Submodels, steps: int, members: int, parameters: Paramet
         return None
     exchanged = parameters.total - (parameters.experts + parameters.router if scope == "backbone" else 0)
     stored = _STORED[settings.optimizer.state]
-    member, outer = stored + _COMMON, members * stored + 7 * _COMMON      # bytes per element
+    member = stored + _COMMON                           # bytes per element
+    over_network = member + members * stored + 2 * _COMMON
     return Sync(
-        syncs=syncs, bytes=syncs * exchanged * (members * member + outer),
-        wait_seconds=syncs * exchanged * (member + outer) / STORE_BYTES_PER_SECOND)
+        syncs=syncs, bytes=syncs * exchanged * (members * (member + stored) + 7 * _COMMON),
+        wait_seconds=syncs * exchanged * over_network / STORE_BYTES_PER_SECOND)
