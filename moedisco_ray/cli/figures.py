@@ -207,7 +207,7 @@ def _number_of(unit: str) -> int:
 
 
 def _by_main_cluster(labels: Sequence[str], clusters: Sequence[int]) -> dict[str, list[int]]:
-    """Documents by label. Labels are in the order of the cluster that holds most of their documents, then of their names."""
+    """Documents by label. Labels are sorted by the number of the cluster that holds most of their documents, then by name."""
     documents: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         documents.setdefault(label, []).append(i)

@@ -153,7 +153,7 @@ class TensorBoard:
         self.errors: tuple[type[Exception], ...] = (OSError,)
 
     def start(self, run_id: str) -> None:
-        """Write the configuration."""
+        """Send the run's configuration to the tracker."""
         lines = "\n".join(f"    {name}: {value}" for name, value in parameters(self._config).items())
         self._writer(RUN).add_text("config", f"    run: {run_id}\n{lines}")
 

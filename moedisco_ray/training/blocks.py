@@ -20,7 +20,7 @@ _EMBEDDING = ".embed_tokens."
 
 
 class Blocks:
-    """The blocks of a model. They contain the parameters that are trainable when this object is created.
+    """Divides a model's parameters into blocks that train one at a time. Parameters that are frozen at first are in no block.
 
     Args:
         model: The model.

@@ -159,7 +159,7 @@ class TrainJob:
 
     @contextlib.contextmanager
     def using_files(self) -> Iterator[None]:
-        """Keep what every worker reads present on this machine until the block ends."""
+        """Fetch the files in `reads` to this machine, and keep them on its disk until the `with` block ends."""
         with self.store.using(*self.reads), self.owner_store.using(*self.packed_dirs):
             yield
 

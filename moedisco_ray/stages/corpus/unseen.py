@@ -107,7 +107,7 @@ def _read_file(source: Input, file: File, encoder: Encoder, room: int, *, first:
 
 
 def _samples(source: Input, documents: Iterator[Document], encoder: Encoder) -> Iterator[Sample]:
-    """Tokenize documents; one with too many tokens is cut into the same parts as in the corpus."""
+    """Tokenize documents; a document with too many tokens is cut as the corpus stage cuts one."""
     while chunk := list(itertools.islice(documents, _CHUNK)):
         encoded = iter(encoder.encode([document.text for document in chunk if document.tokens is None]))
         for document in chunk:
