@@ -38,15 +38,15 @@ def with_experts(
     """
     first = models[0]
     for key in first:
-        role = model_map.classify(key)
+        role, dtype = model_map.classify(key), first[key].dtype
         if role.has_row_per_expert:
             stacks = {each.model: models[each.model][key] for each in chosen}
-            yield key, torch.stack([stacks[each.model][each.expert].to(first[key].dtype) for each in chosen])
+            yield key, torch.stack([stacks[each.model][each.expert].to(dtype) for each in chosen])
         elif role.expert is None:
             yield key, first[key]
         elif role.expert == 0:
             for number, each in enumerate(chosen):
-                tensor = models[each.model][model_map.renumbered(key, each.expert)].to(first[key].dtype)
+                tensor = models[each.model][model_map.renumbered(key, each.expert)].to(dtype)
                 # safetensors refuses to write the same memory twice.
                 yield model_map.renumbered(key, number), tensor.clone() if each in chosen[:number] else tensor
 

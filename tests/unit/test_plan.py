@@ -134,18 +134,24 @@ def saved_bytes(family, architecture, dtype, autocast, frozen=False):
     return sum(storage.nbytes() for storage in storages.values())
 
 
+def one_and_three_layers(family, experts):
+    """Two depths of one model. What is saved once (masks, rotary tables, the last norm) cancels out in their difference."""
+    latent = DECLARATIONS[family].attention.latent
+    one = Architecture(
+        hidden_size=256, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts, num_experts_per_tok=min(2, experts),
+        num_key_value_heads=None if latent else 2,
+        # A CPU has no fused attention for values of another size than keys.
+        fields={"v_head_dim": 48} if latent else {})
+    return one, one.model_copy(update={"num_hidden_layers": 3})
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("dtype", "autocast"), [
     (torch.float32, False), (torch.bfloat16, False), (torch.float32, True)], ids=["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize("experts", [1, 4])
 def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
     torch.set_num_threads(1)
-    small = Architecture(
-        hidden_size=256, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts,
-        num_experts_per_tok=min(2, experts), num_key_value_heads=None if DECLARATIONS[family].attention.latent else 2,
-        # A CPU has no fused attention for values of another size than keys.
-        fields={"v_head_dim": 48} if DECLARATIONS[family].attention.latent else {})
-    large = small.model_copy(update={"num_hidden_layers": 3})
+    small, large = one_and_three_layers(family, experts)
     width = 2 if autocast else torch.finfo(dtype).bits // 8
 
     def planned(shape):
@@ -154,7 +160,6 @@ def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
         return copies + TOKENS * activation_bytes_per_token(
             family, shape, width, residual=torch.finfo(dtype).bits // 8, checkpointing=False, sequence_length=TOKENS)
 
-    # The difference of two depths: what is saved once (masks, rotary tables, the last norm) cancels out.
     measured = saved_bytes(family, large, dtype, autocast) - saved_bytes(family, small, dtype, autocast)
     assert planned(large) - planned(small) == pytest.approx(measured, rel=0.01)    # one copy of a layer's input is 0.02 or more
 
@@ -164,11 +169,7 @@ def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
 @pytest.mark.parametrize("experts", [1, 4])
 def test_frozen_layers_save_what_is_planned(family, dtype, experts):
     torch.set_num_threads(1)
-    one = Architecture(
-        hidden_size=256, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts,
-        num_experts_per_tok=min(2, experts), num_key_value_heads=None if DECLARATIONS[family].attention.latent else 2,
-        fields={"v_head_dim": 48} if DECLARATIONS[family].attention.latent else {})
-    three = one.model_copy(update={"num_hidden_layers": 3})
+    one, three = one_and_three_layers(family, experts)
     measured = saved_bytes(family, three, dtype, autocast=False, frozen=True) - saved_bytes(
         family, one, dtype, autocast=False, frozen=True)
     width = torch.finfo(dtype).bits // 8
