@@ -71,6 +71,9 @@ class Checkpoint(Mapping[str, Tensor]):
                 announced += _AHEAD
             yield key, self[key]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._places      # a Mapping's own method reads the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

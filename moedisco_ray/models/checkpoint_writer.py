@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -21,6 +24,9 @@ from moedisco_ray.models.shard_file import ShardFile, Stored
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
 """Default maximum size of a safetensors file (bytes)."""
+_MOST_WAITING = 128 * 1024**2
+"""Maximum size of the tensors that wait to be written (bytes). Computing a layer can take as long as writing it, so both happen at
+the same time."""
 
 
 def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
@@ -28,8 +34,8 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
                      with_backbone: bool = False) -> int:
     """Write a model directory from a stream of canonical tensors.
 
-    If `layout` is given, only one tensor is in memory at a time; otherwise all tensors of a file are. Memory-mapped tensors take no
-    memory.
+    If `layout` is given, a thread writes tensors while the next ones are computed, and at most 128 MiB wait for it; otherwise all
+    tensors of a file are in memory. Memory-mapped tensors take no memory.
 
     Args:
         directory: Target directory, created if missing. It is incomplete until the function returns.
@@ -135,13 +141,47 @@ def _fill_shards(
 ) -> Iterator[tuple[Path, list[str]]]:
     for number, shard in enumerate(_planned_shards(layout, max_shard_bytes)):
         path = _draft(directory, number)
-        with ShardFile(path, shard) as file:
+        with ShardFile(path, shard) as file, _WritingThread(file) as thread:
             for key, tensor in itertools.islice(tensors, len(shard)):
-                file.put(key, tensor)
+                thread.put(key, tensor)
+            thread.finish()
             file.complete()
         yield path, list(shard)
     for key, _ in tensors:
         raise CheckpointError("tensor", key, "was not announced")
+
+
+class _WritingThread:
+    """Writes tensors to a file in a thread. Leaving the context drops the tensors that still wait."""
+
+    def __init__(self, file: ShardFile) -> None:
+        self._file = file
+        self._executor = ThreadPoolExecutor(1)
+        self._waiting: collections.deque[tuple[int, Future[None]]] = collections.deque()
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Write a tensor later; wait while too many tensors do. Raises what an earlier write has raised."""
+        while self._waiting and self._bytes + tensor.nbytes > _MOST_WAITING:
+            self._finish_one()
+        self._waiting.append((tensor.nbytes, self._executor.submit(self._file.put, key, tensor)))
+        self._bytes += tensor.nbytes
+
+    def finish(self) -> None:
+        """Wait until all tensors are written."""
+        while self._waiting:
+            self._finish_one()
+
+    def _finish_one(self) -> None:
+        size, written = self._waiting.popleft()
+        written.result()
+        self._bytes -= size
 
 
 def _planned_shards(layout: Mapping[str, Stored], max_shard_bytes: int) -> Iterator[dict[str, Stored]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -9,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_models import LENGTH, VOCAB, moe, random_tensors, tiny_config
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.models import Stored, check_same, load_model, open_checkpoint, specialise, write_checkpoint
+from moedisco_ray.models import Stored, check_same, checkpoint_writer, load_model, open_checkpoint, specialise, write_checkpoint
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.shard_file import ShardFile
 from moedisco_ray.models.streamed import loaded, open_streamed, streamed_model
@@ -166,6 +167,48 @@ def test_tensors_that_are_not_those_of_the_layout_are_an_error(tmp_path, written
     with pytest.raises(CheckpointError, match=message):
         write_checkpoint(tmp_path, written, {}, layout=layout)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_disk_that_fills_up_ends_the_stream(tmp_path, monkeypatch):
+    asked, put = [], ShardFile.put
+
+    def full(self, key, tensor):
+        if key == "1":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, key, tensor)
+
+    def stream():
+        for number in range(100):
+            asked.append(number)
+            yield str(number), torch.ones(250)
+
+    monkeypatch.setattr(ShardFile, "put", full)
+    monkeypatch.setattr(checkpoint_writer, "_MOST_WAITING", 4_000)
+    with pytest.raises(OSError, match="No space"):
+        write_checkpoint(tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(100)})
+    assert len(asked) == 6      # one is written, one fails, three wait, and the last one asked for the failure
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_tensors_that_wait_to_be_written_are_limited(tmp_path, monkeypatch):
+    made, most, put = [0], [], ShardFile.put
+    written = [0]
+
+    def slow(self, key, tensor):
+        most.append(made[0] - written[0])
+        put(self, key, tensor)
+        written[0] += 1
+
+    def stream():
+        for number in range(50):
+            made[0] += 1
+            yield str(number), torch.full((250,), float(number))
+
+    monkeypatch.setattr(ShardFile, "put", slow)
+    monkeypatch.setattr(checkpoint_writer, "_MOST_WAITING", 3_000)
+    write_checkpoint(tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(50)})
+    assert max(most) <= 4
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["49"], torch.full((250,), 49.0))
 
 
 def test_a_dtype_that_model_files_do_not_have_is_an_error(tmp_path):
