@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from moedisco_ray.cli.expert_use import ExpertUse, use_lines
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models.hf import no_progress_bar
 from moedisco_ray.models.tokenizer_directories import load_pretrained
@@ -35,10 +37,12 @@ class Chat:
         tokenizer: Its tokenizer.
         max_tokens: Maximum tokens per answer.
         temperature: Sampling temperature; 0 takes the likeliest token, None is what the model's `generation_config.json` says.
+        shows_experts: Whether to print which experts compute the tokens of an answer.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, temperature: float | None,
+        shows_experts: bool = False,
     ) -> None:
         self.messages: list[Message] = []
         self._model = model
@@ -46,6 +50,7 @@ class Chat:
         self._most = int(model.config.max_position_embeddings)
         self._new = min(max_tokens, self._most - 1)
         self._sampling = _sampling(temperature)
+        self._use = ExpertUse(model) if shows_experts else None
 
     @property
     def has_template(self) -> bool:
@@ -58,12 +63,15 @@ class Chat:
             self.messages.append({"role": "user", "content": line})
         ids = torch.tensor([self._prompt(line)], device=self._model.device)
         printer = _Printer(self._tokenizer)
-        try:
-            self._model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=self._new, streamer=printer,
-                pad_token_id=self._tokenizer.eos_token_id, **self._sampling)
-        except KeyboardInterrupt:
-            printer.end()
+        with contextlib.nullcontext() if self._use is None else self._use:
+            try:
+                self._model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=self._new, streamer=printer,
+                    pad_token_id=self._tokenizer.eos_token_id, **self._sampling)
+            except KeyboardInterrupt:
+                printer.end()
+        if self._use is not None:
+            print(*use_lines(self._tokenizer, printer.ids, self._use.shares()[ids.shape[1]:]), sep="\n")
         if self.has_template:
             self.messages.append({"role": "assistant", "content": printer.text})
         return printer.text
@@ -81,7 +89,7 @@ class Chat:
             del self.messages[:2]
 
 
-def chat(directory: Path, *, device: str, max_tokens: int, temperature: float | None) -> None:
+def chat(directory: Path, *, device: str, max_tokens: int, temperature: float | None, shows_experts: bool) -> None:
     """Chat until the end of the input.
 
     Args:
@@ -89,6 +97,7 @@ def chat(directory: Path, *, device: str, max_tokens: int, temperature: float | 
         device: Device that runs the model; `auto` is a GPU if one is visible.
         max_tokens: Maximum tokens per answer.
         temperature: Sampling temperature; see `Chat`.
+        shows_experts: Whether to print the experts of each token; see `Chat`.
 
     Raises:
         ConfigError: The device does not exist here, or the directory holds no tokenizer.
@@ -101,7 +110,7 @@ def chat(directory: Path, *, device: str, max_tokens: int, temperature: float | 
     with no_progress_bar():
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype="auto", local_files_only=True, trust_remote_code=False).to(device).eval()
-    conversation = Chat(model, tokenizer, max_tokens=max_tokens, temperature=temperature)
+    conversation = Chat(model, tokenizer, max_tokens=max_tokens, temperature=temperature, shows_experts=shows_experts)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         with contextlib.suppress(ImportError):
@@ -141,11 +150,18 @@ def converse(conversation: Chat, read: Callable[[], str]) -> None:
 
 
 class _Printer(TextStreamer):
-    """Prints whole words as they are generated, and keeps the text."""
+    """Prints whole words as they are generated, and keeps the text and its tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.text = ""
+        self.ids: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, and then each token."""
+        if not self.next_tokens_are_prompt:
+            self.ids += value.flatten().tolist()
+        super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print the next piece."""

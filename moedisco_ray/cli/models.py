@@ -87,12 +87,13 @@ def chat(
     temperature: Annotated[float | None, typer.Option(
         min=0, help="Sampling temperature; 0 takes the likeliest token.", show_default="the model's own")] = None,
     device: Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, or auto for a GPU if there is one.")] = "auto",
+    experts: Annotated[bool, typer.Option("--experts", help="Show after each answer which experts computed its tokens.")] = False,
 ) -> None:
     """Chat with the model of a finished run; a model without a chat template continues text."""
     model = finished_model(run_dir)
     from moedisco_ray.cli.chat import chat as start_chat
 
-    start_chat(model, device=device, max_tokens=max_tokens, temperature=temperature)
+    start_chat(model, device=device, max_tokens=max_tokens, temperature=temperature, shows_experts=experts)
 
 
 def evaluate(

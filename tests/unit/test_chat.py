@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,20 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_export import write_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from moedisco_ray.cli.chat import Chat, converse
+from moedisco_ray.cli.expert_use import ExpertUse
+from moedisco_ray.core.config import FAMILIES
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.models.hf import routers
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -115,6 +127,52 @@ def test_ctrl_c_twice_leaves_and_once_does_not(
     converse(chat, typed(KeyboardInterrupt, "fox", KeyboardInterrupt, KeyboardInterrupt, "dog"))
     assert [message["content"] for message in chat.messages if message["role"] == "user"] == ["fox"]
     assert capsys.readouterr().out.count("(Ctrl-C again or Ctrl-D leaves)") == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_experts_of_a_token_are_those_of_its_router(family: str, tmp_path: Path) -> None:
+    write_model(tmp_path, family)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    found: list[list[torch.Tensor]] = []
+    for router in routers(model).values():
+        found.append(outputs := [])
+        router.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output))
+    with torch.inference_mode(), ExpertUse(model) as use:
+        model(torch.arange(5)[None])
+        model(torch.arange(3)[None])
+    shares_TE = use.shares()
+    assert shares_TE.shape == (8, 4)
+    assert torch.allclose(shares_TE.sum(1), torch.ones(8))
+    with torch.inference_mode():
+        model(torch.arange(5)[None])    # records nothing
+    assert len(use.shares()) == 8
+    if family in ("qwen3_moe", "mixtral"):      # softmax over all experts, then over the selected ones
+        selected = model.config.num_experts_per_tok
+        expected_TE = torch.zeros(5, 4)
+        for outputs in found:
+            logits_TE = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+            weight_TK, expert_TK = logits_TE.float().softmax(-1).topk(selected)
+            expected_TE.scatter_add_(1, expert_TK, weight_TK / weight_TK.sum(1, keepdim=True) / len(found))
+        assert torch.allclose(shares_TE[:5], expected_TE, atol=1e-6)
+
+
+def test_a_chat_lists_the_experts_of_each_token(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str],
+) -> None:
+    tokenizer.chat_template = TEMPLATE
+    chat = Chat(model, tokenizer, max_tokens=4, temperature=0, shows_experts=True)
+    answer = chat.answer("the fox")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{answer}\n")
+    lines = printed.removeprefix(f"{answer}\n").removesuffix("\n").split("\n")
+    assert len(lines) == 4      # three tokens that the model has read, and their mean
+    assert all(re.fullmatch(r" *('.*'|\".*\"|all)(  [0-3]: \d+%)+", line) for line in lines)
+
+
+def test_a_dense_model_has_no_experts_to_show() -> None:
+    with pytest.raises(ConfigError, match="the model is dense"):
+        ExpertUse(LlamaForCausalLM(LlamaConfig(
+            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)))
 
 
 class Terminal:

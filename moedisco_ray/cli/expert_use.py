@@ -1,0 +1,85 @@
+"""Which experts compute the tokens of an answer.
+
+Shapes: T tokens of a forward pass, K selected experts, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.models.hf import moe_blocks
+
+_MOST_NAMED = 4
+"""Maximum number of experts to name per token."""
+
+
+class ExpertUse:
+    """Records each expert's share of each token while the context is active.
+
+    The share is the expert's routing weight, as a part of all weights of the token in a layer, averaged over the MoE layers.
+
+    Args:
+        model: A model that generates one sequence at a time.
+
+    Raises:
+        ConfigError: The model is dense.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._experts = [block.get_submodule("experts") for block in moe_blocks(model).values()]
+        if not self._experts:
+            raise ConfigError("--experts", None, "the model is dense; leave the option out")
+        self._layers: list[list[Tensor]] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._layers = [[] for _ in self._experts]
+        self._hooks = [
+            experts.register_forward_pre_hook(self._record(passes))
+            for experts, passes in zip(self._experts, self._layers, strict=True)]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def shares(self) -> Tensor:
+        """The shares of all recorded tokens [T, E]; each row sums to 1."""
+        computed = min(map(len, self._layers))     # Ctrl-C can end a forward pass between two layers
+        return torch.stack([torch.cat(passes[:computed]) for passes in self._layers]).mean(0) if computed else torch.empty(0, 0)
+
+    def _record(self, passes: list[Tensor]) -> Any:
+        def hook(experts: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            _, expert_TK, weight_TK = inputs
+            used_TE = torch.zeros(len(expert_TK), int(experts.get_parameter("down_proj").shape[0]))
+            used_TE.scatter_add_(1, expert_TK.cpu(), weight_TK.float().cpu())
+            passes.append(used_TE / used_TE.sum(1, keepdim=True))
+        return hook
+
+
+def use_lines(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], shares_TE: Tensor) -> list[str]:
+    """One line per token with the experts that it uses most, and one for all tokens.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        ids: Token ids of the answer; later ones that the model has not read yet are left out.
+        shares_TE: Each expert's share of each of the tokens.
+    """
+    texts = [repr(tokenizer.decode([token])) for token in ids[:len(shares_TE)]]
+    if not texts:
+        return []
+    width = max(map(len, texts))
+    lines = [f"{text:>{width}}  {_named(share_E)}" for text, share_E in zip(texts, shares_TE, strict=True)]
+    return [*lines, f"{'all':>{width}}  {_named(shares_TE.mean(0))}"]
+
+
+def _named(share_E: Tensor) -> str:
+    shares, experts = share_E.topk(min(_MOST_NAMED, len(share_E)))
+    return "  ".join(f"{expert}: {share:.0%}" for share, expert in zip(shares.tolist(), experts.tolist(), strict=True) if share)
