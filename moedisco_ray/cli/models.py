@@ -33,22 +33,31 @@ ModelDir = Annotated[
 def export(
     run_dir: Annotated[str, typer.Argument(
         metavar="RUN_DIR", help="Directory or URI of a run; for GGUF also the directory of an exported model.")],
-    to: Annotated[Literal["hf", "gguf"], typer.Option(
-        "--to", help="Format: a Hugging Face directory, or a GGUF file for llama.cpp, Ollama and LM Studio.")] = "hf",
+    to: Annotated[Literal["hf", "gguf", "ensemble"], typer.Option(
+        "--to", help="Format: a Hugging Face directory; a GGUF file for llama.cpp, Ollama and LM Studio; or a directory with the "
+        "sub-models as an ensemble, never merged.")] = "hf",
     output: Annotated[Path | None, typer.Option(
-        "--output", metavar="PATH", help="Directory or file to write.", show_default="NAME-model or NAME.gguf, here")] = None,
+        "--output", metavar="PATH", help="Directory or file to write.",
+        show_default="NAME-model, NAME.gguf or NAME-ensemble, here")] = None,
     from_checkpoint: Annotated[
         bool, typer.Option("--from-checkpoint", help="Export the newest checkpoint of the fine-tune, finished or not.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export the model of a run, finished or not, as a Hugging Face directory or as a GGUF file."""
+    """Export the model of a run, finished or not, as a Hugging Face directory or a GGUF file, or its sub-models as an ensemble."""
     name = parent(run_dir)[1]
+    if to == "ensemble" and from_checkpoint:
+        raise ConfigError("--from-checkpoint", None, "an ensemble has the trained sub-models, not the fine-tune; leave it out")
     if to == "gguf":
         check_packages("--to", to)
         from moedisco_ray.execution.export_gguf import export_gguf
 
         target = output or Path(f"{name}.gguf")
         figures = export_gguf(run_dir, target, from_checkpoint=from_checkpoint)
+    elif to == "ensemble":
+        from moedisco_ray.execution.export_ensemble import export_ensemble
+
+        target = output or Path(f"{name}-ensemble")
+        figures = export_ensemble(run_dir, target)
     else:
         from moedisco_ray.execution.export_run import export_run
 

@@ -78,12 +78,12 @@ def export(
     trained = open_checkpoint(model_dir)
     stored_in = _DTYPES.get(dtype) or (trained["model.norm.weight"].dtype if origin is None else origin.dtype())
     as_they_are = all(trained.dtype(key) == stored_in for key in trained)
-    _write_weights(trained, directory, None if as_they_are else stored_in)
+    write_weights(trained, directory, None if as_they_are else stored_in)
     advance(weight_files := _files(directory))
     weights = open_checkpoint(directory)
     positions = int(weights.config["max_position_embeddings"])
-    tokenizer = _write_tokenizer(tokenizer_dir, directory, positions if origin is None else None)
-    _write_configs(tokenizer, stored_in, directory, origin)
+    tokenizer = write_tokenizer(tokenizer_dir, directory, positions if origin is None else None)
+    write_configs(tokenizer, stored_in, directory, origin)
     advance(_files(directory) - weight_files)
     _verify(model_dir, directory, stored_in)
     model = open_streamed(directory, dtype=stored_in, device=device, few_tokens=True)
@@ -145,7 +145,11 @@ def _belongs(path: Path) -> bool:
     return path.suffix in _SUFFIXES or path.name.startswith(_LICENCE_PREFIXES)
 
 
-def _write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | None) -> None:
+def write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | None) -> None:
+    """Write a trained model's weights, one tensor per expert, in another dtype or, with None, as they are.
+
+    Files that need no change are hard-linked, or copied where hard links are not possible. One tensor is in memory at a time.
+    """
     if dtype is None and _is_classic(stored_names(trained.directory), trained.model_map):
         for path in [*trained.directory.glob("*.safetensors"), *trained.directory.glob("*.safetensors.index.json")]:
             _link(path, directory / path.name)
@@ -172,7 +176,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | None) -> PreTrainedTokenizerBase:
+def write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | None) -> PreTrainedTokenizerBase:
     """Copy a tokenizer; if `most_positions` is given, set it as the tokenizer's maximum length."""
     tokenizer = load_pretrained(tokenizer_dir)
     if most_positions is None:
@@ -185,7 +189,8 @@ def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int |
     return load_pretrained(directory)
 
 
-def _write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path, origin: Origin | None) -> None:
+def write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path, origin: Origin | None) -> None:
+    """Complete the `config.json` of a directory with weights, and write its `generation_config.json`."""
     values = config_values(AutoConfig.from_pretrained(directory, local_files_only=True)) | tokens_of(tokenizer)
     if origin is not None:
         values = origin.config(values)

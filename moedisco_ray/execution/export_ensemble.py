@@ -1,0 +1,137 @@
+"""Export the sub-models of a run as an ensemble that is never merged (c-BTM, arXiv 2303.14177), which transformers loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from moedisco_ray.core.artifacts import reporting_full_disk
+from moedisco_ray.core.config import LocalInit, RunConfig
+from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.stages import STAGES
+from moedisco_ray.execution import modeling_ensemble
+from moedisco_ray.execution.merge_models import check_new
+from moedisco_ray.models import open_checkpoint, read_config, write_config
+from moedisco_ray.models.tokenizer_directories import load_pretrained
+from moedisco_ray.stages.evaluate.ensemble import BLOCK, TEMPERATURE
+from moedisco_ray.stages.export.directory import count_parameters, write_configs, write_tokenizer, write_weights
+from moedisco_ray.stages.export.front_matter import facts_of
+from moedisco_ray.stages.export.origin import Origin
+from moedisco_ray.stages.export.stage import datasets_of
+from moedisco_ray.stages.text.tokenizer import ENCODING, Encoder
+
+_CODE = Path(modeling_ensemble.__file__)
+_COPIED = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields of a sub-model's `config.json` that the ensemble has too."""
+
+
+def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
+    """Write the trained sub-models, the clusters' centres, and the code that mixes their predictions, as the evaluation does.
+
+    Args:
+        location: Directory or URI of a run whose sub-models are trained.
+        target: Directory to write; it must be new or empty.
+
+    Returns:
+        `parameters` and `bytes` of all sub-models together, `submodels`, their number, and `step`, which is None.
+
+    Raises:
+        RunDirError: The place holds no run, or a run without trained sub-models or without centres, or the target is not empty.
+        StorageError: The storage does not respond.
+    """
+    check_new(target)
+    name, store = current_report(location).name, RunStore.of(location)
+    config = stored_config(json.loads(store.read("config.json") or b"{}"))
+    artifacts = {stage.name: store.directory / stage.directory for stage in STAGES}
+    tokenizer, clusters = artifacts["corpus"] / "tokenizer", artifacts["cluster"] / "cluster_model"
+    kind, parameters, size = _check(config, store, location), 0, 0
+    store.fetch(tokenizer, clusters)
+    start, special = config.model.init, load_pretrained(tokenizer)
+    origin = Origin(start.directory, not config.tokenizer.replace) if isinstance(start, LocalInit) else None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
+        draft = Path(scratch) / "model"
+        shutil.copytree(clusters, draft / "router")
+        if kind == "tfidf_svd":     # it reads text, not tokens
+            shutil.copyfile(tokenizer / ENCODING, draft / "router" / ENCODING)
+        for k in range(config.cluster_count):
+            source, directory = artifacts["submodels"] / str(k), draft / str(k)
+            directory.mkdir()
+            with store.using(source):
+                trained = open_checkpoint(source)
+                write_weights(trained, directory, None)
+                write_configs(special, trained["model.norm.weight"].dtype, directory, origin)
+                parameters += count_parameters(trained)[0]
+            size += sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+        submodel = read_config(draft / "0")
+        write_config(draft, {
+            "model_type": modeling_ensemble.EnsembleConfig.model_type, "architectures": ["EnsembleForCausalLM"],
+            "auto_map": {"AutoConfig": f"{_CODE.stem}.EnsembleConfig", "AutoModelForCausalLM": f"{_CODE.stem}.EnsembleForCausalLM"},
+            "num_submodels": config.cluster_count, "router_block": BLOCK, "router_temperature": TEMPERATURE,
+            "document_start": Encoder(tokenizer).prefix, **{field: submodel.get(field) for field in _COPIED}})
+        write_tokenizer(tokenizer, draft, int(submodel["max_position_embeddings"]) if origin is None else None)
+        shutil.copyfile(_CODE, draft / _CODE.name)
+        if origin is not None:
+            origin.copy_licences(draft)
+        (draft / "README.md").write_text(_card(name, config), encoding="utf-8")
+        draft.rename(target)
+    return {"parameters": parameters, "bytes": size, "submodels": config.cluster_count, "step": None}
+
+
+def _check(config: RunConfig, store: RunStore, location: Location) -> str:
+    """Kind of the document vectors of a run's clusters.
+
+    Raises:
+        RunDirError: The run has no trained sub-models, or clusters that the text of a context does not decide.
+    """
+    def refused(remedy: str) -> RunDirError:
+        return RunDirError("RUN_DIR", str(location), remedy)
+
+    if not config.tokens.decoupled:
+        raise refused("has no sub-models, since seed_share and finetune_share are 1 together; use `--to hf`")
+    if config.owners:
+        raise refused("has sub-models of data owners, whose clusters have no centre to route by; use `--to hf`")
+    if not store.has(store.directory / "submodels"):
+        raise refused("has no trained sub-models yet; resume it with `moedisco run`")
+    kind = str(json.loads(store.read("clusters/cluster_model/vectoriser.json") or b"{}").get("kind"))
+    if kind not in modeling_ensemble.VECTORS:
+        raise refused(f"has clusters of the kind {kind}, which have no centre to route by; use `--to hf`")
+    return kind
+
+
+def _card(name: str, config: RunConfig) -> str:
+    facts = facts_of(config.model, datasets_of(config))
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="text-generation", tags=["moe-disco", "ensemble", "custom_code"],
+        base_model=facts.base_model, license=facts.license, license_name=facts.license_name, license_link=facts.license_link,
+        language=facts.language or None, datasets=facts.datasets or None)
+    return f"""---
+{data.to_yaml()}
+---
+
+# {name}
+
+{config.cluster_count} language models ({config.model.family_name}), each trained on one cluster of the text, as an ensemble without
+a merge (c-BTM, [arXiv 2303.14177](https://arxiv.org/abs/2303.14177)): their next-token probabilities are mixed with weights that
+depend on how near the text so far is to each cluster. All of them run for every token. Each folder with a number is a model of its
+own.
+
+`{_CODE.name}` has the code. It needs transformers 5, and no package of ours.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory", trust_remote_code=True)
+inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```
+"""
