@@ -63,7 +63,7 @@ def choose_experts(model: str, experts: Sequence[str], output: Path, *, top_k: i
     first = opened[model]
     for name, other in opened.items():
         _check_alike(first, other, name)
-    values = config_with_experts(first.config, len(chosen), top_k)
+    values, family = config_with_experts(first.config, len(chosen), top_k), first.model_map.family
     output.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".experts-") as scratch:
         draft = Path(scratch) / "model"
@@ -72,7 +72,7 @@ def choose_experts(model: str, experts: Sequence[str], output: Path, *, top_k: i
         # `complete` takes the model's own numbers.
         write_config(draft, config_with_experts(read_config(draft), len(chosen), top_k))
         result = {
-            "directory": str(output), "family": first.model_map.family.name, "top_k": values["num_experts_per_tok"],
+            "directory": str(output), "family": family.name, "top_k": values[family.router.top_k_field],
             "experts": [{"model": names[each.model], "expert": each.expert} for each in chosen]}
         write_json(draft / "experts.json", result)
         (draft / "README.md").write_text(_card(output.name, model, result), encoding="utf-8")

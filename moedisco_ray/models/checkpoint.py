@@ -152,6 +152,8 @@ def _prediction_layers(config: Mapping[str, Any], model_map: ModelMap) -> tuple[
     field = model_map.family.prediction_layers_field
     if field is None:
         return ()
+    if model_map.family.prediction_prefix is not None:
+        return (model_map.family.prediction_prefix,)
     first = int(config["num_hidden_layers"])
     return tuple(f"model.layers.{layer}." for layer in range(first, first + int(config.get(field) or 0)))
 

@@ -39,9 +39,10 @@ def with_experts(
     first = models[0]
     for key in first:
         role, dtype = model_map.classify(key), first[key].dtype
-        if role.has_row_per_expert:
+        if role.expert_axis is not None:
             stacks = {each.model: models[each.model][key] for each in chosen}
-            yield key, torch.stack([stacks[each.model][each.expert].to(dtype) for each in chosen])
+            rows = [stacks[each.model].select(role.expert_axis, each.expert).to(dtype) for each in chosen]
+            yield key, torch.stack(rows, dim=role.expert_axis)
         elif role.expert is None:
             yield key, first[key]
         elif role.expert == 0:
@@ -72,8 +73,8 @@ def config_with_experts(config: Mapping[str, Any], experts: int, top_k: int | No
             "EXPERTS", experts, f"of a model whose router selects among {groups[0]} groups of experts cannot be chosen one by one")
     if top_k is not None and top_k > experts:
         raise ConfigError("--top-k", top_k, f"exceeds the number of experts, {experts}; lower it")
-    kept = min(int(whole["num_experts_per_tok"]), experts) if top_k is None else top_k
+    kept = min(int(whole[family.router.top_k_field]), experts) if top_k is None else top_k
     values = {key: value for key, value in config.items() if key not in EXPERT_COUNTS}
     # The configuration of gpt-oss has the top-k under a second name.
     second = {"experts_per_token": kept} if "experts_per_token" in values else {}
-    return values | {family.num_experts_field: experts, "num_experts_per_tok": kept} | second
+    return values | {family.num_experts_field: experts, family.router.top_k_field: kept} | second

@@ -73,7 +73,8 @@ class OneExpert(Mapping[str, Tensor]):
         names, hidden = dense.model_map, int(dense.config["hidden_size"])
         for layer in range(int(dense.config["num_hidden_layers"])):
             self._made[names.router_key(layer)] = torch.zeros(1, hidden)
-            self._made |= {names.router_key(layer, name): torch.zeros(1) for name in names.family.router.tensors[1:]}
+            for name in names.family.router.tensors[1:]:
+                self._made[names.router_key(layer, name)] = torch.zeros((1,) * (1 + names.family.expert_axis(name)))
             if (shared := names.family.shared) is not None:
                 block = f"model.layers.{layer}.{names.family.block}"
                 self._copied |= {
@@ -182,7 +183,7 @@ def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_e
         kept |= {name: value for name, value in declaration.fields.items() if name not in {*values, *kept}}
     for name in EXPERT_COUNTS:
         kept.pop(name, None)
-    kept |= {declaration.num_experts_field: num_experts, "num_experts_per_tok": num_experts_per_tok}
+    kept |= {declaration.num_experts_field: num_experts, declaration.router.top_k_field: num_experts_per_tok}
     if declaration.router.normalises == "by_setting":
         kept["norm_topk_prob"] = True
     return config_values(AutoConfig.for_model(family, **kept))

@@ -50,7 +50,7 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
         "num_hidden_layers": architecture.num_hidden_layers,
         "num_attention_heads": architecture.num_attention_heads,
         "num_key_value_heads": architecture.key_value_heads,
-        "num_experts_per_tok": architecture.num_experts_per_tok,
+        declaration.router.top_k_field: architecture.num_experts_per_tok,
         "max_position_embeddings": architecture.max_position_embeddings or sequence_length,
         "tie_word_embeddings": architecture.tie_word_embeddings,
         "rope_parameters": {"rope_type": "default", **(architecture.rope_scaling or {}), "rope_theta": architecture.rope_theta},
@@ -128,8 +128,13 @@ def with_parameters_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrained
     """Store all parameters of a model in one dtype, in place; return the model.
 
     transformers keeps some routers in fp32, but optimizers and sharding need one dtype. Buffers such as the correction of a router
-    keep theirs: they are not trained.
+    keep theirs: they are not trained. Where this correction is a parameter without gradients, it becomes a buffer.
     """
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.requires_grad:
+                delattr(module, name)
+                module.register_buffer(name, parameter.data)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model

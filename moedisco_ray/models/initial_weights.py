@@ -84,14 +84,15 @@ class SeededWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, key: str) -> Tensor:
         role = self._map.classify(key)
-        if not role.has_row_per_expert:
+        axis = role.expert_axis
+        if axis is None:
             tensor = self._seed[self._seed_key(key)]
             # Copies of an expert would share memory, and safetensors refuses tensors that do.
             return tensor if role.expert is None else tensor.clone()
         rows_gD, initial_ED = self._seed[key], self._initial[key]
-        if role.role is Role.ROUTER and (self._fresh_router or len(rows_gD) == 1):
+        if role.role is Role.ROUTER and (self._fresh_router or rows_gD.shape[axis] == 1):
             return initial_ED
-        return rows_gD.repeat(len(initial_ED) // len(rows_gD), *(1 for _ in rows_gD.shape[1:]))
+        return torch.cat([rows_gD] * (initial_ED.shape[axis] // rows_gD.shape[axis]), dim=axis)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._initial)

@@ -104,7 +104,8 @@ class ModelMap:
                     if role is Role.EXPERT and not self.family.stacks:
                         part = PARTS[self.family.projections.index(match[2])]
                         return TensorRole(role, int(layer[1]), int(match[1]), part)
-                    return TensorRole(role, int(layer[1]), None, layer[2])
+                    axis = self.family.expert_axis(layer[2]) if role in (Role.EXPERT, Role.ROUTER) else None
+                    return TensorRole(role, int(layer[1]), None, layer[2], axis)
         raise CheckpointError("tensor", key, f"is no tensor of family {self.family.name}; use a model of this family")
 
     def expert_key(self, layer: int, expert: int, part: Part) -> str:
@@ -121,7 +122,11 @@ class ModelMap:
 
     def router_key(self, layer: int, tensor: str = "weight") -> str:
         """Canonical name of a layer's router, or of another of its tensors."""
-        return f"model.layers.{layer}.{self.family.block}.{self.family.router.module}.{tensor}"
+        return self.block_key(layer, f"{self.family.router.module}.{tensor}")
+
+    def block_key(self, layer: int, name: str) -> str:
+        """Canonical name of a tensor of a layer's MoE block, from its name in the block in memory."""
+        return f"model.layers.{layer}.{self.family.in_checkpoint(name)}"
 
     def stored_tensors(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
         """The canonical tensors that a stored tensor holds, with their positions; a stack of experts holds several.
@@ -145,7 +150,8 @@ class ModelMap:
                 self.expert_key(index, expert, part): Place(key, expert, half if len(parts) == 2 else None)
                 for expert in range(shape[0]) for half, part in enumerate(parts)}
         # A Mixtral checkpoint that was saved with in-memory names calls the router `mlp.gate.weight`.
-        canonical = self.router_key(index, name) if inner == self.family.router.module else key
+        has_own_name = inner == self.family.router.module or rest in self.family.renamed
+        canonical = self.block_key(index, rest) if has_own_name else key
         self.classify(canonical)
         return {canonical: Place(key)}
 
@@ -204,8 +210,7 @@ class ModelMap:
             if role.layer is not None and role.expert is not None:
                 counts[role.layer] = max(counts[role.layer], role.expert + 1)
         for layer, count in counts.items():
-            block = f"model.layers.{layer}.{self.family.block}"
-            needed = {f"{block}.experts.{name}" for name in self.family.stacks} or {
+            needed = {self.block_key(layer, f"experts.{name}") for name in self.family.stacks} or {
                 self.expert_key(layer, e, part) for e in range(max(1, count)) for part in PARTS}
             needed |= {self.router_key(layer, name) for name in self.family.router.tensors}
             if needed - present:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+from collections.abc import Iterable
 
 from moedisco_ray.core.families import Family
 
@@ -30,17 +31,14 @@ class TensorRole:
         layer: Index of the decoder layer; None outside the layers.
         expert: Index of the expert; None for other roles, and for a stack of all experts.
         part: `gate`, `up` or `down` for an expert; else the name inside the layer or the model.
+        expert_axis: The axis that counts the experts of the layer, in routers and stacks of experts; None for other tensors.
     """
 
     role: Role
     layer: int | None
     expert: int | None
     part: str
-
-    @property
-    def has_row_per_expert(self) -> bool:
-        """Whether the first axis of the tensor counts the experts of the layer: routers and stacks of experts."""
-        return self.role is Role.ROUTER or (self.role is Role.EXPERT and self.expert is None)
+    expert_axis: int | None = None
 
 
 OUTSIDE_LAYERS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
@@ -55,12 +53,17 @@ def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
     block = re.escape(family.block)
     experts = rf"{block}\.experts\.(\d+)\.({'|'.join(family.projections)})\.weight"
     if family.stacks:
-        experts = rf"{block}\.experts\.(?:{'|'.join(family.stacks)})"
+        experts = _any_of(family, [f"experts.{name}" for name in family.stacks])
     rules = [
         (Role.EXPERT, experts),
-        (Role.ROUTER, rf"{block}\.{family.router.module}\.(?:{'|'.join(family.router.tensors)})"),
+        (Role.ROUTER, _any_of(family, [f"{family.router.module}.{name}" for name in family.router.tensors])),
         *((Role.BACKBONE, pattern) for pattern in family.backbone),
     ]
     if family.shared is not None:
         rules.append((Role.SHARED_EXPERT, family.shared.pattern))
     return tuple((role, re.compile(pattern)) for role, pattern in rules)
+
+
+def _any_of(family: Family, names: Iterable[str]) -> str:
+    """Pattern of some tensors of the MoE block, by their names in memory."""
+    return "|".join(re.escape(family.in_checkpoint(name)) for name in names)

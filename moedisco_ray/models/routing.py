@@ -51,7 +51,7 @@ class Selection:
     @classmethod
     def of(cls, router: Router, fields: Mapping[str, Any]) -> Selection:
         """The selection of a model with these configuration fields."""
-        return cls(int(fields["num_experts_per_tok"]), router.groups(fields), router.least_in_group)
+        return cls(int(fields[router.top_k_field]), router.groups(fields), router.least_in_group)
 
     def __call__(self, scores_TE: Tensor, correction_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The selected experts of every token, and their scores.

@@ -146,7 +146,7 @@ class _OnlyExpert:
             y = functional.linear(experts.act_fn(gate) * up, experts.down_proj.squeeze(0))
         if self.weight != 1.0:
             y = y * self.weight
-        if shared is not None:
+        if shared is not None and getattr(block, shared.module) is not None:
             found = getattr(block, shared.module)(hidden_states)
             y = y + (found if shared.gate is None else torch.sigmoid(getattr(block, shared.gate)(hidden_states)) * found)
         return (y, None) if self.family.returns_scores else y

@@ -12,14 +12,15 @@ autocast, else r = s). Then the activations of one token in one decoder layer ta
   and keys are normalised, their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd), or 8(Hd + Gd) in families whose norms
   multiply by their weight in fp32 (there, r = 4 in the norms above too); where only a part of each head is
   rotated, a copy of the output: sHd; where heads have sinks, no fused attention stores less than the scores rH(L + 1), under
-  autocast also in bf16, and keys and values for every head: 2s(H - G)d;
+  autocast also in bf16, and keys and values for every head: 2s(H - G)d; where every layer makes its own cosines and sines: 8d;
 * latent attention: queries and keys 2sH(n + p), the product that holds the values sH(n + v), the output and its copy 2sHv, and the
   normalised latents (4 + 2s)(r + q), with the sizes of `plan.parameters`;
 * each of its k experts: a copy of the token, gate and up (one tensor), the activated gate, the product of gate and up, and the
   output before the router's weight scales it: s (2D + 4F), with the activation of gpt_oss s (2D + 7F); a layer's only expert, which
   runs as a dense MLP: 4sF, or 7sF; a shared expert: 4sS, and sD if it has a gate;
 * the router: 4E for the scores, and 44k for the indices, weights and sort order of the selected experts; one that computes in fp32
-  keeps an fp32 copy of its input and of its scores, 4D + 8E, unless its input is in fp32 already;
+  keeps an fp32 copy of its input and of its scores, 4D + 8E, unless its input is in fp32 already; one that does so under autocast
+  too keeps the input itself, (r - s)D more;
 * under autocast, each matrix product makes its own copy of its input in s bytes per element. So where several products have the
   same input (such as those for queries, keys and values), each product after the first adds sD.
 
@@ -271,7 +272,7 @@ def layer_bytes_per_token(
     declaration, hidden = DECLARATIONS[family], architecture.hidden_size
     norms = 2 * (4 + (4 if declaration.norms_in_fp32 else residual) + width) * hidden
     attention = (_latent_bytes if declaration.attention.latent else _grouped_bytes)(declaration, architecture, width)
-    attention += 4 * architecture.num_attention_heads
+    attention += 4 * architecture.num_attention_heads + _rotation_bytes(declaration, architecture)
     if declaration.attention.sinks:
         attention += _score_bytes(architecture, width, residual, sequence_length)
     routes = architecture.num_experts > 1
@@ -283,6 +284,8 @@ def layer_bytes_per_token(
         held += _router_bytes(declaration, architecture, residual)
         if declaration.router.in_fp32 and residual < 4:
             held += 4 * hidden
+        if declaration.router.without_autocast:
+            held += (residual - width) * hidden
     # Autocast copies the input of each matrix product to bf16. `norms` holds the copies for the query projection and for the router
     # (with one expert: its gate projection). More copies: for keys, for values (a latent is one projection), for a single expert's
     # up projection unless it is one matrix with the gate's, and for the shared expert's gate and up projections and its gate.
@@ -302,7 +305,7 @@ def frozen_bytes_per_token(
     else:
         both = (heads + architecture.key_value_heads) * architecture.head_size
         attention = width * 2 * both + (4 * both if declaration.has_qk_norm(architecture.fields) else 0)
-    attention += 4 * heads
+    attention += 4 * heads + _rotation_bytes(declaration, architecture)
     if declaration.attention.sinks:
         attention += _score_bytes(architecture, width, residual, sequence_length)
     experts = (declaration.expert_activations - 1) * architecture.moe_intermediate_size
@@ -325,6 +328,11 @@ def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:
     held = width * (2 * (queries + keys) + family.attention.partial_rotation * queries)
     normalised = 4 if family.norms_in_fp32 else width
     return held + ((4 + normalised) * (queries + keys) if family.has_qk_norm(sizes.fields) else 0)
+
+
+def _rotation_bytes(family: Family, sizes: Architecture) -> int:
+    """Bytes of a layer's own cosines and sines, in fp32."""
+    return 8 * sizes.head_size * family.attention.own_rotation
 
 
 def _score_bytes(sizes: Architecture, width: int, residual: int, sequence_length: int) -> int:

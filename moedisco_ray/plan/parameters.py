@@ -144,7 +144,8 @@ def dense_hidden_size(family: FamilyName, architecture: Architecture) -> int:
 def submodel_architecture(family: FamilyName, architecture: Architecture, clusters: int) -> Architecture:
     """Sizes of a sub-model: an even share of each layer's experts, with a router that fits them."""
     experts = architecture.num_experts // clusters
-    router = DECLARATIONS[family].router.submodel_fields(architecture.router_fields, architecture.num_experts, experts)
-    top_k = router.pop("num_experts_per_tok")
+    router = DECLARATIONS[family].router
+    fields = router.submodel_fields(architecture.router_fields(router), architecture.num_experts, experts)
+    top_k = fields.pop(router.top_k_field)
     return architecture.model_copy(
-        update={"num_experts": experts, "num_experts_per_tok": top_k, "fields": architecture.fields | router})
+        update={"num_experts": experts, "num_experts_per_tok": top_k, "fields": architecture.fields | fields})

@@ -92,8 +92,8 @@ def decompose(
     check_experts(source, model_map, num_experts)
     for key in source:
         role = model_map.classify(key)
-        if role.has_row_per_expert:
-            yield key, _rows(key, source[key], num_experts, slice(first, first + group))
+        if role.expert_axis is not None:
+            yield key, _rows(key, source[key], num_experts, range(first, first + group), role.expert_axis)
         elif role.expert is not None:
             if first <= role.expert < first + group:
                 yield model_map.renumbered(key, role.expert - first), source[key]
@@ -106,10 +106,10 @@ def backbone_of(source: Mapping[str, Tensor], model_map: ModelMap) -> Iterator[t
     return ((key, source[key]) for key in source if model_map.classify(key).role in (Role.BACKBONE, Role.SHARED_EXPERT))
 
 
-def _rows(key: str, w_ED: Tensor, num_experts: int, rows: slice) -> Tensor:
-    if len(w_ED) != num_experts:
-        raise CheckpointError("tensor", key, f"has {len(w_ED)} rows for {num_experts} experts")
-    return w_ED[rows].clone()
+def _rows(key: str, w_ED: Tensor, num_experts: int, rows: range, axis: int) -> Tensor:
+    if w_ED.shape[axis] != num_experts:
+        raise CheckpointError("tensor", key, f"has {w_ED.shape[axis]} rows for {num_experts} experts")
+    return w_ED.narrow(axis, rows.start, len(rows)).clone()
 
 
 def write_submodels(

@@ -50,8 +50,10 @@ def by_hand(family: str, sources: list[tuple[Path, int]], top_k: int, **changes:
     states = {path: model.state_dict() for path, model in models.items()}
     for name, tensor in built.state_dict().items():
         own = first.state_dict()[name]
-        tensor.copy_(own if own.shape == tensor.shape and ".experts." not in name and own.shape[:1] != (EXPERTS,) else torch.stack(
-            [states[path][name][expert] for path, expert in sources]))
+        axis = int(own.shape[0] == 1)
+        is_common = own.shape == tensor.shape and ".experts." not in name and own.shape[axis] != EXPERTS
+        tensor.copy_(own if is_common else torch.stack(
+            [states[path][name].select(axis, expert) for path, expert in sources], dim=axis))
     with torch.no_grad():
         found: torch.Tensor = built(TOKENS).logits
     return found

@@ -102,8 +102,8 @@ def test_permuted_experts_give_permuted_submodels(case, random):
     permuted = dict(tensors)
     for key in tensors:
         role = names.classify(key)
-        if role.has_row_per_expert:
-            permuted[key] = tensors[key][order]
+        if role.expert_axis is not None:
+            permuted[key] = tensors[key].index_select(role.expert_axis, torch.tensor(order))
         elif role.expert is not None:
             permuted[key] = tensors[names.renumbered(key, order[role.expert])]
     before, after = slices(config, tensors, clusters), slices(config, permuted, clusters)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from moe_models import LENGTH, VOCAB, built, random_tensors
+from safetensors.torch import load_file, save_file
 from tiny_training import RECIPE, V, write_shard
 from transformers import AutoModelForCausalLM
 
@@ -28,6 +29,7 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
+from moedisco_ray.plan import count_parameters
 from moedisco_ray.stages.decompose import write_submodels
 from moedisco_ray.stages.merge.tensors import merge
 from moedisco_ray.training import TrainJob, World, train
@@ -39,7 +41,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "n_group": {"n_group": 4, "topk_group": 2}, "q_lora_rank": {"q_lora_rank": 12, "kv_lora_rank": 10},
     "attention_bias": {"attention_bias": True},
     "topk_method": {"topk_method": "group_limited_greedy"}, "use_qk_norm": {"use_qk_norm": True},
-    "routed_scaling_factor": {"routed_scaling_factor": 2.5}, "n_shared_experts": {"n_shared_experts": 2}}
+    "routed_scaling_factor": {"routed_scaling_factor": 2.5}, "n_shared_experts": {"n_shared_experts": 2},
+    "moe_layer_start_index": {"moe_layer_start_index": 1, "intermediate_size": 40},
+    "moe_num_shared_experts": {"moe_num_shared_experts": 2}}
 """Configuration fields to try, by a field that a family must have."""
 
 
@@ -118,8 +122,8 @@ def test_one_expert_computes_what_two_copies_of_it_do(family: str) -> None:
     copies = dict(tensors)
     for key, tensor in tensors.items():
         role = names.classify(key)
-        if role.has_row_per_expert:
-            copies[key] = torch.cat([tensor, tensor])
+        if role.expert_axis is not None:
+            copies[key] = torch.cat([tensor, tensor], dim=role.expert_axis)
         elif role.expert is not None:
             copies[names.renumbered(key, 1)] = tensor
     found = []
@@ -183,10 +187,36 @@ def test_a_field_of_another_family_is_refused() -> None:
         config_of("qwen3_moe", 2, fields={"kv_lora_rank": 8})
 
 
-def test_a_value_that_transformers_does_not_compute_is_refused(tmp_path: Path) -> None:
-    line = "topk_method 'noaux_tc': deepseek_v2 in transformers has only 'greedy' or 'group_limited_greedy'; use another model"
+@pytest.mark.parametrize(("family", "field", "value", "allowed"), [
+    ("deepseek_v2", "topk_method", "noaux_tc", "'greedy' or 'group_limited_greedy'"), ("ernie4_5_moe", "use_bias", True, "False"),
+    ("ernie4_5_moe", "moe_layer_interval", 2, "1"), ("ernie4_5_moe", "moe_layer_end_index", 1, "2"),
+])
+def test_a_value_that_is_not_supported_is_refused(
+    family: str, field: str, value: object, allowed: str, tmp_path: Path,
+) -> None:
+    line = re.escape(f"{field} {value!r}: {family} is supported with {allowed} only; use another model")
     with pytest.raises(ConfigError, match=line):
-        config_of("deepseek_v2", 2, fields={"topk_method": "noaux_tc"})
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v2", "topk_method": "noaux_tc"}))
+        config_of(family, 2, fields={field: value})
+    sizes = {"num_hidden_layers": 3, "moe_intermediate_size": 16, "num_experts": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **sizes, field: value}))
     with pytest.raises(CheckpointError, match=rf"config\.json cannot be used: {line}"):
-        read_architecture(tmp_path, "deepseek_v2")
+        read_architecture(tmp_path, family)
+
+
+def test_layers_that_predict_further_tokens_are_left_out_by_their_prefix(tmp_path: Path) -> None:
+    whole = stored("ernie4_5_moe", tmp_path / "model")
+    tensors = load_file(whole / "model.safetensors")
+    save_file(tensors | {"model.mtp_block.0.mlp.up_proj.weight": torch.zeros(1)}, whole / "model.safetensors")
+    assert len(open_checkpoint(whole)) == len(open_checkpoint(stored("ernie4_5_moe", tmp_path / "without")))
+
+
+def test_the_published_configuration_of_ernie_is_read(tmp_path: Path) -> None:
+    published = {
+        "hidden_size": 2560, "intermediate_size": 12_288, "num_attention_heads": 20, "num_key_value_heads": 4,
+        "num_hidden_layers": 28, "moe_num_experts": 64, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
+        "moe_layer_end_index": 27, "moe_layer_interval": 1, "moe_intermediate_size": 1536, "moe_k": 6, "vocab_size": 103_424,
+        "tie_word_embeddings": True, "use_bias": False, "rope_theta": 500_000}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ernie4_5_moe", **published}))
+    sizes = read_architecture(tmp_path, "ernie4_5_moe")
+    assert (sizes.num_experts, sizes.num_experts_per_tok) == (64, 6)
+    assert count_parameters("ernie4_5_moe", sizes, 103_424).total == pytest.approx(21.8e9, rel=0.01)

@@ -48,6 +48,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         **DENSE_FIRST, **GROUPS, "n_shared_experts": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
     ("glm4_moe", {**DENSE_FIRST, **GROUPS, "attention_bias": True, "use_qk_norm": True}),
     ("gpt_oss", {"sliding_window": 8, "rope_parameters": YARN}),
+    ("ernie4_5_moe", {
+        "moe_layer_start_index": 1, "num_hidden_layers": 3, "moe_layer_end_index": 2, "intermediate_size": 24,
+        "moe_num_shared_experts": 2, "tie_word_embeddings": True}),
 ]
 
 

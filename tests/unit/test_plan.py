@@ -56,7 +56,7 @@ def hf_config(family, architecture, vocab_size=VOCAB):
     page = DECLARATIONS[family]
     sizes |= {name: page.value(architecture.fields, name) for name in page.fields} | {
         page.num_experts_field: architecture.num_experts, page.expert_size_field: architecture.moe_intermediate_size}
-    if "n_shared_experts" in sizes and "intermediate_size" in sizes:
+    if "intermediate_size" in page.fields:
         sizes["intermediate_size"] = sizes["intermediate_size"] or architecture.moe_intermediate_size
     if family == "qwen2_moe":
         sizes["shared_expert_intermediate_size"] = (
@@ -73,6 +73,8 @@ def hf_counts(family, architecture):
         model = AutoModelForCausalLM.from_config(hf_config(family, architecture))
     counts = dict.fromkeys(("embedding", "attention", "norms", "router", "experts", "shared_expert", "dense", "head"), 0)
     for name, tensor in model.named_parameters():
+        if not tensor.requires_grad:
+            continue
         role = next(role for part, role in (
             ("shared_expert", "shared_expert"), ("experts", "experts"), ("mlp.gate.", "router"), ("mlp.router.", "router"),
             ("mlp.", "dense"),
@@ -89,7 +91,7 @@ CHANGES = [
     *((family, {"num_key_value_heads": 2}) for family in FAMILIES if not DECLARATIONS[family].attention.latent),
     *((family, {"fields": {"attention_bias": True}}) for family in FAMILIES if "attention_bias" in DECLARATIONS[family].fields),
     *((family, {"num_hidden_layers": 3, "fields": {
-        page.dense_layers_field: 1, "intermediate_size": 56, "n_shared_experts": 2}})
+        page.dense_layers_field: 1, "intermediate_size": 56, page.shared.count_field: 2}})
       for family, page in DECLARATIONS.items() if page.dense_layers_field is not None),
     *((family, {"fields": {"q_lora_rank": 12, "attention_bias": True}}) for family in ("deepseek_v2", "deepseek_v3")),
     ("glm4_moe", {"fields": {"use_qk_norm": True}}),

@@ -15,13 +15,13 @@ from moedisco_ray.core.config.places import ReadsFrom, as_start
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName, unsupported
+from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName, Router, unsupported
 from moedisco_ray.core.hub import HUB, REVISION, is_hub, is_hub_name
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.run_models import local_model
 
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names of the configuration field with the number of routed experts, in any family; transformers reads and writes several."""
 MOST_LAYERS = 4096
 ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model", hub=True), AfterValidator(as_start)]
@@ -65,10 +65,9 @@ class Architecture(Section):
     """Fields of `config.json` that only this family has, such as `kv_lora_rank` of deepseek_v3. Left out: the family's default for
     small models."""
 
-    @property
-    def router_fields(self) -> dict[str, Any]:
+    def router_fields(self, router: Router) -> dict[str, Any]:
         """The configuration fields that a router reads."""
-        return self.fields | {"num_experts_per_tok": self.num_experts_per_tok, "norm_topk_prob": self.norm_topk_prob}
+        return self.fields | {router.top_k_field: self.num_experts_per_tok, "norm_topk_prob": self.norm_topk_prob}
 
     @property
     def key_value_heads(self) -> int:
@@ -197,7 +196,7 @@ class Model(Section):
     family: Annotated[FamilyName | None, Resolved("family")] = None
     """Model family. Null means the family in the `config.json` of the model that `init` names, or, for random weights, qwen3_moe.
     A dense model becomes the first of its relatives: Llama and Mistral become mixtral (Llama with biases: qwen2_moe), Qwen2 becomes
-    qwen2_moe, Qwen3 becomes qwen3_moe, and OLMo-2 becomes flex_olmo."""
+    qwen2_moe, Qwen3 becomes qwen3_moe, OLMo-2 becomes flex_olmo, and ERNIE 4.5 becomes ernie4_5_moe."""
     config: Architecture | None = None
     """Sizes of the model. Leave them out if `init` names a directory, which has its own."""
     init: Literal["random"] | CheckpointInit | UpcycleInit = "random"
@@ -263,7 +262,7 @@ def _check_sizes(sizes: Architecture, family: Family) -> None:
         default = family.fields[key]
         if value is not None and default is not None and isinstance(value, str | bool) != isinstance(default, str | bool):
             raise ValueError(f"fields.{key} {value!r} must be {type(default).__name__}, such as {default!r}")
-    family.check_choices(sizes.fields)
+    family.check_choices(sizes.fields, sizes.num_hidden_layers)
 
 
 def _family_of(start: LocalInit) -> FamilyName:
@@ -378,13 +377,15 @@ def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: Family
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
         rope_scaling=read_scaling(rope),
     )
+    if (top_k := raw.get(declaration.router.top_k_field)) is not None:
+        found["num_experts_per_tok"] = top_k
     try:
-        declaration.check_choices(found["fields"])
-    except ValueError as error:
-        raise CheckpointError(setting, str(directory), f"its config.json cannot be used: {error}") from error
-    try:
-        return Architecture.model_validate(found | changes)
+        sizes = Architecture.model_validate(found | changes)
+        declaration.check_choices(sizes.fields, sizes.num_hidden_layers)
     except ValidationError as error:
         mistake = error.errors()[0]
         where = ".".join(map(str, mistake["loc"]))
         raise CheckpointError(setting, str(directory), f"its config.json cannot be used: {where} {plain_words(mistake)}") from error
+    except ValueError as error:
+        raise CheckpointError(setting, str(directory), f"its config.json cannot be used: {error}") from error
+    return sizes

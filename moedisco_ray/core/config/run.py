@@ -219,7 +219,8 @@ def check_division(family: str, sizes: Architecture, clusters: int) -> None:
         fits = ", ".join(str(n) for n in sorted(nearest))
         raise ValueError(f"clusters.count {clusters} does not divide the model's {experts} experts; use one of {fits}")
     try:
-        DECLARATIONS[family].router.submodel_fields(sizes.router_fields, experts, experts // clusters)
+        router = DECLARATIONS[family].router
+        router.submodel_fields(sizes.router_fields(router), experts, experts // clusters)
     except ValueError as error:
         raise ValueError(f"clusters.count {clusters} {error}") from error
 

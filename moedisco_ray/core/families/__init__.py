@@ -16,6 +16,7 @@ from moedisco_ray.core.families import (
     deepseek_v2,
     deepseek_v3,
     dots1,
+    ernie4_5_moe,
     flex_olmo,
     glm4_moe,
     gpt_oss,
@@ -36,7 +37,8 @@ __all__ = [
 
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
-_PAGES = (mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open)
+_PAGES = (
+    mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open, ernie4_5_moe)
 
 DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
     *(entry.load() for entry in entry_points(group=GROUP)), *(page.FAMILY for page in _PAGES))}

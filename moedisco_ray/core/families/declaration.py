@@ -41,6 +41,7 @@ class Attention:
         qk_norm: Whether queries and keys are normalised per head, or over all heads.
         qk_norm_field: Configuration field that switches these norms; None: they always exist.
         sinks: Whether each head has a learnt logit that attends to nothing; such attention stores its scores.
+        own_rotation: Whether every layer makes its own fp32 cosines and sines of the positions.
     """
 
     latent: bool = False
@@ -51,6 +52,7 @@ class Attention:
     qk_norm: Literal["head", "full"] | None = None
     qk_norm_field: str | None = None
     sinks: bool = False
+    own_rotation: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Gguf:
         reads_tied: Whether llama.cpp uses the embedding as the output layer if the file has no output layer.
         shares_keys: Whether llama.cpp lets several heads share keys and values.
         scaled_rotation: Kinds of rotary scaling that llama.cpp computes as transformers does.
+        needs_interval: Whether a file must say the interval of MoE layers, and the size of the shared expert.
     """
 
     architecture: str
@@ -95,6 +98,7 @@ class Gguf:
     reads_tied: bool = True
     shares_keys: bool = True
     scaled_rotation: tuple[str, ...] = ("linear", "yarn")
+    needs_interval: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +117,21 @@ class Family:
         projections: Checkpoint names of an expert's gate, up and down projection.
         stacks: Names of the tensors that hold all experts of a layer, along the first axis, in checkpoints and in memory; empty:
             checkpoints have one tensor per expert and projection.
+        renamed: Checkpoint names of the MoE block's tensors that have other names in memory, by these names, without the block.
         returns_scores: Whether the MoE block returns the router's scores too.
         expert_activations: Vectors of an expert's hidden size that autograd saves per token and expert.
         norms_in_fp32: Whether norms multiply by their weight in fp32.
         separates_documents: Whether transformers hides other documents of a packed sequence when positions start again.
         fields: Configuration fields that only some families have, with defaults for a model with random weights.
         constants: Configuration fields that have one value here.
-        choices: Values that transformers computes, by configuration field; models with another value are refused.
+        choices: Supported values, by configuration field; models with another value are refused.
         dense: Dense models (`model_type`) whose MLP can become every expert, with the configuration fields that such an MoE needs.
         dense_layers_field: Configuration field with the number of dense layers before the MoE layers; None: there are none.
+        last_layer_field: Configuration field with the index of the last MoE layer, where -1 means the last layer; models with dense
+            layers after it are refused. None: there is no such field.
         prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
             transformers does not load, and which are left out here too; None: there are none.
+        prediction_prefix: Prefix of the names of these layers' tensors; None: their names continue those of the decoder layers.
         gguf: How llama.cpp runs the family; None: it does not know the family.
     """
 
@@ -137,6 +145,7 @@ class Family:
     block: str = "mlp"
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     stacks: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     returns_scores: bool = False
     expert_activations: int = 4
     norms_in_fp32: bool = False
@@ -146,7 +155,9 @@ class Family:
     choices: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict)
     dense: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     dense_layers_field: str | None = None
+    last_layer_field: str | None = None
     prediction_layers_field: str | None = None
+    prediction_prefix: str | None = None
     gguf: Gguf | None = None
 
     @property
@@ -158,13 +169,26 @@ class Family:
         """Name of a projection of an expert in a checkpoint."""
         return self.projections[PARTS.index(part)]
 
+    def in_checkpoint(self, name: str) -> str:
+        """Name of a tensor of the MoE block in a checkpoint, from its name in memory, both relative to the layer and the block."""
+        return f"{self.block}.{self.renamed.get(name, name)}"
+
+    def expert_axis(self, name: str) -> int:
+        """The axis that counts experts, of a router's tensor or a stack of experts with this name."""
+        correction = self.router.correction
+        return self.router.correction_axis if correction is not None and name.endswith(correction) else 0
+
     def value(self, fields: Mapping[str, Any], name: str) -> Any:
         """A field of a model's configuration, or the family's default for it."""
         found = fields.get(name)
         return self.fields.get(name) if found is None else found
 
-    def check_choices(self, fields: Mapping[str, Any]) -> None:
+    def check_choices(self, fields: Mapping[str, Any], layers: int) -> None:
         """Check the fields of a model's configuration that have a limited choice of values.
+
+        Args:
+            fields: The fields of the family that the configuration has.
+            layers: Number of decoder layers.
 
         Raises:
             ValueError: A field has another value.
@@ -172,7 +196,10 @@ class Family:
         for name, values in self.choices.items():
             if name in fields and fields[name] not in values:
                 allowed = " or ".join(map(repr, values))
-                raise ValueError(f"{name} {fields[name]!r}: {self.name} in transformers has only {allowed}; use another model")
+                raise ValueError(f"{name} {fields[name]!r}: {self.name} is supported with {allowed} only; use another model")
+        last = self.last_layer_field
+        if last is not None and fields.get(last, -1) not in (-1, layers - 1):
+            raise ValueError(f"{last} {fields[last]!r}: {self.name} is supported with {layers - 1} only; use another model")
 
     def has_biases(self, fields: Mapping[str, Any]) -> bool:
         """Whether a model with these configuration fields has biases in its attention."""

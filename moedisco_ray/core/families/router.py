@@ -19,10 +19,13 @@ class Router:
         bias: Name of the bias of the logits in the router; None: there is none.
         correction: Name of the bias that is added to the scores for the selection only (DeepSeek-V3, arXiv 2412.19437, section
             2.1.2), which no gradient trains; None: there is none.
+        correction_axis: The axis of this bias that counts experts; axes before it have size 1.
+        top_k_field: Configuration field with the number of experts per token.
         scaling_field: Configuration field with a factor on all weights; None: there is none.
         limits_groups: Whether experts are selected from the best `topk_group` of `n_group` groups.
         limit_field: Configuration field and value that switch the limit on; None: it is always on.
         in_fp32: Whether logits are computed in fp32 even if the model is in bf16.
+        without_autocast: Whether they are computed in fp32 under autocast too.
         least_in_group: Experts that transformers needs in every group, to compare groups by the sum of their best scores.
     """
 
@@ -31,15 +34,18 @@ class Router:
     normalises: Literal["always", "never", "by_setting"] = "by_setting"
     bias: str | None = None
     correction: str | None = None
+    correction_axis: int = 0
+    top_k_field: str = "num_experts_per_tok"
     scaling_field: str | None = None
     limits_groups: bool = False
     limit_field: tuple[str, str] | None = None
     in_fp32: bool = False
+    without_autocast: bool = False
     least_in_group: int = 1
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Names of the router's tensors; each has one row per expert."""
+        """Names of the router's tensors in memory; each has an axis of experts."""
         return ("weight", *filter(None, (self.bias, self.correction)))
 
     def normalised(self, norm_topk_prob: object) -> bool:
@@ -70,7 +76,7 @@ class Router:
         A sub-model has whole groups of experts, or experts of one group.
 
         Args:
-            fields: Configuration fields of the whole MoE, with its `num_experts_per_tok`.
+            fields: Configuration fields of the whole MoE, with its `top_k_field`.
             experts: Experts of a layer of the whole MoE.
             kept: Experts of a layer of the sub-model.
 
@@ -79,14 +85,14 @@ class Router:
         """
         if experts < self.least_in_group:
             raise ValueError(f"divides a model of {experts} expert, but its router needs {self.least_in_group}; add experts")
-        top_k = min(int(fields["num_experts_per_tok"]), kept)
+        top_k = min(int(fields[self.top_k_field]), kept)
         if kept < self.least_in_group and not self.normalised(fields.get("norm_topk_prob")):
             raise ValueError(
                 f"leaves {kept} expert per sub-model, and without norm_topk_prob the router needs {self.least_in_group}; "
                 f"use at most {experts // self.least_in_group}")
         groups = self.groups(fields)
         if groups is None:
-            return {"num_experts_per_tok": top_k}
+            return {self.top_k_field: top_k}
         count, allowed = groups
         size = experts // count
         if kept % size and size % kept:
@@ -95,4 +101,4 @@ class Router:
                 f"use {count} or a divisor or a multiple of it")
         own = max(1, kept // size)
         allowed = min(allowed, own)
-        return {"num_experts_per_tok": min(top_k, allowed * size), "n_group": own, "topk_group": allowed}
+        return {self.top_k_field: min(top_k, allowed * size), "n_group": own, "topk_group": allowed}

@@ -110,7 +110,7 @@ def count_parameters(weights: Checkpoint) -> tuple[int, int]:
     model_map = weights.model_map
     sizes = {key: math.prod(weights.shape(key)) for key in weights}
     experts = model_map.experts(weights)
-    selected = int(weights.config["num_experts_per_tok"])
+    selected = int(weights.config[model_map.family.router.top_k_field])
     idle = 0.0
     for key, size in sizes.items():
         role = model_map.classify(key)

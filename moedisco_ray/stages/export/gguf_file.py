@@ -136,7 +136,7 @@ def _add_latent_attention(writer: gguf.GGUFWriter, config: Mapping[str, Any]) ->
 def _add_experts(writer: gguf.GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:
     router, size = family.router, int(config[family.expert_size_field])
     writer.add_expert_count(int(config[family.num_experts_field]))
-    writer.add_expert_used_count(int(config["num_experts_per_tok"]))
+    writer.add_expert_used_count(int(config[router.top_k_field]))
     writer.add_expert_feed_forward_length(size)
     writer.add_expert_gating_func(_SCORES[router.scores])
     writer.add_expert_weights_norm(router.normalised(config.get("norm_topk_prob")))
@@ -149,6 +149,10 @@ def _add_experts(writer: gguf.GGUFWriter, family: Family, config: Mapping[str, A
         writer.add_leading_dense_block_count(family.dense_layers(config))
     shared = family.shared
     if shared is not None and shared.count_field is not None:
-        writer.add_expert_shared_count(int(config[shared.count_field] or 0))
+        count = int(config[shared.count_field] or 0)
+        writer.add_expert_shared_count(count)
+        if family.gguf is not None and family.gguf.needs_interval:
+            writer.add_interleave_moe_layer_step(1)
+            writer.add_expert_shared_feed_forward_length(size * count)
     elif shared is not None and shared.size_field is not None:
         writer.add_expert_shared_feed_forward_length(int(config[shared.size_field]))

@@ -101,7 +101,7 @@ def _converted(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
     elif family.gguf is not None and family.gguf.in_pairs and ("q_proj" in key or "k_proj" in key):
         heads = int(config["num_attention_heads" if "q_proj" in key else "num_key_value_heads"])
         yield _changed(weights, key, name, weights.shape(key), lambda tensor: _in_pairs(tensor, heads))
-    elif "shared_expert_gate" in key:
+    elif "shared_expert_gate" in key or role.expert_axis:   # tensors [1, n] that llama.cpp has as [n]
         yield _changed(weights, key, name, weights.shape(key)[1:], lambda tensor: tensor[0])
     else:
         yield _changed(weights, key, name, weights.shape(key), lambda tensor: tensor)

@@ -273,7 +273,7 @@ class _Measured:
         self._kind, self._whole, self._part, self._clusters = kind, whole, part, clusters
         stored = router.state_dict()
         self._bias_E, self._correction_E = (
-            None if name is None else stored[name].double() for name in (kind.bias, kind.correction))
+            None if name is None else stored[name].double().flatten() for name in (kind.bias, kind.correction))
 
     def on(self, inputs: Sequence[tuple[Tensor, Tensor]], rows_ED: Tensor, own_ED: Tensor) -> dict[str, Any]:
         """Measure the merged router on these inputs.

@@ -28,12 +28,12 @@ class Finetune(Mapping[str, Tensor]):
     ) -> None:
         self.model_map = model_map
         self._model, self._backbone, self._routers, self._number, self._dtype = model, backbone, routers, number, dtype
-        self._roles = {key: model_map.classify(key).role for key in sorted(model, key=model_map.sort_key)}
+        self._roles = {key: model_map.classify(key) for key in sorted(model, key=model_map.sort_key)}
 
     def __getitem__(self, key: str) -> Tensor:
-        role = self._roles[key]
-        if role is Role.ROUTER:
-            return self._routers[key][self._number:self._number + 1].to(self._dtype)
+        role, axis = self._roles[key].role, self._roles[key].expert_axis
+        if role is Role.ROUTER and axis is not None:
+            return self._routers[key].narrow(axis, self._number, 1).to(self._dtype)
         return (self._model if role is Role.EXPERT else self._backbone)[key].to(self._dtype)
 
     def __contains__(self, key: object) -> bool:

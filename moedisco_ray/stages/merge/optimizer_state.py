@@ -55,8 +55,8 @@ def _joined(
         if role.layer is not None and role.expert is not None:
             for index, part in enumerate(parts):
                 yield names.renumbered(key, index * groups[role.layer] + role.expert), part[key]
-        elif role.has_row_per_expert:
-            yield key, torch.cat([part[key] for part in parts])
+        elif role.expert_axis is not None:
+            yield key, torch.cat([part[key] for part in parts], dim=role.expert_axis)
         else:
             # Add up weighted values. Differences from a common tensor, with which the weights are merged, could make a mean of
             # squares negative by rounding.

@@ -110,11 +110,12 @@ def _joined(
             yield source.take(index, key), TensorReport(name, role.role, "copied", (index,))
         return
     copies = [source.take(index, key) for index in source.everyone]
-    if role.has_row_per_expert:
-        rows = groups.get(role.layer or 0) or len(copies[0])     # a stack has as many rows as in the first sub-model
-        if any(len(copy) != rows for copy in copies):
+    axis = role.expert_axis
+    if axis is not None:
+        rows = groups.get(role.layer or 0) or copies[0].shape[axis]     # a stack has as many rows as in the first sub-model
+        if any(copy.shape[axis] != rows for copy in copies):
             raise CheckpointError("tensor", key, "has not one row per expert of its sub-model")
-        yield torch.cat(copies), TensorReport(key, role.role, "concatenated", source.everyone)
+        yield torch.cat(copies, dim=axis), TensorReport(key, role.role, "concatenated", source.everyone)
         return
     if key not in start:
         raise CheckpointError("tensor", key, "is not in the backbone that all sub-models started from")
