@@ -198,9 +198,8 @@ def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[
 
 def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
     """The MoE blocks of a model, each with a router and `experts`, by layer index; dense layers have none."""
-    layers = model.get_submodule("model.layers")
-    blocks = {index: layer.get_submodule("mlp") for index, layer in enumerate(layers.children())}
-    return {index: block for index, block in blocks.items() if hasattr(block, "experts")}
+    layers = enumerate(model.get_submodule("model.layers").children())
+    return {index: block for index, layer in layers for block in layer.children() if hasattr(block, "experts")}
 
 
 def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
@@ -212,6 +211,12 @@ def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
 def family_of(model: PreTrainedModel) -> Family:
     """The declaration of a model's family."""
     return ModelMap(str(model.config.model_type)).family
+
+
+def head_inputs(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The last hidden states as the output head needs them, so that its products are the logits, which some families divide."""
+    field = family_of(model).logits_divisor
+    return hidden if field is None else hidden / getattr(model.config, field)
 
 
 def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

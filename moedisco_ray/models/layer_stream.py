@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moedisco_ray.models.hf import family_of
 from moedisco_ray.models.streamed import device_of_model, loaded, stays
 
 _CPU_STATES, _GPU_STATES = 2**29, 2**32
@@ -78,6 +79,9 @@ def layer_step(model: PreTrainedModel, index: int) -> Step:
     alone = copy.copy(base)
     alone._modules = dict(base._modules)    # noqa: SLF001 - `copy` shares the dictionary of the model itself
     alone.norm = nn.Identity()
+    factor = family_of(model).embedding_factor
+    if factor is not None and index:    # only the inputs of the first layer are embeddings
+        setattr(alone, factor, 1.0)
     alone.layers = nn.ModuleList([layer if i == index else _LeftOut() for i, layer in enumerate(base.layers)])
 
     def step(hidden_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:

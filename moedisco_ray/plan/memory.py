@@ -289,7 +289,7 @@ def layer_bytes_per_token(
     # Autocast copies the input of each matrix product to bf16. `norms` holds the copies for the query projection and for the router
     # (with one expert: its gate projection). More copies: for keys, for values (a latent is one projection), for a single expert's
     # up projection unless it is one matrix with the gate's, and for the shared expert's gate and up projections and its gate.
-    casts = 2 - declaration.attention.latent + (not routes and not declaration.stacks) + (2 + gate if shared else 0)
+    casts = 2 - declaration.attention.latent + (not routes and not declaration.interleaved) + (2 + gate if shared else 0)
     casts *= residual > width
     return held + casts * width * hidden
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from moedisco_ray.core.config.optimizer import precision_on
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.core.events import Advance, no_advance
+from moedisco_ray.models import head_inputs
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import device_of_model, loaded
 from moedisco_ray.stages.text.validation import Documents
@@ -196,7 +197,7 @@ def _predict_group(
     states = final_states(model, (inputs_BL.to(device) for inputs_BL, _ in filled), before=before, after=after)
     with loaded(model.get_output_embeddings()) as head:
         for hidden_BLD, targets_BL in zip(states, targets, strict=True):
-            yield _predict_windows(head, hidden_BLD, targets_BL)
+            yield _predict_windows(head, head_inputs(model, hidden_BLD), targets_BL)
 
 
 def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_tokens: int) -> Iterator[NDArray[np.int64]]:

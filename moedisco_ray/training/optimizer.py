@@ -41,7 +41,7 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # `gate_up_proj` holds two matrices one after the other, unless the family alternates the columns of gate and up.
-            halves = 2 if name.endswith("gate_up_proj") and not family_of(model).stacks else 1
+            halves = 2 if name.endswith("gate_up_proj") and not family_of(model).interleaved else 1
             by_muon = job.optimizer.name == "muon" and is_matrix(name, parameter)
             decays = parameter.ndim > 1 and not name.endswith("_bias")
             # One operation takes sharded tensors of one mesh only, and experts may have a mesh of their own.

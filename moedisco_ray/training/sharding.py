@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.models import family_of, moe_blocks, open_complete, specialise, stored_tensors, with_parameters_in
+from moedisco_ray.models import family_of, head_inputs, moe_blocks, open_complete, specialise, stored_tensors, with_parameters_in
 from moedisco_ray.models.expert_parallel import EXPERT_AXIS, divide
 from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.policies.parallel import Layout
@@ -105,7 +105,8 @@ class SummedLoss:
         mask = None if positions_BL is None or family_of(model).separates_documents else _masks(model, input_ids, positions_BL)
         hidden_BLD = model.base_model(
             input_ids=input_ids, attention_mask=mask, position_ids=positions_BL, use_cache=False).last_hidden_state
-        return summed_cross_entropy(hidden_BLD.flatten(0, 1), model.get_output_embeddings().weight, targets_BL.flatten())
+        hidden_TD = head_inputs(model, hidden_BLD.flatten(0, 1))
+        return summed_cross_entropy(hidden_TD, model.get_output_embeddings().weight, targets_BL.flatten())
 
 
 def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:

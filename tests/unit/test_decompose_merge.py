@@ -125,7 +125,7 @@ def test_the_identity_catches_a_merge_that_swaps_experts_or_skips_a_key(family):
     merged = dict(joined(slices(config, tensors, 2), model_map(config)))
     check_same(merged, tensors)
     for name in DECLARATIONS[family].stacks:
-        key = f"model.layers.0.mlp.experts.{name}"
+        key = model_map(config).block_key(0, f"experts.{name}")
         assert differences(merged | {key: merged[key][[3, 1, 2, 0]]}, tensors) == [key]
     for part in () if DECLARATIONS[family].stacks else PARTS:
         one, two = expert(config, 0, 0, part), expert(config, 0, 3, part)

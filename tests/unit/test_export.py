@@ -18,7 +18,7 @@ from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.run_record import RunReport
-from moedisco_ray.models import ModelMap, hf_config, open_checkpoint, save_model, write_config
+from moedisco_ray.models import ModelMap, Role, hf_config, open_checkpoint, save_model, write_config
 from moedisco_ray.models.streamed import streamed_model
 from moedisco_ray.stages.export import directory as export_directory
 from moedisco_ray.stages.export.directory import export
@@ -152,11 +152,11 @@ def test_names_on_disk_are_classic_and_complete(exported, name):
     family = built[name].config.model_type
     found = names(root / name)
     page = DECLARATIONS[family]
-    block = page.block
-    experts = {f"model.layers.{layer}.{block}.experts.{name}" for layer in range(2) for name in (page.stacks or [
+    model_map = ModelMap(family)
+    experts = {model_map.block_key(layer, f"experts.{name}") for layer in range(2) for name in (page.stacks or [
         f"{expert}.{part}.weight" for expert in range(EXPERTS) for part in page.projections])}
-    assert {key for key in found if ".experts." in key} == experts
-    assert f"model.layers.1.{block}.{page.router.module}.weight" in found
+    assert {key for key in found if model_map.classify(key).role is Role.EXPERT} == experts
+    assert model_map.router_key(1) in found
     assert page.stacks or not [key for key in found if "gate_up_proj" in key]
     assert len(found) == len(set(found))
 

@@ -33,6 +33,7 @@ from moedisco_ray.plan import count_parameters
 from moedisco_ray.stages.decompose import write_submodels
 from moedisco_ray.stages.merge.tensors import merge
 from moedisco_ray.training import TrainJob, World, train
+from moedisco_ray.training.sharding import trainable
 
 EXPERTS = 8
 TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH).mul(7) % VOCAB
@@ -111,6 +112,14 @@ def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(family: str,
             assert (key in moved) is (experts > 1 and not correction), key
         elif source.model_map.classify(key).role is Role.EXPERT:
             assert experts > 1 or key in moved, key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_of_training_is_transformers_own(family: str, tmp_path: Path) -> None:
+    source = stored(family, tmp_path)
+    loss = trainable(source, RECIPE, World())(TOKENS[:, :-1], TOKENS[:, 1:])
+    expected = AutoModelForCausalLM.from_pretrained(source)(TOKENS, labels=TOKENS).loss
+    torch.testing.assert_close(loss / (2 * (LENGTH - 1)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

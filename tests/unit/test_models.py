@@ -250,9 +250,10 @@ def test_random_source_gives_the_same_bits_in_any_order(family):
     check_same(source, backwards)
     assert {key: tuple(source[key].shape) for key in keys} == canonical_shapes(config)
     assert len(differences(source, random_weights(config, 8))) > len(keys) // 3
-    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if DECLARATIONS[family].stacks else [
-        ModelMap(family).expert_key(0, 0, part).removeprefix("model.layers.0.") for part in ("up", "down")]
-    up, down = (source[f"model.layers.0.{name}"] for name in names)
+    names = ModelMap(family)
+    keys = [names.block_key(0, f"experts.{name}") for name in ("gate_up_proj", "down_proj")] if DECLARATIONS[family].stacks else [
+        names.expert_key(0, 0, part) for part in ("up", "down")]
+    up, down = (source[key] for key in keys)
     assert abs(float(up.std()) - 0.02) < 2e-3
     assert not torch.equal(up.flatten(), down.flatten())
     assert torch.equal(source["model.norm.weight"], torch.ones(64))
@@ -338,7 +339,7 @@ def test_specialised_models_compute_what_stock_models_compute(family, experts, n
     for result in results:
         result.loss.backward()
     for (name, theirs), (_, mine) in zip(stock.named_parameters(), ours.named_parameters(), strict=True):
-        if f".mlp.{DECLARATIONS[family].router.module}." in name and experts == 1:
+        if f".{DECLARATIONS[family].router.module}." in name and experts == 1:
             assert not mine.requires_grad
             assert theirs.grad is None or not theirs.grad.any()
         else:

@@ -76,7 +76,7 @@ def hf_counts(family, architecture):
         if not tensor.requires_grad:
             continue
         role = next(role for part, role in (
-            ("shared_expert", "shared_expert"), ("experts", "experts"), ("mlp.gate.", "router"), ("mlp.router.", "router"),
+            ("shared_expert", "shared_expert"), ("experts", "experts"), ("mlp.gate.", "router"), (".router.", "router"),
             ("mlp.", "dense"),
             ("norm", "norms"), ("self_attn", "attention"), ("embed", "embedding"), ("lm_head", "head")) if part in name)
         counts[role] += tensor.numel()

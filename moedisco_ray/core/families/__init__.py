@@ -20,6 +20,7 @@ from moedisco_ray.core.families import (
     flex_olmo,
     glm4_moe,
     gpt_oss,
+    granitemoe,
     mixtral,
     olmoe,
     qwen2_moe,
@@ -38,7 +39,8 @@ __all__ = [
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
 _PAGES = (
-    mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open, ernie4_5_moe)
+    mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open, ernie4_5_moe,
+    granitemoe)
 
 DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
     *(entry.load() for entry in entry_points(group=GROUP)), *(page.FAMILY for page in _PAGES))}

@@ -90,6 +90,7 @@ class Gguf:
         shares_keys: Whether llama.cpp lets several heads share keys and values.
         scaled_rotation: Kinds of rotary scaling that llama.cpp computes as transformers does.
         needs_interval: Whether a file must say the interval of MoE layers, and the size of the shared expert.
+        scales: Configuration fields with factors that a file must hold, and their keys in it, without the architecture.
     """
 
     architecture: str
@@ -99,6 +100,7 @@ class Gguf:
     shares_keys: bool = True
     scaled_rotation: tuple[str, ...] = ("linear", "yarn")
     needs_interval: bool = False
+    scales: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Family:
         projections: Checkpoint names of an expert's gate, up and down projection.
         stacks: Names of the tensors that hold all experts of a layer, along the first axis, in checkpoints and in memory; empty:
             checkpoints have one tensor per expert and projection.
+        interleaved: Whether stacks are transposed, and the columns of gate and up alternate.
         renamed: Checkpoint names of the MoE block's tensors that have other names in memory, by these names, without the block.
         returns_scores: Whether the MoE block returns the router's scores too.
         expert_activations: Vectors of an expert's hidden size that autograd saves per token and expert.
@@ -124,6 +127,9 @@ class Family:
         separates_documents: Whether transformers hides other documents of a packed sequence when positions start again.
         fields: Configuration fields that only some families have, with defaults for a model with random weights.
         constants: Configuration fields that have one value here.
+        embedding_factor: Configuration field with a factor on the embeddings, also the name of the attribute of transformers' model
+            that holds it; None: there is none.
+        logits_divisor: Configuration field with a number that divides the logits; None: there is none.
         choices: Supported values, by configuration field; models with another value are refused.
         dense: Dense models (`model_type`) whose MLP can become every expert, with the configuration fields that such an MoE needs.
         dense_layers_field: Configuration field with the number of dense layers before the MoE layers; None: there are none.
@@ -145,6 +151,7 @@ class Family:
     block: str = "mlp"
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     stacks: tuple[str, ...] = ()
+    interleaved: bool = False
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     returns_scores: bool = False
     expert_activations: int = 4
@@ -152,6 +159,8 @@ class Family:
     separates_documents: bool = True
     fields: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    embedding_factor: str | None = None
+    logits_divisor: str | None = None
     choices: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict)
     dense: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     dense_layers_field: str | None = None

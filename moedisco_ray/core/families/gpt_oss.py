@@ -11,6 +11,7 @@ FAMILY = Family(
     router=Router(module="router", normalises="always", bias="bias"),
     attention=Attention(own_head_dim=True, biases="qkvo", bias_field="attention_bias", sinks=True),
     stacks=("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"),
+    interleaved=True,
     returns_scores=True,
     expert_activations=7,
     norms_in_fp32=True,

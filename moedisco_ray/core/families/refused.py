@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 REFUSED: Mapping[str, str] = {
-    "granitemoe": "it multiplies embeddings and divides logits by factors that layer streaming and the loss do not apply",
     "llama_moe":
         "transformers does not have it, code in checkpoints is never run, and its router is an MLP without a row per expert",
     "phimoe":

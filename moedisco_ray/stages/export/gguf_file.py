@@ -116,6 +116,9 @@ def _add_parameters(writer: gguf.GGUFWriter, family: Family, config: Mapping[str
         writer.add_rope_dimension_count(int(size * rotation.get("partial_rotary_factor", 1)))
     if family.attention.sinks:
         writer.add_sliding_window(int(config["sliding_window"]))
+    if family.gguf is not None:
+        for field, name in family.gguf.scales.items():
+            writer.add_float32(f"{family.gguf.architecture}.{name}", float(config[field]))
     add_rotation(writer, rotation)
     _add_experts(writer, family, config)
 

@@ -93,7 +93,7 @@ def _converted(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
     name = key.replace("_correction_bias", "_correction.bias").replace("sinks", "sinks.weight")
     if role.role is Role.EXPERT and role.layer is not None:
         if family.stacks:
-            yield from _of_stack(weights, key)
+            yield from _of_stack(weights, key) if family.interleaved else _of_halves(weights, key, role.layer)
         elif role.expert == 0:
             yield _stacked(weights, role.layer, next(part for part in PARTS if part == role.part))
     elif family.attention.latent and "kv_b_proj" in key:
@@ -117,7 +117,7 @@ def _changed(weights: Checkpoint, key: str, name: str, shape: tuple[int, ...], c
 def _stacked(weights: Checkpoint, layer: int, part: Part) -> GgufTensor:
     names = weights.model_map
     keys = [names.expert_key(layer, expert, part) for expert in range(names.experts(weights)[layer])]
-    first = _changed(weights, keys[0], f"model.layers.{layer}.mlp.experts.{part}_proj.weight", weights.shape(keys[0]), lambda x: x)
+    first = _changed(weights, keys[0], _stack_name(layer, part), weights.shape(keys[0]), lambda x: x)
     return dataclasses.replace(
         first, shape=(len(keys), *first.shape), read=lambda: torch.stack([weights[key] for key in keys]))
 
@@ -134,6 +134,21 @@ def _of_stack(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
 
         yield _changed(
             weights, key, f"{block}.{name}.{'bias' if is_bias else 'weight'}", (shape[0], shape[1] // step, *shape[2:]), part)
+
+
+def _of_halves(weights: Checkpoint, key: str, layer: int) -> Iterator[GgufTensor]:
+    """The projections of w_EGD with G = 2F, in which up follows gate, or of w_EDF."""
+    parts: tuple[Part, ...] = ("down",) if key == weights.model_map.block_key(layer, "experts.down_proj") else ("gate", "up")
+    experts, size, *rest = weights.shape(key)
+    for number, part in enumerate(parts):
+        def share(tensor: Tensor, number: int = number) -> Tensor:
+            return tensor.chunk(len(parts), dim=1)[number]
+
+        yield _changed(weights, key, _stack_name(layer, part), (experts, size // len(parts), *rest), share)
+
+
+def _stack_name(layer: int, part: Part) -> str:
+    return f"model.layers.{layer}.mlp.experts.{part}_proj.weight"
 
 
 def _latent_projections(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
