@@ -17,7 +17,7 @@ from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages,
 from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
 from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, GangTraffic, gang_traffic, planned_layout
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
-from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
+from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
 from moedisco_ray.plan.storage import StageStorage, Trained, plan_storage
@@ -58,6 +58,8 @@ class StagePlan(BaseModel, frozen=True):
     Null if it fits as it is, or if no settings without a value of the user's make it fit."""
     block_wise: bool = False
     """Whether one block of weights trains at a time, so that no optimizer state is handed over to the next stage."""
+    adapters: int = 0
+    """Number of parameters of the adapters (`submodels.lora`) that train instead of the weights; 0 if the weights train."""
     remedy: Remedy | None
     """Settings to change if the stage does not fit; null if it fits."""
     cost: Cost
@@ -117,6 +119,7 @@ class _Training:
     tokens: int
     sharded: bool
     spread: Spread
+    rank: int = 0
 
 
 def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
@@ -199,8 +202,10 @@ def _trained(stage: StagePlan) -> Trained:
     return Trained(
         pool=stage.pool, units=stage.units, workers=workers, steps=stage.steps, hours=stage.cost.hours / stage.cost.waves,
         weights=stage.memory.weights * shards, optimizer=(stage.memory.optimizer + stage.memory.offloaded) * shards,
+        # The adapters take the same memory as their gradients.
+        frozen=stage.memory.weights - stage.memory.gradients if stage.adapters else 0,
         offloaded=stage.memory.offloaded, device=stage.memory.total if stage.fits_known else 0,
-        handed_over=0 if stage.block_wise else 2 * stage.memory.weights * shards, tokens=stage.cost.tokens,
+        handed_over=0 if stage.block_wise or stage.adapters else 2 * stage.memory.weights * shards, tokens=stage.cost.tokens,
         synced=0 if stage.sync is None else stage.sync.bytes)
 
 
@@ -223,7 +228,7 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
             tokens=config.tokens.seed, sharded=False, spread=split),
         _Training(
             "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
-            sharded=False, spread=split),
+            sharded=False, spread=split, rank=config.submodels.lora.rank),
         _Training(
             "finetune", pool=whole_pool, optimizer=config.finetune.optimizer, units=1, workers=whole_pool.fewest_workers,
             tokens=config.tokens.finetune,
@@ -240,7 +245,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         if training.sharded:
             return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread)[0]
         shape = submodel_architecture(family, whole, spread)
-        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu)
+        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu, rank=training.rank)
 
     shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
     memory = measure(optimizer, training.spread.now)
@@ -252,7 +257,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     step_seconds = flops * optimizer.batch_tokens / (workers * PEAK_FLOPS * UTILISATION * pool.speed)
     choice = None if fits or not pool.gpu else choose(
         lambda trial: measure(trial, training.spread.now), optimizer, section=section, sequence_length=length, pool_gb=pool_gb,
-        workers=workers, alone=not training.sharded or pool.most_workers == 1, step_seconds=step_seconds)
+        workers=workers, alone=(not training.sharded or pool.most_workers == 1) and not training.rank, step_seconds=step_seconds)
     if choice is not None:
         optimizer, memory, fits = choice.optimizer, measure(choice.optimizer, training.spread.now), True
     remedy = None if fits else find_remedy(
@@ -288,6 +293,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         fits_known=pool.gpu > 0,
         choice=choice,
         block_wise=bool(optimizer.block_steps),
+        adapters=adapter_parameters(family, shape, training.rank),
         remedy=remedy,
         cost=cost,
         types=types,

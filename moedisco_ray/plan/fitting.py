@@ -66,7 +66,7 @@ def choose(
         sequence_length: Tokens per sequence.
         pool_gb: Memory of a worker of the pool (GB).
         workers: Workers that share the model.
-        alone: Whether the model is always on one worker, which offloading and blocks need.
+        alone: Whether all weights are trained and always on one worker, which offloading and blocks need.
         step_seconds: Time of a step without recomputation (s).
     """
     for cost, trial in by_cost(measure, combinations(optimizer, sequence_length, workers, alone=alone), step_seconds):
@@ -85,7 +85,7 @@ def combinations(
         optimizer: The settings in the configuration.
         sequence_length: Tokens per sequence.
         workers: Workers that share the model.
-        alone: Whether the model is always on one worker.
+        alone: Whether all weights are trained and always on one worker.
         everything: Whether to change settings with a value of the user's too.
     """
     def options(name: str, free: Any, value: Any, *, possible: bool = True) -> tuple[Any, ...]:

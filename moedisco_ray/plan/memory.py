@@ -47,6 +47,10 @@ With `block_steps`, gradients and moments are those of the largest block: a deco
 weights need no input of their matrix product for a gradient, so a layer keeps less: its norms 4 bytes of D each, an expert
 s (D + 3F), or 3sF if it is the only one, a shared expert s (D + 3S), and no copies under autocast.
 
+With adapters of a rank (`submodels.lora`), weights are stored in the dtype of matrix products, and only adapters have gradients and
+moments. The sums of weights and adapters (`training.lora`) are kept for the backward pass like activations: those of all layers or,
+with gradient checkpointing, of one. One of them has a gradient at a time. Frozen norms keep no normalised vectors.
+
 Letters: D hidden, H attention heads, G key-value heads, d head size, E experts, F expert hidden, S shared expert hidden,
 V vocabulary, k top-k.
 """
@@ -61,7 +65,7 @@ from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
-from moedisco_ray.plan.parameters import Parameters, count_parameters, latent_sizes, shared_hidden_size
+from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, latent_sizes, shared_hidden_size
 from moedisco_ray.policies.parallel import Layout
 
 Exchange = Literal["step", "micro_batch"]
@@ -133,7 +137,7 @@ class Memory(BaseModel, frozen=True):
 
 def worker_memory(
     family: FamilyName, architecture: Architecture, vocab_size: int, optimizer: Optimizer, *, sequence_length: int,
-    gpu: int, workers: int = 1, exchange: Exchange = "micro_batch", layout: Layout | None = None,
+    gpu: int, workers: int = 1, exchange: Exchange = "micro_batch", layout: Layout | None = None, rank: int = 0,
 ) -> Memory:
     """Peak memory of one worker, if `workers` workers train one sharded model together.
 
@@ -147,19 +151,21 @@ def worker_memory(
         workers: Number of workers; weights, gradients and optimizer state are divided among them.
         exchange: How often they exchange weights and gradients.
         layout: How they share the model; None: all weights are sharded among all of them.
+        rank: Rank of the adapters that one worker trains instead of the weights; 0 without adapters.
     """
     parameters = count_parameters(family, architecture, vocab_size)
     layout = layout or Layout(data=workers)
     share = -(-parameters.total // layout.shards)
     elsewhere = round(parameters.experts * (1 - 1 / layout.expert))      # parameters that this worker never gathers
     weight_bytes, gradient_bytes, moment_bytes = _STATE_BYTES[optimizer.state]
-    trained = largest_block(parameters, architecture) if optimizer.block_steps else share
-    weights, gradients = share * weight_bytes, trained * gradient_bytes
+    width, adapters = compute_bytes(optimizer, gpu), adapter_parameters(family, architecture, rank)
+    trained = adapters or (largest_block(parameters, architecture) if optimizer.block_steps else share)
+    weights = share * width + adapters * weight_bytes if rank else share * weight_bytes
+    gradients = trained * gradient_bytes
     moments = round(trained * (_FP8_BYTES if optimizer.moments == "fp8" else moment_bytes))
     if optimizer.name == "muon":
         moments -= moment_bytes // 2 * -(-_matrices(parameters) // workers)
-    width = compute_bytes(optimizer, gpu)
-    autocast = workers == 1 and optimizer.state == "fp32" and width < 4
+    autocast = workers == 1 and optimizer.state == "fp32" and width < 4 and not rank
     layers = architecture.num_hidden_layers - DECLARATIONS[family].dense_layers(architecture.fields)
     outside = parameters.embedding + parameters.head + architecture.hidden_size
     block = max(outside, parameters.largest_block - elsewhere // max(1, layers))
@@ -169,15 +175,20 @@ def worker_memory(
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing),
         sequence_length=sequence_length, frozen=bool(optimizer.block_steps))
+    if rank:
+        kept = 1 if optimizer.gradient_checkpointing else architecture.num_hidden_layers    # layers
+        copies += width * (kept * _matrices(parameters) + parameters.experts) // architecture.num_hidden_layers
+        activations -= tokens * _normalised_bytes(family, architecture, width, layers=kept)
     if workers > 1 and exchange == "step":
         copies += (width + (0 if is_only_pass else _WHOLE_GRADIENT_BYTES)) * (parameters.total - elsewhere)
-    # The backward pass begins with the head's gradient. With blocks, gradients come last.
-    largest = 0 if optimizer.block_steps else -(-parameters.largest_tensor // workers)
-    early = gradient_bytes * largest if is_only_pass else gradients     # gradients that exist when the backward pass begins
+    # The backward pass begins with the head's gradient. With blocks, gradients come last; those of adapters are small.
+    largest = 0 if optimizer.block_steps or rank else -(-parameters.largest_tensor // workers)
+    # Gradients that exist when the backward pass begins.
+    early = gradient_bytes * largest if is_only_pass and not rank else gradients
     # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added to it.
     # Sharded training counts the new gradient in `compute_copies`.
     added = 0 if is_only_pass or workers > 1 else gradient_bytes * largest
-    step = _step_bytes(optimizer, architecture, parameters, workers)
+    step = _step_bytes(optimizer, architecture, min(_STEP_ELEMENTS, trained, -(-parameters.largest_tensor // workers)))
     in_backward = early + added + activations + copies > gradients + step
     parts = {
         "weights": weights, "gradients": early + added if in_backward else gradients,
@@ -214,8 +225,19 @@ def _matrices(parameters: Parameters) -> int:
     return parameters.attention + parameters.experts + parameters.shared_expert + parameters.dense
 
 
-def _step_bytes(optimizer: Optimizer, architecture: Architecture, parameters: Parameters, workers: int) -> int:
-    elements = min(_STEP_ELEMENTS, -(-parameters.largest_tensor // workers))
+def _normalised_bytes(family: FamilyName, architecture: Architecture, width: int, layers: int) -> int:
+    """Bytes per token of the vectors that trained norms keep and frozen norms do not, in some layers and the last norm."""
+    declaration = DECLARATIONS[family]
+    element, inner = 4 if declaration.norms_in_fp32 else width, 0
+    if declaration.attention.latent:
+        query_latent, latent, *_ = latent_sizes(declaration, architecture)
+        inner = query_latent + latent
+    elif declaration.has_qk_norm(architecture.fields):
+        inner = (architecture.num_attention_heads + architecture.key_value_heads) * architecture.head_size
+    return element * ((2 * layers + 1) * architecture.hidden_size + layers * inner)
+
+
+def _step_bytes(optimizer: Optimizer, architecture: Architecture, elements: int) -> int:
     fp8 = optimizer.moments == "fp8"
     by_adamw = (_FP8_STEP_BYTES if fp8 else _STEP_BYTES)[optimizer.state] * elements
     if optimizer.offload_moments:
@@ -230,7 +252,7 @@ def _step_bytes(optimizer: Optimizer, architecture: Architecture, parameters: Pa
 
 def model_memory(
     directory: Path, family: FamilyName, optimizer: Optimizer, *, sequence_length: int, gpu: int, workers: int = 1,
-    exchange: Exchange = "micro_batch", layout: Layout | None = None,
+    exchange: Exchange = "micro_batch", layout: Layout | None = None, rank: int = 0,
 ) -> Memory:
     """`worker_memory` of the model in a Hugging Face directory.
 
@@ -240,7 +262,7 @@ def model_memory(
     architecture = read_architecture(directory, family)
     return worker_memory(
         family, architecture, architecture.vocab_size or 0, optimizer, sequence_length=sequence_length, gpu=gpu, workers=workers,
-        exchange=exchange, layout=layout)
+        exchange=exchange, layout=layout, rank=rank)
 
 
 def activation_bytes_per_token(

@@ -119,6 +119,27 @@ def _latent(family: Family, sizes: Architecture) -> tuple[int, int]:
     return attention, query_latent + latent
 
 
+def adapter_parameters(family: FamilyName, architecture: Architecture, rank: int) -> int:
+    """Parameters of the adapters of a rank: rank (inputs + outputs) for each matrix of the layers.
+
+    The gate and up projections of an expert are one matrix; those of a shared expert and of a dense layer are two.
+    """
+    declaration, hidden, heads = DECLARATIONS[family], architecture.hidden_size, architecture.num_attention_heads
+    layers = architecture.num_hidden_layers
+    moe_layers = layers - min(layers, declaration.dense_layers(architecture.fields))
+    if declaration.attention.latent:
+        query_latent, latent, plain, rotated, value = latent_sizes(declaration, architecture)
+        queries = heads * (plain + rotated)
+        attention = hidden + queries + 2 * query_latent + (hidden + latent + rotated) + (latent + heads * (plain + value))
+        attention += heads * value + hidden
+    else:
+        attention = 4 * hidden + 2 * (heads + architecture.key_value_heads) * architecture.head_size
+    expert = 2 * hidden + 3 * architecture.moe_intermediate_size
+    shared, dense = shared_hidden_size(family, architecture), dense_hidden_size(family, architecture)
+    moe = architecture.num_experts * expert + 3 * (hidden + shared) * bool(shared)
+    return rank * (layers * attention + moe_layers * moe + (layers - moe_layers) * 3 * (hidden + dense))
+
+
 def latent_sizes(family: Family, sizes: Architecture) -> tuple[int, int, int, int, int]:
     """Sizes q, r, n, p and v of latent attention: see `_latent`. Without a latent of the queries, q is 0."""
     names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")

@@ -84,7 +84,8 @@ class Trained:
         hours: Training time of one model in hours.
         weights: Bytes of one model's weights.
         optimizer: Bytes of one model's optimizer state.
-        offloaded: Bytes of the part of it that is in host memory.
+        frozen: Bytes of the weights that are not trained, which checkpoints leave out.
+        offloaded: Bytes of the part of the optimizer state that is in host memory.
         device: Bytes of GPU memory of one worker.
         handed_over: Bytes of the optimizer state for the next training, in the dtype of the weights.
         tokens: Training tokens, summed over trainings.
@@ -103,11 +104,12 @@ class Trained:
     handed_over: int
     tokens: int
     synced: int = 0
+    frozen: int = 0
 
     @property
     def checkpoint(self) -> int:
         """Bytes of one checkpoint of one model."""
-        return self.weights + self.optimizer
+        return self.weights - self.frozen + self.optimizer
 
 
 def plan_storage(

@@ -33,7 +33,9 @@ def check_experts(model: PreTrainedModel, selections_NE: Tensor, world: World) -
     blocks = {index: block for index, block in moe_blocks(model).items() if block.get_submodule("experts").num_experts != 1}
     moved_NE = torch.zeros_like(selections_NE)
     for n, block in enumerate(blocks.values()):
-        for weight in block.get_submodule("experts").parameters(recurse=False):
+        trained = [each for each in block.get_submodule("experts").parameters() if each.requires_grad]
+        moved_NE[n] = not trained
+        for weight in trained:      # or the adapters of the weights
             if weight.grad is None:
                 moved_NE[n] = 1
                 continue

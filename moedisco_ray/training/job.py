@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from moedisco_ray.core.config import Optimizer, Outer
+from moedisco_ray.core.config import Lora, Optimizer, Outer
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import unpickled
@@ -97,6 +97,7 @@ class TrainJob:
         steps: Optimizer steps.
         sequence_length: Tokens per sequence.
         optimizer: Settings of the optimizer.
+        lora: Rank and scale of the adapters that are trained instead of the weights; None: the weights are trained.
         checkpoint_every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with the least
             expected cost.
         keep: Number of checkpoints to keep.
@@ -133,6 +134,7 @@ class TrainJob:
     optimizer: Optimizer
     checkpoint_every: int | None
     keep: int = 2
+    lora: Lora | None = None
     seed: int = 0
     load_balance: float = 0.0
     z_loss: float = 0.0

@@ -17,6 +17,7 @@ from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.saver import Saver
 from moedisco_ray.training.consensus import Consensus
 from moedisco_ray.training.job import TrainJob, TrainResult, World
+from moedisco_ray.training.lora import saved_part
 from moedisco_ray.training.metrics import HeldOutLoss, TrainingMetrics
 from moedisco_ray.training.objective import expert_balance
 from moedisco_ray.training.optimizer import learning_rate, set_learning_rate
@@ -95,9 +96,9 @@ def _train_in_turns(
     job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], *, on_step: Callable[[int], None],
     losses_per_hour: Callable[[], float] | None, group: dist.ProcessGroup | None,
 ) -> Generator[None, None, TrainResult]:
-    model = trainable(job.model, job.optimizer, world, group, job.exchange)
+    model = trainable(job.model, job.optimizer, world, group, job.exchange, lora=job.lora, seed=job.seed)
     stepper = Stepper(model, job, world)
-    with Saver(job, model, stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:
+    with Saver(job, saved_part(model), stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:
         batches = Batches(job, world)
         stepper.select(max(0, saver.newest - 1))    # a checkpoint has the optimizer state of the block that trained last
         progress = saver.restore()

@@ -35,7 +35,7 @@ _ELEMENTS = 2**24
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon trains a parameter: a matrix of a layer or a stack of matrices, except routers and gates of shared experts."""
+    """Whether Muon or an adapter trains a parameter: a matrix or stack of a layer, except routers and gates of shared experts."""
     return parameter.ndim > 1 and ".layers." in name and not name.endswith(("gate.weight", "router.weight", "_bias"))
 
 

@@ -20,6 +20,7 @@ from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.consensus import from_rank_zero, on_all
 from moedisco_ray.training.job import TrainJob, TrainResult, World
+from moedisco_ray.training.lora import ADAPTER_FOLDER, merge_adapters, save_adapters, saved_part
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.optimizer_state import load_optimizer_state, save_optimizer_state
 from moedisco_ray.training.sharded_files import write_tensors
@@ -32,7 +33,8 @@ def write_model(
 ) -> None:
     """Write the trained model to `job.output`, a Hugging Face directory with canonical names. Every worker must call it.
 
-    The optimizer's state is written too if `job.with_optimizer_state` is set. Every worker writes its own files.
+    The optimizer's state is written too if `job.with_optimizer_state` is set. Every worker writes its own files. Adapters are
+    written too, and then merged into the model's weights.
 
     Args:
         model: The trained model.
@@ -48,7 +50,9 @@ def write_model(
     draft = _shared_draft(job, world, group)
     try:
         with reporting_full_disk(job.output):
-            written = write_tensors(draft, stored_tensors(model), config_values(model.config), world, group)
+            adapters = save_adapters(model, job.lora, draft / ADAPTER_FOLDER) if job.lora is not None else []
+            merge_adapters(model)
+            written = adapters + write_tensors(draft, stored_tensors(model), config_values(model.config), world, group)
             if job.with_optimizer_state:
                 written += save_optimizer_state(model, optimizer, draft / OPTIMIZER_FOLDER, world, group)
             on_all(lambda: job.store.publish(*written), world, group)
@@ -123,14 +127,14 @@ def write_partial_result(job: TrainJob) -> None:
         StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
     """
     job.store.fetch(*job.reads)
-    model = trainable(job.model, job.optimizer, World())
+    model = trainable(job.model, job.optimizer, World(), lora=job.lora, seed=job.seed)
     step = checkpoint.latest(job.checkpoints)
     if job.optimizer.block_steps and step:
         Blocks(model, job).select(step - 1)
     optimizer = make_optimizer(model, job, World())
     progress = checkpoint.Progress()
     if step is not None:
-        progress = checkpoint.load(checkpoint.storage_of(job), step, model, optimizer, World())
+        progress = checkpoint.load(checkpoint.storage_of(job), step, saved_part(model), optimizer, World())
     elif job.optimizer_state is not None:
         load_optimizer_state(job.optimizer_state, model, optimizer, World())
     if job.sync is not None:

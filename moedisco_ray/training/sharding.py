@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.config import Lora, Optimizer
 from moedisco_ray.models import family_of, head_inputs, moe_blocks, open_complete, specialise, stored_tensors, with_parameters_in
 from moedisco_ray.models.expert_parallel import EXPERT_AXIS, divide
 from moedisco_ray.plan.memory import Exchange
@@ -24,6 +24,7 @@ from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training.consensus import on_all
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.job import World
+from moedisco_ray.training.lora import add_adapters
 from moedisco_ray.training.sharded_files import read_tensors
 
 
@@ -33,7 +34,8 @@ def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
 
 
 def trainable(
-    directory: Path, optimizer: Optimizer, world: World, group: dist.ProcessGroup | None = None, exchange: Exchange = "step",
+    directory: Path, optimizer: Optimizer, world: World, group: dist.ProcessGroup | None = None, exchange: Exchange = "step", *,
+    lora: Lora | None = None, seed: int = 0,
 ) -> PreTrainedModel:
     """Load a model for training, with the precision and gradient checkpointing of the optimizer settings; see `SummedLoss`.
 
@@ -45,13 +47,19 @@ def trainable(
         world: Rank and device of this worker, and the number of workers.
         group: Process group for coordination, see `sharded_files.cpu_group`; None: the default group.
         exchange: How often workers exchange weights and gradients; see `Exchanges`.
+        lora: Adapters to train instead of the weights, on one worker; None: the weights are trained.
+        seed: Seed of the adapters' initial values.
 
     Raises:
         CheckpointError: The directory holds no model of a supported family.
+        ValueError: Several workers train adapters.
     """
+    if lora is not None and world.size > 1:
+        raise ValueError("a training of adapters must have one worker")
     stored, config = open_complete(directory)
+    trained = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
     with torch.device("meta"):
-        dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
+        dtype = trained if lora is None else compute_dtype(optimizer, world.device)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     _configured(with_parameters_in(model, dtype), optimizer)
     if world.size > 1:
@@ -61,6 +69,8 @@ def trainable(
     # Rotary frequencies are computed, not stored.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(world.device)
     on_all(lambda: read_tensors(stored_tensors(model), stored, stored.model_map), world, group)
+    if lora is not None:
+        add_adapters(model, lora, seed=seed, dtype=trained)
     return model
 
 

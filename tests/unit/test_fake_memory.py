@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from docs.plans import CHECKPOINTS, LARGER, planned
-from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
+from moedisco_ray.core.config import Architecture, FamilyName, Lora, Optimizer
 from moedisco_ray.models import hf_config, speed
 from moedisco_ray.packed_tokens import batch_indices
 from moedisco_ray.plan.memory import GIB, largest_block, worker_memory
@@ -31,7 +31,8 @@ from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.training import TrainJob, World, muon
 from moedisco_ray.training import optimizer as optimizer_module
 from moedisco_ray.training.batches import MicroBatch
-from moedisco_ray.training.sharding import _configured
+from moedisco_ray.training.lora import add_adapters
+from moedisco_ray.training.sharding import _configured, compute_dtype
 from moedisco_ray.training.stepper import Stepper
 
 pytestmark = pytest.mark.timeout(900)
@@ -93,9 +94,10 @@ def fake_model(family: FamilyName, architecture: Architecture, vocabulary: int, 
         return AutoModelForCausalLM.from_config(hf_config(family, architecture, vocabulary, SEQUENCE, 0), dtype=dtype)
 
 
-def measured(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer) -> int:
+def measured(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer, rank: int = 0) -> int:
     """Peak bytes of two training steps."""
-    model = fake_model(family, architecture, vocabulary, torch.bfloat16 if recipe.state == "bf16" else torch.float32)
+    trained = torch.bfloat16 if recipe.state == "bf16" else torch.float32
+    model = fake_model(family, architecture, vocabulary, compute_dtype(recipe, "cuda") if rank else trained)
     routes = architecture.num_experts > 1
     job = TrainJob(
         stage="submodels", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
@@ -111,7 +113,10 @@ def measured(family: FamilyName, architecture: Architecture, vocabulary: int, re
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-        step = Stepper(_configured(model, recipe), job, World())
+        model = _configured(model, recipe)
+        if rank:
+            add_adapters(model, Lora(rank=rank), seed=0, dtype=trained)
+        step = Stepper(model, job, World())
         step._checked = True        # the first step's check of the experts reads their gradients
         step.select(deep_step(family, architecture, vocabulary, recipe))
         count = recipe.batch_tokens // SEQUENCE
@@ -134,8 +139,8 @@ def deep_step(family: FamilyName, architecture: Architecture, vocabulary: int, r
     return next(period for period in range(blocks) if batch_indices(0, period, 1, blocks)[0] == block) * (recipe.block_steps or 1)
 
 
-def check(checkpoint: str, experts: int, tokens: int, **recipe: Any) -> None:
-    compare(checkpoint, with_experts(checkpoint, experts), Optimizer(batch_tokens=tokens, **recipe))
+def check(checkpoint: str, experts: int, tokens: int, *, rank: int = 0, **recipe: Any) -> None:
+    compare(checkpoint, with_experts(checkpoint, experts), Optimizer(batch_tokens=tokens, **recipe), rank)
 
 
 def with_experts(checkpoint: str, experts: int) -> Architecture:
@@ -143,10 +148,10 @@ def with_experts(checkpoint: str, experts: int) -> Architecture:
     return submodel_architecture(family, whole, whole.num_experts // experts)
 
 
-def compare(checkpoint: str, sizes: Architecture, optimizer: Optimizer) -> None:
+def compare(checkpoint: str, sizes: Architecture, optimizer: Optimizer, rank: int = 0) -> None:
     family, vocabulary, _ = PUBLISHED[checkpoint]
-    plan = worker_memory(family, sizes, vocabulary, optimizer, sequence_length=SEQUENCE, gpu=1)
-    found = measured(family, sizes, vocabulary, optimizer)
+    plan = worker_memory(family, sizes, vocabulary, optimizer, sequence_length=SEQUENCE, gpu=1, rank=rank)
+    found = measured(family, sizes, vocabulary, optimizer, rank)
     planned = plan.total - plan.overhead
     shown = {name: round(size / GIB, 2) for name, size in plan.parts.items()}
     assert planned == pytest.approx(found, rel=0.05), f"measured {found / GIB:.2f} GiB, planned {planned / GIB:.2f}: {shown}"
@@ -156,12 +161,16 @@ def test_a_submodel_of_olmoe_takes_what_the_plan_says() -> None:
     check("OLMoE-1B-7B", 1, 2 * SEQUENCE, precision="pure_bf16")
 
 
+def test_adapters_of_a_submodel_of_olmoe_take_what_the_plan_says() -> None:
+    check("OLMoE-1B-7B", 1, 2 * SEQUENCE, rank=16, precision="bf16")
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     checkpoint: str
     experts: int
     sequences: int
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]      # and the rank of adapters
 
 
 CASES = [
@@ -186,6 +195,11 @@ CASES = [
     Case("DeepSeek-V2-Lite", 4, 1, {"precision": "bf16"}),
     Case("GLM-4.5-Air", 4, 1, {"precision": "pure_bf16"}),
     Case("DeepSeek-V3", 4, 1, {"precision": "pure_bf16"}),
+    Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16}),
+    Case("OLMoE-1B-7B", 4, 3, {"precision": "pure_bf16", "micro_batch": 1, "rank": 64}),
+    Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16}),
+    Case("gpt-oss-20b", 4, 2, {"precision": "pure_bf16", "micro_batch": 1, "gradient_checkpointing": True, "rank": 8}),
+    Case("DeepSeek-V2-Lite", 4, 2, {"precision": "pure_bf16", "rank": 24}),
 ]
 
 

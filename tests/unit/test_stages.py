@@ -14,7 +14,7 @@ from moedisco_ray.core.stages import STAGES, changed_settings, fingerprints
 ORDER = [stage.name for stage in STAGES]
 LEAVES = {leaf.path: leaf.marker for leaf in leaves(RunConfig)}
 READ = {path for stage in STAGES for path in stage.settings}
-MOST_SETTINGS = 100
+MOST_SETTINGS = 102
 SMALL = {"num_experts": 4, "num_experts_per_tok": 2}
 
 
@@ -99,6 +99,7 @@ def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], aft
 @pytest.mark.parametrize(("section", "setting", "value", "first"), [
     ("clusters", "method", "random", "cluster"),
     ("clusters", "capacity", None, "cluster"),
+    ("submodels", "lora", {"alpha": 8.0}, "submodels"),
     ("merge", "backbone", "uniform", "merge"),
     ("merge", "calibration_tokens", 4096, "merge"),
     ("finetune", "z_loss", 0.5, "finetune"),

@@ -10,7 +10,7 @@ from moedisco_ray.core.config.model import (
     UpcycleInit,
     read_architecture,
 )
-from moedisco_ray.core.config.optimizer import Optimizer
+from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.pools import (
     AnyPool,
     HighMemoryPool,
@@ -57,6 +57,7 @@ __all__ = [
     "Finetune",
     "HighMemoryPool",
     "LocalInit",
+    "Lora",
     "LowMemoryPool",
     "MachineType",
     "Merge",

@@ -11,6 +11,9 @@ from moedisco_ray.core.config.effects import Resolved
 
 Precision = Literal["fp32", "bf16"]
 
+MOST_RANK = 4096
+"""Maximum rank of an adapter; a larger one has no fewer parameters than the matrices of large models."""
+
 
 def precision_on(*, gpu: bool) -> Precision:
     """Default precision on a GPU or a CPU."""
@@ -88,3 +91,16 @@ class Optimizer(Section):
                 return "bf16"
             case precision:
                 return precision
+
+
+class Lora(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685): a weight W is frozen and computes as W + (alpha / rank) B A; A and B train."""
+
+    rank: int = Field(0, ge=0, le=MOST_RANK)
+    """Rank of the adapters of a sub-model, such as 16; 0 trains all weights. Each matrix of the layers (attention, experts, shared
+    experts, dense MLPs) has an adapter, and each expert has its own. Everything else is frozen: embedding, head, norms, biases and
+    routers. Frozen weights have neither gradients nor optimizer state, and are stored in the dtype of the arithmetic. At the end
+    the adapters are merged into the weights, and are also stored apart, as a PEFT adapter. The run must start from a trained model
+    (`model.init`), without a seed phase and without `sync_every`, and use AdamW without `block_steps`."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale of the adapters: their product is multiplied by alpha / rank."""

@@ -169,6 +169,20 @@ class RunConfig(Section):
                 "set submodels.sync_every, or leave seed_members out to train the seed with one member")
         return self
 
+    @model_validator(mode="after")
+    def _adapters_suit_the_run(self) -> Self:
+        settings, recipe = self.submodels, self.submodels.optimizer
+        reasons = (
+            (not isinstance(self.model.init, LocalInit), "adapts a trained model; name one in model.init"),
+            (self.tokens.seed_share > 0, "leaves a seed no memory, because a seed trains all weights; set tokens.seed_share to 0"),
+            (settings.sync_every is not None, "allows no syncs: adapters are merged at the end; set submodels.sync_every to null"),
+            (recipe.name == "muon", "needs the optimizer adamw; set submodels.optimizer.name"),
+            (bool(recipe.block_steps), "trains no blocks of weights; leave out submodels.optimizer.block_steps"))
+        for applies, reason in reasons if settings.lora.rank else ():
+            if applies:
+                raise ValueError(f"submodels.lora.rank {settings.lora.rank} {reason}")
+        return self
+
     @property
     def _needs_a_trained_model(self) -> bool:
         return self.tokens.decoupled and self.clusters.method == "kmeans" and self.clusters.vectors == "hidden_state"

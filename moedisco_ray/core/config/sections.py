@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_CLUSTERS, Section
 from moedisco_ray.core.config.effects import NoEffect, Resolved
-from moedisco_ray.core.config.optimizer import Optimizer
+from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.places import ReadsFrom, WritesTo, as_model, check_storage
 from moedisco_ray.core.config.pools import PoolName
 from moedisco_ray.core.run_models import local_model
@@ -234,6 +234,7 @@ class Submodels(Section):
     """Training of the sub-models; the seed phase uses the same optimizer and the same syncs."""
 
     optimizer: Optimizer = Optimizer()
+    lora: Lora = Lora()
     sync_every: int | None = Field(None, ge=1, le=LARGEST)
     """Number of steps between two syncs. A sync combines the sub-models' backbones and leaves each one's experts unchanged. In a
     seed phase with several members it combines all weights. A sub-model with fewer steps in total syncs after proportionally fewer

@@ -37,6 +37,7 @@ def make_job(
         output=training_home(context, stage, name) / "trained", checkpoints=checkpoint_location(context, stage, name, owner),
         steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
+        lora=config.submodels.lora if stage == "submodels" and config.submodels.lora.rank else None,
         checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
         z_loss=config.finetune.z_loss if routes else 0.0,

@@ -35,12 +35,12 @@ def run(context: Context, draft: Draft) -> None:
         for k in range(config.cluster_count)
     ]
     sync_directory = context.checkpoints("submodels") / "sync"
-    blocks = bool(config.submodels.optimizer.block_steps)
-    seed_state = restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state and not blocks else None
+    in_parts = bool(config.submodels.optimizer.block_steps or config.submodels.lora.rank)    # no state of all weights exists
+    seed_state = restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state and not in_parts else None
     plans = sync_plans([job.steps for job in jobs], config.submodels, sync_directory, context.store)
     # Only the weights of a data owner's sub-model come to the run.
     jobs = [dataclasses.replace(
-                job, sync=plan, optimizer_state=seed_state, with_optimizer_state=job.owner is None and not blocks,
+                job, sync=plan, optimizer_state=seed_state, with_optimizer_state=job.owner is None and not in_parts,
                 drop_checkpoints=True)
             for job, plan in zip(jobs, plans, strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)

@@ -1,0 +1,318 @@
+"""Sub-models whose adapters train instead of their weights (`submodels.lora`), with Hugging Face PEFT as the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from pydantic import ValidationError
+from small_run import small_config
+from tiny_training import BATCH, L, V, run, stop_after, variant, weights, write_shard, write_tiny
+from torch import Tensor
+
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.models import check_same, hf_config, load_model, save_model, skeleton, stored_tensors
+from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
+from moedisco_ray.plan import build_plan
+from moedisco_ray.plan.memory import worker_memory
+from moedisco_ray.plan.parameters import adapter_parameters, count_parameters
+from moedisco_ray.training import TrainJob, World, write_partial_result
+from moedisco_ray.training.checkpoints import checkpoint
+from moedisco_ray.training.lora import ADAPTER_FOLDER, Adapter, adapters, merge_adapters, save_adapters
+from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.sharding import trainable
+from moedisco_ray.training.stepper import Stepper
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")      # PEFT reads it
+LORA = Lora(rank=3, alpha=6.0)
+RECIPE = Optimizer(lr=2e-2, batch_tokens=BATCH * L, weight_decay=0.1)
+SHARED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "moe_intermediate_size": 24}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"head_dim": 16}, "qwen2_moe": {"shared_expert_intermediate_size": 20},
+    "deepseek_v2": {"fields": {
+        "kv_lora_rank": 8, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 12, "first_k_dense_replace": 1}}}
+"""Families with transposed stacks of experts, with a shared expert, and with latent attention and a dense layer."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("lora")
+    torch.set_num_threads(1)
+    write_shard(home / "shard")
+    write_tiny(home / "moe", 4)
+    write_tiny(home / "dense", 1)
+    start_of("qwen3_moe", home, 4, vocabulary=600)      # that of `small_run`
+    return home
+
+
+@pytest.fixture
+def job(home: Path, tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        stage="submodels", name="submodel-0", model=home / "moe", packed_dirs=(home / "shard",), output=tmp_path / "out",
+        checkpoints=tmp_path / "steps", steps=8, sequence_length=L, optimizer=RECIPE, lora=LORA, checkpoint_every=3, seed=5,
+        load_balance=0.02, z_loss=0.01, log_every=2)
+
+
+def inputs(seed: int = 0) -> Tensor:
+    return torch.randint(1, V, (2, L), generator=torch.Generator().manual_seed(seed))
+
+
+def with_values(model: Any) -> Any:
+    """Give both matrices of each adapter values of their own: those of B start at zero."""
+    source = torch.Generator().manual_seed(1)
+    for adapter in adapters(model).values():
+        for matrix in (adapter.a_ERI, adapter.b_EOR):
+            matrix.data.copy_(torch.randn(matrix.shape, generator=source) * 0.05)
+    return model
+
+
+def start_of(family: str, home: Path, experts: int, vocabulary: int = V) -> Path:
+    """A tiny model of a family."""
+    sizes = Architecture.model_validate(
+        SHARED | {"num_experts": experts, "num_experts_per_tok": min(2, experts)} | SPECIAL.get(family, {}))
+    config = hf_config(family, sizes, vocabulary, L, 0)
+    torch.manual_seed(0)
+    save_model(type(skeleton(config))(config), home / "start")
+    return home / "start"
+
+
+# --- PEFT
+
+
+@pytest.mark.parametrize(("family", "experts"), [
+    ("qwen3_moe", 4), ("qwen3_moe", 1), ("mixtral", 2), ("gpt_oss", 4), ("qwen2_moe", 2), ("deepseek_v2", 4)])
+def test_peft_computes_the_same_from_the_stored_adapters(family: str, experts: int, tmp_path: Path) -> None:
+    start = start_of(family, tmp_path, experts)
+    ours = with_values(trainable(start, RECIPE, World(), lora=LORA))
+    save_adapters(ours, LORA, tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(load_model(start), tmp_path / "adapter", is_trainable=True)
+    batch = inputs()
+    loss = ours(batch, batch.roll(-1, 1))
+    logits = theirs(batch).logits
+    reference = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.roll(-1, 1).flatten(), reduction="sum")
+    torch.testing.assert_close(loss, reference)
+    loss.backward()
+    reference.backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.requires_grad}
+    assert len(gradients) == 2 * len(adapters(ours))
+    for name, adapter in adapters(ours).items():
+        path, _, attribute = name.rpartition(".")
+        place = f"base_model.model.{path}{'.base_layer' if attribute == 'gate_up_proj' else ''}"
+        a_grad, b_grad = adapter.a_ERI.grad, adapter.b_EOR.grad
+        assert a_grad is not None
+        assert b_grad is not None
+        b_grad = b_grad if b_grad.ndim == 2 else b_grad.permute(1, 2, 0)
+        torch.testing.assert_close(a_grad.flatten(0, -2), gradients[f"{place}.lora_A.default.weight"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(b_grad.flatten(1), gradients[f"{place}.lora_B.default.weight"], rtol=1e-4, atol=1e-5)
+    merged = theirs.merge_and_unload().state_dict()
+    merge_adapters(ours)
+    for name, tensor in stored_tensors(ours).items():
+        torch.testing.assert_close(tensor, merged[name])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_with_its_adapter_is_w_plus_scale_times_b_a(transposed: bool) -> None:
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 6, 8, generator=source)
+    adapter = Adapter(weight, LORA, torch.float32, source, transposed=transposed)
+    assert torch.equal(adapter(weight), weight)
+    inputs_count = 6 if transposed else 8
+    assert adapter.a_ERI.shape == (4, 3, inputs_count)
+    assert 0.9 < adapter.a_ERI.abs().max().item() * inputs_count**0.5 <= 1
+    adapter.b_EOR.data.normal_(generator=source)
+    product = torch.stack([b @ a for b, a in zip(adapter.b_EOR, adapter.a_ERI, strict=True)])
+    torch.testing.assert_close(adapter(weight), weight + 2.0 * (product.mT if transposed else product))
+
+
+# --- training
+
+
+@pytest.mark.parametrize("start", ["moe", "dense"])
+def test_only_adapters_train_and_the_base_stays_the_same(job: TrainJob, home: Path, start: str) -> None:
+    job = dataclasses.replace(job, model=home / start, load_balance=0.02 * (start == "moe"), z_loss=0.01 * (start == "moe"))
+    model = trainable(job.model, job.optimizer, World(), lora=LORA, seed=5)
+    frozen = {name: each.detach().clone() for name, each in model.named_parameters() if not each.requires_grad}
+    stepper = Stepper(model, job, World())
+    for _ in range(3):
+        model(inputs(), inputs()).backward()
+        stepper.optimizer.step()
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert len(trained) == 2 * len(adapters(model)) == 2 * 2 * 6      # 2 layers with 4 matrices of attention and 2 of experts
+    assert {name for name, each in model.named_parameters() if each in stepper.optimizer.state} == trained
+    assert all(torch.equal(each, frozen[name]) for name, each in model.named_parameters() if name in frozen)
+    assert all((adapter.b_EOR != 0).any() for adapter in adapters(model).values())
+
+
+def test_a_training_learns_and_writes_the_merged_weights_and_the_adapters(job: TrainJob) -> None:
+    job = dataclasses.replace(job, steps=40)
+    losses = run(job).losses
+    assert sum(losses[-5:]) < 0.99 * sum(losses[:5])      # embedding and head are random and stay so
+    before, after = weights(job.model), weights(job.output)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if (".self_attn." in name and "norm" not in name) or ".experts." in name}
+    theirs = PeftModel.from_pretrained(load_model(job.model), job.output / ADAPTER_FOLDER).merge_and_unload()
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(tensor, load_model(job.output).state_dict()[name])
+
+
+def test_initial_values_depend_on_the_seed(job: TrainJob) -> None:
+    def values(seed: int) -> list[Tensor]:
+        return [each.a_ERI for each in adapters(trainable(job.model, RECIPE, World(), lora=LORA, seed=seed)).values()]
+
+    first, again, other = values(5), values(5), values(6)
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
+    assert not torch.equal(first[0], first[1])
+
+
+RECIPES: list[dict[str, Any]] = [
+    {}, {"precision": "bf16"}, {"precision": "pure_bf16", "moments": "fp8", "gradient_checkpointing": True}]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_a_resumed_training_is_exact(job: TrainJob, recipe: dict[str, Any]) -> None:
+    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update=recipe))
+    whole = variant(job, "whole")
+    losses = run(whole).losses
+    for stop in (2, 5):
+        part = variant(job, f"part-{stop}")
+        assert not run(part, stop=stop_after(stop)).finished
+        resumed = run(part)
+        assert (resumed.restored_step, resumed.losses) == (stop, losses)
+        check_same(weights(part.output), weights(whole.output))
+        name = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
+        assert (part.output / name).read_bytes() == (whole.output / name).read_bytes()
+
+
+def test_a_checkpoint_holds_the_adapters_alone(job: TrainJob) -> None:
+    run(job)
+    storage = checkpoint.storage_of(job)
+    metadata = storage.read(8, "metadata.json", storage.manifest(8)["metadata.json"])
+    names = [name for name in read_names(metadata) if name.startswith("model.")]
+    model = trainable(job.model, RECIPE, World(), lora=LORA)
+    assert len(names) == 2 * len(adapters(model))
+    assert all(name.endswith((".a_ERI", ".b_EOR")) for name in names)
+
+
+def read_names(metadata: bytes) -> list[str]:
+    return list(json.loads(metadata)["tensors"])
+
+
+def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(job: TrainJob) -> None:
+    whole = variant(job, "whole", steps=4, checkpoint_every=2)
+    run(whole)
+    part = dataclasses.replace(whole, output=job.output, steps=9)
+    write_partial_result(part)
+    check_same(weights(part.output), weights(whole.output))
+    untouched = variant(job, "untouched")
+    write_partial_result(untouched)
+    check_same(weights(untouched.output), weights(job.model))
+
+
+def test_several_workers_are_refused(job: TrainJob) -> None:
+    with pytest.raises(ValueError, match="must have one worker"):
+        trainable(job.model, RECIPE, World(size=2), lora=LORA)
+
+
+def test_the_merged_model_computes_what_was_trained(job: TrainJob) -> None:
+    recipe = RECIPE.model_copy(update={"precision": "pure_bf16"})
+    model = with_values(trainable(job.model, recipe, World(), lora=LORA))
+    with torch.no_grad():
+        before = model(inputs(), inputs())
+        merge_adapters(model)
+        assert not adapters(model)
+        assert torch.equal(model(inputs(), inputs()), before)
+
+
+# --- the plan
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", *SPECIAL])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
+def test_the_plan_counts_what_is_allocated(family: str, precision: Any, tmp_path: Path) -> None:
+    sizes = Architecture.model_validate(SHARED | {"num_experts": 4, "num_experts_per_tok": 2} | SPECIAL.get(family, {}))
+    recipe = Optimizer(precision=precision, batch_tokens=2 * L, micro_batch=1)
+    model = trainable(start_of(family, tmp_path, 4), recipe, World(), lora=LORA)
+    job = TrainJob(
+        stage="submodels", name="x", model=tmp_path, packed_dirs=(), output=tmp_path, checkpoints=tmp_path, steps=1,
+        sequence_length=L, optimizer=recipe, lora=LORA, checkpoint_every=None)
+    optimizer = make_optimizer(model, job, World())
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        model(inputs(), inputs()).backward()
+    optimizer.step()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    assert sum(each.numel() for each in trained) == adapter_parameters(family, sizes, LORA.rank)
+    plan = worker_memory(family, sizes, V, recipe, sequence_length=L, gpu=0, rank=LORA.rank)
+    assert plan.weights == sum(each.nbytes for each in model.parameters())
+    assert plan.gradients == sum(each.grad.nbytes for each in trained if each.grad is not None)
+    states = [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.ndim]
+    assert plan.optimizer == sum(each.nbytes for each in states)
+    full = worker_memory(family, sizes, V, recipe, sequence_length=L, gpu=0)
+    assert plan.optimizer < 0.7 * full.optimizer
+    assert plan.weights - plan.gradients == count_parameters(family, sizes, V).total * (4 if precision == "fp32" else 2)
+
+
+def lora_config(home: Path, start: Path, **changes: Any) -> RunConfig:
+    sections: dict[str, Any] = {
+        "model": {"init": {"checkpoint": str(start)}, "config": None, "family": None}, "tokenizer": {"replace": True},
+        "submodels": {"optimizer": {"batch_tokens": 1024, "lr": 1e-2}, "lora": {"rank": 4}},
+        "tokens": {"total": 60_000, "finetune_share": 0.3}}
+    for section, values in changes.items():
+        sections[section] = sections.get(section, {}) | values
+    return small_config(home, **sections)
+
+
+def test_the_plan_of_a_run_needs_less_memory_and_smaller_checkpoints(home: Path, tmp_path: Path) -> None:
+    gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
+    with_adapters = build_plan(lora_config(tmp_path, home / "start", pools=gpu))
+    without = build_plan(lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 0}}))
+    small, large = (next(stage for stage in plan.stages if stage.stage == "submodels") for plan in (with_adapters, without))
+    assert small.adapters > 0 == large.adapters
+    assert small.memory.total - small.memory.overhead < large.memory.total - large.memory.overhead
+    stored = [next(each for each in plan.storage if each.stage == "submodels") for plan in (with_adapters, without)]
+    assert stored[0].checkpoints == 2 * small.units * 12 * small.adapters      # two kept; a weight and two moments
+    assert stored[0].checkpoints < 0.3 * stored[1].checkpoints
+    assert with_adapters.stages[-1].memory == without.stages[-1].memory     # the fine-tune
+
+
+# --- a run
+
+
+def test_a_run_with_adapters_ends_with_a_model_like_any_other(home: Path, tmp_path: Path) -> None:
+    directory = pipeline.run(lora_config(tmp_path / "runs", home / "start"), backend=LocalBackend())
+    for part in ("0", "1"):
+        start, trained = directory / "decomposed" / part, directory / "submodels" / part
+        before, after = weights(start), weights(trained)
+        frozen = {name for name in before if torch.equal(before[name], after[name])}
+        assert frozen == {name for name in before if "norm" in name or "layers" not in name or "mlp.gate." in name}
+        theirs = PeftModel.from_pretrained(load_model(start), trained / ADAPTER_FOLDER).merge_and_unload().state_dict()
+        for name, tensor in load_model(trained).state_dict().items():
+            torch.testing.assert_close(tensor, theirs[name])
+        assert not (trained / OPTIMIZER_FOLDER).exists()
+    assert not (directory / "finetuned" / ADAPTER_FOLDER).exists()
+    assert read_json(directory / "report.json")["evaluation"]["perplexity"] > 0
+    assert sum(each.numel() for each in load_model(directory / "model").parameters()) > 0
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"model": {"init": "random"}}, "adapts a trained model"),
+    ({"tokens": {"seed_share": 0.2}, "model": {"init": {"upcycle": "START"}}}, "leaves a seed no memory"),
+    ({"submodels": {"sync_every": 5}}, "allows no syncs"),
+    ({"submodels": {"optimizer": {"name": "muon"}}, "finetune": {"keep_optimizer_state": False}}, "needs the optimizer adamw"),
+    ({"submodels": {"optimizer": {"block_steps": 10}}}, "trains no blocks"),
+])
+def test_what_adapters_cannot_do_is_refused_in_one_line(
+    home: Path, tmp_path: Path, changes: dict[str, Any], reason: str,
+) -> None:
+    changes = json.loads(json.dumps(changes).replace("START", str(home / "dense")))
+    with pytest.raises((ConfigError, ValidationError), match=f"submodels.lora.*{reason}"):
+        lora_config(tmp_path, home / "start", **changes)
