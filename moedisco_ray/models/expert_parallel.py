@@ -59,7 +59,8 @@ def divided_experts(
     received_E = torch.empty_like(sent_E)       # by sender, then by expert
     dist.all_to_all_single(received_E, sent_E, group=group)
     to_each, from_each = (counts_E.view(-1, own.num_experts).sum(dim=1).tolist() for counts_E in (sent_E, received_E))
-    expert_Z = torch.arange(own.num_experts, device=x_TD.device).repeat(len(from_each)).repeat_interleave(received_E)
+    expert_Z = torch.arange(own.num_experts, device=x_TD.device).repeat(len(from_each)).repeat_interleave(
+        received_E, output_size=sum(from_each))     # without the size, the CPU would wait for the GPU once more
     x_ZD = all_to_all_single_autograd(x_TD[order_S // K], from_each, to_each, group)
     y_ZD = compute(own, x_ZD, expert_Z[:, None], torch.ones_like(expert_Z[:, None], dtype=weight_TK.dtype))
     y_SD = all_to_all_single_autograd(y_ZD, to_each, from_each, group) * weight_TK.reshape(-1)[order_S, None]

@@ -30,13 +30,9 @@ take 16V bytes per token, but at most 64 MiB in all, because the loss is compute
 The optimizer steps after the activations are freed. With `pure_bf16` it handles at most 2^24 elements of a tensor at a time and
 holds fp32 copies of the gradient, both moments, the weight and the random bits: 20 bytes per element.
 
-The compute copies of sharded training are estimated by an upper bound. In bf16 they take 10 bytes per parameter of the largest
-block: 2 for gathered weights, 2 for gradients, 4 for gradients that are reduced in fp32, and 2 for prefetched weights of the next
-block. In fp32 they take 12 bytes. If experts are divided among e workers (`finetune.parallel.expert`), a worker has 1 / e of each
-layer's experts, which need no other copies. Replicas divide weights, gradients and optimizer state among fewer workers.
-
-If workers exchange weights and gradients once per step (`finetune.exchange`), each worker holds all weights in the dtype of matrix
-products and, with several micro-batches, all gradients in fp32. These take 6 bytes per parameter more in bf16, and 8 in fp32.
+Workers that share a model hold more for a while: see `plan.gang_memory`. Each weight is divided by its rows, so if the number of
+experts is no multiple of the number of workers, the first worker's share of them is larger. Replicas divide weights, gradients and
+optimizer state among fewer workers.
 
 With gradient checkpointing, a layer keeps only its input (rD bytes per token), and one layer at a time is recomputed in full.
 
@@ -65,6 +61,7 @@ from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
+from moedisco_ray.plan.gang_memory import Gathered, Moment, peak
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, latent_sizes, shared_hidden_size
 from moedisco_ray.policies.parallel import Layout
 
@@ -84,11 +81,6 @@ _STEP_ELEMENTS = 2**24
 """Maximum elements that the optimizer's step handles at once; `training.optimizer.STEP_ELEMENTS`, copied for use without torch."""
 _MUON_BYTES = 32
 """Temporary memory of Muon's step (bytes per element of the matrices that it handles at once): eight fp32 copies."""
-_GATHERED_BYTES = {2: 10, 4: 12}
-"""Bytes per parameter that the largest block takes when sharded training gathers it. The keys are the bytes of an element in matrix
-products."""
-_WHOLE_GRADIENT_BYTES = 4
-"""Gradients that are reduced once per step (bytes per parameter): fp32, in which they are reduced."""
 _LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
 _SCORE_BYTES = 4
@@ -106,7 +98,7 @@ class Memory(BaseModel, frozen=True):
     The peak is in the backward pass or in the optimizer's step, whichever needs more memory. `activations` and `compute_copies`
     are freed before the optimizer's step, and `optimizer_step` is its temporary memory.
     `compute_copies` are copies of weights in the dtype of the forward pass. An unsharded model that is stored in fp32 and
-    multiplied in bf16 has copies of all weights. A sharded model has copies of the largest block and of its gradients.
+    multiplied in bf16 has copies of all weights. A sharded model has those of `plan.gang_memory`.
     With one micro-batch per step, only the output head has a gradient when the backward pass begins. From then on, the backward
     pass frees activations as fast as it creates gradients.
     `overhead` is an assumption: 1 GiB for the CUDA context and library workspaces, and 5 % for fragmentation.
@@ -155,8 +147,7 @@ def worker_memory(
     """
     parameters = count_parameters(family, architecture, vocab_size)
     layout = layout or Layout(data=workers)
-    share = -(-parameters.total // layout.shards)
-    elsewhere = round(parameters.experts * (1 - 1 / layout.expert))      # parameters that this worker never gathers
+    share = _largest_share(parameters, architecture, layout)
     weight_bytes, gradient_bytes, moment_bytes = _STATE_BYTES[optimizer.state]
     width, adapters = compute_bytes(optimizer, gpu), adapter_parameters(family, architecture, rank)
     trained = adapters or (largest_block(parameters, architecture) if optimizer.block_steps else share)
@@ -166,10 +157,7 @@ def worker_memory(
     if optimizer.name == "muon":
         moments -= moment_bytes // 2 * -(-_matrices(parameters) // workers)
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4 and not rank
-    layers = architecture.num_hidden_layers - DECLARATIONS[family].dense_layers(architecture.fields)
-    outside = parameters.embedding + parameters.head + architecture.hidden_size
-    block = max(outside, parameters.largest_block - elsewhere // max(1, layers))
-    copies = _GATHERED_BYTES[width] * block if workers > 1 else width * parameters.total * autocast
+    copies = width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
@@ -179,25 +167,43 @@ def worker_memory(
         kept = 1 if optimizer.gradient_checkpointing else architecture.num_hidden_layers    # layers
         copies += width * (kept * _matrices(parameters) + parameters.experts) // architecture.num_hidden_layers
         activations -= tokens * _normalised_bytes(family, architecture, width, layers=kept)
-    if workers > 1 and exchange == "step":
-        copies += (width + (0 if is_only_pass else _WHOLE_GRADIENT_BYTES)) * (parameters.total - elsewhere)
     # The backward pass begins with the head's gradient. With blocks, gradients come last; those of adapters are small.
-    largest = 0 if optimizer.block_steps or rank else -(-parameters.largest_tensor // workers)
-    # Gradients that exist when the backward pass begins.
-    early = gradient_bytes * largest if is_only_pass and not rank else gradients
-    # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added to it.
-    # Sharded training counts the new gradient in `compute_copies`.
-    added = 0 if is_only_pass or workers > 1 else gradient_bytes * largest
+    largest = 0 if optimizer.block_steps or rank else parameters.largest_tensor
+    if workers > 1:
+        layer = layer_bytes_per_token(family, architecture, width, width, sequence_length)
+        moment = peak(
+            _gathered(family, architecture, parameters, layout), width, gradients=gradients, activations=activations,
+            layer_activations=tokens * layer, once_per_step=exchange == "step", is_only_pass=is_only_pass)
+    else:
+        # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added.
+        early = 0 if is_only_pass and not rank else gradients
+        moment = Moment(early + gradient_bytes * largest, activations, copies)
     step = _step_bytes(optimizer, architecture, min(_STEP_ELEMENTS, trained, -(-parameters.largest_tensor // workers)))
-    in_backward = early + added + activations + copies > gradients + step
+    in_backward = moment.total > gradients + step
     parts = {
-        "weights": weights, "gradients": early + added if in_backward else gradients,
+        "weights": weights, "gradients": moment.gradients if in_backward else gradients,
         "optimizer": 0 if optimizer.offload_moments else moments,
-        "activations": activations if in_backward else 0, "compute_copies": copies if in_backward else 0,
+        "activations": moment.activations if in_backward else 0, "compute_copies": moment.copies if in_backward else 0,
         "optimizer_step": 0 if in_backward else step}
     return Memory(
         **parts, overhead=FIXED_OVERHEAD + int(_FRAGMENTATION * sum(parts.values())),
         offloaded=moments if optimizer.offload_moments else 0)
+
+
+def _largest_share(parameters: Parameters, architecture: Architecture, layout: Layout) -> int:
+    """Parameters that the worker with the largest share stores."""
+    experts = parameters.experts
+    if layout.expert == 1:      # divided experts are sharded by rows instead if their number is uneven
+        experts = experts // architecture.num_experts * -(-architecture.num_experts // layout.shards) * layout.shards
+    return -(-(parameters.total - parameters.experts + experts) // layout.shards)
+
+
+def _gathered(family: FamilyName, architecture: Architecture, parameters: Parameters, layout: Layout) -> Gathered:
+    layers = architecture.num_hidden_layers - DECLARATIONS[family].dense_layers(architecture.fields)
+    elsewhere = round(parameters.experts * (1 - 1 / layout.expert))
+    return Gathered(
+        layer=parameters.largest_layer - elsewhere // max(1, layers), head=parameters.head or parameters.embedding,
+        outside=parameters.embedding + parameters.head + architecture.hidden_size, whole=parameters.total - elsewhere)
 
 
 def largest_block(parameters: Parameters, architecture: Architecture) -> int:

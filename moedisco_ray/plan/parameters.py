@@ -29,9 +29,8 @@ class Parameters(BaseModel, frozen=True):
     head: int
     active_experts: int
     """Parameters of the experts that one token passes through."""
-    largest_block: int
-    """Parameters of the largest part of the model that sharded training gathers at once: a layer, or embedding and head
-    together."""
+    largest_layer: int
+    """Parameters of the largest layer."""
     largest_tensor: int
     """Number of elements of the largest tensor: the embedding, or the stacked gate and up projections of a layer's experts."""
 
@@ -88,7 +87,7 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
         dense=dense_layers * dense,
         head=head,
         active_experts=moe_layers * architecture.num_experts_per_tok * expert,
-        largest_block=max(largest_layer, vocab_size * hidden + head + hidden),
+        largest_layer=largest_layer,
         largest_tensor=max(vocab_size * hidden, experts * 2 * hidden * architecture.moe_intermediate_size),
     )
 

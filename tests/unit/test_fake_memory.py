@@ -1,97 +1,40 @@
 """Peak memory of sub-models of published checkpoints, at their true shapes, against the plan.
 
-A training step runs on FakeTensors: every operation with its true shapes and dtypes, but no memory and no arithmetic. Experts take
-the path of GPUs. `make test-fake` runs all cases.
+Experts take the path of GPUs. `make test-fake` runs all cases.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from fake_steps import PUBLISHED, SEQUENCE, LiveBytes, fake_model, path_of_gpus
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from docs.plans import CHECKPOINTS, LARGER, planned
+from docs.plans import planned
 from moedisco_ray.core.config import Architecture, FamilyName, Lora, Optimizer
-from moedisco_ray.models import hf_config, speed
 from moedisco_ray.packed_tokens import batch_indices
 from moedisco_ray.plan.memory import GIB, largest_block, worker_memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
-from moedisco_ray.training import TrainJob, World, muon
-from moedisco_ray.training import optimizer as optimizer_module
+from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.lora import add_adapters
 from moedisco_ray.training.sharding import _configured, compute_dtype
 from moedisco_ray.training.stepper import Stepper
 
 pytestmark = pytest.mark.timeout(900)
-SEQUENCE = 1024
-PUBLISHED = CHECKPOINTS | LARGER
-FUSED = functional.scaled_dot_product_attention
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that exist."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self._known:
-                self._known.add(storage._cdata)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
-        return result
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def efficient_attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
-    """Attention as GPUs compute it; a CPU stores all scores if values have another size than keys.
-
-    The mask is left out: transformers makes one only because it cannot see that positions of FakeTensors are consecutive.
-    """
-    if key.shape[-1] == value.shape[-1]:
-        return FUSED(query, key, value, **settings)
-    found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, None, compute_log_sumexp=True, is_causal=True, scale=settings["scale"])[0]
-    return found
 
 
 @pytest.fixture(autouse=True)
-def path_of_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run experts and attention as GPUs do, and let optimizers count their steps without reading a tensor."""
-    monkeypatch.setattr(functional, "scaled_dot_product_attention", efficient_attention)
-    usual = ALL_EXPERTS_FUNCTIONS[speed._IMPLEMENTATION]
-    ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, speed.grouped_experts)
-    for module in (optimizer_module, muon):
-        monkeypatch.setattr(module, "int", lambda _: 1, raising=False)
-    yield
-    ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, usual)
-
-
-def fake_model(family: FamilyName, architecture: Architecture, vocabulary: int, dtype: torch.dtype) -> PreTrainedModel:
-    """A model whose tensors have shapes but no memory; call it under `FakeTensorMode`, with an empty model on the meta device."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(hf_config(family, architecture, vocabulary, SEQUENCE, 0), dtype=dtype)
+def _on_gpus() -> Iterator[None]:
+    with path_of_gpus():
+        yield
 
 
 def measured(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer, rank: int = 0) -> int:

@@ -245,7 +245,8 @@ def test_copies_for_low_precision_arithmetic():
     assert copies(0) == 0
     assert copies(1) == 2 * parameters.total  # autocast
     assert copies(1, precision="pure_bf16") == 0
-    assert copies(1, workers=2) == 10 * parameters.largest_block  # gathered blocks, gradients, and their sums in fp32
+    # Embedding, head, and the head's gradient; a layer, its gradients, and the next layer.
+    assert copies(1, workers=2) == 2 * (3 * 1000 + 1) * shape.hidden_size + 6 * parameters.largest_layer
 
 
 def config(**sections):

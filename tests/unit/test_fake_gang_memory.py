@@ -1,0 +1,125 @@
+"""Peak memory of one of eight workers that fine-tune a published checkpoint together, against the plan.
+
+The worker takes steps on FakeTensors, and the other workers do not exist. Tokens are divided evenly among the experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._tools.fake_collectives
+from fake_steps import PUBLISHED, SEQUENCE, LiveBytes, fake_model, path_of_gpus, watching_storages
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from moedisco_ray.core.config import Optimizer
+from moedisco_ray.plan.memory import GIB, Exchange, worker_memory
+from moedisco_ray.policies.parallel import Layout
+from moedisco_ray.training import TrainJob, World
+from moedisco_ray.training.batches import MicroBatch
+from moedisco_ray.training.sharding import _configured, _shard
+from moedisco_ray.training.stepper import Stepper
+
+pytestmark = [pytest.mark.fake, pytest.mark.timeout(900)]
+WORKERS = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers() -> Iterator[None]:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=WORKERS)
+    with path_of_gpus():
+        yield
+    dist.destroy_process_group()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A fine-tune of two sequences per worker and step.
+
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        layout: How the workers share the model.
+        exchange: How often they exchange weights and gradients.
+        micro_batch: Sequences per micro-batch.
+        checkpointing: Whether layers are recomputed in the backward pass.
+        precision: Precision of weights and products.
+    """
+
+    checkpoint: str
+    layout: Layout
+    exchange: Exchange
+    micro_batch: int
+    checkpointing: bool = False
+    precision: str = "pure_bf16"
+
+    @property
+    def recipe(self) -> Optimizer:
+        return Optimizer.model_validate({
+            "batch_tokens": WORKERS * 2 * SEQUENCE, "micro_batch": self.micro_batch, "precision": self.precision,
+            "gradient_checkpointing": self.checkpointing})
+
+    def __str__(self) -> str:
+        layout, recomputes = self.layout, "-recompute" * self.checkpointing
+        return (f"{self.checkpoint}-{layout.replicate}x{layout.data}x{layout.expert}-{self.exchange}-{self.micro_batch}{recomputes}"
+                f"-{self.precision}")
+
+
+SHARDED, DIVIDED, BOTH, REPLICAS = Layout(data=8), Layout(expert=8), Layout(data=2, expert=4), Layout(replicate=2, data=4)
+CASES = [
+    Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2), Case("OLMoE-1B-7B", SHARDED, "micro_batch", 1),
+    Case("OLMoE-1B-7B", SHARDED, "step", 2), Case("OLMoE-1B-7B", SHARDED, "step", 1),
+    Case("OLMoE-1B-7B", SHARDED, "step", 1, checkpointing=True), Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2, precision="bf16"),
+    Case("OLMoE-1B-7B", SHARDED, "step", 2, precision="bf16"), Case("OLMoE-1B-7B", REPLICAS, "micro_batch", 2),
+    Case("OLMoE-1B-7B", DIVIDED, "micro_batch", 2), Case("OLMoE-1B-7B", DIVIDED, "step", 2),
+    Case("OLMoE-1B-7B", DIVIDED, "step", 1), Case("OLMoE-1B-7B", BOTH, "micro_batch", 2),
+    *(Case(name, *rest) for name in ("Qwen1.5-MoE-A2.7B", "Mixtral-8x7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V2-Lite")
+      for rest in ((SHARDED, "micro_batch", 1, True), (SHARDED, "step", 1, True), (BOTH, "micro_batch", 2, True),
+                   (DIVIDED, "step", 1)) if name != "Qwen1.5-MoE-A2.7B" or rest[0] is not DIVIDED)]    # 60 experts
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_worker_of_a_gang_takes_what_the_plan_says(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, vocabulary, whole = PUBLISHED[case.checkpoint]
+    selections = case.micro_batch * SEQUENCE * whole.num_experts_per_tok
+
+    def even(_: FakeTensor) -> list[int]:
+        return [selections // case.layout.expert] * case.layout.expert
+
+    monkeypatch.setattr(FakeTensor, "tolist", even)
+    monkeypatch.setattr(torch, "bincount", lambda _, minlength: torch.empty(minlength, dtype=torch.long))
+    plan = worker_memory(
+        family, whole, vocabulary, case.recipe, sequence_length=SEQUENCE, gpu=1, workers=WORKERS, exchange=case.exchange,
+        layout=case.layout)
+    found, planned = measured(case), plan.total - plan.overhead
+    shown = {name: round(size / GIB, 2) for name, size in plan.parts.items()}
+    assert planned == pytest.approx(found, rel=0.05), f"measured {found / GIB:.2f} GiB, planned {planned / GIB:.2f}: {shown}"
+
+
+def measured(case: Case) -> int:
+    """Peak bytes of two training steps."""
+    family, vocabulary, whole = PUBLISHED[case.checkpoint]
+    recipe, world = case.recipe, World(0, WORKERS, layout=case.layout)
+    model: Any = fake_model(family, whole, vocabulary, torch.bfloat16 if recipe.state == "bf16" else torch.float32)
+    job = TrainJob(
+        stage="finetune", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
+        sequence_length=SEQUENCE, optimizer=recipe, checkpoint_every=None, load_balance=0.01, z_loss=0.001, exchange=case.exchange)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _shard(_configured(model, recipe), torch.bfloat16, world, case.exchange)
+        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, watching_storages(live):
+            model.to_empty(device="cpu")
+            model.tie_weights()
+            model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+            step = Stepper(model, job, world)
+            step._checked = True        # the first step's check of the experts reads their gradients
+            tokens = torch.zeros(2, SEQUENCE, dtype=torch.long)
+            for _ in range(2):
+                step(MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(case.micro_batch))
+    return live.peak
