@@ -184,6 +184,8 @@ def corpus_scale() -> str:
     verdicts = [
         at_most("driver's peak memory in MB, most documents", spread([result["assignment"][-1]["driver_peak_mb"]]),
                 targets["driver_peak_mb"]),
+        at_most("peak of the corpus stage in MB, driver and tasks in one process, most text",
+                spread([max(result["corpus"].items(), key=lambda item: int(item[0]))[1]["peak_mb"]]), targets["driver_peak_mb"]),
         *(at_least(f"stage / bare, {size} MB", cell["stage_over_bare"], targets["stage_over_bare"])
           for size, cell in result["corpus"].items())]
     return section(
