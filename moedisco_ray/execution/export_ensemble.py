@@ -14,6 +14,7 @@ from moedisco_ray.core.artifacts import reporting_full_disk
 from moedisco_ray.core.config import LocalInit, RunConfig
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
@@ -100,6 +101,10 @@ def _check(config: RunConfig, store: RunStore, location: Location) -> str:
         raise refused("has no sub-models, since seed_share and finetune_share are 1 together; use `--to hf`")
     if config.owners:
         raise refused("has sub-models of data owners, whose clusters have no centre to route by; use `--to hf`")
+    experts = config.model.architecture.num_experts // config.cluster_count
+    if experts < DECLARATIONS[config.model.family_name].router.least_in_group:
+        raise refused(
+            f"has sub-models with {experts} expert, with which transformers cannot run {config.model.family_name}; use `--to hf`")
     if not store.has(store.directory / "submodels"):
         raise refused("has no trained sub-models yet; resume it with `moedisco run`")
     kind = str(json.loads(store.read("clusters/cluster_model/vectoriser.json") or b"{}").get("kind"))

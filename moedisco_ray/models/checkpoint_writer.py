@@ -172,6 +172,8 @@ class _WritingThread:
             self._finish_one()
         self._waiting.append((tensor.nbytes, self._executor.submit(self._file.put, key, tensor)))
         self._bytes += tensor.nbytes
+        if self._bytes > _MOST_WAITING:     # a single large tensor
+            self.finish()
 
     def finish(self) -> None:
         """Wait until all tensors are written."""

@@ -198,14 +198,15 @@ def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Tra
 
 def _trained(stage: StagePlan) -> Trained:
     workers = stage.workers if stage.stage == "finetune" else 1
-    shards = workers // stage.replicas
+    shares = workers / stage.replicas * stage.memory.mean_share
     return Trained(
         pool=stage.pool, units=stage.units, workers=workers, steps=stage.steps, hours=stage.cost.hours / stage.cost.waves,
-        weights=stage.memory.weights * shards, optimizer=(stage.memory.optimizer + stage.memory.offloaded) * shards,
+        weights=round(stage.memory.weights * shares),
+        optimizer=round((stage.memory.optimizer + stage.memory.offloaded) * shares),
         # The adapters take the same memory as their gradients.
         frozen=stage.memory.weights - stage.memory.gradients if stage.adapters else 0,
         offloaded=stage.memory.offloaded, device=stage.memory.total if stage.fits_known else 0,
-        handed_over=0 if stage.block_wise or stage.adapters else 2 * stage.memory.weights * shards, tokens=stage.cost.tokens,
+        handed_over=0 if stage.block_wise or stage.adapters else round(2 * stage.memory.weights * shares), tokens=stage.cost.tokens,
         synced=0 if stage.sync is None else stage.sync.bytes)
 
 

@@ -4,7 +4,8 @@ FSDP gathers the weights of one layer at a time, and those of embedding and head
 layer, a worker holds, with s bytes per element of a matrix product:
 
 * the layer's weights s, its gradients s, and the weights s of the next layer, which are gathered ahead: 3s bytes per parameter;
-* a copy of the gradients in fp32, which is reduced, after the layer's activations are freed: 4 bytes per parameter;
+* a copy of the gradients in fp32, which is reduced, after the layer's activations are freed: 4 bytes per parameter. In this copy
+  and in gathered weights, every worker has as many experts as the one with most;
 * embedding and head, s bytes per parameter, and the gradient of the head, or of an embedding that is the head too, s.
 
 The peak is at the first layer of the backward pass, when all activations exist; or when this layer's gradients are reduced; or at
@@ -31,15 +32,19 @@ class Gathered:
 
     Attributes:
         layer: The largest layer.
+        padded_layer: The largest layer, if every worker had the largest share of its experts.
         outside: Embedding, head and last norm.
         head: The head, or the embedding if they are tied.
         whole: All of the model but other workers' experts.
+        padded_whole: The same, if every worker had the largest share of the experts.
     """
 
     layer: int
+    padded_layer: int
     outside: int
     head: int
     whole: int
+    padded_whole: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +85,15 @@ def peak(
     later = activations - layer_activations
     if once_per_step:
         sums = 0 if is_only_pass else _REDUCED
-        held = (width + sums) * gathered.whole + width * gathered.head
-        copied = _REDUCED if is_only_pass else _REDUCED - width     # the layer's weights are freed
+        held = width * (gathered.padded_whole + gathered.head) + sums * gathered.whole
+        new = width * gathered.layer
+        reducing = (_REDUCED - width) * gathered.padded_layer + (new if is_only_pass else 0)    # the layer's weights are freed
         return max(
-            Moment(0, activations, held + width * gathered.layer), Moment(0, later, held + copied * gathered.layer),
-            key=lambda moment: moment.total)
+            Moment(0, activations, held + new), Moment(0, later, held + reducing), key=lambda moment: moment.total)
     held = width * (gathered.outside + gathered.head)
-    before, reducing = 0 if is_only_pass else gradients, held + (3 * width + _REDUCED) * gathered.layer
+    at_layer = held + 2 * width * gathered.padded_layer + width * gathered.layer
+    before, reducing = 0 if is_only_pass else gradients, at_layer + _REDUCED * gathered.padded_layer
     return max(
-        Moment(before, activations, held + 3 * width * gathered.layer), Moment(before, later, reducing),
+        Moment(before, activations, at_layer), Moment(before, later, reducing),
         Moment(gradients, 0, reducing), Moment(gradients, 0, (2 * width + _REDUCED) * gathered.outside),
         key=lambda moment: moment.total)

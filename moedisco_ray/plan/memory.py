@@ -113,6 +113,8 @@ class Memory(BaseModel, frozen=True):
     overhead: int
     offloaded: int = 0
     """Moments in the machine's memory; not part of the total."""
+    mean_share: float = 1.0
+    """Mean share of the workers in a sharded model, as a part of the largest share, which this worker has."""
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
     @property
@@ -187,23 +189,36 @@ def worker_memory(
         "optimizer_step": 0 if in_backward else step}
     return Memory(
         **parts, overhead=FIXED_OVERHEAD + int(_FRAGMENTATION * sum(parts.values())),
-        offloaded=moments if optimizer.offload_moments else 0)
+        offloaded=moments if optimizer.offload_moments else 0, mean_share=parameters.total / (share * layout.shards))
+
+
+def _padding(architecture: Architecture, layout: Layout) -> float:
+    """Rows of experts on all workers together, with those that fill up uneven shares, as a multiple of the experts."""
+    if layout.expert > 1:       # divided experts are sharded by rows instead if their number is uneven
+        return 1.0
+    return -(-architecture.num_experts // layout.shards) * layout.shards / architecture.num_experts
 
 
 def _largest_share(parameters: Parameters, architecture: Architecture, layout: Layout) -> int:
     """Parameters that the worker with the largest share stores."""
-    experts = parameters.experts
-    if layout.expert == 1:      # divided experts are sharded by rows instead if their number is uneven
-        experts = experts // architecture.num_experts * -(-architecture.num_experts // layout.shards) * layout.shards
+    experts = round(parameters.experts * _padding(architecture, layout))
     return -(-(parameters.total - parameters.experts + experts) // layout.shards)
 
 
 def _gathered(family: FamilyName, architecture: Architecture, parameters: Parameters, layout: Layout) -> Gathered:
-    layers = architecture.num_hidden_layers - DECLARATIONS[family].dense_layers(architecture.fields)
-    elsewhere = round(parameters.experts * (1 - 1 / layout.expert))
+    layers, dense_layers = architecture.num_hidden_layers, DECLARATIONS[family].dense_layers(architecture.fields)
+    own = parameters.experts // layout.expert
+    shared = (parameters.attention + parameters.norms) // layers
+    dense = parameters.dense // dense_layers if dense_layers else 0
+
+    def layer(experts: int) -> int:
+        return shared + max(dense, (parameters.router + parameters.shared_expert + experts) // max(1, layers - dense_layers))
+
+    padded = round(own * _padding(architecture, layout))
+    whole = parameters.total - parameters.experts
     return Gathered(
-        layer=parameters.largest_layer - elsewhere // max(1, layers), head=parameters.head or parameters.embedding,
-        outside=parameters.embedding + parameters.head + architecture.hidden_size, whole=parameters.total - elsewhere)
+        layer=layer(own), padded_layer=layer(padded), outside=parameters.embedding + parameters.head + architecture.hidden_size,
+        head=parameters.head or parameters.embedding, whole=whole + own, padded_whole=whole + padded)
 
 
 def largest_block(parameters: Parameters, architecture: Architecture) -> int:

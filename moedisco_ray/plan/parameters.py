@@ -29,8 +29,6 @@ class Parameters(BaseModel, frozen=True):
     head: int
     active_experts: int
     """Parameters of the experts that one token passes through."""
-    largest_layer: int
-    """Parameters of the largest layer."""
     largest_tensor: int
     """Number of elements of the largest tensor: the embedding, or the stacked gate and up projections of a layer's experts."""
 
@@ -75,7 +73,6 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
     shared_size = shared_hidden_size(family, architecture)
     shared = 3 * hidden * shared_size + (hidden if declaration.shared is not None and declaration.shared.gate else 0)
     dense = 3 * hidden * dense_hidden_size(family, architecture)
-    largest_layer = max(router + shared + experts * expert, dense if dense_layers else 0) + attention + norms
     head = 0 if architecture.tie_word_embeddings else vocab_size * hidden
     return Parameters(
         embedding=vocab_size * hidden,
@@ -87,7 +84,6 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
         dense=dense_layers * dense,
         head=head,
         active_experts=moe_layers * architecture.num_experts_per_tok * expert,
-        largest_layer=largest_layer,
         largest_tensor=max(vocab_size * hidden, experts * 2 * hidden * architecture.moe_intermediate_size),
     )
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import Lora
+from moedisco_ray.models.shard_file import ShardFile, Stored
 from moedisco_ray.training.muon import is_matrix
 from moedisco_ray.training.rounding import generator
 
@@ -113,5 +113,9 @@ def save_adapters(model: nn.Module, lora: Lora, directory: Path) -> list[Path]:
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": lora.rank, "lora_alpha": lora.alpha,
         "target_modules": [name.removesuffix(".weight") for name in found if attention[name]],
         "target_parameters": [name for name in found if not attention[name]]})
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    layout = {key: Stored(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
+    with ShardFile(directory / "adapter_model.safetensors", layout) as file:
+        for key, tensor in tensors.items():
+            file.put(key, tensor)
+        file.complete()
     return sorted(directory.iterdir())

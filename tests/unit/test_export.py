@@ -131,6 +131,15 @@ def exported(tmp_path_factory, tokenizer_dir):
     return root, built
 
 
+def test_a_count_of_experts_under_another_name_is_left_out(tmp_path):
+    """transformers 5 reads it before the family's own name."""
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_type": "qwen3_moe", "num_local_experts": 128, "num_experts": 128, "output_router_logits": False}))
+    found = Origin(tmp_path, own_tokens=False).config({"model_type": "qwen3_moe", "num_experts": 4})
+    assert found.items() >= {"num_experts": 4, "output_router_logits": False}.items()
+    assert "num_local_experts" not in found
+
+
 def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokenizer_dir):
     root, built = exported
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

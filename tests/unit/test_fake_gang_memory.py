@@ -19,8 +19,10 @@ from fake_steps import PUBLISHED, SEQUENCE, LiveBytes, fake_model, path_of_gpus,
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
+from moedisco_ray.models import with_parameters_in
 from moedisco_ray.plan.memory import GIB, Exchange, worker_memory
+from moedisco_ray.plan.parameters import submodel_architecture
 from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
@@ -50,6 +52,7 @@ class Case:
         micro_batch: Sequences per micro-batch.
         checkpointing: Whether layers are recomputed in the backward pass.
         precision: Precision of weights and products.
+        parts: Number of sub-models with the experts of the checkpoint, of which one is trained.
     """
 
     checkpoint: str
@@ -58,6 +61,7 @@ class Case:
     micro_batch: int
     checkpointing: bool = False
     precision: str = "pure_bf16"
+    parts: int = 1
 
     @property
     def recipe(self) -> Optimizer:
@@ -65,10 +69,15 @@ class Case:
             "batch_tokens": WORKERS * 2 * SEQUENCE, "micro_batch": self.micro_batch, "precision": self.precision,
             "gradient_checkpointing": self.checkpointing})
 
+    @property
+    def sizes(self) -> tuple[FamilyName, int, Architecture]:
+        family, vocabulary, whole = PUBLISHED[self.checkpoint]
+        return family, vocabulary, submodel_architecture(family, whole, self.parts)
+
     def __str__(self) -> str:
         layout, recomputes = self.layout, "-recompute" * self.checkpointing
         return (f"{self.checkpoint}-{layout.replicate}x{layout.data}x{layout.expert}-{self.exchange}-{self.micro_batch}{recomputes}"
-                f"-{self.precision}")
+                f"-{self.precision}" + f"-{self.parts}" * (self.parts > 1))
 
 
 SHARDED, DIVIDED, BOTH, REPLICAS = Layout(data=8), Layout(expert=8), Layout(data=2, expert=4), Layout(replicate=2, data=4)
@@ -79,6 +88,9 @@ CASES = [
     Case("OLMoE-1B-7B", SHARDED, "step", 2, precision="bf16"), Case("OLMoE-1B-7B", REPLICAS, "micro_batch", 2),
     Case("OLMoE-1B-7B", DIVIDED, "micro_batch", 2), Case("OLMoE-1B-7B", DIVIDED, "step", 2),
     Case("OLMoE-1B-7B", DIVIDED, "step", 1), Case("OLMoE-1B-7B", BOTH, "micro_batch", 2),
+    # Four experts, so that half of the workers have none.
+    Case("Mixtral-8x7B", SHARDED, "micro_batch", 1, checkpointing=True, parts=2),
+    Case("Mixtral-8x7B", SHARDED, "step", 1, checkpointing=True, parts=2),
     *(Case(name, *rest) for name in ("Qwen1.5-MoE-A2.7B", "Mixtral-8x7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V2-Lite")
       for rest in ((SHARDED, "micro_batch", 1, True), (SHARDED, "step", 1, True), (BOTH, "micro_batch", 2, True),
                    (DIVIDED, "step", 1)) if name != "Qwen1.5-MoE-A2.7B" or rest[0] is not DIVIDED)]    # 60 experts
@@ -86,7 +98,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_worker_of_a_gang_takes_what_the_plan_says(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    family, vocabulary, whole = PUBLISHED[case.checkpoint]
+    family, vocabulary, whole = case.sizes
     selections = case.micro_batch * SEQUENCE * whole.num_experts_per_tok
 
     def even(_: FakeTensor) -> list[int]:
@@ -104,9 +116,10 @@ def test_a_worker_of_a_gang_takes_what_the_plan_says(case: Case, monkeypatch: py
 
 def measured(case: Case) -> int:
     """Peak bytes of two training steps."""
-    family, vocabulary, whole = PUBLISHED[case.checkpoint]
+    family, vocabulary, whole = case.sizes
     recipe, world = case.recipe, World(0, WORKERS, layout=case.layout)
-    model: Any = fake_model(family, whole, vocabulary, torch.bfloat16 if recipe.state == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if recipe.state == "bf16" else torch.float32
+    model: Any = with_parameters_in(fake_model(family, whole, vocabulary, dtype), dtype)
     job = TrainJob(
         stage="finetune", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
         sequence_length=SEQUENCE, optimizer=recipe, checkpoint_every=None, load_balance=0.01, z_loss=0.001, exchange=case.exchange)

@@ -25,6 +25,7 @@ from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.memory import worker_memory
 from moedisco_ray.plan.parameters import adapter_parameters, count_parameters
+from moedisco_ray.stages.train import jobs
 from moedisco_ray.training import TrainJob, World, write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.lora import ADAPTER_FOLDER, Adapter, adapters, merge_adapters, save_adapters
@@ -207,7 +208,9 @@ def read_names(metadata: bytes) -> list[str]:
     return list(json.loads(metadata)["tensors"])
 
 
-def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(job: TrainJob) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(job: TrainJob, precision: str) -> None:
+    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"precision": precision}))
     whole = variant(job, "whole", steps=4, checkpoint_every=2)
     run(whole)
     part = dataclasses.replace(whole, output=job.output, steps=9)
@@ -215,7 +218,16 @@ def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(job: Tra
     check_same(weights(part.output), weights(whole.output))
     untouched = variant(job, "untouched")
     write_partial_result(untouched)
-    check_same(weights(untouched.output), weights(job.model))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    check_same(weights(untouched.output), {name: tensor.to(dtype) for name, tensor in weights(job.model).items()})
+
+
+def test_frozen_weights_have_the_dtype_of_the_pools_arithmetic(home: Path, tmp_path: Path) -> None:
+    gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
+    on_gpus, on_cpus = lora_config(tmp_path, home / "start", pools=gpu), lora_config(tmp_path, home / "start")
+    without = lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 0}})
+    assert [jobs._recipe(each, "submodels").precision for each in (on_gpus, on_cpus, without)] == ["bf16", "fp32", "auto"]
+    assert jobs._recipe(on_gpus, "finetune").precision == "auto"
 
 
 def test_several_workers_are_refused(job: TrainJob) -> None:

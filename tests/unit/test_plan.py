@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from docs.plans import planned
 from moedisco_ray.core.config import FAMILIES, Architecture, LowMemoryPool, Optimizer, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
@@ -30,6 +31,7 @@ from moedisco_ray.plan import (
     worker_memory,
 )
 from moedisco_ray.plan import memory as memory_module
+from moedisco_ray.plan.build import _trained
 from moedisco_ray.plan.cost import flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.fitting import by_cost, choose, combinations
 from moedisco_ray.plan.memory import activation_bytes_per_token, frozen_bytes_per_token, largest_block
@@ -236,6 +238,7 @@ def test_the_room_of_muons_step_is_an_upper_bound_of_what_it_takes(monkeypatch):
 def test_copies_for_low_precision_arithmetic():
     shape = Architecture()
     parameters = count_parameters("qwen3_moe", shape, 1000)
+    layer = (parameters.total - parameters.embedding - parameters.head) // shape.num_hidden_layers
 
     def copies(gpu, workers=1, **values):
         memory = worker_memory(
@@ -246,7 +249,7 @@ def test_copies_for_low_precision_arithmetic():
     assert copies(1) == 2 * parameters.total  # autocast
     assert copies(1, precision="pure_bf16") == 0
     # Embedding, head, and the head's gradient; a layer, its gradients, and the next layer.
-    assert copies(1, workers=2) == 2 * (3 * 1000 + 1) * shape.hidden_size + 6 * parameters.largest_layer
+    assert copies(1, workers=2) == 2 * (3 * 1000 + 1) * shape.hidden_size + 6 * layer
 
 
 def config(**sections):
@@ -649,3 +652,11 @@ def test_a_submodel_of_qwen3_30b_fits_a_card_of_24_gb_without_recomputation():
     assert found.total < 24 * GIB
     assert (found.activations, found.optimizer_step) == (0, 20 << 24), "the peak is in the optimizer's step"
     assert found.total == sum(found.parts.values())
+
+
+def test_uneven_shares_of_experts_count_for_a_card_and_not_for_the_disk():
+    stage = planned("Mixtral-8x7B", "finetune", cards=16)       # half of the workers have no expert
+    parameters = stage.parameters
+    width = stage.memory.weights / ((parameters.total - parameters.experts) / 16 + parameters.experts / 8)
+    assert width == pytest.approx(round(width), rel=1e-6)
+    assert _trained(stage).weights == pytest.approx(width * parameters.total, rel=1e-6)

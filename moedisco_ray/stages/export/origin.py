@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.config import EXPERT_COUNTS
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.models import STORED_DTYPES, read_config
@@ -58,7 +59,8 @@ class Origin:
         Args:
             values: The `config.json` of the trained model, with the tokens of its tokenizer.
         """
-        raw = read_config(self.directory)
+        # The number of experts may have two names in the file, and a sub-model has fewer.
+        raw = {key: value for key, value in read_config(self.directory).items() if key not in EXPERT_COUNTS}
         kept = {**raw, **values} if raw.get("model_type") == values.get("model_type") else dict(values)
         named = {name: raw[name] for name in _TOKENS if self.own_tokens and raw.get(name) is not None}
         return kept | {name: values.get(name) for name in _TOKENS} | named

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.config import Submodels
+from moedisco_ray.core.config import Optimizer, RunConfig, Submodels
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import CHECKPOINTS, LOGS
 from moedisco_ray.core.records import UnitRecord
@@ -36,7 +36,7 @@ def make_job(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
         output=training_home(context, stage, name) / "trained", checkpoints=checkpoint_location(context, stage, name, owner),
         steps=steps,
-        sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
+        sequence_length=config.corpus.sequence_length, optimizer=_recipe(config, stage),
         lora=config.submodels.lora if stage == "submodels" and config.submodels.lora.rank else None,
         checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
@@ -48,6 +48,17 @@ def make_job(
     )
     checkpoint.share_key(job)
     return job
+
+
+def _recipe(config: RunConfig, stage: str) -> Optimizer:
+    """Optimizer settings of a stage.
+
+    Frozen weights of a training of adapters get the dtype of the pool's arithmetic, on whatever machine they are written.
+    """
+    recipe = config.finetune.optimizer if stage == "finetune" else config.submodels.optimizer
+    if stage != "submodels" or not config.submodels.lora.rank or recipe.precision != "auto":
+        return recipe
+    return recipe.model_copy(update={"precision": recipe.arithmetic(gpu=config.pools.low_memory.gpu > 0)})
 
 
 def training_home(context: Context, stage: str, name: str) -> Path:
