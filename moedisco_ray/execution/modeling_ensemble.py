@@ -80,7 +80,7 @@ class TfidfSvd:
     def __init__(self, directory: Path, **_: Any) -> None:
         self._tokenizer = Tokenizer.from_str(_json(directory / "encoding.json")["serialised"])
         self._columns = {term: column for column, term in enumerate(_json(directory / "vocabulary.json"))}
-        with np.load(directory / "vectoriser.npz") as arrays:
+        with np.load(directory / "vectoriser.npz", allow_pickle=False) as arrays:
             self._idf_T, self._components_DT = arrays["idf"], arrays["components"]
 
     def __call__(self, tokens: Sequence[int]) -> Array:
@@ -127,7 +127,7 @@ class Router(nn.Module):
         super().__init__()
         settings = _json(directory / "vectoriser.json")
         self.vector = VECTORS[settings.pop("kind")](directory, **settings, **loading)
-        with np.load(directory / "clusters.npz") as arrays:
+        with np.load(directory / "clusters.npz", allow_pickle=False) as arrays:
             self._centroids_CD = arrays["centroids"]
         self._temperature = temperature
         self._remembered = functools.lru_cache(_REMEMBERED)(self._log_weights)

@@ -24,9 +24,9 @@ from moedisco_ray.models.shard_file import ShardFile, Stored
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
 """Default maximum size of a safetensors file (bytes)."""
-_MOST_WAITING = 128 * 1024**2
-"""Maximum size of the tensors that wait to be written (bytes). Computing a layer can take as long as writing it, so both happen at
-the same time."""
+_MOST_WAITING = 32 * 1024**2
+"""Maximum size of the tensors that wait to be written (bytes). To compute tensors can take as long as to write them, so both happen
+at the same time."""
 
 
 def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
@@ -34,7 +34,7 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
                      with_backbone: bool = False) -> int:
     """Write a model directory from a stream of canonical tensors.
 
-    If `layout` is given, a thread writes tensors while the next ones are computed, and at most 128 MiB wait for it; otherwise all
+    If `layout` is given, a thread writes tensors while the next ones are computed, and at most 32 MiB wait for it; otherwise all
     tensors of a file are in memory. Memory-mapped tensors take no memory.
 
     Args:

@@ -52,7 +52,7 @@ class Case:
         micro_batch: Sequences per micro-batch.
         checkpointing: Whether layers are recomputed in the backward pass.
         precision: Precision of weights and products.
-        parts: Number of sub-models with the experts of the checkpoint, of which one is trained.
+        parts: Number of sub-models that the checkpoint is cut into; one of them is trained.
     """
 
     checkpoint: str
