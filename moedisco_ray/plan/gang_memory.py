@@ -22,6 +22,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from moedisco_ray.core.config import Architecture
+from moedisco_ray.core.families import DECLARATIONS, FamilyName
+from moedisco_ray.plan.parameters import Parameters
+from moedisco_ray.policies.parallel import Layout
+
 _REDUCED = 4
 """Bytes of a gradient in fp32, in which gradients are added up and reduced."""
 
@@ -67,14 +72,37 @@ class Moment:
         return self.gradients + self.activations + self.copies
 
 
+def largest_share(parameters: Parameters, architecture: Architecture, layout: Layout) -> int:
+    """Parameters that the worker with the largest share stores."""
+    experts = round(parameters.experts * _padding(architecture, layout))
+    return -(-(parameters.total - parameters.experts + experts) // layout.shards)
+
+
+def gathered(family: FamilyName, architecture: Architecture, parameters: Parameters, layout: Layout) -> Gathered:
+    """Parameters that a worker of a layout gathers."""
+    layers, dense_layers = architecture.num_hidden_layers, DECLARATIONS[family].dense_layers(architecture.fields)
+    own = parameters.experts // layout.expert
+    shared = (parameters.attention + parameters.norms) // layers
+    dense = parameters.dense // dense_layers if dense_layers else 0
+
+    def layer(experts: int) -> int:
+        return shared + max(dense, (parameters.router + parameters.shared_expert + experts) // max(1, layers - dense_layers))
+
+    padded = round(own * _padding(architecture, layout))
+    whole = parameters.total - parameters.experts
+    return Gathered(
+        layer=layer(own), padded_layer=layer(padded), outside=parameters.embedding + parameters.head + architecture.hidden_size,
+        head=parameters.head or parameters.embedding, whole=whole + own, padded_whole=whole + padded)
+
+
 def peak(
-    gathered: Gathered, width: int, *, gradients: int, activations: int, layer_activations: int, once_per_step: bool,
+    parts: Gathered, width: int, *, gradients: int, activations: int, layer_activations: int, once_per_step: bool,
     is_only_pass: bool,
 ) -> Moment:
     """The moment of the backward pass at which a worker needs most memory.
 
     Args:
-        gathered: Parameters that the worker gathers.
+        parts: Parameters that the worker gathers.
         width: Bytes of an element in a matrix product.
         gradients: Bytes of the worker's share of all gradients.
         activations: Bytes of all activations of a micro-batch.
@@ -85,15 +113,22 @@ def peak(
     later = activations - layer_activations
     if once_per_step:
         sums = 0 if is_only_pass else _REDUCED
-        held = width * (gathered.padded_whole + gathered.head) + sums * gathered.whole
-        new = width * gathered.layer
-        reducing = (_REDUCED - width) * gathered.padded_layer + (new if is_only_pass else 0)    # the layer's weights are freed
+        held = width * (parts.padded_whole + parts.head) + sums * parts.whole
+        new = width * parts.layer
+        reducing = (_REDUCED - width) * parts.padded_layer + (new if is_only_pass else 0)    # the layer's weights are freed
         return max(
             Moment(0, activations, held + new), Moment(0, later, held + reducing), key=lambda moment: moment.total)
-    held = width * (gathered.outside + gathered.head)
-    at_layer = held + 2 * width * gathered.padded_layer + width * gathered.layer
-    before, reducing = 0 if is_only_pass else gradients, at_layer + _REDUCED * gathered.padded_layer
+    held = width * (parts.outside + parts.head)
+    at_layer = held + 2 * width * parts.padded_layer + width * parts.layer
+    before, reducing = 0 if is_only_pass else gradients, at_layer + _REDUCED * parts.padded_layer
     return max(
         Moment(before, activations, at_layer), Moment(before, later, reducing),
-        Moment(gradients, 0, reducing), Moment(gradients, 0, (2 * width + _REDUCED) * gathered.outside),
+        Moment(gradients, 0, reducing), Moment(gradients, 0, (2 * width + _REDUCED) * parts.outside),
         key=lambda moment: moment.total)
+
+
+def _padding(architecture: Architecture, layout: Layout) -> float:
+    """Rows of experts on all workers together, with those that fill up uneven shares, as a multiple of the experts."""
+    if layout.expert > 1:       # divided experts are sharded by rows instead if their number is uneven
+        return 1.0
+    return -(-architecture.num_experts // layout.shards) * layout.shards / architecture.num_experts

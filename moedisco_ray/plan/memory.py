@@ -61,7 +61,7 @@ from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
-from moedisco_ray.plan.gang_memory import Gathered, Moment, peak
+from moedisco_ray.plan.gang_memory import Moment, gathered, largest_share, peak
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, latent_sizes, shared_hidden_size
 from moedisco_ray.policies.parallel import Layout
 
@@ -149,7 +149,7 @@ def worker_memory(
     """
     parameters = count_parameters(family, architecture, vocab_size)
     layout = layout or Layout(data=workers)
-    share = _largest_share(parameters, architecture, layout)
+    share = largest_share(parameters, architecture, layout)
     weight_bytes, gradient_bytes, moment_bytes = _STATE_BYTES[optimizer.state]
     width, adapters = compute_bytes(optimizer, gpu), adapter_parameters(family, architecture, rank)
     trained = adapters or (largest_block(parameters, architecture) if optimizer.block_steps else share)
@@ -174,7 +174,7 @@ def worker_memory(
     if workers > 1:
         layer = layer_bytes_per_token(family, architecture, width, width, sequence_length)
         moment = peak(
-            _gathered(family, architecture, parameters, layout), width, gradients=gradients, activations=activations,
+            gathered(family, architecture, parameters, layout), width, gradients=gradients, activations=activations,
             layer_activations=tokens * layer, once_per_step=exchange == "step", is_only_pass=is_only_pass)
     else:
         # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added.
@@ -190,35 +190,6 @@ def worker_memory(
     return Memory(
         **parts, overhead=FIXED_OVERHEAD + int(_FRAGMENTATION * sum(parts.values())),
         offloaded=moments if optimizer.offload_moments else 0, mean_share=parameters.total / (share * layout.shards))
-
-
-def _padding(architecture: Architecture, layout: Layout) -> float:
-    """Rows of experts on all workers together, with those that fill up uneven shares, as a multiple of the experts."""
-    if layout.expert > 1:       # divided experts are sharded by rows instead if their number is uneven
-        return 1.0
-    return -(-architecture.num_experts // layout.shards) * layout.shards / architecture.num_experts
-
-
-def _largest_share(parameters: Parameters, architecture: Architecture, layout: Layout) -> int:
-    """Parameters that the worker with the largest share stores."""
-    experts = round(parameters.experts * _padding(architecture, layout))
-    return -(-(parameters.total - parameters.experts + experts) // layout.shards)
-
-
-def _gathered(family: FamilyName, architecture: Architecture, parameters: Parameters, layout: Layout) -> Gathered:
-    layers, dense_layers = architecture.num_hidden_layers, DECLARATIONS[family].dense_layers(architecture.fields)
-    own = parameters.experts // layout.expert
-    shared = (parameters.attention + parameters.norms) // layers
-    dense = parameters.dense // dense_layers if dense_layers else 0
-
-    def layer(experts: int) -> int:
-        return shared + max(dense, (parameters.router + parameters.shared_expert + experts) // max(1, layers - dense_layers))
-
-    padded = round(own * _padding(architecture, layout))
-    whole = parameters.total - parameters.experts
-    return Gathered(
-        layer=layer(own), padded_layer=layer(padded), outside=parameters.embedding + parameters.head + architecture.hidden_size,
-        head=parameters.head or parameters.embedding, whole=whole + own, padded_whole=whole + padded)
 
 
 def largest_block(parameters: Parameters, architecture: Architecture) -> int:
