@@ -14,6 +14,8 @@ the last layer, when all reduced gradients exist; or when the gradients of embed
 If workers exchange weights and gradients once per step, a worker holds all weights, s bytes per parameter. With several
 micro-batches, it also holds all gradients in fp32, and reduced gradients replace them layer by layer.
 
+With replicas, each reduced gradient is kept in fp32 too until the backward pass ends, because it travels between the replicas.
+
 If experts are divided among workers, only the worker's own experts count. `tests/unit/test_fake_gang_memory.py` compares all this
 with steps of published checkpoints.
 """
@@ -96,7 +98,7 @@ def gathered(family: FamilyName, architecture: Architecture, parameters: Paramet
 
 
 def peak(
-    parts: Gathered, width: int, *, gradients: int, activations: int, layer_activations: int, once_per_step: bool,
+    parts: Gathered, width: int, *, gradients: int, kept: int, activations: int, layer_activations: int, once_per_step: bool,
     is_only_pass: bool,
 ) -> Moment:
     """The moment of the backward pass at which a worker needs most memory.
@@ -105,25 +107,28 @@ def peak(
         parts: Parameters that the worker gathers.
         width: Bytes of an element in a matrix product.
         gradients: Bytes of the worker's share of all gradients.
+        kept: Parameters whose reduced gradients are kept in fp32, too: the worker's share if there are replicas, else 0.
         activations: Bytes of all activations of a micro-batch.
         layer_activations: Bytes of the activations of one layer.
         once_per_step: Whether weights and gradients are exchanged once per step, instead of once per micro-batch.
         is_only_pass: Whether a step has one micro-batch.
     """
-    later = activations - layer_activations
+    later, last = activations - layer_activations, _REDUCED * kept
     if once_per_step:
         sums = 0 if is_only_pass else _REDUCED
         held = width * (parts.padded_whole + parts.head) + sums * parts.whole
         new = width * parts.layer
         reducing = (_REDUCED - width) * parts.padded_layer + (new if is_only_pass else 0)    # the layer's weights are freed
+        at_end = last + width * (parts.outside + parts.head) + (width + _REDUCED) * parts.padded_layer
         return max(
-            Moment(0, activations, held + new), Moment(0, later, held + reducing), key=lambda moment: moment.total)
+            Moment(0, activations, held + new), Moment(0, later, held + reducing), Moment(gradients, 0, at_end),
+            key=lambda moment: moment.total)
     held = width * (parts.outside + parts.head)
     at_layer = held + 2 * width * parts.padded_layer + width * parts.layer
     before, reducing = 0 if is_only_pass else gradients, at_layer + _REDUCED * parts.padded_layer
     return max(
         Moment(before, activations, at_layer), Moment(before, later, reducing),
-        Moment(gradients, 0, reducing), Moment(gradients, 0, (2 * width + _REDUCED) * parts.outside),
+        Moment(gradients, 0, last + reducing), Moment(gradients, 0, last + (2 * width + _REDUCED) * parts.outside),
         key=lambda moment: moment.total)
 
 

@@ -174,8 +174,8 @@ def worker_memory(
     if workers > 1:
         layer = layer_bytes_per_token(family, architecture, width, width, sequence_length)
         moment = peak(
-            gathered(family, architecture, parameters, layout), width, gradients=gradients, activations=activations,
-            layer_activations=tokens * layer, once_per_step=exchange == "step", is_only_pass=is_only_pass)
+            gathered(family, architecture, parameters, layout), width, gradients=gradients, kept=share * (layout.replicate > 1),
+            activations=activations, layer_activations=tokens * layer, once_per_step=exchange == "step", is_only_pass=is_only_pass)
     else:
         # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added.
         early = 0 if is_only_pass and not rank else gradients

@@ -86,8 +86,8 @@ CASES = [
     Case("OLMoE-1B-7B", SHARDED, "step", 2), Case("OLMoE-1B-7B", SHARDED, "step", 1),
     Case("OLMoE-1B-7B", SHARDED, "step", 1, checkpointing=True), Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2, precision="bf16"),
     Case("OLMoE-1B-7B", SHARDED, "step", 2, precision="bf16"), Case("OLMoE-1B-7B", REPLICAS, "micro_batch", 2),
-    Case("OLMoE-1B-7B", DIVIDED, "micro_batch", 2), Case("OLMoE-1B-7B", DIVIDED, "step", 2),
-    Case("OLMoE-1B-7B", DIVIDED, "step", 1), Case("OLMoE-1B-7B", BOTH, "micro_batch", 2),
+    Case("OLMoE-1B-7B", REPLICAS, "step", 2), Case("OLMoE-1B-7B", DIVIDED, "micro_batch", 2),
+    Case("OLMoE-1B-7B", DIVIDED, "step", 2), Case("OLMoE-1B-7B", DIVIDED, "step", 1), Case("OLMoE-1B-7B", BOTH, "micro_batch", 2),
     # Four experts, so that half of the workers have none.
     Case("Mixtral-8x7B", SHARDED, "micro_batch", 1, checkpointing=True, parts=2),
     Case("Mixtral-8x7B", SHARDED, "step", 1, checkpointing=True, parts=2),
