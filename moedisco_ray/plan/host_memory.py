@@ -1,7 +1,7 @@
 """Host memory of the stages that handle text or cut the model, without the process itself: upper bounds.
 
 * corpus: a task collects documents for a file of the shuffle and writes it, which takes twice that text; or it holds one bucket:
-  its text, the sorted copy, token ids and packed tokens. Both have at most 64 MiB of text, however large the corpus is. Measured
+  its text, the sorted copy, token ids and packed tokens. Both have at most 32 MiB of text, however large the corpus is. Measured
   for buckets of 16 and 64 MB: 134 and 395 MiB, of 186 and 552 MiB planned.
 * cluster: the driver holds the sample's texts twice, once as Python strings, with token ids; the vectors on which k-means is
   fitted, in six copies at most; and the costs on which prices are fitted, in five copies of 8 bytes. Tf-idf adds the words of the
@@ -23,7 +23,7 @@ TEXT_BYTES_PER_TOKEN = 4
 """Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
 ID_BYTES = 4
 """Size of a token id in the corpus (bytes)."""
-_BUCKET_BYTES = 64 * 2**20
+_BUCKET_BYTES = 32 * 2**20
 """Maximum text of a task (bytes); a copy of `stages.corpus.staging.BUCKET_BYTES`."""
 _TASK_BYTES = 64 * 2**20
 """Memory of a text task besides its documents: Python strings of a chunk, tokenizer, buffers of Arrow (bytes)."""

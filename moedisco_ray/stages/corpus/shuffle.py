@@ -1,12 +1,12 @@
 """Shuffle rows from the tasks that write them to the tasks that read them, through files: a radix partition by bucket.
 
 Each row belongs to one of B buckets. Each pass divides the rows by one digit of their bucket's number in base f, the most
-significant digit first. Its tasks write files of about 64 MB; every file has f record batches, one per digit. A task of the next
+significant digit first. Its tasks write files of about 32 MB; every file has f record batches, one per digit. A task of the next
 pass reads the batches of one digit from up to f files and divides their rows by the next digit. After the last pass, every record
 batch belongs to one bucket.
 
-One pass is enough for up to 128 buckets (8 GB of text), two are enough for 16,384 (1 TB). So a record batch has half a megabyte or
-more, and the number of reads grows with the text, not with its square. The caller holds one file name per 64 MB of text.
+One pass is enough for up to 128 buckets (4 GB of text), two are enough for 16,384 (512 GB). So a record batch has 0.25 MB or more,
+and the number of reads grows with the text, not with its square. The caller holds one file name per 32 MB of text.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ R = TypeVar("R")
 Buckets = Callable[[pa.Table], NDArray[np.int64]]
 """Picklable function that returns the number of the bucket of each row of a table."""
 
-FILE_BYTES = 64 << 20
+FILE_BYTES = 32 << 20
 """Bytes of rows that a task collects before it writes a file. The task needs twice this memory while it writes."""
 _FAN_OUT = 128
-"""Maximum number of record batches in a file, so that a batch of a full file has at least 0.5 MB."""
+"""Maximum number of record batches in a file, so that a batch of a full file has at least 0.25 MB."""
 
 
 class MapTasks(Protocol):

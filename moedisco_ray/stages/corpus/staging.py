@@ -30,7 +30,7 @@ from moedisco_ray.stages.corpus.shuffle import (
 from moedisco_ray.stages.text.cutting import Document
 from moedisco_ray.stages.text.unseen import Skipped
 
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 32 << 20
 """Bytes of text per bucket, which one task holds in memory."""
 _SMALL_BUCKET_BYTES = 1 << 20
 """Minimum bytes of text per bucket. A small corpus is divided down to this size, so that several cores can work on it."""
@@ -71,7 +71,7 @@ class Bucket:
 
 
 def bucket_count(text_bytes: int) -> int:
-    """Number of buckets: one per 64 MB of text, or up to eight smaller ones, so that a small corpus uses several cores."""
+    """Number of buckets: one per 32 MB of text, or up to eight smaller ones, so that a small corpus uses several cores."""
     return max(1, -(-text_bytes // BUCKET_BYTES), min(_FEW_BUCKETS, text_bytes // _SMALL_BUCKET_BYTES))
 
 
