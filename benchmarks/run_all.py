@@ -7,7 +7,7 @@ import sys
 
 if __name__ == "__main__":
     modules = (
-        "submodel_step", "kmeans", "ray_overhead", "service_load", "checkpoint_stall", "study.simulation", "makespan",
+        "training_step", "kmeans", "ray_overhead", "service_load", "checkpoint_stall", "study.simulation", "makespan",
         "corpus_scale", "true_sizes", "document")
     for module in modules:
         subprocess.run([sys.executable, "-m", f"benchmarks.{module}"], check=True)

@@ -1,11 +1,18 @@
-"""A sub-model's training step, whole process against whole process:
+"""A training step, whole process against whole process.
 
-ours      the product's training loop on a one-expert sub-model, router, checkpoints and progress events included
-bare      the shortest PyTorch loop on the dense Hugging Face model of the same sizes
-trainer   the Hugging Face Trainer on that dense model
+On a sub-model:
+
+ours         the product's training loop on a one-expert sub-model, router, checkpoints and progress events included
+bare         the shortest PyTorch loop on the dense Hugging Face model of the same sizes
+trainer      the Hugging Face Trainer on that dense model
+
+On a whole MoE of 16 small experts, with the load-balance loss:
+
+ours-moe     the product's training loop
+trainer-moe  the Hugging Face Trainer on the Hugging Face MoE of the same sizes
 
 Same sizes, batch, optimizer, data and thread count. Tokens per second are those of steady state: the first steps are not counted.
-Target: ours / bare >= 0.97, ours / trainer > 1.
+Targets: ours / bare >= 0.97, ours / trainer > 1, ours-moe / trainer-moe > 1.2.
 """
 
 from __future__ import annotations
@@ -22,7 +29,15 @@ import numpy as np
 import torch
 import transformers
 from torch.utils.data import Dataset
-from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from benchmarks.harness import environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
@@ -34,8 +49,14 @@ from moedisco_ray.training import TrainJob, World, train
 
 SIZES = Architecture(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
                      moe_intermediate_size=704, num_experts=4, num_experts_per_tok=2)
+MOE = SIZES.model_copy(update={"num_experts": 16, "moe_intermediate_size": 352})
 VOCABULARY, LENGTH, BATCH = 4096, 128, 16
 STEPS, WARM = 36, 12
+LOAD_BALANCE = 0.01
+ARMS = ("ours", "bare", "trainer", "ours-moe", "trainer-moe")
+RATIOS = {"ours_over_bare": ("ours", "bare", 0.97), "ours_over_trainer": ("ours", "trainer", 1.0),
+          "moe_ours_over_trainer": ("ours-moe", "trainer-moe", 1.2)}
+"""For each ratio its two arms and its target."""
 
 
 def tokens() -> np.ndarray:
@@ -56,10 +77,28 @@ def per_second(times: list[float]) -> float:
     return BATCH * LENGTH / statistics.median(np.diff(times[WARM:]))
 
 
+def moe_model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = hf_config("qwen3_moe", MOE, VOCABULARY, LENGTH, 0)
+    config.output_router_logits, config.router_aux_loss_coef, config.use_cache = True, LOAD_BALANCE, False
+    return AutoModelForCausalLM.from_config(config)
+
+
 def ours(scratch: Path) -> float:
     config = config_values(hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0))
     tensors = decompose(random_weights(config, 0), ModelMap("qwen3_moe"), SIZES.num_experts, SIZES.num_experts, 0)
     write_checkpoint(scratch / "start", tensors, submodel_config(config, 1))
+    return train_ours(scratch, load_balance=0.0)
+
+
+def ours_moe(scratch: Path) -> float:
+    config = config_values(hf_config("qwen3_moe", MOE, VOCABULARY, LENGTH, 0))
+    write_checkpoint(scratch / "start", random_weights(config, 0).items(), config)
+    return train_ours(scratch, load_balance=LOAD_BALANCE)
+
+
+def train_ours(scratch: Path, load_balance: float) -> float:
+    """Tokens per second of the product's loop on the model in `start`."""
     write_packed(scratch / "shards", [[tokens().astype(np.int32)]], eos=0, vocab_size=VOCABULARY)
     times: list[float] = []
 
@@ -70,7 +109,8 @@ def ours(scratch: Path) -> float:
     job = TrainJob(
         stage="submodels", name="submodel-0", model=scratch / "start", packed_dirs=(scratch / "shards",),
         output=scratch / "trained", checkpoints=scratch / "steps", steps=STEPS, sequence_length=LENGTH,
-        checkpoint_every=STEPS, log_every=1, optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH))
+        checkpoint_every=STEPS, log_every=1, load_balance=load_balance,
+        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH))
     train(job, World(), clock, lambda: False)
     return per_second(times)
 
@@ -112,10 +152,10 @@ class Clock(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def trainer(scratch: Path) -> float:
+def trainer(scratch: Path, model: PreTrainedModel) -> float:
     clock = Clock()
     Trainer(
-        model=dense_model(),
+        model=model,
         args=TrainingArguments(
             output_dir=str(scratch), max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-4, weight_decay=0.01,
             adam_beta2=0.95, max_grad_norm=1.0, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
@@ -125,27 +165,37 @@ def trainer(scratch: Path) -> float:
     return per_second(clock.times)
 
 
+def measure(arm: str, scratch: Path) -> float:
+    """Tokens per second of an arm."""
+    if arm == "trainer":
+        return trainer(scratch, dense_model())
+    if arm == "trainer-moe":
+        return trainer(scratch, moe_model())
+    return {"ours": ours, "bare": bare, "ours-moe": ours_moe}[arm](scratch)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arm", choices=["ours", "bare", "trainer"])
+    parser.add_argument("--arm", choices=ARMS)
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     if arguments.arm:
         transformers.logging.set_verbosity_error()
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as scratch:
-            print(json.dumps({"tokens_per_second": {"ours": ours, "bare": bare, "trainer": trainer}[arguments.arm](Path(scratch))}))
+            print(json.dumps({"tokens_per_second": measure(arguments.arm, Path(scratch))}))
         return
-    rounds = interleave(__spec__.name, ["ours", "bare", "trainer"], arguments.rounds)
+    rounds = interleave(__spec__.name, ARMS, arguments.rounds)
     speed = {arm: [result["tokens_per_second"] for result in results] for arm, results in rounds.items()}
-    write_result("submodel_step", {
-        **environment("python -m benchmarks.submodel_step"),
-        "setting": {"architecture": SIZES.model_dump(), "vocabulary": VOCABULARY, "sequence_length": LENGTH, "batch": BATCH,
+    write_result("training_step", {
+        **environment(f"python -m benchmarks.training_step --rounds {arguments.rounds}"),
+        "setting": {"architecture": SIZES.model_dump(), "moe": {"num_experts": MOE.num_experts,
+                    "moe_intermediate_size": MOE.moe_intermediate_size, "load_balance": LOAD_BALANCE},
+                    "vocabulary": VOCABULARY, "sequence_length": LENGTH, "batch": BATCH,
                     "steps": STEPS, "warm_up_steps": WARM, "threads": 1, "rounds": arguments.rounds, "seed": 0},
         "tokens_per_second": {arm: spread(values) for arm, values in speed.items()},
-        "ours_over_bare": ratios(speed["ours"], speed["bare"]),
-        "ours_over_trainer": ratios(speed["ours"], speed["trainer"]),
-        "targets": {"ours_over_bare": 0.97, "ours_over_trainer": 1.0},
+        **{name: ratios(speed[ours], speed[theirs]) for name, (ours, theirs, _) in RATIOS.items()},
+        "targets": {name: target for name, (*_, target) in RATIOS.items()},
     })
 
 
