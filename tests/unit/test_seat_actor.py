@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,10 +73,11 @@ class Cuda:
 
 
 @pytest.fixture
-def seat(monkeypatch: pytest.MonkeyPatch) -> Seat:
+def seat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seat]:
     monkeypatch.setattr(seat_actor.ray, "get_gpu_ids", lambda: [0])
     monkeypatch.setattr(seat_actor.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
-    return Seat()
+    yield Seat()
+    gc.unfreeze()
 
 
 def test_memory_and_compiled_code_do_not_outlive_the_work() -> None:
@@ -83,6 +86,16 @@ def test_memory_and_compiled_code_do_not_outlive_the_work() -> None:
     del left
     assert clear(gpu.modules) == 5
     assert (gpu.cached, gpu.compiled, gone()) == (0, 0, None)
+
+
+def test_what_the_first_work_imports_is_not_searched_for_garbage_again(seat: Seat) -> None:
+    seat.run(lambda: None)
+    frozen = gc.get_freeze_count()
+    assert frozen > 1000
+    gone: list[weakref.ref[Cycle]] = []
+    seat.run(lambda: gone.append(weakref.ref(Cycle())))
+    assert gone[0]() is None
+    assert gc.get_freeze_count() <= frozen      # what later work leaves alive can still become garbage
 
 
 def test_a_process_that_used_no_gpu_makes_no_context_on_it() -> None:
