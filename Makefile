@@ -1,5 +1,6 @@
 # make demo          start a service and train a small model with it, on CPU, in minutes
 # make test          run the test suite
+# make test-slow     run the tests that take long, or that repeat with other settings what others show
 # make docs          write the reference pages anew and build build/docs, with every link checked
 # make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
 # make check         run what CI runs: lint, types, import contracts, tests
@@ -18,14 +19,17 @@ LOCK := cluster_yaml/node/requirements.txt
 # Ray's workers have one thread each, and tests compare results with theirs bit for bit.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
+.PHONY: demo test test-slow test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
 
 test: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not ray and not chaos and not cluster and not fake and not gpu"
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "ray and not chaos and not cluster"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "ray and not slow and not chaos and not cluster"
+
+test-slow: $(INSTALLED)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "slow and not chaos and not cluster"
 
 test-fake: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m fake
@@ -40,7 +44,7 @@ test-cluster: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m cluster
 
 unit: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 tests/unit -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 tests/unit -m "not slow and not fake"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

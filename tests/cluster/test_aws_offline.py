@@ -213,6 +213,7 @@ def test_work_for_processors_never_starts_a_gpu(aws, config, provider):
     assert {machine["InstanceType"] for machine in instances(aws)[1:]} == {"m6i.4xlarge"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ray_up_and_ray_down(aws, tmp_path):
     log = tmp_path / "commands"

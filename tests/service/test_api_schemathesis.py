@@ -111,6 +111,7 @@ def run_each_by_itself(machine, monkeypatch):
             database=None, derandomize=False))
 
 
+@pytest.mark.slow
 def test_operations_answer_as_documented_one_after_the_other(api, document, monkeypatch):
     seen = collections.Counter()
 

@@ -337,7 +337,8 @@ def test_the_page_folds_events_as_the_terminal_does(site, page):
     assert folded["sizes"] == {"documents": terminal.cluster_documents, "tokens": terminal.cluster_tokens}
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (768, "light"), (1280, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [
+    (360, "dark"), (1280, "light"), *(pytest.param(*view, marks=pytest.mark.slow) for view in ((768, "light"), (1280, "dark")))])
 def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path, scheme, width):
     done, live = finish(site), begin(site, name="a-run-with-a-name-that-is-somewhat-longer-than-usual")
     train(site, live, "submodel-0", 1, 40)

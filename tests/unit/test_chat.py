@@ -199,6 +199,7 @@ class Terminal:
         os.write(self.ours, text.encode())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_in_a_terminal_ctrl_c_stops_the_answer_alone(directory: Path) -> None:
     terminal = Terminal(str(directory), "--max-tokens", "8000", "--temperature", "5")

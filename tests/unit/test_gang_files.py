@@ -73,7 +73,7 @@ def four(home: Home) -> Home:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_gang_of_any_size_writes_the_bits_that_it_has_read(
     request: pytest.FixtureRequest, home: Home, name: str, size: int,
 ) -> None:

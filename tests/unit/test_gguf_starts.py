@@ -79,6 +79,7 @@ def test_a_run_takes_tokenizer_and_template_from_the_file_and_converts_it_once(f
     assert (written / "model.safetensors").stat() == before
 
 
+@pytest.mark.slow
 def test_another_cache_is_no_other_start_and_another_file_is(
     llama: LlamaForCausalLM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -74,6 +74,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, in
     return figures
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", ["corpus", "cluster", "decompose"])
 def test_a_stage_stays_below_its_bound(found: dict[str, tuple[float, int]], stage: str) -> None:

@@ -136,6 +136,7 @@ pipeline.run(owned_config(Path(sys.argv[1])), (listen,), backend=LocalBackend())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "step"), [("submodel-2", 7), ("submodel-3", 11)])
 def test_a_driver_that_is_killed_leaves_an_owners_text_in_its_own_storage_alone(tmp_path: Path, unit: str, step: int) -> None:
     config, temporary = owned_config(tmp_path), tmp_path / "temporary"

@@ -33,8 +33,6 @@ LAYOUTS = {
 
 GRADIENT_ERROR = 1e-6
 """Largest difference between the gradients of a weight, or of one expert's weight, relative to their norm."""
-COMBINED = ("expert-2", "data-2-expert-2", "replicate-2-data-2")
-"""Layouts that have every axis, and two axes together; the others train in the chaos tier, because each takes 15 s."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +82,7 @@ def single(home: Home) -> dict[str, TrainResult]:
 
 @pytest.mark.parametrize("recipe", ["plain", "parts", "muon", "uneven"])
 @pytest.mark.parametrize("layout", [
-    pytest.param(layout, marks=[] if layout in COMBINED else [pytest.mark.chaos]) for layout in LAYOUTS])
+    pytest.param(layout, marks=[] if layout == "data-2-expert-2" else [pytest.mark.slow]) for layout in LAYOUTS])
 def test_every_layout_trains_as_one_worker(home: Home, single: dict[str, TrainResult], layout: str, recipe: str) -> None:
     found = home.train(layout)[recipe]
     assert found.losses == pytest.approx(single[recipe].losses, rel=1e-5)
@@ -92,7 +90,7 @@ def test_every_layout_trains_as_one_worker(home: Home, single: dict[str, TrainRe
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-5)
 
 
-@pytest.mark.parametrize("layout", ["expert-2", "expert-4"])
+@pytest.mark.parametrize("layout", [pytest.param("expert-2", marks=pytest.mark.slow), "expert-4"])
 def test_every_layout_has_the_gradients_of_one_worker(home: Home, layout: str) -> None:
     axes, jobs = LAYOUTS[layout], home.jobs(f"{layout}-gradients")
     del jobs["muon"]    # the optimizer has no part in them

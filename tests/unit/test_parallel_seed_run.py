@@ -93,8 +93,8 @@ class Killed(Exception):  # noqa: N818 - what happens to the process, not an err
 
 
 @pytest.mark.parametrize("moment", [
-    ("progress", "seed-1", 6), ("sync", None, 2), ("progress", "seed-2", STEPS), ("sync", None, 3),
-    ("evaluation", "seed-0", STEPS)])
+    ("sync", None, 2), *(pytest.param(moment, marks=pytest.mark.slow) for moment in (
+        ("progress", "seed-1", 6), ("progress", "seed-2", STEPS), ("sync", None, 3), ("evaluation", "seed-0", STEPS)))])
 def test_killed_in_the_seed_it_ends_as_the_undisturbed_run(
     directory: Path, tmp_path: Path, moment: tuple[str, str | None, int],
 ) -> None:

@@ -18,7 +18,8 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("family", pinned_runs.RUNS)
+@pytest.mark.parametrize("family", [
+    pytest.param(family, marks=[] if family == "qwen3_moe" else [pytest.mark.slow]) for family in pinned_runs.RUNS])
 def test_a_run_gives_the_results_on_record(tmp_path, family):
     pinned = json.loads(pinned_runs.FILE.read_text())
     found = pinned_runs.results(pipeline.run(pinned_runs.config_of(family, tmp_path), backend=LocalBackend()))

@@ -134,6 +134,7 @@ def test_text_that_is_not_here_has_no_size(tmp_path):
     assert size(f"{tmp_path}/*.none") is None
 
 
+@pytest.mark.slow
 def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
     """By CPU time of the process, which other work on the machine does not change much; the probe measures the same."""
     monkeypatch.setenv("MOEDISCO_CACHE_DIR", str(tmp_path / "cache"))

@@ -167,6 +167,7 @@ def test_another_tokenizer_is_refused_before_anything_is_made(tmp_path: Path, ll
     check_start(run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other"), "replace": True}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "family", "own", "kept"), [
     ("qwen3", "qwen3_moe", {"head_dim": 16}, {"head_dim": 16}),
     ("llama", "qwen2_moe", {"attention_bias": True, "num_key_value_heads": 4}, {"qkv_bias": True}),

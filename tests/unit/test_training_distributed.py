@@ -22,7 +22,7 @@ from moedisco_ray.models.optimizer_state import KINDS, OPTIMIZER_FOLDER, open_op
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 from moedisco_ray.training.checkpoints import checkpoint
 
-pytestmark = pytest.mark.timeout(400)     # the gangs are several processes, and run once for all of these
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]     # the gangs are several processes, and run once for all of these
 
 BATCH, STEPS = 4, 10
 NOBODY = None

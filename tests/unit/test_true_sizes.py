@@ -33,6 +33,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_memory_is_that_of_a_few_layers(tmp_path: Path) -> None:
     done = subprocess.run(

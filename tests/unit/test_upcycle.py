@@ -204,6 +204,7 @@ def test_its_experts_are_the_mlp_and_its_backbone_the_rest(tmp_path: Path) -> No
             assert torch.equal(tensor, held[key if role.expert is None else of_the_mlp]), key
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
     """Seed phase, clusters of its hidden states and all that follows, from another run's seed."""
     before = small_config(tmp_path / "first", tokens=FEW_TOKENS)

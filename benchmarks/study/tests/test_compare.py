@@ -264,6 +264,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert fewer[2].dollars > 1.5 * ensemble.dollars
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_a_comparison_at_a_uri_is_that_of_a_directory(base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
@@ -282,6 +283,7 @@ def test_a_comparison_at_a_uri_is_that_of_a_directory(base: RunConfig, tmp_path:
             assert getattr(row, name) == getattr(same, name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_a_third_run_comes_close_to_joint_trainings_loss(base: RunConfig, tmp_path: Path) -> None:
     result = compare(base, tmp_path / "compared", ["upcycle"], budgets=("tokens", "dollars", "loss"), backend=LocalBackend())

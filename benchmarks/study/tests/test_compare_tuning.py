@@ -132,6 +132,7 @@ def test_what_only_a_short_training_prefers_is_not_taken(tmp_path: Path) -> None
     assert stored_result(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 7000) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_config(tmp_path, lr=2e-4)      # a tenth of the rate that such a model allows
