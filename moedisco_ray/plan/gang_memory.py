@@ -9,7 +9,8 @@ layer, a worker holds, with s bytes per element of a matrix product:
 * embedding and head, s bytes per parameter, and the gradient of the head, or of an embedding that is the head too, s.
 
 The peak is at the first layer of the backward pass, when all activations exist; or when this layer's gradients are reduced; or at
-the last layer, when all reduced gradients exist; or when the gradients of embedding and head are reduced, last of all.
+the last layer, when all reduced gradients exist; or when the gradients of embedding and head are reduced, last of all, when
+all gathered weights are free.
 
 If workers exchange weights and gradients once per step, a worker holds all weights, s bytes per parameter. With several
 micro-batches, it also holds all gradients in fp32, and reduced gradients replace them layer by layer.
@@ -128,7 +129,7 @@ def peak(
     before, reducing = 0 if is_only_pass else gradients, at_layer + _REDUCED * parts.padded_layer
     return max(
         Moment(before, activations, at_layer), Moment(before, later, reducing),
-        Moment(gradients, 0, last + reducing), Moment(gradients, 0, last + (2 * width + _REDUCED) * parts.outside),
+        Moment(gradients, 0, last + reducing), Moment(gradients, 0, last + (width + _REDUCED) * parts.outside),
         key=lambda moment: moment.total)
 
 
