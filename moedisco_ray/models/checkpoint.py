@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,13 @@ class Checkpoint(Mapping[str, Tensor]):
         return stored[place.index(tuple(stored.get_shape()))]
 
     def read_ahead(self, keys: Iterable[str]) -> None:
-        """Start reading tensors into the page cache, because reading a mapped file page by page on access is slow."""
-        for stored in {self._places[key].key for key in keys}:
-            advise_soon(self._files[stored].get_tensor(stored))
+        """Start reading tensors into the page cache, because reading a mapped file page by page on access is slow.
+
+        A thread asks for them, because the operating system lets it wait once the disk has many requests.
+        """
+        stored = {self._places[key].key for key in keys}
+        tensors = sorted((self._files[name].get_tensor(name) for name in stored), key=Tensor.data_ptr)     # in the file's order
+        threading.Thread(target=advise_soon, args=(tensors,), daemon=True).start()
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """Yield all canonical tensors with their names, in order, and read the files ahead."""
@@ -204,13 +209,16 @@ def weight_files(directory: Path) -> list[Path]:
     raise CheckpointError("checkpoint", str(directory), f"holds neither {SINGLE} nor {INDEX}")
 
 
-def advise_soon(tensor: Tensor) -> None:
-    """Advise the operating system that a tensor of a mapped file is needed soon; does nothing on systems without `madvise`."""
+def advise_soon(tensors: Iterable[Tensor]) -> None:
+    """Advise the operating system that tensors of mapped files are needed soon; does nothing on systems without `madvise`."""
     advise = getattr(ctypes.CDLL(None), "madvise", None)
-    start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    if advise is not None and tensor.nbytes:
+    if advise is None:
+        return
+    for tensor in tensors:
+        start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
         length = tensor.data_ptr() + tensor.nbytes - start
-        advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)
+        if tensor.nbytes:
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)
 
 
 def open_file(path: Path) -> Any:

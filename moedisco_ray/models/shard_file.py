@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -74,7 +75,9 @@ class ShardFile:
             raise CheckpointError("tensor", key, f"is {found}, but {self._layout[key]} was announced")
         self._missing.remove(key)
         self._file.seek(self._offsets[key])
-        left = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        flat_N = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat_N[::mmap.PAGESIZE].sum()   # maps all pages of a mapped file; `write` would wait for one after the other
+        left = flat_N.data
         while left:     # an unbuffered write may write only a part
             left = left[self._file.write(left):]
 
