@@ -11,6 +11,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from moedisco_ray.core.config.places import has_credentials
+from moedisco_ray.core.config.sources import FunctionName
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import Location, is_uri
 from service.domain.path_sandbox import Roots
@@ -49,6 +50,8 @@ class Settings(BaseModel):
     storage_roots: tuple[str, ...] = ()
     """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Without any, checkpoints stay
     in run directories."""
+    map_functions: tuple[FunctionName, ...] = ()
+    """Functions that `map` of a source may name, as MODULE:FUNCTION. Drivers call them; the service does not import them."""
     max_active_runs: PositiveInt = 4
     """Limit on active runs of all owners together; the policies set limits for each owner."""
     policies: Path | None = None
@@ -80,7 +83,7 @@ class Settings(BaseModel):
         """Directories and buckets that runs may read and write."""
         # Even for runs at URIs, the service keeps its own files, such as stop files, on this machine.
         homes = (*(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
-        return Roots(self.input_roots, self.output_roots, self.storage_roots, homes)
+        return Roots(self.input_roots, self.output_roots, self.storage_roots, homes, self.map_functions)
 
     @property
     def is_local(self) -> bool:

@@ -65,6 +65,8 @@ class CorpusSource(Record):
     validation_documents: int
     files: int
     empty_files: int
+    dropped_rows: int = 0
+    """Number of rows that the source's `map` dropped."""
 
 
 class SkippedFile(Record):

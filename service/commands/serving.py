@@ -55,6 +55,8 @@ def serve(
     storage_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX that checkpoint.storage may name; may be repeated.",
         show_default="run directories only")] = None,
+    map_function: Annotated[list[str] | None, typer.Option(
+        metavar="MODULE:FUNCTION", help="Function that a source's `map` may name; may be repeated.", show_default="none")] = None,
     max_active_runs: Annotated[int | None, typer.Option(
         help="Maximum number of runs that are active at the same time.", show_default="4")] = None,
     policies: Annotated[Path | None, typer.Option(
@@ -76,7 +78,7 @@ def serve(
         "host": host, "port": port, "ray_address": ray_address, "dashboard_url": dashboard_url, "database_url": database_url,
         "state_dir": state_dir or _state_dir(), "admin_token_file": admin_token_file, "driver_user": driver_user,
         "input_roots": input_root or None, "output_roots": output_root or None, "storage_roots": storage_root or None,
-        "max_active_runs": max_active_runs, "policies": policies, "public_url": public_url,
+        "map_functions": map_function or None, "max_active_runs": max_active_runs, "policies": policies, "public_url": public_url,
         "requests_per_minute": requests_per_minute, "allow_private_webhooks": allow_private_webhooks or None,
         "forwarded_allow_ips": forwarded_allow_ips, "log_format": log_format}
     from service.settings import Settings
@@ -135,6 +137,6 @@ def _state_dir() -> Path:
 
 def _option_error(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    option = str(first["loc"][0]).replace("_", "-").replace("roots", "root")
+    option = str(first["loc"][0]).replace("_", "-").replace("roots", "root").replace("functions", "function")
     value = first["input"]
     return ConfigError(f"--{option}", value if isinstance(value, str | int | float) else str(value), plain_words(first))

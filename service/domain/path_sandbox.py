@@ -1,4 +1,4 @@
-"""Restricts the paths of a configuration to the roots that the operator set.
+"""Restricts the paths and functions of a configuration to those that the operator allows.
 
 Settings that are paths or URIs are marked in the configuration model (`ReadsFrom`, `WritesTo`). `sandboxed` checks the text of
 these settings and makes paths absolute. `check_links` then follows the symbolic links in each path; links inside folders are
@@ -45,12 +45,14 @@ class Roots:
         storage: Absolute directories without symbolic links, and buckets, for checkpoints; empty allows run directories only.
         homes: Directories in which the service creates the folders of its own files of each run, the homes. The first directory has
             the homes of runs at URIs.
+        functions: Functions that runs may call (`corpus.sources.*.map`), as MODULE:FUNCTION.
     """
 
     inputs: Sequence[str]
     outputs: Sequence[Location]
     storage: Sequence[str] = ()
     homes: Sequence[Path] = ()
+    functions: Sequence[str] = ()
 
     @property
     def directories(self) -> list[Path]:
@@ -77,8 +79,9 @@ def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
 
     Raises:
         ConfigError: A path is outside of the roots or contains `..`, or a URI is outside of the roots or has
-            query options other than `HARMLESS_OPTIONS`.
+            query options other than `HARMLESS_OPTIONS`. Or a source's `map` is not among the allowed functions.
     """
+    _check_functions(config, roots.functions)
     return with_places(config, lambda place: _resolved(place, roots))
 
 
@@ -112,6 +115,16 @@ def check_parts(config: RunConfig, location_of: Callable[[str], Location | None]
         location = location_of(run_id)
         if location is not None and not is_uri(location) and Path(location, part).is_symlink():
             raise ConfigError(place.field, words(place.value), f"the run's {part} directory is a link; name another run")
+
+
+def _check_functions(config: RunConfig, allowed: Sequence[str]) -> None:
+    """Refuse functions that the operator does not name: one that a module only imports could run commands from a text's rows."""
+    for section, sources in (("corpus", config.corpus.sources), ("evaluation", config.evaluation.sources)):
+        for i, source in enumerate(sources):
+            if source.map is not None and source.map not in allowed:
+                raise ConfigError(
+                    f"{section}.sources.{i}.map", source.map, f"is not among the functions that this service allows "
+                    f"({', '.join(allowed) or 'none'}); remove it, or ask the operator to add it (`moedisco serve --map-function`)")
 
 
 def _resolved(place: Place, roots: Roots) -> str | Path:

@@ -109,6 +109,22 @@ def test_a_model_of_the_hub_is_read_only_under_a_root_that_the_operator_names(
         assert {path.split("/resolve/")[-1].split("/")[0] for _, path, _ in server.requests if "/resolve/" in path} == {commit}
 
 
+def test_code_runs_only_if_the_operator_names_the_function(tmp_path: Path) -> None:
+    def asking(function: str) -> dict[str, object]:
+        return {"sources": [{"path": "embedded", "map": function}]}
+
+    with service(tmp_path, map_functions=("clean:keep",)) as api:
+        for function in ("subprocess:run", "os:system", "clean:run", "clean.keep:keep"):
+            for path in ("/v1/runs", "/v1/estimates"):
+                assert "--map-function" in refused(api.ann.post(path, json={"config": demo(corpus=asking(function))}), (
+                    "corpus.sources.0.map"))
+        assert api.admin.get("/v1/runs").json()["items"] == []
+        answer = api.ann.post("/v1/runs", json={"config": demo(corpus=asking("clean:keep"))})
+        assert answer.status_code == 201, "the service itself does not import the function"
+        changes = {"corpus": asking("subprocess:run")}
+        refused(api.ann.post(f"/v1/runs/{answer.json()['id']}/retry", json={"changes": changes}), "corpus.sources.0.map")
+
+
 def test_checkpoints_never_go_to_the_hub(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the scheme hf:// is not supported"), service(tmp_path, storage_roots=("hf://allowed",)):
         pass

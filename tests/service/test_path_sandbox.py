@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ def test_the_embedded_text_is_always_allowed(roots):
     nothing = Roots((), roots.outputs)
     assert sandboxed(config(), nothing).corpus.sources[0].path == "embedded"
     assert "allows only the input roots" in str(refused(config("a"), nothing))
+
+
+@pytest.mark.parametrize("section", ["corpus", "evaluation"])
+def test_only_functions_that_the_operator_names_are_called(roots, section):
+    def asking(function: str) -> RunConfig:
+        sources = {"sources": [{"path": "b"}, {"path": "a", "map": function}]}
+        return config(**{section: sources})
+
+    allowing = dataclasses.replace(roots, functions=("clean:keep",))
+    assert sandboxed(asking("clean:keep"), allowing) != asking("clean:keep"), "its path is absolute now"
+    for function, allowed in (
+            ("clean:keep", roots), ("clean:keep2", allowing), ("clean:run", allowing), ("clean.sub:keep", allowing),
+            ("subprocess:run", allowing), ("os:system", allowing)):
+        error = refused(asking(function), allowed)
+        assert error.field == f"{section}.sources.1.map"
+        assert "--map-function" in error.remedy
 
 
 def test_every_root_may_be_read(roots):

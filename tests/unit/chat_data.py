@@ -22,6 +22,10 @@ TURNS = (
 """A template with the format of Qwen2.5, which marks the assistant's tokens."""
 PLAIN_TURNS = TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 """The same template without the marks."""
+WITH_TOOLS = (
+    "{%- if tools %}{{- '<|im_start|>system\n' }}{%- for tool in tools %}{{- tool | tojson + '\n' }}{%- endfor %}"
+    "{{- '<|im_end|>\n' }}{%- endif %}" + TURNS)
+"""The template with marks, which also writes the tools, as that of Qwen2.5 does."""
 THINKING = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\n' }}"
@@ -57,6 +61,16 @@ def conversation(number: int) -> list[dict[str, Any]]:
     said = [" ".join(numbers.choices(words, k=numbers.randint(2, 25))) for _ in range(2 * numbers.randint(1, 3))]
     turns = [{"role": ("user", "assistant")[i % 2], "content": f"{text} {number}"} for i, text in enumerate(said)]
     return [{"role": "system", "content": "be brief"}, *turns] if numbers.random() < 0.3 else turns
+
+
+def tools_of(number: int) -> list[dict[str, Any]] | None:
+    """Up to two tools with different arguments, as JSON schemas; the same for the same number, and none for some."""
+    names = [("weather", {"city": {"type": "string"}}), ("sum", {"a": {"type": "number"}, "b": {"type": "number"}})][:number % 3]
+    return [
+        {"type": "function", "function": {
+            "name": name, "description": f"the {name} {number}",
+            "parameters": {"type": "object", "properties": properties, "required": list(properties)}}}
+        for name, properties in names] or None
 
 
 def write_rows(path: Path, column: str, rows: list[Any]) -> Path:

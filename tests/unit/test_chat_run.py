@@ -19,7 +19,7 @@ from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.validation import validate
 from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.corpus import build
-from tests.unit.chat_data import conversation, write_rows, write_tokenizer
+from tests.unit.chat_data import WITH_TOOLS, conversation, tools_of, write_rows, write_tokenizer
 
 CONVERSATIONS, LENGTH = 300, 64
 
@@ -119,6 +119,37 @@ def test_a_run_counts_the_assistants_tokens_only(home: Path) -> None:
     assert exported.read_text() == given.read_text()
     losses = report["curves"]["finetune"]["loss"]
     assert np.isfinite(losses).all()
+
+
+def test_completions_and_tools_reach_the_corpus(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", WITH_TOOLS)
+    asked = {ending: [f"what is question {number} of {ending}?" for number in range(60)] for ending in ("jsonl", "csv")}
+    (tmp_path / "pairs.jsonl").write_text("".join(
+        json.dumps({"asked": prompt, "completion": " it is a word"}) + "\n" for prompt in asked["jsonl"]))
+    (tmp_path / "pairs.csv").write_text("asked,completion\n" + "".join(f"{prompt}, it is a word\n" for prompt in asked["csv"]))
+    talks = [(conversation(number)[:-1], conversation(number)[-1:], tools_of(number)) for number in range(60)]
+    rows = [dict(zip(("prompt", "completion", "tools"), talk, strict=True)) for talk in talks]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "talks.parquet")
+    text = [
+        {"path": str(tmp_path / "pairs.*"), "completion_column": "completion", "prompt_column": "asked"},
+        {"path": str(tmp_path / "talks.parquet"), "completion_column": "completion", "tools_column": "tools"}]
+    config = config_of(tmp_path, text)
+    corpus = config.corpus.model_copy(update={"max_document_tokens": 4096})
+    (tmp_path / "made").mkdir()
+    build(config.model_copy(update={"corpus": corpus}), tmp_path / "made")
+    found = {
+        row["text"]: (row["tokens"], sum(row["loss_mask"]))
+        for folder in ("train", "validation") for row in pq.read_table(tmp_path / "made" / folder).to_pylist()}
+    reference = {}
+    for prompt in (*asked["jsonl"], *asked["csv"]):
+        whole = tokenizer(prompt + " it is a word" + tokenizer.eos_token)["input_ids"]
+        reference[prompt + " it is a word"] = whole, len(whole) - len(tokenizer(prompt)["input_ids"])
+    for prompt, completion, tools in talks:
+        whole = tokenizer.apply_chat_template([*prompt, *completion], tools=tools)["input_ids"]
+        begun = tokenizer.apply_chat_template(prompt, tools=tools, add_generation_prompt=True)["input_ids"]
+        rendered = tokenizer.apply_chat_template([*prompt, *completion], tools=tools, tokenize=False)
+        reference[rendered] = whole, len(whole) - len(begun)
+    assert found == reference
 
 
 def test_plain_text_has_no_masks(home: Path, tmp_path: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
-from moedisco_ray.core.config import check_config
+from moedisco_ray.core.config import Source, check_config
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.stages.corpus.files import list_files
+from moedisco_ray.stages.corpus.rows import table_rows
 from moedisco_ray.stages.text.cutting import GivenTokensError
 from moedisco_ray.stages.text.given_tokens import GivenTokens, check_sources
-from tests.unit.chat_data import PLAIN_TURNS, THINKING, TURNS, conversation, write_rows, write_tokenizer
+from tests.unit.chat_data import PLAIN_TURNS, THINKING, TURNS, WITH_TOOLS, conversation, tools_of, write_rows, write_tokenizer
 
 LIMIT = 10**6
 spoken = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(["<|im_end|>", "assistant\n", " a "])
@@ -61,6 +66,129 @@ def test_turns_are_found_where_the_last_one_is_rendered_differently(tmp_path: Pa
     counted = "".join(tokenizer.convert_ids_to_tokens(document.tokens[document.loss_mask].tolist()))
     assert counted.replace("Ġ", " ").replace("Ċ", "\n") == (
         "a number<|im_end|>\n<think>\n\n</think>\n\nthe answer<|im_end|>\n<|endoftext|>")
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_tools_reach_the_template(tmp_path: Path, marks: bool) -> None:
+    template = WITH_TOOLS if marks else WITH_TOOLS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    write_tokenizer(tmp_path / "read", template)
+    reference, made = write_tokenizer(tmp_path / "marked", WITH_TOOLS), GivenTokens(tmp_path / "read")
+    for number in range(12):
+        tools = tools_of(number)
+        expected = reference.apply_chat_template(
+            conversation(number), tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+        for form in (tools, json.dumps(tools)):
+            document, = made.conversation(conversation(number), LIMIT, form)
+            assert document.text == reference.apply_chat_template(conversation(number), tools=tools, tokenize=False)
+            assert document.tokens.tolist() == expected["input_ids"]
+            assert document.loss_mask.tolist() == [bool(each) for each in expected["assistant_masks"]]
+        assert (tools is None) == ("function" not in document.text)
+
+
+def test_tools_and_messages_are_the_same_from_parquet_which_adds_nulls(tmp_path: Path) -> None:
+    rows = [{"messages": conversation(number), "tools": tools_of(number)} for number in range(12)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    file, = list_files("corpus.sources.0", Source(path=str(tmp_path / "rows.parquet"))).files
+    write_tokenizer(tmp_path / "tokenizer", WITH_TOOLS)
+    made = GivenTokens(tmp_path / "tokenizer")
+    read = list(table_rows(file, ["messages", "tools"], 0, None))
+    assert "'city': None" in str(read), "Parquet gives every tool the arguments of all"
+    for row, given_row in zip(rows, read, strict=True):
+        (one,), (other,) = (made.conversation(each["messages"], LIMIT, each["tools"]) for each in (row, given_row))
+        assert one.text == other.text
+
+
+@pytest.mark.parametrize("tools", ["{", "3", 3, ["a"], [1], {"type": "function"}])
+def test_tools_that_are_no_json_schemas_are_refused(marked: Path, tools: object) -> None:
+    with pytest.raises(GivenTokensError, match="tools of a row"):
+        list(GivenTokens(marked).conversation(conversation(1), LIMIT, tools))
+
+
+def test_of_messages_the_loss_counts_what_follows_the_prompt(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path, WITH_TOOLS)
+    made = GivenTokens(tmp_path)
+
+    @tries(max_examples=60, deadline=None)
+    @given(said=turns, cut=st.integers(1, 5), number=st.integers(0, 5))
+    def check(said: list[tuple[str, str]], cut: int, number: int) -> None:
+        assume(cut <= len(said))
+        messages = [{"role": role, "content": content} for role, content in [*said[:cut], ("assistant", "a word"), *said[cut:]]]
+        prompt, completion, tools = messages[:cut], messages[cut:], tools_of(number)
+        # As in TRL's SFTTrainer: all tokens after those of the prompt with its generation prompt.
+        start = len(tokenizer.apply_chat_template(prompt, tools=tools, add_generation_prompt=True)["input_ids"])
+        whole = tokenizer.apply_chat_template(messages, tools=tools)["input_ids"]
+        document, = made.completion(prompt, completion, LIMIT, tools)
+        assert document.tokens.tolist() == whole
+        assert document.loss_mask.tolist() == [False] * start + [True] * (len(whole) - start)
+
+    check()
+
+
+def test_of_text_the_loss_counts_the_completion_and_its_end(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path, None, bos=True)
+    made = GivenTokens(tmp_path)
+
+    @tries(max_examples=100, deadline=None)
+    @given(prompt=spoken, completion=spoken.filter(bool))
+    def check(prompt: str, completion: str) -> None:
+        # As in TRL's SFTTrainer, where EOS ends a completion; packing adds BOS here.
+        start = tokenizer(prompt)["input_ids"][1:]
+        whole = tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"][1:]
+        document, = made.completion(prompt, completion, LIMIT)
+        assert document.text == prompt + completion
+        assert document.tokens.tolist() == whole
+        if whole[:len(start)] == start:
+            assert document.loss_mask.tolist() == [False] * len(start) + [True] * (len(whole) - len(start))
+        else:       # a token reaches from the prompt into the completion, and counts
+            assert document.loss_mask.tolist() == sorted(document.loss_mask.tolist())
+            counted = tokenizer.decode(np.array(whole)[document.loss_mask].tolist())
+            assert counted.endswith(completion + tokenizer.eos_token) or "\ufffd" in counted
+
+    check()
+    ended, plain = (next(made.completion("what?", text, LIMIT)) for text in ("a word" + tokenizer.eos_token, "a word"))
+    assert ended.tokens.tolist() == plain.tokens.tolist(), "EOS that a completion has is not repeated"
+    assert ended.loss_mask.tolist() == plain.loss_mask.tolist()
+    assert not list(made.completion("what?", "", LIMIT))
+
+
+def test_a_long_completion_is_cut_and_parts_of_the_prompt_are_left_out(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, None)
+    made, limit = GivenTokens(tmp_path), 16
+    prompt, completion = "the question is a word " * 20, "the answer is a number " * 20
+    whole, = made.completion(prompt, completion, LIMIT)
+    first = int(np.flatnonzero(whole.loss_mask)[0]) // limit * limit
+    parts = list(made.completion(prompt, completion, limit))
+    assert first > limit
+    assert np.concatenate([part.tokens for part in parts]).tolist() == whole.tokens[first:].tolist()
+    assert np.concatenate([part.loss_mask for part in parts]).tolist() == whole.loss_mask[first:].tolist()
+    assert [part.begins for part in parts] == [True] + [False] * (len(parts) - 1)
+
+
+def test_a_prompt_may_end_with_more_than_an_answer_begins_with(tmp_path: Path) -> None:
+    opening = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n'"
+    tokenizer = write_tokenizer(tmp_path, TURNS.replace(opening, opening + " + '<think>\n'"))
+    prompt, completion = conversation(1)[:1], [{"role": "assistant", "content": "a word"}]
+    document, = GivenTokens(tmp_path).completion(prompt, completion, LIMIT)
+    assert "<think>" in tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    counted = tokenizer.decode(document.tokens[document.loss_mask].tolist())
+    assert counted == "a word<|im_end|>\n"
+
+
+@pytest.mark.parametrize(("prompt", "completion", "message"), [
+    ("a", [{"role": "assistant", "content": "b"}], "write prompt and completion alike"),
+    ([{"role": "user", "content": "a"}], "b", "alike"),
+    (None, [{"role": "assistant", "content": "b"}], "no list of messages"), ("a", 3, "alike"), (3, 4, "no list of messages")])
+def test_rows_that_are_no_prompt_with_a_completion_are_refused(
+    marked: Path, prompt: object, completion: object, message: str,
+) -> None:
+    with pytest.raises(GivenTokensError, match=message):
+        list(GivenTokens(marked).completion(prompt, completion, LIMIT))
+
+
+def test_a_completion_cannot_be_found_where_the_template_moves_the_prompt(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "{% for m in messages %}{{ loop.length }} {{ m.role }}{% endfor %}")
+    with pytest.raises(GivenTokensError, match="renders a prompt differently"):
+        list(GivenTokens(tmp_path).completion(conversation(1)[:1], conversation(1)[1:2], LIMIT))
 
 
 def test_a_template_that_moves_text_needs_marks(tmp_path: Path) -> None:
@@ -142,21 +270,29 @@ def test_the_tokenizer_must_suit_the_sources(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no chat template"):
         check(chat, tokenizer={"path": str(tmp_path / "none")})
     check({"path": path, "ids_column": "input_ids"}, tokenizer={"path": str(tmp_path / "none")})
+    check({"path": path, "completion_column": "completion"}, tokenizer={"path": str(tmp_path / "none")})
     usual = {"tokenizer": {"path": str(tmp_path / "chat")}}
     check(chat, **usual)
     within = {"optimizer": {"within_documents": True}}
     check(chat, finetune=within, **usual)
     settings = tmp_path / "chat" / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace('"eos_token": "<|endoftext|>"', '"eos_token": "<|im_end|>"'))
-    with pytest.raises(ConfigError, match=r"finetune\.optimizer\.within_documents"):
-        check(chat, finetune=within, **usual)
+    for source in (chat, {"path": path, "completion_column": "completion"}):
+        with pytest.raises(ConfigError, match=r"finetune\.optimizer\.within_documents"):
+            check(source, finetune=within, **usual)
 
 
-@pytest.mark.parametrize("source", [
-    {"messages_column": "a", "ids_column": "b"}, {"messages_column": "a", "format": "csv"},
-    {"ids_column": "a", "path": "embedded"}])
-def test_a_source_holds_one_kind_of_data(source: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="messages_column and ids_column"):
+@pytest.mark.parametrize(("source", "message"), [
+    ({"messages_column": "a", "ids_column": "b"}, "exclude each other"),
+    ({"completion_column": "a", "messages_column": "b"}, "exclude each other"),
+    ({"messages_column": "a", "format": "csv"}, "messages_column needs files that can hold it"),
+    ({"completion_column": "a", "tools_column": "b", "format": "tsv"}, "completion_column needs files that can hold it"),
+    ({"completion_column": "a", "format": "text"}, "completion_column needs files that can hold it"),
+    ({"ids_column": "a", "path": "embedded"}, "ids_column needs files that can hold it"),
+    ({"ids_column": "a", "tools_column": "b"}, "tools_column needs the column of the messages"),
+    ({"tools_column": "b"}, "tools_column needs the column of the messages")])
+def test_a_source_holds_one_kind_of_data(source: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         check_config({
             "name": "a", "corpus": {"sources": [{"path": "x", **source}]}, "model": {"family": "qwen3_moe"},
             "tokens": {"total": 10**6}})

@@ -16,7 +16,8 @@ NAME_NO_PLACE = {
     "model.init.revision", "model.init.commit",
     "corpus.sources.*.name", "corpus.sources.*.owner", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
     *(f"{section}.sources.*.{setting}" for section in ("corpus", "evaluation")
-      for setting in ("subset", "split", "ids_column", "messages_column")),
+      for setting in (
+          "subset", "split", "ids_column", "messages_column", "completion_column", "prompt_column", "tools_column", "map")),
     "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.owner", "evaluation.sources.*.text_column",
     "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
     "pools.low_memory.types.*.name", "pools.low_memory.types.*.resource", "pools.owners.*", "pools.owners.*.resource",

@@ -97,6 +97,7 @@ def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], aft
 
 
 @pytest.mark.parametrize(("section", "setting", "value", "first"), [
+    ("corpus", "sources", [{"path": "embedded", "map": "clean:keep"}], "corpus"),
     ("clusters", "method", "random", "cluster"),
     ("clusters", "capacity", None, "cluster"),
     ("submodels", "lora", {"alpha": 8.0}, "submodels"),

@@ -33,12 +33,12 @@ from moedisco_ray.core.config.sections import (
     Finetune,
     Merge,
     Outer,
-    Source,
     Submodels,
     Tokenizer,
     Tokens,
     Tracking,
 )
+from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.config.tokenizers import tokenizer_directory, tokenizer_files
 from moedisco_ray.core.families import FAMILIES, FamilyName
 

@@ -15,7 +15,8 @@ from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.model import LocalInit
 from moedisco_ray.core.config.places import names_a_run, places, words
 from moedisco_ray.core.config.run import RunConfig, check_division
-from moedisco_ray.core.config.sections import Evaluation, Source
+from moedisco_ray.core.config.sections import Evaluation
+from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.config.starts import pinned, with_hub_names, with_recorded_count
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.config.yaml_text import parse_yaml

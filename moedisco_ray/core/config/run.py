@@ -22,12 +22,12 @@ from moedisco_ray.core.config.sections import (
     Export,
     Finetune,
     Merge,
-    Source,
     Submodels,
     Tokenizer,
     Tokens,
     Tracking,
 )
+from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.locations import Location, is_uri, joined, working_directory
 

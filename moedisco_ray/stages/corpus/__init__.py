@@ -6,7 +6,8 @@ files      list the files under a path or URI
 splits     find the files of a split of a data set
 streams    read bytes in bounded pieces, and explain why bytes are not UTF-8 text
 plain_text cut plain text into documents
-rows       read the text column of JSON Lines, CSV, Parquet and Arrow files
+rows       read the text column, or whole rows, of JSON Lines, CSV, Parquet and Arrow files
+row_map    call the function of a source that changes or drops its rows
 readers    read the documents of a slice of a file of any format
 documents  decide by document ids: duplicates, the validation split, and the number of copies
 shuffle    divide rows among tasks through files

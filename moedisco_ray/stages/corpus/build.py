@@ -80,7 +80,7 @@ def build(
 
         - documents, validation_documents, duplicates, near_duplicates: numbers of documents
         - tokens (packed training tokens), validation_tokens, bytes (of training text), vocab_size
-        - sources: for each source's name: documents, tokens, bytes, validation_documents, files, empty_files
+        - sources: for each source's name: documents, tokens, bytes, validation_documents, files, empty_files, dropped_rows
         - skipped_files: number of files that `on_error: skip` left out
         - passed_over_files: number of files not read because their folder also holds tables
         - skipped: source, path and reason for the first of these files
@@ -142,7 +142,8 @@ def build(
     summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped, listings)
     for source, listing in zip(inputs, listings, strict=True):
         read = len(listing.files) - len(unreadable.get(source.order, ()))
-        summary["sources"][source.name] |= {"files": read, "empty_files": listing.empty}
+        summary["sources"][source.name] |= {
+            "files": read, "empty_files": listing.empty, "dropped_rows": _dropped_rows(staged, source)}
     return summary | {"warnings": corpus_warnings(summary)}
 
 
@@ -220,7 +221,7 @@ def _with_extremes(rules: Rules, surveys: Sequence[NDArray[np.float64]]) -> Rule
 def _use_tokenizer(config: RunConfig, directory: Path) -> None:
     """Copy the configured tokenizer into place; without one, check that a new vocabulary fits the model."""
     source = tokenizer_directory(config)
-    if any(each.list_column is not None for each in config.corpus.sources):
+    if any(each.has_given_tokens for each in config.corpus.sources):
         from moedisco_ray.stages.text.given_tokens import check_sources  # noqa: PLC0415
 
         check_sources(config)
@@ -265,8 +266,14 @@ def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged], skipped: Se
     for source, left_out in zip(inputs, skipped, strict=True):
         if not sum(report.documents for report in staged if report.order == source.order):
             also = f", and {len(left_out)} files were left out, the first since it {left_out[0].reason}" if left_out else ""
+            dropped = _dropped_rows(staged, source)
+            also += f", and {source.settings.map} dropped {dropped} rows" if dropped else ""
             raise CorpusError(
                 f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text")
+
+
+def _dropped_rows(staged: Iterable[Staged], source: Input) -> int:
+    return sum(report.dropped for report in staged if report.order == source.order)
 
 
 def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:

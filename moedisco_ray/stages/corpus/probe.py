@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig, Source, tokenizer_directory
-from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.errors import CorpusError, UserError
 from moedisco_ray.core.findings import cluster_warnings, corpus_warnings
 from moedisco_ray.stages.corpus.files import File, list_files
 from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
@@ -33,7 +33,7 @@ class Probe:
         documents: Estimated number of documents of each source in `sample`, by the source's name.
     """
 
-    problems: tuple[CorpusError, ...]
+    problems: tuple[UserError, ...]
     warnings: tuple[str, ...]
     sample: dict[str, tuple[str, ...]]
     documents: dict[str, int]
@@ -46,8 +46,8 @@ def probe(config: RunConfig) -> Probe:
     """
     limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
     sources = (*config.corpus.sources, *config.evaluation.sources)
-    tokenizer = tokenizer_directory(config) if any(source.list_column is not None for source in sources) else None
-    problems: list[CorpusError] = []
+    tokenizer = tokenizer_directory(config) if any(source.has_given_tokens for source in sources) else None
+    problems: list[UserError] = []
     skipped: list[Skipped] = []
     passed_over: list[Skipped] = []
     sample: dict[str, tuple[str, ...]] = {}
@@ -55,7 +55,7 @@ def probe(config: RunConfig) -> Probe:
     for source in _inputs("corpus.sources", "source", config.corpus.sources, limits, tokenizer):
         try:
             found = _look_into(source)
-        except CorpusError as error:
+        except UserError as error:
             problems.append(error)
         else:
             sample[source.name], documents[source.name] = found.texts, found.documents
@@ -64,7 +64,7 @@ def probe(config: RunConfig) -> Probe:
     for source in _inputs("evaluation.sources", "unseen", config.evaluation.sources, limits, tokenizer):
         try:
             _look_into(source)
-        except CorpusError as error:
+        except UserError as error:
             problems.append(error)
     return Probe(tuple(problems), tuple(_warnings(config, documents, skipped, passed_over)), sample, documents)
 
@@ -81,7 +81,7 @@ def _inputs(setting: str, unnamed: str, sources: Sequence[Source], limits: Limit
     return [
         Input(
             i, f"{setting}.{i}", source.name or f"{unnamed}-{i}", source, limits,
-            tokenizer=tokenizer if source.list_column is not None else None)
+            tokenizer=tokenizer if source.has_given_tokens else None)
         for i, source in enumerate(sources) if source.path != "embedded" and source.owner is None]
 
 
@@ -104,7 +104,8 @@ def _look_into(source: Input) -> _Found:
         bytes_read += file.text_bytes if ended else sum(len(text.encode()) for text in first)
         documents_read += len(first)
     if not texts and len(chosen) == count:
-        raise CorpusError(f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text")
+        also = "" if source.settings.map is None else f", or {source.settings.map} drops all rows"
+        raise CorpusError(f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text")
     size = sum(file.text_bytes for file in listing.files)
     return _Found(tuple(texts), documents_read * size // bytes_read if bytes_read else 0, tuple(skipped), listing.passed_over)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.locations import first_line
 from moedisco_ray.stages.corpus import plain_text, rows
 from moedisco_ray.stages.corpus.files import File
+from moedisco_ray.stages.corpus.row_map import RowMap
 from moedisco_ray.stages.corpus.rows import ColumnError, Text
 from moedisco_ray.stages.corpus.sources import Input
 from moedisco_ray.stages.corpus.streams import NotTextError
@@ -24,6 +26,8 @@ from moedisco_ray.stages.text.unseen import Skipped
 
 UNIT_BYTES = 64 << 20
 """Target size of the text that one reading task gets (bytes)."""
+_TEXT = "text"
+"""Column of a document of plain text that a source's `map` gets."""
 _UNIT_FILES = 4096
 """Maximum number of files, or slices of files, that one reading task gets."""
 
@@ -73,20 +77,31 @@ def plan_units(listed: Iterable[tuple[Input, Sequence[File]]], unit_bytes: int =
     return units
 
 
-def read_unit(unit: Unit, skipped: list[Skipped]) -> Iterator[Document]:
+def row_map_of(source: Input) -> RowMap | None:
+    """The function that changes or drops the rows of a source; None if it has none.
+
+    Raises:
+        ConfigError: The function cannot be imported.
+    """
+    return None if source.settings.map is None else RowMap(source.field, source.settings.map)
+
+
+def read_unit(unit: Unit, skipped: list[Skipped], row_map: RowMap | None = None) -> Iterator[Document]:
     """Yield the documents of a unit, except for those of only white space.
 
     Args:
         unit: The unit to read.
         skipped: List to which files that cannot be read are appended, if the source says `on_error: skip`. Documents before the
             damage have already been yielded by then, so the caller must read the unit again without the file.
+        row_map: What `row_map_of` returns for the source, for a caller that needs its count; by default, a new one.
 
     Raises:
         CorpusError: A file is binary, damaged or unreadable, or lacks the text column.
+        ConfigError: The source's `map` cannot be imported, or fails.
     """
     for piece in unit.slices:
         try:
-            yield from read_slice(unit.source, piece)
+            yield from read_slice(unit.source, piece, row_map)
         except CorpusError as error:
             if unit.source.settings.on_error == "fail":
                 raise
@@ -98,20 +113,22 @@ def reason(error: CorpusError) -> str:
     return error.remedy.partition("; ")[0]
 
 
-def read_slice(source: Input, piece: Slice) -> Iterator[Document]:
-    """Yield the documents of a slice of a file, except for those of only white space.
+def read_slice(source: Input, piece: Slice, row_map: RowMap | None = None) -> Iterator[Document]:
+    """Yield the documents of a slice of a file, except for those of only white space; see `read_unit`.
 
     Raises:
         CorpusError: The file is binary, damaged or unreadable, or lacks the text column.
+        ConfigError: The source's `map` cannot be imported, or fails.
     """
-    path = piece.file.path
+    path, columns = piece.file.path, source.settings.columns
     try:
-        yield from _documents(source, piece)
+        yield from _documents(source, piece, row_map_of(source) if row_map is None else row_map)
     except ColumnError as error:
-        raise CorpusError(f"{source.field}.text_column", source.settings.text_column, str(error)) from error
+        setting = next((name for name, column in columns.items() if column == error.column), "text_column")
+        raise CorpusError(f"{source.field}.{setting}", error.column, str(error)) from error
     except GivenTokensError as error:
-        setting = "messages_column" if source.settings.messages_column else "ids_column"
-        raise CorpusError(f"{source.field}.{setting}", getattr(source.settings, setting), f"{error}, in {path}") from error
+        setting, column = next(iter(columns.items()))
+        raise CorpusError(f"{source.field}.{setting}", column, f"{error}, in {path}") from error
     except NotTextError as error:
         raise CorpusError(f"{source.field}.path", path, str(error)) from error
     except (OSError, pa.ArrowInvalid) as error:
@@ -133,31 +150,76 @@ def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:
     return [Slice(file, start, min(start + step, total)) for start in range(0, total, step)]
 
 
-def _documents(source: Input, piece: Slice) -> Iterator[Document]:
+def _documents(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[Document]:
     file, settings, limits = piece.file, source.settings, source.limits
-    if (column := settings.list_column) is not None:
-        return _given(source, piece, column)
+    if settings.has_given_tokens:
+        return _given(source, piece, row_map)
     if file.format == "text":
-        if settings.documents == "line":
-            return plain_text.lines(file, limits, piece.start, piece.stop)
-        read = {"auto": plain_text.running_text, "file": plain_text.whole_files, "paragraph": plain_text.paragraphs}
-        return read[settings.documents](file, limits)
+        documents = _plain_text(source, piece)
+        return documents if row_map is None else _mapped_documents(documents, row_map, source, file)
+    texts = _texts(piece, settings.text_column) if row_map is None else _mapped_texts(source, piece, row_map)
     return (
-        document if kept is None else document._replace(kept=kept)
-        for text, kept in _texts(piece, settings.text_column) for document in _cut(text, limits.part))
+        document if kept is None else document._replace(kept=kept) for text, kept in texts for document in _cut(text, limits.part))
 
 
-def _given(source: Input, piece: Slice, column: str) -> Iterator[Document]:
-    """Documents of a column with conversations or token ids."""
+def _plain_text(source: Input, piece: Slice) -> Iterator[Document]:
+    if source.settings.documents == "line":
+        return plain_text.lines(piece.file, source.limits, piece.start, piece.stop)
+    read = {"auto": plain_text.running_text, "file": plain_text.whole_files, "paragraph": plain_text.paragraphs}
+    return read[source.settings.documents](piece.file, source.limits)
+
+
+def _mapped_documents(documents: Iterable[Document], row_map: RowMap, source: Input, file: File) -> Iterator[Document]:
+    """Change or drop documents of plain text. If the first document of a group is dropped, the next one begins the group."""
+    begins = False
+    for document in documents:
+        begins = begins or document.begins
+        row = row_map({_TEXT: document.text}, file.path)
+        for part in () if row is None else _cut(rows.text_of(row, _TEXT, _mapped(source)), source.limits.part):
+            yield part._replace(begins=begins)
+            begins = False
+
+
+def _mapped_texts(source: Input, piece: Slice, row_map: RowMap) -> Iterator[tuple[Text, Kept | None]]:
+    """Texts of the rows that a source's `map` returns for the rows of a table."""
+    for row in rows.table_rows(piece.file, None, piece.start, piece.stop):
+        kept = rows.kept_side(row, piece.file.path)     # first, because the function may change the row in place
+        if (found := row_map(row, piece.file.path)) is not None:
+            yield rows.text_of(found, source.settings.text_column, _mapped(source)), kept
+
+
+def _mapped(source: Input) -> str:
+    return f"a row that {source.settings.map} returns"
+
+
+def _given(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[Document]:
+    """Documents of columns with conversations, completions or token ids."""
     # Importing transformers takes seconds; only sources with such columns need it.
     from moedisco_ray.stages.text.given_tokens import given_tokens  # noqa: PLC0415
 
     if source.tokenizer is None:
         raise CorpusError("tokenizer.path", None, f"is not set, but {source.settings.path!r} needs the tokenizer of its data")
-    made = given_tokens(source.tokenizer)
-    read = made.conversation if source.settings.messages_column else made.tokens
-    for value in rows.values(piece.file, column, piece.start, piece.stop):
-        yield from read(value, source.limits.document_tokens)
+    made, limit = given_tokens(source.tokenizer), source.limits.document_tokens
+    for values in _values(source, piece, row_map):
+        first, *others = values
+        if first is None:
+            continue
+        if source.settings.completion_column is not None:
+            prompt, *tools = others
+            yield from made.completion(prompt, first, limit, *tools)
+        elif source.settings.messages_column is not None:
+            yield from made.conversation(first, limit, *others)
+        else:
+            yield from made.tokens(first, limit)
+
+
+def _values(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[list[Any]]:
+    """Values of a source's columns, row by row."""
+    columns, path = source.settings.columns.values(), piece.file.path
+    for row in rows.table_rows(piece.file, columns if row_map is None else None, piece.start, piece.stop):
+        found, where = (row, path) if row_map is None else (row_map(row, path), _mapped(source))
+        if found is not None:
+            yield [rows.value_of(found, column, where) for column in columns]
 
 
 def _cut(text: Text, about: int) -> Iterator[Document]:
@@ -177,4 +239,4 @@ def _other_texts(piece: Slice, column: str) -> Iterator[Text]:
         return rows.arrow(piece.file, column)
     if piece.file.format == "jsonl":
         return rows.json_lines(piece.file, column, piece.start, piece.stop)
-    return rows.comma_separated(piece.file, column, "\t" if piece.file.format == "tsv" else ",")
+    return rows.comma_separated(piece.file, column)

@@ -1,14 +1,14 @@
-"""Read the texts of a named column in JSON Lines, CSV, Parquet and the Arrow files of saved data sets.
+"""Read the texts of a named column, or whole rows, in JSON Lines, CSV, Parquet and the Arrow files of saved data sets.
 
-A text of up to 16 MB is returned as a string. A longer text is returned as an iterator over pieces of its UTF-8 bytes, so that
-Python never holds it as a whole. Read such a text before you request the next one.
+A text of up to 16 MB is returned as a string. A longer text of a column is returned as an iterator over pieces of its UTF-8 bytes,
+so that Python never holds it as a whole. Read such a text before you request the next one.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -38,7 +38,15 @@ _CSV_BLOCK = 16 << 20
 
 
 class ColumnError(ValueError):
-    """A column is missing in a file or holds no text. The message names the file."""
+    """A column is missing in a file or holds no text. The message names the file.
+
+    Attributes:
+        column: Name of the column.
+    """
+
+    def __init__(self, column: str, message: str) -> None:
+        super().__init__(message)
+        self.column = column
 
 
 def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterator[Text]:
@@ -52,45 +60,78 @@ def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterato
         if not isinstance(line, bytes):
             yield from _long_text(file, line, column, at)
             continue
-        text = _member(file, column, line, at)
-        if isinstance(text, str):
-            yield text if text.isascii() else _without_surrogates(text)
-        elif text is not None:
-            raise _no_text(file, type(text).__name__)
+        if text := text_of(_object(line, at), column, file.path):
+            yield text
 
 
-def values(file: File, column: str, start: int, stop: int | None) -> Iterator[Any]:
-    """Python values of a column of JSON Lines, Parquet or a saved data set, such as lists; nulls are left out.
+def table_rows(file: File, columns: Collection[str] | None, start: int, stop: int | None) -> Iterator[dict[str, Any]]:
+    """Rows of a table as Python values, of CSV as text. Each row is held in memory whole.
+
+    Args:
+        file: The file.
+        columns: Columns to read; None reads all.
+        start: First byte or row group, as in `readers.Slice`.
+        stop: Byte or row group after the last one; None for the end of the file.
 
     Raises:
         NotTextError: A line is not UTF-8 or not a JSON object.
-        ColumnError: The file is of another format or lacks the column.
+        ColumnError: The file is no table or lacks a column.
         pyarrow.ArrowInvalid: The file is damaged.
     """
+    if file.format == "text":
+        raise ColumnError(next(iter(columns or [_TEXT])), f"{file.path} has no columns; write JSON Lines or Parquet")
     if file.format == "jsonl":
-        read = _json_values(file, column, start, stop)
-    elif file.format in ("parquet", "arrow"):
-        read = (value for batch in _batches(file, column, start, stop) for value in batch.column(column).to_pylist())
-    else:
-        raise ColumnError(f"{file.path} cannot hold lists; write JSON Lines or Parquet")
-    return (value for value in read if value is not None)
+        return _json_rows(file, columns, start, stop)
+    return (row for batch in _batches(file, columns, start, stop) for row in batch.to_pylist())
 
 
-def comma_separated(file: File, column: str, delimiter: str) -> Iterator[Text]:
+def value_of(row: Mapping[str, Any], column: str, where: str) -> Any:
+    """A row's value in a column.
+
+    Raises:
+        ColumnError: The row lacks the column; `where` says which row it is.
+    """
+    if column not in row:
+        raise _no_column(where, column, row)
+    return row[column]
+
+
+def text_of(row: Mapping[str, Any], column: str, where: str) -> str:
+    """A row's text in a column; an empty string for null.
+
+    Raises:
+        ColumnError: The row lacks the column, or holds no text there; `where` says which row it is.
+    """
+    text = value_of(row, column, where)
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise _no_text(where, column, type(text).__name__)
+    return text if text.isascii() else _without_surrogates(text)
+
+
+def kept_side(row: Mapping[str, Any], where: str) -> Kept | None:
+    """Side of a row in an earlier run's validation split, if that run wrote the row.
+
+    Raises:
+        ColumnError: The row is a conversation that the earlier run has rendered.
+    """
+    group, held_out = (row.get(name) for name in _KEPT)
+    if not all(name in row for name in DOCUMENTS.names if name != _MASK):
+        return None
+    if row.get(_MASK) is not None:
+        raise _rendered(where)
+    return Kept(group, held_out) if isinstance(group, bytes) and isinstance(held_out, bool) else None
+
+
+def comma_separated(file: File, column: str) -> Iterator[Text]:
     """Texts of a column of CSV with a header, read in blocks.
 
     Raises:
         ColumnError: The file lacks the column.
         pyarrow.ArrowInvalid: The file is damaged or not UTF-8.
     """
-    names = _header(file, delimiter)
-    if column not in names:
-        raise _no_column(file, names)
-    with file.file_system().open_input_stream(file.path, compression="detect") as stream, csv.open_csv(
-            stream, **_csv_options(delimiter), convert_options=csv.ConvertOptions(
-                include_columns=[column], column_types={column: pa.string()})) as batches:
-        for batch in batches:
-            yield from _strings(batch.column(0))
+    return (text for batch in _csv_batches(file, [column]) for text in _strings(batch.column(0)))
 
 
 def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[Text, Kept | None]]:
@@ -149,8 +190,8 @@ def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, byte
         yield held[0].at, line
 
 
-def _member(file: File, column: str, line: bytes, at: int) -> Any:
-    """Value of a member of the JSON object in a line."""
+def _object(line: bytes, at: int) -> dict[str, Any]:
+    """The JSON object in a line."""
     try:
         row = json.loads(decode(line, at))
     except NotTextError:
@@ -159,16 +200,16 @@ def _member(file: File, column: str, line: bytes, at: int) -> Any:
         raise NotTextError(f"the line at byte {at} is not JSON; write one object per line") from error
     if not isinstance(row, dict):
         raise NotTextError(f"the line at byte {at} is not a JSON object; write one per line")
-    if column not in row:
-        raise _no_column(file, row)
-    return row[column]
+    return row
 
 
-def _json_values(file: File, column: str, start: int, stop: int | None) -> Iterator[Any]:
+def _json_rows(file: File, columns: Collection[str] | None, start: int, stop: int | None) -> Iterator[dict[str, Any]]:
     for at, line in _lines(file, start, stop):
         whole = line if isinstance(line, bytes) else b"".join(part.data for part in line)
-        value = _member(file, column, whole, at)
-        yield _clean(value) if b"\\u" in whole else value
+        row = _object(whole, at)
+        if columns is not None:
+            row = {column: value_of(row, column, file.path) for column in columns}
+        yield _clean(row) if b"\\u" in whole else row
 
 
 def _clean(value: Any) -> Any:
@@ -179,19 +220,39 @@ def _clean(value: Any) -> Any:
     return {key: _clean(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def _batches(file: File, column: str, start: int, stop: int | None) -> Iterator[Any]:
-    """Batches of a Parquet file's row groups [start, stop), or of a saved data set, with the column."""
+def _batches(file: File, columns: Collection[str] | None, start: int, stop: int | None) -> Iterator[Any]:
+    """Batches of CSV, of a Parquet file's row groups [start, stop), or of a saved data set, with the columns; None means all."""
+    if file.format in ("csv", "tsv"):
+        yield from _csv_batches(file, columns)
+        return
     if file.format == "arrow":
         with file.file_system().open_input_stream(file.path) as stream, pa.ipc.open_stream(stream) as batches:
-            if column not in batches.schema.names:
-                raise _no_column(file, batches.schema.names)
-            yield from batches
+            chosen = _chosen(file, columns, batches.schema.names)
+            yield from (batch.select(chosen) for batch in batches)
         return
     with file.file_system().open_input_file(file.path) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
-        if column not in table.schema_arrow.names:
-            raise _no_column(file, table.schema_arrow.names)
-        for group in range(start, table.num_row_groups if stop is None else stop):
-            yield from table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[column])
+        chosen = _chosen(file, columns, table.schema_arrow.names)
+        for number in range(start, table.num_row_groups if stop is None else stop):
+            group = table.metadata.row_group(number)
+            size = max(1, min(_ROWS, _ROWS_BYTES * group.num_rows // max(1, group.total_byte_size)))
+            yield from table.iter_batches(batch_size=size, row_groups=[number], columns=chosen)
+
+
+def _csv_batches(file: File, columns: Collection[str] | None) -> Iterator[Any]:
+    delimiter = "\t" if file.format == "tsv" else ","
+    chosen = _chosen(file, columns, _header(file, delimiter))
+    convert = csv.ConvertOptions(include_columns=chosen, column_types=dict.fromkeys(chosen, pa.string()))
+    with file.file_system().open_input_stream(file.path, compression="detect") as stream, csv.open_csv(
+            stream, **_csv_options(delimiter), convert_options=convert) as batches:
+        yield from batches
+
+
+def _chosen(file: File, columns: Collection[str] | None, names: Sequence[str]) -> list[str]:
+    """The columns to read of a table with the columns `names`."""
+    for column in columns or ():
+        if column not in names:
+            raise _no_column(file.path, column, names)
+    return list(names if columns is None else columns)
 
 
 def _joined(parts: Sequence[LinePart]) -> bytes:
@@ -211,9 +272,9 @@ def _long_text(file: File, line: Iterable[LinePart], column: str, at: int) -> It
     if not isinstance(found, dict):
         yield (_without_surrogates(piece).encode() for piece in found)
     elif column not in found:
-        raise _no_column(file, found)
+        raise _no_column(file.path, column, found)
     elif found[column] != "n":      # first character of `null`
-        raise _no_text(file, {"[": "list", "{": "dict"}.get(found[column], "number"))
+        raise _no_text(file.path, column, {"[": "list", "{": "dict"}.get(found[column], "number"))
 
 
 def _characters(line: Iterable[LinePart]) -> Iterator[str]:
@@ -293,7 +354,7 @@ def _is_ours(schema: Any) -> bool:
 
 def _refuse_masks(file: File, batch: Any) -> None:
     if _MASK in batch.schema.names and batch.column(_MASK).null_count < len(batch):
-        raise ColumnError(f"{file.path} holds conversations that another run has rendered; name the data set that has them")
+        raise _rendered(file.path)
 
 
 def _kept(batch: Any) -> list[Kept | None]:
@@ -305,19 +366,23 @@ def _kept(batch: Any) -> list[Kept | None]:
 
 def _check_column(file: File, column: str, schema: Any) -> None:
     if column not in schema.names:
-        raise _no_column(file, schema.names)
+        raise _no_column(file.path, column, schema.names)
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
-        raise _no_text(file, str(kind))
+        raise _no_text(file.path, column, str(kind))
 
 
-def _no_column(file: File, columns: Iterable[str]) -> ColumnError:
-    return ColumnError(f"{file.path} has no such column; it has {', '.join(columns) or 'none'}")
+def _no_column(where: str, column: str, columns: Iterable[str]) -> ColumnError:
+    return ColumnError(column, f"{where} has no such column; it has {', '.join(columns) or 'none'}")
 
 
-def _no_text(file: File, kind: str) -> ColumnError:
-    return ColumnError(f"the column holds {kind} in {file.path}; name one that holds text")
+def _no_text(where: str, column: str, kind: str) -> ColumnError:
+    return ColumnError(column, f"the column holds {kind} in {where}; name one that holds text")
+
+
+def _rendered(where: str) -> ColumnError:
+    return ColumnError(_TEXT, f"{where} holds conversations that another run has rendered; name the data set that has them")
 
 
 def _without_surrogates(text: str) -> str:

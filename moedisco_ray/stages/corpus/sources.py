@@ -15,6 +15,7 @@ from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.run_models import model_identity
 from moedisco_ray.stages.corpus import embedded, files
 from moedisco_ray.stages.corpus.documents import DOCUMENTS
+from moedisco_ray.stages.corpus.row_map import RowMap
 from moedisco_ray.stages.text.cutting import Limits
 
 
@@ -29,7 +30,7 @@ class Input:
         settings: The configured source; for embedded text, a source that reads the file of one domain.
         limits: Limits on the length of documents.
         own: Whether the run itself wrote the files. Such files may be outside of the read roots.
-        tokenizer: Directory of the tokenizer, if the source holds conversations or token ids; else None.
+        tokenizer: Directory of the tokenizer, if the source needs it (`Source.has_given_tokens`); else None.
     """
 
     order: int
@@ -62,7 +63,7 @@ def expand_sources(
         setting: Setting that lists the sources; errors name it.
         unnamed: Prefix of the names of sources without a name.
         owner: The data owner whose sources to expand; None: those without an owner.
-        tokenizer: Directory of the tokenizer; only sources with conversations or token ids need it.
+        tokenizer: Directory of the tokenizer, for the sources that need it (`Source.has_given_tokens`).
 
     Raises:
         ConfigError: Two inputs have the same name.
@@ -76,10 +77,10 @@ def expand_sources(
             prefix = "" if source.name is None else f"{source.name}-"
             for domain, path in embedded.write_embedded(scratch).items():
                 name = prefix + domain
-                written = Source(path=str(path), format="jsonl", weight=source.weight)
+                written = Source(path=str(path), format="jsonl", weight=source.weight, map=source.map)
                 inputs.append(Input(len(inputs), field, name, written, limits, own=True))
         else:
-            needed = tokenizer if source.list_column is not None else None
+            needed = tokenizer if source.has_given_tokens else None
             inputs.append(Input(len(inputs), field, source.name or f"{unnamed}-{i}", source, limits, tokenizer=needed))
     names = [item.name for item in inputs]
     for item in inputs:
@@ -95,6 +96,7 @@ def input_identity(config: RunConfig) -> dict[str, str]:
 
     - text files and the model to start from: names, sizes and modification times
     - embedded text: versions of the packages that contain it
+    - functions that change or drop rows: contents of the files that define them
     - task files of the evaluation, and the tokenizer: contents of the files
     - in the corpus stage: also the schema in which the corpus is stored
 
@@ -102,7 +104,8 @@ def input_identity(config: RunConfig) -> dict[str, str]:
 
     Raises:
         CorpusError: A source cannot be listed.
-        ConfigError: The run starts from a model without a tokenizer, and no tokenizer is configured.
+        ConfigError: The run starts from a model without a tokenizer, and no tokenizer is configured; or a source's `map` cannot be
+            imported.
     """
     evaluation = config.evaluation
     read = [*_identities("evaluation.sources", evaluation.sources), *(_contents(path) for path in evaluation.lm_eval)]
@@ -124,6 +127,8 @@ def _identities(setting: str, sources: Sequence[Source]) -> Iterator[str]:
             yield embedded.identity()
         else:
             yield files.digest(files.list_files(f"{setting}.{i}", source).files)
+        if source.map is not None:
+            yield RowMap(f"{setting}.{i}", source.map).identity()
 
 
 def _listing(place: Path) -> Iterator[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from moedisco_ray.stages.corpus.documents import STAGED, bucket_of_rows, dedupe_and_sort, staged_table
 from moedisco_ray.stages.corpus.near_duplicates import without
-from moedisco_ray.stages.corpus.readers import Unit, read_unit
+from moedisco_ray.stages.corpus.readers import Unit, read_unit, row_map_of
 from moedisco_ray.stages.corpus.shuffle import (
     FILE_BYTES,
     Buckets,
@@ -47,11 +47,13 @@ class Staged(Scattered):
     Attributes:
         order: Position of the unit's input (see `Input`) among all inputs.
         documents: Number of documents read, with duplicates.
+        dropped: Number of rows that the source's `map` dropped.
         skipped: Files that could not be read, if the source says `on_error: skip`; the unit must be read again without them.
     """
 
     order: int
     documents: int
+    dropped: int
     skipped: tuple[Skipped, ...]
 
 
@@ -82,14 +84,16 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, file_bytes: int = FILE
 
     Raises:
         CorpusError: The unit cannot be read; see `read_unit`.
+        ConfigError: The source's `map` cannot be imported, or fails.
     """
     documents = 0
     skipped: list[Skipped] = []
+    row_map = row_map_of(unit.source)
 
     def tables() -> Iterator[pa.Table]:
         nonlocal documents
         group = b""
-        for chunk in _chunks(read_unit(unit, skipped), min(file_bytes, _CHUNK_CHARACTERS)):
+        for chunk in _chunks(read_unit(unit, skipped, row_map), min(file_bytes, _CHUNK_CHARACTERS)):
             table = staged_table(chunk, unit.source.order, group)
             group = table["group"][-1].as_py()
             documents += len(chunk)
@@ -98,7 +102,9 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, file_bytes: int = FILE
     files = scatter(
         tables(), directory / "units" / f"unit-{unit.index:06d}", STAGED, _by_id(buckets), Digits.of(buckets),
         file_bytes=file_bytes)
-    return Staged(index=unit.index, order=unit.source.order, files=files, documents=documents, skipped=tuple(skipped))
+    return Staged(
+        index=unit.index, order=unit.source.order, files=files, documents=documents, skipped=tuple(skipped),
+        dropped=0 if row_map is None else row_map.dropped)
 
 
 def shuffle_documents(staged: Iterable[Staged], directory: Path, count: int, map_tasks: MapTasks) -> list[Bucket]:

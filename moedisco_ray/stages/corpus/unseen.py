@@ -43,7 +43,7 @@ def read_unseen(
         limits: Limits on the length of documents. With `trained_on` they must be the corpus' limits, because the ids of a cut
             document's parts depend on them.
         trained_on: Parquet files of the training documents, with the column id; these documents are left out.
-        tokenizer: Directory of the tokenizer; only sources with conversations or token ids need it.
+        tokenizer: Directory of the tokenizer, for the sources that need it (`Source.has_given_tokens`).
 
     Raises:
         CorpusError: A source cannot be read, or all its documents were trained on.

@@ -1,8 +1,9 @@
-"""Turn conversations and lists of token ids into documents whose tokens are given, with the tokens that the loss counts.
+"""Turn conversations, completions and lists of token ids into documents with given tokens, with the tokens that the loss counts.
 
 The tokenizer's chat template renders a conversation, and the loss counts what the assistant writes. If the template marks it with
 `{% generation %}`, the marks decide, as in transformers. In any other template, an assistant's turn begins where the template ends
-a prompt for it, and ends where the template ends the conversation up to this turn.
+a prompt for it, and ends where the template ends the conversation up to this turn. Of a completion, the loss counts all that
+follows the prompt.
 
 This module imports transformers, which is slow.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +31,7 @@ from moedisco_ray.stages.text.cutting import Document, GivenTokensError
 from moedisco_ray.stages.text.pretrained import open_encoder
 
 Message = Mapping[str, Any]
+Tools = list[Any] | None
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ROLES = {"human": "user", "gpt": "assistant"}
@@ -36,7 +39,7 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 
 
 class Rendered(NamedTuple):
-    """A rendered conversation.
+    """A rendered conversation, or a prompt with its completion.
 
     Attributes:
         text: The rendered text.
@@ -64,23 +67,66 @@ class GivenTokens:
     def __init__(self, directory: Path) -> None:
         self._tokenizer = load_pretrained(directory)
         self._encoder = open_encoder(directory)
-        self._is_marked = _MARKED.search(_template(self._tokenizer) or "") is not None
 
-    def conversation(self, messages: Any, limit: int) -> Iterator[Document]:
+    def conversation(self, messages: Any, limit: int, tools: Any = None) -> Iterator[Document]:
         """Render a conversation and yield it as one document, or as the parts of one group if it is longer than `limit` tokens.
 
         Parts without a token that the loss counts are left out.
 
+        Args:
+            messages: The conversation.
+            limit: Maximum tokens of a document.
+            tools: Tools that the template gets: a list of JSON schemas, the same as JSON text, or None.
+
         Raises:
             GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in it.
         """
-        text, ids, offsets, loss_mask = self.render(_messages(messages))
+        yield from self._parts(self.render(_messages(messages), _tools(tools)), limit)
+
+    def completion(self, prompt: Any, completion: Any, limit: int, tools: Any = None) -> Iterator[Document]:
+        """Yield a prompt with its completion as `conversation` yields a conversation; the loss counts the completion.
+
+        Args:
+            prompt: Text, or a list of messages.
+            completion: As the prompt. EOS follows a completion of text; in a conversation, the template ends turns.
+            limit: Maximum tokens of a document.
+            tools: As in `conversation`, for messages.
+
+        Raises:
+            GivenTokensError: One is text and the other is not, or the template renders the prompt differently before a completion.
+        """
+        if isinstance(prompt, str) and isinstance(completion, str):
+            text, start = prompt + completion, len(prompt)
+        elif isinstance(prompt, str) or isinstance(completion, str):
+            raise GivenTokensError("a row holds text and messages; write prompt and completion alike")
+        else:
+            text, start = self._answered(_messages(prompt), _messages(completion), _tools(tools))
+        ids, offsets = self._encode(text)
+        if isinstance(completion, str) and ids[-1:].tolist() != [self._encoder.eos]:
+            ids, offsets = np.append(ids, np.int32(self._encoder.eos)), np.append(offsets, [[len(text), len(text) + 1]], axis=0)
+        if start < len(text):
+            yield from self._parts(Rendered(text, ids, offsets, offsets[:, 1] > start), limit)
+
+    def _answered(self, prompt: Sequence[Message], completion: Sequence[Message], tools: Tools) -> tuple[str, int]:
+        """A prompt with its completion, rendered, and the place of the completion's first character."""
+        asked, text = self._apply(prompt, tools, prompt=True), self._apply([*prompt, *completion], tools)
+        if text.startswith(asked):
+            return text, len(asked)
+        # A template may end a prompt with more than it writes before an answer, such as an opening tag for reasoning.
+        start = _common(asked, text)
+        if start < _common(asked, self._apply(prompt, tools)):
+            raise GivenTokensError("the chat template renders a prompt differently before its completion, which cannot be found")
+        return text, start
+
+    def _parts(self, rendered: Rendered, limit: int) -> Iterator[Document]:
+        """Cut a rendered text into documents of one group; leave out those without a token that the loss counts."""
+        text, ids, offsets, loss_mask = rendered
         first = int(len(ids) > 0 and ids[0] == self._encoder.bos)   # packing adds it
         begins = True
         for start in range(first, len(ids), limit):
             stop = min(start + limit, len(ids))
-            if loss_mask[start:stop].any():
-                part = text[0 if start == first else offsets[start, 0]:len(text) if stop == len(ids) else offsets[stop, 0]]
+            part = text[0 if start == first else offsets[start, 0]:len(text) if stop == len(ids) else offsets[stop, 0]]
+            if part and loss_mask[start:stop].any():
                 yield Document(part, begins, tokens=ids[start:stop], loss_mask=loss_mask[start:stop])
                 begins = False
 
@@ -101,32 +147,32 @@ class GivenTokens:
         for number, (part, text) in enumerate(zip(parts, self._encoder.decode(parts), strict=True)):
             yield Document(text, begins=number == 0, tokens=part)
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
+    def render(self, messages: Sequence[Message], tools: Tools = None) -> Rendered:
         """Render a conversation and find the tokens that the loss counts.
 
         Raises:
             GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in it.
         """
-        text = self._apply(messages)
-        if self._is_marked:
+        text = self._apply(messages, tools)
+        if _MARKED.search(_template(self._tokenizer, tools) or ""):
             found = self._tokenizer.apply_chat_template(
-                list(messages), return_dict=True, return_assistant_tokens_mask=True,
+                list(messages), tools=tools, return_dict=True, return_assistant_tokens_mask=True,
                 tokenizer_kwargs={"return_offsets_mapping": True})
             return Rendered(
                 text, np.array(found["input_ids"], np.int32), np.array(found["offset_mapping"], np.int64).reshape(-1, 2),
                 np.array(found["assistant_masks"], np.bool_))
         ids, offsets = self._encode(text)
         loss_mask = np.zeros(len(ids), dtype=np.bool_)
-        for start, stop in self._turns(messages, text):
+        for start, stop in self._turns(messages, text, tools):
             loss_mask |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
         return Rendered(text, ids, offsets, loss_mask)
 
-    def _turns(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
+    def _turns(self, messages: Sequence[Message], text: str, tools: Tools) -> Iterator[tuple[int, int]]:
         """First and last character (exclusive) of each turn of the assistant in a rendered conversation."""
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                prompt = self._apply(messages[:number], prompt=True)
-                whole = self._apply(messages[:number + 1])
+                prompt = self._apply(messages[:number], tools, prompt=True)
+                whole = self._apply(messages[:number + 1], tools)
                 if text.startswith(whole) and whole.startswith(prompt):
                     yield len(prompt), len(whole)
                 else:
@@ -151,9 +197,10 @@ class GivenTokens:
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return np.array(found["input_ids"], np.int32), np.array(found["offset_mapping"], np.int64).reshape(-1, 2)
 
-    def _apply(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    def _apply(self, messages: Sequence[Message], tools: Tools, *, prompt: bool = False) -> str:
         try:
-            rendered: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+            rendered: str = self._tokenizer.apply_chat_template(
+                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise GivenTokensError(f"the chat template cannot render a conversation ({error})") from error
         return rendered
@@ -166,24 +213,25 @@ def given_tokens(directory: Path) -> GivenTokens:
 
 
 def check_sources(config: RunConfig) -> None:
-    """Check that the run's tokenizer can read the sources with conversations and token ids, if there are any.
+    """Check that the run's tokenizer can read the sources that need it (`Source.has_given_tokens`), if there are any.
 
     Raises:
         ConfigError: The run trains its own tokenizer, or the tokenizer has no chat template, or its chat template writes the token
             between documents inside conversations, and tokens are to attend within documents.
     """
-    sources = [source for source in (*config.corpus.sources, *config.evaluation.sources) if source.list_column is not None]
+    sources = [source for source in (*config.corpus.sources, *config.evaluation.sources) if source.has_given_tokens]
     if not sources:
         return
     directory = tokenizer_directory(config)
     if directory is None:
         raise ConfigError(
-            "tokenizer.path", None, f"is not set, but {sources[0].path!r} holds conversations or token ids; name the directory of "
-            "their tokenizer")
-    if not any(source.messages_column for source in sources):
+            "tokenizer.path", None, f"is not set, but {sources[0].path!r} holds conversations, completions or token ids; name the "
+            "directory of their tokenizer")
+    if not any(source.messages_column or source.completion_column for source in sources):
         return
-    tokenizer = load_pretrained(directory)
-    if _template(tokenizer) is None:
+    if _template(load_pretrained(directory)) is None:
+        if not any(source.messages_column for source in sources):
+            return      # completions of text need none
         raise ConfigError(
             "tokenizer.path", str(directory), "has no chat template, which sources with messages_column need; name the tokenizer "
             "of a chat model, or add chat_template.jinja to the directory")
@@ -201,9 +249,9 @@ def _separates_turns(directory: Path) -> bool:
     return found is not None and found.tokens is not None and open_encoder(directory).prefix in found.tokens
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _template(tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> str | None:
     try:
-        found: str = tokenizer.get_chat_template()
+        found: str = tokenizer.get_chat_template(tools=tools)
     except ValueError:      # it has none
         return None
     return found
@@ -214,14 +262,32 @@ def _messages(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         raise GivenTokensError("a row holds no list of messages")
     messages = []
-    for each in value:
-        message = {key: part for key, part in each.items() if part is not None}
+    for each in _without_nulls(value):
+        message = each
         if "role" not in message and "from" in message:
             message = {"role": _ROLES.get(message["from"], message["from"]), "content": message.get("value", "")}
         if not isinstance(message.get("role"), str):
             raise GivenTokensError("a message has no role; write messages with role and content")
         messages.append(message)
     return messages
+
+
+def _tools(value: Any) -> Tools:
+    """Tools from a list of JSON schemas, or from such a list as JSON text; None for an empty list."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise GivenTokensError(f"the tools of a row are not JSON ({error})") from error
+    if found is not None and not (isinstance(found, list) and all(isinstance(each, dict) for each in found)):
+        raise GivenTokensError("the tools of a row are no list of JSON schemas")
+    return _without_nulls(found) or None
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without keys that hold null, which Parquet and Arrow give to dicts that lack a key of another row."""
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return {key: _without_nulls(each) for key, each in value.items() if each is not None} if isinstance(value, dict) else value
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
