@@ -17,7 +17,7 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.gguf_files import check_packages
 from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.run_models import finished_model, local_model
+from moedisco_ray.core.run_models import finished_model, local_model, model_to_push
 
 TaskFiles = Annotated[
     list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable."),
@@ -79,7 +79,7 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload the model of a finished run to the Hugging Face hub, privately; HF_TOKEN holds the access token."""
-    model = finished_model(run_dir)
+    model = model_to_push(run_dir)
     from moedisco_ray.core.hub_push import push_model
 
     pushed = push_model(model, repo, public=public, message=message)

@@ -15,6 +15,8 @@ from moedisco_ray.core.manifests import Entries
 from moedisco_ray.core.run_store import RunStore
 
 _WEIGHTS = ".safetensors"
+ENSEMBLE_CODE = "modeling_ensemble.py"
+"""File of code in the directory of an ensemble, and in no other directory of a model."""
 
 
 def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
@@ -73,6 +75,12 @@ def finished_model(location: Location) -> Path:
             "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
     store.fetch(model)
     return model
+
+
+def model_to_push(location: Location) -> Path:
+    """Like `finished_model`; the location may also be a directory that `moedisco export --to ensemble` wrote."""
+    is_ensemble = not is_uri(location) and (Path(location) / ENSEMBLE_CODE).is_file()
+    return Path(location) if is_ensemble else finished_model(location)
 
 
 def model_identity(setting: str, place: Location) -> str:

@@ -8,8 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
 from moedisco_ray.core.artifacts import reporting_full_disk
 from moedisco_ray.core.config import LocalInit, RunConfig
 from moedisco_ray.core.config.renamed import stored_config
@@ -24,6 +22,7 @@ from moedisco_ray.execution.merge_models import check_new
 from moedisco_ray.models import open_checkpoint, read_config, write_config
 from moedisco_ray.models.tokenizer_directories import load_pretrained
 from moedisco_ray.stages.evaluate.ensemble import BLOCK, TEMPERATURE
+from moedisco_ray.stages.export.card import ensemble_card
 from moedisco_ray.stages.export.directory import count_parameters, write_configs, write_tokenizer, write_weights
 from moedisco_ray.stages.export.front_matter import facts_of
 from moedisco_ray.stages.export.origin import Origin
@@ -50,7 +49,7 @@ def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
         StorageError: The storage does not respond.
     """
     check_new(target)
-    name, store = current_report(location).name, RunStore.of(location)
+    report, store = current_report(location), RunStore.of(location)
     config = stored_config(json.loads(store.read("config.json") or b"{}"))
     artifacts = {stage.name: store.directory / stage.directory for stage in STAGES}
     tokenizer, clusters = artifacts["corpus"] / "tokenizer", artifacts["cluster"] / "cluster_model"
@@ -83,7 +82,8 @@ def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
         shutil.copyfile(_CODE, draft / _CODE.name)
         if origin is not None:
             origin.copy_licences(draft)
-        (draft / "README.md").write_text(_card(name, config), encoding="utf-8")
+        card = ensemble_card(report, facts_of(config.model, datasets_of(config)), _CODE.name)
+        (draft / "README.md").write_text(card, encoding="utf-8")
         draft.rename(target)
     return {"parameters": parameters, "bytes": size, "submodels": config.cluster_count, "step": None}
 
@@ -111,32 +111,3 @@ def _check(config: RunConfig, store: RunStore, location: Location) -> str:
     if kind not in modeling_ensemble.VECTORS:
         raise refused(f"has clusters of the kind {kind}, which have no centre to route by; use `--to hf`")
     return kind
-
-
-def _card(name: str, config: RunConfig) -> str:
-    facts = facts_of(config.model, datasets_of(config))
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", tags=["moe-disco", "ensemble", "custom_code"],
-        base_model=facts.base_model, license=facts.license, license_name=facts.license_name, license_link=facts.license_link,
-        language=facts.language or None, datasets=facts.datasets or None)
-    return f"""---
-{data.to_yaml()}
----
-
-# {name}
-
-{config.cluster_count} language models ({config.model.family_name}), each trained on one cluster of the text, as an ensemble without
-a merge (c-BTM, [arXiv 2303.14177](https://arxiv.org/abs/2303.14177)): their next-token probabilities are mixed with weights that
-depend on how near the text so far is to each cluster. All of them run for every token. Each folder with a number is a model of its
-own.
-
-`{_CODE.name}` has the code. It needs transformers 5, and no package of ours.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory", trust_remote_code=True)
-inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
-```
-"""

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hub_standin import hub
+from huggingface_hub import ModelCard
 from s3_standin import s3_server
 from small_run import DOMAINS, small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,6 +27,8 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.locations import CACHE, cache_directory
+from moedisco_ray.core.records import ModelFacts
+from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -35,6 +39,7 @@ from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
 from moedisco_ray.stages.clustering.vectors.mean_token import MeanToken
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats
+from moedisco_ray.stages.export.card import ensemble_card
 from moedisco_ray.stages.scoring import token_nats
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.text.validation import Documents, load_documents, validation_parts
@@ -113,6 +118,16 @@ def run_with(kind: str, run: Path, documents: Documents, home: Path) -> Path:
     return copied
 
 
+def loaded_alone(name: str, text: list[int], home: Path, **environment: str) -> dict[str, Any]:
+    """What transformers computes with a package in a process that has no package of ours; see `ALONE`."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, name, json.dumps(text)], capture_output=True, text=True, check=False,
+        cwd=home, env={**os.environ, "HF_MODULES_CACHE": str(home / "modules"), **environment})
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def measured(run: Path, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Nats of some tokens of a document, as the evaluate stage computes an ensemble's."""
     encoder, clusters = Encoder(run / "corpus" / "tokenizer"), ClusterModel.load(run / "clusters" / "cluster_model")
@@ -165,11 +180,7 @@ def test_it_loads_where_our_package_is_absent(package: Path, model: EnsembleForC
         alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     assert {str(name).split(".")[0] for name in modules} - sys.stdlib_module_names == {
         "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", ALONE, str(package), json.dumps(text)], capture_output=True, text=True, check=False,
-        cwd=tmp_path, env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr
-    found, ids = json.loads(done.stdout), torch.tensor([text])
+    found, ids = loaded_alone(str(package), text, tmp_path, HF_HUB_OFFLINE="1"), torch.tensor([text])
     with torch.no_grad():
         assert found["loss"] == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
     assert found["made"] == model.generate(ids[:, :70], max_new_tokens=8, do_sample=False)[0].tolist()
@@ -195,6 +206,38 @@ def test_generation_with_caches_and_padding_is_that_without(model: EnsembleForCa
         assert torch.allclose(rest, model(ids[:1]).logits[:, 90:], atol=1e-5)
         with pytest.raises(ValueError, match="pass all tokens so far as document_ids"):
             model(ids[:1, 90:], past_key_values=cache)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")    # huggingface_hub's own, at a plain upload
+def test_a_pushed_ensemble_loads_from_the_hub(
+    package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "me/ensemble"
+    with hub(tmp_path / "hub-cache") as server:
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        pushed = CliRunner().invoke(app, ["push", str(package), name, "--json"])
+        assert pushed.exit_code == 0, pushed.output
+        stored = server.repositories[name].commits[server.repositories[name].branches["main"]]
+        assert {**contents(package), ".gitattributes": b""} == stored
+        found = loaded_alone(name, text, tmp_path)
+    ids = torch.tensor([text])
+    with torch.no_grad():
+        assert found["loss"] == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
+
+
+def test_the_card_has_the_ensembles_origin_and_its_own_results(run: Path, package: Path) -> None:
+    card = ModelCard.load(package / "README.md")
+    measured = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["ensemble"]
+    assert {(each.dataset_name, each.metric_type): each.metric_value for each in card.data.eval_results} == {
+        ("held-out text", kind): round(measured[kind], 6) for kind in ("loss", "perplexity", "bits_per_byte")}
+    assert {"ensemble", "custom_code"} < set(card.data.tags)
+    assert "trust_remote_code=True" in card.content
+    assert "c-BTM" in card.content
+    facts = ModelFacts(base_model="org/base", license="mit", language=["de"], datasets=["org/text"])
+    report = RunReport.model_construct(name="x", family="mixtral", seed=0, versions={})
+    data = ModelCard(ensemble_card(report, facts, "code.py")).data
+    assert (data.base_model, data.license, data.language, data.datasets, data.eval_results) == (
+        "org/base", "mit", ["de"], ["org/text"], None)
 
 
 def test_each_folder_is_a_submodel_as_it_was_trained(run: Path, package: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moedisco_ray.core.artifacts import read_manifest, write_text
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, start_note, task_table
-from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, Sample
+from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, ModelFacts, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.stages.export.front_matter import front_matter
@@ -22,8 +22,8 @@ _TASKS_LEGEND = (
 _USAGE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory"{option})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory"{option})
 inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```"""
@@ -42,13 +42,41 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
         front_matter(report, figures.facts),
         f"# {report.name}",
         about,
-        "## Use", _USAGE,
+        "## Use", _USAGE.format(option=""),
         "## Training", _table(TABLE_COLUMNS, report_table(report)), legend + _rounding(figures),
         *([] if verdict is None else [verdict]),
         *(f"{note[0].upper()}{note[1:]}." for note in (*report_notes(report), *report_speeds(report))),
         *_clusters(report.clusters.clusters),
         *_evaluation(report.evaluation),
         *_samples(figures.samples),
+        "## Made with", _made_with(report),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def ensemble_card(report: RunReport, facts: ModelFacts, code: str) -> str:
+    """A model card of a run's sub-models as an ensemble; the only results in it are those of the ensemble.
+
+    Args:
+        report: The run's report, finished or not.
+        facts: What is known of the origin of the model.
+        code: Name of the file with the ensemble's code.
+    """
+    figures = report.evaluation.ensemble
+    own = EvaluationRecord() if figures is None else EvaluationRecord.model_validate(figures.to_json())
+    about = (
+        f"An ensemble of language models of the `{report.family}` family, one per cluster of the text, which were never merged "
+        "(c-BTM, [arXiv 2303.14177](https://arxiv.org/abs/2303.14177)). A router, which reads the text so far, mixes their "
+        "next-token probabilities: the nearer the text is to a cluster, the more the model of that cluster counts. All models run "
+        f"for every token. Each folder with a number is one of them.{_start(report)}")
+    sections = [
+        front_matter(report.model_copy(update={"evaluation": own}), facts, ("ensemble", "custom_code")),
+        f"# {report.name}",
+        about,
+        "## Use", f"`{code}` has the code. It needs transformers 5, and no package of ours.",
+        _USAGE.format(option=", trust_remote_code=True"),
+        *_clusters(report.clusters.clusters),
+        *_evaluation(own),
         "## Made with", _made_with(report),
     ]
     return "\n\n".join(sections) + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ def facts_of(start: Model, datasets: list[str]) -> ModelFacts:
         datasets=datasets)
 
 
-def front_matter(report: RunReport, facts: ModelFacts) -> str:
+def front_matter(report: RunReport, facts: ModelFacts, tags: Sequence[str] = ("mixture-of-experts",)) -> str:
     """The YAML at the beginning of a model card, between its lines of dashes."""
     results = list(_results(report.evaluation))
     data = ModelCardData(
-        library_name="transformers", pipeline_tag=_TASK, tags=["mixture-of-experts", "moe-disco", report.family],
+        library_name="transformers", pipeline_tag=_TASK, tags=[*tags, "moe-disco", report.family],
         base_model=facts.base_model, license=facts.license, license_name=facts.license_name, license_link=facts.license_link,
         language=facts.language or None, datasets=facts.datasets or None, eval_results=results or None,
         model_name=report.name if results else None)
