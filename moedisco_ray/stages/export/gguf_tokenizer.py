@@ -1,4 +1,4 @@
-"""A tokenizer in a GGUF file.
+"""A tokenizer in a GGUF file: a byte-level BPE, or one of SentencePiece's kind.
 
 llama.cpp knows by name how a byte-level BPE splits text before it merges. The name is found from the tokenizer's own rules, so that
 tokenizers that a run trained are recognised too.
@@ -14,6 +14,7 @@ import gguf
 from transformers import PreTrainedTokenizerBase
 
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.stages.export.gguf_sentencepiece import BYTES, adds_space, is_sentencepiece, token_scores
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
 _CAPITALS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -28,6 +29,8 @@ _SPLITS: Mapping[tuple[str, bool], str] = {
     (rf"{_WORDS}{_ENDINGS}?|{_CAPITALS}{_ENDINGS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}", False): "gpt-4o",
 }
 """Names of the regular expressions that split text, by expression and by whether known words are not merged."""
+_LOWEST = -1e6
+"""Score of tokens that no merge makes, below all others."""
 _REMEDY = "use `--to hf`, or a tokenizer that `tokenizer.train_vocab_size` trains"
 
 
@@ -38,7 +41,7 @@ def add_tokenizer(
 
     Args:
         writer: Writer of the file.
-        tokenizer: A byte-level BPE.
+        tokenizer: A byte-level BPE, or a tokenizer of SentencePiece's kind.
         vocab_size: Number of rows of the embedding; rows without a token get a name that no text contains.
         ends: Tokens that end a text, in addition to the tokenizer's EOS.
 
@@ -46,14 +49,26 @@ def add_tokenizer(
         ConfigError: The tokenizer is of another kind, or llama.cpp does not know how it splits text.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split_name(backend))
     names = {number: token for token, number in tokenizer.get_vocab().items()}
     added = {each["id"]: bool(each["special"]) for each in backend["added_tokens"]}
     writer.add_token_list([names.get(number, f"[PAD{number}]") for number in range(vocab_size)])
-    writer.add_token_types([_kind(number, names, added) for number in range(vocab_size)])
-    merges = backend["model"]["merges"]
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    kinds = [_kind(number, names, added) for number in range(vocab_size)]
+    if is_sentencepiece(backend):
+        scores = token_scores(backend)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_add_space_prefix(adds_space(backend))
+        writer.add_token_scores([scores.get(names.get(number, ""), _LOWEST) for number in range(vocab_size)])
+        kinds = [gguf.TokenType.BYTE if names.get(number) in BYTES else kind for number, kind in enumerate(kinds)]
+        if tokenizer.unk_token_id is not None:
+            writer.add_unk_token_id(tokenizer.unk_token_id)
+            kinds[tokenizer.unk_token_id] = gguf.TokenType.UNKNOWN
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(split_name(backend))
+        merges = backend["model"]["merges"]
+        writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_token_types(kinds)
     _add_special_tokens(writer, tokenizer, ends)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
@@ -69,7 +84,7 @@ def split_name(backend: Mapping[str, Any]) -> str:
         ConfigError: The tokenizer is no byte-level BPE, or llama.cpp has no such name.
     """
     model, normalizer = backend["model"], backend["normalizer"]
-    if model["type"] != "BPE" or model.get("byte_fallback"):
+    if model["type"] != "BPE":
         raise ConfigError("tokenizer", model["type"], f"is no byte-level BPE; {_REMEDY}")
     # llama.cpp does not normalise; text that people write is in NFC already.
     if normalizer is not None and normalizer["type"] != "NFC":
