@@ -2,87 +2,193 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from huggingface_hub import ModelCardData
 
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
-from moedisco_ray.core.config import EXPERT_COUNTS
+from moedisco_ray.core.config import EXPERT_COUNTS, FamilyName, Model
 from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.run_models import finished_model
+from moedisco_ray.execution.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
 from moedisco_ray.execution.merge_models import FREE_FIELDS, check_new, complete
 from moedisco_ray.models import (
     Checkpoint,
     Chosen,
+    OneExpert,
     config_with_experts,
     expert_count,
     from_values,
     open_complete,
+    open_dense,
     read_config,
+    upcycled_config,
     with_experts,
     write_checkpoint,
     write_config,
 )
 from moedisco_ray.stages.export.origin import Origin
+from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
+from moedisco_ray.stages.scoring import default_dtype
+from moedisco_ray.stages.start import Start
+from moedisco_ray.stages.text.pretrained import open_encoder
+from moedisco_ray.stages.text.tokenizer import Encoder
 
+_MOST_WORSE = 0.01
+"""Share by which the loss on text that the model knows may increase without a warning."""
 _TRAINING_FIELDS = {"router_aux_loss_coef", "output_router_logits", "router_jitter_noise", "rope_theta", "rope_scaling"}
 """Further fields that may differ: they matter in training alone, or `rope_parameters` holds them too."""
 
 
-def choose_experts(model: str, experts: Sequence[str], output: Path, *, top_k: int | None = None) -> dict[str, Any]:
+def choose_experts(
+    model: str, experts: Sequence[str], output: Path, *, top_k: int | None = None, own_texts: Sequence[str] = (),
+    texts: Sequence[str] = (), max_tokens: int = 131_072, device: str = "cpu",
+) -> dict[str, Any]:
     """Write an MoE that has the backbone of a model, and the chosen experts with their router rows, in this order.
+
+    With texts, the router rows of experts of other models are computed from them, and both
+    models are compared on held-out documents. The model's own experts keep their rows.
 
     Args:
         model: Directory or URI of a finished run, or the directory of an exported model.
         experts: Numbers of experts, such as `0,2-5`; of another model as `RUN_DIR:0,2-5`. The other model must have the same
-            architecture, but for the number of experts.
+            architecture, but for the number of experts; it may also be a dense model, whose expert 0 is its MLP.
         output: Directory to write; it must be new or empty.
         top_k: Experts per token; None: as in the model, but at most all experts.
+        own_texts: Sources of text that the model knows.
+        texts: One source of text for each expert of another model, in their order.
+        max_tokens: Maximum number of tokens to read from all texts together.
+        device: Device that the models run on.
 
     Returns:
-        `directory`, `family`, `top_k`, and `experts`: model and number of each expert.
+        `directory`, `family`, `top_k`, and `experts`: model and number of each expert. With texts also `texts`, `layers`
+        (figures per router), `losses` (held-out loss in nats per token on each text and their mean `mixture`, of the model and of
+        the new one) and `warnings`.
 
     Raises:
-        ConfigError: There is no such expert, or the router cannot have this number of experts or this top-k.
+        ConfigError: There is no such expert, the router cannot have this number of experts or this top-k, or texts are missing.
         CheckpointError: A model cannot be read, or the models have different architectures.
+        CorpusError: A text cannot be read, or is too short.
         RunDirError: A location holds no model, or the output is not empty or cannot be written.
     """
     check_new(output)
-    opened, chosen = {model: _open(model)}, list[Chosen]()
+    start = finished_model(model)
+    first, _ = open_complete(start)
+    opened, chosen = {model: _Opened(first, first.config)}, list[Chosen]()
     for text in experts:
         place, _, numbers = text.rpartition(":")
         name = place or model
         if name not in opened:
-            opened[name] = _open(name)
+            opened[name] = _open(name, first.model_map.family.name)
         index = list(opened).index(name)
         chosen += [Chosen(index, number) for number in _numbers(text, numbers, expert_count(opened[name].config))]
     names = list(opened)
-    first = opened[model]
     for name, other in opened.items():
-        _check_alike(first, other, name)
+        _check_alike(first.config, other.config, name)
+    new = [number for number, each in enumerate(chosen) if each.model > 0]
+    _check_texts(own_texts, texts, new, has_dense=any(isinstance(each.tensors, OneExpert) for each in opened.values()))
     values, family = config_with_experts(first.config, len(chosen), top_k), first.model_map.family
     output.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".experts-") as scratch:
         draft = Path(scratch) / "model"
-        write_checkpoint(draft, with_experts(list(opened.values()), first.model_map, chosen), values)
-        complete(draft, Origin(first.directory))
+        tensors = with_experts([each.tensors for each in opened.values()], first.model_map, chosen)
+        layers, measure = list[dict[str, Any]](), None
+        if texts:
+            measure = _Comparison.of(own_texts, texts, start, first.config, max_tokens, home=Path(scratch), device=device)
+            tensors = calibrated(
+                tensors, values, 1 + len(new), measure.batches, settings=RouterSettings("ridge", new=tuple(new)), report=layers,
+                device=device, dtype=default_dtype(device))
+        write_checkpoint(draft, tensors, values)
+        complete(draft, Origin(start))
         # `complete` takes the model's own numbers.
         write_config(draft, config_with_experts(read_config(draft), len(chosen), top_k))
-        result = {
+        result: dict[str, Any] = {
             "directory": str(output), "family": family.name, "top_k": values[family.router.top_k_field],
             "experts": [{"model": names[each.model], "expert": each.expert} for each in chosen]}
+        if measure is not None:
+            result |= {"texts": [*own_texts, *texts], "layers": layers, **measure.losses({model: start, output.name: draft})}
         write_json(draft / "experts.json", result)
         (draft / "README.md").write_text(_card(output.name, model, result), encoding="utf-8")
         draft.rename(output)
     return result
 
 
-def _open(name: str) -> Checkpoint:
-    found, _ = open_complete(finished_model(name))
-    return found
+class _Opened(NamedTuple):
+    """Canonical tensors of a model, and its `config.json`."""
+
+    tensors: Checkpoint | OneExpert
+    config: Mapping[str, Any]
+
+
+def _open(name: str, family: FamilyName) -> _Opened:
+    directory = finished_model(name)
+    if read_config(directory).get("model_type") in DECLARATIONS[family].dense:
+        return _Opened(open_dense(directory, family), upcycled_config(directory, family, 1, 1))
+    found, _ = open_complete(directory)
+    return _Opened(found, found.config)
+
+
+def _check_texts(own: Sequence[str], texts: Sequence[str], new: Sequence[int], *, has_dense: bool) -> None:
+    if has_dense and not texts:
+        raise ConfigError("--calibration", None, "a dense model has no router; name its text, from which its row is computed")
+    if texts and len(texts) != len(new):
+        raise ConfigError(
+            "--calibration", len(texts), f"texts for {len(new)} experts of other models; name one for each, in their order")
+    if bool(own) != bool(texts):
+        raise ConfigError("--own-text", None, "rows are computed from text that the model knows, and from --calibration; name both")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparison:
+    """Texts from which router rows are computed, and on which models are compared.
+
+    Attributes:
+        own: Sources that the model knows; they are the first of `texts`.
+        texts: All texts.
+        batches: Calibration data: cluster 0 is all own text, and each other text is one cluster.
+        encoder: Encoder of the tokenizer.
+        tokenizer: Its directory.
+        length: Tokens of a window.
+        device: Device that the models run on.
+    """
+
+    own: Sequence[str]
+    texts: Sequence[Text]
+    batches: Sequence[Batch]
+    encoder: Encoder
+    tokenizer: Path
+    length: int
+    device: str
+
+    @classmethod
+    def of(
+        cls, own: Sequence[str], others: Sequence[str], tokenizer: Path, config: Mapping[str, Any], max_tokens: int, *, home: Path,
+        device: str,
+    ) -> _Comparison:
+        """Read the texts with the tokenizer of a model, whose `config.json` limits the length of a window."""
+        encoder, longest = open_encoder(tokenizer, "RUN_DIR"), min(MOST_LENGTH, int(config["max_position_embeddings"]))
+        length, found = read_texts([*own, *others], tokenizer, encoder, max_tokens=max_tokens, length=longest, home=home)
+        batches = calibration_batches(found, length, [*(0 for _ in own), *range(1, len(others) + 1)])
+        return cls(
+            own=own, texts=found, batches=batches, encoder=encoder, tokenizer=tokenizer, length=length, device=device)
+
+    def losses(self, models: Mapping[str, Path]) -> dict[str, Any]:
+        """The `losses` of two models by name, and `warnings` if the second is worse on text that the first knows."""
+        found = list[dict[str, Any]]()
+        for name, directory in models.items():
+            start = Start(Model.model_validate({"init": {"checkpoint": str(directory)}}), self.tokenizer, self.length, 0)
+            row = held_out_losses(start, self.texts, self.encoder, self.device)
+            found.append({"model": name, "texts": row, "mixture": float(np.mean(row))})
+        before, after = (each["texts"] for each in found)
+        return {"losses": found, "warnings": [
+            f"on {text}, the held-out loss is {new:.4f}, {new / old - 1:.1%} above that of the model; fine-tune the result"
+            for text, old, new in zip(self.own, before, after, strict=False) if new > (1 + _MOST_WORSE) * old]}
 
 
 def _numbers(text: str, numbers: str, count: int) -> Iterator[int]:
@@ -97,14 +203,16 @@ def _numbers(text: str, numbers: str, count: int) -> Iterator[int]:
         yield from range(first, last + 1)
 
 
-def _check_alike(first: Checkpoint, other: Checkpoint, name: str) -> None:
+def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
     """Refuse a model of another architecture; the number of experts may differ.
 
     Raises:
         CheckpointError: A field of the configuration differs.
     """
-    mine, others = (from_values(model.config).to_dict() for model in (first, other))    # with the defaults of missing fields
-    free = {*FREE_FIELDS, *_TRAINING_FIELDS, *EXPERT_COUNTS, first.model_map.family.num_experts_field, "experts_per_token"}
+    family = DECLARATIONS[first["model_type"]]
+    mine, others = (from_values(config).to_dict() for config in (first, other))    # with the defaults of missing fields
+    counts = {*EXPERT_COUNTS, family.num_experts_field, family.router.top_k_field, "experts_per_token"}
+    free = FREE_FIELDS | _TRAINING_FIELDS | counts
     for field in sorted((mine.keys() | others.keys()) - free, key=lambda field: (field != "model_type", field)):
         own, theirs = mine.get(field), others.get(field)
         if own != theirs:
@@ -115,8 +223,10 @@ def _check_alike(first: Checkpoint, other: Checkpoint, name: str) -> None:
 def _card(name: str, model: str, result: Mapping[str, Any]) -> str:
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=["mixture-of-experts", "moe-disco", result["family"]])
+    routers = (
+        "Router rows of experts of other models were computed from text; `experts.json` has the held-out losses before and after."
+        if "losses" in result else "Measure it before use: the routers were not computed for these experts together.")
     experts = "\n".join(f"* expert {number}: {each['expert']} of {each['model']}" for number, each in enumerate(result["experts"]))
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n`moedisco experts` made this Mixture-of-Experts model ({result['family']}, top-"
-        f"{result['top_k']}) from {model}. Measure it before use: the routers were not computed for these experts together."
-        f"\n\n{experts}\n")
+        f"{result['top_k']}) from {model}. {routers}\n\n{experts}\n")

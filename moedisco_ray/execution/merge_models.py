@@ -6,7 +6,6 @@ Expert k of every layer is the MLP of fine-tune k. The backbone is the mean of t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +18,12 @@ from pydantic import ValidationError
 from transformers import AutoConfig
 
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
-from moedisco_ray.core.config import Model, Source, UpcycleInit, tokenizer_files
+from moedisco_ray.core.config import Model, UpcycleInit, tokenizer_files
 from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
+from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.hub import HUB, is_hub_name
 from moedisco_ray.core.run_models import model_name
+from moedisco_ray.execution.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
 from moedisco_ray.execution.validation import check_output
 from moedisco_ray.models import (
     ModelMap,
@@ -35,43 +35,22 @@ from moedisco_ray.models import (
     write_config,
 )
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained
-from moedisco_ray.packed_tokens import TokenStream, write_packed
-from moedisco_ray.stages.corpus.unseen import read_unseen
-from moedisco_ray.stages.evaluate.measure import evaluate_start
 from moedisco_ray.stages.export.front_matter import facts_of
 from moedisco_ray.stages.export.origin import Origin, for_all_readers, tokens_of
 from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import write_merged
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings
-from moedisco_ray.stages.merge.calibration_text import spread
 from moedisco_ray.stages.merge.finetunes import Finetune
 from moedisco_ray.stages.start import Start
-from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.pretrained import open_encoder
-from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary
-from moedisco_ray.stages.text.unseen import Sample
-from moedisco_ray.stages.text.validation import Documents
+from moedisco_ray.stages.text.tokenizer import check_vocabulary
 
-_LENGTH = 1024
-"""Maximum tokens of a window for calibration and measurement: enough context, and a short text still has several windows."""
-_HELD_OUT_EVERY = 5
-"""Every fifth document of a text is held out, to compare the models on it."""
-_DOCUMENT_WINDOWS = 8
-"""Maximum length of a document, in windows."""
 FREE_FIELDS = {
     "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "initializer_range",
     "max_position_embeddings", "pad_token_id", "torch_dtype", "transformers_version", "use_cache"}
 """Fields of `config.json` in which fine-tunes of one base model may differ."""
 
 BackboneOf = Literal["mean", "base"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Text:
-    """A fine-tune's text: the packed tokens that the router is computed from, and the documents that are held out."""
-
-    packed: Path
-    held_out: Documents
 
 
 def merge_models(
@@ -121,20 +100,20 @@ def merge_models(
     with reporting_full_disk(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".merge-") as scratch:
         home, draft = Path(scratch), Path(scratch) / "model"
         encoder = open_encoder(paths[-1], "--base") if texts else None
-        length, found = min(_LENGTH, int(configs[-1]["max_position_embeddings"])), list[_Text]()
+        length, found = min(MOST_LENGTH, int(configs[-1]["max_position_embeddings"])), list[Text]()
         if encoder is not None:
             with _about("--base"):
                 check_vocabulary(encoder.vocab_size, starts[-1], "use a base model with its own tokenizer")
-            length, found = _read(texts, paths[-1], encoder, max_tokens=max_tokens, length=length, home=home)
-        merged = _write(
-            starts[-1].family_name, configs[-1], paths, backbone, _batches(found, length), directory=draft, device=device)
+            length, found = read_texts(texts, paths[-1], encoder, max_tokens=max_tokens, length=length, home=home)
+        batches = calibration_batches(found, length, range(len(found)))
+        merged = _write(starts[-1].family_name, configs[-1], paths, backbone, batches, directory=draft, device=device)
         complete(draft, Origin(paths[-1]))
         result: dict[str, Any] = {
             "directory": str(output), "family": starts[-1].family_name, "models": names[:-1], "base": names[-1],
             "backbone": backbone, "texts": list(texts), "layers": merged["layers"]}
         if encoder is not None:
             starts.append(Model.model_validate({"init": {"checkpoint": str(draft)}}))
-            rows = [_losses(Start(model, paths[-1], length, 0), found, encoder, device) for model in starts]
+            rows = [held_out_losses(Start(model, paths[-1], length, 0), found, encoder, device) for model in starts]
             result["losses"] = [
                 {"model": name, "texts": row, "mixture": float(np.mean(row))}
                 for name, row in zip([*names, "MoE"], rows, strict=True)]
@@ -211,43 +190,6 @@ def _other_tokenizers(paths: Sequence[Path]) -> Iterator[str]:
             yield f"the MoE gets the tokenizer of --base, but that of {path} differs: {found}"
 
 
-def _read(
-    texts: Sequence[str], tokenizer: Path, encoder: Encoder, *, max_tokens: int, length: int, home: Path,
-) -> tuple[int, list[_Text]]:
-    """The texts, and the length of a window: at most that of the shortest text."""
-    found, shortest, limits = [], length, Limits(length, _DOCUMENT_WINDOWS * length)
-    for number, text in enumerate(texts):
-        try:
-            samples = read_unseen(
-                [Source(path=text)], encoder, max(1, max_tokens // len(texts)), limits, tokenizer=tokenizer).samples
-        except CorpusError as error:
-            raise CorpusError("--calibration", text, error.remedy) from error
-        counted = [each for each in samples if _counts(each)]
-        if len(counted) < 2:
-            raise CorpusError(
-                "--calibration", text, "gives fewer than two documents with tokens; name text with more, or raise --max-tokens")
-        documents = Documents(*map(tuple, zip(*counted, strict=True)))
-        documents = dataclasses.replace(documents, sources=(f"{number:05d}",) * len(documents))
-        held_N = np.arange(len(documents)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
-        held_N[-1] |= not held_N.any()
-        packed = home / f"text-{number}"
-        index = write_packed(packed, [documents.where(~held_N).tokens], encoder.eos, encoder.vocab_size, encoder.bos)
-        shortest = min(shortest, index["tokens"] - 1)
-        found.append(_Text(packed, documents.where(held_N)))
-    return shortest, found
-
-
-def _counts(document: Sample) -> bool:
-    return len(document.tokens) > 0 if document.loss_mask is None else bool(document.loss_mask.any())
-
-
-def _batches(texts: Sequence[_Text], length: int) -> list[Batch]:
-    """Calibration data: as many windows of each text as the shortest has."""
-    streams = [TokenStream([text.packed], length) for text in texts]
-    wanted = min(map(len, streams), default=0)
-    return [batch for number, stream in enumerate(streams) for batch in spread(stream, wanted, number)]
-
-
 def _write(
     family: str, config: Mapping[str, Any], paths: Sequence[Path], backbone: BackboneOf, batches: Sequence[Batch], *,
     directory: Path, device: str,
@@ -292,15 +234,6 @@ def _card(name: str, result: Mapping[str, Any], starts: Sequence[Model]) -> str:
         f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n`moedisco merge` made this Mixture-of-Experts model ({result['family']}) of "
         f"fine-tunes of {result['base']}. Each layer has the MLP of each fine-tune as an expert; its backbone is {means}."
         f"\n\n{experts}\n")
-
-
-def _losses(start: Start, texts: Sequence[_Text], encoder: Encoder, device: str) -> list[float]:
-    """Loss of a model on each held-out text (nats per token)."""
-    columns = (field.name for field in dataclasses.fields(Documents))
-    documents = Documents(*(tuple(each for text in texts for each in getattr(text.held_out, name)) for name in columns))
-    measured = evaluate_start(
-        start, documents, prefix=encoder.prefix, sequence_length=start.sequence_length, device=device)
-    return [source["loss"] for source in measured["sources"]]
 
 
 def _worse(losses: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -128,10 +128,8 @@ def trained(model: torch.nn.Module, texts: list[list[str]], steps: int, director
     return directory
 
 
-@pytest.fixture(scope="module")
-def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three fine-tunes of one base model, each with text of its own domain, and the base model."""
-    home = tmp_path_factory.mktemp("finetuned")
+def finetunes(home: Path) -> Path:
+    """Make three fine-tunes of one base model, each with text of its own domain, and the base model."""
     tokenizer = write_corpus(home / "corpus", 6) / "tokenizer"
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TRAINED))
@@ -141,6 +139,11 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trained(start, sentences(name, 300, 1), 60, home / name, tokenizer)
         (home / f"{name}.txt").write_text("\n\n".join(" ".join(each) for each in sentences(name, 150, 2)), encoding="utf-8")
     return home
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finetunes(tmp_path_factory.mktemp("finetuned"))
 
 
 @pytest.fixture(scope="module")

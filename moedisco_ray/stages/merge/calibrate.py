@@ -41,6 +41,7 @@ from moedisco_ray.models import (
 )
 from moedisco_ray.models.layer_stream import Step, layer_step
 from moedisco_ray.models.streamed import EMBEDDING, device_of_model, loaded, streamed_model
+from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new
 from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
 RouterMethod = Literal["ridge", "random", "concat"]
@@ -62,6 +63,8 @@ class RouterSettings:
         seed: Seed of the method `random`.
         shift_RCD: Vector to add to the inputs of each of R routers for the tokens of each cluster; None: no vectors. See
             `router_shift`.
+        new: Experts whose rows alone are computed, see `new_rows`. Cluster 0 is the text of all others, cluster n that of the
+            n-th new expert. No other setting counts then.
     """
 
     method: RouterMethod
@@ -69,6 +72,7 @@ class RouterSettings:
     match_scale: bool = True
     seed: int = 0
     shift_RCD: NDArray[np.float32] | None = None
+    new: tuple[int, ...] = ()
 
 
 class _RouterReachedError(Exception):
@@ -143,7 +147,7 @@ class _Layers:
         self._batches, self._device = batches, device_of_model(model)
         self._blocks, self._routers = moe_blocks(model), routers(model)
         fields, self._kind = model.config.to_dict(), family_of(model).router
-        part = submodel_config(fields, expert_count(fields) // clusters)
+        part = {} if settings.new else submodel_config(fields, expert_count(fields) // clusters)
         self._whole, self._part = Selection.of(self._kind, fields), Selection.of(self._kind, fields | part)
         self._states: list[Tensor] = []     # hidden states [B, L, D] of each batch, in host memory
 
@@ -164,20 +168,19 @@ class _Layers:
         module: Any = self._model.get_submodule(f"model.layers.{layer}")
         step = layer_step(self._model, layer)
         with loaded(module):
-            entry = self._set_router(layer, step, tensors) if layer in self._blocks else None
+            set_rows = self._set_new_rows if self._settings.new else self._set_router
+            entry = set_rows(layer, step, tensors) if layer in self._blocks else None
             if layer + 1 < int(self._model.config.num_hidden_layers):
                 for number, hidden_BLD in enumerate(self._states):
                     self._states[number] = step(hidden_BLD.to(self._device)).cpu()
         return entry
 
     def _set_router(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        block, settings, key = self._blocks[layer], self._settings, self._names.router_key(layer)
+        settings, key = self._settings, self._names.router_key(layer)
         router: Any = self._routers[layer]
         stored_ED = tensors[key]
         group = group_size(len(stored_ED), self._clusters)
-        inputs = [
-            (self._shifted(x_TD, layer, cluster_T), cluster_T.to(self._device))
-            for x_TD, cluster_T in zip(self._router_inputs(block, step), map(_labels, self._batches), strict=True)]
+        inputs = self._labelled_inputs(layer, step)
         own_ED = stored_ED.to(self._device, torch.float64)
         if settings.method != "concat":
             total = _total(inputs, self._clusters)
@@ -197,12 +200,39 @@ class _Layers:
         scaled = settings.match_scale and not _normalises(self._model)
         scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if scaled else 1.0
         if scale != 1.0:
-            experts: Any = block.get_submodule("experts")
+            experts: Any = self._blocks[layer].get_submodule("experts")
             experts.down_proj.mul_(scale)
             for expert in range(len(rows_ED)):
                 down = self._names.expert_key(layer, expert, "down")
                 tensors[down] = (tensors[down].float() * scale).to(tensors[down].dtype)
         return {"layer": layer, "scale": scale, **entry}
+
+    def _set_new_rows(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        key, new, inputs = self._names.router_key(layer), list(self._settings.new), self._labelled_inputs(layer, step)
+        router: Any = self._routers[layer]
+        others = [expert for expert in range(len(tensors[key])) if expert not in new]
+        for name in filter(None, (self._kind.bias, self._kind.correction)):     # a new expert has the others' mean
+            stored, axis = tensors[self._names.router_key(layer, name)], self._names.family.expert_axis(name)
+            mean = stored.index_select(axis, torch.tensor(others)).mean(axis, keepdim=True)
+            for expert in new:
+                stored.narrow(axis, expert, 1).copy_(mean)
+            router.state_dict()[name].copy_(stored)
+        bias_E = torch.zeros(len(tensors[key])) if self._kind.bias is None else getattr(router, self._kind.bias)
+        bias_E = bias_E.to(self._device, torch.float64)
+        rows_ED, total, top_k = tensors[key].to(self._device, torch.float64), _total(inputs, self._clusters), self._whole.top_k
+        unmatched_CD = directions("ridge", total, 0)
+        matched_CD = _load_matched(unmatched_CD, torch.zeros_like(unmatched_CD), 0.0, inputs, total)
+        rows_ED[new], scale = new_rows(rows_ED[others], bias_E[others], matched_CD, inputs, top_k)
+        tensors[key] = rows_ED.to("cpu", tensors[key].dtype)
+        router.weight.copy_(tensors[key])
+        own, *of_new = use_of_new(rows_ED, bias_E, new, inputs, top_k)
+        return {"layer": layer, "scale": scale, "use_on_own_text": own, "use_on_new_texts": of_new}
+
+    def _labelled_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
+        """Inputs x_TD of a layer's router for each batch, and the cluster of each token."""
+        return [
+            (self._shifted(x_TD, layer, cluster_T), cluster_T.to(self._device))
+            for x_TD, cluster_T in zip(self._router_inputs(self._blocks[layer], step), map(_labels, self._batches), strict=True)]
 
     def _shifted(self, x_TD: Tensor, layer: int, cluster_T: Tensor) -> Tensor:
         if self._settings.shift_RCD is None:

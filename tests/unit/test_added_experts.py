@@ -1,0 +1,152 @@
+"""`moedisco experts`: an expert that was trained elsewhere joins a trained model, which stays as good on the text that it knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clustering_corpus import VOCABULARY
+from moe_models import VOCAB
+from small_run import small_config
+from test_chosen_experts import model_of
+from test_families import EXPERTS
+from test_merge_models import finetunes, sentences
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from moedisco_ray.cli.app import app
+from moedisco_ray.core.config import FAMILIES
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.choose_experts import choose_experts
+from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.execution.merge_models import merge_models
+from moedisco_ray.models import Chosen, Role, config_with_experts, open_checkpoint, same_bits, with_experts
+from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
+from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new
+from moedisco_ray.stages.merge.router_init import ridge_directions, statistics
+
+OLD, NEW = ("sea", "kitchen"), "court"
+MOST_WORSE, LEAST_BETTER = 0.01, 0.08
+"""Shares of the loss: most that old text may lose, and least that new text must gain."""
+
+
+def train(home: Path, name: str, texts: tuple[str, ...], **changes: Any) -> Path:
+    """A run on some of the texts, without an evaluation."""
+    sources = [{"path": str(home / f"{each}.txt"), "name": each} for each in texts]
+    return pipeline.run(small_config(
+        home / "runs", name=name, corpus={"sources": sources, "sequence_length": 32, "validation_fraction": 0.1},
+        evaluation={"stages": False, "max_tokens": 500, "sample_tokens": 1},
+        submodels={"optimizer": {"batch_tokens": 384, "lr": 3e-3}}, **changes), backend=LocalBackend())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run on two domains from fine-tunes of a base model, and a run on a third domain from the same base model."""
+    home = finetunes(tmp_path_factory.mktemp("added"))
+    texts = [str(home / f"{name}.txt") for name in OLD]
+    merge_models([str(home / name) for name in OLD], str(home / "base"), home / "merged", texts=texts, max_tokens=6_000)
+    train(home, "mine", OLD, tokens={"total": 15_000, "seed_share": 0.0, "finetune_share": 1.0}, model={
+        "family": None, "config": None, "init": {"checkpoint": str(home / "merged")}})
+    train(home, "theirs", (NEW,), tokens={"total": 25_000, "seed_share": 0.9, "finetune_share": 0.1}, model={
+        "family": None, "config": None, "init": {"upcycle": str(home / "base"), "num_experts": 2, "num_experts_per_tok": 2}})
+    return home
+
+
+def loss(directory: Path, name: str) -> float:
+    """Loss that transformers computes on text of a domain that no model has seen."""
+    ids = torch.tensor([[0, *(VOCABULARY[word] for word in sentence)] for sentence in sentences(name, 100, 9)])
+    with torch.no_grad():
+        found: torch.Tensor = AutoModelForCausalLM.from_pretrained(directory)(input_ids=ids, labels=ids).loss
+    return found.item()
+
+
+@pytest.mark.parametrize("elsewhere", [NEW, "runs/theirs", "runs/theirs/seed"])
+def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(elsewhere: str, home: Path, tmp_path: Path) -> None:
+    model, output = home / "runs" / "mine", tmp_path / "larger"
+    arguments = ["0-1", f"{home / elsewhere}:0", "--output", str(output), "--max-tokens", "9000", "--json"]
+    arguments += [part for name in OLD for part in ("--own-text", str(home / f"{name}.txt"))]
+    done = CliRunner().invoke(app, ["experts", str(model), *arguments, "--calibration", str(home / f"{NEW}.txt")])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    before, after = ({name: loss(directory, name) for name in (*OLD, NEW)} for directory in (model / "model", output))
+    for name in OLD:
+        assert after[name] < (1 + MOST_WORSE) * before[name]
+    assert after[NEW] < (1 - LEAST_BETTER) * before[NEW]
+    reported = [row["texts"] for row in result["losses"]]      # of other sentences of the same domains
+    assert [new / old for old, new in zip(*reported, strict=True)] == pytest.approx(
+        [after[name] / before[name] for name in before], rel=0.02)
+    assert result["warnings"] == []
+    old, new = open_checkpoint(model / "model"), open_checkpoint(output)
+    for key in old:
+        if new.model_map.classify(key).role is Role.ROUTER:
+            assert same_bits(new[key][:2], old[key])
+        else:
+            assert same_bits(new[key], old[key])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_rows_of_new_experts_are_computed(family: str, tmp_path: Path) -> None:
+    models = [open_checkpoint(model_of(family, tmp_path / str(scale), scale)) for scale in (1.0, 0.5)]
+    chosen = [*(Chosen(0, expert) for expert in range(4)), Chosen(1, 6), *(Chosen(0, expert) for expert in range(4, EXPERTS))]
+    values, names = config_with_experts(models[0].config, len(chosen), 2), models[0].model_map
+    tokens_BL = torch.randint(VOCAB // 2, (4, 16), generator=torch.Generator().manual_seed(0)).numpy()
+    batches = [(tokens_BL + label * VOCAB // 2, torch.full((4,), label).numpy()) for label in range(2)]
+    layers: list[dict[str, Any]] = []
+    plain = dict(with_experts(models, names, chosen))
+    found = dict(calibrated(
+        ((key, tensor.clone()) for key, tensor in plain.items()), values, 2, batches, settings=RouterSettings("ridge", new=(4,)),
+        report=layers))
+    assert found.keys() == plain.keys()
+    for key, tensor in plain.items():
+        role, kept = names.classify(key), torch.tensor([expert for expert in range(len(chosen)) if expert != 4])
+        if role.expert_axis is None:
+            assert same_bits(found[key], tensor)
+            continue
+        assert same_bits(found[key].index_select(role.expert_axis, kept), tensor.index_select(role.expert_axis, kept))
+    assert layers
+    for layer in layers:
+        assert layer["use_on_own_text"] < layer["use_on_new_texts"][0]
+
+
+def test_new_rows_divide_the_tokens_with_the_least_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres_CD, rows_ED = (torch.randn(3, 12, generator=generator, dtype=torch.float64) * scale for scale in (1.5, 0.4))
+    cluster_T = torch.arange(3000) % 3
+    x_TD = centres_CD[cluster_T] + torch.randn(3000, 12, generator=generator, dtype=torch.float64)
+    direction_CD = ridge_directions(statistics(x_TD, cluster_T, 3))
+    rows_ND, scale = new_rows(rows_ED, 0.0, direction_CD, [(x_TD, cluster_T)], 2)
+    own, *others = use_of_new(torch.cat([rows_ED, rows_ND]), 0.0, [3, 4], [(x_TD, cluster_T)], 2)
+    assert own < 0.1
+    assert min(others) > 0.9
+
+    def right(scale: float) -> float:
+        """Share of the tokens on the right side of the directions that are also routed so."""
+        known_TE = x_TD @ rows_ED.T
+        toward_TN = x_TD @ (direction_CD[1:] - direction_CD[0]).T
+        new_TN = known_TE.mean(dim=1, keepdim=True) + scale * toward_TN
+        is_own_T = cluster_T == 0
+        mine_TN = new_TN.gather(1, (cluster_T[:, None] - 1).clamp(min=0))[:, 0]
+        side_T = torch.where(is_own_T, toward_TN.amax(1) < 0, toward_TN.gather(1, (cluster_T[:, None] - 1).clamp(min=0))[:, 0] > 0)
+        routed_T = torch.where(is_own_T, new_TN.amax(1) <= known_TE.sort(dim=1).values[:, 1], mine_TN >= known_TE.amax(1))
+        return float((routed_T & side_T).sum() / side_T.sum())
+
+    assert right(1.01 * scale) >= 0.9
+    assert right(0.9 * scale) < 0.9
+
+
+def test_mistakes_are_one_line_and_write_nothing(home: Path, tmp_path: Path) -> None:
+    model, dense, text = str(home / "runs" / "mine"), f"{home / NEW}:0", str(home / "sea.txt")
+    for experts, texts, line in [
+        ([dense], {}, "--calibration: a dense model has no router; name its text"),
+        ([dense], {"texts": [text, text], "own_texts": [text]}, "--calibration: 2: texts for 1 experts of other models; name one"),
+        ([dense], {"texts": [text]}, "--own-text: rows are computed from text that the model knows, and from --calibration"),
+        (["0"], {"own_texts": [text]}, "--own-text: rows are computed from text that the model knows, and from --calibration"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            choose_experts(model, experts, tmp_path / "out", **texts)
+        assert str(caught.value).startswith(line)
+    assert not any(tmp_path.iterdir())
