@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(trained: Path) -> Tokenizer:
-    """The tokenizer that transformers makes of the model."""
+    """The tokenizer that transformers derives from the model."""
     return Tokenizer.from_str(AutoTokenizer.from_pretrained(trained).backend_tokenizer.to_str())
 
 
