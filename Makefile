@@ -26,7 +26,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "ray and not slow and not chaos and not cluster"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "ray and not slow and not chaos and not cluster" tests/ray tests/service
 
 test-slow: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "slow and not chaos and not cluster"
