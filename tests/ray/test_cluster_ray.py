@@ -16,7 +16,9 @@ from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.stages.clustering.build import LocalWorkers
 from moedisco_ray.stages.clustering.build import build_clusters as build_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),
+]
 
 
 @pytest.fixture
