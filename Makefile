@@ -67,7 +67,6 @@ lock: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run_all
 
-# Python compiles a module at its first import; to compile all of them here takes two minutes longer.
 $(INSTALLED): pyproject.toml $(LOCK)
 	@echo "installing into .venv (a few minutes the first time)"
 	@if [ -x $(BIN)/python ]; then :; \
@@ -75,7 +74,7 @@ $(INSTALLED): pyproject.toml $(LOCK)
 	elif command -v uv >/dev/null; then uv venv --quiet --seed --python '>=3.11,<3.15' .venv; \
 	else echo "Python 3.11 to 3.14 with venv is missing: install it (Debian: apt install python3-venv), or uv" >&2; exit 1; fi
 	@sed -n 's/^\(.*==[^ ]*\).*/\1/p' $(LOCK) >.venv/constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .venv/constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:
