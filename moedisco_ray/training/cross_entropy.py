@@ -1,7 +1,8 @@
 """Cross-entropy of a language model from its last hidden states, without the logits of all tokens at once.
 
 Logits are computed in tiles of some tokens and some words of the vocabulary, once for the loss and again for its gradients, as in
-Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), but with plain matrix products.
+Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), but with plain matrix products. If a
+tile holds all words, it gives loss and gradients at once, as in Hsu et al. 2024, "Liger Kernel" (arXiv 2410.10989).
 Everything after a product is fp32. (`torch.nn.functional.linear_cross_entropy` returns the sum in the dtype of the product, which
 has three significant digits in bf16, and adds up the head's gradient in that dtype, chunk by chunk.)
 
@@ -23,6 +24,8 @@ _BYTES_PER_LOGIT = 16
 """Memory per logit (bytes): in fp32, in the matrix product's dtype, a temporary copy, and the gradient in the product's dtype."""
 _TILE_TOKENS = 2_048
 """Maximum tokens of a tile. With more tokens, a tile has too few words for a fast matrix product."""
+_LEAST_TOKENS = 256
+"""Minimum tokens of a tile with all words. With fewer, adding up the head's gradient takes longer than a product."""
 _IGNORED = -100
 
 
@@ -41,11 +44,40 @@ def summed_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) 
     device = hidden_TD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _TiledCrossEntropy.apply(hidden_TD, head_VD, targets_T, dtype)  # type: ignore[no-untyped-call]  # torch's
+        function = _OnePass if _tile_shape(len(hidden_TD), len(head_VD))[1] == len(head_VD) else _TwoPasses
+        loss: Tensor = function.apply(hidden_TD, head_VD, targets_T, dtype)  # type: ignore[no-untyped-call]  # torch's
     return loss
 
 
-class _TiledCrossEntropy(torch.autograd.Function):
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
+        needs_hidden, needs_head, *_ = ctx.needs_input_grad
+        hidden_gradient_TD = torch.empty_like(hidden_TD) if needs_hidden else None
+        sum_VD = torch.zeros_like(head_VD, dtype=torch.float32) if needs_head else None
+        losses = []
+        for tokens, _, logits_tV, hidden_tD, factor_VD in _tiles(hidden_TD, head_VD, dtype):
+            counted_t1 = (targets_T[tokens, None] != _IGNORED).float()
+            column_t1 = targets_T[tokens, None].clamp(min=0)
+            logit_t1 = logits_tV.gather(1, column_t1)
+            largest_t1 = logits_tV.amax(dim=1, keepdim=True)
+            sum_t1 = logits_tV.sub_(largest_t1).exp_().sum(dim=1, keepdim=True)
+            losses.append((counted_t1 * (largest_t1 + sum_t1.log() - logit_t1)).sum())
+            gradient_tV = logits_tV.mul_(counted_t1 / sum_t1).scatter_add_(1, column_t1, -counted_t1).to(dtype)
+            if hidden_gradient_TD is not None:
+                hidden_gradient_TD[tokens] = gradient_tV @ factor_VD
+            if sum_VD is not None:
+                sum_VD += gradient_tV.T @ hidden_tD
+        ctx.save_for_backward(hidden_gradient_TD, None if sum_VD is None else sum_VD.to(head_VD.dtype))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_gradient_TD, head_gradient_VD = (None if each is None else each * gradient for each in ctx.saved_tensors)
+        return hidden_gradient_TD, head_gradient_VD, None, None
+
+
+class _TwoPasses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
         log_partition_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf, dtype=torch.float32)
@@ -86,8 +118,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
 def _tiles(hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
     """Yield each tile's tokens and words, its logits [t, v] in fp32, and the factors of the product, ordered by words."""
     count, vocabulary = len(hidden_TD), len(head_VD)
-    rows = min(count, _TILE_TOKENS)
-    columns = max(1, LOGITS_BYTES // (_BYTES_PER_LOGIT * rows))
+    rows, columns = _tile_shape(count, vocabulary)
     for first_word in range(0, vocabulary, columns):
         words = slice(first_word, min(first_word + columns, vocabulary))
         head_vD = head_VD[words].to(dtype)
@@ -96,6 +127,15 @@ def _tiles(hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype) -> Iterator[t
             hidden_tD = hidden_TD[tokens].to(dtype)
             logits_tv = hidden_tD @ head_vD.T
             yield tokens, words, logits_tv.float(), hidden_tD, head_vD
+
+
+def _tile_shape(count: int, vocabulary: int) -> tuple[int, int]:
+    """Maximum tokens and words of a tile."""
+    logits = LOGITS_BYTES // _BYTES_PER_LOGIT
+    if logits >= vocabulary * _LEAST_TOKENS:
+        return min(count, _TILE_TOKENS, logits // vocabulary), vocabulary
+    rows = min(count, _TILE_TOKENS)
+    return rows, min(vocabulary, max(1, logits // rows))
 
 
 def _columns(targets_t: Tensor, words: slice) -> tuple[Tensor, Tensor]:
