@@ -16,8 +16,9 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3.14 python
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LOCK := cluster_yaml/node/requirements.txt
-# Ray's workers have one thread each, and tests compare results with theirs bit for bit.
-ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+# Ray's workers have one thread each, and tests compare results with theirs bit for bit. Tests start many processes, so bytecode is
+# kept even where the environment says otherwise.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
 .PHONY: demo test test-slow test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
 
@@ -25,26 +26,26 @@ demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
 
 test: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "ray and not slow and not chaos and not cluster" tests/ray tests/service
+	$(PYTEST) -n 2 -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
+	$(PYTEST) -m "ray and not slow and not chaos and not cluster" tests/ray tests/service
 
 test-slow: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "slow and not chaos and not cluster"
+	$(PYTEST) -m "slow and not chaos and not cluster"
 
 test-fake: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m fake
+	$(PYTEST) -m fake
 
 test-gpu: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m gpu tests/gpu
+	$(PYTEST) -m gpu tests/gpu
 
 test-chaos: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m chaos
+	$(PYTEST) -m chaos
 
 test-cluster: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m cluster
+	$(PYTEST) -m cluster
 
 unit: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 tests/unit -m "not slow and not fake"
+	$(PYTEST) -n 2 tests/unit -m "not slow and not fake"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

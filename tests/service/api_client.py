@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from databases import migrate
 from fake_jobs import FakeJobs, FakePools
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -122,7 +123,7 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
         "state_dir": home / "state", "input_roots": (str(data),), "output_roots": (home / "runs",),
         "dashboard_url": NO_DASHBOARD} | settings)
     with contextlib.closing(Database(made.database)) as database, contextlib.closing(Dashboard(made.dashboard_url)) as dashboard:
-        database.migrate()
+        migrate(database, made.database)
         plain = {}
         people = {"admin": ("root", ["admin"]), "ann": ("ann", ["submit"]), "bob": ("bob", ["submit"]), "reader": ("ann", ["read"])}
         with database.write() as session:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -19,8 +20,15 @@ torch.set_num_threads(1)     # tiny tensors: threads cost more than they give
 
 ALONE = tuple(family for family in FAMILIES if DECLARATIONS[family].router.least_in_group == 1)
 """Families whose model with one expert runs in transformers without `specialise`."""
+UNLIKE = ("qwen2_moe", "deepseek_v3", "gpt_oss")
+"""Families that differ most: shared experts, latent attention and groups of experts, sinks and transposed weights with biases."""
 VOCAB = 64
 LENGTH = 16
+
+
+def unlike(families: Iterable[str] = FAMILIES) -> list[Any]:
+    """Families as parameters of a test whose subject hardly depends on them: outside of `make test-slow`, only `UNLIKE`."""
+    return [family if family in UNLIKE else pytest.param(family, marks=pytest.mark.slow) for family in families]
 
 
 def tiny_config(family: str, num_experts: int = 4, **changes: Any) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def google_bucket() -> Iterator[str]:
         yield uri
 
 
-@pytest.fixture(params=["disk", "s3", "gcs"])
+@pytest.fixture(params=["disk", "s3", pytest.param("gcs", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, bucket: str, google_bucket: str) -> Location:
     places: dict[str, Location] = {"disk": tmp_path / "steps", "s3": joined(bucket, tmp_path.name)}
     return places.get(request.param, joined(google_bucket, tmp_path.name))
@@ -199,7 +199,7 @@ def test_a_storage_that_comes_back_in_time_is_waited_for(
 # --- complete or not at all
 
 
-@pytest.mark.parametrize("file", range(len(FILES)))
+@pytest.mark.parametrize("file", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_torn_upload_is_never_resumed_and_cleaned_up(
     home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], file: int,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 
@@ -37,9 +38,15 @@ def some_texts(generator, originals=40):
     return texts
 
 
+@functools.lru_cache(1000)
+def shingle_set(text):
+    return frozenset(shingles(text))
+
+
 def jaccard(one, other):
-    a, b = set(shingles(one)), set(shingles(other))
-    return len(a & b) / len(a | b)
+    a, b = shingle_set(one), shingle_set(other)
+    common = len(a & b)
+    return common / (len(a) + len(b) - common)
 
 
 def config_of(path, **corpus):

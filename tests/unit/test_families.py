@@ -93,7 +93,7 @@ def training_job(model: Path, home: Path) -> TrainJob:
         z_loss=0.01)
 
 
-@pytest.mark.parametrize("experts", [1, 2, 4])
+@pytest.mark.parametrize("experts", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(family: str, experts: int, tmp_path: Path) -> None:
     assert V == VOCAB

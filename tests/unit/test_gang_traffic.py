@@ -94,7 +94,7 @@ def counted(directory: Path, recipe: Optimizer, exchange: Exchange, layout: Layo
 LAYOUTS = [Layout(data=8), Layout(expert=8), Layout(data=2, expert=4), Layout(replicate=2, data=4), Layout(replicate=2, expert=4)]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("exchange", "micro_batch"), [("step", 1), ("step", 4), ("micro_batch", 1), ("micro_batch", 4)])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_worker_sends_the_bytes_of_the_plan(
