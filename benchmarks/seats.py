@@ -7,7 +7,7 @@ long-trainer   one Ray Train run with one worker per slot, which trains a fixed 
 All three run the same training function. Targets: the next sub-model's first step less than 1 s after the end of the one before
 it; at most 20 MB on the head node for each sub-model that trains. It is a slope: each arm runs once more with three times the slots
 and sub-models, and the additional memory of Ray's own processes and the driver is divided by the additional slots.
-`--jobs 256 --slots 64 --steps 100 --pace 0.5 --rounds 1 --arms seats --no-slope --result seats_256` asks whether
+`--jobs 256 --slots 64 --steps 100 --pace 2 --rounds 1 --arms seats --no-slope --result seats_256` asks whether
 one machine holds 64 at once, and what the queue adds: the seconds in which a slot has no sub-model although some wait.
 """
 
