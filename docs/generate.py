@@ -13,7 +13,7 @@ import typer
 from fastapi import FastAPI
 
 from docs import families
-from docs.plans import HEAD, rows
+from docs.plans import HEAD, INFERENCE_HEAD, inference_rows, rows
 from moedisco_ray.core.config import RunConfig
 from service.api.app import ROUTERS
 from service.api.openapi import documented, operation_id
@@ -198,11 +198,14 @@ def plans() -> str:
         "A stage that does not fit as configured uses the settings in the table: the cheapest combination that fits, by the time "
         "until the same loss. The factors of single settings are partly assumptions: 1 for a smaller micro-batch, 1.1 for moments "
         "in 8 bits, 4/3 for recomputation, 1.4 for bf16 weights, 3 for block-wise updates; offloaded moments cost the time of "
-        "copies at 25 GB/s.\n\n"
-        "`make test-fake` runs training steps with these shapes, without memory and arithmetic, and compares their peak with the "
-        "plan: they differ by less than 5 %. It covers all sub-models, those of GLM-4.5-Air and DeepSeek-V3 too, and the fine-tune "
-        "of Qwen1.5-MoE on one card, not those on 8 cards. `make test-gpu` runs smaller models on a real card, and allows a "
-        "difference of 10 %.")
+        "copies at 25 GB/s.",
+        "The merge's calibration of the routers loads one layer at a time. The evaluation keeps a model loaded whose weights take "
+        "at most 40 % of the card; else it also loads layer by layer, and holds the hidden states of all text, up to 4 GiB. The "
+        "figures are for the default number of tokens.", _table(INFERENCE_HEAD, list(inference_rows())),
+        "`make test-fake` runs training steps, calibration and evaluation with these shapes, without memory and arithmetic, and "
+        "compares their peak with the plan: they differ by less than 5 %. It covers all sub-models, calibrations and evaluations, "
+        "those of GLM-4.5-Air and DeepSeek-V3 too, and the fine-tune of Qwen1.5-MoE on one card, not those on 8 cards. `make "
+        "test-gpu` trains smaller models on a real card, and allows a difference of 10 %.")
 
 
 def models() -> str:

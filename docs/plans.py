@@ -47,6 +47,7 @@ LARGER: dict[str, tuple[FamilyName, int, Architecture]] = {
 """Checkpoints whose sub-models only `make test-fake` plans and measures."""
 HEAD = [
     "checkpoint", "stage", "models", "parameters of each", "settings", "times as long", "GB per card", "of", "GB in the machine"]
+INFERENCE_HEAD = ["checkpoint", "stage", "GB of weights", "GB of states and activations", "GB per card", "of"]
 _GROUP = 4
 """Experts per sub-model, where the checkpoint has many."""
 _CHEAP, _LARGE = 24, 80
@@ -61,6 +62,15 @@ def rows() -> Iterator[list[str]]:
         yield _row(name, planned(name, "submodels"), group, _CHEAP)
         for cards in _CARDS:
             yield _row(name, planned(name, "finetune", cards), f"1 on {cards} card{'s' if cards > 1 else ''}", _LARGE)
+
+
+def inference_rows() -> Iterator[list[str]]:
+    """A row per checkpoint and stage that runs text through the whole model on a large card."""
+    for name, (family, vocabulary, sizes) in CHECKPOINTS.items():
+        for stage in build_plan(_config(family, vocabulary, sizes, _clusters(sizes), 1)).inference:
+            if stage.stage in ("merge", "evaluate"):
+                memory = (stage.memory.weights, stage.memory.activations, stage.memory.total)
+                yield [name, stage.stage, *(f"{size / GIB:.1f}" for size in memory), f"{stage.pool_gb:g}"]
 
 
 def planned(checkpoint: str, stage: str, cards: int = 1) -> StagePlan:

@@ -78,7 +78,7 @@ def _collect(problems: list[UserError], check: Callable[[], T]) -> T | None:
 
 
 def _too_large(plan: Plan, config: RunConfig) -> Iterator[UserError]:
-    for stage in plan.stages:
+    for stage in (*plan.stages, *plan.inference):
         if not stage.fits:
             pool = config.pools.at(stage.pool)
             remedy = f"; {stage.remedy}" if stage.remedy is not None else ""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,11 @@ def streamed_model(
     if few_tokens and not resident and not weights.names.family.stacks:
         for index, block in moe_blocks(model).items():
             block.experts = _SelectedExperts(block.get_submodule("experts"), index, weights)
-    for index, layer in enumerate(base.layers):
-        _LoadedPart(layer, f"model.layers.{index}.", weights, keep=resident)
-    _LoadedPart(base.norm, "model.norm.", weights, keep=True)
-    _LoadedPart(model.get_output_embeddings(), "lm_head.", weights, keep=resident)
+    parts = [_LoadedPart(layer, f"model.layers.{index}.", weights, keep=resident) for index, layer in enumerate(base.layers)]
+    parts.append(_LoadedPart(base.norm, "model.norm.", weights, keep=True))
+    parts.append(_LoadedPart(model.get_output_embeddings(), "lm_head.", weights, keep=resident))
+    # A part, its module and its hooks refer to each other, and the garbage collector might come after the next model is loaded.
+    weakref.finalize(model, _drop, parts).atexit = False
     return runnable(model).eval()
 
 
@@ -150,6 +152,7 @@ class _LoadedPart:
 
     def __init__(self, module: nn.Module, prefix: str, weights: _Weights, *, keep: bool) -> None:
         self._module, self._prefix, self._weights, self.keep = module, prefix, weights, keep
+        self._empty: dict[str, Tensor] = {}     # the module's tensors on the meta device, while its weights are loaded
         self._passing = False       # whether the weights are loaded for one forward pass only
         self.is_loaded = False
         module.streamed_part = self     # type: ignore[assignment]  # found again by `loaded`
@@ -157,7 +160,7 @@ class _LoadedPart:
         module.register_forward_hook(self._after, always_call=True)
 
     def load(self) -> None:
-        empty = self._module.state_dict()
+        empty = self._empty = self._module.state_dict()
         self._weights.read_ahead({self._prefix + name: tuple(tensor.shape) for name, tensor in empty.items()})
         state = {
             name: self._weights.read(self._prefix + name, tuple(tensor.shape), tensor.dtype) for name, tensor in empty.items()}
@@ -166,8 +169,12 @@ class _LoadedPart:
 
     def free(self) -> None:
         if not self.keep:
-            self._module.to("meta")
-            self.is_loaded = False
+            self.drop()
+
+    def drop(self) -> None:
+        """Free the weights even if `keep` is set."""
+        self._module.load_state_dict(self._empty, assign=True)
+        self.is_loaded = False
 
     def _before(self, _module: nn.Module, _inputs: Any) -> None:
         self._passing = not self.is_loaded
@@ -177,6 +184,12 @@ class _LoadedPart:
     def _after(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
         if self._passing:
             self.free()
+
+
+def _drop(parts: Sequence[_LoadedPart]) -> None:
+    for part in parts:
+        if part.is_loaded:
+            part.drop()
 
 
 class StoredEmbedding(nn.Module):

@@ -6,11 +6,12 @@ from moedisco_ray.plan.cost import Cost
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, find_remedy
+from moedisco_ray.plan.stage_memory import InferencePlan
 from moedisco_ray.plan.sync_traffic import Sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size, tokenizer_vocab_size
 
 __all__ = [
-    "GIB", "Cost", "Memory", "Parameters", "Plan", "Remedy", "StagePlan", "Sync", "build_plan", "count_parameters",
+    "GIB", "Cost", "InferencePlan", "Memory", "Parameters", "Plan", "Remedy", "StagePlan", "Sync", "build_plan", "count_parameters",
     "find_remedy", "fitted", "planned_vocab_size", "submodel_architecture", "tokenizer_vocab_size", "with_cluster_count",
     "worker_memory",
 ]

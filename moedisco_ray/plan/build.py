@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from moedisco_ray.core.bill import Bill
-from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, LowMemoryPool, Optimizer, PoolName, RunConfig
+from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, LowMemoryPool, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.cluster_count import low_memory_slots, with_cluster_count
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
@@ -18,8 +18,9 @@ from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
 from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, GangTraffic, gang_traffic, planned_layout
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
-from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
+from moedisco_ray.plan.remedy import Spread, find_remedy
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
+from moedisco_ray.plan.stage_memory import InferencePlan, WorkerPlan, plan_inference
 from moedisco_ray.plan.storage import StageStorage, Trained, plan_storage
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
@@ -31,11 +32,10 @@ _ASSUMPTIONS = (
 StageName = Literal["seed", "submodels", "finetune"]
 
 
-class StagePlan(BaseModel, frozen=True):
+class StagePlan(WorkerPlan, frozen=True):
     """The plan of one training stage."""
 
     stage: StageName
-    pool: PoolName
     units: int
     """Number of trainings: one per sub-model, and one per member of the seed."""
     workers: int
@@ -45,14 +45,6 @@ class StagePlan(BaseModel, frozen=True):
     """Parameter counts of the model that each training trains."""
     steps: int
     """Optimizer steps of each training."""
-    memory: Memory
-    """Peak memory of one worker."""
-    pool_gb: float
-    """Memory of one worker of the pool (GB); in a mixed pool, that of the largest node type."""
-    fits: bool
-    """Whether `memory`, an upper bound, is at most `pool_gb`."""
-    fits_known: bool
-    """Whether `fits` is reliable; false without GPUs, because CPU workers share the host's memory with other processes."""
     choice: Choice | None
     """Settings that the run uses because the model does not fit with those in the configuration; `memory` and `cost` are with them.
     Null if it fits as it is, or if no settings without a value of the user's make it fit."""
@@ -60,8 +52,6 @@ class StagePlan(BaseModel, frozen=True):
     """Whether one block of weights trains at a time, so that no optimizer state is handed over to the next stage."""
     adapters: int = 0
     """Number of parameters of the adapters (`submodels.lora`) that train instead of the weights; 0 if the weights train."""
-    remedy: Remedy | None
-    """Settings to change if the stage does not fit; null if it fits."""
     cost: Cost
     sync: Sync | None
     """Data that sub-models transfer to synchronise their backbones, or the seed's members all weights; null without syncs."""
@@ -86,6 +76,8 @@ class Plan(BaseModel, frozen=True):
     parameters: Parameters
     """Parameter counts of the whole MoE."""
     stages: tuple[StagePlan, ...]
+    inference: tuple[InferencePlan, ...] = ()
+    """The stages that run text through a model without training it."""
     fits: bool
     """Whether all stages fit the memory of their pools."""
     fits_known: bool
@@ -136,6 +128,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     whole = config.model.architecture
     vocab_size = planned_vocab_size(config)
     stages = tuple(_plan_stage(config, training, whole, vocab_size) for training in _trainings(config, whole))
+    inference = plan_inference(config, vocab_size)
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family_name, whole, vocab_size)
@@ -154,8 +147,9 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         experts_per_submodel=whole.num_experts // config.cluster_count,
         parameters=parameters,
         stages=stages,
-        fits=all(stage.fits for stage in stages),
-        fits_known=all(stage.fits_known for stage in stages),
+        inference=inference,
+        fits=all(stage.fits for stage in (*stages, *inference)),
+        fits_known=all(stage.fits_known for stage in (*stages, *inference)),
         tokens=config.tokens.total,
         training_hours=sum(stage.cost.hours for stage in stages),
         training_dollars=sum(stage.cost.dollars for stage in stages),
@@ -163,7 +157,8 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         estimates=estimates,
         speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.node_types),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
-        storage=plan_storage(config, {stage.stage: _trained(stage) for stage in stages}, vocab_size, machine.text_bytes),
+        storage=plan_storage(
+            config, {stage.stage: _trained(stage) for stage in stages}, inference, vocab_size, machine.text_bytes),
         assumptions=_ASSUMPTIONS + "".join(
             f"; time and cost of {setting} are not known and not included" for setting in left_out(config)),
     )

@@ -54,7 +54,7 @@ def _path(pool: Pool) -> str:
 
 def _need_gb(plan: Plan, pool: Pool) -> float:
     """Memory that the largest worker of a pool needs (GB)."""
-    return max((stage.memory.total for stage in plan.stages if stage.pool == pool.name), default=0) / GIB
+    return max((stage.memory.total for stage in (*plan.stages, *plan.inference) if stage.pool == pool.name), default=0) / GIB
 
 
 def _of_pool(cluster: Cluster, pool: Pool, path: str, *, need_gb: float, count: str, workers: int) -> list[Disagreement]:

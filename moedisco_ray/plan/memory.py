@@ -85,7 +85,7 @@ _LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
 _SCORE_BYTES = 4
 """A router's score (bytes per token and expert)."""
-_SELECTION_BYTES = 44
+SELECTION_BYTES = 44
 """Indices, weights and sort order (bytes per token and selected expert), measured in the models of transformers 5."""
 FIXED_OVERHEAD = 1 * GIB
 """Assumed memory of the CUDA context and of library workspaces (bytes)."""
@@ -188,8 +188,13 @@ def worker_memory(
         "activations": moment.activations if in_backward else 0, "compute_copies": moment.copies if in_backward else 0,
         "optimizer_step": 0 if in_backward else step}
     return Memory(
-        **parts, overhead=FIXED_OVERHEAD + int(_FRAGMENTATION * sum(parts.values())),
+        **parts, overhead=overhead(sum(parts.values())),
         offloaded=moments if optimizer.offload_moments else 0, mean_share=parameters.total / (share * layout.shards))
+
+
+def overhead(held: int) -> int:
+    """Assumed bytes besides those that tensors hold: for the CUDA context, library workspaces and fragmentation."""
+    return FIXED_OVERHEAD + int(_FRAGMENTATION * held)
 
 
 def largest_block(parameters: Parameters, architecture: Architecture) -> int:
@@ -334,7 +339,7 @@ def frozen_bytes_per_token(
 def _router_bytes(family: Family, sizes: Architecture, residual: int) -> int:
     """Bytes of scores and selected experts; a router in fp32 keeps its scores in fp32 too."""
     score = _SCORE_BYTES + (8 if family.router.in_fp32 and residual < 4 else 0)
-    return score * sizes.num_experts + _SELECTION_BYTES * sizes.num_experts_per_tok
+    return score * sizes.num_experts + SELECTION_BYTES * sizes.num_experts_per_tok
 
 
 def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:

@@ -10,9 +10,7 @@ they are uploaded, and one checkpoint until it is uploaded. The figures follow f
 * seed and sub-models: every sync adds the bytes that `plan.sync_traffic` counts.
 * seed: every member reads all packed tokens of the seed phase and writes the finished model; the run keeps one copy.
 
-Stages without training stream the model: a card holds the largest part of it, a layer or the head, or the whole model if that takes
-at most 40 % of the card. Next to it are the hidden states of the text, up to 4 GiB, and 1 GiB for libraries; activations of a batch
-are left out. Without a card, all this is in the machine's memory, where at most 1 GiB of weights and 0.5 GiB of states stay.
+`plan.stage_memory` has the memory of the stages that run text through a model. Without a card, it is in the machine's memory.
 `plan.host_memory` bounds the memory of corpus, cluster and decompose.
 
 The number of checkpoints follows from `checkpoint.every` or, with `auto`, from the interval for the assumed rate of worker losses.
@@ -22,25 +20,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan.estimate import CLUSTERED
 from moedisco_ray.plan.host_memory import ID_BYTES, TEXT_BYTES_PER_TOKEN, cluster_memory, corpus_memory, decompose_memory
-from moedisco_ray.plan.memory import FIXED_OVERHEAD, GIB, largest_block
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.plan.speed import STORE_BYTES_PER_SECOND
+from moedisco_ray.plan.stage_memory import InferencePlan
 from moedisco_ray.policies.checkpointing import SaveCost, interval, loss_rate
 
-_RESIDENT_SHARE = 0.4
-"""Maximum share of a GPU's memory for a model that stays loaded; a copy of the one in `models.streamed`, for use without torch."""
-_CPU_RESIDENT = 2**30
-"""Maximum size of a model that stays in a CPU's memory; a copy of `models.streamed.RESIDENT_BYTES`, for use without torch."""
-_CPU_STATES, _GPU_STATES = 2**29, 2**32
-"""Maximum size of hidden states (bytes); copies of those in `models.layer_stream`, for use without torch."""
 _KEPT_CHECKPOINTS = 2
 """Checkpoints of one training that exist at the same time: the newest, and the one before it."""
 _COPY_BYTES_PER_SECOND = 4e9
@@ -113,17 +105,18 @@ class Trained:
 
 
 def plan_storage(
-    config: RunConfig, trained: Mapping[str, Trained], vocab_size: int, text_bytes: int | None,
+    config: RunConfig, trained: Mapping[str, Trained], inference: Sequence[InferencePlan], vocab_size: int, text_bytes: int | None,
 ) -> tuple[StageStorage, ...]:
     """Storage of every stage that stores files, in pipeline order.
 
     Args:
         config: The run's configuration.
         trained: Facts about the training stages, by stage.
+        inference: The stages that run text through a model without training it.
         vocab_size: Entries of the vocabulary.
         text_bytes: Size of the corpus (bytes). If it is None, the corpus is assumed to have `tokens.total` tokens.
     """
-    planner = _Planner(config, trained, vocab_size, text_bytes)
+    planner = _Planner(config, trained, {each.stage: each for each in inference}, vocab_size, text_bytes)
     found = (planner.stage(stage.name) for stage in STAGES)
     return tuple(each for each in found if each is not None)
 
@@ -146,8 +139,11 @@ def checkpoint_count(steps: int, hours: float, every: int | None, size: int, wor
 
 
 class _Planner:
-    def __init__(self, config: RunConfig, trained: Mapping[str, Trained], vocab_size: int, text_bytes: int | None) -> None:
-        self._config, self._trained, self._vocab_size = config, trained, vocab_size
+    def __init__(
+        self, config: RunConfig, trained: Mapping[str, Trained], inference: Mapping[str, InferencePlan], vocab_size: int,
+        text_bytes: int | None,
+    ) -> None:
+        self._config, self._trained, self._inference, self._vocab_size = config, trained, inference, vocab_size
         self._token_bytes = 2 if vocab_size <= 1 << 16 else 4
         self._corpus_tokens = config.tokens.total if text_bytes is None else text_bytes // TEXT_BYTES_PER_TOKEN
         finetune = trained.get("finetune")
@@ -188,10 +184,7 @@ class _Planner:
         tokens = round(CLUSTERED * config.tokens.submodels)
         vectors, device, host = 0, 0, 0
         if config.vectors_pool is not None:
-            shape = config.model.architecture
-            whole = isinstance(config.model.init, CheckpointInit)
-            shape = shape if whole else submodel_architecture(config.model.family_name, shape, config.cluster_count)
-            device, host = self._streamed(shape, config.vectors_pool, _GPU_STATES)
+            device, host = self._device_and_host("cluster")
             vectors = 4 * config.model.architecture.hidden_size * -(-self._corpus_tokens // config.corpus.sequence_length)
         packed = self._token_bytes * tokens
         documents = (TEXT_BYTES_PER_TOKEN + ID_BYTES) * self._corpus_tokens
@@ -222,25 +215,21 @@ class _Planner:
 
     def _models(self, name: str, *, stored: int, read: int) -> StageStorage:
         config, pool = self._config, self._config.finetune_pool
-        tokens = {"merge": config.merge.calibration_tokens, "evaluate": config.evaluation.max_tokens}.get(name, 0)
         if name == "decompose":     # needs no card
             shape = submodel_architecture(config.model.family_name, config.model.architecture, config.cluster_count)
             device, host = 0, decompose_memory(count_parameters(config.model.family_name, shape, self._vocab_size))
         else:
-            device, host = self._streamed(config.model.architecture, pool, tokens)
+            device, host = self._device_and_host(name)
         return StageStorage(
             stage=name, pool="cpu" if name == "decompose" else pool.name, stored=stored, worker_disk=read + stored,
             moved=read + stored, device_memory=device, worker_memory=host)
 
-    def _streamed(self, shape: Architecture, pool: Pool, tokens: int) -> tuple[int, int]:
-        """GPU memory and host memory that a worker needs to run text through a model that it loads layer by layer."""
-        width = 2 if pool.gpu else 4
-        parameters = count_parameters(self._config.model.family_name, shape, self._vocab_size)
-        total, part = width * parameters.total, width * largest_block(parameters, shape)
-        most = _RESIDENT_SHARE * pool.memory_gb * GIB if pool.gpu else _CPU_RESIDENT
-        states = min(tokens * shape.hidden_size * width, _GPU_STATES if pool.gpu else _CPU_STATES)
-        held = (total if total <= most else part) + states
-        return (held + FIXED_OVERHEAD, 0) if pool.gpu else (0, held)
+    def _device_and_host(self, stage: str) -> tuple[int, int]:
+        """GPU memory and host memory of the worker of a stage that runs text through a model."""
+        found = self._inference.get(stage)
+        if found is None:
+            return 0, 0
+        return (found.memory.total, 0) if found.fits_known else (0, found.memory.total - found.memory.overhead)
 
     def _keeps_optimizer_state(self, stage: str) -> bool:
         return self._config.submodels.keep_optimizer_state if stage == "seed" else (

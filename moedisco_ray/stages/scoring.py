@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,6 +32,8 @@ from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import device_of_model, loaded
 from moedisco_ray.stages.text.validation import Documents
 
+BATCH_TOKENS = 16_384
+"""Maximum positions of a batch, padding included, unless one window is longer."""
 _PADDING = -100
 _LOGITS = 2**25
 """Maximum number of logits in memory: 128 MB in fp32."""
@@ -83,7 +86,7 @@ class Score:
 
 
 def perplexity(
-    model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int, batch_tokens: int = 16_384,
+    model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int, batch_tokens: int = BATCH_TOKENS,
     advance: Advance = no_advance,
 ) -> Score:
     """Score a model on documents; see `document_nats`."""
@@ -105,7 +108,7 @@ def document_scores(documents: Documents, nats_N: NDArray[np.float64]) -> list[S
 
 def document_nats(
     model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = 16_384, observe: Observe | None = None, advance: Advance = no_advance,
+    batch_tokens: int = BATCH_TOKENS, observe: Observe | None = None, advance: Advance = no_advance,
     loss_masks: Sequence[NDArray[np.bool_] | None] | None = None,
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of each document, in nats, summed in float64.
@@ -144,7 +147,7 @@ def counted_nats(
 
 def token_nats(
     model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = 16_384, observe: Observe | None = None, advance: Advance = no_advance,
+    batch_tokens: int = BATCH_TOKENS, observe: Observe | None = None, advance: Advance = no_advance,
 ) -> list[NDArray[np.float64]]:
     """Negative log-likelihood of each token of each document, in nats; see `document_nats`."""
     predicted = predict_tokens(
@@ -154,7 +157,7 @@ def token_nats(
 
 def predict_tokens(
     model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = 16_384, observe: Observe | None = None, advance: Advance = no_advance,
+    batch_tokens: int = BATCH_TOKENS, observe: Observe | None = None, advance: Advance = no_advance,
 ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Negative log-likelihood of each token (nats), and whether it was the likeliest one; see `document_nats`."""
     nats_NT = [np.zeros(len(document)) for document in tokens]
@@ -195,6 +198,7 @@ def _predict_group(
         advance(real * (done + count) // layers - real * done // layers)
 
     states = final_states(model, (inputs_BL.to(device) for inputs_BL, _ in filled), before=before, after=after)
+    states = itertools.chain([next(states)], states)    # all layers run before the head is loaded, unless all weights stay loaded
     with loaded(model.get_output_embeddings()) as head:
         for hidden_BLD, targets_BL in zip(states, targets, strict=True):
             yield _predict_windows(head, head_inputs(model, hidden_BLD), targets_BL)

@@ -7,11 +7,13 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -22,6 +24,7 @@ from moedisco_ray.models import hf_config, speed
 from moedisco_ray.training import muon
 from moedisco_ray.training import optimizer as optimizer_module
 
+aten = torch.ops.aten
 SEQUENCE = 1024
 PUBLISHED = CHECKPOINTS | LARGER
 FUSED = functional.scaled_dot_product_attention
@@ -39,7 +42,9 @@ class LiveBytes(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for each in result if isinstance(result, tuple | list) else (result,):
             tensor = each.to_local() if isinstance(each, DTensor) else each
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._sizes:
+            if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
+                continue
+            if (storage := tensor.untyped_storage())._cdata not in self._sizes:
                 self._sizes[storage._cdata] = 0
                 self.resized(storage)
                 weakref.finalize(storage, self._drop, storage._cdata)
@@ -54,6 +59,63 @@ class LiveBytes(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
+
+
+class InferenceBytes(LiveBytes):
+    """Bytes that a forward pass holds on its device, without those that `HostCopies` moves to the host.
+
+    Masks select everything, and every number that is read is 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._host = False
+
+    @contextlib.contextmanager
+    def on_host(self) -> Iterator[None]:
+        """Count nothing of the tensors that are made until the block ends."""
+        self._host = True
+        yield
+        self._host = False
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        if not self._host:
+            super().resized(storage)
+
+    def is_on_host(self, tensor: Tensor) -> bool:
+        return not self._sizes.get(tensor.untyped_storage()._cdata, 1)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = function in (aten.index.Tensor, aten.index_put_.default) and getattr(args[1][0], "dtype", None) == torch.bool
+        # Without training, dropout returns its input; its decomposition for FakeTensors makes a copy.
+        if function is aten.dropout.default or (by_mask and function is aten.index_put_.default):
+            return args[0]
+        if function is aten.is_nonzero.default:
+            return True
+        if function in (aten.item.default, aten._local_scalar_dense.default):
+            return 1.0 if args[0].dtype.is_floating_point else 1
+        if function is aten.bincount.default:
+            function, args = aten.new_zeros.default, (args[0], args[2:])
+        elif by_mask:
+            function, args = aten.clone.default, (args[0].flatten(0, args[1][0].dim() - 1),)
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+class HostCopies(TorchFunctionMode):
+    """Marks tensors that are copied to the host for `InferenceBytes`, where FakeTensors are on one device."""
+
+    def __init__(self, live: InferenceBytes) -> None:
+        super().__init__()
+        self._live = live
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.numpy:
+            return np.zeros(args[0].shape, dtype=str(args[0].dtype).removeprefix("torch."))
+        if function is Tensor.cpu:
+            with self._live.on_host():
+                return args[0].clone()
+        found = function(*args, **(kwargs or {}))
+        return found.clone() if function is Tensor.to and found is args[0] and self._live.is_on_host(found) else found
 
 
 @contextlib.contextmanager

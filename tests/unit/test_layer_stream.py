@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -99,6 +101,22 @@ def test_one_layer_is_loaded_at_a_time_and_once_for_all_batches():
     assert max(most) <= layer + len(tensors["model.norm.weight"])
     assert len(most) == 5 * 4
     assert order == [0, 1, 2, 3] * 5
+
+
+@pytest.mark.parametrize("experts", [1, 4])
+def test_weights_that_stay_loaded_are_freed_with_the_model(experts):
+    """Two models that each take 40 % of a GPU never have to fit it together."""
+    config = tiny_config("olmoe", num_experts=experts, norm_topk_prob=True)
+    model = specialise(streamed_model(random_tensors(config), config, dtype=torch.float32, resident=True))
+    model(TOKENS)
+    weights = [weakref.ref(parameter) for parameter in on_device(model)]
+    assert len(weights) == len(list(model.parameters()))
+    gc.disable()
+    try:
+        del model
+        assert not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()
 
 
 def test_groups_fit_in_memory_and_keep_the_order(monkeypatch):

@@ -29,7 +29,7 @@ def plan_view(plan: Plan) -> RenderableType:
         for stage in plan.stages if stage.choice is not None]
     parts += [
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
-        for stage in plan.stages if stage.remedy is not None]
+        for stage in (*plan.stages, *plan.inference) if stage.remedy is not None]
     parts += [
         Text(_synced(stage.stage, stage.sync, over_network=stage.fits_known)) for stage in plan.stages if stage.sync is not None]
     parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
@@ -100,7 +100,7 @@ def _parameters(plan: Plan) -> Table:
 def _memory(plan: Plan) -> Table:
     table = plain_table(
         "GB per worker", "weights", "gradients", "optimizer", "activations", "copies", "step", "overhead", "total", "pool", "")
-    for stage in plan.stages:
+    for stage in (*plan.stages, *plan.inference):
         verdict = Text("does not fit", "bold red")
         if stage.fits:
             verdict = Text("fits", "green") if stage.fits_known else Text("not known", "yellow")

@@ -20,7 +20,7 @@ FAMILY = dataclasses.replace(
     name="deepseek_v2",
     router=Router(
         normalises="never", scaling_field="routed_scaling_factor", limits_groups=True,
-        limit_field=("topk_method", "group_limited_greedy"), in_fp32=True),
+        limit_field=("topk_method", "group_limited_greedy"), in_fp32=True, weights_in_fp32=True),
     prediction_layers_field=None,
     fields={**deepseek_v3.FAMILY.fields, "topk_method": "greedy"},
     choices={"topk_method": ("greedy", "group_limited_greedy")},

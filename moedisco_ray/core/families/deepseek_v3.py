@@ -19,7 +19,7 @@ FAMILY = Family(
     backbone=(NORMS, LATENT_ATTENTION, LATENT_NORM, DENSE_MLP),
     router=Router(
         scores="sigmoid", correction="e_score_correction_bias", scaling_field="routed_scaling_factor", limits_groups=True,
-        in_fp32=True, least_in_group=2),
+        in_fp32=True, weights_in_fp32=True, least_in_group=2),
     attention=Attention(latent=True, partial_rotation=True, biases="qkvo", bias_field="attention_bias"),
     shared=SharedExpert("shared_experts", count_field="n_shared_experts"),
     dense_layers_field="first_k_dense_replace",

@@ -20,7 +20,7 @@ FAMILY = Family(
     backbone=(NORMS, ATTENTION, ATTENTION_BIAS, QK_NORM, DENSE_MLP),
     router=Router(
         scores="sigmoid", correction="e_score_correction_bias", scaling_field="routed_scaling_factor", limits_groups=True,
-        in_fp32=True, least_in_group=2),
+        in_fp32=True, weights_in_fp32=True, least_in_group=2),
     attention=Attention(
         partial_rotation=True, own_head_dim=True, biases="qkv", bias_field="attention_bias", qk_norm="head",
         qk_norm_field="use_qk_norm"),

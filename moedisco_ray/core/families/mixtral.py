@@ -10,7 +10,7 @@ FAMILY = Family(
     block="block_sparse_moe",
     projections=("w1", "w3", "w2"),
     backbone=(NORMS, ATTENTION),
-    router=Router(normalises="always"),
+    router=Router(normalises="always", weights_in_fp32=True),
     attention=Attention(own_head_dim=True),
     dense={"mistral": {}, "llama": {}},
     gguf=Gguf(

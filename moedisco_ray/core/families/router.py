@@ -25,7 +25,8 @@ class Router:
         limits_groups: Whether experts are selected from the best `topk_group` of `n_group` groups.
         limit_field: Configuration field and value that switch the limit on; None: it is always on.
         in_fp32: Whether logits are computed in fp32 even if the model is in bf16.
-        without_autocast: Whether they are computed in fp32 under autocast too.
+        weights_in_fp32: Whether the weights of the selected experts are in fp32 even if the model is in bf16.
+        without_autocast: Whether logits are computed in fp32 under autocast too.
         least_in_group: Experts that transformers needs in every group, to compare groups by the sum of their best scores.
     """
 
@@ -40,6 +41,7 @@ class Router:
     limits_groups: bool = False
     limit_field: tuple[str, str] | None = None
     in_fp32: bool = False
+    weights_in_fp32: bool = False
     without_autocast: bool = False
     least_in_group: int = 1
 

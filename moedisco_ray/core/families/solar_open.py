@@ -10,7 +10,7 @@ FAMILY = Family(
     backbone=(NORMS, ATTENTION, ATTENTION_BIAS),
     router=Router(
         scores="sigmoid", correction="e_score_correction_bias", scaling_field="routed_scaling_factor", limits_groups=True,
-        in_fp32=True, least_in_group=2),
+        in_fp32=True, weights_in_fp32=True, least_in_group=2),
     attention=Attention(own_head_dim=True, biases="qkv", bias_field="attention_bias"),
     shared=SharedExpert("shared_experts", count_field="n_shared_experts"),
     fields={"attention_bias": False, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0},

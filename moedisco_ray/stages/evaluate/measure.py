@@ -27,14 +27,14 @@ from moedisco_ray.stages.evaluate.routers import (
     expert_load,
     normalized_mutual_information,
 )
-from moedisco_ray.stages.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
+from moedisco_ray.stages.scoring import BATCH_TOKENS, Score, default_dtype, document_nats, document_scores, perplexity, token_nats
 from moedisco_ray.stages.start import Start, start_model
 from moedisco_ray.stages.text.validation import Documents
 
 
 def evaluate(
     model_dir: Path, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, prefix: int,
-    sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+    sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = BATCH_TOKENS,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure one model.
@@ -88,7 +88,7 @@ def evaluate(
 
 def evaluate_stages(
     models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]] | None, *,
-    prefix: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+    prefix: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = BATCH_TOKENS,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the model of every training stage; one decoder layer is in memory at a time.

@@ -122,11 +122,12 @@ def evaluate(
     documents, sequence_length = load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
     encoder = Encoder(corpus / "tokenizer")
     began = time.monotonic()
-    clusters = None if cluster_model is None else readers.clusters(cluster_model, device)
-    labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
+    # The cluster model may hold a large one, so that it is opened anew when it is needed again.
+    labels_N = None if cluster_model is None else readers.clusters(cluster_model, device).assign(
+        list(documents.texts), list(documents.tokens))
     labelling = time.monotonic() - began
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
-    ensemble = settings.ensemble and clusters is not None
+    ensemble = settings.ensemble and cluster_model is not None
     passes = len(shown[0]) + (len(submodels) > 0 and settings.stages) + len(submodels) * ensemble + (start is not None)
     progress = StageProgress(events, "evaluate", "tokens evaluated", passes * sum(map(len, documents.tokens)))
     result = evaluate_stages(
@@ -136,11 +137,11 @@ def evaluate(
     if start is not None:
         result["start"] = evaluate_start(
             start, documents, prefix=encoder.prefix, sequence_length=sequence_length, device=device, advance=progress.add)
-    if settings.ensemble and clusters is not None:
-        known = clusters    # a name that mypy knows is not None in the function below
+    if settings.ensemble and cluster_model is not None:
+        known = cluster_model   # a name that mypy knows is not None in the function below
 
         def distances(contexts: Tokens) -> NDArray[np.float64]:
-            return known.costs(encoder.decode(contexts), contexts)
+            return readers.clusters(known, device).costs(encoder.decode(contexts), contexts)
 
         result["ensemble"] = evaluate_ensemble(
             submodels, documents, distances, prefix=encoder.prefix, sequence_length=sequence_length, device=device,

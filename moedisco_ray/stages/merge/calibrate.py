@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -269,8 +271,8 @@ def _normalises(model: PreTrainedModel) -> bool:
 
 
 def _total(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics:
-    first, *others = (statistics(x_TD.to(cluster_T.device), cluster_T, clusters) for x_TD, cluster_T in inputs)
-    return sum(others, first)
+    each = (statistics(x_TD.to(cluster_T.device), cluster_T, clusters) for x_TD, cluster_T in inputs)
+    return functools.reduce(operator.add, each)     # holds the sums of few batches at a time
 
 
 def _load_matched(

@@ -55,7 +55,7 @@ export function Estimate({ plan, stale }) {
         </dl>
         <${Verdict} bill=${bill} />
         <h3>Memory per worker</h3>
-        <ul class="memory">${plan.stages.map((stage) => html`<${StageMemory} key=${stage.stage} stage=${stage} />`)}</ul>
+        <ul class="memory">${[...plan.stages, ...plan.inference].map((stage) => html`<${StageMemory} key=${stage.stage} stage=${stage} />`)}</ul>
         <h3>Stages</h3>
         <${StageCosts} plan=${plan} />
         ${plan.speeds.map((speed) => html`

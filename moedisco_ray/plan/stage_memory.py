@@ -1,0 +1,322 @@
+"""Memory of a device that runs text through a model without training it: to calibrate routers, to evaluate, to embed documents.
+
+`models.streamed` keeps a model loaded if all of its weights take at most 40 % of a GPU. Else one part is loaded at a time: a
+decoder layer, or the head. The embedding stays in the machine's memory. Calibration always loads one layer at a time. Next to the
+weights are the hidden states of the text: those of one batch or, if an evaluation loads layer by layer, of all text, up to 4 GiB,
+because all batches pass through a layer before the next one is loaded.
+
+Nothing is kept for a backward pass, so the activations are the most that a layer holds at a time. An element takes s bytes. Next to
+the layer's input, one token takes:
+
+* attention: the normalised input sD; queries, keys and values s(Hd + 2Gd); and the parts of the rotation, s max(3Hd, Hd + 3Gd).
+  Latent attention: queries, before and after the rotation, keys, what holds keys and values, and the output,
+  sH(3(n + p) + (n + v) + v). Where heads have sinks: queries, keys, values, the latter two also for every head, and the scores,
+  less their maximum, and their softmax, and two masks: s(3Hd + 2Gd) + 3sH(L + 1) + 2sL;
+* experts: the residual and its norm 2sD, and for each of k experts 44 bytes of indices and the larger one of: a copy of the token,
+  gate and up, the activated gate, and the product, s(D + 4F), with the activation and gathered biases of gpt_oss s(D + 9F); or the
+  copy, the output, and the output times its weight, in the order of experts and of tokens, 2sD + 2wD, where a weight has w bytes.
+  The router's scores take sE or 4E, and the output of a shared expert sD;
+* a layer's only expert, a shared expert, or a dense MLP: 2sD and 4sF, or s(D + 3S) and 2sF next to an only expert, or 3sI;
+* where embeddings have a factor, a copy of the input: sD;
+* the masks of padded documents, where vectors are computed: (1 + s)L;
+* the head: the last norm and its real positions 2sD, and logits in fp32 and their log-softmax 8V, for at most 2^25 logits.
+
+Calibration sums over the inputs of a router in fp64, while its layer is loaded. An element of a batch takes s + 8 bytes, and its
+scores 40E per token. Four matrices of 8D^2 bytes exist at a time: in the eigenvalue solver X^T X, its eigenvectors, and a workspace
+of two. Loads of clusters are matched on four matrices of 8C bytes per token of all batches.
+
+Letters: as in `plan.memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden size of a dense layer's
+MLP, L the length of a sequence, C the number of clusters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from pydantic import BaseModel
+
+from moedisco_ray.core.config import AnyPool, Architecture, CheckpointInit, FamilyName, PoolName, RunConfig
+from moedisco_ray.core.families import DECLARATIONS, Family
+from moedisco_ray.plan.memory import GIB, SELECTION_BYTES, Memory, overhead
+from moedisco_ray.plan.parameters import (
+    Parameters,
+    count_parameters,
+    dense_hidden_size,
+    latent_sizes,
+    shared_hidden_size,
+    submodel_architecture,
+)
+from moedisco_ray.plan.remedy import Remedy
+
+RESIDENT_SHARE = 0.4
+"""Maximum share of a GPU's memory for a model that stays loaded; a copy of the one in `models.streamed`, for use without torch."""
+CPU_RESIDENT = 2**30
+"""Maximum size of a model that stays in a CPU's memory; a copy of `models.streamed.RESIDENT_BYTES`, for use without torch."""
+CPU_STATES, GPU_STATES = 2**29, 2**32
+"""Maximum size of hidden states (bytes); copies of those in `models.layer_stream`, for use without torch."""
+BATCH_TOKENS = 16_384
+"""Tokens of a batch; a copy of `stages.scoring.BATCH_TOKENS`, for use without torch."""
+VECTOR_TOKENS = 32_768
+"""Tokens of a batch of documents on a GPU; a copy of the one in `stages.clustering.vectors.hidden_state`, for use without torch."""
+CALIBRATION_WINDOWS = 16
+"""Maximum number of windows of a batch; a copy of the one in `stages.merge.calibration_text`, for use without torch."""
+LOGITS = 2**25
+"""Maximum number of logits; a copy of the one in `stages.scoring`, for use without torch."""
+
+
+class WorkerPlan(BaseModel, frozen=True):
+    """Memory of one worker of a stage, and whether it fits the stage's pool."""
+
+    stage: str
+    pool: PoolName
+    memory: Memory
+    """Peak memory of one worker."""
+    pool_gb: float
+    """Memory of one worker of the pool (GB); in a mixed pool, that of the largest node type."""
+    fits: bool
+    """Whether `memory`, an upper bound, is at most `pool_gb`."""
+    fits_known: bool
+    """Whether `fits` is reliable; false without GPUs, because CPU workers share the host's memory with other processes."""
+    remedy: Remedy | None
+    """Settings to change if the stage does not fit; null if it fits."""
+
+
+class InferencePlan(WorkerPlan, frozen=True):
+    """The plan of a stage that runs text through a model without training it; the hidden states of the text are activations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedModel:
+    """A model as `models.streamed` runs it on one worker.
+
+    Attributes:
+        family: The model's family.
+        sizes: Sizes of the model.
+        vocab_size: Rows of the embedding.
+        gpu: GPUs of the worker; it computes in bf16 if there are any, else in fp32.
+        memory_gb: Memory of the worker (GB).
+    """
+
+    family: FamilyName
+    sizes: Architecture
+    vocab_size: int
+    gpu: int
+    memory_gb: float
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element."""
+        return 2 if self.gpu else 4
+
+    @property
+    def parameters(self) -> Parameters:
+        """Parameter counts of the model."""
+        return count_parameters(self.family, self.sizes, self.vocab_size)
+
+    @property
+    def stays(self) -> bool:
+        """Whether all weights stay loaded."""
+        most = RESIDENT_SHARE * self.memory_gb * GIB if self.gpu else CPU_RESIDENT
+        return self.width * self.parameters.total <= most
+
+    @property
+    def layer(self) -> int:
+        """Bytes of the weights of the largest layer."""
+        parts, layers = self.parameters, self.sizes.num_hidden_layers
+        dense = min(layers, DECLARATIONS[self.family].dense_layers(self.sizes.fields))
+        mixture = (parts.router + parts.experts + parts.shared_expert) // max(1, layers - dense)
+        every = (parts.attention + parts.norms - self.sizes.hidden_size) // layers
+        return self.width * (every + max(mixture, parts.dense // max(1, dense)))
+
+    @property
+    def head(self) -> int:
+        """Bytes of the weights of the head, which is loaded apart from the embedding even if it is tied."""
+        return self.width * (self.parameters.head or self.parameters.embedding)
+
+    def states(self, tokens: int) -> int:
+        """Bytes of the hidden states of some tokens."""
+        return self.width * self.sizes.hidden_size * tokens
+
+
+def calibration_memory(model: StreamedModel, *, tokens: int, sequence_length: int, clusters: int) -> Memory:
+    """Peak memory of the merge's router calibration.
+
+    Args:
+        model: The merged model.
+        tokens: Tokens of all calibration data.
+        sequence_length: Tokens of a window.
+        clusters: Number of clusters.
+    """
+    hidden, experts = model.sizes.hidden_size, model.sizes.num_experts
+    windows = min(CALIBRATION_WINDOWS, max(1, BATCH_TOKENS // sequence_length), -(-tokens // sequence_length))
+    batch = windows * sequence_length
+    layers = model.states(batch) + batch * layer_bytes_per_token(model.family, model.sizes, model.width, sequence_length)
+    sums = batch * ((model.width + 8) * hidden + 40 * experts) + 32 * hidden**2 + 32 * clusters * tokens
+    return _memory(model.layer, max(layers, sums))
+
+
+def scoring_memory(model: StreamedModel, *, tokens: int, sequence_length: int) -> Memory:
+    """Peak memory of computing a model's loss on text.
+
+    Args:
+        model: The model.
+        tokens: Tokens of the text.
+        sequence_length: Maximum tokens of a window.
+    """
+    batch = sequence_length * min(max(1, BATCH_TOKENS // sequence_length), -(-tokens // sequence_length))
+    logits = 2 * model.states(batch) + 8 * min(LOGITS, model.vocab_size * batch)
+    layer = layer_bytes_per_token(model.family, model.sizes, model.width, sequence_length)
+    return _passes(model, tokens, batch, layer=batch * layer, head=model.head, logits=logits)
+
+
+def vectors_memory(model: StreamedModel, *, tokens: int, sequence_length: int) -> Memory:
+    """Peak memory of computing vectors of documents from a model's hidden states.
+
+    Args:
+        model: The model.
+        tokens: Tokens of the documents.
+        sequence_length: Maximum tokens that are read of a document.
+    """
+    batch = min(max(VECTOR_TOKENS, sequence_length), tokens) if model.gpu else sequence_length
+    masks = (1 + model.width) * sequence_length
+    layer = layer_bytes_per_token(model.family, model.sizes, model.width, sequence_length) + masks
+    return _passes(model, tokens, batch, layer=batch * layer, head=0, logits=0)
+
+
+def _passes(model: StreamedModel, tokens: int, batch: int, *, layer: int, head: int, logits: int) -> Memory:
+    """Peak memory of forward passes: a layer holds some bytes of activations, and the head has some of weights and of logits."""
+    if model.stays:
+        parts = model.parameters
+        others = model.width * (parts.total - parts.embedding - parts.head)
+        return _memory(others + head, model.states(batch) + max(layer, logits))
+    states = max(model.states(batch), min(model.states(tokens), GPU_STATES if model.gpu else CPU_STATES))
+    weights, held = max((model.layer, layer), (head, logits), key=sum)
+    return _memory(weights, states + held)
+
+
+def _memory(weights: int, activations: int) -> Memory:
+    return Memory(
+        weights=weights, gradients=0, optimizer=0, activations=activations, compute_copies=0, optimizer_step=0,
+        overhead=overhead(weights + activations))
+
+
+def layer_bytes_per_token(family: FamilyName, sizes: Architecture, width: int, length: int) -> int:
+    """Maximum bytes per token that a layer holds at a time next to its input, without gradients.
+
+    Args:
+        family: The model's family.
+        sizes: Sizes of the model.
+        width: Bytes of an element.
+        length: Tokens of a sequence.
+    """
+    declaration, state, shared = DECLARATIONS[family], width * sizes.hidden_size, shared_hidden_size(family, sizes)
+    attention = state + (_latent if declaration.attention.latent else _grouped)(declaration, sizes, width, length)
+    blocks = [_experts(declaration, sizes, width, bool(shared))]
+    if shared:
+        kept = 2 * sizes.moe_intermediate_size if sizes.num_experts == 1 else 0
+        blocks.append(state + width * (3 * shared + kept))
+    if declaration.dense_layers(sizes.fields):
+        blocks.append(3 * width * dense_hidden_size(family, sizes))
+    return state * (declaration.embedding_factor is not None) + max(attention, 2 * state + max(blocks))
+
+
+def _grouped(family: Family, sizes: Architecture, width: int, length: int) -> int:
+    queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
+    if family.attention.sinks:
+        return width * (3 * queries + 2 * keys + 3 * sizes.num_attention_heads * (length + 1) + 2 * length)
+    return width * (queries + 2 * keys + max(3 * queries, queries + 3 * keys))
+
+
+def _latent(family: Family, sizes: Architecture, width: int, length: int) -> int:  # noqa: ARG001 - as `_grouped`
+    _, _, plain, rotated, value = latent_sizes(family, sizes)
+    return width * sizes.num_attention_heads * (3 * (plain + rotated) + (plain + value) + value)
+
+
+def _experts(family: Family, sizes: Architecture, width: int, shared: bool) -> int:
+    hidden, inner = sizes.hidden_size, sizes.moe_intermediate_size
+    if sizes.num_experts == 1:
+        return width * family.expert_activations * inner
+    gathered = 2 * (family.router.bias is not None)     # the biases of each token's experts, next to gate and up
+    weight = 4 if family.router.weights_in_fp32 else width
+    score = 4 if family.router.in_fp32 else width
+    each = max(width * (hidden + (family.expert_activations + gathered) * inner), 2 * (width + weight) * hidden)
+    return (each + SELECTION_BYTES) * sizes.num_experts_per_tok + score * sizes.num_experts + shared * width * hidden
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """Work of a stage; `setting` is the number of tokens, and `measure` the memory that these take."""
+
+    stage: str
+    pool: AnyPool
+    setting: str
+    tokens: int
+    measure: Callable[[int], Memory]
+
+
+def plan_inference(config: RunConfig, vocab_size: int) -> tuple[InferencePlan, ...]:
+    """The stages that run text through a model without training it, in pipeline order.
+
+    Args:
+        config: The run's configuration.
+        vocab_size: Entries of the vocabulary.
+    """
+    return tuple(map(_planned, _works(config, vocab_size)))
+
+
+def _planned(work: _Work) -> InferencePlan:
+    memory, pool_gb = work.measure(work.tokens), max(kind.memory_gb for kind in work.pool.node_types)
+    fits = memory.total <= pool_gb * GIB
+    return InferencePlan(
+        stage=work.stage, pool=work.pool.name, memory=memory, pool_gb=pool_gb, fits=fits, fits_known=work.pool.gpu > 0,
+        remedy=None if fits else _remedy(work, pool_gb))
+
+
+def _remedy(work: _Work, pool_gb: float) -> Remedy:
+    """The most tokens, of those halved again and again, with which the work fits."""
+    if work.stage == "cluster":
+        return Remedy(fits=True, settings=("clusters.vectors=tfidf_svd",), memory_gb=0)
+    fewer = [work.tokens >> times for times in range(1, work.tokens.bit_length())]
+    totals = [work.measure(tokens).total for tokens in fewer]
+    found = next((index for index, total in enumerate(totals) if total <= pool_gb * GIB), None)
+    if found is None:
+        return Remedy(fits=False, settings=(), memory_gb=work.measure(work.tokens).total / GIB)
+    return Remedy(fits=True, settings=(f"{work.setting}={fewer[found]}",), memory_gb=totals[found] / GIB)
+
+
+def _works(config: RunConfig, vocab_size: int) -> Iterator[_Work]:
+    tokens, length, pool = config.tokens, config.corpus.sequence_length, config.finetune_pool
+    whole = config.model.architecture
+    part = submodel_architecture(config.model.family_name, whole, config.cluster_count)
+    embeds = config.vectors_pool if tokens.decoupled else None
+
+    def on(place: AnyPool, sizes: Architecture) -> StreamedModel:
+        memory_gb = max(kind.memory_gb for kind in place.node_types)
+        return StreamedModel(config.model.family_name, sizes, vocab_size, place.gpu, memory_gb)
+
+    def vectors(place: AnyPool, count: int) -> Memory:
+        sizes = whole if isinstance(config.model.init, CheckpointInit) else part
+        return vectors_memory(on(place, sizes), tokens=count, sequence_length=length)
+
+    def evaluation(place: AnyPool, count: int) -> Memory:
+        shapes = (whole, part) if tokens.decoupled or tokens.seed else (whole,)
+        found = [scoring_memory(on(place, shape), tokens=count, sequence_length=length) for shape in shapes]
+        found += [vectors(place, count)] if embeds is not None and place is pool else []
+        return max(found, key=lambda memory: memory.total)
+
+    if embeds is not None:
+        low = embeds
+        yield _Work("cluster", low, "clusters.vectors", tokens.total, lambda count: vectors(low, count))
+    if tokens.decoupled or tokens.seed:
+        yield _Work("merge", pool, "merge.calibration_tokens", config.merge.calibration_tokens, lambda count: calibration_memory(
+            on(pool, whole), tokens=count, sequence_length=length, clusters=config.cluster_count))
+    yield _Work("evaluate", pool, "evaluation.max_tokens", config.evaluation.max_tokens, lambda count: evaluation(pool, count))
+    if config.evaluation.prompts:
+        yield _Work("export", pool, "evaluation.sample_tokens", config.evaluation.sample_tokens, lambda count: scoring_memory(
+            on(pool, whole), tokens=count, sequence_length=count))
+    if config.owners:
+        owned = config.pools.owner(config.owners[0])    # all owners' seats have the same memory
+        yield _Work(
+            "evaluate by owners", owned, "evaluation.max_tokens", config.evaluation.max_tokens,
+            lambda count: evaluation(owned, count))
