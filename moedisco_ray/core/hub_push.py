@@ -16,6 +16,8 @@ from moedisco_ray.core.hub_files import HTTP_ERROR, hub_endpoint, hub_token
 
 _LEFT_OUT = ["manifest.json", ".*", ".*/**"]
 """Files of a run's directory that are no part of the model."""
+_REPLACED = ["*.safetensors", "*.safetensors.index.json"]
+"""Files of an earlier push that do not stay: transformers would load `model.safetensors` in place of the files of an index."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Pushed:
 
 
 def push_model(directory: Path, name: str, *, public: bool, message: str) -> Pushed:
-    """Upload a model directory to a repository, which is created if it is missing.
+    """Upload a model directory to a repository, which is created if it is missing. Weights that the repository has are replaced.
 
     Args:
         directory: A Hugging Face model directory.
@@ -58,7 +60,7 @@ def push_model(directory: Path, name: str, *, public: bool, message: str) -> Pus
         if not private and not public:
             raise ConfigError("REPO", name, "exists and is public; pass --public to publish the model, or choose another name")
         made = api.upload_folder(
-            repo_id=name, folder_path=directory, commit_message=message, ignore_patterns=_LEFT_OUT)
+            repo_id=name, folder_path=directory, commit_message=message, ignore_patterns=_LEFT_OUT, delete_patterns=_REPLACED)
     return Pushed(str(page), str(made.oid), private)
 
 

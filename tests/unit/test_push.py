@@ -72,6 +72,22 @@ def test_a_model_is_published_only_on_request(server: Hub, run: Path) -> None:
     assert push(str(run / "model"), NAME, "--public")[0] == 0
 
 
+def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(server: Hub, run: Path) -> None:
+    assert push(str(run), NAME)[0] == 0
+    one_file, config = open_checkpoint(run / "model"), tiny_config("mixtral", 4)
+    more = run.parent / "more"
+    write_checkpoint(more, ((key, -tensor) for key, tensor in one_file.items()), config, max_shard_bytes=8000)
+    assert not (more / "model.safetensors").exists()
+    assert push(str(more), NAME)[0] == 0
+    files = server.repositories[NAME].commits[server.repositories[NAME].branches["main"]]
+    assert "model.safetensors" not in files, "transformers would load this file, of the earlier model"
+    start = Model.model_validate({"init": {"checkpoint": f"hf://{NAME}"}})
+    check_same(open_checkpoint(start.init.directory_with_weights), open_checkpoint(more))
+    assert push(str(run), NAME)[0] == 0
+    files = server.repositories[NAME].commits[server.repositories[NAME].branches["main"]]
+    assert files.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+
+
 def test_mistakes_are_one_line(server: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, line in (
         ((str(run), "no name"), "REPO: 'no name': is no name of a repository; write ORG/NAME"),
