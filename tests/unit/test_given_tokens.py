@@ -68,6 +68,13 @@ def test_turns_are_found_where_the_last_one_is_rendered_differently(tmp_path: Pa
         "a number<|im_end|>\n<think>\n\n</think>\n\nthe answer<|im_end|>\n<|endoftext|>")
 
 
+def test_nulls_in_tools_of_json_text_reach_the_template(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path, WITH_TOOLS)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"unit": {"type": "string", "default": None}}}}]
+    document, = GivenTokens(tmp_path).conversation(conversation(1), LIMIT, json.dumps(tools))
+    assert document.text == tokenizer.apply_chat_template(conversation(1), tools=tools, tokenize=False)
+
+
 @pytest.mark.parametrize("marks", [True, False])
 def test_tools_reach_the_template(tmp_path: Path, marks: bool) -> None:
     template = WITH_TOOLS if marks else WITH_TOOLS.replace("{% generation %}", "").replace("{% endgeneration %}", "")

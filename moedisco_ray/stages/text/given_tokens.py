@@ -275,12 +275,12 @@ def _messages(value: Any) -> list[dict[str, Any]]:
 def _tools(value: Any) -> Tools:
     """Tools from a list of JSON schemas, or from such a list as JSON text; None for an empty list."""
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        found = json.loads(value) if isinstance(value, str) else _without_nulls(value)
     except ValueError as error:
         raise GivenTokensError(f"the tools of a row are not JSON ({error})") from error
     if found is not None and not (isinstance(found, list) and all(isinstance(each, dict) for each in found)):
         raise GivenTokensError("the tools of a row are no list of JSON schemas")
-    return _without_nulls(found) or None
+    return found or None
 
 
 def _without_nulls(value: Any) -> Any:
