@@ -35,6 +35,16 @@ THINKING = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- else %}{{- eos_token }}{%- endif %}")
 """A template that renders the last turn differently from the earlier ones, as those of Qwen3 and Phi-3 do."""
 
+LAST_QUESTION = (
+    "{%- set questions = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{%- for message in messages %}"
+    "{%- if message.role == 'user' %}"
+    "{%- if tools and message == questions[-1] %}{{- '[TOOLS]' + tools | tojson }}{%- endif %}"
+    "{{- '[INST]' + message.content + '[/INST]' }}"
+    "{%- else %}{{- ' ' + message.content.strip() + eos_token }}{%- endif %}"
+    "{%- endfor %}")
+"""A template that writes the tools before the last question only, as that of Mistral-7B-Instruct-v0.3 does."""
+
 
 def write_tokenizer(directory: Path, template: str | None = TURNS, *, bos: bool = False) -> PreTrainedTokenizerBase:
     """Write and load a byte-level tokenizer; with `bos`, it adds `<s>` before a text."""

@@ -19,7 +19,17 @@ from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.rows import table_rows
 from moedisco_ray.stages.text.cutting import GivenTokensError
 from moedisco_ray.stages.text.given_tokens import GivenTokens, check_sources
-from tests.unit.chat_data import PLAIN_TURNS, THINKING, TURNS, WITH_TOOLS, conversation, tools_of, write_rows, write_tokenizer
+from tests.unit.chat_data import (
+    LAST_QUESTION,
+    PLAIN_TURNS,
+    THINKING,
+    TURNS,
+    WITH_TOOLS,
+    conversation,
+    tools_of,
+    write_rows,
+    write_tokenizer,
+)
 
 LIMIT = 10**6
 spoken = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(["<|im_end|>", "assistant\n", " a "])
@@ -66,6 +76,24 @@ def test_turns_are_found_where_the_last_one_is_rendered_differently(tmp_path: Pa
     counted = "".join(tokenizer.convert_ids_to_tokens(document.tokens[document.loss_mask].tolist()))
     assert counted.replace("Ġ", " ").replace("Ċ", "\n") == (
         "a number<|im_end|>\n<think>\n\n</think>\n\nthe answer<|im_end|>\n<|endoftext|>")
+
+
+def test_turns_are_found_where_a_question_holds_the_words_of_its_answer(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path, LAST_QUESTION)
+    said = [("user", "say a number or a word"), ("assistant", "a number"), ("user", "end?"), ("assistant", "end")]
+    document, = GivenTokens(tmp_path).conversation(
+        [{"role": role, "content": content} for role, content in said], LIMIT, tools_of(1))
+    first, second = (text.split("<|endoftext|>")[0] for text in document.text.split("[/INST]")[1:])
+    assert (first, second) == (" a number", " end")
+    counted = "".join(tokenizer.convert_ids_to_tokens(document.tokens[document.loss_mask].tolist())).replace("Ġ", " ")
+    assert counted == " a number<|endoftext|> end<|endoftext|>"
+
+
+def test_the_end_of_a_turn_is_found_where_it_has_the_words_of_the_answer(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path, THINKING)
+    said = [("user", "what?"), ("assistant", "text"), ("user", "and?"), ("assistant", "a word")]
+    document, = GivenTokens(tmp_path).conversation([{"role": role, "content": content} for role, content in said], LIMIT)
+    assert "text<|im_end|>" in tokenizer.decode(document.tokens[document.loss_mask].tolist())
 
 
 def test_nulls_in_tools_of_json_text_reach_the_template(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ Message = Mapping[str, Any]
 Tools = list[Any] | None
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PLACE = "\N{OBJECT REPLACEMENT CHARACTER}0\N{OBJECT REPLACEMENT CHARACTER}"
+"""Text in place of a turn's content, which no conversation contains."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 """Roles of messages with the keys `from` and `value`, and their names in chat templates."""
 
@@ -176,22 +178,28 @@ class GivenTokens:
                 if text.startswith(whole) and whole.startswith(prompt):
                     yield len(prompt), len(whole)
                 else:
-                    yield self._turn_around(str(message.get("content") or "").strip(), prompt, whole, text)
+                    yield self._turn_around(messages, number, prompt, text, tools)
 
-    def _turn_around(self, content: str, prompt: str, whole: str, text: str) -> tuple[int, int]:
-        """Find a turn by its content, for templates that render the last turn differently, for example with its reasoning."""
-        shared = _common(prompt, text)
-        place = text.find(content, shared) if content else -1
-        if place < 0 or not content or (end := whole.rfind(content)) < 0:
+    def _turn_around(
+        self, messages: Sequence[Message], number: int, prompt: str, text: str, tools: Tools,
+    ) -> tuple[int, int]:
+        """Find a turn by its content, for templates that render the last turn differently, for example with its reasoning.
+
+        The content may occur elsewhere in the conversation, so it is replaced by a text that does not.
+        """
+        content = str(messages[number].get("content") or "").strip()
+        marked = [*messages[:number], {**messages[number], "content": _PLACE}, *messages[number + 1:]]
+        before, _, rest = self._apply(marked, tools).partition(_PLACE)
+        _, found, tail = self._apply(marked[:number + 1], tools).partition(_PLACE)
+        if not content or not found or text != before + content + rest:
             raise GivenTokensError(
                 "the chat template renders a turn differently when the conversation continues, so the assistant's turns cannot be "
                 "found; mark them in the template with {% generation %} and {% endgeneration %}")
-        tail = whole[end + len(content):]
-        rest = text[place + len(content):]
         ids, offsets = self._encode(tail)
         following, _ = self._encode(rest[:len(tail)])
         same = _common(ids.tolist(), following.tolist())
-        return shared if shared == len(prompt) else place, place + len(content) + (int(offsets[same - 1, 1]) if same else 0)
+        start, end = len(before), len(before) + len(content)
+        return len(prompt) if text.startswith(prompt) else start, end + (int(offsets[same - 1, 1]) if same else 0)
 
     def _encode(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
