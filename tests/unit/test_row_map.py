@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.stages.corpus import build, input_identity, probe
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.row_map import RowMap
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Document, Limits
 from tests.unit.chat_data import conversation, write_rows, write_tokenizer
@@ -261,6 +263,18 @@ def test_another_function_and_other_code_make_another_corpus(tmp_path: Path, mod
     code = "def keep(row):\n    return row\nsame = keep\n"
     assert digest(code) == digest(code)
     assert len({digest(code), digest(code, "same"), digest(code.replace("row\n", "None\n"))}) == 3
+
+
+def test_a_function_in_an_archive_has_the_digest_of_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path / "rows.jsonl", "text", ["one", "two"])
+
+    def digest(name: str, code: str) -> str:
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr(f"{name}.py", code)
+        monkeypatch.syspath_prepend(tmp_path / f"{name}.zip")
+        return RowMap("corpus.sources.0", f"{name}:keep").identity()
+
+    assert digest("archived", "def keep(row):\n    return row\n") != digest("others", "def keep(row):\n    return None\n") != ""
 
 
 def test_a_function_without_a_file_has_no_digest(tmp_path: Path) -> None:

@@ -63,9 +63,10 @@ class RowMap:
         return found
 
     def identity(self) -> str:
-        """Digest of the file that defines the function; empty if that is no Python file."""
+        """Digest of the code of the module that defines the function; empty if it has no Python code."""
+        module = inspect.getmodule(inspect.unwrap(self._function))
         try:
-            file = inspect.getsourcefile(inspect.unwrap(self._function))
-        except TypeError:   # it is built in, or an object that can be called
+            code = inspect.getsource(module) if inspect.ismodule(module) else ""
+        except (OSError, TypeError):    # it is built in, or compiled
             return ""
-        return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return hashlib.sha256(code.encode()).hexdigest() if code else ""
