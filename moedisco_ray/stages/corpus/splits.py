@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -28,9 +29,13 @@ def glob(pattern: str) -> re.Pattern[str]:
     """Regular expression of a glob with `*`, `**`, `?` and `[...]`."""
     parts = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
-    return re.compile("".join(
-        parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" and piece[-1:] == "]" else re.escape(piece))
-        for piece in pieces))
+    return re.compile("".join(parts.get(piece) or _characters(piece) for piece in pieces))
+
+
+def _characters(piece: str) -> str:
+    """Regular expression of a piece of a glob: a set of characters in brackets, or text."""
+    is_set = piece[:1] == "[" and piece[-1:] == "]"
+    return fnmatch.translate(piece)[len("(?s:"):-len(r")\Z")] if is_set else re.escape(piece)
 
 
 def files_of_split(names: Sequence[str], split: str, subset: str | None, card: str | None) -> set[str]:
