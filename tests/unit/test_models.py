@@ -372,8 +372,12 @@ def test_a_corrupt_index_and_a_lost_shard(tmp_path):
     min(tmp_path.glob("*.safetensors")).unlink()
     with pytest.raises(CheckpointError, match="missing or broken"):
         open_checkpoint(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(CheckpointError, match="index cannot be read"):
+    for text in (b"{", b"\xff", b'{"weight_map": {"a": ["b"]}}', b'{"weight_map": {"a": 1}}', b"[1]"):
+        (tmp_path / "model.safetensors.index.json").write_bytes(text)
+        with pytest.raises(CheckpointError, match="index cannot be read"):
+            open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"no readable config\.json"):
         open_checkpoint(tmp_path)
 
 
