@@ -6,6 +6,7 @@ files are byte for byte those that `safetensors.torch.save_file` writes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -53,7 +54,10 @@ class ShardFile:
         header, self._offsets = _header(layout)
         self._layout, self._missing = layout, set(layout)
         self._file = path.open("wb", buffering=0)
-        self._file.write(header)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._file.close)
+            self._write(memoryview(header))
+            on_failure.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -77,9 +81,7 @@ class ShardFile:
         self._file.seek(self._offsets[key])
         flat_N = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         flat_N[::mmap.PAGESIZE].sum()   # maps all pages of a mapped file; `write` would wait for one after the other
-        left = flat_N.data
-        while left:     # an unbuffered write may write only a part
-            left = left[self._file.write(left):]
+        self._write(flat_N.data)
 
     def complete(self) -> None:
         """Check that every tensor is written.
@@ -89,6 +91,10 @@ class ShardFile:
         """
         if self._missing:
             raise CheckpointError("tensor", min(self._missing), f"was not written, with {len(self._missing) - 1} more")
+
+    def _write(self, left: memoryview) -> None:
+        while left:     # an unbuffered write may write only a part
+            left = left[self._file.write(left):]
 
 
 def _header(layout: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:

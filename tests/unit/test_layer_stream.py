@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import resource
 import weakref
 
 import pytest
@@ -207,6 +208,17 @@ def test_a_disk_that_fills_up_ends_the_stream(tmp_path, monkeypatch):
         write_checkpoint(tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(100)})
     assert len(asked) == 6      # one is written, one fails, three wait, and the last one asked for the failure
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_header_that_fits_only_in_part_is_an_error(tmp_path):
+    # The disk has room for a part of the header, and again for everything when the tensors follow.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            ShardFile(tmp_path / "file", {"a": Stored((2,), torch.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_tensors_that_wait_to_be_written_are_limited(tmp_path, monkeypatch):
