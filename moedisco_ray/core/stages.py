@@ -75,6 +75,25 @@ class Stage:
         return tuple(leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads))
 
 
+    def fingerprint(self, config: RunConfig, needs: Mapping[str, str], inputs: str = "") -> str:
+        """Digest of everything that the stage's result depends on.
+
+        Args:
+            config: The run's configuration.
+            needs: Fingerprint of each stage in `Stage.needs`.
+            inputs: Identity of the user's files that the stage reads.
+        """
+        values = config.model_dump(mode="json")
+        material = {
+            "stage": self.name,
+            "settings": {path: _at(values, path) for path in self.settings},
+            "derived": dict(self.derived(config)),
+            "needs": dict(needs),
+            "inputs": inputs,
+        }
+        return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+
+
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), _owners),
     Stage(
@@ -103,17 +122,10 @@ def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> 
     Raises:
         CheckpointError: `model.init` names a directory without a usable `config.json`.
     """
-    values = config.model_dump(mode="json")
     digests: dict[str, str] = {}
     for stage in STAGES:
-        material = {
-            "stage": stage.name,
-            "settings": {path: _at(values, path) for path in stage.settings},
-            "derived": dict(stage.derived(config)),
-            "needs": {name: digests[name] for name in stage.needs},
-            "inputs": (inputs or {}).get(stage.name, ""),
-        }
-        digests[stage.name] = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+        needs = {name: digests[name] for name in stage.needs}
+        digests[stage.name] = stage.fingerprint(config, needs, (inputs or {}).get(stage.name, ""))
     return digests
 
 

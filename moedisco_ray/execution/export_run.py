@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core import stages
-from moedisco_ray.core.artifacts import reporting_full_disk
+from moedisco_ray.core.artifacts import parse_manifest, reporting_full_disk
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import RunDirError
@@ -16,11 +15,12 @@ from moedisco_ray.core.events import discard
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.execution.merge_models import check_new
 from moedisco_ray.execution.pipeline import own_storage
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.corpus import input_identity
 from moedisco_ray.stages.export.stage import datasets_of, export_model
 from moedisco_ray.stages.train.jobs import checkpoint_location, training_home
 from moedisco_ray.training.checkpoints.model import write_model_of
@@ -42,9 +42,8 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
         RunDirError: The place holds no run, the model does not exist yet, or the target is not empty.
         StorageError: The storage does not respond, or the checkpoint is damaged.
     """
+    check_new(target)
     report = current_report(location)
-    if target.exists() and any(target.iterdir()):
-        raise RunDirError("--output", str(target), "is not empty; choose another directory")
     store = RunStore.of(location)
     config = stored_config(json.loads(store.read("config.json") or b"{}"))
     context = _context(config, store)
@@ -70,9 +69,12 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
 
 
 def _context(config: RunConfig, store: RunStore) -> Context:
-    digests = stages.fingerprints(config, input_identity(config))
+    # The text of the run may have changed or be gone, so the fingerprint follows from that of the merged MoE.
+    stages = {stage.name: stage for stage in STAGES}
+    merged = parse_manifest(store.read(f"{stages['merge'].directory}/manifest.json") or b"")
+    fingerprint = stages["finetune"].fingerprint(config, {"merge": merged.fingerprint if merged else ""})
     return Context(
-        config=config, directory=store.directory, fingerprint=digests["finetune"], emit=discard, backend=LocalBackend(),
+        config=config, directory=store.directory, fingerprint=fingerprint, emit=discard, backend=LocalBackend(),
         own_storage=own_storage(config, store.directory))
 
 

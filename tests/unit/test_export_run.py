@@ -77,7 +77,7 @@ def test_without_a_finished_fine_tune_the_message_names_the_option(in_finetune: 
     code, output = export(in_finetune.directory, "--from-checkpoint", "--output", str(tmp_path / "full"))
     assert code == 2
     assert "--output" in output
-    assert "is not empty; choose another directory" in output
+    assert "is not an empty directory; choose another directory" in output
 
 
 def test_a_damaged_checkpoint_is_refused(in_finetune: RunConfig, tmp_path: Path) -> None:
@@ -98,3 +98,18 @@ def test_a_run_that_ended_after_its_fine_tune_exports_that(tmp_path: Path) -> No
     code, output = export(config.directory, "--output", str(tmp_path / "model"))
     assert code == 0, output
     check_same(open_checkpoint(tmp_path / "model"), open_checkpoint(config.directory / "finetuned"))
+    (tmp_path / "file").touch()
+    code, output = export(config.directory, "--output", str(tmp_path / "file"))
+    assert (code, "--output" in output) == (2, True), output
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_the_text_may_be_gone_or_changed(tmp_path: Path, gone: bool) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"sentence {i} of a text about the number {i * i}" for i in range(3000)))
+    source = {"sources": [{"path": str(text)}], "sequence_length": 32, "validation_fraction": 0.1}
+    config = small_config(tmp_path / "runs", tokens=TOKENS, checkpoint={"every": 4}, corpus=source)
+    stopped(config, StopFile(tmp_path / "stop"), "finetune", 5)
+    text.unlink() if gone else text.write_text("another text")
+    code, output = export(config.directory, "--from-checkpoint", "--output", str(tmp_path / "model"))
+    assert code == 0, output
