@@ -93,6 +93,9 @@ def choose_experts(
         _check_alike(first.config, other.config, name)
     new = [number for number, each in enumerate(chosen) if each.model > 0]
     _check_texts(own_texts, texts, new, has_dense=any(isinstance(each.tensors, OneExpert) for each in opened.values()))
+    if texts and len(new) == len(chosen):
+        raise ConfigError(
+            "EXPERTS", len(new), "all are of other models, but rows are computed from known ones; name one of RUN_DIR")
     values, family = config_with_experts(first.config, len(chosen), top_k), first.model_map.family
     output.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".experts-") as scratch:

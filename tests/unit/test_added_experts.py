@@ -144,6 +144,7 @@ def test_mistakes_are_one_line_and_write_nothing(home: Path, tmp_path: Path) -> 
         ([dense], {}, "--calibration: a dense model has no router; name its text"),
         ([dense], {"texts": [text, text], "own_texts": [text]}, "--calibration: 2: texts for 1 experts of other models; name one"),
         ([dense], {"texts": [text]}, "--own-text: rows are computed from text that the model knows, and from --calibration"),
+        ([dense], {"texts": [text], "own_texts": [text]}, "EXPERTS: 1: all are of other models"),
         (["0"], {"own_texts": [text]}, "--own-text: rows are computed from text that the model knows, and from --calibration"),
     ]:
         with pytest.raises(ConfigError) as caught:
