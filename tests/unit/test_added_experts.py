@@ -20,11 +20,12 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.families import Router
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.choose_experts import choose_experts
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.merge_models import merge_models
-from moedisco_ray.models import Chosen, Role, config_with_experts, open_checkpoint, same_bits, with_experts
+from moedisco_ray.models import Chosen, Role, config_with_experts, open_checkpoint, same_bits, with_experts, write_checkpoint
 from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
 from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new
 from moedisco_ray.stages.merge.router_init import ridge_directions, statistics
@@ -109,29 +110,57 @@ def test_only_rows_of_new_experts_are_computed(family: str, tmp_path: Path) -> N
         assert same_bits(found[key].index_select(role.expert_axis, kept), tensor.index_select(role.expert_axis, kept))
     assert layers
     for layer in layers:
-        assert layer["use_on_own_text"] < layer["use_on_new_texts"][0]
+        assert layer["use_on_own_text"] <= layer["use_on_new_texts"][0]   # corrections may keep an expert from all tokens
+    write_checkpoint(tmp_path / "larger", found.items(), values)
+    assert uses(tmp_path / "larger", 4, batches) == [
+        pytest.approx((layer["use_on_own_text"], layer["use_on_new_texts"][0]), abs=0.02) for layer in layers]
 
 
-def test_new_rows_divide_the_tokens_with_the_least_scale() -> None:
+def uses(directory: Path, expert: int, batches: list[Any]) -> list[tuple[float, ...]]:
+    """Share of the tokens of each batch that use an expert in each layer of transformers' own model."""
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    seen: dict[str, list[float]] = {}
+    for name, module in model.named_modules():
+        if name.endswith(".experts"):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: seen.setdefault(name, []).append(
+                float((inputs[1] == expert).any(dim=-1).float().mean())))
+    with torch.no_grad():
+        for tokens_BL, _ in batches:
+            model(torch.as_tensor(tokens_BL))
+    return [tuple(shares) for shares in seen.values()]
+
+
+@pytest.mark.parametrize("most", [0.0, 0.02])
+def test_new_rows_divide_the_tokens_with_the_least_scale(most: float) -> None:
+    """`most` is the largest correction of a score."""
+    router, correction_E = Router(scores="sigmoid"), most * torch.tensor([-1.0, 0.5, 1.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     centres_CD, rows_ED = (torch.randn(3, 12, generator=generator, dtype=torch.float64) * scale for scale in (1.5, 0.4))
     cluster_T = torch.arange(3000) % 3
     x_TD = centres_CD[cluster_T] + torch.randn(3000, 12, generator=generator, dtype=torch.float64)
     direction_CD = ridge_directions(statistics(x_TD, cluster_T, 3))
-    rows_ND, scale = new_rows(rows_ED, 0.0, direction_CD, [(x_TD, cluster_T)], 2)
-    own, *others = use_of_new(torch.cat([rows_ED, rows_ND]), 0.0, [3, 4], [(x_TD, cluster_T)], 2)
+    inputs = [(x_TD, cluster_T)]
+    rows_ND, scale = new_rows(rows_ED, 0.0, direction_CD, inputs, router, 2, correction_E if most else None)
+
+    def choice(rows_ED: torch.Tensor, correction_E: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x_TD @ rows_ED.T) + correction_E
+
+    both_TE = torch.cat([choice(rows_ED, correction_E), choice(rows_ND, correction_E.mean())], dim=1)
+    own, *others = use_of_new(lambda _: both_TE.topk(2).indices, [3, 4], inputs)
     assert own < 0.1
     assert min(others) > 0.9
 
     def right(scale: float) -> float:
         """Share of the tokens on the right side of the directions that are also routed so."""
-        known_TE = x_TD @ rows_ED.T
-        toward_TN = x_TD @ (direction_CD[1:] - direction_CD[0]).T
-        new_TN = known_TE.mean(dim=1, keepdim=True) + scale * toward_TN
+        toward_ND = direction_CD[1:] - direction_CD[0]
+        toward_TN, known_TE = x_TD @ toward_ND.T, choice(rows_ED, correction_E)
+        new_TN = choice(rows_ED.mean(dim=0) + scale * toward_ND, correction_E.mean())
         is_own_T = cluster_T == 0
         mine_TN = new_TN.gather(1, (cluster_T[:, None] - 1).clamp(min=0))[:, 0]
         side_T = torch.where(is_own_T, toward_TN.amax(1) < 0, toward_TN.gather(1, (cluster_T[:, None] - 1).clamp(min=0))[:, 0] > 0)
-        routed_T = torch.where(is_own_T, new_TN.amax(1) <= known_TE.sort(dim=1).values[:, 1], mine_TN >= known_TE.amax(1))
+        second_T, first_T = known_TE.sort(dim=1).values[:, 1], known_TE.amax(1)
+        side_T &= torch.where(is_own_T, second_T > correction_E.mean(), first_T < 1 + correction_E.mean())  # scores are from 0 to 1
+        routed_T = torch.where(is_own_T, new_TN.amax(1) <= second_T, mine_TN >= first_T)
         return float((routed_T & side_T).sum() / side_T.sum())
 
     assert right(1.01 * scale) >= 0.9

@@ -224,10 +224,12 @@ class _Layers:
         rows_ED, total, top_k = tensors[key].to(self._device, torch.float64), _total(inputs, self._clusters), self._whole.top_k
         unmatched_CD = directions("ridge", total, 0)
         matched_CD = _load_matched(unmatched_CD, torch.zeros_like(unmatched_CD), 0.0, inputs, total)
-        rows_ED[new], scale = new_rows(rows_ED[others], bias_E[others], matched_CD, inputs, top_k)
+        measured = _Measured(self._kind, self._whole, self._part, router, self._clusters)
+        correction_E = None if measured.correction_E is None else measured.correction_E[others]
+        rows_ED[new], scale = new_rows(rows_ED[others], bias_E[others], matched_CD, inputs, self._kind, top_k, correction_E)
         tensors[key] = rows_ED.to("cpu", tensors[key].dtype)
         router.weight.copy_(tensors[key])
-        own, *of_new = use_of_new(rows_ED, bias_E, new, inputs, top_k)
+        own, *of_new = use_of_new(lambda x_TD: measured.selected(x_TD, rows_ED)[0], new, inputs)
         return {"layer": layer, "scale": scale, "use_on_own_text": own, "use_on_new_texts": of_new}
 
     def _labelled_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
@@ -304,7 +306,7 @@ class _Measured:
     def __init__(self, kind: Router, whole: Selection, part: Selection, router: nn.Module, clusters: int) -> None:
         self._kind, self._whole, self._part, self._clusters = kind, whole, part, clusters
         stored = router.state_dict()
-        self._bias_E, self._correction_E = (
+        self._bias_E, self.correction_E = (
             None if name is None else stored[name].double().flatten() for name in (kind.bias, kind.correction))
 
     def on(self, inputs: Sequence[tuple[Tensor, Tensor]], rows_ED: Tensor, own_ED: Tensor) -> dict[str, Any]:
@@ -321,7 +323,7 @@ class _Measured:
         tokens, hits, weight_sum, branch_sum = 0, 0, 0.0, 0.0
         for input_TD, cluster_T in inputs:
             x_TD = input_TD.to(rows_ED.device, torch.float64)
-            index_TK, weight_TK = self._whole(scores(self._logits(x_TD, rows_ED), self._kind), self._correction_E)
+            index_TK, weight_TK = self.selected(x_TD, rows_ED)
             load_E += torch.bincount(index_TK.flatten(), minlength=experts)
             first_T = index_TK[:, 0] // group
             first_C += torch.bincount(first_T, minlength=clusters)
@@ -330,7 +332,7 @@ class _Measured:
             weight_sum += float(weight_TK.sum())
             branch_TCg = scores(self._logits(x_TD, own_ED).view(-1, clusters, group), self._kind)
             branch_Tg = branch_TCg[torch.arange(len(x_TD), device=x_TD.device), cluster_T]
-            own_Tg = None if self._correction_E is None else self._correction_E.view(clusters, group)[cluster_T]
+            own_Tg = None if self.correction_E is None else self.correction_E.view(clusters, group)[cluster_T]
             branch_sum += float(self._part(branch_Tg, own_Tg)[1].sum())
         load_E /= load_E.sum()
         return {
@@ -341,6 +343,11 @@ class _Measured:
             "weight_sum": weight_sum / tokens,
             "branch_weight_sum": branch_sum / tokens,
         }
+
+    def selected(self, x_TD: Tensor, rows_ED: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts that the router selects with these rows, and their scores [T, K]."""
+        x_TD = x_TD.to(rows_ED.device, torch.float64)
+        return self._whole(scores(self._logits(x_TD, rows_ED), self._kind), self.correction_E)
 
     def _logits(self, x_TD: Tensor, rows_ED: Tensor) -> Tensor:
         logits_TE = x_TD @ rows_ED.T
