@@ -125,6 +125,18 @@ HARD = [
 SPLITS = {"qwen2": "qwen2", "llama-bpe": "llama3", "dbrx": "llama3", "tekken": "tekken", "gpt-4o": "gpt-4o"}
 
 
+def test_every_chat_template_of_a_tokenizer_is_kept(tmp_path: Path) -> None:
+    write_model(tmp_path, "mixtral")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path)
+    write_gguf(tmp_path, tmp_path / "tiny.gguf", name="tiny")
+    fields = gguf.GGUFReader(tmp_path / "tiny.gguf").fields
+    assert {name: field.contents() for name, field in fields.items() if "chat_template" in name} == {
+        "tokenizer.chat_template": "{{ messages }}", "tokenizer.chat_templates": ["tool_use"],
+        "tokenizer.chat_template.tool_use": "{{ tools }}"}
+
+
 def tokenizer_of(name: str) -> Tokenizer:
     """A byte-level BPE that splits text as llama.cpp does under a name."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=name in {"llama-bpe", "tekken"}))

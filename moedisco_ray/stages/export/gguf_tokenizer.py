@@ -70,8 +70,10 @@ def add_tokenizer(
         writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_token_types(kinds)
     _add_special_tokens(writer, tokenizer, ends)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
+    templates = tokenizer.chat_template
+    if templates is not None:
+        writer.add_chat_template(
+            templates if isinstance(templates, str) else [{"name": name, "template": text} for name, text in templates.items()])
 
 
 def split_name(backend: Mapping[str, Any]) -> str:
