@@ -75,7 +75,7 @@ def _context(config: RunConfig, store: RunStore) -> Context:
     fingerprint = stages["finetune"].fingerprint(config, {"merge": merged.fingerprint if merged else ""})
     return Context(
         config=config, directory=store.directory, fingerprint=fingerprint, emit=discard, backend=LocalBackend(),
-        own_storage=own_storage(config, store.directory))
+        own_storage=own_storage(config, store))
 
 
 def _write_checkpoint_model(context: Context, directory: Path) -> int:

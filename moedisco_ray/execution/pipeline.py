@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import fcntl
 import functools
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +80,8 @@ RUN: Mapping[str, Callable[[Context, Draft], None]] = {
 """The function of each stage, by name. Stages do not import each other: a function that one stage needs from another is passed
 to it here."""
 
+_STORAGE = "checkpoints/storage.json"
+"""File of a run that names its folder in `checkpoint.storage`."""
 _LOCK_SECONDS = 60.0
 """Seconds that a run waits for its own earlier process to release the run directory."""
 
@@ -272,7 +275,7 @@ def _make_all(
     check: Callable[[], None],
 ) -> None:
     directory = store.directory
-    storage = own_storage(config, directory)
+    storage = _made_storage(config, store)
     with heartbeats(log):
         for stage in STAGES:
             stop.check()
@@ -286,15 +289,21 @@ def _make_all(
     collect(store)
 
 
-def own_storage(config: RunConfig, directory: Path) -> Location | None:
-    """This run's folder in `checkpoint.storage`. A random part makes its name unique, because other runs may have the same name."""
-    if config.checkpoint.storage is None:
-        return None
-    path = directory / "checkpoints" / "storage.json"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {"folder": f"{config.name}-{uuid.uuid4().hex[:12]}"})
-    return joined(config.checkpoint.storage, read_json(path)["folder"])
+def own_storage(config: RunConfig, store: RunStore) -> Location | None:
+    """This run's folder in `checkpoint.storage`; None if the run has none yet."""
+    stored = None if config.checkpoint.storage is None else store.read(_STORAGE)
+    return None if stored is None else joined(str(config.checkpoint.storage), json.loads(stored)["folder"])
+
+
+def _made_storage(config: RunConfig, store: RunStore) -> Location | None:
+    """Like `own_storage`, but name a folder first. A random part makes its name unique: other runs may have the same name."""
+    path = store.directory / _STORAGE
+    if config.checkpoint.storage is not None:
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"folder": f"{config.name}-{uuid.uuid4().hex[:12]}"})
+        store.publish(path)
+    return own_storage(config, store)
 
 
 @dataclasses.dataclass(frozen=True)

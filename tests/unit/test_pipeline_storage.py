@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from s3_standin import s3_server
 from small_run import same_outcome, small_config
 
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.locations import CACHE
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.run_takeover import begin
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.execution import pipeline
+from moedisco_ray.execution import export_run, pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
 TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}
@@ -45,8 +49,33 @@ def test_two_runs_of_one_name_and_settings_share_no_checkpoints(tmp_path: Path) 
         small_config(tmp_path / place, checkpoint={"storage": "s3://bucket/folder?scheme=http"}) for place in ("one", "other"))
     for config in (one, other):
         pipeline.claim(config, redo=False)
-    mine = pipeline.own_storage(one, one.directory)
-    assert mine == pipeline.own_storage(one, one.directory)        # a later driver of the same run
-    assert mine != pipeline.own_storage(other, other.directory)
+    mine, again, others = (pipeline._made_storage(config, RunStore.of(config.location)) for config in (one, one, other))
+    assert mine == again        # a later driver of the same run
+    assert mine != others
     assert str(mine).startswith("s3://bucket/folder/small-")
     assert str(mine).endswith("?scheme=http")
+
+
+def test_a_run_at_a_uri_finds_its_checkpoints_from_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server("runs") as server:
+        output = f"s3://runs/team?endpoint_override={server}&scheme=http"
+        config = small_config(tmp_path, checkpoint={"storage": str(tmp_path / "storage")}).model_copy(update={"output": output})
+        stores = []
+        for machine in ("driver", "next-driver", "another"):
+            monkeypatch.setenv(CACHE, str(tmp_path / machine))
+            stores.append(RunStore.of(config.location))
+        driver, following, another = stores
+        driver.directory.mkdir(parents=True)
+        driver.remote.write("config.json", config.model_dump_json().encode())
+        mine = pipeline._made_storage(config, driver)
+        begin(following, (), fresh=True)
+        assert pipeline._made_storage(config, following) == mine
+        assert export_run._context(config, another).own_storage == mine
+
+
+def test_an_export_changes_nothing_in_the_run(tmp_path: Path) -> None:
+    config = small_config(tmp_path, checkpoint={"storage": str(tmp_path / "storage")})
+    pipeline.claim(config, redo=False)
+    before = sorted(config.directory.rglob("*"))
+    export_run._context(config, RunStore.of(config.location))
+    assert sorted(config.directory.rglob("*")) == before
