@@ -103,6 +103,13 @@ def test_nulls_in_tools_of_json_text_reach_the_template(tmp_path: Path) -> None:
     assert document.text == tokenizer.apply_chat_template(conversation(1), tools=tools, tokenize=False)
 
 
+def test_half_of_a_surrogate_pair_is_replaced_as_in_other_text(marked: Path) -> None:
+    made = GivenTokens(marked)
+    messages = [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "a\udc00"}]
+    for document in (*made.conversation(messages, LIMIT), *made.completion("\ud800", "a\udc00", LIMIT)):
+        assert document.text.count("\ufffd") == 2
+
+
 @pytest.mark.parametrize("marks", [True, False])
 def test_tools_reach_the_template(tmp_path: Path, marks: bool) -> None:
     template = WITH_TOOLS if marks else WITH_TOOLS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
@@ -212,6 +219,7 @@ def test_a_prompt_may_end_with_more_than_an_answer_begins_with(tmp_path: Path) -
 @pytest.mark.parametrize(("prompt", "completion", "message"), [
     ("a", [{"role": "assistant", "content": "b"}], "write prompt and completion alike"),
     ([{"role": "user", "content": "a"}], "b", "alike"),
+    ([], [{"role": "assistant", "content": "b"}], "a prompt has no messages"),
     (None, [{"role": "assistant", "content": "b"}], "no list of messages"), ("a", 3, "alike"), (3, 4, "no list of messages")])
 def test_rows_that_are_no_prompt_with_a_completion_are_refused(
     marked: Path, prompt: object, completion: object, message: str,
@@ -266,10 +274,12 @@ def test_messages_from_and_value_are_read_too(marked: Path) -> None:
 
 
 def test_a_conversation_without_an_answer_is_left_out(marked: Path) -> None:
-    assert list(GivenTokens(marked).conversation([{"role": "user", "content": "a"}], LIMIT)) == []
+    for messages in ([{"role": "user", "content": "a"}], []):
+        assert list(GivenTokens(marked).conversation(messages, LIMIT)) == []
 
 
-@pytest.mark.parametrize("row", ["text", [1], [{"content": "a"}], [{"role": "user", "content": None}], {}])
+@pytest.mark.parametrize("row", [
+    "text", [1], [{"content": "a"}], [{"role": "user", "content": None}], {}, [{"from": ["a"], "value": "b"}]])
 def test_rows_that_are_no_conversations_are_refused(marked: Path, row: object) -> None:
     with pytest.raises(GivenTokensError):
         list(GivenTokens(marked).conversation(row, LIMIT))

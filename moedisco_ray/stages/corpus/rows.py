@@ -19,7 +19,7 @@ from moedisco_ray.stages.corpus.documents import DOCUMENTS
 from moedisco_ray.stages.corpus.files import File
 from moedisco_ray.stages.corpus.long_json import read_member
 from moedisco_ray.stages.corpus.streams import CHUNK, LinePart, NotTextError, decode, read_lines
-from moedisco_ray.stages.text.cutting import Kept
+from moedisco_ray.stages.text.cutting import Kept, without_surrogates
 
 Text = str | Iterator[bytes]
 """A text as a string, or a long text as an iterator over pieces of its UTF-8 bytes."""
@@ -107,7 +107,7 @@ def text_of(row: Mapping[str, Any], column: str, where: str) -> str:
         return ""
     if not isinstance(text, str):
         raise _no_text(where, column, type(text).__name__)
-    return text if text.isascii() else _without_surrogates(text)
+    return without_surrogates(text)
 
 
 def kept_side(row: Mapping[str, Any], where: str) -> Kept | None:
@@ -214,7 +214,7 @@ def _json_rows(file: File, columns: Collection[str] | None, start: int, stop: in
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return _without_surrogates(value)
+        return without_surrogates(value)
     if isinstance(value, list):
         return [_clean(each) for each in value]
     return {key: _clean(each) for key, each in value.items()} if isinstance(value, dict) else value
@@ -270,7 +270,7 @@ def _rest_of_line(parts: Iterator[LinePart]) -> Iterator[LinePart]:
 def _long_text(file: File, line: Iterable[LinePart], column: str, at: int) -> Iterator[Text]:
     found = read_member(_characters(line), column, f"the line at byte {at}")
     if not isinstance(found, dict):
-        yield (_without_surrogates(piece).encode() for piece in found)
+        yield (without_surrogates(piece).encode() for piece in found)
     elif column not in found:
         raise _no_column(file.path, column, found)
     elif found[column] != "n":      # first character of `null`
@@ -383,8 +383,3 @@ def _no_text(where: str, column: str, kind: str) -> ColumnError:
 
 def _rendered(where: str) -> ColumnError:
     return ColumnError(_TEXT, f"{where} holds conversations that another run has rendered; name the data set that has them")
-
-
-def _without_surrogates(text: str) -> str:
-    # A JSON string can contain an escaped half of a surrogate pair, which UTF-8 cannot encode.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

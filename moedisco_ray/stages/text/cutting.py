@@ -183,6 +183,11 @@ def grouped(texts: Iterable[str]) -> Iterator[Document]:
             begins = False
 
 
+def without_surrogates(text: str) -> str:
+    """The text with halves of surrogate pairs replaced: JSON can escape them, but UTF-8 cannot encode them."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _cut(data: Iterable[bytes], about: int) -> Iterator[bytes]:
     cutter = Cutter(about)
     for piece in data:

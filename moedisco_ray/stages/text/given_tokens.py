@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from moedisco_ray.core.config import RunConfig, tokenizer_directory
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models.tokenizer_directories import load_pretrained
-from moedisco_ray.stages.text.cutting import Document, GivenTokensError
+from moedisco_ray.stages.text.cutting import Document, GivenTokensError, without_surrogates
 from moedisco_ray.stages.text.pretrained import open_encoder
 
 Message = Mapping[str, Any]
@@ -83,7 +83,8 @@ class GivenTokens:
         Raises:
             GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in it.
         """
-        yield from self._parts(self.render(_messages(messages), _tools(tools)), limit)
+        if found := _messages(messages):
+            yield from self._parts(self.render(found, _tools(tools)), limit)
 
     def completion(self, prompt: Any, completion: Any, limit: int, tools: Any = None) -> Iterator[Document]:
         """Yield a prompt with its completion as `conversation` yields a conversation; the loss counts the completion.
@@ -98,7 +99,8 @@ class GivenTokens:
             GivenTokensError: One is text and the other is not, or the template renders the prompt differently before a completion.
         """
         if isinstance(prompt, str) and isinstance(completion, str):
-            text, start = prompt + completion, len(prompt)
+            asked = without_surrogates(prompt)
+            text, start = asked + without_surrogates(completion), len(asked)
         elif isinstance(prompt, str) or isinstance(completion, str):
             raise GivenTokensError("a row holds text and messages; write prompt and completion alike")
         else:
@@ -111,6 +113,8 @@ class GivenTokens:
 
     def _answered(self, prompt: Sequence[Message], completion: Sequence[Message], tools: Tools) -> tuple[str, int]:
         """A prompt with its completion, rendered, and the place of the completion's first character."""
+        if not prompt:
+            raise GivenTokensError("a prompt has no messages; write at least one")
         asked, text = self._apply(prompt, tools, prompt=True), self._apply([*prompt, *completion], tools)
         if text.startswith(asked):
             return text, len(asked)
@@ -270,9 +274,9 @@ def _messages(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         raise GivenTokensError("a row holds no list of messages")
     messages = []
-    for each in _without_nulls(value):
+    for each in _cleaned(value):
         message = each
-        if "role" not in message and "from" in message:
+        if "role" not in message and isinstance(message.get("from"), str):
             message = {"role": _ROLES.get(message["from"], message["from"]), "content": message.get("value", "")}
         if not isinstance(message.get("role"), str):
             raise GivenTokensError("a message has no role; write messages with role and content")
@@ -283,7 +287,7 @@ def _messages(value: Any) -> list[dict[str, Any]]:
 def _tools(value: Any) -> Tools:
     """Tools from a list of JSON schemas, or from such a list as JSON text; None for an empty list."""
     try:
-        found = json.loads(value) if isinstance(value, str) else _without_nulls(value)
+        found = _cleaned(json.loads(value), nulls=True) if isinstance(value, str) else _cleaned(value)
     except ValueError as error:
         raise GivenTokensError(f"the tools of a row are not JSON ({error})") from error
     if found is not None and not (isinstance(found, list) and all(isinstance(each, dict) for each in found)):
@@ -291,11 +295,20 @@ def _tools(value: Any) -> Tools:
     return found or None
 
 
-def _without_nulls(value: Any) -> Any:
-    """The value without keys that hold null, which Parquet and Arrow give to dicts that lack a key of another row."""
+def _cleaned(value: Any, *, nulls: bool = False) -> Any:
+    """The value without halves of surrogate pairs and keys that hold null.
+
+    Args:
+        value: A value of a row.
+        nulls: Whether to keep keys that hold null: Parquet and Arrow give them to dicts that lack a key of another row.
+    """
+    if isinstance(value, str):
+        return without_surrogates(value)
     if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
-    return {key: _without_nulls(each) for key, each in value.items() if each is not None} if isinstance(value, dict) else value
+        return [_cleaned(each, nulls=nulls) for each in value]
+    if isinstance(value, dict):
+        return {key: _cleaned(each, nulls=nulls) for key, each in value.items() if nulls or each is not None}
+    return value
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
