@@ -4,6 +4,7 @@
 # make docs          write the reference pages anew and build build/docs, with every link checked
 # make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
 # make check         run what CI runs: lint, types, import contracts, tests
+# make test-ecosystem   run other programs on what the project writes, and it on what they write; fill in the README's table
 # make test-fake     measure the memory of published checkpoints on FakeTensors
 # make test-gpu      compare training on one NVIDIA GPU with the CPU and the plan; without one, skip
 # make test-chaos    kill processes at seeded moments (CHAOS_SEEDS=30: half an hour)
@@ -20,7 +21,7 @@ LOCK := cluster_yaml/node/requirements.txt
 # kept even where the environment says otherwise.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-slow test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
+.PHONY: demo test test-slow test-ecosystem test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
@@ -31,6 +32,11 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m "slow and not chaos and not cluster"
+
+# Fills in the table even if a test failed, which the table then shows.
+test-ecosystem: $(INSTALLED)
+	$(PYTEST) -n 2 --dist loadfile -m ecosystem -p docs.ecosystem; found=$$?; \
+	$(BIN)/python -m docs.generate && exit $$found
 
 test-fake: $(INSTALLED)
 	$(PYTEST) -m fake

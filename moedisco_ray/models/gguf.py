@@ -10,14 +10,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gguf
 import torch
 from huggingface_hub import save_torch_state_dict
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from moedisco_ray.models.checkpoint import write_config
 from moedisco_ray.models.tokenizer_directories import save_tokenizer
 
 _NAME = "model.gguf"
+_SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+"""Names of llama.cpp for tokenizers that split off each digit before they split as GPT-2 does; transformers forgets the digits."""
 
 
 def write_directory(file: Path, directory: Path) -> None:
@@ -32,8 +36,13 @@ def write_directory(file: Path, directory: Path) -> None:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             alone, gguf_file=_NAME, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=_NAME, local_files_only=True, trust_remote_code=False)
+    split = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
+    if split is not None and split.contents() in _SINGLE_DIGITS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     # `save_pretrained` refuses a model that was read from a GGUF file.
-    save_torch_state_dict(model.state_dict(), directory)
+    # Of tied weights the embedding is kept, as transformers does.
+    save_torch_state_dict(model.state_dict(), directory, shared_tensors_to_discard=[*model.all_tied_weights_keys])
     local = ("quantization_config", "_name_or_path", "_model_name_or_path")
     values = {name: value for name, value in model.config.to_dict().items() if name not in local}
     write_config(directory, values | {"architectures": [type(model).__name__]})

@@ -146,3 +146,65 @@ def test_a_link_that_leads_out_of_the_read_roots_is_refused_where_a_ray_task_ope
     assert before == [1]
     assert after.startswith(f"corpus.sources.0.path: '{tmp_path}/data/a.txt': ")
     assert "leads out of the directories" in after
+
+
+ROWS_OF_A_USER = """
+def shouted(row):
+    return {**row, "body": row["body"].upper()} if " is odd " in row["body"] else None
+
+def broken(row):
+    raise ValueError("no such column")
+"""
+DRIVER_WITH_MAP = """
+import json, sys
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.execution.ray import corpus, session
+
+found = []
+for text in sys.argv[1:]:
+    settings = check_config(json.loads(text))
+    settings.directory.mkdir()
+    draft = settings.directory / "corpus"
+    draft.mkdir()
+    with session.ray_cluster(settings):
+        try:
+            found.append(corpus.build_corpus(settings, draft))
+        except ConfigError as error:
+            found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+def test_tasks_import_a_function_of_the_user_and_its_mistakes_arrive_as_one_line(ray_cluster, tmp_path, monkeypatch):
+    """The module is in a folder that PYTHONPATH names where tasks run, as on the nodes of a cluster."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "rows_of_a_user.py").write_text(ROWS_OF_A_USER)
+    rows = [{"body": text, "n": i} for i, text in enumerate(sentences("rows", 80))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.table({"body": sentences("table", 120)}), tmp_path / "table.parquet", row_group_size=7)
+
+    def settings(function):
+        sources = [
+            {"path": str(tmp_path / name), "text_column": "body", "name": name, "map": f"rows_of_a_user:{function}"}
+            for name in ("rows.jsonl", "table.parquet")]
+        return {
+            "name": function, "output": str(tmp_path), "tokenizer": {"train_vocab_size": 350}, "clusters": {"count": 2},
+            "corpus": {"sequence_length": 32, "validation_fraction": 0.1, "sources": sources}}
+
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {
+        "PYTHONPATH": path, "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": {"PYTHONPATH": path}}})}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER_WITH_MAP, *(json.dumps(settings(name)) for name in ("shouted", "broken"))],
+        capture_output=True, text=True, check=False, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    summary, error = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    (tmp_path / "pure").mkdir()
+    assert build(check_config(settings("shouted")), tmp_path / "pure") == summary
+    assert contents(tmp_path / "shouted" / "corpus") == contents(tmp_path / "pure")
+    assert {name: source["dropped_rows"] for name, source in summary["sources"].items()} == {"rows.jsonl": 40, "table.parquet": 60}
+    assert error.startswith("corpus.sources.0.map: 'rows_of_a_user:broken': raises ValueError at rows_of_a_user.py:6 for a row of ")
+    assert "\n" not in error

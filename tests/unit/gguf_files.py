@@ -17,12 +17,12 @@ NAMES = {
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def tiny_llama(directory: Path) -> LlamaForCausalLM:
+def tiny_llama(directory: Path, *, tied: bool = False) -> LlamaForCausalLM:
     """A Llama with random weights, with the vocabulary of `byte_level_bpe`."""
     config = LlamaConfig(
         vocab_size=len(byte_level_bpe(directory).get_vocab()), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, rope_theta=10_000.0,
-        bos_token_id=0, eos_token_id=0)
+        bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM(config)
@@ -36,8 +36,10 @@ def byte_level_bpe(directory: Path) -> ByteLevelBPETokenizer:
     return tokenizer
 
 
-def write_gguf(model: LlamaForCausalLM, path: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32) -> None:
-    """Write a model with the tokenizer next to the file; matrices are quantised to `kind`."""
+def write_gguf(
+    model: LlamaForCausalLM, path: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32, *, pre: str = "gpt-2",
+) -> None:
+    """Write a model with the tokenizer next to the file, which splits text as `pre` says; matrices are quantised to `kind`."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -53,7 +55,7 @@ def write_gguf(model: LlamaForCausalLM, path: Path, kind: gguf.GGMLQuantizationT
     writer.add_vocab_size(config.vocab_size)
     ids = byte_level_bpe(path.parent).get_vocab()
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(sorted(ids, key=lambda token: ids[token]))
     writer.add_token_types([gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * (len(ids) - 1)])
     writer.add_token_merges((path.parent / "merges.txt").read_text(encoding="utf-8").splitlines()[1:])
@@ -62,6 +64,8 @@ def write_gguf(model: LlamaForCausalLM, path: Path, kind: gguf.GGMLQuantizationT
     writer.add_add_bos_token(value=False)
     writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     for key, tensor in model.state_dict().items():
+        if key in model.all_tied_weights_keys:
+            continue
         name, _, ending = key.rpartition(".")
         weight = tensor
         if "q_proj" in name or "k_proj" in name:    # llama.cpp rotates neighbouring pairs of a head, transformers its halves

@@ -44,6 +44,7 @@ def documents(tmp_path: Path, path: str) -> int:
     return found
 
 
+@pytest.mark.ecosystem("Text: data set of a hub (a stand-in on loopback)", "huggingface-hub")
 @pytest.mark.parametrize(("path", "count"), [
     (NAME, TRAIN + TEST), (f"{NAME}@main", TRAIN + TEST), (f"{NAME}/data/train-*.parquet", TRAIN),
     (f"{NAME}/data/test-0.parquet", TEST)])

@@ -73,6 +73,7 @@ def test_parquet_by_row_groups_and_any_string_type(tmp_path):
         assert read(tmp_path, 500, path=str(tmp_path / "p.parquet"), text_column="t") == values
 
 
+@pytest.mark.ecosystem("Text: Hugging Face datasets, and functions that change rows", "datasets")
 def test_saved_data_sets_as_the_library_reads_them(tmp_path):
     train = datasets.Dataset.from_dict({"body": ["a", "b", "c", "d"], "n": [1, 2, 3, 4]})
     train.save_to_disk(str(tmp_path / "one"), num_shards=2)

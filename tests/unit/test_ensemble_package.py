@@ -174,6 +174,7 @@ def test_the_loss_is_that_of_the_report(run: Path, model: EnsembleForCausalLM, d
     assert nats / report["tokens"] == pytest.approx(report["loss"], abs=1e-5)
 
 
+@pytest.mark.ecosystem("Use: ensemble of the sub-models in transformers", "transformers")
 def test_it_loads_where_our_package_is_absent(package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path) -> None:
     tree = ast.parse((package / "modeling_ensemble.py").read_text(encoding="utf-8"))
     modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)} | {

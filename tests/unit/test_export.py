@@ -140,6 +140,7 @@ def test_a_count_of_experts_under_another_name_is_left_out(tmp_path):
     assert "num_local_experts" not in found
 
 
+@pytest.mark.ecosystem("Use: Hugging Face directory in transformers", "transformers")
 def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokenizer_dir):
     root, built = exported
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -72,6 +72,7 @@ def logits(directory: Path) -> torch.Tensor:
     return found
 
 
+@pytest.mark.ecosystem("Start: MoE of every family", "transformers", "torch")
 @pytest.mark.parametrize("clusters", [1, 2, 4, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decompose_and_merge_keep_every_bit_and_the_function(family: str, clusters: int, tmp_path: Path) -> None:
@@ -114,6 +115,7 @@ def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(family: str,
             assert experts > 1 or key in moved, key
 
 
+@pytest.mark.ecosystem("Start: MoE of every family", "transformers", "torch")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_of_training_is_transformers_own(family: str, tmp_path: Path) -> None:
     source = stored(family, tmp_path)

@@ -54,6 +54,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.ecosystem("Use: GGUF file in llama.cpp", "xllamacpp")
 @pytest.mark.parametrize(("family", "changes"), CASES)
 def test_llama_cpp_computes_what_the_model_computes(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
     config = write_model(tmp_path, family, **changes)
@@ -76,6 +77,7 @@ def test_llama_cpp_computes_what_the_model_computes(family: str, changes: dict[s
         ids = [*ids, token]
 
 
+@pytest.mark.ecosystem("Use: GGUF file in transformers", "transformers", "gguf")
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_transformers_reads_the_same_model_and_tokenizer(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -151,6 +153,7 @@ def tokenizer_of(name: str) -> Tokenizer:
     return tokenizer
 
 
+@pytest.mark.ecosystem("Use: GGUF file in llama.cpp", "xllamacpp")
 @pytest.mark.parametrize("name", ["gpt-2", "smollm", *SPLITS])
 @pytest.mark.parametrize("with_bos", [False, True])
 def test_llama_cpp_encodes_text_as_the_tokenizer_does(name: str, with_bos: bool, tmp_path: Path) -> None:
@@ -198,6 +201,7 @@ def test_what_llama_cpp_computes_differently_is_refused(family: str, changes: di
     assert not (tmp_path / "tiny.gguf").exists()
 
 
+@pytest.mark.ecosystem("Use: GGUF file in llama.cpp", "xllamacpp")
 def test_a_finished_run_becomes_a_file_that_writes_what_its_export_writes(tmp_path: Path) -> None:
     config = small_config(tmp_path / "runs", tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4})
     directory = pipeline.run(config, backend=LocalBackend())

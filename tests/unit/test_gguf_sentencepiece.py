@@ -61,6 +61,7 @@ def compare(tokenizer: PreTrainedTokenizerBase, directory: Path, texts: list[str
     return found
 
 
+@pytest.mark.ecosystem("Use: GGUF file in llama.cpp", "xllamacpp")
 @pytest.mark.parametrize("spaces", SPACES)
 def test_llama_cpp_encodes_text_as_the_tokenizer_does(spaces: str, trained: Path, tmp_path: Path) -> None:
     backend = plain(trained)
@@ -74,6 +75,7 @@ def test_llama_cpp_encodes_text_as_the_tokenizer_does(spaces: str, trained: Path
     compare(tokenizer, tmp_path, texts if spaces in ("always", "first") else [*texts, *SPACED, *HARD])
 
 
+@pytest.mark.ecosystem("Use: GGUF file in llama.cpp", "xllamacpp")
 def test_the_tokens_are_those_of_sentencepiece(trained: Path, tmp_path: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor(str(trained / "tokenizer.model"))
     texts = [text for text in (*LANGUAGES, *TEXT, *HARD) if not text.startswith(" ")]

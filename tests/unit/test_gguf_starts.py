@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import pytest
 import torch
 from gguf_files import TEXT, byte_level_bpe, tiny_llama, write_gguf
 from small_run import small_config
+from test_gguf_export import HARD
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from moedisco_ray.core.artifacts import read_json
@@ -41,17 +43,22 @@ def init(path: Path) -> dict[str, Any]:
     return {"init": {"upcycle": str(path), "num_experts": 4}}
 
 
-def test_upcycling_keeps_the_function(llama: LlamaForCausalLM, file: Path, tmp_path: Path) -> None:
-    model = Model.model_validate(init(file))
+@pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
+@pytest.mark.parametrize("tied", [False, True])
+def test_upcycling_keeps_the_function(tied: bool, tmp_path: Path) -> None:
+    llama = tiny_llama(tmp_path / "llama", tied=tied)
+    write_gguf(llama, tmp_path / "tiny.gguf")
+    model = Model.model_validate(init(tmp_path / "tiny.gguf"))
     assert (model.family_name, model.architecture.num_experts) == ("mixtral", 4)
     write_whole(
         Start(model, Path("no-tokenizer"), 64, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(),
-        keep_optimizer_state=False, device="cpu", directory=tmp_path)
+        keep_optimizer_state=False, device="cpu", directory=tmp_path / "moe")
     ids = torch.tensor([byte_level_bpe(tmp_path / "bpe").encode(TEXT[0]).ids])
     with torch.no_grad():
-        assert torch.allclose(runnable(load_model(tmp_path))(ids).logits, llama(ids).logits, atol=1e-5, rtol=0)
+        assert torch.allclose(runnable(load_model(tmp_path / "moe"))(ids).logits, llama(ids).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
 def test_quantised_weights_are_those_of_their_blocks(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     write_gguf(llama, tmp_path / "small.gguf", gguf.GGMLQuantizationType.Q8_0)
     directory = Model.model_validate(init(tmp_path / "small.gguf")).init.directory
@@ -64,6 +71,15 @@ def test_quantised_weights_are_those_of_their_blocks(llama: LlamaForCausalLM, tm
             assert not torch.equal(found[key], tensor)
 
 
+@pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
+def test_digits_are_split_off_where_llama_cpp_does(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    write_gguf(llama, tmp_path / "tiny.gguf", pre="smollm")
+    tokenizer = AutoTokenizer.from_pretrained(Model.model_validate(init(tmp_path / "tiny.gguf")).init.directory)
+    texts = [*TEXT, *HARD, "in  1999\n\n    2001"]
+    assert llama_cpp.encoded(tmp_path / "tiny.gguf", texts) == [tokenizer(text)["input_ids"] for text in texts]
+
+
+@pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
 def test_a_run_takes_tokenizer_and_template_from_the_file_and_converts_it_once(file: Path, tmp_path: Path) -> None:
     config = small_config(
         tmp_path, model={"family": None, "config": None, **init(file)}, corpus={"sequence_length": 64},

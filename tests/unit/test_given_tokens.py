@@ -51,6 +51,7 @@ def unmarked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.ecosystem("Text: chat data, masked as transformers does", "transformers")
 def test_tokens_and_mask_are_those_of_transformers_with_and_without_marks(marked: Path, unmarked: Path) -> None:
     tokenizer, makers = write_tokenizer(marked), [GivenTokens(marked), GivenTokens(unmarked)]
 
@@ -110,6 +111,7 @@ def test_half_of_a_surrogate_pair_is_replaced_as_in_other_text(marked: Path) -> 
         assert document.text.count("\ufffd") == 2
 
 
+@pytest.mark.ecosystem("Text: chat data, masked as transformers does", "transformers")
 @pytest.mark.parametrize("marks", [True, False])
 def test_tools_reach_the_template(tmp_path: Path, marks: bool) -> None:
     template = WITH_TOOLS if marks else WITH_TOOLS.replace("{% generation %}", "").replace("{% endgeneration %}", "")

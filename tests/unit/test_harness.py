@@ -81,6 +81,7 @@ def likelihood(model: Path, context: str, continuation: str) -> tuple[float, boo
     return float(log_LV[range(count), targets_L].sum()), bool((log_LV.argmax(-1) == targets_L).all())
 
 
+@pytest.mark.ecosystem("Use: tasks of lm-eval", "lm-eval")
 @needs_harness
 def test_the_harness_counts_what_the_logits_say(model: Path, tmp_path: Path, offline: None) -> None:
     files = (write_lines(tmp_path / "facts.jsonl", CHOICES), write_lines(tmp_path / "ends.jsonl", COMPLETIONS))
@@ -120,6 +121,7 @@ def test_questions_are_asked_as_their_texts_want() -> None:
     assert asked(COMPLETIONS[:1]) == [("the cat sat on the", " mat")]
 
 
+@pytest.mark.ecosystem("Use: tasks of lm-eval", "lm-eval")
 @needs_harness
 def test_likelihoods_are_those_of_our_scoring_and_of_the_harness_own_class(model: Path, offline: None) -> None:
     from lm_eval.api.instance import Instance  # noqa: PLC0415  # slow, and so only here

@@ -58,6 +58,7 @@ def upcycled(output: Path, name: str = NAME, **init: Any) -> RunConfig:
         tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4}, corpus={"sequence_length": 64})
 
 
+@pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub")
 def test_a_run_keeps_the_commit_that_it_began_with(server: Hub, files: Path, tmp_path: Path) -> None:
     first = next(iter(server.repositories[NAME].commits))
     config = upcycled(tmp_path / "runs")
@@ -100,6 +101,7 @@ def test_weights_are_downloaded_only_where_they_are_read(server: Hub, tmp_path: 
     assert (config.model.init.directory_with_weights / "model.safetensors").is_file()
 
 
+@pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub")
 def test_a_branch_a_tag_or_a_commit_is_a_revision(server: Hub, files: Path) -> None:
     first = server.repositories[NAME].branches["main"]
     tuned = server.add(NAME, {**server.repositories[NAME].commits[first], "NOTICE": b"tuned"}, branch="tuned")

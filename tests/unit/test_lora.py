@@ -89,6 +89,7 @@ def start_of(family: str, home: Path, experts: int, vocabulary: int = V) -> Path
 # --- PEFT
 
 
+@pytest.mark.ecosystem("Training: LoRA sub-models in PEFT", "peft")
 @pytest.mark.parametrize(("family", "experts"), [
     ("qwen3_moe", 4), ("qwen3_moe", 1), ("mixtral", 2), ("gpt_oss", 4), ("qwen2_moe", 2), ("deepseek_v2", 4)])
 def test_peft_computes_the_same_from_the_stored_adapters(family: str, experts: int, tmp_path: Path) -> None:

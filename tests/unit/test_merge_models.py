@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from clustering_corpus import VOCABULARY, WORDS, write_corpus
 from hub_standin import hub
 from huggingface_hub import metadata_load
@@ -150,6 +153,21 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def merged(finetuned: Path) -> dict[str, Any]:
     models, texts = [str(finetuned / name) for name in WORDS], [str(finetuned / f"{name}.txt") for name in WORDS]
     return merge_models(models, str(finetuned / "base"), finetuned / "moe", texts=texts, max_tokens=9_000)
+
+
+@pytest.mark.ecosystem("Use: merge of dense fine-tunes, as mergekit-moe does", "mergekit")
+def test_mergekit_moe_writes_the_same_tensors(finetuned: Path, tmp_path: Path) -> None:
+    program = shutil.which("mergekit-moe")
+    if program is None:
+        pytest.skip("mergekit is not installed")
+    base, *models = (str(finetuned / name) for name in ("base", *WORDS))
+    (tmp_path / "moe.yml").write_text(yaml.safe_dump({
+        "base_model": base, "gate_mode": "random", "dtype": "float32", "experts": [{"source_model": model} for model in models]}))
+    subprocess.run([program, "moe.yml", "theirs"], cwd=tmp_path, check=True)
+    merge_models(models, base, tmp_path / "ours", backbone="base")
+    ours, theirs = (dict(open_checkpoint(tmp_path / name)) for name in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if "gate.weight" not in key and not same_bits(ours[key], theirs[key])] == []
 
 
 def test_the_moe_of_three_fine_tunes_is_better_on_the_mixture_than_each(merged: dict[str, Any]) -> None:

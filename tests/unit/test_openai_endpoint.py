@@ -1,7 +1,8 @@
-"""`transformers serve` with our export is an OpenAI-compatible endpoint, as the documents say."""
+"""`transformers serve` and vLLM with our export are OpenAI-compatible endpoints, as the documents say."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,23 +21,30 @@ TEMPLATE = (
     "{{ '<|im_start|>assistant\\n' }}")     # a line break at the end of a template itself is dropped
 START_SECONDS = 250
 """Time for the import of torch on a busy machine (s)."""
+SERVERS = {
+    "transformers": (Path(sys.executable).with_name("transformers"), "--device", "cpu"),
+    "vllm": (shutil.which("vllm"), "--dtype", "float32", "--enforce-eager", "--max-model-len", "64")}
+"""Program and options of each server."""
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("model")
-    write_model(found, "qwen3_moe")
+    write_model(found, "qwen3_moe", hidden_size=64, head_dim=32)      # vLLM has no kernels for smaller heads
     (found / "chat_template.jinja").write_text(TEMPLATE)
     return found
 
 
-@pytest.fixture(scope="module")
-def client(directory: Path) -> Iterator[openai.OpenAI]:
+@pytest.fixture(scope="module", params=[
+    pytest.param(name, marks=pytest.mark.ecosystem(f"Use: OpenAI client on `{name} serve`", "openai", name)) for name in SERVERS])
+def client(directory: Path, request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
+    program, *options = SERVERS[request.param]
+    if program is None:
+        pytest.skip(f"{request.param} is not installed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    program = Path(sys.executable).with_name("transformers")
-    server = subprocess.Popen([program, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"])
+    server = subprocess.Popen([program, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port), *options])
     end = time.monotonic() + START_SECONDS
     try:
         while time.monotonic() < end:

@@ -46,6 +46,7 @@ def push(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.ecosystem("Use: push to a hub (a stand-in on loopback)", "huggingface-hub")
 def test_a_pushed_model_is_private_whole_and_a_start_again(server: Hub, run: Path) -> None:
     code, output = push(str(run), NAME, "--json")
     assert code == 0, output
@@ -61,6 +62,7 @@ def test_a_pushed_model_is_private_whole_and_a_start_again(server: Hub, run: Pat
     check_same(open_checkpoint(start.init.directory_with_weights), open_checkpoint(run / "model"))
 
 
+@pytest.mark.ecosystem("Use: push to a hub (a stand-in on loopback)", "huggingface-hub")
 def test_a_model_is_published_only_on_request(server: Hub, run: Path) -> None:
     code, output = push(str(run), NAME, "--public")
     assert (code, server.repositories[NAME].private) == (0, False), output

@@ -83,6 +83,7 @@ def write_table(folder: Path, ending: str, rows: Sequence[dict[str, Any]]) -> Pa
     return path
 
 
+@pytest.mark.ecosystem("Text: Hugging Face datasets, and functions that change rows", "datasets")
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".parquet", ""])
 def test_a_function_gets_and_returns_what_it_does_with_hugging_face_datasets(tmp_path: Path, module: Module, ending: str) -> None:
     space: dict[str, Any] = {}

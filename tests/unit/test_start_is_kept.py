@@ -100,6 +100,7 @@ def test_training_text_is_in_the_start_s_tokens_and_each_document_begins_with_bo
     assert manifest["summary"]["tokens"] == stream.tokens
 
 
+@pytest.mark.ecosystem("Use: Hugging Face directory in transformers", "transformers")
 def test_the_export_has_the_start_s_files_dtype_tokens_and_positions(exported: Path, llama: Path) -> None:
     model = exported / "model"
     for name in COPIED:

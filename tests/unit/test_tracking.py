@@ -100,11 +100,16 @@ def run_report():
     return made
 
 
-@pytest.fixture(scope="module", params=READERS)
+ROWS = {
+    "tensorboard": ("Tracking: TensorBoard", "tensorboard"), "wandb": ("Tracking: Weights & Biases", "wandb"),
+    "mlflow": ("Tracking: MLflow", "mlflow-skinny")}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.ecosystem(*ROWS[kind])) for kind in READERS])
 def tracked(request, tmp_path_factory):
     """The name of a tracker, and what it has stored of a run that was stopped, resumed and finished."""
     kind, folder = request.param, tmp_path_factory.mktemp(request.param)
-    pytest.importorskip(kind)
+    pytest.importorskip(kind, reason=f"{kind} is not installed")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "DO_NOT_TRACK": "true",

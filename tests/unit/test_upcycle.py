@@ -77,6 +77,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 2.0, "original_max_p
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
 
 
+@pytest.mark.ecosystem("Start: dense model of every relative", "transformers", "torch")
 @pytest.mark.parametrize("changes", [
     {}, {"tie_word_embeddings": True, "rope_parameters": LLAMA3}, {"rope_parameters": YARN}, {"rope_parameters": LINEAR}])
 @pytest.mark.parametrize(("family", "kind"), RELATIVES)

@@ -1,0 +1,71 @@
+"""The table of other programs and formats that tests have shown to work, and the plugin of pytest that records it.
+
+A test names its row, and the packages whose versions the row shows: `@pytest.mark.ecosystem("Start: GGUF file", "gguf")`.
+`make test-ecosystem` runs these tests with this plugin, which writes the results to `RECORD`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECORD = Path(__file__).resolve().parents[1] / "benchmarks/results/ecosystem.json"
+HEAD = ["what", "tested with", "result"]
+MARK = "ecosystem"
+MEASURED = "measured"
+"""Name under which a test records a text for its row, with pytest's `record_property`."""
+
+
+def rows(record: Path = RECORD) -> Iterator[list[str]]:
+    """The rows of the table, as the last complete run of the tests left them."""
+    for what, row in json.loads(record.read_text(encoding="utf-8")).items():
+        count, skipped = row["passed"] + row["failed"], "; ".join(row["skipped"])
+        result = f"passed ({count} {'test' if count == 1 else 'tests'})" if count else f"skipped: {skipped}"
+        result = f"**failed** ({row['failed']} of {count} tests)" if row["failed"] else result
+        parts = [result, *row[MEASURED], *([f"skipped in part: {skipped}"] if count and skipped else [])]
+        yield [what, ", ".join(f"{name} {found}" for name, found in row["versions"].items()), "; ".join(parts)]
+
+
+class Recorder:
+    """Collects the results of tests by the row that they name, and writes them when the last test has ended."""
+
+    def __init__(self, record: Path = RECORD) -> None:
+        self._record = record
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:      # properties of an item arrive with its reports, also from other processes
+            item.user_properties += [(MARK, list(mark.args)) for mark in item.iter_markers(MARK)]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for what, *packages in (value for name, value in report.user_properties if name == MARK):
+            row = self._rows.setdefault(what, {
+                "versions": {name: _version(name) for name in packages}, "passed": 0, "failed": 0, "skipped": [], MEASURED: []})
+            if report.failed:
+                row["failed"] += 1
+            elif report.skipped and isinstance(report.longrepr, tuple):
+                row["skipped"] = sorted({*row["skipped"], report.longrepr[2].removeprefix("Skipped: ")})
+            elif report.when == "call":
+                row["passed"] += 1
+                row[MEASURED] += [value for name, value in report.user_properties if name == MEASURED]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._rows and not hasattr(session.config, "workerinput"):
+            text = json.dumps(dict(sorted(self._rows.items())), indent=2)
+            self._record.write_text(f"{text}\n", encoding="utf-8")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Recorder())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
