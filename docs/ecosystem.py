@@ -23,7 +23,8 @@ MEASURED = "measured"
 
 def rows(record: Path = RECORD) -> Iterator[list[str]]:
     """The rows of the table, as the last complete run of the tests left them."""
-    for what, row in json.loads(record.read_text(encoding="utf-8")).items():
+    found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    for what, row in found.items():
         count, skipped = row["passed"] + row["failed"], "; ".join(row["skipped"])
         result = f"passed ({count} {'test' if count == 1 else 'tests'})" if count else f"skipped: {skipped}"
         result = f"**failed** ({row['failed']} of {count} tests)" if row["failed"] else result
@@ -54,8 +55,9 @@ class Recorder:
                 row["passed"] += 1
                 row[MEASURED] += [value for name, value in report.user_properties if name == MEASURED]
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self._rows and not hasattr(session.config, "workerinput"):
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not hasattr(session.config, "workerinput")
+        if self._rows and complete:
             text = json.dumps(dict(sorted(self._rows.items())), indent=2)
             self._record.write_text(f"{text}\n", encoding="utf-8")
 
