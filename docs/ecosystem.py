@@ -23,8 +23,7 @@ MEASURED = "measured"
 
 def rows(record: Path = RECORD) -> Iterator[list[str]]:
     """The rows of the table, as the last complete run of the tests left them."""
-    found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    for what, row in found.items():
+    for what, row in json.loads(record.read_text(encoding="utf-8")).items():
         count, skipped = row["passed"] + row["failed"], "; ".join(row["skipped"])
         result = f"passed ({count} {'test' if count == 1 else 'tests'})" if count else f"skipped: {skipped}"
         result = f"**failed** ({row['failed']} of {count} tests)" if row["failed"] else result

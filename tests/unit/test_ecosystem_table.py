@@ -43,7 +43,6 @@ def test_each_row_says_what_passed_and_why_something_did_not(tmp_path: Path) -> 
         ["c", f"pytest {pytest.__version__}", "**failed** (1 of 2 tests)"]]
 
 
-@pytest.mark.skipif(not ecosystem.RECORD.exists(), reason="`make test-ecosystem` has not run")
 def test_the_table_has_a_row_for_each_that_a_test_names() -> None:
     others = (path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__))
     named = {name for path in others for name in re.findall(r'mark\.ecosystem\("([^"]+)"', path.read_text(encoding="utf-8"))}
