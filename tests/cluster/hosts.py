@@ -18,6 +18,8 @@ from pathlib import Path
 LOCK = Path(__file__).resolve().parents[2] / "cluster_yaml" / "node" / "requirements.txt"
 ENVIRONMENT = Path(sys.executable).parents[1]
 SITE_PACKAGES = ENVIRONMENT / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+HIDDEN = tuple(path for path in (LOCK.parents[2], ENVIRONMENT) if path.is_relative_to("/tmp"))
+"""The clone and the environment of the tests, where a host's own /tmp would hide them."""
 HOME = "/home/host"
 PYTHON = f"{HOME}/moedisco/.venv/bin/python"
 SSHD = Path("/usr/sbin/sshd")
@@ -187,10 +189,9 @@ class Hosts:
     def _boot(self, name):
         folder = self.base / name
         script = " && ".join((
-            # The environment of the tests may be below the /tmp that the host's own hides.
-            f"mkdir -p {folder}/environment", f"mount --bind {ENVIRONMENT} {folder}/environment",
+            *(f"mkdir -p {folder}/seen{path} && mount --bind {path} {folder}/seen{path}" for path in HIDDEN),
             f"mkdir -p {HOME} /run/sshd", f"mount --bind {folder}/home {HOME}", f"mount --bind {folder}/tmp /tmp",
-            f"mkdir -p {ENVIRONMENT}", f"mount --bind {folder}/environment {ENVIRONMENT}",
+            *(f"mkdir -p {path} && mount --bind {folder}/seen{path} {path} && mount -o remount,bind,ro {path}" for path in HIDDEN),
             f"mount --bind {folder}/passwd /etc/passwd", f"mount --bind {folder}/hosts /etc/hosts",
             "mount -t tmpfs -o size=2g tmpfs /dev/shm", *(["mount -o remount,bind,ro /"] if self._private else []),
             f"hostname {name}", f"exec {SSHD} -D -e -f {folder}/sshd_config"))
