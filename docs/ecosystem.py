@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-RECORD = Path(__file__).resolve().parents[1] / "benchmarks/results/ecosystem.json"
+RECORD = Path(__file__).with_suffix(".json")
 HEAD = ["what", "tested with", "result"]
 MARK = "ecosystem"
 MEASURED = "measured"

@@ -140,7 +140,8 @@ def test_new_rows_divide_the_tokens_with_the_least_scale(most: float) -> None:
     x_TD = centres_CD[cluster_T] + torch.randn(3000, 12, generator=generator, dtype=torch.float64)
     direction_CD = ridge_directions(statistics(x_TD, cluster_T, 3))
     inputs = [(x_TD, cluster_T)]
-    rows_ND, scale = new_rows(rows_ED, 0.0, direction_CD, inputs, router, 2, correction_E if most else None)
+    given_E = correction_E if most else None
+    rows_ND, scale = new_rows(rows_ED, 0.0, direction_CD, inputs, router=router, top_k=2, correction_E=given_E)
 
     def choice(rows_ED: torch.Tensor, correction_E: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(x_TD @ rows_ED.T) + correction_E

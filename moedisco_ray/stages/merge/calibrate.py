@@ -226,7 +226,8 @@ class _Layers:
         matched_CD = _load_matched(unmatched_CD, torch.zeros_like(unmatched_CD), 0.0, inputs, total)
         measured = _Measured(self._kind, self._whole, self._part, router, self._clusters)
         correction_E = None if measured.correction_E is None else measured.correction_E[others]
-        rows_ED[new], scale = new_rows(rows_ED[others], bias_E[others], matched_CD, inputs, self._kind, top_k, correction_E)
+        rows_ED[new], scale = new_rows(
+            rows_ED[others], bias_E[others], matched_CD, inputs, router=self._kind, top_k=top_k, correction_E=correction_E)
         tensors[key] = rows_ED.to("cpu", tensors[key].dtype)
         router.weight.copy_(tensors[key])
         own, *of_new = use_of_new(lambda x_TD: measured.selected(x_TD, rows_ED)[0], new, inputs)

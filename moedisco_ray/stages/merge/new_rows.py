@@ -26,7 +26,7 @@ Inputs = Iterable[tuple[Tensor, Tensor]]
 
 
 def new_rows(
-    rows_ED: Tensor, bias_E: Tensor | float, direction_CD: Tensor, inputs: Inputs, router: Router, top_k: int,
+    rows_ED: Tensor, bias_E: Tensor | float, direction_CD: Tensor, inputs: Inputs, *, router: Router, top_k: int,
     correction_E: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """The rows of new experts.
