@@ -12,7 +12,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from hosts import HOME, PYTHON, Hosts, copy_checkout, finished, until
+from hosts import HIDDEN, HOME, PYTHON, Hosts, copy_checkout, finished, until
 from ray_on_hosts import TOKEN, RayOnHosts
 from s3_standin import KEYS, s3_server
 from small_run import same_outcome, small_config
@@ -107,11 +107,12 @@ class Started:
 
 
 def test_hosts_share_no_directory(hosts):
+    readable = {f"/tmp/{path.parts[2]}" for path in HIDDEN}
     for name in hosts.address:
         hosts.execute(name, "touch", f"/tmp/{name}", f"{HOME}/{name}", f"/dev/shm/{name}")
         assert hosts.execute(name, "bash", "-c", f"ls -d /tmp/* {HOME}/* /dev/shm/*").split() == sorted([
-            f"/tmp/{name}", f"{HOME}/moedisco", f"{HOME}/{name}", f"/dev/shm/{name}"])
-        for folder in ("/var/tmp", hosts.base, *(hosts.home(other) for other in hosts.address)):
+            f"/tmp/{name}", *readable, f"{HOME}/moedisco", f"{HOME}/{name}", f"/dev/shm/{name}"])
+        for folder in ("/var/tmp", hosts.base, *HIDDEN, *(hosts.home(other) for other in hosts.address)):
             with pytest.raises(subprocess.CalledProcessError, match="1"):
                 hosts.execute(name, "touch", f"{folder}/mark")
 
