@@ -110,7 +110,9 @@ def test_only_rows_of_new_experts_are_computed(family: str, tmp_path: Path) -> N
         assert same_bits(found[key].index_select(role.expert_axis, kept), tensor.index_select(role.expert_axis, kept))
     assert layers
     for layer in layers:
-        assert layer["use_on_own_text"] <= layer["use_on_new_texts"][0]   # corrections may keep an expert from all tokens
+        own, new = layer["use_on_own_text"], layer["use_on_new_texts"][0]
+        # The random corrections of these models may keep an expert from all tokens.
+        assert own < new or (names.family.router.correction is not None and own == new == 0), (own, new)
     write_checkpoint(tmp_path / "larger", found.items(), values)
     assert uses(tmp_path / "larger", 4, batches) == [
         pytest.approx((layer["use_on_own_text"], layer["use_on_new_texts"][0]), abs=0.02) for layer in layers]

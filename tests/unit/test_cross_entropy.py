@@ -61,10 +61,10 @@ def test_tiles_of_any_size_give_the_loss_and_gradients_of_all_logits(
     torch.testing.assert_close(head_VD.grad.double(), 3 * gradients[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("vocabulary", [10_000, 20_000])    # in one pass, in two
+@pytest.mark.parametrize("vocabulary", [10_000, 17_000])    # in one pass, in two
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tiles_are_as_exact_as_all_logits_and_take_64_mib(dtype: torch.dtype, vocabulary: int) -> None:
-    hidden_TD, head_VD, targets_T = inputs(1_000, vocabulary, 64, dtype)
+    hidden_TD, head_VD, targets_T = inputs(2_500, vocabulary, 64, dtype)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         loss = summed_cross_entropy(hidden_TD, head_VD, targets_T)
         torch.autograd.backward(loss)

@@ -203,7 +203,10 @@ def test_a_frozen_routers_layer_stays_frozen(job: TrainJob, home: Path) -> None:
 
 SMALL: list[dict[str, Any]] = [
     {"moments": "fp8"},
+    {"moments": "fp8", "precision": "pure_bf16"},
     {"offload_moments": True},
+    {"offload_moments": True, "precision": "pure_bf16"},
+    {"block_steps": 2},
     {"block_steps": 3, "precision": "pure_bf16", "moments": "fp8", "offload_moments": True, "gradient_checkpointing": True},
 ]
 
