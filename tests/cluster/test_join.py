@@ -220,7 +220,7 @@ def text(places):
 def configuration(text, output, name):
     return small_config(
         output, name=name, corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"total": 120_000}, checkpoint={"every": INTERVAL})
+        tokens={"total": 480_000}, checkpoint={"every": INTERVAL})  # so many steps that it dies before the last
 
 
 def started(places, config):
@@ -230,27 +230,31 @@ def started(places, config):
     return places.moedisco("head", "run", file, "--json", RAY_ADDRESS="auto", **TOKEN, **KEYS)
 
 
+@contextlib.contextmanager
 def joined(places, ray, token, *options):
-    """A machine whose slot Ray offers."""
+    """A machine whose slot Ray offers; it leaves at the end, if it is still there."""
     machine = places.join(token, *options, **KEYS)
     address = JoinToken.decode(token).own_address
-    until(lambda: "offers 1 low_mem_gpu" in machine.log.read_text() or machine.poll() is not None, 120, machine.log.read_text)
-    until(lambda: ray.nodes().get(address, {}).get("low_mem_gpu") == 1, 240, machine.log.read_text)
-    return machine
+    try:
+        until(lambda: "offers 1 low_mem_gpu" in machine.log.read_text() or machine.poll() is not None, 120, machine.log.read_text)
+        until(lambda: ray.nodes().get(address, {}).get("low_mem_gpu") == 1, 240, machine.log.read_text)
+        yield machine
+    finally:
+        send(signal.SIGTERM, machine)
+        machine.wait(120)
 
 
 def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, ray, text, output):
     token = places.token()
     address = JoinToken.decode(token).own_address
-    machine = joined(places, ray, token, "--grace=20")
-    config = configuration(text, output, "joins")
-    run = started(places, config)
-    code, shown = finished(run, 900)
-    assert code == 0, shown
-    where = {event.unit: event.data["node"] for event in EventLog.parse(run.log.read_bytes()) if event.type == "unit_started"}
-    assert {node for unit, node in where.items() if unit.startswith("submodel")} == {address}, where
-    assert RunStore.of(config.location).has(config.directory / "model" / "model.safetensors")
-    send(signal.SIGTERM, machine)
+    with joined(places, ray, token, "--grace=20") as machine:
+        config = configuration(text, output, "joins")
+        run = started(places, config)
+        code, shown = finished(run, 900)
+        assert code == 0, shown
+        where = {event.unit: event.data["node"] for event in EventLog.parse(run.log.read_bytes()) if event.type == "unit_started"}
+        assert {node for unit, node in where.items() if unit.startswith("submodel")} == {address}, where
+        assert RunStore.of(config.location).has(config.directory / "model" / "model.safetensors")
     code, shown = finished(machine)
     assert (code, shown.splitlines()[-1]) == (0, "left"), shown
     assert list(ray.nodes()) == [places.head]
@@ -261,28 +265,27 @@ def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, ray, text, outpu
 
 @pytest.mark.parametrize("way", ["killed", "cut off"])
 def test_a_machine_that_is_lost_in_training_costs_an_interval_at_most(places, ray, text, output, way):
-    machine = joined(places, ray, places.token())
-    run = started(places, configuration(text, output, way.replace(" ", "-")))
-    step = random.Random(way).randrange(INTERVAL, 2 * INTERVAL)
-    until(lambda: trained_steps(run) >= step, 600, run.log.read_text)
-    if way == "killed":
-        send(signal.SIGKILL, machine)
-        machine.wait(30)
-    else:
-        places.home.unplug("machine")
-        code, shown = finished(machine, 120)
-        assert (code, shown.splitlines()[-1]) == (1, LOST.format(places.head)), shown
-        places.home.plug_in("machine")
-    after = joined(places, ray, places.token(), "--grace=20")
-    code, shown = finished(run, 900)
-    assert code == 0, shown
-    events = EventLog.parse(run.log.read_bytes())
-    (restart,) = [event for event in events if event.type == "worker_restarted"]
-    steps_lost = {unit: sum(lost(each)) for unit, each in attempts(events).items()}
-    assert restart.data["kind"] in ("preempted", "died")
-    assert steps_lost[restart.unit] <= INTERVAL
-    assert not any(steps for unit, steps in steps_lost.items() if unit != restart.unit)
-    send(signal.SIGTERM, after)
+    with joined(places, ray, places.token(), "--grace=20") as machine:
+        run = started(places, configuration(text, output, way.replace(" ", "-")))
+        step = random.Random(way).randrange(INTERVAL, 2 * INTERVAL)
+        until(lambda: trained_steps(run) >= step, 600, run.log.read_text)
+        if way == "killed":
+            send(signal.SIGKILL, machine)
+            machine.wait(30)
+        else:
+            places.home.unplug("machine")
+            code, shown = finished(machine, 120)
+            assert (code, shown.splitlines()[-1]) == (1, LOST.format(places.head)), shown
+            places.home.plug_in("machine")
+    with joined(places, ray, places.token(), "--grace=20") as after:
+        code, shown = finished(run, 900)
+        assert code == 0, shown
+        events = EventLog.parse(run.log.read_bytes())
+        (restart,) = [event for event in events if event.type == "worker_restarted"]
+        steps_lost = {unit: sum(lost(each)) for unit, each in attempts(events).items()}
+        assert restart.data["kind"] in ("preempted", "died")
+        assert steps_lost[restart.unit] <= INTERVAL
+        assert not any(steps for unit, steps in steps_lost.items() if unit != restart.unit)
     assert finished(after)[0] == 0
     until(lambda: list(ray.nodes()) == [places.head], 120, "only the head is left")
 
@@ -295,9 +298,9 @@ def trained_steps(run):
 
 
 def test_a_machine_whose_head_is_lost_ends_with_one_line(places, ray):
-    machine = joined(places, ray, places.token())
-    places.cloud.power_off("head")
-    code, shown = finished(machine, 120)
+    with joined(places, ray, places.token()) as machine:
+        places.cloud.power_off("head")
+        code, shown = finished(machine, 120)
     assert (code, shown.splitlines()[-1]) == (1, LOST.format(places.head)), shown
     assert "Traceback" not in shown
     assert places.home.execute("machine", "ip", "rule").count("lookup") == 3
