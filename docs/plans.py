@@ -51,6 +51,7 @@ INFERENCE_HEAD = ["checkpoint", "stage", "GB of weights", "GB of states and acti
 _GROUP = 4
 """Experts per sub-model, where the checkpoint has many."""
 _CHEAP, _LARGE = 24, 80
+BATCH_TOKENS = 32_768
 _CARDS = (1, 8)
 """Numbers of large cards for the fine-tune."""
 
@@ -102,7 +103,7 @@ def _row(name: str, stage: StagePlan, models: str, card: int) -> list[str]:
 
 
 def _config(family: FamilyName, vocabulary: int, sizes: Architecture, clusters: int, cards: int) -> RunConfig:
-    optimizer = {"batch_tokens": 32_768}
+    optimizer = {"batch_tokens": BATCH_TOKENS}
     raw: dict[str, Any] = {
         "name": "plan",
         "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 1024},

@@ -18,6 +18,7 @@ from moedisco_ray.cli.arguments import (
     AsJson,
     ClusterFile,
     ConfigPath,
+    MeasuredIn,
     NewFile,
     Overrides,
     Redo,
@@ -41,6 +42,7 @@ from moedisco_ray.plan.capacity import cluster_needs, lacking
 from moedisco_ray.plan.cluster_checks import disagreements
 from moedisco_ray.plan.cluster_file import load_cluster
 from moedisco_ray.plan.machine import known_machine, measured_machine
+from moedisco_ray.plan.measured_speed import with_measured_speed
 
 _USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130
 
@@ -119,11 +121,16 @@ def run(
 
 @app.command()
 def plan(
-    config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, as_json: AsJson = False,
+    config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, measured: MeasuredIn = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a run needs: parameters, memory, hours, dollars."""
     checked = load_config(config, overrides or ())
-    worked_out = build_plan(checked, measured_machine(checked, here="RAY_ADDRESS" not in os.environ))
+    machine = measured_machine(checked, here="RAY_ADDRESS" not in os.environ)
+    if measured is not None:
+        checked, pools = with_measured_speed(checked, measured)
+        machine = machine.model_copy(update={"measured_in": dict.fromkeys(pools, measured)})
+    worked_out = build_plan(checked, machine)
     if as_json:
         print(worked_out.model_dump_json(indent=2))
     else:

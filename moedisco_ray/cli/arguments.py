@@ -16,6 +16,8 @@ ClusterFile = Annotated[
     Path | None,
     typer.Option("--cluster", metavar="FILE", help="Check the pools against the node types of this `ray up` file."),
 ]
+MeasuredIn = Annotated[str | None, typer.Option(
+    "--measured", metavar="RUN_DIR", help="Take the speed of GPU pools from this run, instead of assuming it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - writes to standard output.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depend on changed settings.")]

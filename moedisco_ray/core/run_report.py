@@ -22,6 +22,8 @@ from moedisco_ray.core.run_store import RunStore
 
 _ENDS: dict[str, RunState] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
 
+_NO_RUN = "holds no run; name one that `moedisco run` made: OUTPUT/NAME"
+
 
 def current_report(location: Location) -> RunReport:
     """The report of a run: the stored one if the run is finished, else one computed from the stages so far.
@@ -40,7 +42,7 @@ def current_report(location: Location) -> RunReport:
     store = RunStore.of(location)
     stored, config = store.read("report.json"), store.read("config.json")
     if stored is None and config is None:
-        raise RunDirError("RUN_DIR", str(location), "holds no run; name one that `moedisco run` made: OUTPUT/NAME")
+        raise RunDirError("RUN_DIR", str(location), _NO_RUN)
     events = EventLog.parse(store.read("events.jsonl") or b"")
     # A report that was copied without its events belongs to a finished run.
     state, reason = run_state(store, events) if events or stored is None else ("finished", None)
@@ -48,13 +50,28 @@ def current_report(location: Location) -> RunReport:
         if state == "finished" and stored is not None:
             report = RunReport.model_validate(json.loads(stored))
         else:
-            report = report_of(store.read, _config(location, config or b""))
+            report = report_of(store.read, _checked(location, config or b""))
     except (OSError, json.JSONDecodeError, ValidationError) as error:
         raise RunDirError("RUN_DIR", str(location), "holds a run of another version; show it with that one") from error
     return report.model_copy(update={"state": state, "state_reason": reason})
 
 
-def _config(location: Location, content: bytes) -> RunConfig:
+def stored_run_config(location: Location) -> RunConfig:
+    """The configuration of a run.
+
+    Args:
+        location: Directory or URI of the run.
+
+    Raises:
+        RunDirError: The location holds no run, or a run of a version that cannot be read.
+    """
+    content = RunStore.of(location).read("config.json")
+    if content is None:
+        raise RunDirError("RUN_DIR", str(location), _NO_RUN)
+    return _checked(location, content)
+
+
+def _checked(location: Location, content: bytes) -> RunConfig:
     try:
         return stored_config(json.loads(content))
     except ValidationError as error:

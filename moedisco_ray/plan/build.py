@@ -88,8 +88,8 @@ class Plan(BaseModel, frozen=True):
     machine. The time and cost of the run are in the bill."""
     training_dollars: float
     """Cost of training alone in dollars, computed from operation counts like `training_hours`."""
-    full_training: Cost
-    """Cost of training the whole model on as many tokens on the high-memory pool, computed from operation counts."""
+    full_training: StagePlan
+    """Training the whole model on as many tokens on the high-memory pool, with the settings of the fine-tune."""
     estimates: tuple[StageEstimate, ...]
     """Estimates of all stages, in pipeline order."""
     speeds: tuple[Speed, ...]
@@ -132,12 +132,6 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family_name, whole, vocab_size)
-    checkpointing = bool(config.finetune.optimizer.gradient_checkpointing)
-    flops = flops_per_token(parameters, whole, config.corpus.sequence_length, checkpointing=checkpointing)
-    high = config.pools.high_memory
-    traffic = _traffic(config, high, config.finetune.optimizer, whole, vocab_size)
-    flops = _with_exchange(flops, traffic, high, config.finetune.optimizer.batch_tokens)
-    full = training_cost(flops, config.tokens.total, high, workers_per_unit=high.fewest_workers)
     return Plan(
         name=config.name,
         family=config.model.family_name,
@@ -153,7 +147,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         tokens=config.tokens.total,
         training_hours=sum(stage.cost.hours for stage in stages),
         training_dollars=sum(stage.cost.dollars for stage in stages),
-        full_training=full,
+        full_training=_plan_stage(config, _gang(config, config.pools.high_memory, config.tokens.total), whole, vocab_size),
         estimates=estimates,
         speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.node_types),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
@@ -210,11 +204,6 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     recipe = config.submodels.optimizer
     more_clusters = tuple(n for n in range(clusters + 1, whole.num_experts + 1) if whole.num_experts % n == 0)
     split = Spread("clusters.count", clusters, more_clusters)
-    sequences = config.finetune.optimizer.batch_tokens // config.corpus.sequence_length
-    whole_pool = config.finetune_pool
-    more_workers = tuple(n for n in range(whole_pool.fewest_workers + 1, sequences + 1) if sequences % n == 0)
-    size = "max_workers" if isinstance(whole_pool, LowMemoryPool) else "workers"
-    gang = Spread(f"pools.{whole_pool.name}.{size}", whole_pool.fewest_workers, more_workers)
     slots = low_memory_slots(config)
     at_once = min(clusters, slots)
     members = config.seed_members
@@ -225,12 +214,20 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
         _Training(
             "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
             sharded=False, spread=split, rank=config.submodels.lora.rank),
-        _Training(
-            "finetune", pool=whole_pool, optimizer=config.finetune.optimizer, units=1, workers=whole_pool.fewest_workers,
-            tokens=config.tokens.finetune,
-            sharded=True, spread=gang),
+        _gang(config, config.finetune_pool, config.tokens.finetune),
     ]
     return [training for training in trainings if training.tokens]
+
+
+def _gang(config: RunConfig, pool: AnyPool, tokens: int) -> _Training:
+    """Training of the whole model on a pool."""
+    optimizer, workers = config.finetune.optimizer, pool.fewest_workers
+    sequences = optimizer.batch_tokens // config.corpus.sequence_length
+    more_workers = tuple(n for n in range(workers + 1, sequences + 1) if sequences % n == 0)
+    size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
+    return _Training(
+        "finetune", pool=pool, optimizer=optimizer, units=1, workers=workers, tokens=tokens, sharded=True,
+        spread=Spread(f"pools.{pool.name}.{size}", workers, more_workers))
 
 
 def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, vocab_size: int) -> StagePlan:

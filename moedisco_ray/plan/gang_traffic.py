@@ -42,7 +42,9 @@ class GangTraffic(BaseModel, frozen=True):
 
 
 def planned_layout(config: RunConfig, optimizer: Optimizer, workers: int) -> Layout:
-    """The layout of a gang on nodes of one worker each; on larger nodes, settings that are null may give another one.
+    """The layout of a gang on nodes of one worker each.
+
+    On larger nodes, settings that are null may give a layout that needs less memory and sends less.
 
     Args:
         config: The run's configuration.

@@ -1,13 +1,14 @@
 """Speed of a pool's workers, and its source.
 
-The speed of a GPU is assumed: 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's `speed`. The speed
-of this machine's CPU cores is measured by a probe of about two seconds (`moedisco_ray.execution.probe`). The speed of other workers
-is unknown, and so are the figures that depend on it.
+The speed of a GPU is assumed: 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's `speed`, unless
+another run measured it (`moedisco_ray.plan.measured_speed`). The speed of this machine's CPU cores is measured by a probe of about
+two seconds (`moedisco_ray.execution.probe`). The speed of other workers is unknown, and so are the figures that depend on it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from pydantic import BaseModel
 
@@ -68,6 +69,8 @@ class Machine(BaseModel, frozen=True):
     """Probe of this machine if pools without GPUs use its cores. Null means that the speed of workers without GPUs is unknown."""
     text_bytes: int | None = None
     """Size of the corpus' sources (bytes); null if unknown."""
+    measured_in: Mapping[str, str] = {}
+    """The run that measured the speed of a pool's GPUs, by pool."""
 
 
 class Speed(BaseModel, frozen=True):
@@ -84,6 +87,9 @@ UNKNOWN_MACHINE = Machine()
 
 def speed_of(pool: Pool, machine: Machine) -> Speed:
     """The speed of a pool's workers, and its source."""
+    if pool.gpu and pool.key in machine.measured_in:
+        return Speed(pool=pool.key, known=True, source=(
+            f"measured in {machine.measured_in[pool.key]}: {PEAK_FLOPS * UTILISATION * pool.speed / 1e12:.3g} TFLOP/s per worker"))
     if pool.gpu:
         return Speed(pool=pool.key, known=True, source=(
             f"assumed: {PEAK_FLOPS / 1e12:.0f} TFLOP/s (A100 data sheet) x {UTILISATION:.0%} x {pool.speed:g}, "

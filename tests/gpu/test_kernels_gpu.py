@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.profiler import ProfilerActivity, profile
@@ -13,7 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.models import hf_config
+from moedisco_ray.models.expert_parallel import divided_experts
+from moedisco_ray.models.speed import grouped_experts
+from moedisco_ray.plan.cards import peak_flops
+from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.memory import worker_memory
+from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.cross_entropy import LOGITS_BYTES, summed_cross_entropy
@@ -24,6 +32,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 SEQUENCE, VOCABULARY = 1024, 50_304
 PLANNED_SHARE = 0.1
 """Largest difference between the measured peak of memory and the planned one, as a share of the planned one."""
+BF16_ERROR = 0.01
+"""Largest relative difference between two orders of the same sums in bf16."""
 _ROUNDING = 8 * 2**20
 """Memory by which the allocator rounds up a few large tensors (bytes)."""
 
@@ -68,6 +78,42 @@ def test_a_submodel_takes_the_memory_that_the_plan_says(device: str, experts: in
     peak = torch.cuda.max_memory_allocated() - before
     assert peak == pytest.approx(plan.total - plan.overhead, rel=PLANNED_SHARE)
     assert torch.cuda.max_memory_reserved() - before < plan.total
+
+
+def test_a_submodel_reaches_45_percent_of_the_cards_speed(device: str) -> None:
+    peak = peak_flops(torch.cuda.get_device_name())
+    if peak is None:
+        pytest.skip("the card's peak speed is not known")
+    sequences = 8
+    optimizer = Optimizer(batch_tokens=sequences * SEQUENCE, precision="pure_bf16")
+    job = TrainJob(
+        stage="submodels", name="speed", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=20,
+        sequence_length=SEQUENCE, optimizer=optimizer, checkpoint_every=None)
+    step, tokens, seconds = Stepper(model_on(device, 1, optimizer), job, World(device=device)), tokens_on(device, sequences), []
+    for _ in range(job.steps):
+        began = time.perf_counter()
+        step([MicroBatch(tokens, tokens, job.step_tokens, None)])
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    parameters = count_parameters("olmoe", architecture(1), VOCABULARY)
+    flops = flops_per_token(parameters, architecture(1), SEQUENCE, checkpointing=False) * job.step_tokens
+    assert flops / statistics.median(seconds[5:]) / peak >= 0.45
+
+
+def test_experts_that_are_divided_over_nccl_are_all_experts(device: str, tmp_path: Path) -> None:
+    experts = model_on(device, 4, Optimizer(precision="pure_bf16")).model.layers[0].mlp.experts
+    x_TD = torch.randn(64, 2048, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight_TK, expert_TK = torch.rand(64, 2, device=device, dtype=torch.bfloat16), torch.rand(64, 4, device=device).topk(2).indices
+    expected = grouped_experts(experts, x_TD, expert_TK, weight_TK)
+    [expected_grad] = torch.autograd.grad(expected.float().square().sum(), x_TD)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        found = divided_experts(experts, x_TD, expert_TK, weight_TK, group=dist.group.WORLD, compute=grouped_experts)
+        [found_grad] = torch.autograd.grad(found.float().square().sum(), x_TD)
+    finally:
+        dist.destroy_process_group()
+    assert error(found, expected.double()) < BF16_ERROR
+    assert error(found_grad, expected_grad.double()) < BF16_ERROR
 
 
 def test_experts_run_as_one_product_on_cards_that_can(device: str) -> None:

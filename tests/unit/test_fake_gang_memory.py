@@ -9,7 +9,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,9 +19,10 @@ from fake_steps import PUBLISHED, SEQUENCE, LiveBytes, fake_model, path_of_gpus,
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from docs.plans import BATCH_TOKENS, CHECKPOINTS, planned
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.models import with_parameters_in
-from moedisco_ray.plan.memory import GIB, Exchange, worker_memory
+from moedisco_ray.plan.memory import GIB, Exchange, Memory, worker_memory
 from moedisco_ray.plan.parameters import submodel_architecture
 from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob, World
@@ -43,7 +44,7 @@ def _workers() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A fine-tune of two sequences per worker and step.
+    """A fine-tune of two sequences per worker and step, or of as many as the chosen settings have.
 
     Attributes:
         checkpoint: Name of the checkpoint.
@@ -53,6 +54,7 @@ class Case:
         checkpointing: Whether layers are recomputed in the backward pass.
         precision: Precision of weights and products.
         parts: Number of sub-models that the checkpoint is cut into; one of them is trained.
+        chosen: Settings instead of those above.
     """
 
     checkpoint: str
@@ -62,10 +64,11 @@ class Case:
     checkpointing: bool = False
     precision: str = "pure_bf16"
     parts: int = 1
+    chosen: Optimizer | None = None
 
     @property
     def recipe(self) -> Optimizer:
-        return Optimizer.model_validate({
+        return self.chosen or Optimizer.model_validate({
             "batch_tokens": WORKERS * 2 * SEQUENCE, "micro_batch": self.micro_batch, "precision": self.precision,
             "gradient_checkpointing": self.checkpointing})
 
@@ -98,7 +101,32 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_worker_of_a_gang_takes_what_the_plan_says(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(case, planned_memory(case), monkeypatch)
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_settings_that_are_chosen_for_eight_cards_take_what_the_plan_says(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = planned(checkpoint, "finetune", WORKERS)
+    assert plan.fits
+    assert plan.memory.total <= 80 * GIB
+    recipe = Optimizer(batch_tokens=BATCH_TOKENS) if plan.choice is None else plan.choice.optimizer
+    micro_batch = recipe.micro_batch or BATCH_TOKENS // SEQUENCE // WORKERS
+    cases = (Case(checkpoint, SHARDED, exchange, micro_batch, chosen=recipe) for exchange in get_args(Exchange))
+    [case] = (each for each in cases if planned_memory(each).total == plan.memory.total)
+    compare(case, plan.memory, monkeypatch)
+
+
+def planned_memory(case: Case) -> Memory:
     family, vocabulary, whole = case.sizes
+    return worker_memory(
+        family, whole, vocabulary, case.recipe, sequence_length=SEQUENCE, gpu=1, workers=WORKERS, exchange=case.exchange,
+        layout=case.layout)
+
+
+def compare(case: Case, plan: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, whole = case.sizes
     selections = case.micro_batch * SEQUENCE * whole.num_experts_per_tok
 
     def even(_: FakeTensor) -> list[int]:
@@ -106,12 +134,9 @@ def test_a_worker_of_a_gang_takes_what_the_plan_says(case: Case, monkeypatch: py
 
     monkeypatch.setattr(FakeTensor, "tolist", even)
     monkeypatch.setattr(torch, "bincount", lambda _, minlength: torch.empty(minlength, dtype=torch.long))
-    plan = worker_memory(
-        family, whole, vocabulary, case.recipe, sequence_length=SEQUENCE, gpu=1, workers=WORKERS, exchange=case.exchange,
-        layout=case.layout)
-    found, planned = measured(case), plan.total - plan.overhead
+    found, expected = measured(case), plan.total - plan.overhead
     shown = {name: round(size / GIB, 2) for name, size in plan.parts.items()}
-    assert planned == pytest.approx(found, rel=0.05), f"measured {found / GIB:.2f} GiB, planned {planned / GIB:.2f}: {shown}"
+    assert expected == pytest.approx(found, rel=0.05), f"measured {found / GIB:.2f} GiB, planned {expected / GIB:.2f}: {shown}"
 
 
 def measured(case: Case) -> int:
@@ -132,7 +157,7 @@ def measured(case: Case) -> int:
             model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
             step = Stepper(model, job, world)
             step._checked = True        # the first step's check of the experts reads their gradients
-            tokens = torch.zeros(2, SEQUENCE, dtype=torch.long)
+            tokens = torch.zeros(recipe.batch_tokens // WORKERS // SEQUENCE, SEQUENCE, dtype=torch.long)
             for _ in range(2):
                 step(MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(case.micro_batch))
     return live.peak

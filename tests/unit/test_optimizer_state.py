@@ -59,9 +59,9 @@ def opened(directory: Path) -> OptimizerState:
 
 
 @pytest.mark.parametrize("model", ["moe", "dense", "tied"])
-@pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
-def test_two_trainings_that_pass_them_on_are_one(home: Path, tmp_path: Path, model: str, precision: str) -> None:
-    whole = make(home, tmp_path, model, precision=precision)
+@pytest.mark.parametrize("recipe", [{}, {"precision": "pure_bf16"}, {"name": "muon"}], ids=["auto", "pure_bf16", "muon"])
+def test_two_trainings_that_pass_them_on_are_one(home: Path, tmp_path: Path, model: str, recipe: dict[str, str]) -> None:
+    whole = make(home, tmp_path, model, **recipe)
     losses = run(whole).losses
     first = variant(whole, "first", steps=HALF)
     second = variant(

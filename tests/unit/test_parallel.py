@@ -27,6 +27,7 @@ from moedisco_ray.training.expert_check import check_experts
 pytestmark = pytest.mark.timeout(900)
 STEPS = 6
 LAYOUTS = {
+    "data-2": Layout(data=2), "data-4": Layout(data=4),
     "expert-2": Layout(expert=2), "expert-4": Layout(expert=4), "data-2-expert-2": Layout(data=2, expert=2),
     "replicate-2-expert-2": Layout(replicate=2, expert=2), "replicate-2-data-2": Layout(replicate=2, data=2),
 }

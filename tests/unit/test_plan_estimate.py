@@ -8,12 +8,14 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_example import run_report
 from small_run import small_config
 
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.bill import Bill, metered_bill
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.core.events import BILL_FIGURES, EventLog
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.report import build_report
@@ -22,6 +24,7 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan, machine
 from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK
+from moedisco_ray.plan.measured_speed import with_measured_speed
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
 from moedisco_ray.stages.evaluate.ensemble import BLOCK
 
@@ -132,6 +135,31 @@ def test_text_that_is_not_here_has_no_size(tmp_path):
     assert size(str(tmp_path), f"{tmp_path}/*.txt", str(tmp_path / "a.txt")) == 111 + 100 + 100
     assert size(str(tmp_path), "s3://bucket/x") is None
     assert size(f"{tmp_path}/*.none") is None
+
+
+def test_at_the_speed_that_a_run_has_measured_its_plan_states_the_time_of_its_trainings(tmp_path):
+    done = run_report()
+    done = done.model_copy(update={"stages": [
+        stage.model_copy(update={"training_worker_seconds": 50.0 + number}) for number, stage in enumerate(done.stages)]})
+    config = small_config(tmp_path / "runs", tokens={"total": 60_000, "seed_share": 0.4, "finetune_share": 0.3}, pools={
+        "low_memory": {"gpu": 1}, "high_memory": {"gpu": 1, "workers": 2}})
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(config.model_dump_json())
+    (run / "report.json").write_text(done.model_dump_json())
+    measured, pools = with_measured_speed(config, str(run))
+    assert pools == ("low_memory", "high_memory")
+    plan = build_plan(measured, Machine(measured_in=dict.fromkeys(pools, "RUN")))
+    assert all(speed.source.startswith("measured in RUN: ") for speed in plan.speeds)
+    planned, trained = {stage.stage: stage for stage in plan.stages}, {stage.name: stage for stage in done.stages}
+    for stages in (("seed", "submodels"), ("finetune",)):
+        hours = sum(planned[stage].cost.worker_hours / planned[stage].cost.tokens * trained[stage].tokens for stage in stages)
+        assert 3600 * hours == pytest.approx(sum(trained[stage].training_worker_seconds for stage in stages))
+    (run / "config.json").write_text(small_config(tmp_path / "runs").model_dump_json())
+    with pytest.raises(ConfigError, match=r"--measured: .*of GPUs of one type"):
+        with_measured_speed(config, str(run))
+    with pytest.raises(RunDirError, match="holds no run"):
+        with_measured_speed(config, str(tmp_path / "none"))
 
 
 @pytest.mark.slow

@@ -37,12 +37,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def members(home: Path, directory: Path, precision: str = "fp32", every: int = 3) -> list[TrainJob]:
+def members(home: Path, directory: Path, precision: str = "fp32", every: int = 3, **recipe: str) -> list[TrainJob]:
     return [
         TrainJob(
             stage="submodels", name=f"submodel-{k}", model=home / "dense", packed_dirs=(home / "shard",),
             output=directory / f"out-{k}", checkpoints=directory / f"steps-{k}", steps=steps, sequence_length=L,
-            optimizer=RECIPE.model_copy(update={"precision": precision}), checkpoint_every=5, seed=k, log_every=1,
+            optimizer=RECIPE.model_copy(update={"precision": precision, **recipe}), checkpoint_every=5, seed=k, log_every=1,
             sync=SyncPlan(directory / "sync", at, OUTER))
         for k, (steps, at) in enumerate(zip(STEPS, sync_steps(STEPS, every), strict=True))]
 
@@ -174,8 +174,9 @@ def test_a_member_that_leaves_and_comes_back_is_the_member_that_waited(
     same(jobs, undisturbed)
 
 
-def test_bf16_state_killed_equals_undisturbed(home: Path, tmp_path: Path) -> None:
-    whole, halted = members(home, tmp_path / "a", "pure_bf16"), members(home, tmp_path / "b", "pure_bf16")
+@pytest.mark.parametrize("recipe", [{"precision": "pure_bf16"}, {"name": "muon"}], ids=["bf16", "muon"])
+def test_killed_with_other_optimizer_state_equals_undisturbed(home: Path, tmp_path: Path, recipe: dict[str, str]) -> None:
+    whole, halted = members(home, tmp_path / "a", **recipe), members(home, tmp_path / "b", **recipe)
     in_process(whole)
     with pytest.raises(Killed):
         in_process(halted, kill_at(22))

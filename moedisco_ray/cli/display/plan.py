@@ -32,6 +32,7 @@ def plan_view(plan: Plan) -> RenderableType:
         for stage in (*plan.stages, *plan.inference) if stage.remedy is not None]
     parts += [
         Text(_synced(stage.stage, stage.sync, over_network=stage.fits_known)) for stage in plan.stages if stage.sync is not None]
+    parts.append(Text(_full_training(plan.full_training)))
     parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
     if plan.bill.verdict is not None:
         parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
@@ -68,8 +69,15 @@ def _synced(stage: str, sync: Sync, *, over_network: bool) -> str:
 def _exchanged(stage: str, traffic: GangTraffic) -> str:
     line = f"{stage}: each worker sends {gigabytes(traffic.bytes)} GB per step"
     if traffic.divided < traffic.bytes:
-        return f"{line}; {gigabytes(traffic.divided)} GB with finetune.parallel.expert {traffic.expert}"
+        return f"{line}; {gigabytes(traffic.divided)} GB where one node has {traffic.expert} of them (finetune.parallel.expert)"
     return f"{line}; {gigabytes(traffic.sharded)} GB if all weights were sharded" if traffic.bytes < traffic.sharded else line
+
+
+def _full_training(stage: StagePlan) -> str:
+    what = f"full training needs {gigabytes(stage.memory.total)} of {stage.pool_gb:g} GB per high-memory worker"
+    if stage.remedy is not None:
+        return f"{what}: {stage.remedy}"
+    return what if stage.choice is None else f"{what}, with {stage.choice}"
 
 
 def _stated(size: float | None) -> str:

@@ -208,11 +208,11 @@ class Merge(Section):
 class Parallel(Section):
     """How the workers of the fine-tune share the model. Workers beyond `expert` times `replicate` divide the weights further."""
 
-    expert: int | None = Field(1, ge=1, le=LARGEST)
+    expert: int | None = Field(None, ge=1, le=LARGEST)
     """Number of workers among which the experts of each layer are divided; tokens travel to the worker that has their expert. A
     number that does not divide the workers and the experts is lowered to one that does. Null means all GPUs of a node, and 1 for
     workers without a GPU."""
-    replicate: int | None = Field(1, ge=1, le=LARGEST)
+    replicate: int | None = Field(None, ge=1, le=LARGEST)
     """Number of replicas of the model, which exchange only gradients. Null means one per node if a node's memory is enough for a
     replica, and 1 otherwise."""
 

@@ -1,0 +1,59 @@
+"""The speed of GPU pools as the trainings of another run have measured it, instead of the assumed one."""
+
+from __future__ import annotations
+
+from moedisco_ray.core.config import AnyPool, LowMemoryPool, RunConfig
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.run_report import current_report, stored_run_config
+from moedisco_ray.plan.build import build_plan
+from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
+
+
+def with_measured_speed(config: RunConfig, run: Location) -> tuple[RunConfig, tuple[str, ...]]:
+    """Take the speed of a configuration's GPU pools from another run.
+
+    Args:
+        config: The configuration.
+        run: Directory or URI of the other run; it may still be running.
+
+    Returns:
+        The configuration with the measured `speed` of each pool, and the names of these pools.
+
+    Raises:
+        ConfigError: The run has trained on none of the pools.
+        RunDirError: The location holds no run.
+    """
+    found = measured_speeds(stored_run_config(run), current_report(run))
+    pools = {
+        name: pool.model_copy(update={"speed": found[name]}) for name, pool in _measurable(config).items() if name in found}
+    if not pools:
+        raise ConfigError("--measured", str(run), "finished no training on a pool that this configuration has: of GPUs of one type")
+    return config.model_copy(update={"pools": config.pools.model_copy(update=pools)}), tuple(pools)
+
+
+def measured_speeds(config: RunConfig, report: RunReport) -> dict[str, float]:
+    """The `speed` of each GPU pool with which the run's plan would have stated the time that its trainings took.
+
+    So besides the arithmetic it contains the exchange of data, copies of offloaded moments, and the stalls for checkpoints.
+
+    Args:
+        config: The run's configuration.
+        report: Its report.
+    """
+    pools = _measurable(config)
+    trained = {stage.name: stage for stage in report.stages}
+    flops, seconds = dict.fromkeys(pools, 0.0), dict.fromkeys(pools, 0.0)
+    for stage in build_plan(config).stages:
+        found = trained.get(stage.stage)
+        if stage.pool in pools and found is not None and found.tokens and found.training_worker_seconds:
+            flops[stage.pool] += stage.cost.flops / stage.cost.tokens * found.tokens
+            seconds[stage.pool] += found.training_worker_seconds
+    return {name: flops[name] / (seconds[name] * PEAK_FLOPS * UTILISATION) for name in pools if seconds[name]}
+
+
+def _measurable(config: RunConfig) -> dict[str, AnyPool]:
+    """The pools whose trainings all ran on GPUs of one type."""
+    pools: tuple[AnyPool, ...] = (config.pools.low_memory, config.pools.high_memory)
+    return {pool.name: pool for pool in pools if pool.gpu and not (isinstance(pool, LowMemoryPool) and pool.types)}
