@@ -205,8 +205,8 @@ def plans() -> str:
         "figures are for the default number of tokens.", _table(INFERENCE_HEAD, list(inference_rows())),
         "`make test-fake` runs training steps, calibration and evaluation with these shapes, without memory and arithmetic, and "
         "compares their peak with the plan: they differ by less than 5 %. It covers all sub-models, calibrations and evaluations, "
-        "those of GLM-4.5-Air and DeepSeek-V3 too, and the fine-tune of Qwen1.5-MoE on one card, not those on 8 cards. `make "
-        "test-gpu` trains smaller models on a real card, and allows a difference of 10 %.")
+        "those of GLM-4.5-Air and DeepSeek-V3 too, the fine-tunes on 8 cards with the settings above, and that of Qwen1.5-MoE on "
+        "one card. `make test-gpu` trains smaller models on a real card, and allows a difference of 10 %.")
 
 
 def models() -> str:
