@@ -53,18 +53,20 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
         raise RunDirError("RUN_DIR", str(location), remedy)
     tokenizer = context.of("corpus") / "tokenizer"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as draft:
+    with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
+        draft = Path(scratch) / "model"
         if from_checkpoint:
-            step: int | None = _write_checkpoint_model(context, Path(draft) / "trained")
-            model = Path(draft) / "trained"
+            step: int | None = _write_checkpoint_model(context, Path(scratch) / "trained")
+            model = Path(scratch) / "trained"
             store.fetch(tokenizer)
         else:
             step, model = None, needed
             store.fetch(model, tokenizer)
         figures = export_model(
-            model, tokenizer=tokenizer, directory=target, report=report, prompts=(), sample_tokens=1, seed=config.seed,
+            model, tokenizer=tokenizer, directory=draft, report=report, prompts=(), sample_tokens=1, seed=config.seed,
             start=config.model, own_tokens=not config.tokenizer.replace, dtype=config.export.dtype, device="cpu",
             datasets=datasets_of(config))
+        draft.rename(target)
     return {name: value for name, value in figures.items() if name != "samples"} | {"step": step}
 
 

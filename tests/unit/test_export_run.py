@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.errors import RunStopped
+from moedisco_ray.core.errors import RunError, RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import export_run, pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, open_checkpoint
+from moedisco_ray.stages.export import directory
 from moedisco_ray.stages.train.jobs import make_job
 from moedisco_ray.training import write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
@@ -66,6 +68,33 @@ def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetu
     with torch.no_grad():
         assert model(**tokenizer("def ", return_tensors="pt")).logits.isfinite().all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]     # no copy of the checkpoint is left
+
+
+def test_an_export_that_fails_leaves_no_half_model(
+    in_finetune: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "model"
+
+    def fails(*_: Any) -> None:
+        assert not target.exists(), "a crash at this moment would leave half a model"
+        raise RunError("the logits differ")
+
+    monkeypatch.setattr(directory, "_verify", fails)
+    code, output = export(in_finetune.directory, "--from-checkpoint", "--output", str(target))
+    assert (code, [*tmp_path.iterdir()]) == (1, []), output
+    assert "the logits differ" in output
+
+
+def test_a_directory_that_cannot_be_replaced_is_refused(
+    in_finetune: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for target in (".", "..", str(tmp_path / "link")):
+        code, output = export(in_finetune.directory, "--from-checkpoint", "--output", target)
+        assert code == 2
+        assert "; choose another directory" in output
 
 
 def test_without_a_finished_fine_tune_the_message_names_the_option(in_finetune: RunConfig, tmp_path: Path) -> None:
