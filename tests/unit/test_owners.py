@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from owned_text import OWNERS, found, owned_config, texts_of, traces
 from pinned_runs import SIZES, results
@@ -19,14 +21,17 @@ from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.bill import line
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.errors import ConfigError, CorpusError, RunStopped
+from moedisco_ray.core.errors import ConfigError, CorpusError, RunError, RunStopped, StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.execution.ray import corpus as corpus_on_ray
 from moedisco_ray.stages.corpus import input_identity, probe
+from moedisco_ray.stages.corpus import owned as owned_corpus
 from moedisco_ray.stages.scoring import perplexity
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.tokenizer import Encoder
@@ -192,16 +197,61 @@ def owners(alice: tuple[str, str] = ("a", "x"), bob: tuple[str, str] = ("b", "y"
         name: dict(zip(("storage", "resource"), each, strict=True)) for name, each in (("alice", alice), ("bob", bob))}}
 
 
+SECRET = "the secret recipe"
+
+
 def test_an_unreadable_text_is_explained_in_its_owners_storage_alone(tmp_path: Path) -> None:
     config = owned_config(tmp_path)
-    secret = '{"text": "the secret recipe'
-    Path(config.corpus.sources[1].path).write_text(f"{secret}\n")
+    Path(config.corpus.sources[1].path).write_text(f'{{"text": "{SECRET}\n')
     with pytest.raises(CorpusError, match=r"pools.owners.alice: .*corpus.log says why") as caught:
         pipeline.run(config, backend=LocalBackend())
     assert caught.value.__cause__ is None
     [log] = (tmp_path / "alice").rglob("corpus.log")
     assert "domain1.jsonl" in log.read_text()
     assert "domain1.jsonl" not in (config.directory / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(5, SECRET), KeyError(SECRET), TypeError(SECRET), pa.ArrowNotImplementedError(SECRET), RuntimeError(SECRET)])
+@pytest.mark.parametrize("full", [False, True])
+def test_no_error_carries_an_owners_text_out_of_its_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, full: bool,
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(owned_corpus, "build", fails)
+    if full:
+        monkeypatch.setattr(owned_corpus, "write_text", lambda *_: (tmp_path / "none" / "corpus.log").write_text(""))
+    with pytest.raises((RunError, OSError)) as caught:
+        owned_corpus.build_owned(
+            owned_config(tmp_path), "alice", location=tmp_path / "alice", tokenizer=tmp_path / "tokenizer", fingerprint="f")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    if not full:
+        assert str(caught.value).endswith("alice/logs/corpus.log says why")
+        [log] = (tmp_path / "alice").rglob("corpus.log")
+        assert SECRET in log.read_text()
+
+
+def test_a_storage_that_does_not_answer_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise StorageError("s3://alice does not answer")
+
+    monkeypatch.setattr(owned_corpus, "build", fails)
+    with pytest.raises(StorageError, match="s3://alice does not answer"):
+        owned_corpus.build_owned(
+            owned_config(tmp_path), "alice", location=tmp_path / "alice", tokenizer=tmp_path / "tokenizer", fingerprint="f")
+
+
+def no_number(text: str) -> int:
+    return {"a": 1}[text]
+
+
+def test_a_task_on_an_owners_node_returns_its_error_and_ray_gets_no_word_of_it(tmp_path: Path) -> None:
+    store = RunStore.of(tmp_path)
+    row = corpus_on_ray._run_owned_task({"task": store.dumps((store, no_number, SECRET))})
+    with pytest.raises(RuntimeError, match=rf"(?s)in no_number.*KeyError: '{SECRET}'"):
+        corpus_on_ray._outcome(row)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

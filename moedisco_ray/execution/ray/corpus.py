@@ -8,6 +8,8 @@ number of Ray Data's blocks, because `moedisco_ray.stages.corpus` makes all deci
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,7 +71,7 @@ class TaggedTasks:
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Apply the function to each item; yield the results in any order."""
-        run = ray.remote(_run_task).options(name=f"{self.tag}-corpus", num_cpus=0, resources={self.tag: TASK_SHARE})
+        run = ray.remote(_run_owned_task).options(name=f"{self.tag}-corpus", num_cpus=0, resources={self.tag: TASK_SHARE})
         running = [run.remote({"task": self.store.dumps((self.store, function, item))}) for item in items]
         while running:
             done, running = ray.wait(running)
@@ -88,9 +90,18 @@ def _map_tasks(
 
 def _outcome(row: dict[str, bytes]) -> Any:
     outcome = unpickled(row["outcome"])
-    if isinstance(outcome, MoeDiscoError):
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+def _run_owned_task(row: dict[str, bytes]) -> dict[str, bytes]:
+    """Like `_run_task`, but return any error: it may quote a data owner's text, and Ray's head records what a task raises."""
+    try:
+        return _run_task(row)
+    except Exception as error:  # noqa: BLE001 - the libraries that read text may raise anything
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        return {"outcome": pickle.dumps(kind("".join(traceback.format_exception(error))))}
 
 
 def _run_task(row: dict[str, bytes]) -> dict[str, bytes]:

@@ -7,12 +7,13 @@ STORAGE/NAME-ID/corpus/   documents, tokenizer and packed tokens, as in a run di
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.artifacts import commit, parse_manifest, write_text
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.errors import CorpusError, RunError, UserError
 from moedisco_ray.core.locations import CORPUS, Location
 from moedisco_ray.core.manifests import LOGS, MANIFEST
 from moedisco_ray.core.records import OwnedText
@@ -40,23 +41,34 @@ def build_owned(
 
     Raises:
         CorpusError: The text is missing, unreadable or too short. The reason is in the owner's storage, as it may quote the text.
+        RunError: Anything else failed, for a reason that is in the owner's storage too; or the storage does not respond.
     """
     store = RunStore.of(location)
     made = parse_manifest(store.read(f"{CORPUS}/{MANIFEST}") or b"")
     if made is None or made.fingerprint != fingerprint:
+        failure: Exception | None = None
         try:
             with commit(store.directory / CORPUS, fingerprint, store) as draft:
                 draft.summary.update(build(config, draft.path, map_tasks, owned=Owned(name, store, tokenizer)))
                 summary = draft.summary
-        except ValueError as error:     # `UserError` is one, and so are the errors of parsers
-            log = store.directory / LOGS / "corpus.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            write_text(log, f"{error}\n")
-            store.publish(log)
-            raise CorpusError(
-                f"pools.owners.{name}", None, f"its text could not be made into a corpus; {location}/{LOGS}/corpus.log says why",
-            ) from None
+        except RunError:    # such as a storage that does not respond, in this package's own words
+            raise
+        except Exception as error:  # noqa: BLE001 - the libraries that read text may raise anything, and quote it
+            failure = error
+        if failure is not None:     # not in the handler, where an error of the storage would carry this one along
+            raise _explained(failure, store, name)
         collect(store)
     else:
         summary = made.summary
     return OwnedText.model_validate({key: summary[key] for key in OwnedText.model_fields}).to_json()
+
+
+def _explained(failure: Exception, store: RunStore, name: str) -> CorpusError | RunError:
+    """Write to an owner's storage what has failed, and return the error to raise in its place, without words of the text."""
+    log = store.directory / LOGS / "corpus.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    write_text(log, f"{failure}\n" if isinstance(failure, UserError) else "".join(traceback.format_exception(failure)))
+    store.publish(log)
+    field, words = f"pools.owners.{name}", f"its text could not be made into a corpus; {store.location}/{LOGS}/corpus.log says why"
+    # A `UserError` is a ValueError, and so are the errors of parsers.
+    return CorpusError(field, None, words) if isinstance(failure, ValueError) else RunError(f"{field}: {words}")
