@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HfUriError, HFValidationError
 
-from moedisco_ray.core.errors import ConfigError, StorageError
+from moedisco_ray.core.errors import ConfigError, RunDirError, StorageError
 from moedisco_ray.core.hub import is_hub_name
 from moedisco_ray.core.hub_files import HTTP_ERROR, hub_endpoint, hub_token
 
@@ -46,6 +47,7 @@ def push_model(directory: Path, name: str, *, public: bool, message: str) -> Pus
 
     Raises:
         ConfigError: The name is no repository's, the token is missing or may not write, or the repository is public.
+        RunDirError: This machine cannot read the directory, or has no space for what the upload writes.
         StorageError: The hub cannot be reached, or refuses the upload.
     """
     if not is_hub_name(name):
@@ -54,7 +56,7 @@ def push_model(directory: Path, name: str, *, public: bool, message: str) -> Pus
     if token is None:
         raise ConfigError("REPO", name, "needs an access token that may write, in the environment variable HF_TOKEN")
     api = HfApi(endpoint=hub_endpoint(), token=token)
-    with _one_line(name):
+    with _one_line(name, directory):
         page = api.create_repo(name, private=not public, exist_ok=True)
         private = bool(api.model_info(name, revision="main").private)
         if not private and not public:
@@ -65,7 +67,7 @@ def push_model(directory: Path, name: str, *, public: bool, message: str) -> Pus
 
 
 @contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
+def _one_line(name: str, directory: Path) -> Iterator[None]:
     try:
         yield
     except (HFValidationError, HfUriError) as error:
@@ -76,5 +78,10 @@ def _one_line(name: str) -> Iterator[None]:
             remedy = "may not be written with this HF_TOKEN; use a token with write access to ORG"
             raise ConfigError("REPO", name, remedy) from error
         raise StorageError(f"{name}: the hub answers {status}; try again later") from error
-    except (OSError, HTTP_ERROR, RuntimeError) as error:    # a thread that uploads a file reports a RuntimeError
+    except (OSError, HTTP_ERROR, RuntimeError) as error:
+        # A thread that uploads a file reports a RuntimeError. HTTP clients wrap the system's errors in their own, without a number.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, (ConnectionError, TimeoutError, socket.gaierror)):
+            remedy = f"cannot be uploaded from here ({cause.strerror}); correct this and push again"
+            raise RunDirError("RUN_DIR", str(cause.filename or directory), remedy) from error
         raise StorageError(f"{name}: the hub cannot be reached; try again when you are online") from error

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_standin import Hub, hub
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 from moe_models import random_tensors, tiny_config
 from typer.testing import CliRunner
 
@@ -88,6 +93,37 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(server: Hub,
     assert push(str(run), NAME)[0] == 0
     files = server.repositories[NAME].commits[server.repositories[NAME].branches["main"]]
     assert files.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+
+
+def raised_from(cause: Exception) -> RuntimeError:
+    """What huggingface_hub raises if the thread that uploads a file fails."""
+    error = RuntimeError("Error while uploading 'model.safetensors' to the Hub.")
+    error.__cause__ = cause
+    return error
+
+
+GONE = FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone/model.safetensors")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+UNREACHABLE = [
+    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), socket.gaierror(-2, "Name or service not known"),
+    OfflineModeIsEnabled("offline"), TimeoutError(errno.ETIMEDOUT, "timed out")]
+
+
+@pytest.mark.parametrize(("error", "code", "line"), [
+    *((error, 2, "RUN_DIR: '/gone/model.safetensors': cannot be uploaded from here (No such file or directory); correct this")
+      for error in (GONE, raised_from(GONE))),
+    *((error, 2, "model': cannot be uploaded from here (No space left on device); correct this and push again")
+      for error in (FULL, raised_from(FULL))),
+    *((error, 1, f"{NAME}: the hub cannot be reached") for each in UNREACHABLE for error in (each, raised_from(each)))])
+def test_a_local_failure_is_not_said_to_be_the_hubs(
+    server: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str,
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(HfApi, "upload_folder", fails)
+    found, output = push(str(run), NAME)
+    assert (found, line in output) == (code, True), output
 
 
 def test_mistakes_are_one_line(server: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
