@@ -5,6 +5,7 @@ from moedisco_ray.models.checkpoint import (
     Checkpoint,
     open_checkpoint,
     read_config,
+    reading_thread,
     write_config,
 )
 from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint, write_part
@@ -52,6 +53,7 @@ __all__ = [
     "check_complete", "check_experts", "check_same", "check_start_tensors", "config_values", "config_with_experts", "differences",
     "expert_count", "family_of", "from_values", "group_size", "head_inputs", "hf_config", "load_model", "log_probabilities",
     "model_tensors", "moe_blocks", "open_checkpoint", "open_complete", "open_dense", "probabilities", "random_weights",
-    "read_config", "routers", "runnable", "same_bits", "save_model", "scores", "skeleton", "specialise", "stored_tensors",
-    "submodel_config", "upcycled_config", "with_experts", "with_parameters_in", "write_checkpoint", "write_config", "write_part",
+    "read_config", "reading_thread", "routers", "runnable", "same_bits", "save_model", "scores", "skeleton", "specialise",
+    "stored_tensors", "submodel_config", "upcycled_config", "with_experts", "with_parameters_in", "write_checkpoint",
+    "write_config", "write_part",
 ]

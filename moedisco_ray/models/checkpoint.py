@@ -7,11 +7,12 @@ in one stack. The directory may have one or several safetensors files. Tensors a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +59,26 @@ class Checkpoint(Mapping[str, Tensor]):
         stored = file.get_slice(place.key)
         return stored[place.index(tuple(stored.get_shape()))]
 
-    def read_ahead(self, keys: Iterable[str]) -> None:
+    def read_ahead(self, keys: Iterable[str], reader: Executor) -> None:
         """Start reading tensors into the page cache, because reading a mapped file page by page on access is slow.
 
-        A thread asks for them, because the operating system lets it wait once the disk has many requests.
+        Args:
+            keys: Names of the tensors.
+            reader: Thread that asks for them, because the operating system lets it wait once the disk has many requests.
         """
         stored = {self._places[key].key for key in keys}
         tensors = sorted((self._files[name].get_tensor(name) for name in stored), key=Tensor.data_ptr)     # in the file's order
-        threading.Thread(target=advise_soon, args=(tensors,), daemon=True).start()
+        reader.submit(advise_soon, tensors)
 
-    def stream(self) -> Iterator[tuple[str, Tensor]]:
+    def stream(self) -> Generator[tuple[str, Tensor], None, None]:
         """Yield all canonical tensors with their names, in order, and read the files ahead."""
         keys, announced = list(self), 0
-        for number, key in enumerate(keys):
-            if number >= announced - _AHEAD // 2:
-                self.read_ahead(keys[announced:announced + _AHEAD])
-                announced += _AHEAD
-            yield key, self[key]
+        with reading_thread() as reader:
+            for number, key in enumerate(keys):
+                if number >= announced - _AHEAD // 2:
+                    self.read_ahead(keys[announced:announced + _AHEAD], reader)
+                    announced += _AHEAD
+                yield key, self[key]
 
     def __contains__(self, key: object) -> bool:
         return key in self._places      # a Mapping's own method reads the tensor
@@ -208,6 +212,16 @@ def weight_files(directory: Path) -> list[Path]:
             "checkpoint", str(pickled[0]), "pickled weights run code when they are read; convert them to safetensors "
             "(load the model once where you trust it and call save_pretrained)")
     raise CheckpointError("checkpoint", str(directory), f"holds neither {SINGLE} nor {INDEX}")
+
+
+@contextlib.contextmanager
+def reading_thread() -> Iterator[Executor]:
+    """A thread for `Checkpoint.read_ahead`, which ends with the block and drops what it has not begun."""
+    reader = ThreadPoolExecutor(1, "read-ahead")
+    try:
+        yield reader
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 def advise_soon(tensors: Iterable[Tensor]) -> None:

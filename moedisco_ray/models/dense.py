@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,9 @@ class OneExpert(Mapping[str, Tensor]):
         """Shape of a tensor, without reading it."""
         return tuple(self._made[key].shape) if key in self._made else self._dense.shape(self._copied.get(key, key))
 
-    def read_ahead(self, keys: Iterable[str]) -> None:
+    def read_ahead(self, keys: Iterable[str], reader: Executor) -> None:
         """Start reading tensors into the page cache; see `Checkpoint.read_ahead`."""
-        self._dense.read_ahead({self._copied.get(key, key) for key in keys} - self._made.keys())
+        self._dense.read_ahead({self._copied.get(key, key) for key in keys} - self._made.keys(), reader)
 
     def _fold_bias(self, key: str, *, has_biases: bool) -> None:
         values = key.replace("o_proj", "v_proj")

@@ -14,6 +14,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def streamed_model(
     model = with_parameters_in(skeleton(config), dtype)
     base: Any = model.base_model
     base.rotary_emb = type(base.rotary_emb)(config=model.config).to(device)
-    weights = _Weights(tensors, ModelMap(str(model.config.model_type)), device, dtype)
+    reader = ThreadPoolExecutor(1, "read-ahead")
+    weights = _Weights(tensors, ModelMap(str(model.config.model_type)), device, dtype, reader)
     if resident is None:
         size = sum(math.prod(shape) for shape in canonical_shapes(model.config).values()) * dtype.itemsize
         resident = size <= _resident_bytes(device)
@@ -73,7 +75,7 @@ def streamed_model(
     parts.append(_LoadedPart(base.norm, "model.norm.", weights, keep=True))
     parts.append(_LoadedPart(model.get_output_embeddings(), "lm_head.", weights, keep=resident))
     # A part, its module and its hooks refer to each other, and the garbage collector might come after the next model is loaded.
-    weakref.finalize(model, _drop, parts).atexit = False
+    weakref.finalize(model, _drop, parts, reader).atexit = False
     return runnable(model).eval()
 
 
@@ -123,8 +125,8 @@ def stays(module: nn.Module) -> bool:
 class _Weights:
     """Reads the weights of modules from canonical tensors."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: ModelMap, device: str, dtype: torch.dtype) -> None:
-        self._tensors, self.names = tensors, names
+    def __init__(self, tensors: Mapping[str, Tensor], names: ModelMap, device: str, dtype: torch.dtype, reader: Executor) -> None:
+        self._tensors, self.names, self._reader = tensors, names, reader
         self.device, self.dtype = device, dtype
 
     def stored(self, key: str) -> Tensor:
@@ -134,7 +136,7 @@ class _Weights:
         """Read the model's tensors with these names and shapes into the page cache, if they are stored in files."""
         if isinstance(self._tensors, Checkpoint):
             stored = (name for key, shape in shapes.items() for name in self.names.stored_tensors(key, shape))
-            self._tensors.read_ahead(name for name in stored if name in self._tensors)
+            self._tensors.read_ahead((name for name in stored if name in self._tensors), self._reader)
 
     def read(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Read a tensor of the model; a stack of experts is filled from one stored tensor per expert."""
@@ -186,7 +188,8 @@ class _LoadedPart:
             self.free()
 
 
-def _drop(parts: Sequence[_LoadedPart]) -> None:
+def _drop(parts: Sequence[_LoadedPart], reader: Executor) -> None:
+    reader.shutdown(wait=False, cancel_futures=True)    # the collector may call this in the thread itself
     for part in parts:
         if part.is_loaded:
             part.drop()

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.models import Checkpoint, ModelMap, Piece, Stored, write_part
+from moedisco_ray.models import Checkpoint, ModelMap, Piece, Stored, reading_thread, write_part
 from moedisco_ray.training.consensus import on_all
 from moedisco_ray.training.job import World
 
@@ -53,14 +53,15 @@ def read_tensors(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor], na
     Raises:
         CheckpointError: A tensor is missing or has another shape.
     """
-    for key, target in targets.items():
-        part, offset = local_part(target)
-        pieces = list(names.pieces(key, tuple(target.shape), offset, tuple(part.shape)))
-        _check_shapes(names, key, tuple(target.shape), stored)
-        if isinstance(stored, Checkpoint):
-            stored.read_ahead(piece.name for piece in pieces)
-        for piece in pieces:
-            part[piece.of_block].copy_(stored[piece.name][piece.of_tensor])
+    with reading_thread() as reader:
+        for key, target in targets.items():
+            part, offset = local_part(target)
+            pieces = list(names.pieces(key, tuple(target.shape), offset, tuple(part.shape)))
+            _check_shapes(names, key, tuple(target.shape), stored)
+            if isinstance(stored, Checkpoint):
+                stored.read_ahead((piece.name for piece in pieces), reader)
+            for piece in pieces:
+                part[piece.of_block].copy_(stored[piece.name][piece.of_tensor])
 
 
 def write_tensors(

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import resource
+import threading
 import weakref
 
 import pytest
@@ -19,10 +20,20 @@ from transformers import DynamicCache
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.models import Stored, check_same, checkpoint_writer, load_model, open_checkpoint, specialise, write_checkpoint
+from moedisco_ray.models import (
+    Checkpoint,
+    Stored,
+    check_same,
+    checkpoint_writer,
+    load_model,
+    open_checkpoint,
+    specialise,
+    write_checkpoint,
+)
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.shard_file import ShardFile
 from moedisco_ray.models.streamed import loaded, open_streamed, streamed_model
+from moedisco_ray.training.sharded_files import read_tensors
 
 TOKENS = torch.arange(2 * LENGTH).mul(7).remainder(VOCAB).view(2, LENGTH)
 
@@ -51,6 +62,24 @@ def test_a_streamed_model_gives_the_bits_of_the_model_in_memory(family, dtype, r
                 divisor = getattr(memory.config, DECLARATIONS[family].logits_divisor or "", 1)
                 assert torch.equal(model.lm_head(plain) / divisor, memory(TOKENS).logits)
         assert len(on_device(model)) == (len(list(model.parameters())) if resident else 1)
+
+
+@pytest.mark.parametrize("read", [
+    lambda stored, _: [*stored.stream()],
+    lambda stored, memory: streamed_model(stored, memory.config, dtype=torch.float32, resident=False)(TOKENS),
+    lambda stored, memory: read_tensors(memory.state_dict(), stored, stored.model_map)])
+def test_one_thread_reads_ahead_and_ends(read, tmp_path, monkeypatch):
+    config = tiny_config("qwen3_moe", 12, num_hidden_layers=3)
+    write_checkpoint(tmp_path, random_tensors(config).items(), config)
+    memory = load_model(tmp_path)
+    threads, asked, start, read_ahead = [], [], threading.Thread.start, Checkpoint.read_ahead
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (threads.append(thread), start(thread)))
+    monkeypatch.setattr(Checkpoint, "read_ahead", lambda *given: (asked.append(given), read_ahead(*given)))
+    read(open_checkpoint(tmp_path), memory)
+    assert len(asked) > 1
+    thread, = threads
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_generation_with_a_cache_gives_the_same_bits(tmp_path):

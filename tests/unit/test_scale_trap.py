@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 from collections import Counter
 
 import numpy as np
@@ -91,6 +93,27 @@ def test_normalised_weights_keep_the_branches_logits(family, router, tmp_path):
     tokens = batches(8, seed=1)[0][0]
     torch.testing.assert_close(logits(model, tokens), logits(runnable(load_model(parts[0])), tokens), rtol=1e-5, atol=2e-6)
     assert [entry["scale"] for entry in report["layers"]] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_thread_reads_all_submodels_ahead_and_ends_with_the_merge(fails, tmp_path, monkeypatch):
+    config = tiny_config("qwen3_moe", CLUSTERS, num_hidden_layers=4)
+    parts = experts_of_one_seed(config, 1, tmp_path / "parts")
+    threads, start = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (threads.append(thread), start(thread)))
+
+    def write(directory, tensors, *_, **__):    # in this thread, unlike the one that it replaces
+        directory.mkdir()
+        for key, _ in tensors:
+            if fails and ".layers.2." in key:
+                raise OSError(key)
+
+    monkeypatch.setattr(build, "write_checkpoint", write)
+    with pytest.raises(OSError, match=r"layers\.2") if fails else contextlib.nullcontext():
+        build_merged(
+            parts, parts[0], config, uniform(CLUSTERS), batches(), directory=tmp_path / "merged", router=RouterSettings("ridge"))
+    thread, = threads
+    assert not thread.is_alive()
 
 
 def router_inputs(model, data, layer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -155,8 +156,9 @@ def write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | Non
             _link(path, directory / path.name)
         write_config(directory, trained.config)
     else:
-        tensors = ((key, tensor if dtype is None else tensor.to(dtype)) for key, tensor in trained.stream())
-        write_checkpoint(directory, tensors, trained.config, layout=trained.layout(dtype))
+        with contextlib.closing(trained.stream()) as stored:
+            tensors = ((key, tensor if dtype is None else tensor.to(dtype)) for key, tensor in stored)
+            write_checkpoint(directory, tensors, trained.config, layout=trained.layout(dtype))
     check_classic(stored_names(directory), trained.model_map)
 
 

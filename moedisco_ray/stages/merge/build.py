@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from moedisco_ray.models import (
     check_experts,
     expert_count,
     open_checkpoint,
+    reading_thread,
     write_checkpoint,
 )
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, by_layer, calibrated
@@ -73,20 +75,23 @@ def write_merged(
     reports: list[TensorReport] = []
     layers: list[dict[str, Any]] = []
 
-    def joined() -> Iterator[tuple[str, Tensor]]:
-        read_ahead = _ReadAhead([*submodels, start])
+    def joined(reader: Executor) -> Iterator[tuple[str, Tensor]]:
+        read_ahead = _ReadAhead([*submodels, start], reader)
         for tensor, entry in merge(submodels, start, model_map, weights):
             read_ahead.at(model_map.classify(entry.key).layer)
             reports.append(entry)
             advance(1)
             yield entry.key, tensor
 
-    if router is None:
-        finished: Iterator[tuple[str, Tensor]] = (item for _, layer in by_layer(joined(), model_map) for item in layer.items())
-    else:
-        finished = calibrated(
-            joined(), config, len(submodels), batches, settings=router, report=layers, device=device, dtype=default_dtype(device))
-    write_checkpoint(directory, finished, config, layout=layout)
+    with reading_thread() as reader:
+        if router is None:
+            finished: Iterator[tuple[str, Tensor]] = (
+                item for _, layer in by_layer(joined(reader), model_map) for item in layer.items())
+        else:
+            finished = calibrated(
+                joined(reader), config, len(submodels), batches, settings=router, report=layers, device=device,
+                dtype=default_dtype(device))
+        write_checkpoint(directory, finished, config, layout=layout)
 
     result = {"weights": list(weights), "tensors": [entry.to_dict() for entry in reports], "layers": layers}
     write_json(directory / "merge.json", result)
@@ -122,8 +127,8 @@ def merged_layout(submodels: Sequence[SubModel], config: Mapping[str, Any]) -> d
 class _ReadAhead:
     """Reads each layer of some checkpoints into the page cache while the previous layer is merged."""
 
-    def __init__(self, checkpoints: Sequence[SubModel]) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, checkpoints: Sequence[SubModel], reader: Executor) -> None:
+        self._checkpoints, self._reader = checkpoints, reader
         self._announced = -1
         self._keys: dict[int | None, list[str]] = {}
         for key in checkpoints[0]:      # all sub-models have the same names
@@ -136,4 +141,4 @@ class _ReadAhead:
             return
         self._announced = following
         for stored in self._checkpoints:
-            stored.read_ahead(key for key in self._keys.get(following, ()) if key in stored)
+            stored.read_ahead((key for key in self._keys.get(following, ()) if key in stored), self._reader)

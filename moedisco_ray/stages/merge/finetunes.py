@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 
 import torch
 from torch import Tensor
@@ -49,6 +50,6 @@ class Finetune(Mapping[str, Tensor]):
         """Shape and dtype of every tensor, in order."""
         return {key: Stored(self._model.shape(key), self._dtype) for key in self}
 
-    def read_ahead(self, keys: Iterable[str]) -> None:
+    def read_ahead(self, keys: Iterable[str], reader: Executor) -> None:
         """Start reading tensors of the fine-tune into the page cache; see `Checkpoint.read_ahead`."""
-        self._model.read_ahead(keys)
+        self._model.read_ahead(keys, reader)
