@@ -80,17 +80,18 @@ def choose_experts(
     check_new(output)
     start = finished_model(model)
     first, _ = open_complete(start)
-    opened, chosen = {model: _Opened(first, first.config)}, list[Chosen]()
+    # By directory, since a path has several spellings.
+    opened, chosen = {start.resolve(): _Opened(model, first, first.config)}, list[Chosen]()
     for text in experts:
         place, _, numbers = text.rpartition(":")
-        name = place or model
-        if name not in opened:
-            opened[name] = _open(name, first.model_map.family.name)
-        index = list(opened).index(name)
-        chosen += [Chosen(index, number) for number in _numbers(text, numbers, expert_count(opened[name].config))]
-    names = list(opened)
-    for name, other in opened.items():
-        _check_alike(first.config, other.config, name)
+        found = (finished_model(place) if place else start).resolve()
+        if found not in opened:
+            opened[found] = _open(place, found, first.model_map.family.name)
+        index = list(opened).index(found)
+        chosen += [Chosen(index, number) for number in _numbers(text, numbers, expert_count(opened[found].config))]
+    names = [each.name for each in opened.values()]
+    for other in opened.values():
+        _check_alike(first.config, other.config, other.name)
     new = [number for number, each in enumerate(chosen) if each.model > 0]
     _check_texts(own_texts, texts, new, has_dense=any(isinstance(each.tensors, OneExpert) for each in opened.values()))
     if texts and len(new) == len(chosen):
@@ -123,18 +124,18 @@ def choose_experts(
 
 
 class _Opened(NamedTuple):
-    """Canonical tensors of a model, and its `config.json`."""
+    """Name of a model, its canonical tensors, and its `config.json`."""
 
+    name: str
     tensors: Checkpoint | OneExpert
     config: Mapping[str, Any]
 
 
-def _open(name: str, family: FamilyName) -> _Opened:
-    directory = finished_model(name)
+def _open(name: str, directory: Path, family: FamilyName) -> _Opened:
     if read_config(directory).get("model_type") in DECLARATIONS[family].dense:
-        return _Opened(open_dense(directory, family), upcycled_config(directory, family, 1, 1))
+        return _Opened(name, open_dense(directory, family), upcycled_config(directory, family, 1, 1))
     found, _ = open_complete(directory)
-    return _Opened(found, found.config)
+    return _Opened(name, found, found.config)
 
 
 def _check_texts(own: Sequence[str], texts: Sequence[str], new: Sequence[int], *, has_dense: bool) -> None:
@@ -201,8 +202,10 @@ def _numbers(text: str, numbers: str, count: int) -> Iterator[int]:
         if not (begin.isdecimal() and (end.isdecimal() if dash else True)):
             raise ConfigError("EXPERTS", text, "is no list of experts; write 0,2-5, or RUN_DIR:0,2-5 for those of another model")
         first, last = int(begin), int(end or begin)
-        if not first <= last < count:
-            raise ConfigError("EXPERTS", text, f"names an expert that is not there; the model has 0 to {count - 1}")
+        if last < first:
+            raise ConfigError("EXPERTS", text, f"has the range {part}, which ends before it begins; write {last}-{first}")
+        if last >= count:
+            raise ConfigError("EXPERTS", text, f"names an expert that is not there; choose from 0 to {count - 1}")
         yield from range(first, last + 1)
 
 

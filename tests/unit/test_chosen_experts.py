@@ -110,13 +110,27 @@ def test_a_model_without_optional_fields_is_of_the_same_architecture(tmp_path: P
     assert len(choose_experts(str(model), ["0-1", f"{other}:2"], tmp_path / "out")["experts"]) == 3
 
 
+def test_another_spelling_of_the_path_is_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("qwen3_moe", tmp_path / "run" / "model")
+    (model / "manifest.json").write_text('{"fingerprint": "f"}')
+    (tmp_path / "link").symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    spellings = ["run/model", f"{model}/", "link", "run", "run/../link"]
+    found = choose_experts(str(model), ["0", *(f"{each}:{k}" for k, each in enumerate(spellings, start=1))], tmp_path / "out")
+    assert found["experts"] == [{"model": str(model), "expert": k} for k in range(6)]
+    choose_experts(str(model), ["0-5"], tmp_path / "usual")
+    check_same(open_checkpoint(tmp_path / "out"), open_checkpoint(tmp_path / "usual"))
+    with pytest.raises(ConfigError, match=r"--calibration: 1: texts for 0 experts of other models"):
+        choose_experts(str(model), ["0", "link:1"], tmp_path / "none", own_texts=["a"], texts=["b"])
+
+
 def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path) -> None:
     model, groups = model_of("qwen3_moe", tmp_path / "model"), stored("deepseek_v3", tmp_path / "groups")
     wider = model_of("qwen3_moe", tmp_path / "wider", moe_intermediate_size=24)
     output = tmp_path / "out"
     for chosen, kind, match in [
-        (["8"], ConfigError, r"EXPERTS.*names an expert that is not there; the model has 0 to 7"),
-        (["3-1"], ConfigError, "not there"), (["1,"], ConfigError, "no list"),
+        (["8"], ConfigError, r"EXPERTS.*names an expert that is not there; choose from 0 to 7"),
+        (["0,3-1"], ConfigError, r"^EXPERTS: '0,3-1': has the range 3-1.*; write 1-3$"), (["1,"], ConfigError, "no list"),
         (["a"], ConfigError, "is no list of experts; write 0,2-5"),
         ([f"{wider}:0"], CheckpointError, r"intermediate_size 24, but RUN_DIR has 16"),
         ([f"{tmp_path}/none:0"], RunDirError, "holds no finished model"),
