@@ -208,6 +208,21 @@ def test_a_long_completion_is_cut_and_parts_of_the_prompt_are_left_out(tmp_path:
     assert [part.begins for part in parts] == [True] + [False] * (len(parts) - 1)
 
 
+def test_the_end_of_a_completion_counts_wherever_it_is_cut(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, None)
+    made, limit, alone = GivenTokens(tmp_path), 16, 0
+    for length in range(60, 120):
+        completion = ("the answer is a number " * 6)[:length]
+        whole, = made.completion("what? ", completion, LIMIT)
+        parts = list(made.completion("what? ", completion, limit))
+        assert np.concatenate([part.tokens for part in parts]).tolist() == whole.tokens.tolist()
+        assert np.concatenate([part.loss_mask for part in parts]).tolist() == whole.loss_mask.tolist()
+        assert "".join(part.text for part in parts) == whole.text
+        assert all(part.text and len(part.tokens) <= limit for part in parts)
+        alone += len(whole.tokens) % limit == 1
+    assert alone, "no cut falls right before EOS"
+
+
 def test_a_prompt_may_end_with_more_than_an_answer_begins_with(tmp_path: Path) -> None:
     opening = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n'"
     tokenizer = write_tokenizer(tmp_path, TURNS.replace(opening, opening + " + '<think>\n'"))

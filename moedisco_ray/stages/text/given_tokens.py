@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,16 +27,12 @@ from moedisco_ray.core.config import RunConfig, tokenizer_directory
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models.tokenizer_directories import load_pretrained
 from moedisco_ray.stages.text.cutting import Document, GivenTokensError, without_surrogates
+from moedisco_ray.stages.text.messages import Message, Tools, messages_of, tools_of
 from moedisco_ray.stages.text.pretrained import open_encoder
-
-Message = Mapping[str, Any]
-Tools = list[Any] | None
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACE = "\N{OBJECT REPLACEMENT CHARACTER}0\N{OBJECT REPLACEMENT CHARACTER}"
 """Text in place of a turn's content, which no conversation contains."""
-_ROLES = {"human": "user", "gpt": "assistant"}
-"""Roles of messages with the keys `from` and `value`, and their names in chat templates."""
 
 
 class Rendered(NamedTuple):
@@ -83,8 +78,8 @@ class GivenTokens:
         Raises:
             GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in it.
         """
-        if found := _messages(messages):
-            yield from self._parts(self.render(found, _tools(tools)), limit)
+        if found := messages_of(messages):
+            yield from self._parts(self.render(found, tools_of(tools)), limit)
 
     def completion(self, prompt: Any, completion: Any, limit: int, tools: Any = None) -> Iterator[Document]:
         """Yield a prompt with its completion as `conversation` yields a conversation; the loss counts the completion.
@@ -104,7 +99,7 @@ class GivenTokens:
         elif isinstance(prompt, str) or isinstance(completion, str):
             raise GivenTokensError("a row holds text and messages; write prompt and completion alike")
         else:
-            text, start = self._answered(_messages(prompt), _messages(completion), _tools(tools))
+            text, start = self._answered(messages_of(prompt), messages_of(completion), tools_of(tools))
         ids, offsets = self._encode(text)
         if isinstance(completion, str) and ids[-1:].tolist() != [self._encoder.eos]:
             ids, offsets = np.append(ids, np.int32(self._encoder.eos)), np.append(offsets, [[len(text), len(text) + 1]], axis=0)
@@ -128,9 +123,11 @@ class GivenTokens:
         """Cut a rendered text into documents of one group; leave out those without a token that the loss counts."""
         text, ids, offsets, loss_mask = rendered
         first = int(len(ids) > 0 and ids[0] == self._encoder.bos)   # packing adds it
+        starts = [*range(first, len(ids), limit)]
+        if len(starts) > 1 and offsets[starts[-1], 0] == len(text):
+            starts[-1] -= 1     # EOS alone has no text, so it takes the token before it along
         begins = True
-        for start in range(first, len(ids), limit):
-            stop = min(start + limit, len(ids))
+        for start, stop in itertools.pairwise([*starts, len(ids)]):
             part = text[0 if start == first else offsets[start, 0]:len(text) if stop == len(ids) else offsets[stop, 0]]
             if part and loss_mask[start:stop].any():
                 yield Document(part, begins, tokens=ids[start:stop], loss_mask=loss_mask[start:stop])
@@ -267,48 +264,6 @@ def _template(tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> str | 
     except ValueError:      # it has none
         return None
     return found
-
-
-def _messages(value: Any) -> list[dict[str, Any]]:
-    """A conversation with the keys `role` and `content`, from one with these keys or with `from` and `value`."""
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise GivenTokensError("a row holds no list of messages")
-    messages = []
-    for each in _cleaned(value):
-        message = each
-        if "role" not in message and isinstance(message.get("from"), str):
-            message = {"role": _ROLES.get(message["from"], message["from"]), "content": message.get("value", "")}
-        if not isinstance(message.get("role"), str):
-            raise GivenTokensError("a message has no role; write messages with role and content")
-        messages.append(message)
-    return messages
-
-
-def _tools(value: Any) -> Tools:
-    """Tools from a list of JSON schemas, or from such a list as JSON text; None for an empty list."""
-    try:
-        found = _cleaned(json.loads(value), nulls=True) if isinstance(value, str) else _cleaned(value)
-    except ValueError as error:
-        raise GivenTokensError(f"the tools of a row are not JSON ({error})") from error
-    if found is not None and not (isinstance(found, list) and all(isinstance(each, dict) for each in found)):
-        raise GivenTokensError("the tools of a row are no list of JSON schemas")
-    return found or None
-
-
-def _cleaned(value: Any, *, nulls: bool = False) -> Any:
-    """The value without halves of surrogate pairs and keys that hold null.
-
-    Args:
-        value: A value of a row.
-        nulls: Whether to keep keys that hold null: Parquet and Arrow give them to dicts that lack a key of another row.
-    """
-    if isinstance(value, str):
-        return without_surrogates(value)
-    if isinstance(value, list):
-        return [_cleaned(each, nulls=nulls) for each in value]
-    if isinstance(value, dict):
-        return {key: _cleaned(each, nulls=nulls) for key, each in value.items() if nulls or each is not None}
-    return value
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
