@@ -2,229 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT, spread
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.speed_sections import (
+    checkpoint_stall,
+    corpus_scale,
+    kmeans,
+    made_with,
+    number,
+    prose,
+    ray_overhead,
+    read,
+    seats,
+    section,
+    service_load,
+    span,
+    table,
+    training_step,
+    true_sizes,
+)
 from benchmarks.study.compare.figures import Drawing, figure_paths, plot_comparison
 from benchmarks.study.grid import section as grid_section
 from benchmarks.study.quality import absolutes, result_files
 from benchmarks.study.quality import section as quality_section
-
-
-def read(name: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return result
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:,.2f}"
-
-
-def span(values: dict[str, float]) -> str:
-    return f"{number(values['median'])} ({number(values['min'])} to {number(values['max'])})"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def section(title: str, text: str, *parts: str) -> str:
-    return "\n\n".join([f"## {title}", prose(text), *parts])
-
-
-def prose(text: str) -> str:
-    return " ".join(text.split())
-
-
-def made_with(result: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    dirty = " with uncommitted changes" if result["dirty"] else ""
-    where = f"commit {result['commit']}{dirty}, {result['date']}, {result['processor']}, {result['cores']} cores"
-    return f"`{result['command']}`, {where}; {versions}; `{json.dumps(result['setting'])}`"
-
-
-def training_step() -> str:
-    result = read("training_step")
-    rows = [[arm, span(speed)] for arm, speed in result["tokens_per_second"].items()]
-    verdicts = []
-    for name, target in result["targets"].items():
-        verdict = "met" if result[name]["median"] >= target else "**missed**"
-        verdicts.append(f"* `{name}`: {span(result[name])}, target {target}: {verdict}")
-    return section(
-        "A training step",
-        """Steady-state tokens per second of one thread, with the same sizes, data and optimizer. *ours*: the product's loop on a
-        one-expert sub-model, with its progress events. *bare*: the shortest PyTorch loop on the dense Hugging Face model of the
-        same sizes. *trainer*: the Hugging Face Trainer on that model. *ours-moe* and *trainer-moe*: the product's loop and the
-        Trainer on an MoE of 16 experts, with the load-balance loss.""",
-        table(["arm", "tokens/s, median (min to max)"], rows), "\n".join(verdicts), made_with(result))
-
-
-def kmeans() -> str:
-    result = read("kmeans")
-    rows = []
-    for setting, cell in result["cells"].items():
-        for arm, seconds in cell["seconds"].items():
-            ratio = "" if arm == "ours" else span(cell[f"ours_over_{arm}"])
-            counts = "yes" if cell["at_equal_inertia"][arm] else "no"
-            rows.append([setting, arm, span(seconds), f"{cell['inertia_over_best'][arm]:.4f}", counts, ratio])
-    return section(
-        "K-means",
-        f"""Seconds to cluster the same vectors on one core, all arms with the same number of restarts. Inertia is the median over
-        the seeds of the rounds, relative to the best arm's. A time counts where the inertia is within
-        {result["setting"]["inertia_tolerance"]:.1%} of the best. A ratio below 1 means that ours is faster.""",
-        table(["setting", "arm", "seconds", "inertia / best", "counts", "ours / arm"], rows), made_with(result))
-
-
-def ray_overhead() -> str:
-    result = read("ray_overhead")
-    seconds = result["seconds"]
-    rows = [
-        [stage, span(seconds["ray"][stage]), span(seconds["plain"][stage]), span(adds)]
-        for stage, adds in result["ray_adds"].items()]
-    return section(
-        "What Ray adds to the demo",
-        """Seconds per stage of `moedisco run` with the demo preset and fewer tokens: on a local Ray, and in one plain process that
-        trains one sub-model after the other. *Outside stages* is the start and stop of Ray.""",
-        table(["stage", "on Ray", "plain", "Ray adds"], rows), made_with(result))
-
-
-def seats() -> str:
-    result, targets = read("seats"), read("seats")["targets"]
-    large = read("seats_256")
-    rows = [
-        [arm, *(span(cell[name]) for name in ("first_step", "next_step", "slowest_next_step")),
-         number(result["head_mb_per_slot"][arm]), span(cell["seconds"])]
-        for arm, cell in result["arms"].items()]
-    many, ours = large["arms"]["seats"], result["arms"]["seats"]
-    setting = large["setting"]
-    verdicts = [
-        at_most("seconds to the next sub-model's first step", ours["next_step"], targets["next_step"]),
-        at_most("MB on the head per slot", spread([result["head_mb_per_slot"]["seats"]]), targets["head_mb_per_slot"]),
-        at_most(f"MB of the head, {setting['slots']} slots", many["head_mb"], targets["head_mb"]),
-        at_most(f"share of time in which a slot waits, {setting['slots']} slots", many["idle_share"], targets["idle_share"])]
-    return section(
-        "One-worker training of many sub-models",
-        f"""Tiny sub-models on a few slots of one machine. *seats*: the product, one actor per slot that trains one sub-model after
-        the other. *trainer*: a Ray Train run with one worker for each sub-model. *long-trainer*: one Ray Train run per slot with a
-        fixed list. Seconds from the end of a sub-model's last step to the first step of the next one on that slot, and memory of
-        Ray's processes and the driver for each additional slot; workers do not count, because they are on other machines.
-        {setting["jobs"]} sub-models on {setting["slots"]} slots of this machine took {number(many["seconds"]["median"])} s, the
-        start of {setting["slots"]} processes included; Ray and the driver held {number(many["head_mb"]["median"])} MB.""",
-        table(["arm", "first step, s", "next step, s", "slowest next step, s", "MB per slot", "whole, s"], rows),
-        "\n".join(verdicts), made_with(result), made_with(large))
-
-
-def service_load() -> str:
-    result = read("service_load")
-    setting, targets, readers, report = result["setting"], result["targets"], result["readers"], result["report"]
-    asked = {"none": result["requests"], f"{setting['readers']:,}": readers["requests"]}
-    requests = [
-        [f"a page of {setting['page']}" if kind == "page" else "one run", streams, concurrency, *map(span, cell.values())]
-        for streams, kinds in asked.items() for kind, cells in kinds.items() for concurrency, cell in cells.items()]
-    delivery = [
-        [when, span(readers[cell]["p50_ms"]), span(readers[cell]["p99_ms"])]
-        for when, cell in {"no requests": "delivery", "the requests above": "delivery_busy"}.items()]
-    points = {"over HTTP, one driver": "one driver", "over HTTP, four drivers": "four drivers", "`database.ingest`": "direct"}
-    single, late, share = result["requests"]["run"]["8"]["per_second"], readers["delivery"]["p99_ms"], result["others_share"]
-    verdicts = [
-        at_least("metric points per second, over HTTP", report["one driver"], targets["points_per_second"]),
-        at_least("metric points per second, directly", report["direct"], targets["points_per_second"]),
-        at_least("requests per second for one run, over 8 connections", single, targets["runs_get_per_second"]),
-        at_most("delivery of an event to its readers, p99 in ms", late, targets["delivery_p99_ms"])]
-    return section(
-        "The service under load",
-        f"""`moedisco serve`, one process on SQLite, with {setting["runs"]:,} runs in its database. The clients are another process
-        on the same machine. Half of the {setting["readers"]:,} event streams follow one run, whose driver makes
-        {setting["reports_per_second"]} reports of {setting["events_per_report"]} events per second. The delivery time of an event
-        is measured from the beginning of its report until a reader has it; every reader receives every event. Metric points come
-        in reports of {setting["events_per_batch"]:,} progress events with {setting["points_per_event"]} points each. Median (min
-        to max) over {setting["rounds"]} rounds, each with a fresh service. Other work used {share["median"]:.0%}
-        ({share["min"]:.0%} to {share["max"]:.0%}) of the machine.""",
-        table(["GET", "event streams", "connections", "requests/s", "p50, ms", "p99, ms"], requests),
-        table(["events to readers, at the same time", "p50, ms", "p99, ms"], delivery),
-        table(["ingest", "metric points/s"], [[how, span(report[cell])] for how, cell in points.items()]),
-        table(["memory of the service", "MiB"], [[when, span(size)] for when, size in result["memory_mib"].items()]),
-        "\n".join(verdicts), made_with(result))
-
-
-def checkpoint_stall() -> str:
-    result = read("checkpoint_stall")
-    arms, target = result["arms"], result["targets"]["stalled"]
-    names = {
-        "disk": "disk, in the background", "disk-waits": "disk, waiting", "s3": "S3, in the background",
-        "s3-waits": "S3, waiting"}
-    rows = [[names[arm], *(span(cell[name]) for name in ("stalled", "slower", "stall", "latency", "interval"))]
-            for arm, cell in arms.items()]
-    verdicts = [at_most(f"share of stalls, {names[arm]}", arms[arm]["stalled"], target) for arm in ("disk", "s3")]
-    return section(
-        "Checkpoints",
-        """The share of the time for which training stops to save weights and optimizer state, and how much longer its steps take
-        than without checkpoints. *In the background*: the product, which copies them in memory while a thread writes. *Waiting*:
-        training continues when the checkpoint is safe. S3 is a server on the same machine and shares its cores. Stalls are
-        measured within one training. *Slower by* compares two trainings; other work on the machine can give it either sign.
-        The policy's intervals are at least 15 s.""",
-        table(["arm", "share of stalls", "slower by", "stall, s", "safe after, s", "interval, s"], rows),
-        "\n".join(verdicts), made_with(result))
-
-
-def corpus_scale() -> str:
-    result = read("corpus_scale")
-    setting, targets = result["setting"], result["targets"]
-    assignment = [
-        [f"{cell['documents']:,}", *(number(cell[name]) for name in ("driver_peak_mb", "task_peak_mb", "load_passes")),
-         f"{cell['largest_over_mean']:.4f}",
-         *(number(cell[name]) for name in ("kmeans_seconds", "fit_seconds", "assign_seconds"))]
-        for cell in result["assignment"]]
-    corpus = [
-        [f"{int(size):,}", *(span(cell["mb_per_core_second"][arm]) for arm in ("stage", "bare")), span(cell["stage_over_bare"]),
-         number(cell["peak_mb"])]
-        for size, cell in result["corpus"].items()]
-    verdicts = [
-        at_most("driver's peak memory in MB, most documents", spread([result["assignment"][-1]["driver_peak_mb"]]),
-                targets["driver_peak_mb"]),
-        at_most("peak of the corpus stage in MB, driver and tasks in one process, most text",
-                spread([max(result["corpus"].items(), key=lambda item: int(item[0]))[1]["peak_mb"]]), targets["driver_peak_mb"]),
-        *(at_least(f"stage / bare, {size} MB", cell["stage_over_bare"], targets["stage_over_bare"])
-          for size, cell in result["corpus"].items())]
-    return section(
-        "Corpus and clusters as the text grows",
-        f"""Synthetic documents with vectors of {setting["dimensions"]} dimensions in files, in {setting["clusters"]} clusters with
-        a capacity of {setting["capacity"]} times the mean: the driver fits k-means and prices on samples, and tasks in
-        {setting["workers"]} processes add up the loads and assign the documents. Peaks include about 400 MB of libraries.
-        The corpus stage, from JSON Lines to packed tokens in one process, is compared with `tokenizers` alone in MB of text per
-        second of processor time.""",
-        table(
-            ["documents", "driver, MB", "largest task, MB", "passes", "largest / mean", "k-means, s", "balance, s", "assign, s"],
-            assignment),
-        table(["MB of text", "stage, MB/s", "bare, MB/s", "stage / bare", "peak of the stage, MB"], corpus),
-        "\n".join(verdicts), made_with(result))
-
-
-def true_sizes() -> str:
-    result = read("true_sizes")
-    setting, targets = result["setting"], result["targets"]
-    rows = [
-        [arm, span(result["seconds"][arm]), span(result["own_mb"][arm]),
-         *(span(result[key][arm]) if arm in result[key] else "" for key in ("mb_per_second", "of_copy", "check_seconds"))]
-        for arm in result["seconds"]]
-    verdicts = [
-        *(at_most(f"memory of {arm} in MB", result["own_mb"][arm], targets["own_mb"])
-          for arm in ("merge", "evaluate", "export", "published")),
-        *(at_least(f"{name} / copy", result["of_copy"][name], targets["of_copy"])
-          for name in ("join", "export without its check"))]
-    return section(
-        "Merge, evaluation and export of a model that is larger than their memory",
-        f"""An MoE of {setting["gigabytes"]:g} GB in bf16, merged from {setting["submodels"]} sub-models with backbones that differ,
-        on one core without a GPU. Memory is the process's own, about 350 MB of libraries included, without pages of mapped files.
-        Inputs come from the disk, and outputs are on the disk when the clock stops. *copy*: copies the merged model's files.
-        *join*: joins the sub-models and writes the MoE. *merge*: the same with routers calibrated on
-        {setting["calibration_tokens"]} tokens. *evaluate*: {setting["evaluated_tokens"]} tokens in fp32. *export*: writes the model
-        in another dtype of the same size and compares it with the trained one. *published*: links the files and compares.""",
-        table(["arm", "seconds", "memory, MB", "MB/s written", "/ copy", "seconds of the comparison"], rows),
-        "\n".join(verdicts), made_with(result))
 
 
 def simulator() -> str:
@@ -384,14 +185,6 @@ def ranking() -> str:
         tuned to. Held-out nats per token above joint training's, at equal tokens. Small differences between arms are within the
         noise of one seed.""",
         table(["seed", "tuned", "best first", *arms], rows), made_with(result))
-
-
-def at_least(what: str, measured: dict[str, float], target: float) -> str:
-    return f"* {what}: {span(measured)}, target {number(target)}: {'met' if measured['median'] >= target else '**missed**'}"
-
-
-def at_most(what: str, measured: dict[str, float], target: float) -> str:
-    return f"* {what}: {span(measured)}, at most {number(target)}: {'met' if measured['median'] <= target else '**missed**'}"
 
 
 _INTRODUCTION = """The machines that measured these are noisy: read ratios and medians, not single figures. Arms take turns, and
