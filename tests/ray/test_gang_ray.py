@@ -135,6 +135,22 @@ def test_a_node_that_comes_to_work_which_asks_itself_is_timed_too(cluster: Clust
     nothing_is_left()
 
 
+def test_what_is_handed_over_is_known_to_be_free_next_to_a_slot_that_was(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = Placement(HighMemoryPool(), 1, 0).bundle
+    reservation = Reservation(HighMemoryPool(), "ahead")
+    for _ in range(2):
+        add_node(cluster)
+    reservation.request(1)      # the other node's slot is free, as that of a merge that has ended
+    until(lambda: reservation.held)
+    assert session.free_workers(bundle) == 1
+    monkeypatch.setattr(session, "VIEW_SECONDS", 0.0)
+    reservation.hand_over()
+    assert (reservation.workers, session.free_workers(bundle)) == (0, 2)
+    nothing_is_left()
+
+
 def test_a_reservation_holds_all_or_nothing_until_it_is_let_go(cluster: Cluster) -> None:
     pool = HighMemoryPool()
     bundle = Placement(pool, 1, 0).bundle

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,6 +85,30 @@ def test_a_slot_is_asked_for_for_each_that_waits_and_none_is_kept(cluster: Clust
     assert cluster.asked() == {"b": 1}
     demand.request({})
     assert cluster.asked() == {}
+
+
+def test_slots_that_came_are_released_and_known_to_be_free_before_trainings_ask_for_them(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    freed: list[tuple[str, int, dict[str, int]]] = []
+
+    @contextlib.contextmanager
+    def freeing(tag: str, slots: int) -> Iterator[None]:
+        yield
+        freed.append((tag, slots, cluster.asked()))
+
+    monkeypatch.setattr(module.session, "freeing", freeing)
+    demand = Demand(KINDS, "run", lambda: cluster.now)
+    demand.request({A: 3, B: 1})
+    demand.hand_over()
+    assert freed == []
+    cluster.comes("a")
+    cluster.comes("a")
+    demand.hand_over()
+    assert freed == [("a", 2, {"a": 1, "b": 1})]
+    demand.request({A: 1, B: 1})
+    assert cluster.asked() == {"a": 1, "b": 1}
+    assert len(cluster.names) == 4      # nothing was asked for again
 
 
 def test_each_node_is_timed_from_when_its_slot_was_asked_for(cluster: Cluster) -> None:

@@ -99,6 +99,18 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
         mail.kill_attempt("unplaced")
 
 
+def test_slots_that_came_are_handed_over_before_a_training_asks_for_one(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    attempt = module.attempt
+    monkeypatch.setattr(module, "attempt", lambda job, context: order.append(job.name) or attempt(job, context))
+    monkeypatch.setattr(queue, "_demand", SimpleNamespace(
+        hand_over=lambda: order.append("handed over"), request_for=lambda *_: None, request=lambda _: None))
+    queue.start()
+    assert order[0] == "handed over"
+    queue.start()
+    assert order.count("handed over") == 1      # nothing else begins
+
+
 def test_a_run_that_is_stopped_waits_for_checkpoints_and_for_no_slots(queue: Queue, mail: Mail, end: StopFile) -> None:
     queue.start()
     end.request("ended")

@@ -60,8 +60,12 @@ def test_freed_slots_are_waited_for_until_the_autoscaler_knows_them_unless_other
         cluster.clear() if now > 0.35 and not others else None   # Ray has heard of the freed slots
 
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-    session.wait_until_free("low_mem_gpu", 7)
+    with session.freeing("low_mem_gpu", 4):     # next to the three that are free
+        assert now == 0
     assert now == pytest.approx(waited + session.VIEW_SECONDS, abs=0.15)
+    with session.freeing("low_mem_gpu", 0):
+        before = now
+    assert now == before
 
 
 def test_a_run_waits_for_a_node_and_says_how_to_bring_one(config: RunConfig) -> None:

@@ -128,10 +128,8 @@ class RayBackend:
             [trained] = train_all(
                 [job], Placement(pool, 1, max_failures), directory, emit, stop=stop, run=self._run, seats=self._seats)
             return trained
-        held = self._seats.idle(pool.resource)
-        self._seats.end_idle()
-        if held and session.autoscales():
-            session.wait_until_free(pool.resource, held)
+        with session.freeing(pool.resource, self._seats.idle(pool.resource) if session.autoscales() else 0):
+            self._seats.end_idle()
         # The gang takes over what is reserved for it: a request of its own would be for further nodes.
         reserved = self._reservation if pool is self._high else None
         return train_gang(job, pool, max_failures, directory, emit, stop=stop, run=self._run, reservation=reserved)

@@ -137,7 +137,10 @@ class Queue:
         room = session.room(self._context.placement.pool)
         order = self._order(room)
         slot_for_each = self._slot_for_each(room)
-        for name, pool, workers in self._placed(order, room):
+        placed = self._placed(order, room)
+        if placed and self._demand is not None:
+            self._demand.hand_over()
+        for name, pool, workers in placed:
             job = self._waiting.pop(name)
             end = None if self._gang is None else StopFile(self._context.directory / f"end-{uuid.uuid4().hex}")
             context = dataclasses.replace(

@@ -94,10 +94,19 @@ def free_workers(bundle: Mapping[str, float]) -> int:
         for node, available in ray_internals.available_resources_per_node().items() if node not in draining)
 
 
-def wait_until_free(tag: str, slots: int) -> None:
-    """Wait until the autoscaler knows that a number of slots with a tag are free, at most 12 s: other work may take the slots."""
+@contextlib.contextmanager
+def freeing(tag: str, slots: int) -> Iterator[None]:
+    """After the block, which frees a number of slots with a tag, wait until the autoscaler knows that they are free.
+
+    Otherwise the autoscaler would start further nodes for the work that takes the slots. The wait takes at most 12 s, because other
+    work may take the slots first.
+    """
+    wanted = free_workers({tag: 1}) + slots
+    yield
+    if not slots:
+        return
     deadline = time.monotonic() + _FREE_SECONDS
-    while free_workers({tag: 1}) < slots and time.monotonic() < deadline:
+    while free_workers({tag: 1}) < wanted and time.monotonic() < deadline:
         time.sleep(_FREE_POLL_SECONDS)
     time.sleep(VIEW_SECONDS)
 

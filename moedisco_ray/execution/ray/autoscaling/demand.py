@@ -3,7 +3,7 @@
 Ray Train requests a training's slots once the training has begun. If all trainings began at once, an autoscaler would see them, but
 each would be a process on the head node, and Ray instead of the queue would decide which of them gets the first slot. So trainings
 begin only while slots are free, and slots for the others are requested here, by placement groups of one slot each. When a group
-gets its slot, it is removed at once, and the queue begins a training in that slot.
+gets its slot, it is removed, and the queue begins a training in that slot.
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ class Demand:
         left = max(0, session.max_workers(placement.pool) - taken.total())
         self.request(Counter([found[need.name] for need in order if need.name in found][:left]))
 
+    def hand_over(self) -> None:
+        """Release the slots that requests have got, just before trainings request them; see `session.freeing`."""
+        for requests in self._requests.values():
+            requests.hand_over()
+
     def request(self, slots: Mapping[str, int]) -> None:
         """Set the number of requested slots of each node type; it is 0 for a node type without an entry."""
         for key, requests in self._requests.items():
@@ -95,17 +100,23 @@ class _Requests:
         elif gives_way(now - self._since, self.boot_seconds):
             self._since, self._absent_until = None, now + _ABSENT_SECONDS
         self._boots.request(count)
-        self._remove_fulfilled()
+        self._remove(self._fulfilled())
         while len(self._groups) > count:
             remove_placement_group(self._groups.pop())
         while len(self._groups) < count:
             # Names are unique in a Ray cluster, even while a group is being removed.
             self._groups.append(placement_group([{self._node_type.resource: 1}], name=f"{self._name}-{uuid.uuid4().hex[:8]}"))
 
-    def _remove_fulfilled(self) -> None:
-        if not self._groups:
-            return
-        table = placement_group_table()
-        for group in [group for group in self._groups if table[group.id.hex()]["state"] == "CREATED"]:
+    def hand_over(self) -> None:
+        if fulfilled := self._fulfilled():
+            with session.freeing(self._node_type.resource, len(fulfilled)):
+                self._remove(fulfilled)
+
+    def _fulfilled(self) -> list[PlacementGroup]:
+        table = placement_group_table() if self._groups else {}
+        return [group for group in self._groups if table[group.id.hex()]["state"] == "CREATED"]
+
+    def _remove(self, groups: Sequence[PlacementGroup]) -> None:
+        for group in groups:
             remove_placement_group(group)
             self._groups.remove(group)

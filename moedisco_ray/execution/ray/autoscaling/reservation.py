@@ -68,17 +68,16 @@ class Reservation:
     def hand_over(self) -> None:
         """Release the requested slots just before the work requests its own slots. Call `record` once the work has begun.
 
-        This returns only when the autoscaler knows that the slots are free. Otherwise the autoscaler would start further nodes for
-        the work's request.
+        The slots are released first, and requested by the work only when the autoscaler knows that they are free: it counts what is
+        held as taken, so a request next to a held reservation would be for as many nodes again. Nodes stay without a request until
+        their idle timeout, which is longer than a start.
         """
         if self._group is None:
             return
-        held = self.held
-        remove_placement_group(self._group)
+        with session.freeing(self._pool.resource, self.held):
+            remove_placement_group(self._group)
         self._group = None
         self.workers = 0
-        if held:
-            session.wait_until_free(self._pool.resource, held)
 
     def record(self) -> None:
         """Store the boot times of nodes that have arrived since the last call."""
