@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cluster_files import FOLDER
+import yaml
+from cluster_files import FOLDER, load
 from hosts import HOME, Hosts, until
 from service_over_ssh import client_answers, slots
 from small_run import small_config
@@ -25,6 +28,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 BIN = Path(sys.executable).parent
 BOOT = 45
 """Seconds within which a node of this machine's comes, with room for a slow one; before any came, 300 are assumed."""
+LAUNCH = re.compile(r"^(\S+ \S+),(\d+)\t.* -- (Adding|Removing) (\d+) node\S* of type (\w+)", re.MULTILINE)
 
 
 @pytest.fixture
@@ -71,18 +75,42 @@ def watch(client, run_id, timeline, seconds=900):
         time.sleep(0.5)
 
 
-def launched(hosts):
-    """Nodes that the autoscaler has launched so far, by type, as its log says."""
-    logs = (hosts.base / "lab" / "tmp" / "ray").glob("session_2*/logs/monitor.log")
-    found = Counter()
-    for count, node_type in re.findall(r"Adding (\d+) node\(s\) of type (\w+)", "".join(log.read_text() for log in logs)):
-        found[node_type] += int(count)
-    return found
+def launches(hosts):
+    """The autoscaler's decisions in its log: the time, the node type, and how many nodes more or fewer."""
+    logs = sorted((hosts.base / "lab" / "tmp" / "ray").glob("session_2*/logs/monitor.log"))
+    return [
+        (time.mktime(time.strptime(moment, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1000, node_type,
+         int(count) if verb == "Adding" else -int(count))
+        for moment, milliseconds, verb, count, node_type in LAUNCH.findall("".join(log.read_text() for log in logs))]
 
 
-def test_pools_come_with_the_work_and_go_after_it(host):
+def check_launches(hosts, events, high):
+    """Every node that came was needed when it was launched, and the gang's came once.
+
+    One node has cores for all that needs a core. The seed needs one slot of the low pool, the two sub-models two, and what follows
+    them none: merge, gang, evaluation and export are on the high pool. A node that was idle for too long between seed and
+    sub-models may come again, but never while another one has room.
+    """
+    began = min(event.time for event in events)
+    submodels, ended = (
+        next(event.time for event in events if (event.type, event.stage) == (kind, "submodels"))
+        for kind in ("stage_started", "stage_finished"))
+    asks = min(event.time for event in events if event.type == "nodes_asked") - 5   # the event follows the request
+    present, came = Counter(), Counter()
+    for when, node_type, change in (changes := launches(hosts)):
+        present[node_type] += change
+        if change > 0 and when >= began:
+            came[node_type] += change
+            needed = {"cpu": 1, "low": 1 if when < submodels else 2 if when < ended else 0, "high": high if when >= asks else 0}
+            assert present[node_type] <= needed[node_type], (when, node_type, changes, submodels, ended, asks)
+    assert came["high"] == high, changes
+
+
+@contextlib.contextmanager
+def served(host, *arguments):
+    """A client of a service on the cluster of local-fake.yaml; the arguments are for `ray start`."""
     start(host, "ray get-auth-token --generate")
-    start(host, f"{FOLDER}/local-fake.sh >{HOME}/ray.log 2>&1")
+    start(host, shlex.join((f"{FOLDER}/local-fake.sh", *arguments)) + f" >{HOME}/ray.log 2>&1")
     with host.tunnel("lab", 8265) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/", timeout=60).status_code == 401, "Ray asks for the token"
     serve = f"moedisco serve --ray-address http://127.0.0.1:8265 --output-root {host.base}/runs --input-root {host.base}"
@@ -91,28 +119,34 @@ def test_pools_come_with_the_work_and_go_after_it(host):
     until(saved.exists, 120, "the service's address")
     with host.tunnel("lab", 8300) as port, Client(f"http://127.0.0.1:{port}", json.loads(saved.read_text())["token"]) as client:
         until(lambda: client_answers(client), 60, "the service")
-        asked(client, configuration(host, "short", {"total": 200_000}, workers=1))
-        first = launched(host)
+        yield client
+
+
+def test_pools_come_with_the_work_and_go_after_it(host):
+    with served(host) as client:
+        # One high-memory node has the slots of merge and gang: at the hand-over from one to the other, no further one is launched.
+        check_launches(host, follow(client, configuration(host, "short", {"total": 200_000}, workers=1)), high=1)
         # The cluster knows now how long a node of the high pool takes, which is no minutes: this run asks later.
-        long = configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}, workers=2)
-        left, since_start, to_end = asked(client, long)
-        assert left < BOOT
-        assert since_start > to_end
-        assert to_end < 2 * BOOT
-        second = launched(host) - first
-    # One high-memory node has the slots of merge and gang: at the hand-over from one to the other, no further one is launched.
-    assert first["high"] == second["high"] == 1, (first, second)
-    # Two are for the sub-models, and one may be for what follows the gang.
-    assert max(first["low"], second["low"]) <= 3, (first, second)
+        events = follow(client, configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}, workers=2))
+        check_launches(host, events, high=1)
+    left, since_start, to_end = asked(events)
+    assert left < BOOT
+    assert since_start > to_end
+    assert to_end < 2 * BOOT
 
 
-def asked(client, config):
-    """Follow a run on a cluster without workers to its end.
+def test_a_gang_over_two_nodes_takes_those_that_were_asked_for_ahead(host):
+    cluster = load("local-fake")
+    # The pool may have more nodes than the gang needs.
+    cluster["available_node_types"]["high"] |= {"resources": {"CPU": 0, "high_mem_gpu": 1}, "max_workers": 4}
+    path = host.base / "two-nodes.yaml"
+    path.write_text(yaml.safe_dump(cluster))
+    with served(host, f"--autoscaling-config={path}") as client:
+        check_launches(host, follow(client, configuration(host, "wide", {"total": 200_000}, workers=2)), high=2)
 
-    Returns:
-        When the nodes of its fine-tune were asked for: the seconds that its sub-models were expected to take from then on, those
-        since the first of them began, and those until the last one ended.
-    """
+
+def follow(client, config):
+    """Follow a run on a cluster without workers to its end; returns its events."""
     timeline = []
     assert not any(slots(client).values())
     run = client.submit(config)
@@ -123,6 +157,17 @@ def asked(client, config):
     assert timeline[-1] == (False, False)
     assert timeline.index((True, False)) < next(i for i, (_, high) in enumerate(timeline) if high)
     events = [event for _, event in client.events(run.id, follow=False)]
+    asked(events)
+    return events
+
+
+def asked(events):
+    """When the nodes of a run's fine-tune were asked for.
+
+    Returns:
+        The seconds that its sub-models were expected to take from then on, those since the first of them began, and those until the
+        last one ended.
+    """
     *_, ask = [event for event in events if event.type == "nodes_asked"]
     began = min(event.time for event in events if event.type == "unit_started" and event.stage == "submodels")
     ended = max(event.time for event in events if event.type == "unit_finished" and event.stage == "submodels")
