@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 Fault = Literal["pass", "refuse", "throttle", "slow", "cut"]
+"""`refuse`: hangs up. `throttle`: answers 503. `slow`: pauses after each piece of what is sent and answered. `cut`: hangs up in the
+middle of what is sent, or of the answer to a GET, which says how long it would be."""
 Faults = Callable[[str, str], Fault]
 """From a request's method and path to what becomes of it."""
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _CHUNK = 1 << 16
+_PAUSE, _ANSWER_PAUSE = 0.05, 0.01
+"""Pauses of what is slow, after each piece that is sent or answered (s): a run sends little and asks often."""
 _PER_CONNECTION = ("transfer-encoding", "connection")
+
+
+def seeded(faults: Sequence[Fault], share: float, seed: int) -> Faults:
+    """A seeded share of all requests meets with the faults, in turn."""
+    chance, turns = random.Random(seed), itertools.cycle(faults)
+    return lambda _method, _path: next(turns) if chance.random() < share else "pass"
 
 
 def uploads(fault: Fault, share: float, seed: int) -> Faults:
@@ -61,15 +72,15 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "refuse":
             self._hang_up()
             return
-        if fault == "cut":
+        if fault == "cut" and self.command != "GET":
             self.rfile.read(next(self._pieces(), 0) // 2)
             self._hang_up()
             return
-        body = self._body(pause=0.05 if fault == "slow" else 0.0)
+        body = self._body(pause=_PAUSE if fault == "slow" else 0.0)
         if fault == "throttle":
             self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
         else:
-            self._forward(body)
+            self._forward(body, fault)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 
@@ -91,16 +102,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
 
-    def _forward(self, body: bytes) -> None:
+    def _forward(self, body: bytes, fault: Fault) -> None:
         with contextlib.closing(http.client.HTTPConnection(self.proxy.server)) as upstream:
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
             chunked = "Transfer-Encoding" in self.headers
             upstream.request(self.command, self.path, iter([body]) if chunked else body, headers, encode_chunked=chunked)
             answer = upstream.getresponse()
             kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _PER_CONNECTION]
-            self._answer(answer.status, kept, answer.read())
+            self._answer(answer.status, kept, answer.read(), fault)
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, fault: Fault = "pass") -> None:
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() != "content-length" or self.command == "HEAD":
@@ -109,7 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self._send(body, fault)
+
+    def _send(self, body: bytes, fault: Fault) -> None:
+        if fault == "cut":
+            self.wfile.write(body[:len(body) // 2])
+            self._hang_up()
+            return
+        for start in range(0, max(len(body), 1), _CHUNK):
+            time.sleep(_ANSWER_PAUSE if fault == "slow" else 0.0)
+            self.wfile.write(body[start:start + _CHUNK])
 
     def _hang_up(self) -> None:
         self.close_connection = True

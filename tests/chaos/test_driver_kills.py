@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from driver_plan import Kill, draw
-from faulty_s3 import FaultyS3, faulty_s3, uploads
+from faulty_s3 import FaultyS3, faulty_s3, seeded
 from s3_standin import s3_server
 from small_run import begin_at, same_outcome, small_config, units
 from spot_nodes import SpotNodes, spot_nodes
@@ -71,7 +71,8 @@ def test_the_same_command_finishes_what_a_killed_driver_or_head_has_left(
     caplog.set_level(logging.INFO, __name__)
     kill, began = draw(seed), time.monotonic()
     run = config(tmp_path if kill.store == "disk" else f"s3://runs/seed-{seed}?{store[1]}")
-    store[0].faults = uploads("pass" if kill.store == "disk" else kill.store, 1.0 if kill.store == "slow" else FAULTY_SHARE, seed)
+    if kill.store != "disk":
+        store[0].faults = seeded([kill.store], 1.0 if kill.store == "slow" else FAULTY_SHARE, seed)
     if kill.stage != "corpus":
         begin_with(run, undisturbed)
     with spot_nodes() as nodes, contextlib.ExitStack() as after:

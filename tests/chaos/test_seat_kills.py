@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from failing_jobs import here, make_job
-from faulty_s3 import FaultyS3, faulty_s3, uploads
+from faulty_s3 import FaultyS3, faulty_s3, seeded
 from s3_standin import s3_server
 from seat_kills import SeatKiller, draw
 from spot_nodes import SpotNodes, spot_nodes
@@ -73,7 +73,7 @@ def test_a_seat_that_is_killed_costs_an_interval_at_most(
     nodes.reset({LOW.resource: 1})
     kind, plan = draw(seed, UNITS, STEPS)
     if kind != "disk":
-        store[0].faults = uploads(kind, 1.0 if kind == "slow" else FAULTY_SHARE, seed)
+        store[0].faults = seeded([kind], 1.0 if kind == "slow" else FAULTY_SHARE, seed)
     places = [None if kind == "disk" else f"s3://seats/{seed}-{unit}?{store[1]}" for unit in range(UNITS)]
     jobs = [job(tmp_path / f"{unit}", unit, place) for unit, place in enumerate(places)]
     by_name = {each.name: each for each in jobs}
