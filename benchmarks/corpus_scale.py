@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=0, help="documents of the assignment, megabytes of the corpus")
     parser.add_argument("--text", type=Path, help="directory of the corpus")
     parser.add_argument("--documents", type=int, nargs="*", default=[1_000_000, 5_000_000])
-    parser.add_argument("--megabytes", type=int, nargs="*", default=[200, 800])
+    parser.add_argument("--megabytes", type=int, nargs="*", default=[200, 800, 2000])
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.arm == "assignment":

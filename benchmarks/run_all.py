@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
+COMMANDS = (
+    "training_step", "kmeans", "ray_overhead", "seats",
+    "seats --jobs 256 --slots 64 --steps 100 --pace 2 --rounds 1 --arms seats --no-slope --result seats_256", "service_load",
+    "checkpoint_stall", "study.simulation", "makespan", "corpus_scale", "true_sizes", "document")
+
 if __name__ == "__main__":
-    modules = (
-        "training_step", "kmeans", "ray_overhead", "service_load", "checkpoint_stall", "study.simulation", "makespan",
-        "corpus_scale", "true_sizes", "document")
-    for module in modules:
-        subprocess.run([sys.executable, "-m", f"benchmarks.{module}"], check=True)
+    for command in COMMANDS:
+        module, *arguments = shlex.split(command)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], check=True)
