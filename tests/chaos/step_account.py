@@ -60,6 +60,22 @@ def attempts(events: Iterable[Event]) -> dict[str, list[Attempt]]:
     return found
 
 
+def check_losses(unit: Sequence[Attempt], interval: int, *, on_disk: bool) -> None:
+    """No attempt lost more than an interval, and the steps made since a checkpoint that was still being written.
+
+    An interval alone is no bound: training does not wait for the write of a checkpoint. A kill one step after a save takes this
+    step and the unfinished checkpoint, and with it the whole interval before. If the newest checkpoint was complete, less than an
+    interval is lost. On a disk, a write ends within half an interval; on a busy machine it takes up to two steps of eight. On any
+    storage the next save waits for it, so that never two intervals are lost.
+    """
+    for attempt, steps_lost in zip(unit, [*lost(unit), 0], strict=True):
+        newest = attempt.end - attempt.end % interval
+        assert steps_lost <= attempt.end - attempt.safe
+        if attempt.safe < newest:
+            assert newest - attempt.safe <= interval
+            assert attempt.end - newest <= (interval // 2 if on_disk else interval - 1)
+
+
 def lost(unit: Sequence[Attempt]) -> list[int]:
     """Steps that each attempt but the first had to make again."""
     return [max(0, earlier.end - later.start) for earlier, later in pairwise(unit)]

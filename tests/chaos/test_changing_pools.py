@@ -17,7 +17,7 @@ from changing_pools import ChangingPools, Hit
 from pool_plan import NODES, draw
 from small_run import begin_at, same_outcome, small_config, units
 from spot_nodes import SpotNodes
-from step_account import attempts, lost
+from step_account import attempts, check_losses, lost
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
@@ -95,8 +95,6 @@ def check_work(events: list[Event], planned: dict[str, int], *, announced: bool)
         assert mine[-1].end == steps
         assert all(attempt.in_a_row for attempt in mine)
         assert len(mine) <= 1 + sum(event.type == "worker_restarted" and event.unit == unit for event in events)
-        for attempt in mine:    # since the last step that was known to be safe: an interval, and what was made during an upload
-            assert attempt.end - attempt.safe <= INTERVAL + attempt.end % INTERVAL
-        for attempt, steps_lost in zip(mine, lost(mine), strict=False):
-            assert steps_lost <= (0 if announced else attempt.end - attempt.safe)
+        check_losses(mine, INTERVAL, on_disk=True)
+        assert not announced or not any(lost(mine))
         assert sum(event.type == "unit_finished" and event.unit == unit for event in events) == 1
