@@ -35,7 +35,7 @@ class RandomWeights(Mapping[str, Tensor]):
             return torch.ones(shape, dtype=torch.float32)
         if key.endswith("bias"):
             return torch.zeros(shape, dtype=torch.float32)
-        generator = torch.Generator().manual_seed(_key_seed(self._seed, key))
+        generator = torch.Generator().manual_seed(key_seed(self._seed, key))
         return torch.empty(shape, dtype=torch.float32).normal_(0.0, self._std, generator=generator)
 
     def __iter__(self) -> Iterator[str]:
@@ -125,6 +125,7 @@ def with_seed(
     return SeededWeights(seed, initial, model_map, fresh_router=fresh_router)
 
 
-def _key_seed(seed: int, key: str) -> int:
+def key_seed(seed: int, key: str) -> int:
+    """The seed of one tensor's random numbers, from the seed of all tensors and its name."""
     digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1    # torch takes signed 64-bit seeds

@@ -33,13 +33,11 @@ from moedisco_ray.models import (
     check_experts,
     expert_count,
     group_size,
-    open_checkpoint,
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.start import Start, untrained_moe
+from moedisco_ray.stages.start import Start, untrained_moe, whole_moe
 
 
 def run(context: Context, draft: Draft) -> None:
@@ -56,9 +54,7 @@ def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path
     Returns:
         `bytes`: the size of each sub-model.
     """
-    source, config = untrained_moe(start)
-    if trained_seed is not None:
-        source = with_seed(open_checkpoint(trained_seed), source, ModelMap(start.model.family_name))
+    source, config = whole_moe(start, trained_seed)
     return {"bytes": write_submodels(source, config, clusters, directory)}
 
 

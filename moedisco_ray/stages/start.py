@@ -26,6 +26,7 @@ from moedisco_ray.models import (
     upcycled_config,
 )
 from moedisco_ray.models.initial_weights import with_seed
+from moedisco_ray.models.upcycled_experts import with_new_units
 from moedisco_ray.stages.text.given_tokens import check_sources
 from moedisco_ray.stages.text.pretrained import check_tokenizer
 from moedisco_ray.stages.text.tokenizer import Encoder
@@ -69,6 +70,30 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     sizes = hf_config(model.family_name, model.architecture, encoder.vocab_size, start.sequence_length, encoder.eos)
     config = config_values(sizes)
     return random_weights(config, start.seed), config
+
+
+def whole_moe(
+    start: Start, trained_seed: Path | None, *, fresh_router: bool = False,
+) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The whole MoE before its experts are trained apart: the untrained one, or the one that is grown from a trained seed.
+
+    Hidden units that `model.init.reinitialise` draws anew are new in this model only: a seed trains the dense model as it is.
+
+    Args:
+        start: Settings and files of the untrained MoE.
+        trained_seed: The trained seed model; None if none was trained.
+        fresh_router: Whether router rows are the initial ones, see `with_seed`.
+
+    Raises:
+        CheckpointError: A model cannot be read.
+    """
+    tensors, config = untrained_moe(start)
+    names, init = ModelMap(start.model.family_name), start.model.init
+    if trained_seed is not None:
+        tensors = with_seed(open_checkpoint(trained_seed), tensors, names, fresh_router=fresh_router)
+    if isinstance(init, UpcycleInit) and init.reinitialise:
+        tensors = with_new_units(tensors, names, init.reinitialise, start.seed)
+    return tensors, config
 
 
 def start_model(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:

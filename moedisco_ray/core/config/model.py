@@ -178,6 +178,11 @@ class UpcycleInit(LocalInit):
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
     model. In deepseek_v2 they do so only if it equals `num_experts`."""
+    reinitialise: float = Field(0.0, ge=0, le=1)
+    """Share of each expert's hidden units that are drawn anew, so that experts differ before their training (Drop-Upcycling,
+    arXiv 2502.19261, which uses 0.5). New weights have the mean and the standard deviation of those that they replace. The MoE then
+    initially computes something else than the dense model. A seed phase trains the dense model as it is; its units are drawn anew
+    after it."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:

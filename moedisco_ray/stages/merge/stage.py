@@ -19,7 +19,6 @@ from moedisco_ray.models import (
     BACKBONE,
     ModelMap,
     canonical_shapes,
-    open_checkpoint,
     write_checkpoint,
 )
 from moedisco_ray.models.initial_weights import with_seed
@@ -32,7 +31,7 @@ from moedisco_ray.stages.merge.calibration_text import calibration, sample
 from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
 from moedisco_ray.stages.merge.router_shift import router_shift, shifts_of_clusters
 from moedisco_ray.stages.scoring import default_dtype
-from moedisco_ray.stages.start import Start, untrained_moe
+from moedisco_ray.stages.start import Start, untrained_moe, whole_moe
 
 
 def run(context: Context, draft: Draft) -> None:
@@ -136,16 +135,15 @@ def write_whole(
     Returns:
         `layers`: figures per router, if there is a seed.
     """
-    source, config = untrained_moe(start)
+    whole, config = whole_moe(start, trained_seed, fresh_router=True)
     if trained_seed is None:
-        write_checkpoint(directory, source.items(), config)
+        write_checkpoint(directory, whole.items(), config)
         return {"layers": []}
     names = ModelMap(start.model.family_name)
     layers: list[dict[str, Any]] = []
-    upcycled = with_seed(open_checkpoint(trained_seed), source, names, fresh_router=True)
     router = RouterSettings("concat", match_scale=settings.from_data, seed=start.seed)
     write_checkpoint(directory, calibrated(
-        upcycled.items(), config, clusters, batches, settings=router, report=layers, device=device, dtype=default_dtype(device),
+        whole.items(), config, clusters, batches, settings=router, report=layers, device=device, dtype=default_dtype(device),
     ), config)
     optimizer_state = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_optimizer_state else None
     if optimizer_state is not None:
