@@ -158,10 +158,13 @@ def _biases(config: Mapping[str, Any], family: FamilyName) -> tuple[bool, bool]:
     return has and supported != "", has and supported == "qkvo"
 
 
-def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_experts_per_tok: int) -> dict[str, Any]:
+def upcycled_config(
+    directory: Path, family: FamilyName, num_experts: int, num_experts_per_tok: int, split: int = 1,
+) -> dict[str, Any]:
     """The `config.json` values of an upcycled MoE: those of the dense model, with experts in place of the MLP.
 
     The weights of a token's experts sum to one. So as long as all experts are equal, the MoE computes the same as the dense model.
+    Experts have 1 / `split` of the MLP's hidden units; a shared expert keeps all of them.
     """
     raw = read_config(directory)
     dense_type = str(raw.get("model_type"))
@@ -182,6 +185,10 @@ def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_e
         if shared is not None and shared.size_field is not None:
             kept[shared.size_field] = raw["intermediate_size"]
         kept |= {name: value for name, value in declaration.fields.items() if name not in {*values, *kept}}
+    if split > 1:
+        kept[declaration.expert_size_field] //= split
+        if declaration.shared is not None and declaration.shared.count_field is not None:
+            kept[declaration.shared.count_field] = split * (kept[declaration.shared.count_field] or 0)
     for name in EXPERT_COUNTS:
         kept.pop(name, None)
     kept |= {declaration.num_experts_field: num_experts, declaration.router.top_k_field: num_experts_per_tok}

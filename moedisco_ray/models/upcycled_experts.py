@@ -1,4 +1,4 @@
-"""Experts that differ from the MLP they are upcycled from: some of their hidden units are drawn anew.
+"""Experts that are no mere copies of the MLP they are upcycled from: parts of it, or with some hidden units drawn anew.
 
 A hidden unit of an expert is one row of its gate and up projections and one column of its down projection. Families that store
 experts in stacks have these rows and columns at other places; `_unit_axis` says where.
@@ -41,6 +41,41 @@ class ChangedTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def split_experts(tensors: Mapping[str, Tensor], model_map: ModelMap, parts: int, *, whole_groups: bool) -> ChangedTensors:
+    """Divide experts that are copies of an MLP: each keeps 1 / `parts` of the hidden units (LLaMA-MoE, arXiv 2406.16554).
+
+    Expert e keeps part e mod `parts`, so every group of `parts` neighbours holds the whole MLP. Down projections are multiplied by
+    `parts`: at a weight of 1 / `parts` each, the experts of a group add up to the MLP. Parts are neighbouring units, which is as
+    good as a random choice, because training treats all units of an MLP alike.
+
+    Args:
+        tensors: Canonical tensors of the MoE, with whole copies.
+        model_map: Tensor names of the family.
+        parts: Number of parts; divides the number of experts and of hidden units.
+        whole_groups: Whether the experts of a group have equal router rows, so that a token selects them together, at equal weights
+            (virtual groups, arXiv 2410.07524).
+    """
+    def part(role: TensorRole, w: Tensor, expert: int) -> Tensor:
+        found = _unit_axis(model_map.family, role.part)
+        if found is None:
+            return w
+        axis, before, after = found
+        units = torch.unflatten(w, axis, (before, -1, after))
+        size = units.shape[axis + 1] // parts
+        taken = units.narrow(axis + 1, expert % parts * size, size).flatten(axis, axis + 2)
+        return taken * parts if _name(model_map.family, role.part).startswith("down") else taken.clone()
+
+    def change(role: TensorRole, tensor: Tensor) -> Tensor:
+        if role.role is Role.ROUTER and role.expert_axis is not None and whole_groups:
+            first_E = torch.arange(tensor.shape[role.expert_axis]) // parts * parts
+            return tensor.index_select(role.expert_axis, first_E)
+        if role.role is not Role.EXPERT:
+            return tensor
+        return torch.stack([part(role, w, e) for e, w in enumerate(tensor)]) if role.expert is None else part(
+            role, tensor, role.expert)
+    return ChangedTensors(tensors, model_map, change)
 
 
 def with_new_units(tensors: Mapping[str, Tensor], model_map: ModelMap, share: float, seed: int) -> ChangedTensors:
@@ -87,11 +122,14 @@ def _unit_axis(family: Family, part: str) -> tuple[int, int, int] | None:
         The axis, and two factors of the number of matrices: of those one after the other, and of those that alternate. None: the
         tensor is the bias of the output.
     """
-    if not family.stacks:
-        return int(part == "down"), 1, 1
-    name = next(name for name in family.stacks if family.in_checkpoint(f"experts.{name}") == part)
+    name = _name(family, part)
     if name == "down_proj_bias":
         return None
-    if name == "down_proj":
-        return int(not family.interleaved), 1, 1
+    if not family.stacks or name == "down_proj":
+        return int(name.startswith("down") and not family.interleaved), 1, 1
     return (int(not name.endswith("_bias")), 1, 2) if family.interleaved else (0, 2, 1)
+
+
+def _name(family: Family, part: str) -> str:
+    """Name of an expert's tensor: its part, or the name of the stack in memory."""
+    return next((name for name in family.stacks if family.in_checkpoint(f"experts.{name}") == part), part)

@@ -68,7 +68,7 @@ def _candidates(config: RunConfig) -> Iterator[int]:
 
 def _is_allowed(config: RunConfig, count: int) -> bool:
     try:
-        check_division(config.model.family_name, config.model.architecture, count)
+        check_division(config.model.family_name, config.model.architecture, count, config.model.experts_together)
     except ValueError:
         return False
     return True

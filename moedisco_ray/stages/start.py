@@ -26,7 +26,7 @@ from moedisco_ray.models import (
     upcycled_config,
 )
 from moedisco_ray.models.initial_weights import with_seed
-from moedisco_ray.models.upcycled_experts import with_new_units
+from moedisco_ray.models.upcycled_experts import split_experts, with_new_units
 from moedisco_ray.stages.text.given_tokens import check_sources
 from moedisco_ray.stages.text.pretrained import check_tokenizer
 from moedisco_ray.stages.text.tokenizer import Encoder
@@ -64,8 +64,12 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         return open_checkpoint(directory), config
     if isinstance(init, UpcycleInit):
         directory, family = init.directory_with_weights, model.family_name
-        config = upcycled_config(directory, family, init.num_experts, init.num_experts_per_tok)
-        return with_seed(open_dense(directory, family), random_weights(config, start.seed), ModelMap(family)), config
+        names, config = ModelMap(family), upcycled_config(
+            directory, family, init.num_experts, init.num_experts_per_tok, init.split)
+        tensors: Mapping[str, Tensor] = with_seed(open_dense(directory, family), random_weights(config, start.seed), names)
+        if init.split > 1:
+            tensors = split_experts(tensors, names, init.split, whole_groups=init.num_experts_per_tok % init.split == 0)
+        return tensors, config
     encoder = Encoder(start.tokenizer)
     sizes = hf_config(model.family_name, model.architecture, encoder.vocab_size, start.sequence_length, encoder.eos)
     config = config_values(sizes)

@@ -220,7 +220,7 @@ def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
     orders = [dense_seed(before), dense_seed(config), finetune_seed(config), *(submodel_seed(config, k) for k in range(4))]
     assert len(set(orders)) == len(orders)
     card = (directory / "model" / "README.md").read_text(encoding="utf-8")
-    assert "started from are those of `seed`, a dense model whose MLP became every expert." in card
+    assert "started from are those of `seed`, a dense model whose MLP became the experts." in card
     losses = [read_json(run / "report.json")["evaluation"]["perplexity"] for run in (first, directory)]
     assert losses[1] < losses[0]
     untrained = pipeline.run(

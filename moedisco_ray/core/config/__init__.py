@@ -1,15 +1,8 @@
 """The run configuration, as frozen pydantic models that import neither torch nor Ray."""
 
+from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
 from moedisco_ray.core.config.load import check_config, check_evaluation, load_config, put
-from moedisco_ray.core.config.model import (
-    EXPERT_COUNTS,
-    Architecture,
-    CheckpointInit,
-    LocalInit,
-    Model,
-    UpcycleInit,
-    read_architecture,
-)
+from moedisco_ray.core.config.model import EXPERT_COUNTS, Architecture, Model, read_architecture
 from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.pools import (
     AnyPool,

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.config.model import LocalInit
 from moedisco_ray.core.config.places import names_a_run, places, words
 from moedisco_ray.core.config.run import RunConfig, check_division
 from moedisco_ray.core.config.sections import Evaluation
@@ -97,7 +97,7 @@ def check_files(config: RunConfig) -> None:
         except ValidationError as error:
             raise first_mistake(error.errors()) from error
         try:
-            check_division(config.model.family_name, architecture, config.clusters.count)
+            check_division(config.model.family_name, architecture, config.clusters.count, config.model.experts_together)
         except ValueError as error:
             raise ConfigError("clusters.count", None, str(error)) from error
 

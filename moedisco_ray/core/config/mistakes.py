@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.config.model import LocalInit
+from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.run import RunConfig
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError

@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_EXPERTS, Section
 from moedisco_ray.core.config.effects import Resolved
-from moedisco_ray.core.config.places import ReadsFrom, as_start
+from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName, Router, unsupported
-from moedisco_ray.core.hub import HUB, REVISION, is_hub, is_hub_name
-from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import opened
-from moedisco_ray.core.run_models import local_model
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names of the configuration field with the number of routed experts, in any family; transformers reads and writes several."""
 MOST_LAYERS = 4096
-ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model", hub=True), AfterValidator(as_start)]
+_LEAST_EXPERT = 8
 LARGEST_DIMENSION = 2**26
 """Maximum dimension of a tensor, so that a plan's numbers stay bounded."""
 FieldValue = bool | Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | float | str | None
@@ -41,7 +38,7 @@ class Architecture(Section):
     """Number of key and value heads (grouped-query attention). Null means the number of attention heads."""
     head_dim: int | None = Field(None, ge=2, le=LARGEST_DIMENSION)
     """Size of one head. Null means hidden_size / num_attention_heads. Only some families allow another value."""
-    moe_intermediate_size: int = Field(512, ge=8, le=LARGEST_DIMENSION)
+    moe_intermediate_size: int = Field(512, ge=_LEAST_EXPERT, le=LARGEST_DIMENSION)
     """Hidden size of one expert (some families call it intermediate_size)."""
     shared_expert_intermediate_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
     """Hidden size of the shared expert of qwen2_moe. Null means the hidden size of a routed expert."""
@@ -101,96 +98,6 @@ class Architecture(Section):
         return self
 
 
-class LocalInit(Section):
-    """Base class of the `model.init` sections that name a model, in the setting whose name is `KEY`."""
-
-    KEY: ClassVar[str]
-
-    revision: str | None = Field(None, max_length=255, pattern=REVISION)
-    """Branch, tag or commit of a model of the Hugging Face hub. Null means its main branch."""
-    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
-    """Commit that `revision` named when the run began, in the run's own `config.json`; leave it out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_with_a_revision(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("revision") is not None and is_hub_name(raw.get(cls.KEY)):
-            return {**raw, cls.KEY: HUB + str(raw[cls.KEY])}
-        return raw
-
-    @model_validator(mode="after")
-    def _revision_is_of_a_hub_model(self) -> Self:
-        if not is_hub(getattr(self, self.KEY)) and (self.revision or self.commit) is not None:
-            raise ValueError(f"revision belongs to a model of the Hugging Face hub, and {self.KEY} names none; remove it")
-        return self
-
-    @property
-    def setting(self) -> str:
-        """Dotted path of the setting that holds the directory's path."""
-        return f"model.init.{self.KEY}"
-
-    @property
-    def place(self) -> Location:
-        """The Hugging Face directory to start from, the URI of a run's model, or a model of the hub at its revision."""
-        found: Location = getattr(self, self.KEY)
-        revision = self.commit or self.revision
-        return f"{found}@{revision}" if is_hub(found) and revision is not None else found
-
-    @property
-    def directory(self) -> Path:
-        """The Hugging Face directory on this machine from which the run starts. If the model is at a URI, it lacks the weights.
-
-        Raises:
-            CheckpointError: The URI holds no model, or the hub cannot be reached.
-            StorageError: The URI does not respond.
-        """
-        return local_model(self.setting, self.place, weights=False)
-
-    @property
-    def directory_with_weights(self) -> Path:
-        """Like `directory`, with the weights."""
-        return local_model(self.setting, self.place)
-
-
-class CheckpointInit(LocalInit):
-    """Start from a Mixture-of-Experts model in Hugging Face format."""
-
-    KEY: ClassVar[str] = "checkpoint"
-
-    checkpoint: ModelPlace
-    """A Hugging Face directory, a GGUF file, a model of the Hugging Face hub, or the URI of the model of a finished run:
-    `OUTPUT/NAME/model`. The weights of a GGUF file (`FILE.gguf`, which needs moedisco-ray[gguf]) are dequantised to fp32, into the
-    machine's cache. A model of the hub is written `hf://ORG/NAME`; `ORG/NAME` suffices if there is no directory of this name. The
-    token for it is in the environment variable HF_TOKEN of each machine. A control service reads no GGUF files, and also accepts
-    `run://RUN/model`: the model of the finished run with this id or name."""
-
-
-class UpcycleInit(LocalInit):
-    """Start from a dense model, whose MLP becomes every expert (sparse upcycling, Komatsuzaki et al., arXiv 2212.05055)."""
-
-    KEY: ClassVar[str] = "upcycle"
-
-    upcycle: ModelPlace
-    """A Hugging Face directory, a GGUF file, a model of the hub, or the model of a finished run, as in `checkpoint`. It holds a
-    dense model that is related to the family (docs/families.md lists them), such as Qwen3 for qwen3_moe, or a model of the family
-    with one expert, such as an earlier run's seed."""
-    num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
-    num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
-    """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
-    model. In deepseek_v2 they do so only if it equals `num_experts`."""
-    reinitialise: float = Field(0.0, ge=0, le=1)
-    """Share of each expert's hidden units that are drawn anew, so that experts differ before their training (Drop-Upcycling,
-    arXiv 2502.19261, which uses 0.5). New weights have the mean and the standard deviation of those that they replace. The MoE then
-    initially computes something else than the dense model. A seed phase trains the dense model as it is; its units are drawn anew
-    after it."""
-
-    @model_validator(mode="after")
-    def _enough_experts(self) -> Self:
-        if self.num_experts_per_tok > self.num_experts:
-            raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
-        return self
-
-
 _RANDOM_FAMILY = "qwen3_moe"
 """Family of a model with random weights, unless `model.family` names another one."""
 
@@ -239,6 +146,12 @@ class Model(Section):
             return read_dense_architecture(self.init, self.family_name)
         sizes = self.config or Architecture()
         return sizes.model_copy(update={"norm_topk_prob": DECLARATIONS[self.family_name].router.normalised(sizes.norm_topk_prob)})
+
+
+    @property
+    def experts_together(self) -> int:
+        """Number of neighbouring experts that a sub-model must not separate, because they hold the start's MLP together."""
+        return self.init.split if isinstance(self.init, UpcycleInit) else 1
 
 
 def _check_sizes(sizes: Architecture, family: Family) -> None:
@@ -344,7 +257,23 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
             start.setting, str(start.upcycle),
             f"has head_dim {sizes.head_dim}, but {family} has heads of hidden_size / num_attention_heads; use a family with "
             "head_dim")
-    return sizes
+    return sizes if start.split == 1 else _divided(sizes, start, declaration)
+
+
+def _divided(sizes: Architecture, start: UpcycleInit, family: Family) -> Architecture:
+    """The sizes with experts of 1 / `split` of the hidden units; a shared expert keeps its size."""
+    hidden, split, shared = sizes.moe_intermediate_size, start.split, family.shared
+    if hidden % split or hidden // split < _LEAST_EXPERT:
+        raise CheckpointError(
+            f"{start.setting.rpartition('.')[0]}.split", split,
+            f"does not divide the MLP's {hidden} hidden units into experts of {_LEAST_EXPERT} or more; use a divisor of {hidden}")
+    update: dict[str, Any] = {"moe_intermediate_size": hidden // split}
+    if shared is not None and shared.count_field is not None:
+        count = split * int(family.value(sizes.fields, shared.count_field))
+        update["fields"] = {**sizes.fields, shared.count_field: count}
+    elif shared is not None:
+        update["shared_expert_intermediate_size"] = sizes.shared_expert_intermediate_size or hidden
+    return sizes.model_copy(update=update)
 
 
 def _read(setting: str, directory: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
-from moedisco_ray.core.config.model import Architecture, CheckpointInit, LocalInit, Model
+from moedisco_ray.core.config.inits import CheckpointInit, LocalInit
+from moedisco_ray.core.config.model import Architecture, Model
 from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.owners import check_owners
 from moedisco_ray.core.config.places import WritesTo, as_location
@@ -221,17 +222,24 @@ def _place(source: Source) -> str:
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
 
 
-def check_division(family: str, sizes: Architecture, clusters: int) -> None:
+def check_division(family: str, sizes: Architecture, clusters: int, together: int = 1) -> None:
     """Check that the model can be divided into one sub-model per cluster.
+
+    Args:
+        family: Model family.
+        sizes: Sizes of the model.
+        clusters: Number of sub-models.
+        together: Number of neighbouring experts that stay in one sub-model.
 
     Raises:
         ValueError: `clusters` does not divide the number of experts, or divides the router in a way that it does not support.
     """
     experts = sizes.num_experts
-    if experts % clusters:
-        nearest = sorted(divisors(experts), key=lambda n: abs(n - clusters))[:_MOST_SHOWN]
+    if experts // together % clusters:
+        nearest = sorted(divisors(experts // together), key=lambda n: abs(n - clusters))[:_MOST_SHOWN]
         fits = ", ".join(str(n) for n in sorted(nearest))
-        raise ValueError(f"clusters.count {clusters} does not divide the model's {experts} experts; use one of {fits}")
+        what = f"{experts} experts" if together == 1 else f"{experts // together} groups of model.init.split {together} experts"
+        raise ValueError(f"clusters.count {clusters} does not divide the model's {what}; use one of {fits}")
     try:
         router = DECLARATIONS[family].router
         router.submodel_fields(sizes.router_fields(router), experts, experts // clusters)

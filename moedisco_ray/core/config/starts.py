@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.config.model import LocalInit
+from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.places import Place, ReadsFrom, with_places
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.run import RunConfig

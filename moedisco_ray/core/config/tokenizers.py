@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moedisco_ray.core.config.model import LocalInit
+from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.run import RunConfig
 from moedisco_ray.core.errors import ConfigError
 

@@ -110,7 +110,7 @@ def _start(report: RunReport) -> str:
     start = report.start
     if start is None or start.name is None:
         return ""
-    dense = ", a dense model whose MLP became every expert" if start.kind == "upcycle" else ""
+    dense = ", a dense model whose MLP became the experts" if start.kind == "upcycle" else ""
     return f" The weights that it started from are those of `{start.name}`{dense}."
 
 
