@@ -31,7 +31,10 @@ the rounding error of fp32."""
 
 
 class DenseMap(ModelMap):
-    """Tensor names of the dense models related to an MoE family: each layer's MLP maps to expert 0, and biases keep their names."""
+    """Tensor names of the dense models related to an MoE family: each layer's MLP maps to expert 0, and biases keep their names.
+
+    In families that store experts in stacks, the MLP keeps its names too, since a stack holds two of its matrices.
+    """
 
     def stored_tensors(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
         """The canonical tensor that a stored tensor holds, with its position.
@@ -44,12 +47,16 @@ class DenseMap(ModelMap):
         mlp = _MLP.fullmatch(key)
         if mlp is None:
             return super().stored_tensors(key, shape)
+        if self.family.stacks:
+            return {key: Place(key)}
         part = next(part for part in PARTS if part == mlp[2])
         return {self.expert_key(int(mlp[1]), 0, part): Place(key)}
 
 
 class OneExpert(Mapping[str, Tensor]):
     """A dense checkpoint as an MoE with one expert: missing tensors are added, and unsupported biases removed.
+
+    If the family stores experts in stacks, the MLP's matrices are joined to stacks of one expert on access.
 
     A router is one row of zeros. If the family has a shared expert, it is a copy of the MLP. A gate of zeros weights it by 1/2; if
     it has no gate, its output is halved. The routed expert's output is halved too, so that both add up to the MLP.
@@ -70,12 +77,17 @@ class OneExpert(Mapping[str, Tensor]):
         self._dense = dense
         self._made: dict[str, Tensor] = {}
         self._copied: dict[str, str] = {}
+        self._stacked: dict[str, list[str]] = {}
         self._halved: set[str] = set()
         names, hidden = dense.model_map, int(dense.config["hidden_size"])
         for layer in range(int(dense.config["num_hidden_layers"])):
             self._made[names.router_key(layer)] = torch.zeros(1, hidden)
             for name in names.family.router.tensors[1:]:
                 self._made[names.router_key(layer, name)] = torch.zeros((1,) * (1 + names.family.expert_axis(name)))
+            if names.family.stacks:
+                mlp = [f"model.layers.{layer}.mlp.{part}_proj.weight" for part in PARTS]
+                self._stacked[names.block_key(layer, "experts.gate_up_proj")] = mlp[:2]
+                self._stacked[names.block_key(layer, "experts.down_proj")] = mlp[2:]
             if (shared := names.family.shared) is not None:
                 block = f"model.layers.{layer}.{names.family.block}"
                 self._copied |= {
@@ -85,30 +97,37 @@ class OneExpert(Mapping[str, Tensor]):
                     self._halved.add(f"{block}.{shared.module}.down_proj.weight")
                 else:
                     self._made[f"{block}.{shared.gate}.weight"] = torch.zeros(1, hidden)
-        self._kept = [key for key in dense if _is_supported(key, biases)]
-        for key in sorted(dense.keys() - {*self._kept}):
+        inner = {key for keys in self._stacked.values() for key in keys}
+        self._kept = [key for key in dense if key not in inner and _is_supported(key, biases)]
+        for key in sorted(dense.keys() - {*self._kept} - inner):
             if dense[key].any():
                 self._fold_bias(key, has_biases=biases[0])
 
     def __getitem__(self, key: str) -> Tensor:
         if key in self._made:
             return self._made[key]
+        if key in self._stacked:
+            return torch.cat([self._dense[part] for part in self._stacked[key]])[None]
         found = self._dense[self._copied[key]].clone() if key in self._copied else self._dense[key]
         return found * 0.5 if key in self._halved else found
 
     def __iter__(self) -> Iterator[str]:
-        yield from dict.fromkeys([*self._kept, *self._made, *self._copied])
+        yield from dict.fromkeys([*self._kept, *self._made, *self._copied, *self._stacked])
 
     def __len__(self) -> int:
-        return len({*self._kept, *self._made, *self._copied})
+        return len({*self._kept, *self._made, *self._copied, *self._stacked})
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
+        if key in self._stacked:
+            parts = [self._dense.shape(part) for part in self._stacked[key]]
+            return (1, sum(rows for rows, *_ in parts), *parts[0][1:])
         return tuple(self._made[key].shape) if key in self._made else self._dense.shape(self._copied.get(key, key))
 
     def read_ahead(self, keys: Iterable[str], reader: Executor) -> None:
         """Start reading tensors into the page cache; see `Checkpoint.read_ahead`."""
-        self._dense.read_ahead({self._copied.get(key, key) for key in keys} - self._made.keys(), reader)
+        sources = (self._stacked.get(key) or [self._copied.get(key, key)] for key in keys if key not in self._made)
+        self._dense.read_ahead({part for parts in sources for part in parts}, reader)
 
     def _fold_bias(self, key: str, *, has_biases: bool) -> None:
         values = key.replace("o_proj", "v_proj")

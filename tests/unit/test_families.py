@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_training import RECIPE, V, write_shard
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.core.config import FAMILIES, Architecture, RunConfig, check_config, read_architecture
+from moedisco_ray.core.config import FAMILIES, Architecture, Model, RunConfig, check_config, read_architecture
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS, REFUSED
 from moedisco_ray.models import (
@@ -189,6 +189,9 @@ def test_a_refused_family_is_answered_with_the_reason(family: str, tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     with pytest.raises(CheckpointError, match=reason):
         read_architecture(tmp_path, "mixtral")
+    for named in ({}, {"family": "mixtral"}):
+        with pytest.raises(CheckpointError, match=rf"^model\.init\.upcycle: .* holds a model of '{family}', which {reason}"):
+            _ = Model.model_validate({**named, "init": {"upcycle": str(tmp_path)}}).architecture
     with pytest.raises(CheckpointError, match=reason):
         ModelMap(family)
 

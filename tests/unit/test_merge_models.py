@@ -39,7 +39,7 @@ TRAINED = SIZES | {
     "vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, "head_dim": 16, "max_position_embeddings": 64}
 FIRST = [
     ("mixtral", "mistral"), ("mixtral", "llama"), ("qwen2_moe", "qwen2"), ("qwen3_moe", "qwen3"), ("flex_olmo", "olmo2"),
-    ("ernie4_5_moe", "ernie4_5")]
+    ("ernie4_5_moe", "ernie4_5"), ("granitemoe", "granite")]
 """The family that each kind of dense model becomes."""
 COUNT = 3
 
@@ -68,6 +68,12 @@ def reference(family: str, models: list[Mapping[str, torch.Tensor]], base: Mappi
             continue
         part = key.rpartition(".mlp.")[2].removesuffix("_proj.weight")
         at = key.partition(".mlp.")[0]
+        if page.stacks:
+            joined = {"gate": ("input", ("gate", "up")), "down": ("output", ("down",))}
+            for name, parts in [joined[part]] if part in joined else []:
+                found[f"{at}.{page.block}.{name}_linear.weight"] = torch.stack(
+                    [torch.cat([model[f"{at}.mlp.{each}_proj.weight"] for each in parts]) for model in models])
+            continue
         scale = 0.5 if page.shared is not None and part == "down" else 1.0
         for k, model in enumerate(models):
             found[f"{at}.{page.block}.experts.{k}.{page.projection(part)}.weight"] = model[key] * scale
@@ -86,7 +92,7 @@ def test_the_tensors_are_those_of_mergekit_moe(tmp_path: Path, family: str, kind
     *others, start = (load_file(place / "model.safetensors") for place in places)
     expected, found = reference(family, others, start), dict(open_checkpoint(tmp_path / "moe"))
     routers = {key for key in found.keys() - expected.keys() if not key.endswith("correction_bias")}
-    assert all(key.endswith("gate.weight") for key in routers)
+    assert all(key.endswith(("gate.weight", "router.layer.weight")) for key in routers)
     assert all(len(found[key].unique(dim=0)) == COUNT for key in routers if "shared" not in key), "experts have different rows"
     assert [key for key in expected if not same_bits(found[key], expected[key])] == []
     assert {tensor.dtype for tensor in found.values()} == {dtype}

@@ -101,6 +101,17 @@ def test_heads_of_a_size_of_their_own_are_kept(tmp_path: Path, family: str, kind
     torch.testing.assert_close(logits(upcycled(tmp_path / "moe", family, start)), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("has_biases", [False, True])
+def test_the_factors_of_granite_are_kept(tmp_path: Path, has_biases: bool) -> None:
+    start = biased(
+        tmp_path / "dense", "granite", attention_bias=has_biases, embedding_multiplier=12.0, attention_multiplier=0.1,
+        residual_multiplier=0.22, logits_scaling=6.0)
+    check_start_tensors(model_of("granitemoe", start))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(start)(IDS).logits
+    torch.testing.assert_close(logits(upcycled(tmp_path / "moe", "granitemoe", start)), expected, rtol=1e-4, atol=1e-5)
+
+
 def biased(directory: Path, kind: str = "llama", zero: str = "", **changes: Any) -> Path:
     """A dense model whose biases are random, but for those whose name holds `zero`."""
     dense(directory, kind, **changes)
@@ -231,7 +242,7 @@ def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "changes", "family"), [
     ("llama", {}, "mixtral"), ("llama", {"attention_bias": True}, "qwen2_moe"), ("mistral", {}, "mixtral"),
-    ("qwen2", {}, "qwen2_moe"), ("qwen3", {}, "qwen3_moe")])
+    ("qwen2", {}, "qwen2_moe"), ("qwen3", {}, "qwen3_moe"), ("granite", {}, "granitemoe")])
 def test_the_family_is_that_of_the_dense_models_closest_relative(
     tmp_path: Path, kind: str, changes: dict[str, Any], family: str,
 ) -> None:

@@ -23,7 +23,7 @@ from moedisco_ray.stages.decompose import write_common_start, write_untrained_su
 from moedisco_ray.stages.start import Start, untrained_moe, whole_moe
 
 HIDDEN = 160
-STARTS = [("mixtral", "llama"), ("qwen2_moe", "qwen2"), ("granitemoe", "granitemoe"), ("gpt_oss", "gpt_oss")]
+STARTS = [("mixtral", "llama"), ("qwen2_moe", "qwen2"), ("granitemoe", "granite"), ("gpt_oss", "gpt_oss")]
 """Families with an expert in three tensors, with a shared expert, and with two kinds of stacks; and what they start from."""
 
 

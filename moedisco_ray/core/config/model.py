@@ -15,7 +15,7 @@ from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleIni
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName, Router, unsupported
+from moedisco_ray.core.families import DECLARATIONS, REFUSED, Family, FamilyName, Router, unsupported
 from moedisco_ray.core.read_roots import opened
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -108,7 +108,8 @@ class Model(Section):
     family: Annotated[FamilyName | None, Resolved("family")] = None
     """Model family. Null means the family in the `config.json` of the model that `init` names, or, for random weights, qwen3_moe.
     A dense model becomes the first of its relatives: Llama and Mistral become mixtral (Llama with biases: qwen2_moe), Qwen2 becomes
-    qwen2_moe, Qwen3 becomes qwen3_moe, OLMo-2 becomes flex_olmo, and ERNIE 4.5 becomes ernie4_5_moe."""
+    qwen2_moe, Qwen3 becomes qwen3_moe, OLMo-2 becomes flex_olmo, ERNIE 4.5 becomes ernie4_5_moe, and Granite becomes
+    granitemoe."""
     config: Architecture | None = None
     """Sizes of the model. Leave them out if `init` names a directory, which has its own."""
     init: Literal["random"] | CheckpointInit | UpcycleInit = "random"
@@ -234,6 +235,8 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
     kind = raw.get("model_type")
     declaration = DECLARATIONS[family]
     if not (kind in declaration.dense or (kind == family and _experts(raw) == 1)):
+        if kind in REFUSED:
+            raise CheckpointError(start.setting, str(start.upcycle), f"holds a model of {kind!r}, which {unsupported(kind)}")
         what = f"{_experts(raw)} experts of {kind!r}" if _experts(raw) else f"a model of {kind!r}"
         starts = " or ".join([*declaration.dense, f"{family} with one expert"])
         takers = [taker.name for taker in DECLARATIONS.values() if kind in taker.dense]

@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping
 
+_GEMMA3 = (
+    "its layers have four norms and GELU, and alternate between windows and the whole text, with other positions in each, which no "
+    "supported family has")
+
 REFUSED: Mapping[str, str] = {
+    "gemma3": _GEMMA3,
+    "gemma3_text": _GEMMA3,
     "llama_moe":
         "transformers does not have it, code in checkpoints is never run, and its router is an MLP without a row per expert",
     "phimoe":
@@ -11,5 +17,7 @@ REFUSED: Mapping[str, str] = {
     "qwen3_next":
         "most of its layers have a recurrent state (Gated DeltaNet) in place of attention, which neither plans nor random starts "
         "cover",
+    "smollm3":
+        "every fourth of its layers has no rotary positions, and all layers of the supported families have them",
 }
 """Reason by `model_type`. It completes the sentence "is not supported, because ..."."""
