@@ -174,10 +174,12 @@ def experts(
     top_k: Annotated[int | None, typer.Option(
         "--top-k", min=1, help="Experts per token.", show_default="the model's own, or all experts if there are fewer")] = None,
     own_text: Annotated[list[str] | None, typer.Option(
-        "--own-text", metavar="TEXT", help="Text that the model knows; repeatable. Needs --calibration.")] = None,
+        "--own-text", metavar="TEXT", help="Text that the model knows, such as that of one of its domains, on which "
+        "both models are measured; repeatable.")] = None,
     calibration: Annotated[list[str] | None, typer.Option(
         "--calibration", metavar="TEXT", help="Text of an expert of another model, from which its router rows are computed; once "
-        "per such expert, in their order.")] = None,
+        "per such expert, in their order. Without such experts: text that the model knows, from which the experts are refitted if "
+        "some are left out or --top-k is lowered.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to read from all texts together.")] = 131_072,
     device: Annotated[str, typer.Option(help="Device that the models run on: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
@@ -192,7 +194,7 @@ def experts(
         print(json.dumps(result, indent=2))
     else:
         if "losses" in result:
-            output_console().print(losses_view(result["losses"], result["texts"]))
+            output_console().print(losses_view(result["losses"], result["texts"], perplexity=True))
         for warning in result.get("warnings", ()):
             print(f"warning: {warning}")
         number = len(result["experts"])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from huggingface_hub import ModelCardData
 
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import EXPERT_COUNTS, FamilyName, Model
-from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.locations import parent
 from moedisco_ray.core.run_models import finished_model
 from moedisco_ray.execution.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
 from moedisco_ray.execution.merge_models import FREE_FIELDS, check_new, complete
@@ -33,6 +34,7 @@ from moedisco_ray.models import (
     write_checkpoint,
     write_config,
 )
+from moedisco_ray.stages.export.front_matter import combined_front_matter, facts_of
 from moedisco_ray.stages.export.origin import Origin
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
 from moedisco_ray.stages.scoring import default_dtype
@@ -41,7 +43,7 @@ from moedisco_ray.stages.text.pretrained import open_encoder
 from moedisco_ray.stages.text.tokenizer import Encoder
 
 _MOST_WORSE = 0.01
-"""Share by which the loss on text that the model knows may increase without a warning."""
+"""Share by which the perplexity on text that the model knows may increase without a warning."""
 _TRAINING_FIELDS = {"router_aux_loss_coef", "output_router_logits", "router_jitter_noise", "rope_theta", "rope_scaling"}
 """Further fields that may differ: they matter in training alone, or `rope_parameters` holds them too."""
 
@@ -52,8 +54,9 @@ def choose_experts(
 ) -> dict[str, Any]:
     """Write an MoE that has the backbone of a model, and the chosen experts with their router rows, in this order.
 
-    With texts, the router rows of experts of other models are computed from them, and both
-    models are compared on held-out documents. The model's own experts keep their rows.
+    With own texts, both models are compared on documents of them. With texts, the router rows of experts of other models are
+    computed from all texts, and if experts of the model are left out or a token has fewer, the others are refitted (see
+    `stages.merge.refit`). The model's own experts keep their rows.
 
     Args:
         model: Directory or URI of a finished run, or the directory of an exported model.
@@ -61,15 +64,16 @@ def choose_experts(
             architecture, but for the number of experts; it may also be a dense model, whose expert 0 is its MLP.
         output: Directory to write; it must be new or empty.
         top_k: Experts per token; None: as in the model, but at most all experts.
-        own_texts: Sources of text that the model knows.
-        texts: One source of text for each expert of another model, in their order.
+        own_texts: Sources of text that the model knows, such as one for each of its domains.
+        texts: One source of text for each expert of another model, in their order; without such experts, further own texts, from
+            which experts are refitted.
         max_tokens: Maximum number of tokens to read from all texts together.
         device: Device that the models run on.
 
     Returns:
-        `directory`, `family`, `top_k`, and `experts`: model and number of each expert. With texts also `texts`, `layers`
-        (figures per router), `losses` (held-out loss in nats per token on each text and their mean `mixture`, of the model and of
-        the new one) and `warnings`.
+        `directory`, `family`, `top_k`, and `experts`: model and number of each expert. With own texts also `texts`, `layers`
+        (figures of each router or refit), `losses` (of the model and of the new one: the loss in nats per token on the held-out
+        documents of each text, `perplexity` of each, and the mean loss `mixture`) and `warnings`.
 
     Raises:
         ConfigError: There is no such expert, the router cannot have this number of experts or this top-k, or texts are missing.
@@ -93,21 +97,25 @@ def choose_experts(
     for other in opened.values():
         _check_alike(first.config, other.config, other.name)
     new = [number for number, each in enumerate(chosen) if each.model > 0]
-    _check_texts(own_texts, texts, new, has_dense=any(isinstance(each.tensors, OneExpert) for each in opened.values()))
+    has_dense = any(isinstance(each.tensors, OneExpert) for each in opened.values())
+    values, family = config_with_experts(first.config, len(chosen), top_k), first.model_map.family
+    whole = first if _is_smaller(first, chosen, values) else None
+    _check_texts(own_texts, texts, new, has_dense=has_dense, is_smaller=whole is not None)
     if texts and len(new) == len(chosen):
         raise ConfigError(
             "EXPERTS", len(new), "all are of other models, but rows are computed from known ones; name one of RUN_DIR")
-    values, family = config_with_experts(first.config, len(chosen), top_k), first.model_map.family
     output.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".experts-") as scratch:
         draft = Path(scratch) / "model"
         tensors = with_experts([each.tensors for each in opened.values()], first.model_map, chosen)
         layers, measure = list[dict[str, Any]](), None
-        if texts:
-            measure = _Comparison.of(own_texts, texts, start, first.config, max_tokens, home=Path(scratch), device=device)
+        if own_texts or texts:
+            own = own_texts if new else [*own_texts, *texts]
+            measure = _Comparison.of(own, texts if new else [], start, first.config, max_tokens, home=Path(scratch), device=device)
+        if texts and measure is not None:
             tensors = calibrated(
                 tensors, values, 1 + len(new), measure.batches, settings=RouterSettings("ridge", new=tuple(new)), report=layers,
-                device=device, dtype=default_dtype(device))
+                device=device, dtype=default_dtype(device), whole=whole)
         write_checkpoint(draft, tensors, values)
         complete(draft, Origin(start))
         # `complete` takes the model's own numbers.
@@ -116,9 +124,10 @@ def choose_experts(
             "directory": str(output), "family": family.name, "top_k": values[family.router.top_k_field],
             "experts": [{"model": names[each.model], "expert": each.expert} for each in chosen]}
         if measure is not None:
-            result |= {"texts": [*own_texts, *texts], "layers": layers, **measure.losses({model: start, output.name: draft})}
+            result |= {"texts": [*own_texts, *texts], "layers": layers, **measure.losses([(model, start), (output.name, draft)])}
         write_json(draft / "experts.json", result)
-        (draft / "README.md").write_text(_card(output.name, model, result), encoding="utf-8")
+        (draft / "README.md").write_text(
+            _card(output.name, model, result, [start, *map(finished_model, names[1:])]), encoding="utf-8")
         draft.rename(output)
     return result
 
@@ -138,13 +147,24 @@ def _open(name: str, directory: Path, family: FamilyName) -> _Opened:
     return _Opened(name, found, found.config)
 
 
-def _check_texts(own: Sequence[str], texts: Sequence[str], new: Sequence[int], *, has_dense: bool) -> None:
+def _is_smaller(model: Checkpoint, chosen: Sequence[Chosen], values: Mapping[str, Any]) -> bool:
+    """Whether the chosen experts lack some of the model's own, or a token has fewer of them."""
+    count, top_k = expert_count(model.config), model.model_map.family.router.top_k_field
+    kept = {each.expert for each in chosen if each.model == 0}
+    return len(kept) < count or values[top_k] < config_with_experts(model.config, count, None)[top_k]
+
+
+def _check_texts(own: Sequence[str], texts: Sequence[str], new: Sequence[int], *, has_dense: bool, is_smaller: bool) -> None:
     if has_dense and not texts:
         raise ConfigError("--calibration", None, "a dense model has no router; name its text, from which its row is computed")
-    if texts and len(texts) != len(new):
+    if texts and not new and not is_smaller:
+        raise ConfigError(
+            "--calibration", None, "there is nothing to compute, because the model keeps all experts and their number per token; "
+            "name --own-text to measure it")
+    if texts and new and len(texts) != len(new):
         raise ConfigError(
             "--calibration", len(texts), f"texts for {len(new)} experts of other models; name one for each, in their order")
-    if bool(own) != bool(texts):
+    if texts and new and not own:
         raise ConfigError("--own-text", None, "rows are computed from text that the model knows, and from --calibration; name both")
 
 
@@ -177,21 +197,25 @@ class _Comparison:
     ) -> _Comparison:
         """Read the texts with the tokenizer of a model, whose `config.json` limits the length of a window."""
         encoder, longest = open_encoder(tokenizer, "RUN_DIR"), min(MOST_LENGTH, int(config["max_position_embeddings"]))
-        length, found = read_texts([*own, *others], tokenizer, encoder, max_tokens=max_tokens, length=longest, home=home)
+        try:
+            length, found = read_texts([*own, *others], tokenizer, encoder, max_tokens=max_tokens, length=longest, home=home)
+        except CorpusError as error:
+            raise CorpusError("--own-text" if error.value in own else error.field, error.value, error.remedy) from error
         batches = calibration_batches(found, length, [*(0 for _ in own), *range(1, len(others) + 1)])
         return cls(
             own=own, texts=found, batches=batches, encoder=encoder, tokenizer=tokenizer, length=length, device=device)
 
-    def losses(self, models: Mapping[str, Path]) -> dict[str, Any]:
-        """The `losses` of two models by name, and `warnings` if the second is worse on text that the first knows."""
+    def losses(self, models: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+        """The `losses` of two models with their names, and `warnings` if the second is worse on text that the first knows."""
         found = list[dict[str, Any]]()
-        for name, directory in models.items():
+        for name, directory in models:
             start = Start(Model.model_validate({"init": {"checkpoint": str(directory)}}), self.tokenizer, self.length, 0)
             row = held_out_losses(start, self.texts, self.encoder, self.device)
-            found.append({"model": name, "texts": row, "mixture": float(np.mean(row))})
-        before, after = (each["texts"] for each in found)
+            found.append({
+                "model": name, "texts": row, "perplexity": list(map(math.exp, row)), "mixture": float(np.mean(row))})
+        before, after = (each["perplexity"] for each in found)
         return {"losses": found, "warnings": [
-            f"on {text}, the held-out loss is {new:.4f}, {new / old - 1:.1%} above that of the model; fine-tune the result"
+            f"on {text}, the held-out perplexity is {new:.4g}, {new / old - 1:.1%} above that of the model; fine-tune the result"
             for text, old, new in zip(self.own, before, after, strict=False) if new > (1 + _MOST_WORSE) * old]}
 
 
@@ -226,13 +250,20 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) 
                 "EXPERTS", name, f"has {field} {theirs!r}, but RUN_DIR has {own!r}; take experts of a model like it")
 
 
-def _card(name: str, model: str, result: Mapping[str, Any]) -> str:
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", tags=["mixture-of-experts", "moe-disco", result["family"]])
-    routers = (
-        "Router rows of experts of other models were computed from text; `experts.json` has the held-out losses before and after."
-        if "losses" in result else "Measure it before use: the routers were not computed for these experts together.")
-    experts = "\n".join(f"* expert {number}: {each['expert']} of {each['model']}" for number, each in enumerate(result["experts"]))
+def _card(name: str, model: str, result: Mapping[str, Any], starts: Sequence[Path]) -> str:
+    before, after = result.get("losses", [{"texts": [], "perplexity": []}] * 2)
+    texts = result.get("texts", [])
+    facts = [facts_of(Model.model_validate({"init": {"checkpoint": str(each)}}), []) for each in starts]
+    matter = combined_front_matter(name, result["family"], facts, texts, after["texts"])
+    made = {
+        "scale": "Router rows of experts of other models were computed from text. ",
+        "error": "The model's own experts were refitted on text, because it lacks some or a token has fewer. "}
+    computed = "".join(text for figure, text in made.items() if figure in next(iter(result.get("layers", ())), {}))
+    measured = [
+        f"* perplexity on documents of {parent(text)[1]}: {new:.4g}, and {old:.4g} of {model}"
+        for text, old, new in zip(texts, before["perplexity"], after["perplexity"], strict=True)]
+    lines = [f"* expert {number}: {each['expert']} of {each['model']}" for number, each in enumerate(result["experts"])]
     return (
-        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n`moedisco experts` made this Mixture-of-Experts model ({result['family']}, top-"
-        f"{result['top_k']}) from {model}. {routers}\n\n{experts}\n")
+        f"{matter}\n\n# {name}\n\n`moedisco experts` made this Mixture-of-Experts model ({result['family']}, top-"
+        f"{result['top_k']}) from {model}. {computed}" + ("" if measured else "Measure it before use.")
+        + "\n\n" + "\n".join(lines + measured) + "\n")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from huggingface_hub import ModelCardData
 from pydantic import ValidationError
 from transformers import AutoConfig
 
@@ -35,7 +34,7 @@ from moedisco_ray.models import (
     write_config,
 )
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained
-from moedisco_ray.stages.export.front_matter import facts_of
+from moedisco_ray.stages.export.front_matter import combined_front_matter, facts_of
 from moedisco_ray.stages.export.origin import Origin, for_all_readers, tokens_of
 from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import write_merged
@@ -221,19 +220,13 @@ def complete(directory: Path, base: Origin) -> None:
 
 
 def _card(name: str, result: Mapping[str, Any], starts: Sequence[Model]) -> str:
-    """The model card. It names a licence only if the cards of all models name the same one."""
-    facts = [facts_of(start, []) for start in starts]
-    first, at_hub = facts[-1], [each.base_model for each in facts if each.base_model is not None]
-    alike = all((each.license, each.license_name) == (first.license, first.license_name) for each in facts)
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation",
-        tags=["mixture-of-experts", "moe-disco", "merge", result["family"]],
-        base_model=list(dict.fromkeys(at_hub)) or None, language=first.language or None, license=first.license if alike else None,
-        license_name=first.license_name if alike else None, license_link=first.license_link if alike else None)
+    matter = combined_front_matter(
+        name, result["family"], [facts_of(start, []) for start in (starts[-1], *starts[:-1])], result["texts"],
+        result["losses"][-1]["texts"] if "losses" in result else [], tags=["merge"])
     experts = "\n".join(f"* expert {number}: {model}" for number, model in enumerate(result["models"]))
     means = "the mean of theirs" if result["backbone"] == "mean" else f"that of {result['base']}"
     return (
-        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n`moedisco merge` made this Mixture-of-Experts model ({result['family']}) of "
+        f"{matter}\n\n# {name}\n\n`moedisco merge` made this Mixture-of-Experts model ({result['family']}) of "
         f"fine-tunes of {result['base']}. Each layer has the MLP of each fine-tune as an expert; its backbone is {means}."
         f"\n\n{experts}\n")
 

@@ -114,10 +114,26 @@ def _stacks(experts: Any) -> list[Tensor]:
 def _expert(
     experts: Any, x_SD: Tensor, up_GD: Tensor, down_DF: Tensor, up_bias_G: Tensor | None = None, down_bias_D: Tensor | None = None,
 ) -> Tensor:
-    if experts.is_transposed:
-        up_GD, down_DF = up_GD.mT, down_DF.mT
-    hidden_SF = experts._apply_gate(functional.linear(x_SD, up_GD, up_bias_G))  # noqa: SLF001 - transformers' own gate of the family
-    return functional.linear(hidden_SF, down_DF, down_bias_D)
+    down_DF = down_DF.mT if experts.is_transposed else down_DF
+    return functional.linear(_hidden(experts, x_SD, up_GD, up_bias_G), down_DF, down_bias_D)
+
+
+def _hidden(experts: Any, x_SD: Tensor, up_GD: Tensor, up_bias_G: Tensor | None) -> Tensor:
+    up_GD = up_GD.mT if experts.is_transposed else up_GD
+    found_SF: Tensor = experts._apply_gate(functional.linear(x_SD, up_GD, up_bias_G))  # noqa: SLF001 - transformers' own gate of the family
+    return found_SF
+
+
+def expert_hidden(experts: Any, expert: int, x_SD: Tensor) -> Tensor:
+    """Hidden activations of an expert [S, F], the inputs of its down projection.
+
+    Args:
+        experts: The experts' module, as in `sorted_experts`.
+        expert: Number of the expert.
+        x_SD: Input tokens.
+    """
+    return _hidden(
+        experts, x_SD, experts.gate_up_proj[expert], experts.gate_up_proj_bias[expert] if experts.has_bias else None)
 
 
 @dataclasses.dataclass(frozen=True)

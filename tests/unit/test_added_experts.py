@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import FAMILIES
-from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.families import Router
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.choose_experts import choose_experts
@@ -177,9 +177,10 @@ def test_mistakes_are_one_line_and_write_nothing(home: Path, tmp_path: Path) -> 
         ([dense], {"texts": [text, text], "own_texts": [text]}, "--calibration: 2: texts for 1 experts of other models; name one"),
         ([dense], {"texts": [text]}, "--own-text: rows are computed from text that the model knows, and from --calibration"),
         ([dense], {"texts": [text], "own_texts": [text]}, "EXPERTS: 1: all are of other models"),
-        (["0"], {"own_texts": [text]}, "--own-text: rows are computed from text that the model knows, and from --calibration"),
+        (["0-1"], {"texts": [text]}, "--calibration: there is nothing to compute, because the model keeps all experts"),
+        (["0"], {"own_texts": [f"{home}/none.txt"]}, f"--own-text: '{home}/none.txt': cannot be read"),
     ]:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(UserError) as caught:
             choose_experts(model, experts, tmp_path / "out", **texts)
         assert str(caught.value).startswith(line)
     assert not any(tmp_path.iterdir())

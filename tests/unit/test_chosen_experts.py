@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import metadata_load
 from moe_models import LENGTH, VOCAB, unlike
 from test_families import EXPERTS, TOKENS, logits, sizes_of, stored
 from transformers import AutoModelForCausalLM
@@ -153,6 +154,17 @@ def test_the_command_says_what_it_wrote_and_how_to_measure_it(tmp_path: Path) ->
     assert result.exit_code == 0
     assert result.stdout.startswith(f"wrote {tmp_path / 'out'}: olmoe with 3 experts, top-2; measure it with moedisco evaluate")
     assert "expert 2: 5 of" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_has_what_the_cards_of_the_models_say(tmp_path: Path) -> None:
+    models = [model_of("qwen3_moe", tmp_path / name) for name in ("model", "same", "other")]
+    for model, licence, base in zip(models, ("mit", "mit", "apache-2.0"), ("org/a", "org/b", "org/a"), strict=True):
+        (model / "README.md").write_text(f"---\nlicense: {licence}\nbase_model: {base}\nlanguage: [en, de]\n---\n")
+    for name, licence, bases in [("same", "mit", ["org/a", "org/b"]), ("other", None, ["org/a"])]:
+        choose_experts(str(models[0]), ["0-2", f"{tmp_path / name}:1"], tmp_path / f"with-{name}")
+        card = metadata_load(tmp_path / f"with-{name}" / "README.md")
+        assert (card.get("license"), card["base_model"], card["language"]) == (licence, bases, ["en", "de"])
+        assert "model-index" not in card
 
 
 def read(path: Path) -> Any:

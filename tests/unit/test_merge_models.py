@@ -15,7 +15,7 @@ import torch
 import yaml
 from clustering_corpus import VOCABULARY, WORDS, write_corpus
 from hub_standin import hub
-from huggingface_hub import metadata_load
+from huggingface_hub import ModelCard, metadata_load
 from moe_models import LENGTH, VOCAB
 from safetensors.torch import load_file, save_file
 from small_run import small_config
@@ -200,6 +200,9 @@ def test_its_directory_is_whole(finetuned: Path, merged: dict[str, Any]) -> None
     assert (model.config.model_type, model.config.num_local_experts, model.config.num_experts_per_tok) == ("mixtral", COUNT, 2)
     record = read_json(moe / "merge.json")
     assert record["losses"] == merged["losses"]
+    results = ModelCard.load(moe / "README.md").data.eval_results
+    assert {each.dataset_name: each.metric_value for each in results if each.metric_type == "loss"} == {
+        f"text: {name}.txt": round(loss, 6) for name, loss in zip(WORDS, merged["losses"][-1]["texts"], strict=True)}
     assert {each["rule"] for each in record["tensors"]} == {"copied", "combined", "concatenated"}
     assert not list(finetuned.glob(".merge-*"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -116,13 +117,15 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
     return Group(*parts)
 
 
-def losses_view(losses: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> RenderableType:
-    """The held-out losses of merged models and their MoE, as `merge_models` returns them."""
-    table = plain_table("held-out loss", *(parent(text)[1] for text in texts), "mixture")
+def losses_view(losses: Sequence[Mapping[str, Any]], texts: Sequence[str], *, perplexity: bool = False) -> RenderableType:
+    """The held-out losses, or perplexities, of models on some texts, as `merge_models` and `choose_experts` return them."""
+    title = "held-out perplexity" if perplexity else "held-out loss"
+    table = plain_table(title, *(parent(text)[1] for text in texts), "mixture")
     for row in losses:
         if row is losses[-1]:
             table.add_section()
-        table.add_row(row["model"], *(f"{loss:.4f}" for loss in (*row["texts"], row["mixture"])))
+        shown = (*row["texts"], row["mixture"])
+        table.add_row(row["model"], *(f"{math.exp(loss):.4g}" if perplexity else f"{loss:.4f}" for loss in shown))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from moedisco_ray.core.config import LocalInit, Model
 from moedisco_ray.core.findings import evaluation_rows
 from moedisco_ray.core.hub import hub_parts, is_hub
+from moedisco_ray.core.locations import Location, parent
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.records import EvaluationRecord, Figures, ModelFacts
 from moedisco_ray.core.run_record import RunReport
@@ -49,17 +51,43 @@ def front_matter(report: RunReport, facts: ModelFacts, tags: Sequence[str] = ("m
     return f"---\n{data.to_yaml()}\n---"
 
 
+def combined_front_matter(
+    name: str, family: str, facts: Sequence[ModelFacts], texts: Sequence[Location], losses: Sequence[float], *,
+    tags: Sequence[str] = (),
+) -> str:
+    """The YAML of a model that is made of other models; its licence is left out unless all of them have the same one.
+
+    Args:
+        name: Name of the model.
+        family: Its family.
+        facts: What is known of each of the other models; the languages are those of the first.
+        texts: Texts that it was measured on, which some of the models may have been trained on.
+        losses: Its loss on each.
+        tags: Further tags.
+    """
+    first, bases = facts[0], dict.fromkeys(each.base_model for each in facts if each.base_model is not None)
+    alike = all((each.license, each.license_name) == (first.license, first.license_name) for each in facts)
+    results = [
+        each for text, loss in zip(texts, losses, strict=True)
+        for each in _figures(f"text: {parent(text)[1]}", Figures(loss=loss, perplexity=math.exp(loss)))]
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag=_TASK, tags=["mixture-of-experts", "moe-disco", *tags, family],
+        base_model=list(bases) or None, language=first.language or None, license=first.license if alike else None,
+        license_name=first.license_name if alike else None, license_link=first.license_link if alike else None,
+        eval_results=results or None, model_name=name if results else None)
+    return f"---\n{data.to_yaml()}\n---"
+
+
 def _results(evaluation: EvaluationRecord) -> Iterator[EvalResult]:
     for name, figures in evaluation_rows(evaluation):
         if not name.endswith("with the start model"):
-            yield from _figures(name, figures)
+            yield from _figures("held-out text" if name == "all" else f"held-out text: {name}", figures)
     for task in evaluation.lm_eval:
         if task.acc is not None:
             yield _result(task.task, "accuracy", "Accuracy", task.acc)
 
 
-def _figures(name: str, figures: Figures) -> Iterator[EvalResult]:
-    text = "held-out text" if name == "all" else f"held-out text: {name}"
+def _figures(text: str, figures: Figures) -> Iterator[EvalResult]:
     for metric, title, value in (
         ("loss", "Loss (nats per token)", figures.loss), ("perplexity", "Perplexity", figures.perplexity),
         ("bits_per_byte", "Bits per byte", figures.bits_per_byte),

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import Router
 from moedisco_ray.models import (
+    Checkpoint,
     ModelMap,
     Selection,
     expert_count,
@@ -44,6 +45,7 @@ from moedisco_ray.models import (
 from moedisco_ray.models.layer_stream import Step, layer_step
 from moedisco_ray.models.streamed import EMBEDDING, device_of_model, loaded, streamed_model
 from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new
+from moedisco_ray.stages.merge.refit import add_to_down, down_changes, routed_outputs
 from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
 RouterMethod = Literal["ridge", "random", "concat"]
@@ -84,6 +86,7 @@ class _RouterReachedError(Exception):
 def calibrated(
     tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], clusters: int, batches: Sequence[Batch], *,
     settings: RouterSettings, report: list[dict[str, Any]], device: str = "cpu", dtype: torch.dtype = torch.float32,
+    whole: Checkpoint | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a merged model, with calibrated router rows in place of the concatenated ones.
 
@@ -103,6 +106,8 @@ def calibrated(
             (mean sum of the selected weights).
         device: Device that one layer at a time runs on.
         dtype: Dtype of the layer and its hidden states.
+        whole: A model with more experts or a higher top-k, to whose outputs on the text of cluster 0 the experts are refitted (see
+            `refit`). Of the router, new rows alone are computed then. None: no refit.
 
     Yields:
         Every tensor in its stored dtype, sorted by name within a layer, with calibrated router rows and rescaled `down_proj`.
@@ -114,7 +119,8 @@ def calibrated(
     names = ModelMap(str(config.get("model_type")))
     window: dict[str, Tensor] = {}      # tensors of the current layer, from which the model below reads its weights
     model = specialise(streamed_model(window, config, dtype=dtype, device=device, resident=False))
-    layers = _Layers(model, names, clusters, batches, settings)
+    layers = _Layers(model, names, clusters, batches, settings, whole=None if whole is None else specialise(
+        streamed_model(whole, whole.config, dtype=dtype, device=device, resident=False)))
     for layer, found in by_layer(tensors, names):
         window.update(found)
         if layer is not None:
@@ -143,13 +149,14 @@ class _Layers:
     """Runs the calibration data through the layers of a model, and calibrates each layer's router."""
 
     def __init__(
-        self, model: PreTrainedModel, names: ModelMap, clusters: int, batches: Sequence[Batch], settings: RouterSettings,
+        self, model: PreTrainedModel, names: ModelMap, clusters: int, batches: Sequence[Batch], settings: RouterSettings, *,
+        whole: PreTrainedModel | None = None,
     ) -> None:
-        self._model, self._names, self._clusters, self._settings = model, names, clusters, settings
+        self._model, self._names, self._clusters, self._settings, self._larger = model, names, clusters, settings, whole
         self._batches, self._device = batches, device_of_model(model)
         self._blocks, self._routers = moe_blocks(model), routers(model)
         fields, self._kind = model.config.to_dict(), family_of(model).router
-        part = {} if settings.new else submodel_config(fields, expert_count(fields) // clusters)
+        part = {} if settings.new or whole is not None else submodel_config(fields, expert_count(fields) // clusters)
         self._whole, self._part = Selection.of(self._kind, fields), Selection.of(self._kind, fields | part)
         self._states: list[Tensor] = []     # hidden states [B, L, D] of each batch, in host memory
 
@@ -170,12 +177,33 @@ class _Layers:
         module: Any = self._model.get_submodule(f"model.layers.{layer}")
         step = layer_step(self._model, layer)
         with loaded(module):
-            set_rows = self._set_new_rows if self._settings.new else self._set_router
-            entry = set_rows(layer, step, tensors) if layer in self._blocks else None
+            entry = self._entry(layer, step, tensors) if layer in self._blocks else None
             if layer + 1 < int(self._model.config.num_hidden_layers):
                 for number, hidden_BLD in enumerate(self._states):
                     self._states[number] = step(hidden_BLD.to(self._device)).cpu()
         return entry
+
+    def _entry(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        if self._larger is None:
+            return (self._set_new_rows if self._settings.new else self._set_router)(layer, step, tensors)
+        found = self._set_new_rows(layer, step, tensors) if self._settings.new else {"layer": layer}
+        return found | self._refit(self._larger, layer, step, tensors)
+
+    def _refit(self, larger: PreTrainedModel, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        experts, router = self._blocks[layer].get_submodule("experts"), self._routers[layer]
+        x_TD = torch.cat([x_TD[(cluster_T == 0).cpu()] for x_TD, cluster_T in self._labelled_inputs(layer, step)]).to(self._device)
+        with loaded(larger.get_submodule(f"model.layers.{layer}")):
+            target_TD = routed_outputs(moe_blocks(larger)[layer].get_submodule("experts"), routers(larger)[layer], x_TD)
+
+        def error() -> float:
+            """Mean square of the error, as a share of that of the target."""
+            error_TD = routed_outputs(experts, router, x_TD).float() - target_TD.float()
+            return float(error_TD.square().mean() / target_TD.float().square().mean())
+
+        before = error()
+        for expert, change_FD in down_changes(experts, router, x_TD, target_TD).items():
+            add_to_down(experts, self._names, layer, expert, change_FD, tensors=tensors)
+        return {"error_before": before, "error": error()}
 
     def _set_router(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
         settings, key = self._settings, self._names.router_key(layer)

@@ -1,0 +1,67 @@
+"""Refit experts to the routing of a smaller model: its MoE blocks shall compute what those of the whole model compute.
+
+Without some experts, or with a lower top-k, a token has other experts than before. No routing among the experts that are left makes
+up for that, but their down projections can: with the routing as it is, a block's output is linear in them, so that least squares
+brings it as close as possible to the output of the whole block for the same inputs. The experts have their turn one after the
+other, each with what the others leave, a few times. A ridge keeps a projection as it is where the text says little.
+
+Shapes: T tokens, S tokens of one expert, D hidden, F expert hidden, K top-k.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moedisco_ray.models import ModelMap, expert_hidden
+
+_SWEEPS = 3
+_RIDGE = 0.01
+"""Strength of the ridge, as a multiple of the mean square of an expert's hidden activations."""
+
+
+def routed_outputs(experts: Any, router: nn.Module, x_TD: Tensor) -> Tensor:
+    """The weighted sum of the outputs of each token's experts, without a shared expert [T, D]."""
+    _, weight_TK, index_TK = router(x_TD)
+    found: Tensor = experts(x_TD, index_TK, weight_TK)
+    return found
+
+
+def down_changes(experts: Any, router: nn.Module, x_TD: Tensor, target_TD: Tensor, sweeps: int = _SWEEPS) -> dict[int, Tensor]:
+    """What is to be added to the down projection of each expert that has tokens [F, D].
+
+    Args:
+        experts: The experts of the smaller model.
+        router: Their router.
+        x_TD: Inputs of both.
+        target_TD: Outputs of the whole model's experts for these inputs.
+        sweeps: How often each expert has its turn.
+    """
+    _, weight_TK, index_TK = router(x_TD)
+    left_TD = (target_TD - experts(x_TD, index_TK, weight_TK)).float()
+    changes = dict[int, Tensor]()
+    for expert in index_TK.unique().tolist() * sweeps:
+        token_S, k_S = (index_TK == expert).nonzero(as_tuple=True)
+        hidden_SF = (expert_hidden(experts, expert, x_TD[token_S]) * weight_TK[token_S, k_S, None]).float()
+        if expert in changes:
+            left_TD[token_S] += hidden_SF @ changes[expert]
+        square_FF = (hidden_SF.T @ hidden_SF).double()
+        square_FF.diagonal().add_((_RIDGE * square_FF.diagonal().mean()).clamp(min=torch.finfo(torch.float64).tiny))
+        changes[expert] = torch.linalg.solve(square_FF, (hidden_SF.T @ left_TD[token_S]).double()).float()
+        left_TD[token_S] -= hidden_SF @ changes[expert]
+    return changes
+
+
+def add_to_down(experts: Any, names: ModelMap, layer: int, expert: int, change_FD: Tensor, *, tensors: dict[str, Tensor]) -> None:
+    """Add to the down projection of an expert: in the module, and in the canonical tensors of its layer."""
+    stacks, change = names.family.stacks, change_FD if names.family.interleaved else change_FD.T
+    key = names.block_key(layer, "experts.down_proj") if stacks else names.expert_key(layer, expert, "down")
+    stored = tensors[key][expert] if stacks else tensors[key]
+    new = (stored.to(change) + change).to("cpu", stored.dtype)
+    if stacks:
+        tensors[key][expert] = new
+    else:
+        tensors[key] = new
+    experts.down_proj[expert].copy_(new)

@@ -1,0 +1,80 @@
+"""Experts refitted to the routing of a smaller model: the solution is that of NumPy, and transformers computes what is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from moe_models import VOCAB
+from test_chosen_experts import model_of
+from transformers import AutoModelForCausalLM
+
+from moedisco_ray.core.config import FAMILIES
+from moedisco_ray.models import Chosen, Role, config_with_experts, open_checkpoint, same_bits, with_experts, write_checkpoint
+from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
+from moedisco_ray.stages.merge.refit import down_changes
+
+KEPT = (0, 2, 3, 6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_down_projections_change_and_outputs_come_closer(family: str, tmp_path: Path) -> None:
+    whole = open_checkpoint(model_of(family, tmp_path / "whole"))
+    values, names = config_with_experts(whole.config, len(KEPT), 2), whole.model_map
+    tokens_BL = torch.randint(VOCAB, (8, 16), generator=torch.Generator().manual_seed(0))
+    layers: list[dict[str, Any]] = []
+    plain = dict(with_experts([whole], names, [Chosen(0, expert) for expert in KEPT]))
+    found = dict(calibrated(
+        ((key, tensor.clone()) for key, tensor in plain.items()), values, 1, [(tokens_BL.numpy(), np.zeros(8, dtype=int))],
+        settings=RouterSettings("ridge"), report=layers, whole=whole))
+    assert found.keys() == plain.keys()
+    changed = {key for key, tensor in plain.items() if not same_bits(found[key], tensor)}
+    roles = {key: names.classify(key) for key in plain}
+    down = {key for key, role in roles.items() if role.role is Role.EXPERT and role.part.endswith(
+        ("down", "experts.down_proj", "output_linear.weight"))}
+    # The random corrections of these models may keep an expert from all tokens.
+    assert changed == down or (names.family.router.correction is not None and changed < down)
+    write_checkpoint(tmp_path / "smaller", found.items(), values)
+    assert errors(tmp_path / "smaller", tmp_path / "whole", tokens_BL) == pytest.approx(
+        [layer["error"] for layer in layers], rel=0.02, abs=1e-5)
+    assert all(layer["error"] < layer["error_before"] for layer in layers)
+
+
+@torch.no_grad()
+def errors(smaller: Path, whole: Path, tokens_BL: torch.Tensor) -> list[float]:
+    """Mean square of the difference of the experts' outputs of two models of transformers, as a share of those of the second."""
+    model, other = (AutoModelForCausalLM.from_pretrained(each).eval() for each in (smaller, whole))
+    seen: dict[torch.nn.Module, Any] = {}
+    blocks = [name.removesuffix(".experts") for name, _ in model.named_modules() if name.endswith(".experts")]
+    for each in (each.get_submodule(f"{name}.experts") for each in (model, other) for name in blocks):
+        each.register_forward_hook(lambda module, inputs, output: seen.update({module: (inputs[0], output)}))
+    model(tokens_BL)
+    found = []
+    for name in blocks:
+        x_TD, y_TD = seen[model.get_submodule(f"{name}.experts")]
+        other.get_submodule(name)(x_TD[None])
+        target_TD = seen[other.get_submodule(f"{name}.experts")][1]
+        found.append(float((y_TD - target_TD).square().sum() / target_TD.square().sum()))
+    return found
+
+
+def test_many_sweeps_reach_the_ridge_solution_of_all_experts_together(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_of("qwen3_moe", tmp_path / "model")).eval()
+    block = model.model.layers[0].mlp
+    experts, (x_TD, target_TD) = block.experts, torch.randn(2, 400, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        _, weight_TK, index_TK = block.gate(x_TD)
+        found = down_changes(experts, block.gate, x_TD, target_TD, sweeps=300)
+        gate_TEF, up_TEF = torch.einsum("td,egd->teg", x_TD, experts.gate_up_proj).chunk(2, dim=2)
+        weight_TE = torch.zeros(len(x_TD), len(experts.down_proj)).scatter(1, index_TK, weight_TK)
+        hidden_TEF = (torch.nn.functional.silu(gate_TEF) * up_TEF * weight_TE[..., None]).double().numpy()
+        left_TD = (target_TD - experts(x_TD, index_TK, weight_TK)).double().numpy()
+    ridge_EF = 0.01 * np.square(hidden_TEF).sum(0).mean(1, keepdims=True).repeat(hidden_TEF.shape[2], axis=1)
+    flat = hidden_TEF.reshape(len(hidden_TEF), -1)
+    expected = np.linalg.lstsq(
+        np.concatenate([flat, np.diag(np.sqrt(ridge_EF.ravel()))]), np.concatenate([left_TD, np.zeros((flat.shape[1], 32))]),
+        rcond=None)[0]
+    np.testing.assert_allclose(np.concatenate([found[each].numpy() for each in sorted(found)]), expected, atol=1e-4)
