@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator
 
 from moedisco_ray.core import families
-from moedisco_ray.core.families import FAMILIES, REFUSED, Router
+from moedisco_ray.core.families import REFUSED, Router
 
 HEAD = ["`model.family`", "models", "router", "dense starts", "GGUF"]
 REFUSED_HEAD = ["`model_type`", "not supported, because"]
@@ -24,13 +23,12 @@ Its router cannot keep these settings of the whole model:
 
 def rows() -> Iterator[list[str]]:
     """A row per family of this package."""
-    for name in FAMILIES:
-        page = importlib.import_module(f"{families.__name__}.{name}")
+    for page in families.PAGES:
         first = inspect.cleandoc(page.__doc__ or "").split(". ")[0].split("\n\n")[0].rstrip(".")
         family = page.FAMILY
         starts = ", ".join(f"`{kind}`" for kind in family.dense) or "none"
         in_gguf = "none" if family.gguf is None else f"`{family.gguf.architecture}`"
-        yield [f"`{name}`", first, _router(family.router), starts, in_gguf]
+        yield [f"`{family.name}`", first, _router(family.router), starts, in_gguf]
 
 
 def refused() -> list[list[str]]:

@@ -38,13 +38,15 @@ __all__ = [
 
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
-_PAGES = (
+PAGES = (
     mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open, ernie4_5_moe,
     granitemoe)
+"""The families of this package."""
+_OWN: Mapping[str, Family] = {page.FAMILY.name: page.FAMILY for page in PAGES}
 
-DECLARATIONS: Mapping[str, Family] = {family.name: family for family in (
-    *(entry.load() for entry in entry_points(group=GROUP)), *(page.FAMILY for page in _PAGES))}
-"""Every family by its `model_type`; a family of this package wins over one of another package."""
+DECLARATIONS: Mapping[str, Family] = {
+    **_OWN, **{family.name: family for entry in entry_points(group=GROUP) if (family := entry.load()).name not in _OWN}}
+"""Every family by its `model_type`. Those of this package come first, also where several take the same dense start."""
 FAMILIES: tuple[str, ...] = tuple(DECLARATIONS)
 
 
