@@ -16,6 +16,15 @@ from moedisco_ray.stages import corpus
 
 NAME = "hf://datasets/tiny-org/wiki"
 TRAIN, TEST = 40, 10
+CARD = """---
+configs:
+- config_name: whole
+  default: true
+  data_files: [{split: train, path: data/train-*}, {split: test, path: data/test-*}]
+- config_name: small
+  data_files: [{split: train, path: data/train-1.parquet}]
+---
+""" + "# A card, which is no text to train on\n" * 9
 
 
 def article(i: int) -> str:
@@ -28,15 +37,15 @@ def server(tmp_path: Path) -> Iterator[Hub]:
     (folder / "data").mkdir(parents=True)
     for part, rows in (("train-0", range(25)), ("train-1", range(25, TRAIN)), ("test-0", range(TRAIN, TRAIN + TEST))):
         pq.write_table(pa.table({"text": [article(i) for i in rows]}), folder / "data" / f"{part}.parquet")
-    (folder / "README.md").write_text("# A card, which is no text to train on\n" * 9)
+    (folder / "README.md").write_text(CARD)
     with hub(tmp_path / "hub-cache") as found:
         found.add("datasets/tiny-org/wiki", folder)
         yield found
 
 
-def documents(tmp_path: Path, path: str) -> int:
+def documents(tmp_path: Path, path: str, **settings: str) -> int:
     config = small_config(
-        tmp_path / "runs", corpus={"sources": [{"path": path}], "validation_fraction": 0.1, "sequence_length": 64})
+        tmp_path / "runs", corpus={"sources": [{"path": path, **settings}], "validation_fraction": 0.1, "sequence_length": 64})
     directory = tmp_path / "corpus"
     directory.mkdir()
     summary = corpus.build(config, directory)
@@ -45,11 +54,14 @@ def documents(tmp_path: Path, path: str) -> int:
 
 
 @pytest.mark.ecosystem("Text: data set of a hub (a stand-in on loopback)", "huggingface-hub")
-@pytest.mark.parametrize(("path", "count"), [
-    (NAME, TRAIN + TEST), (f"{NAME}@main", TRAIN + TEST), (f"{NAME}/data/train-*.parquet", TRAIN),
-    (f"{NAME}/data/test-0.parquet", TEST)])
-def test_a_data_set_is_a_source_like_a_folder(server: Hub, tmp_path: Path, path: str, count: int) -> None:
-    assert documents(tmp_path, path) == count
+@pytest.mark.parametrize(("path", "settings", "count"), [
+    (NAME, {}, TRAIN + TEST), (f"{NAME}@main", {}, TRAIN + TEST), (f"{NAME}/data/train-*.parquet", {}, TRAIN),
+    (f"{NAME}/data/test-0.parquet", {}, TEST), (NAME, {"split": "train"}, TRAIN), (f"{NAME}@main", {"split": "test"}, TEST),
+    (NAME, {"split": "train", "subset": "small"}, TRAIN - 25)])
+def test_a_data_set_is_a_source_like_a_folder(
+    server: Hub, tmp_path: Path, path: str, settings: dict[str, str], count: int,
+) -> None:
+    assert documents(tmp_path, path, **settings) == count
     assert {authorization for _, _, authorization in server.requests} == {None}
 
 

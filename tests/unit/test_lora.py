@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft_on_top import check_lora_on_top
 from pydantic import ValidationError
 from small_run import small_config
 from tiny_training import BATCH, L, V, run, stop_after, variant, weights, write_shard, write_tiny
@@ -300,10 +301,19 @@ def test_the_plan_of_a_run_needs_less_memory_and_smaller_checkpoints(home: Path,
 # --- a run
 
 
-def test_a_run_with_adapters_ends_with_a_model_like_any_other(home: Path, tmp_path: Path) -> None:
-    directory = pipeline.run(lora_config(tmp_path / "runs", home / "start"), backend=LocalBackend())
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    return pipeline.run(lora_config(home / "runs", home / "start"), backend=LocalBackend())
+
+
+@pytest.mark.ecosystem("Use: LoRA of PEFT on an exported model", "peft", "transformers")
+def test_peft_adapts_the_exported_model_again(finished: Path, tmp_path: Path) -> None:
+    check_lora_on_top(finished / "model", inputs(), tmp_path, lr=2e-2, steps=20)
+
+
+def test_a_run_with_adapters_ends_with_a_model_like_any_other(finished: Path) -> None:
     for part in ("0", "1"):
-        start, trained = directory / "decomposed" / part, directory / "submodels" / part
+        start, trained = finished / "decomposed" / part, finished / "submodels" / part
         before, after = weights(start), weights(trained)
         frozen = {name for name in before if torch.equal(before[name], after[name])}
         assert frozen == {name for name in before if "norm" in name or "layers" not in name or "mlp.gate." in name}
@@ -311,9 +321,9 @@ def test_a_run_with_adapters_ends_with_a_model_like_any_other(home: Path, tmp_pa
         for name, tensor in load_model(trained).state_dict().items():
             torch.testing.assert_close(tensor, theirs[name])
         assert not (trained / OPTIMIZER_FOLDER).exists()
-    assert not (directory / "finetuned" / ADAPTER_FOLDER).exists()
-    assert read_json(directory / "report.json")["evaluation"]["perplexity"] > 0
-    assert sum(each.numel() for each in load_model(directory / "model").parameters()) > 0
+    assert not (finished / "finetuned" / ADAPTER_FOLDER).exists()
+    assert read_json(finished / "report.json")["evaluation"]["perplexity"] > 0
+    assert sum(each.numel() for each in load_model(finished / "model").parameters()) > 0
 
 
 @pytest.mark.parametrize(("changes", "reason"), [

@@ -18,6 +18,7 @@ import llama_cpp
 import pytest
 import torch
 from gguf_files import TEXT
+from peft_on_top import check_lora_on_top
 from small_run import small_config
 from test_gguf_export import HARD
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -120,6 +121,12 @@ def test_other_programs_continue_a_chat_as_our_model_does(run: Path, tmp_path: P
     _, found = llama_cpp.logprobs(tmp_path / "moe.gguf", [ids], count=16)
     assert found == expected[:len(found)]
     assert len(found) >= len(expected) - 1      # llama.cpp leaves out the end of the text
+
+
+@pytest.mark.ecosystem("Use: LoRA of PEFT on an exported model", "peft", "transformers")
+def test_peft_adapts_the_exported_model(run: Path, tmp_path: Path) -> None:
+    ids = AutoTokenizer.from_pretrained(run / "model")("".join(TEXT))["input_ids"][:64]
+    check_lora_on_top(run / "model", torch.tensor([ids]), tmp_path, lr=1e-3, steps=5)
 
 
 def perplexities(model: PreTrainedModel, texts: Iterable[tuple[str, list[int]]]) -> dict[str, float]:
