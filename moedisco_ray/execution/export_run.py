@@ -21,7 +21,7 @@ from moedisco_ray.execution.merge_models import check_new
 from moedisco_ray.execution.pipeline import own_storage
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.export.stage import datasets_of, export_model
+from moedisco_ray.stages.export.stage import datasets_of, export_model, has_turns
 from moedisco_ray.stages.train.jobs import checkpoint_location, training_home
 from moedisco_ray.training.checkpoints.model import write_model_of
 from moedisco_ray.training.checkpoints.storage import Storage
@@ -65,7 +65,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
         figures = export_model(
             model, tokenizer=tokenizer, directory=draft, report=report, prompts=(), sample_tokens=1, seed=config.seed,
             start=config.model, own_tokens=not config.tokenizer.replace, dtype=config.export.dtype, device="cpu",
-            datasets=datasets_of(config))
+            datasets=datasets_of(config), has_turns=has_turns(config))
         draft.rename(target)
     return {name: value for name, value in figures.items() if name != "samples"} | {"step": step}
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config
@@ -22,9 +23,10 @@ from moedisco_ray.stages.corpus import build
 from tests.unit.chat_data import WITH_TOOLS, conversation, tools_of, write_rows, write_tokenizer
 
 CONVERSATIONS, LENGTH = 300, 64
+ANSWERS = {"word": "the number is a question", "number": "it is the word grün"}
 
 
-def config_of(home: Path, text: list[dict[str, Any]], **evaluation: Any) -> RunConfig:
+def config_of(home: Path, text: list[dict[str, Any]], total: int = 20_000, **evaluation: Any) -> RunConfig:
     recipe = {"batch_tokens": 512, "lr": 2e-3}
     sizes = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_intermediate_size": 48,
@@ -33,7 +35,7 @@ def config_of(home: Path, text: list[dict[str, Any]], **evaluation: Any) -> RunC
         "name": "chat", "output": str(home / "runs"),
         "corpus": {"sources": text, "validation_fraction": 0.1, "sequence_length": LENGTH},
         "tokenizer": {"path": str(home / "tokenizer")}, "model": {"family": "qwen3_moe", "config": sizes},
-        "tokens": {"total": 20_000, "seed_share": 0.3, "finetune_share": 0.3}, "clusters": {"count": 2, "restarts": 2},
+        "tokens": {"total": total, "seed_share": 0.3, "finetune_share": 0.3}, "clusters": {"count": 2, "restarts": 2},
         "submodels": {"optimizer": recipe}, "finetune": {"optimizer": recipe}, "merge": {"calibration_tokens": 2048},
         "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
         "evaluation": {"max_tokens": 100_000, "sample_tokens": 4, "prompts": ["ab"], "every_tokens": 2048, **evaluation}})
@@ -119,6 +121,25 @@ def test_a_run_counts_the_assistants_tokens_only(home: Path) -> None:
     assert exported.read_text() == given.read_text()
     losses = report["curves"]["finetune"]["loss"]
     assert np.isfinite(losses).all()
+
+
+def test_the_exported_model_answers_in_its_template_and_ends_there(tmp_path: Path) -> None:
+    def asked(topic: str, number: int) -> dict[str, str]:
+        return {"role": "user", "content": f"what is the {topic} {number}?"}
+
+    ends = write_tokenizer(tmp_path / "tokenizer").convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    path = write_rows(tmp_path / "asked.jsonl", "messages", [
+        [asked(topic, number), {"role": "assistant", "content": answer}]
+        for topic, answer in ANSWERS.items() for number in range(60)])
+    config = config_of(tmp_path, [{"path": str(path), "messages_column": "messages"}], total=120_000)
+    pipeline.run(config, backend=LocalBackend())
+    exported = config.directory / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
+    for topic, answer in ANSWERS.items():
+        prompt = tokenizer.apply_chat_template([asked(topic, 7)], add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        found = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1]:]
+        assert tokenizer.decode(found) == f"{answer}<|im_end|>"
+    assert read_json(exported / "generation_config.json")["eos_token_id"] == ends
 
 
 def test_completions_and_tools_reach_the_corpus(tmp_path: Path) -> None:

@@ -97,6 +97,14 @@ def test_the_end_of_a_turn_is_found_where_it_has_the_words_of_the_answer(tmp_pat
     assert "text<|im_end|>" in tokenizer.decode(document.tokens[document.loss_mask].tolist())
 
 
+@pytest.mark.parametrize(("template", "token"), [
+    (TURNS, "<|im_end|>"), (PLAIN_TURNS, "<|im_end|>"), (THINKING, "<|im_end|>"), (LAST_QUESTION, "<|endoftext|>"),
+    (TURNS.replace("<|im_end|>", "[end]"), None), (None, None)])
+def test_the_token_that_ends_an_answer_is_that_of_the_template(tmp_path: Path, template: str | None, token: str | None) -> None:
+    tokenizer = write_tokenizer(tmp_path, template)
+    assert GivenTokens(tmp_path).turn_end() == (None if token is None else tokenizer.convert_tokens_to_ids(token))
+
+
 def test_nulls_in_tools_of_json_text_reach_the_template(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, WITH_TOOLS)
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"unit": {"type": "string", "default": None}}}}]

@@ -31,7 +31,7 @@ from moedisco_ray.models import (
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
 from moedisco_ray.stages.export.card import model_card
-from moedisco_ray.stages.export.origin import Origin, end_tokens, for_all_readers, tokens_of
+from moedisco_ray.stages.export.origin import Origin, add_end_token, end_tokens, for_all_readers, tokens_of
 from moedisco_ray.stages.export.samples import continue_prompts
 
 _SUFFIXES = {".safetensors", ".json", ".md", ".jinja", ".model", ".tiktoken", ".txt"}
@@ -43,7 +43,7 @@ def export(
     model_dir: Path, tokenizer_dir: Path, directory: Path, report: RunReport, *, prompts: Sequence[str] = (),
     sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
     facts: ModelFacts | None = None, dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", device: str = "cpu",
-    advance: Advance = no_advance,
+    turn_end: int | None = None, advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Write the exported directory, read it again, and compare it with the trained model.
 
@@ -65,6 +65,7 @@ def export(
         facts: Base model, licence, languages and data sets, for the model card.
         dtype: Dtype of the weights; `auto` means the dtype of `origin`, or, if that is None, the dtype of the trained model.
         device: Device that the samples are computed on. The comparison runs on the CPU, where results do not depend on timing.
+        turn_end: Token after which an answer ends, if the run trained on conversations; generation ends there too.
         advance: Receives the number of files written.
 
     Returns:
@@ -85,6 +86,8 @@ def export(
     positions = int(weights.config["max_position_embeddings"])
     tokenizer = write_tokenizer(tokenizer_dir, directory, positions if origin is None else None)
     write_configs(tokenizer, stored_in, directory, origin)
+    if turn_end is not None:
+        add_end_token(directory, turn_end)
     advance(_files(directory) - weight_files)
     _verify(model_dir, directory, stored_in)
     model = open_streamed(directory, dtype=stored_in, device=device, few_tokens=True)

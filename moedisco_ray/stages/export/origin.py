@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import EXPERT_COUNTS
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.read_roots import opened
@@ -110,5 +110,16 @@ def for_all_readers(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, 
 
 def end_tokens(directory: Path) -> frozenset[int]:
     """End-of-text tokens in the `generation_config.json` of a model directory."""
-    found = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
-    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+    return frozenset(_as_list(GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id))
+
+
+def add_end_token(directory: Path, token: int) -> None:
+    """Add an end-of-text token to the `generation_config.json` of a model directory, if it is not there."""
+    settings = read_json(directory / _GENERATION)
+    known = _as_list(settings.get("eos_token_id"))
+    if token not in known:
+        write_json(directory / _GENERATION, {**settings, "eos_token_id": [*known, token]})
+
+
+def _as_list(tokens: list[int] | int | None) -> list[int]:
+    return tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]

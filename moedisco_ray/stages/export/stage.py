@@ -18,6 +18,7 @@ from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.export.front_matter import facts_of
 from moedisco_ray.stages.export.origin import Origin
+from moedisco_ray.stages.text.given_tokens import GivenTokens
 from moedisco_ray.stages.text.tokenizer import Encoder
 
 
@@ -30,7 +31,7 @@ def run(context: Context, draft: Draft) -> None:
         tokenizer=tokenizer, directory=draft.path, report=report, prompts=config.evaluation.prompts,
         sample_tokens=config.evaluation.sample_tokens, seed=config.seed, start=config.model,
         own_tokens=not config.tokenizer.replace, dtype=config.export.dtype,
-        device=device_of(config.finetune_pool), datasets=datasets_of(config))
+        device=device_of(config.finetune_pool), datasets=datasets_of(config), has_turns=has_turns(config))
     draft.summary.update(ExportSummary.model_validate(figures).to_json())
 
 
@@ -39,10 +40,15 @@ def datasets_of(config: RunConfig) -> list[str]:
     return list(dict.fromkeys(filter(None, (dataset_name(source.path) for source in config.corpus.sources))))
 
 
+def has_turns(config: RunConfig) -> bool:
+    """Whether a run trains on conversations, or on prompts with completions."""
+    return any(source.messages_column or source.completion_column for source in config.corpus.sources)
+
+
 def export_model(
     model: Path, *, tokenizer: Path, directory: Path, report: RunReport, prompts: Sequence[str], sample_tokens: int,
     seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"], device: str,
-    datasets: Sequence[str] = (), events: Emit = discard,
+    datasets: Sequence[str] = (), has_turns: bool = False, events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the Hugging Face directory and let the model continue a few prompts.
 
@@ -59,6 +65,7 @@ def export_model(
         dtype: Dtype of the weights; see `export`.
         device: Device that the samples are computed on.
         datasets: Data sets of the Hugging Face hub that the run trained on, for the model card.
+        has_turns: Whether the run trains on conversations, or on prompts with completions.
         events: Takes `stage_progress` events.
 
     Returns:
@@ -68,4 +75,5 @@ def export_model(
     return export(
         model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed,
         prefix=Encoder(tokenizer).prefix, origin=origin, facts=facts_of(start, list(datasets)), dtype=dtype, device=device,
+        turn_end=GivenTokens(tokenizer).turn_end() if has_turns else None,
         advance=StageProgress(events, "export", "files written").add)

@@ -170,6 +170,16 @@ class GivenTokens:
             loss_mask |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
         return Rendered(text, ids, offsets, loss_mask)
 
+    def turn_end(self) -> int | None:
+        """The special token that the chat template writes after an answer; None if it writes none, or there is no template."""
+        try:
+            text, ids, offsets, loss_mask = self.render([{"role": role, "content": _PLACE} for role in ("user", "assistant")])
+        except GivenTokensError:
+            return None
+        added = self._tokenizer.added_tokens_decoder
+        after = ids[loss_mask & (offsets[:, 0] >= text.rfind(_PLACE) + len(_PLACE))].tolist()
+        return next((token for token in after if token in added and added[token].special), None)
+
     def _turns(self, messages: Sequence[Message], text: str, tools: Tools) -> Iterator[tuple[int, int]]:
         """First and last character (exclusive) of each turn of the assistant in a rendered conversation."""
         for number, message in enumerate(messages):
