@@ -8,6 +8,7 @@ from benchmarks.harness import RESULTS, ROOT
 from benchmarks.speed_sections import (
     checkpoint_stall,
     corpus_scale,
+    expert_offload,
     kmeans,
     made_with,
     number,
@@ -197,7 +198,8 @@ def page() -> str:
     measured = {
         "training_step": training_step, "kmeans": kmeans, "ray_overhead": ray_overhead, "seats_256": seats,
         "service_load": service_load, "checkpoint_stall": checkpoint_stall, "simulator": simulator, "makespan": makespan,
-        "corpus_scale": corpus_scale, "true_sizes": true_sizes, "ranking": ranking}
+        "corpus_scale": corpus_scale, "true_sizes": true_sizes,
+        "expert_offload": expert_offload, "ranking": ranking}
     parts = ["# Results", " ".join(_INTRODUCTION.split()), *(
         write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists())]
     if grid_section.entries():     # hours of measuring, apart from `make bench`

@@ -217,7 +217,7 @@ def true_sizes() -> str:
         *(at_most(f"memory of {arm} in MB", result["own_mb"][arm], targets["own_mb"])
           for arm in ("merge", "evaluate", "export", "published")),
         *(at_least(f"{name} / copy", result["of_copy"][name], targets["of_copy"])
-          for name in ("join", "export without its check"))]
+          for name in ("join", "merge", "export without its check", "export"))]
     return section(
         "Merge, evaluation and export of a model that is larger than their memory",
         f"""An MoE of {setting["gigabytes"]:g} GB in bf16, merged from {setting["submodels"]} sub-models with backbones that differ,
@@ -228,3 +228,26 @@ def true_sizes() -> str:
         in another dtype of the same size and compares it with the trained one. *published*: links the files and compares.""",
         table(["arm", "seconds", "memory, MB", "MB/s written", "/ copy", "seconds of the comparison"], rows),
         "\n".join(verdicts), made_with(result))
+
+
+def expert_offload() -> str:
+    result = read("expert_offload")
+    setting = result["setting"]
+    on_gpu = setting["device"] != "cpu"
+    names = (
+        "open_seconds", "first_prompt_seconds", "first_per_second", "second_per_second", "second_loaded", "own_mb",
+        *(("gpu_mb",) if on_gpu else ()))
+    rows = [
+        [arm, *(span(cell[name]) for name in names), span(result["of_device"][arm]) if arm in result["of_device"] else ""]
+        for arm, cell in result["arms"].items()]
+    return section(
+        "Experts in memory or on disk until a token selects them",
+        f"""A model of {setting["bytes"] / 1e9:.2f} GB in bf16, {setting["expert_bytes"] / 1e9:.2f} GB of them experts: each token
+        selects {setting["num_experts_per_tok"]} of {setting["num_experts"]} in each layer. *device*: transformers' model, all on
+        the device ({setting["device"]}). *cpu-N* and *disk-N*: `--experts-on` with `--resident-experts N`. The first answer begins
+        with files that are on the disk only, the second may find them in the page cache. *Loaded*: the share of the tokens'
+        selections for which an expert was loaded. The weights are noise and select experts almost evenly, which is the hardest case
+        for a cache. Memory is the process's own, libraries included, without pages of mapped files.""",
+        table(
+            ["arm", "opened, s", "first prompt, s", "first answer, tokens/s", "second answer, tokens/s", "loaded", "memory, MB",
+             *(["GPU memory, MB"] if on_gpu else []), "tokens/s / device"], rows), made_with(result))

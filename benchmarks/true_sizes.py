@@ -112,13 +112,13 @@ def measure(arm: str, home: Path) -> dict[str, float]:
     inputs = {"copy": ["merged"], "join": ["submodels", "backbone"], "merge": ["submodels", "backbone"]}.get(arm, ["merged"])
     target = home / ("merged" if arm == "merge" else "out")
     shutil.rmtree(target, ignore_errors=True)
-    _settle([path for name in inputs for path in (home / name).rglob("*.safetensors")], forget=True)
-    before = _own_mb()
-    with _own_memory() as peak:
+    settle([path for name in inputs for path in (home / name).rglob("*.safetensors")], forget=True)
+    before = own_mb()
+    with own_memory() as peak:
         started = time.perf_counter()
         seconds = run(arm, home, target)
         files = list(target.rglob("*.safetensors"))
-        _settle(files, forget=False)
+        settle(files, forget=False)
         total = time.perf_counter() - started
     size = sum(path.stat().st_size for path in files)
     return {"seconds": total, "bytes": size, "own_mb": peak[0], "grown_mb": peak[0] - before, **seconds}
@@ -159,7 +159,7 @@ def export(home: Path, target: Path, dtype: Any) -> dict[str, float]:
     check = exporting._verify  # noqa: SLF001 - timed from outside
 
     def timed(*arguments: Any) -> None:
-        _settle(list(target.rglob("*.safetensors")), forget=False)
+        settle(list(target.rglob("*.safetensors")), forget=False)
         began = time.perf_counter()
         check(*arguments)
         checks.append(time.perf_counter() - began)
@@ -171,7 +171,7 @@ def export(home: Path, target: Path, dtype: Any) -> dict[str, float]:
     return {"check_seconds": checks[0]}
 
 
-def _settle(files: list[Path], *, forget: bool) -> None:
+def settle(files: list[Path], *, forget: bool) -> None:
     """Wait until files are on the disk; with `forget`, drop them from the page cache too."""
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
@@ -181,18 +181,18 @@ def _settle(files: list[Path], *, forget: bool) -> None:
         os.close(descriptor)
 
 
-def _own_mb() -> float:
+def own_mb() -> float:
     return int(Path("/proc/self/status").read_text(encoding="utf-8").split("RssAnon:")[1].split()[0]) / 1024
 
 
 @contextlib.contextmanager
-def _own_memory() -> Iterator[list[float]]:
+def own_memory() -> Iterator[list[float]]:
     """The largest anonymous memory of this process in MB until the block ends, in a list of one number."""
     peak, ended = [0.0], threading.Event()
 
     def look() -> None:
         while not ended.wait(_LOOK_SECONDS):
-            peak[0] = max(peak[0], _own_mb())
+            peak[0] = max(peak[0], own_mb())
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,3 +32,12 @@ RunId = Annotated[str | None, typer.Option(
     "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
 RunDir = Annotated[
     str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run, such as runs/NAME or s3://BUCKET/FOLDER/NAME.")]
+FinishedModel = Annotated[str, typer.Argument(
+    metavar="RUN_DIR", help="Directory or URI of a finished run, or the directory of an exported model.")]
+Device = Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, or auto for a GPU if there is one.")]
+Place = Literal["device", "cpu", "disk"]
+ExpertsOn = Annotated[Place, typer.Option(
+    help="Where experts are while no token selects them: on the device, in the memory of this machine, or in the model's files.")]
+ResidentExperts = Annotated[int | None, typer.Option(
+    min=0, metavar="N", help="Number of experts per layer that stay on the device, those used last; needs --experts-on.",
+    show_default="twice the experts per token")]

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from moedisco_ray.cli.expert_use import ExpertUse, use_lines
-from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.models.hf import no_progress_bar
-from moedisco_ray.models.tokenizer_directories import load_pretrained
-
-Message = dict[str, str]
+from moedisco_ray.cli.generation import Message, document_ids, sampling, templated_ids
 
 _HELP = "An empty line does nothing, Ctrl-C stops an answer, /clear begins a new chat, /bye or Ctrl-D leaves."
 _LEAVE, _CLEAR = "/bye", "/clear"
@@ -49,7 +43,7 @@ class Chat:
         self._tokenizer = tokenizer
         self._most = int(model.config.max_position_embeddings)
         self._new = min(max_tokens, self._most - 1)
-        self._sampling = _sampling(temperature)
+        self._sampling = sampling(temperature)
         self._use = ExpertUse(model) if shows_experts else None
 
     @property
@@ -79,37 +73,18 @@ class Chat:
     def _prompt(self, line: str) -> list[int]:
         most = self._most - self._new
         if not self.has_template:
-            start = self._tokenizer(line)["input_ids"]
-            before = [] if start[:1] == [self._tokenizer.bos_token_id] else [self._tokenizer.eos_token_id]
-            return [*before, *start][-most:]
+            return document_ids(self._tokenizer, line)[-most:]
         while True:
-            ids = _templated(self._tokenizer, self.messages)
+            ids = templated_ids(self._tokenizer, self.messages)
             if len(ids) <= most or len(self.messages) == 1:
                 return ids[-most:]
             del self.messages[:2]
 
 
-def chat(directory: Path, *, device: str, max_tokens: int, temperature: float | None, shows_experts: bool) -> None:
-    """Chat until the end of the input.
-
-    Args:
-        directory: An exported model with its tokenizer.
-        device: Device that runs the model; `auto` is a GPU if one is visible.
-        max_tokens: Maximum tokens per answer.
-        temperature: Sampling temperature; see `Chat`.
-        shows_experts: Whether to print the experts of each token; see `Chat`.
-
-    Raises:
-        ConfigError: The device does not exist here, or the directory holds no tokenizer.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device", device, "no GPU is visible here; use --device cpu")
-    tokenizer = load_pretrained(directory, "RUN_DIR")
-    with no_progress_bar():
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype="auto", local_files_only=True, trust_remote_code=False).to(device).eval()
+def chat(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, temperature: float | None, shows_experts: bool,
+) -> None:
+    """Chat until the end of the input; see `Chat` for the arguments."""
     conversation = Chat(model, tokenizer, max_tokens=max_tokens, temperature=temperature, shows_experts=shows_experts)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
@@ -167,16 +142,3 @@ class _Printer(TextStreamer):
         """Print the next piece."""
         self.text += text
         print(text, end="\n" if stream_end else "", flush=True)
-
-
-def _sampling(temperature: float | None) -> dict[str, Any]:
-    if temperature is None:
-        return {}
-    if temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": temperature}
-
-
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

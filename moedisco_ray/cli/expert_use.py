@@ -1,6 +1,6 @@
 """Which experts compute the tokens of an answer.
 
-Shapes: T tokens of a forward pass, K selected experts, E experts.
+Shapes: T tokens of a forward pass, K selected experts, E experts, L MoE layers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ _MOST_NAMED = 4
 
 
 class ExpertUse:
-    """Records each expert's share of each token while the context is active.
+    """Records which experts each token selects while the context is active.
 
-    The share is the expert's routing weight, as a part of all weights of the token in a layer, averaged over the MoE layers.
+    An expert's share of a token is its routing weight, as a part of all weights of the token in a layer, averaged over the MoE
+    layers.
 
     Args:
         model: A model that generates one sequence at a time.
@@ -33,17 +34,17 @@ class ExpertUse:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._experts = [block.get_submodule("experts") for block in moe_blocks(model).values()]
+        self._experts = {layer: block.get_submodule("experts") for layer, block in moe_blocks(model).items()}
         if not self._experts:
             raise ConfigError("--experts", None, "the model is dense; leave the option out")
-        self._layers: list[list[Tensor]] = []
+        self._layers: list[list[tuple[Tensor, Tensor]]] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Self:
         self._layers = [[] for _ in self._experts]
         self._hooks = [
             experts.register_forward_pre_hook(self._record(passes))
-            for experts, passes in zip(self._experts, self._layers, strict=True)]
+            for experts, passes in zip(self._experts.values(), self._layers, strict=True)]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -53,15 +54,27 @@ class ExpertUse:
     def shares(self) -> Tensor:
         """The shares of all recorded tokens [T, E]; each row sums to 1."""
         computed = min(map(len, self._layers))     # Ctrl-C can end a forward pass between two layers
-        return torch.stack([torch.cat(passes[:computed]) for passes in self._layers]).mean(0) if computed else torch.empty(0, 0)
+        count = max(int(experts.num_experts) for experts in self._experts.values())     # type: ignore[arg-type]
+        shares = [torch.cat([_shares(*each, count) for each in passes[:computed]]) for passes in self._layers if computed]
+        return torch.stack(shares).mean(0) if shares else torch.empty(0, 0)
 
-    def _record(self, passes: list[Tensor]) -> Any:
-        def hook(experts: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            _, expert_TK, weight_TK = inputs
-            used_TE = torch.zeros(len(expert_TK), int(experts.get_parameter("down_proj").shape[0]))
-            used_TE.scatter_add_(1, expert_TK.cpu(), weight_TK.float().cpu())
-            passes.append(used_TE / used_TE.sum(1, keepdim=True))
+    def newest(self) -> dict[int, list[int]]:
+        """The experts of the last token, by the index of the MoE layer; forgets all that is recorded."""
+        expert_LK = torch.stack([passes[-1][0][-1] for passes in self._layers]).tolist()
+        for passes in self._layers:
+            passes.clear()
+        return dict(zip(self._experts, expert_LK, strict=True))
+
+    def _record(self, passes: list[tuple[Tensor, Tensor]]) -> Any:
+        def hook(_experts: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            passes.append((inputs[1], inputs[2]))
         return hook
+
+
+def _shares(expert_TK: Tensor, weight_TK: Tensor, count: int) -> Tensor:
+    used_TE = torch.zeros(len(expert_TK), count)
+    used_TE.scatter_add_(1, expert_TK.cpu(), weight_TK.float().cpu())
+    return used_TE / used_TE.sum(1, keepdim=True)
 
 
 def use_lines(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], shares_TE: Tensor) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands that take a finished model: export, push, chat, evaluate, merge, experts."""
+"""The commands that take a finished model: export, push, chat, endpoint, evaluate, merge, experts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moedisco_ray.cli.arguments import AsJson
+from moedisco_ray.cli.arguments import AsJson, Device, ExpertsOn, FinishedModel, ResidentExperts
 from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display import evaluation_view, losses_view
 from moedisco_ray.core.config import Evaluation, Source, check_evaluation, tokenizer_files
@@ -17,7 +17,7 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.gguf_files import check_packages
 from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.run_models import finished_model, local_model, model_to_push
+from moedisco_ray.core.run_models import finished_model, local_model, model_name, model_to_push
 
 TaskFiles = Annotated[
     list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable."),
@@ -90,19 +90,41 @@ def push(
 
 
 def chat(
-    run_dir: Annotated[str, typer.Argument(
-        metavar="RUN_DIR", help="Directory or URI of a finished run, or the directory of an exported model.")],
+    run_dir: FinishedModel,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens per answer.")] = 512,
     temperature: Annotated[float | None, typer.Option(
         min=0, help="Sampling temperature; 0 takes the likeliest token.", show_default="the model's own")] = None,
-    device: Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, or auto for a GPU if there is one.")] = "auto",
+    device: Device = "auto",
     experts: Annotated[bool, typer.Option("--experts", help="Show after each answer which experts computed its tokens.")] = False,
+    experts_on: ExpertsOn = "device",
+    resident_experts: ResidentExperts = None,
 ) -> None:
     """Chat with the model of a finished run; a model without a chat template continues text."""
-    model = finished_model(run_dir)
+    directory = finished_model(run_dir)
     from moedisco_ray.cli.chat import chat as start_chat
+    from moedisco_ray.cli.generation import open_model
 
-    start_chat(model, device=device, max_tokens=max_tokens, temperature=temperature, shows_experts=experts)
+    model, tokenizer = open_model(directory, device=device, experts_on=experts_on, resident_experts=resident_experts)
+    start_chat(model, tokenizer, max_tokens=max_tokens, temperature=temperature, shows_experts=experts)
+
+
+def endpoint(
+    run_dir: FinishedModel,
+    host: Annotated[str, typer.Option(
+        help="Address to listen on. There is no password: everyone who reaches the address can use the model.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free port.")] = 8000,
+    device: Device = "auto",
+    experts_on: ExpertsOn = "device",
+    resident_experts: ResidentExperts = None,
+) -> None:
+    """Serve the model of a finished run with OpenAI's API, and name the experts that each token selects; Ctrl-C ends it."""
+    directory = finished_model(run_dir)
+    from moedisco_ray.cli.endpoint import listening, serve
+    from moedisco_ray.cli.generation import open_model
+
+    with listening(host, port) as listener:
+        model, tokenizer = open_model(directory, device=device, experts_on=experts_on, resident_experts=resident_experts)
+        serve(model, tokenizer, model_name(run_dir), listener)
 
 
 def evaluate(
@@ -165,8 +187,7 @@ def merge(
 
 
 def experts(
-    run_dir: Annotated[str, typer.Argument(
-        metavar="RUN_DIR", help="Directory or URI of a finished run, or the directory of an exported model.")],
+    run_dir: FinishedModel,
     chosen: Annotated[list[str], typer.Argument(
         metavar="EXPERTS...", help="Experts of every layer in their new order: 0,2-5, or RUN_DIR:0,2-5 of another model; the "
         "MLP of a dense model is DIR:0.")],

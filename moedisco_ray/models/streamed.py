@@ -5,30 +5,33 @@ pass loads all weights once, one layer at a time. `layer_stream` runs many batch
 
 On the CPU the results are bit for bit those of the same model in memory: the same modules run on the same inputs.
 
-Shapes: B sequences, L positions, T tokens, K selected experts, S tokens of one expert, D hidden, F expert hidden.
+Shapes: B sequences, L positions, D hidden.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.families import PARTS, Part
-from moedisco_ray.models.checkpoint import Checkpoint
+from moedisco_ray.core.families import PARTS
+from moedisco_ray.models.checkpoint import Checkpoint, advise_soon
 from moedisco_ray.models.checks import open_complete
 from moedisco_ray.models.hf import canonical_shapes, moe_blocks, skeleton, with_parameters_in
 from moedisco_ray.models.layout import ModelMap
+from moedisco_ray.models.selected_experts import Load, SelectedExperts
 from moedisco_ray.models.speed import runnable
 
 RESIDENT_BYTES = 2**30
@@ -40,9 +43,22 @@ EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 
 
+@dataclasses.dataclass(frozen=True)
+class Offload:
+    """Where experts are while no token selects them.
+
+    Attributes:
+        place: `cpu` is the memory of this machine, `disk` the mapped files of the model.
+        resident: Number of experts per layer that stay on the device, those used last; None: twice the number per token.
+    """
+
+    place: Literal["cpu", "disk"]
+    resident: int | None = None
+
+
 def streamed_model(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any] | PretrainedConfig, *, dtype: torch.dtype, device: str = "cpu",
-    resident: bool | None = None, few_tokens: bool = False,
+    resident: bool | None = None, few_tokens: bool = False, offload: Offload | None = None,
 ) -> PreTrainedModel:
     """Build a model whose parts load their weights when they run.
 
@@ -55,8 +71,10 @@ def streamed_model(
             most `RESIDENT_BYTES` on a CPU, or 40 % of the memory of a GPU.
         few_tokens: Whether forward passes have few tokens, as in generation. If the weights do not stay loaded, each pass then
             reads only the experts that its tokens select.
+        offload: Where the experts are until tokens select them. By default they are loaded with their layer.
 
     Raises:
+        CheckpointError: A tensor has another shape than the configuration says.
         ConfigError: transformers cannot build the model.
     """
     model = with_parameters_in(skeleton(config), dtype)
@@ -68,9 +86,10 @@ def streamed_model(
         size = sum(math.prod(shape) for shape in canonical_shapes(model.config).values()) * dtype.itemsize
         resident = size <= _resident_bytes(device)
     base.embed_tokens = StoredEmbedding(weights)
-    if few_tokens and not resident and not weights.names.family.stacks:
-        for index, block in moe_blocks(model).items():
-            block.experts = _SelectedExperts(block.get_submodule("experts"), index, weights)
+    if offload is None and few_tokens and not resident:
+        offload = Offload("disk", resident=0)
+    if offload is not None:
+        _offload_experts(model, weights, offload)
     parts = [_LoadedPart(layer, f"model.layers.{index}.", weights, keep=resident) for index, layer in enumerate(base.layers)]
     parts.append(_LoadedPart(base.norm, "model.norm.", weights, keep=True))
     parts.append(_LoadedPart(model.get_output_embeddings(), "lm_head.", weights, keep=resident))
@@ -93,6 +112,29 @@ def open_streamed(directory: Path, *, dtype: torch.dtype, device: str = "cpu", f
     """
     stored, config = open_complete(directory)
     return streamed_model(stored, config, dtype=dtype, device=device, few_tokens=few_tokens)
+
+
+def open_offloaded(directory: Path, offload: Offload, *, device: str = "cpu") -> PreTrainedModel:
+    """Open a model directory with everything but the experts loaded on the device; see `Offload`.
+
+    Args:
+        directory: A Hugging Face directory of a supported family.
+        offload: Where the experts are.
+        device: Device that the model runs on.
+
+    Raises:
+        CheckpointError: The directory cannot be read, or its tensors are not those of its `config.json`.
+    """
+    stored, config = open_complete(directory)
+    dtype = config.dtype or stored.dtype(EMBEDDING) or torch.float32
+    model = streamed_model(stored, config, dtype=dtype, device=device, resident=True, offload=offload)
+    for module in model.modules():
+        part: _LoadedPart | None = getattr(module, "streamed_part", None)
+        if part is not None:
+            part.load()
+    with contextlib.suppress(OSError):      # there is none: transformers derives it from the configuration
+        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    return model
 
 
 def device_of_model(model: PreTrainedModel) -> torch.device:
@@ -138,15 +180,48 @@ class _Weights:
             stored = (name for key, shape in shapes.items() for name in self.names.stored_tensors(key, shape))
             self._tensors.read_ahead((name for name in stored if name in self._tensors), self._reader)
 
-    def read(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def read(self, key: str, shape: tuple[int, ...], dtype: torch.dtype, device: str | None = None) -> Tensor:
         """Read a tensor of the model; a stack of experts is filled from one stored tensor per expert."""
-        target = torch.empty(shape, dtype=dtype, device=self.device)
+        target = torch.empty(shape, dtype=dtype, device=device or self.device)
         for name, place in self.names.stored_tensors(key, shape).items():
-            piece, source = target[place.index(shape)], self.stored(name)
-            if piece.shape != source.shape:
-                raise CheckpointError("tensor", name, f"has shape {list(source.shape)}, but config.json says {list(piece.shape)}")
-            piece.copy_(source)
+            _copy(name, self.stored(name), target[place.index(shape)])
         return target
+
+    def expert_loader(self, experts: nn.Module, layer: int, *, in_memory: bool) -> Load:
+        """A function that loads a layer's experts one at a time, from a copy in memory or from the stored tensors."""
+        if not in_memory:
+            return functools.partial(self._read_expert, layer)
+        shapes = {name: tuple(stack.shape) for name, stack in experts.named_parameters()}
+        prefix = f"model.layers.{layer}.mlp.experts."
+        self.read_ahead({prefix + name: shape for name, shape in shapes.items()})
+        held = {name: self.read(prefix + name, shape, self.dtype, "cpu") for name, shape in shapes.items()}
+        if torch.device(self.device).type == "cuda":    # a GPU reads pinned memory several times as fast
+            held = {name: stack.pin_memory() for name, stack in held.items()}
+        return functools.partial(_copy_expert, held)
+
+    def _read_expert(self, layer: int, expert: int, targets: Mapping[str, Tensor]) -> None:
+        if self.names.family.stacks:
+            places = {self.names.block_key(layer, f"experts.{name}"): target for name, target in targets.items()}
+            sources = {key: self.stored(key)[expert] for key in places}
+        else:
+            parts = (*targets["gate_up_proj"].chunk(2), targets["down_proj"])
+            places = {self.names.expert_key(layer, expert, part): target for part, target in zip(PARTS, parts, strict=True)}
+            sources = {key: self.stored(key) for key in places}
+        if isinstance(self._tensors, Checkpoint):
+            advise_soon(sources.values())
+        for key, target in places.items():
+            _copy(key, sources[key], target)
+
+
+def _copy(name: str, source: Tensor, target: Tensor) -> None:
+    if target.shape != source.shape:
+        raise CheckpointError("tensor", name, f"has shape {list(source.shape)}, but config.json says {list(target.shape)}")
+    target.copy_(source)
+
+
+def _copy_expert(held: Mapping[str, Tensor], expert: int, targets: Mapping[str, Tensor]) -> None:
+    for name, target in targets.items():
+        target.copy_(held[name][expert], non_blocking=True)     # from pinned memory; later kernels wait for it
 
 
 class _LoadedPart:
@@ -188,6 +263,15 @@ class _LoadedPart:
             self.free()
 
 
+def _offload_experts(model: PreTrainedModel, weights: _Weights, offload: Offload) -> None:
+    top_k = int(getattr(model.config, weights.names.family.router.top_k_field))
+    resident = 2 * top_k if offload.resident is None else offload.resident
+    for index, block in moe_blocks(model).items():
+        experts = block.get_submodule("experts")
+        load = weights.expert_loader(experts, index, in_memory=offload.place == "cpu")
+        block.experts = SelectedExperts(experts, load, weights.device, resident)
+
+
 def _drop(parts: Sequence[_LoadedPart], reader: Executor) -> None:
     reader.shutdown(wait=False, cancel_futures=True)    # the collector may call this in the thread itself
     for part in parts:
@@ -206,30 +290,6 @@ class StoredEmbedding(nn.Module):
         """Embeddings [B, L, D] of tokens, on the model's device."""
         rows = functional.embedding(tokens_BL.cpu(), self._weights.stored(EMBEDDING))
         return rows.to(self._weights.device, self._weights.dtype)
-
-
-class _SelectedExperts(nn.Module):
-    """The experts of a layer, each read from its stored tensors when a token selects it."""
-
-    def __init__(self, experts: nn.Module, layer: int, weights: _Weights) -> None:
-        super().__init__()
-        self._act: Any = experts.act_fn
-        self._layer, self._weights = layer, weights
-
-    def forward(self, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-        y_TD = torch.zeros_like(x_TD)
-        for expert in sorted(set(expert_TK.flatten().tolist())):
-            token_S, k_S = (expert_TK == expert).nonzero(as_tuple=True)
-            w_gate_FD, w_up_FD, w_down_DF = (self._read(expert, part) for part in PARTS)
-            x_SD = x_TD[token_S]
-            hidden_SF = self._act(functional.linear(x_SD, w_gate_FD)) * functional.linear(x_SD, w_up_FD)
-            y_SD = functional.linear(hidden_SF, w_down_DF) * weight_TK[token_S, k_S, None]
-            y_TD.index_add_(0, token_S, y_SD.to(y_TD.dtype))
-        return y_TD
-
-    def _read(self, expert: int, part: Part) -> Tensor:
-        key = self._weights.names.expert_key(self._layer, expert, part)
-        return self._weights.stored(key).to(self._weights.device, self._weights.dtype)
 
 
 def _resident_bytes(device: str) -> float:

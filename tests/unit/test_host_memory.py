@@ -31,8 +31,8 @@ save_trained(train_bpe(itertools.islice(corpus_scale.sentences(1), 200), 4096), 
 
 def measured(work):
     ctypes.CDLL(None).malloc_trim(0)
-    before = true_sizes._own_mb()
-    with true_sizes._own_memory() as peak:
+    before = true_sizes.own_mb()
+    with true_sizes.own_memory() as peak:
         work()
     return (peak[0] - before) * 2**20
 

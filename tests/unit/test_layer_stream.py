@@ -95,7 +95,7 @@ def test_generation_with_a_cache_gives_the_same_bits(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if not DECLARATIONS[family].stacks])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_few_tokens_read_only_the_experts_that_they_select(family, tmp_path):
     config = tiny_config(family, 12, num_hidden_layers=1)
     write_checkpoint(tmp_path, random_tensors(config).items(), config)
@@ -111,7 +111,7 @@ def test_a_few_tokens_read_only_the_experts_that_they_select(family, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(model(TOKENS[:1, :2]).logits, memory(TOKENS[:1, :2]).logits, rtol=1e-4, atol=1e-4)
     experts = {key.split(".experts.")[1].split(".")[0] for key in read if ".experts." in key}
-    assert 2 <= len(experts) <= 4
+    assert DECLARATIONS[family].stacks or 2 <= len(experts) <= 4
 
 
 def test_one_layer_is_loaded_at_a_time_and_once_for_all_batches():

@@ -1,0 +1,72 @@
+"""What the commands that generate text have in common. Import this module only to generate: it imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from moedisco_ray.cli.arguments import Place
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.models.hf import no_progress_bar
+from moedisco_ray.models.streamed import Offload, open_offloaded
+from moedisco_ray.models.tokenizer_directories import load_pretrained
+
+Message = dict[str, str]
+
+
+def open_model(
+    directory: Path, *, device: str, experts_on: Place = "device", resident_experts: int | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer.
+
+    Args:
+        directory: An exported model with its tokenizer.
+        device: Device that runs the model; `auto` is a GPU if one is visible.
+        experts_on: Where experts are while no token selects them.
+        resident_experts: Number of experts per layer that stay on the device; see `Offload`.
+
+    Raises:
+        CheckpointError: Experts are not on the device, and the model's family is not supported or its tensors do not fit.
+        ConfigError: The device does not exist here, the directory holds no tokenizer, or the options contradict each other.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("--device", device, "no GPU is visible here; use --device cpu")
+    if resident_experts is not None and experts_on == "device":
+        raise ConfigError(
+            "--resident-experts", resident_experts, "all experts are on the device; add --experts-on cpu or --experts-on disk")
+    tokenizer = load_pretrained(directory, "RUN_DIR")
+    with no_progress_bar():
+        if experts_on == "device":
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                directory, dtype="auto", local_files_only=True, trust_remote_code=False).to(device).eval()
+        else:
+            model = open_offloaded(directory, Offload(experts_on, resident_experts), device=device)
+    return model, tokenizer
+
+
+def sampling(temperature: float | None) -> dict[str, Any]:
+    """Arguments of `generate` for a temperature: 0 takes the likeliest token, None is what the model's own configuration says."""
+    if temperature is None:
+        return {}
+    if temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": temperature}
+
+
+def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a text as the beginning of a document."""
+    start = tokenizer(text)["input_ids"]
+    before = [] if start[:1] == [tokenizer.bos_token_id] else [tokenizer.eos_token_id]
+    return [*before, *start]
+
+
+def templated_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Tokens of a conversation and of the beginning of its next answer, in the chat template."""
+    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
