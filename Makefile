@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
 
 test: $(INSTALLED)
-	$(PYTEST) -n 2 -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
+	$(PYTEST) -n 2 --dist worksteal -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
 	$(PYTEST) -m "ray and not slow and not chaos and not cluster" tests/ray tests/service
 
 test-slow: $(INSTALLED)
@@ -53,7 +53,7 @@ test-cluster: $(INSTALLED)
 	$(PYTEST) -m cluster
 
 unit: $(INSTALLED)
-	$(PYTEST) -n 2 tests/unit -m "not slow and not fake"
+	$(PYTEST) -n 2 --dist worksteal tests/unit -m "not slow and not fake"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

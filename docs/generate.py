@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from fastapi import FastAPI
 
 from docs import ecosystem, families
 from docs.plans import HEAD, INFERENCE_HEAD, inference_rows, rows
 from moedisco_ray.core.config import RunConfig
-from service.api.app import ROUTERS
-from service.api.openapi import documented, operation_id
+from service.api.app import api_routes
+from service.api.openapi import document
 from service.cli import app as commands
 
 DOCS = Path(__file__).resolve().parent
@@ -148,16 +147,13 @@ def _command(command: Any, context: Any, name: str) -> Iterator[str]:
 
 def rest() -> str:
     """The REST reference, from the OpenAPI document."""
-    app = FastAPI(generate_unique_id_function=operation_id, separate_input_output_schemas=False)
-    for router in ROUTERS:
-        app.include_router(router)
-    document = documented(app, "")()
-    by_tag: dict[str, list[str]] = {tag["name"]: [] for tag in document["tags"]}
-    for path, methods in document["paths"].items():
+    shown = document(api_routes().routes, "")
+    by_tag: dict[str, list[str]] = {tag["name"]: [] for tag in shown["tags"]}
+    for path, methods in shown["paths"].items():
         for method, operation in methods.items():
             by_tag[operation["tags"][0]] += _operation(f"{method.upper()} {path}", operation)
     return _page(
-        "REST reference", document["info"]["description"].strip(),
+        "REST reference", shown["info"]["description"].strip(),
         "A running service shows the same with every schema at `/reference`, and as an OpenAPI document at `/openapi.json`.",
         *(part for tag, parts in by_tag.items() for part in (f"## {tag}", *parts)))
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import platform
 import shutil
@@ -60,6 +61,7 @@ class Manifest:
     created: float
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a result."""
     found = {"python": platform.python_version()}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -142,7 +145,21 @@ def with_parameters_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrained
 
 def canonical_shapes(config: Mapping[str, Any] | PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every canonical tensor of a model on disk, from its configuration."""
-    return {key: tuple(tensor.shape) for key, tensor in model_tensors(skeleton(config))}
+    values = config.to_dict() if isinstance(config, PretrainedConfig) else dict(config)
+    return dict(_shapes(_Described(json.dumps(values, sort_keys=True, default=str), config)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Described:
+    """A configuration; it equals others with the same values."""
+
+    values: str
+    config: Mapping[str, Any] | PretrainedConfig = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=8)     # stages ask for the same ones again and again, and a skeleton takes a while
+def _shapes(described: _Described) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in model_tensors(skeleton(described.config))}
 
 
 def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

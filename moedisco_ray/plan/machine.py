@@ -5,6 +5,7 @@ The probe is stored in `MOEDISCO_CACHE_DIR`, by default `moedisco` in the user's
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import itertools
@@ -72,6 +73,7 @@ def measure() -> Probe | None:
     return probe
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of the packages that a probe depends on."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from service.api.bodies import BodyLimit
@@ -15,7 +17,7 @@ from service.api.context import ServiceContext
 from service.api.envelope import Envelope
 from service.api.limits import RateLimiter, StreamSlots, capacity, descriptor_limit
 from service.api.live_reports import LiveReports
-from service.api.openapi import documented, operation_id
+from service.api.openapi import document, operation_id
 from service.api.problems import handle_problems
 from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching, webhooks
 from service.api.security import check_known
@@ -38,6 +40,25 @@ _GUESSES_PER_MINUTE = 20
 """Maximum number of failed sign-ins per minute from one address."""
 _MOST_OF_A_TOKEN = 4096
 """Maximum size of a sign-in request (bytes); small, because it is read without authentication."""
+
+
+@functools.cache
+def api_routes() -> APIRouter:
+    """All routes. They depend on no application, and building them takes longer than a request."""
+    routes = APIRouter(generate_unique_id_function=operation_id)
+    for router in ROUTERS:
+        routes.include_router(router)
+    return routes
+
+
+@functools.cache
+def _release() -> str:
+    return version("moedisco-ray")
+
+
+@functools.cache
+def _openapi() -> dict[str, Any]:
+    return document(api_routes().routes, _release())
 
 
 def create_app(
@@ -69,15 +90,13 @@ def create_app(
         yield
         context.streams.close()
 
-    release = version("moedisco-ray")
     app = FastAPI(
-        title="MoEDisCo control service", version=release, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan,
-        generate_unique_id_function=operation_id, separate_input_output_schemas=False)
+        title="MoEDisCo control service", version=_release(), docs_url=None, redoc_url=None, redirect_slashes=False,
+        lifespan=lifespan, generate_unique_id_function=operation_id, separate_input_output_schemas=False)
     app.state.context = context
-    app.openapi = documented(app, release)  # type: ignore[method-assign]
+    app.openapi = _openapi  # type: ignore[method-assign]
     handle_problems(app)
-    for router in ROUTERS:
-        app.include_router(router)
+    app.router.routes.extend(api_routes().routes)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     def limit_of(path: str) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
+from starlette.routing import BaseRoute
 
 from service.api.problems import MEDIA_TYPE
 from service.schemas import Problem, Report
@@ -65,24 +65,18 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def documented(app: FastAPI, version: str) -> Callable[[], dict[str, Any]]:
-    """Replacement for `app.openapi` that builds the document once."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(
-                title="MoEDisCo control service", version=version, description=_DESCRIPTION, routes=app.routes,
-                tags=[{"name": name} for name in _TAGS])
-            schemas = document["components"]["schemas"]
-            _, referred = models_json_schema(
-                [(model, "validation") for model in _REFERRED], ref_template="#/components/schemas/{model}")
-            schemas.update(referred["$defs"])
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(unused, None)
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    return openapi
+def document(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
+    """The OpenAPI document of routes, at a version of the package."""
+    found = get_openapi(
+        title="MoEDisCo control service", version=version, description=_DESCRIPTION, routes=routes,
+        tags=[{"name": name} for name in _TAGS])
+    schemas = found["components"]["schemas"]
+    _, referred = models_json_schema(
+        [(model, "validation") for model in _REFERRED], ref_template="#/components/schemas/{model}")
+    schemas.update(referred["$defs"])
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    return found
 
 
 def _problem(status: int) -> dict[str, Any]:

@@ -89,10 +89,10 @@ class Database:
             if self.dialect == "postgresql":
                 session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             config = alembic_config(session.connection())
-            current, target = self._revision(session.connection()), self._script.as_revision_number(revision)
+            current, target = self._revision(session.connection()), _script().as_revision_number(revision)
             if current == target:
                 return
-            back = current is not None and (revision == "base" or target in _ancestors(self._script, current))
+            back = current is not None and (revision == "base" or target in _ancestors(current))
             (command.downgrade if back else command.upgrade)(config, revision)
 
     def check(self) -> None:
@@ -104,17 +104,13 @@ class Database:
         """
         with self.read() as session:
             current = self._revision(session.connection())
-        head = self._script.get_current_head()
+        head = _script().get_current_head()
         if current != head:
             raise DatabaseError(f"the database is at revision {current}, this version needs {head}: migrate it")
 
     def close(self) -> None:
         """Close all idle connections."""
         self._engine.dispose()
-
-    @functools.cached_property
-    def _script(self) -> ScriptDirectory:
-        return ScriptDirectory(str(MIGRATIONS))
 
     @staticmethod
     def _revision(connection: Connection) -> str | None:
@@ -164,8 +160,13 @@ def _translated() -> Iterator[None]:
         raise DatabaseUnavailable("the connection to the database was lost") from error
 
 
-def _ancestors(script: ScriptDirectory, revision: str) -> set[str]:
-    return {step.revision for step in script.iterate_revisions(revision, "base")}
+@functools.cache
+def _script() -> ScriptDirectory:
+    return ScriptDirectory(str(MIGRATIONS))
+
+
+def _ancestors(revision: str) -> set[str]:
+    return {step.revision for step in _script().iterate_revisions(revision, "base")}
 
 
 def _serialize(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -60,6 +61,11 @@ class Page:
     kind: str
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
 class RayPages:
     """Reads pages of one dashboard and of no other host.
 
@@ -71,7 +77,7 @@ class RayPages:
     def __init__(self, dashboard: Dashboard, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._dashboard = dashboard
         self._transport = transport
-        self._tls = ssl.create_default_context()
+        self._tls = _certificates()
 
     @contextlib.asynccontextmanager
     async def open(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> AsyncIterator[Page]:

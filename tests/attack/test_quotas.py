@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from api_client import Service, demo, service
-from databases import database_url
+from databases import database_url, migrated_postgresql
 from starlette.testclient import TestClient
 
 from moedisco_ray.core.events import Event
@@ -19,7 +19,7 @@ PRICED = {"prices": {"low_mem_gpu": 0.5, "high_mem_gpu": 3.0}}
 FREE = {"low_memory": {"price_per_hour": 0}, "high_memory": {"price_per_hour": 0}}
 T0 = 1_800_000_000.0
 
-__all__ = ["database_url"]
+__all__ = ["database_url", "migrated_postgresql"]
 
 
 def set_policies(api: Service, **default: object) -> None:

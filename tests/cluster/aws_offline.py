@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -66,15 +67,21 @@ def credentials(url):
         "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
 
 
+@functools.cache
 def client(url, service):
     return boto3.client(
         service, region_name=REGION, endpoint_url=url, aws_access_key_id="testing", aws_secret_access_key="testing")
 
 
+@functools.cache
+def _image(url):
+    """An image of the server, which has the same ones after `empty`."""
+    return client(url, "ec2").describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+
+
 def deploy_account(url):
     """Make the stack, as `aws cloudformation deploy` does."""
-    image = client(url, "ec2").describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
-    client(url, "ssm").put_parameter(Name=IMAGE_PARAMETER, Value=image, Type="String")
+    client(url, "ssm").put_parameter(Name=IMAGE_PARAMETER, Value=_image(url), Type="String")
     stacks = client(url, "cloudformation")
     # moto's stacks cannot make a service-linked role.
     given = {"Bucket": "corpus", "Zone": "us-east-1a", "SshFrom": "203.0.113.7/32", "SpotRole": "exists"}

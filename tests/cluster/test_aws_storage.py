@@ -8,6 +8,8 @@ import boto3
 import botocore.exceptions
 import pytest
 from aws_offline import Role, aws_server, client, credentials, deploy_account, role_statements
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 from ray.train.v2._internal.execution.storage import StorageContext
 from small_run import small_config
@@ -23,25 +25,33 @@ from moedisco_ray.execution.ray.train_storage import train_storage
 OWN = "s3://corpus/moedisco"
 
 
-@pytest.fixture
-def role(monkeypatch, tmp_path):
-    """The worker's role at a server with the bucket of the stack, and an object next to the folder."""
+@pytest.fixture(scope="module")
+def servers():
+    """An empty AWS with the stack of the account, and a server that lets the role of its workers do what it may."""
     with aws_server() as url:
         deploy_account(url)
-        s3 = client(url, "s3")
-        s3.create_bucket(Bucket="corpus")
-        s3.create_bucket(Bucket="another")
-        s3.put_object(Bucket="corpus", Key="moedisco-not/secret", Body=b"secret")
-        statements = role_statements(url, "moedisco-worker")
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
-        guard = Role(server._server.app, statements)
+        guard = Role(server._server.app, role_statements(url, "moedisco-worker"))
         server._server.app = guard
         host, port = server.get_host_and_port()
-        for name, value in (credentials(f"http://{host}:{port}") | {CACHE: str(tmp_path / "cache")}).items():
-            monkeypatch.setenv(name, value)
-        yield guard
+        yield url, guard, f"http://{host}:{port}"
         server.stop()
+
+
+@pytest.fixture
+def role(servers, monkeypatch, tmp_path):
+    """The worker's role at a server with the bucket of the stack, and an object next to the folder."""
+    url, guard, guarded = servers
+    s3_backends[DEFAULT_ACCOUNT_ID].reset()
+    s3 = client(url, "s3")
+    s3.create_bucket(Bucket="corpus")
+    s3.create_bucket(Bucket="another")
+    s3.put_object(Bucket="corpus", Key="moedisco-not/secret", Body=b"secret")
+    guard.refused.clear()
+    for name, value in (credentials(guarded) | {CACHE: str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
+    return guard
 
 
 @pytest.mark.cluster

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import email
+import functools
 import shutil
+import tempfile
+import time
 import unittest
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from moedisco_ray.core.artifacts import read_json, read_manifest
-from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config import RunConfig, check_config, tokenizer_directory
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
 
 DOMAINS: dict[str, ModuleType] = {"asyncio": asyncio, "email": email, "unittest": unittest}
+_LIBRARY = Path(str(asyncio.__file__)).parents[1]
 
 
 def small_config(output: Path, **changes: Any) -> RunConfig:
@@ -46,6 +53,44 @@ def small_config(output: Path, **changes: Any) -> RunConfig:
     for section, values in changes.items():
         base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
     return check_config(base)
+
+
+class OneCorpus(LocalBackend):
+    """Builds each corpus of the standard library once in a process, and gives copies of it to runs that test later stages."""
+
+    def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
+        if tokenizer_directory(config) or not all(Path(each.path).is_relative_to(_LIBRARY) for each in config.corpus.sources):
+            return super().build_corpus(config, directory, emit)
+        inputs = (
+            config.seed, config.corpus.model_dump_json(), config.tokenizer.model_dump_json(), config.model.architecture.vocab_size,
+            config.shared_clusters)
+        built = _built(_Corpus(inputs, config))
+        for event in built.events:
+            emit(dataclasses.replace(event, time=time.time()))
+        shutil.copytree(built.directory.name, directory, dirs_exist_ok=True)
+        return dict(built.summary)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Corpus:
+    """A corpus, which depends on `inputs` alone; others of the same are equal to it."""
+
+    inputs: tuple[object, ...]
+    config: RunConfig = dataclasses.field(compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Built:
+    directory: tempfile.TemporaryDirectory[str]
+    summary: dict[str, Any]
+    events: list[Event]
+
+
+@functools.cache
+def _built(corpus: _Corpus) -> _Built:
+    directory, events = tempfile.TemporaryDirectory(), list[Event]()
+    summary = LocalBackend().build_corpus(corpus.config, Path(directory.name), events.append)
+    return _Built(directory, summary, events)
 
 
 def begin_at(stage: str, config: RunConfig, done: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 from databases import migrate
 from fake_jobs import FakeJobs, FakePools
 from fastapi import FastAPI
@@ -114,6 +117,12 @@ def demo(**changes: Any) -> dict[str, Any]:
     return {"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}} | changes
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Reading them takes longer than most requests."""
+    return httpx.create_ssl_context()
+
+
 @contextlib.contextmanager
 def service(home: Path, **settings: Any) -> Iterator[Service]:
     """An application whose files are under `home`: inputs in `home/data`, runs in `home/runs`."""
@@ -122,7 +131,9 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
     made = Settings(**{
         "state_dir": home / "state", "input_roots": (str(data),), "output_roots": (home / "runs",),
         "dashboard_url": NO_DASHBOARD} | settings)
-    with contextlib.closing(Database(made.database)) as database, contextlib.closing(Dashboard(made.dashboard_url)) as dashboard:
+    transport = httpx.HTTPTransport(verify=_certificates())
+    with contextlib.closing(Database(made.database)) as database, \
+            contextlib.closing(Dashboard(made.dashboard_url, transport=transport)) as dashboard:
         migrate(database, made.database)
         plain = {}
         people = {"admin": ("root", ["admin"]), "ann": ("ann", ["submit"]), "bob": ("bob", ["submit"]), "reader": ("ann", ["read"])}

@@ -1,18 +1,36 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from api_client import Service, service
 from browser import browser
-from databases import database, database_url, empty_database, postgresql_url
+from databases import (
+    database,
+    database_url,
+    empty_database,
+    empty_url,
+    migrated_postgresql,
+    postgresql_database,
+    postgresql_url,
+)
 
-__all__ = ["browser", "database", "database_url", "empty_database", "postgresql_url"]
+__all__ = ["browser", "database", "database_url", "empty_database", "empty_url", "migrated_postgresql", "postgresql_url"]
 
 
 @pytest.fixture
 def api(tmp_path: Path, database_url: str) -> Iterator[Service]:
     """The application, on each kind of database."""
     with service(tmp_path, database_url=database_url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same, once for a module's tests that change nothing but runs of their own."""
+    home = tmp_path_factory.mktemp("shared")
+    place = postgresql_database() if request.param == "postgresql" else contextlib.nullcontext(None)
+    with place as url, service(home, database_url=url) as made:
         yield made

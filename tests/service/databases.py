@@ -17,7 +17,7 @@ from moedisco_ray.core.config import RunConfig
 from service.database import runs, stream
 from service.database.ids import new_id
 from service.database.session import Database
-from service.database.tables import EventRow, RunRow
+from service.database.tables import EventRow, RunRow, Table
 
 SERVER = os.environ.get("MOEDISCO_TEST_POSTGRES")
 T0 = 1_800_000_000.0
@@ -46,28 +46,57 @@ def postgresql_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated_postgresql() -> Iterator[str]:
+    """URL of a database with the tables of this version, for tests one after the other: a migration takes longer than most."""
+    with postgresql_database() as url:
+        with contextlib.closing(Database(url)) as database:
+            database.migrate()
+        yield url
+
+
+def _empty(url: str) -> None:
+    """Delete all rows, and end all other connections, as dropping the database would."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+        for table in reversed(Table.metadata.sorted_tables):
+            connection.execute(table.delete())
+    engine.dispose()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Of an empty database."""
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database without tables."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'service.sqlite3'}"
-    else:
-        with postgresql_database() as url:
-            yield url
+        return f"sqlite:///{tmp_path / 'empty.sqlite3'}"
+    return str(request.getfixturevalue("postgresql_url"))
 
 
 @pytest.fixture
-def empty_database(database_url: str) -> Iterator[Database]:
+def empty_database(empty_url: str) -> Iterator[Database]:
     """Without tables."""
-    with contextlib.closing(Database(database_url)) as database:
+    with contextlib.closing(Database(empty_url)) as database:
         yield database
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of a database without rows, for `migrate`."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'service.sqlite3'}"
+    else:
+        yield (url := request.getfixturevalue("migrated_postgresql"))
+        _empty(url)
+
+
 @pytest.fixture
-def database(empty_database: Database, database_url: str) -> Database:
+def database(database_url: str) -> Iterator[Database]:
     """With the tables of this version."""
-    migrate(empty_database, database_url)
-    return empty_database
+    with contextlib.closing(Database(database_url)) as database:
+        migrate(database, database_url)
+        yield database
 
 
 def migrate(database: Database, url: str) -> None:

@@ -272,10 +272,10 @@ def test_only_the_present_attempts_driver_reports(api):
     (b'{"first": 0, "events": [{"type": "progress", "unit": "u\\u0000", "time": 1, "data": {"step": 1e400, "loss": NaN}}]}', 200),
     (b"\xff", 400), (b"", 400),
 ])
-def test_reports_that_cannot_be_are_refused(api, body, status):
-    run = api.submit()["id"]
-    token = api.start(run)
-    answer = api.anonymous.post(
+def test_reports_that_cannot_be_are_refused(shared, body, status):
+    run = shared.submit()["id"]
+    token = shared.start(run, f"mdr_{run}")
+    answer = shared.anonymous.post(
         f"/v1/runs/{run}/report", content=body, headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
 

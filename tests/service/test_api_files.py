@@ -21,9 +21,7 @@ def run(api):
     return api.submit()["id"]
 
 
-@pytest.fixture
-def directory(api, run):
-    place = api.directory(run)
+def fill(place):
     (place / "model").mkdir()
     (place / "model" / "model.safetensors").write_bytes(DATA)
     (place / "model" / "config.json").write_text("{}")
@@ -38,7 +36,21 @@ def directory(api, run):
     (place / "folder-link").symlink_to("/etc")
     (place / "dangling").symlink_to("nowhere")
     os.mkfifo(place / "pipe")
+
+
+@pytest.fixture
+def directory(api, run):
+    place = api.directory(run)
+    fill(place)
     return place
+
+
+@pytest.fixture(scope="module")
+def filled(shared):
+    """A service and the id of a run with files, to be read."""
+    run = shared.submit()["id"]
+    fill(shared.directory(run))
+    return shared, run
 
 
 def ask(api, run, path, method="GET", **headers):
@@ -46,8 +58,8 @@ def ask(api, run, path, method="GET", **headers):
     return api.ann.request(method, f"/v1/runs/{run}/{path}", headers=named)
 
 
-def test_artifacts_are_files_of_the_run_without_drafts_and_links(api, run, directory):
-    items = ask(api, run, "artifacts").json()["items"]
+def test_artifacts_are_files_of_the_run_without_drafts_and_links(filled):
+    items = ask(*filled, "artifacts").json()["items"]
     assert [item["path"] for item in items] == ["events.jsonl", "model/config.json", "model/model.safetensors"]
     assert items[2]["bytes"] == len(DATA)
 
@@ -57,16 +69,16 @@ def test_a_run_without_a_directory_has_no_artifacts(api, run):
     assert ask(api, run, "artifacts/x").status_code == 404
 
 
-def test_a_file_is_a_download(api, run, directory):
-    answer = ask(api, run, "artifacts/model/model.safetensors")
+def test_a_file_is_a_download(filled):
+    answer = ask(*filled, "artifacts/model/model.safetensors")
     assert (answer.status_code, answer.content) == (200, DATA)
     assert answer.headers["content-length"] == str(len(DATA))
     assert answer.headers["content-disposition"].startswith('attachment; filename="model.safetensors"')
     assert answer.headers["accept-ranges"] == "bytes"
 
 
-def test_head_brings_the_headers_alone(api, run, directory):
-    answer = ask(api, run, "artifacts/model/model.safetensors", "HEAD")
+def test_head_brings_the_headers_alone(filled):
+    answer = ask(*filled, "artifacts/model/model.safetensors", "HEAD")
     assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", str(len(DATA)))
 
 
@@ -74,21 +86,21 @@ def test_head_brings_the_headers_alone(api, run, directory):
     ("bytes=0-0", 0, 1), ("bytes=10-19", 10, 20), ("bytes=2000-", 2000, 2048), ("bytes=-48", 2000, 2048),
     ("bytes=0-99999", 0, 2048), ("bytes=-99999", 0, 2048), ("bytes= 5 - 6", 5, 7),
 ])
-def test_a_range_is_a_part(api, run, directory, asked, start, end):
-    answer = ask(api, run, "artifacts/model/model.safetensors", Range=asked)
+def test_a_range_is_a_part(filled, asked, start, end):
+    answer = ask(*filled, "artifacts/model/model.safetensors", Range=asked)
     assert (answer.status_code, answer.content) == (206, DATA[start:end])
     assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{len(DATA)}"
 
 
 @pytest.mark.parametrize("asked", ["bytes=2048-", "bytes=99999-100000", "bytes=-0"])
-def test_a_range_behind_the_end_cannot_be_had(api, run, directory, asked):
-    answer = ask(api, run, "artifacts/model/model.safetensors", Range=asked)
+def test_a_range_behind_the_end_cannot_be_had(filled, asked):
+    answer = ask(*filled, "artifacts/model/model.safetensors", Range=asked)
     assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{len(DATA)}")
 
 
 @pytest.mark.parametrize("asked", ["bytes=5-1", "bytes=-", "bytes=0-1,3-4", "lines=1-2", "bytes=a-b", "bytes=" + "9" * 40 + "-"])
-def test_a_range_that_is_none_brings_everything(api, run, directory, asked):
-    answer = ask(api, run, "artifacts/model/model.safetensors", Range=asked)
+def test_a_range_that_is_none_brings_everything(filled, asked):
+    answer = ask(*filled, "artifacts/model/model.safetensors", Range=asked)
     assert (answer.status_code, answer.content) == (200, DATA)
 
 
@@ -101,8 +113,8 @@ def test_a_download_resumes_only_with_the_same_file(api, run, directory):
     assert ask(api, run, "artifacts/model/model.safetensors", If_None_Match=etag).status_code == 200
 
 
-def test_an_empty_file_is_a_file(api, run, directory):
-    answer = ask(api, run, "artifacts/events.jsonl")
+def test_an_empty_file_is_a_file(filled):
+    answer = ask(*filled, "artifacts/events.jsonl")
     assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
 
 
@@ -112,9 +124,9 @@ def test_an_empty_file_is_a_file(api, run, directory):
     "corpus/.x.draft", "model//config.json", "model/config.json%00", "%00",
     "model/config.json/x", "x" * 3000, "model%5c..%5cx", "%ff",
 ])
-def test_no_path_leads_out_of_the_run(api, run, directory, path):
+def test_no_path_leads_out_of_the_run(filled, path):
     for method in ("GET", "HEAD"):
-        answer = ask(api, run, f"artifacts/{path}", method)
+        answer = ask(*filled, f"artifacts/{path}", method)
         # What a client normalises itself ends at another route.
         assert answer.status_code in (404, 405) or (path == "." and answer.json()["items"])
         assert b"secret" not in answer.content
@@ -126,8 +138,8 @@ def test_open_file_itself_refuses_what_a_server_would_normalise(directory):
             open_file(DirectoryRun(directory), path)
 
 
-def test_the_model_is_one_archive(api, run, directory):
-    answer = ask(api, run, "model.tar")
+def test_the_model_is_one_archive(filled):
+    answer = ask(*filled, "model.tar")
     assert answer.headers["content-length"] == str(len(answer.content))
     with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
         assert archive.getnames() == ["demo/config.json", "demo/model.safetensors"]

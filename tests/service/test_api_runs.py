@@ -120,8 +120,8 @@ def test_a_run_is_its_owners_and_an_administrators(api):
 
 
 @pytest.mark.parametrize("run_id", ["x", "01M87KCP88DHR1ACAYZM4TS1P7", "%00", "..%2f..", "\ud7ff"])
-def test_a_run_that_is_none_is_not_found(api, run_id):
-    assert api.ann.get(f"/v1/runs/{run_id}").status_code == 404
+def test_a_run_that_is_none_is_not_found(shared, run_id):
+    assert shared.ann.get(f"/v1/runs/{run_id}").status_code == 404
 
 
 def test_what_is_left_out_of_a_change_stays(api):
@@ -192,9 +192,9 @@ def test_a_retry_may_be_without_changes_and_has_keys(api):
     ({"clusters.count": 3}, "config.clusters.count"), ({"": 1}, "config"), ({"a..b": 1}, "config.a"),
     ({"model.config.num_experts": 10**12}, "config.model.config.num_experts"), ({"corpus.sources": []}, "config.corpus.sources"),
 ])
-def test_an_invalid_change_is_named_by_its_field(api, changes, field):
-    parent = api.submit()["id"]
-    answer = api.ann.post(f"/v1/runs/{parent}/retry", json={"changes": changes})
+def test_an_invalid_change_is_named_by_its_field(shared, changes, field):
+    parent = shared.submit()["id"]
+    answer = shared.ann.post(f"/v1/runs/{parent}/retry", json={"changes": changes})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"].startswith(field)
 

@@ -25,8 +25,8 @@ def test_every_route_of_the_api_wants_a_token(api):
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer mdk_wrong", "Basic YTpi", "Bearer " + "x" * 5000, "mdk_x"])
-def test_what_is_no_token_is_refused(api, header):
-    answer = api.anonymous.get("/v1/identity", headers={"Authorization": header})
+def test_what_is_no_token_is_refused(shared, header):
+    answer = shared.anonymous.get("/v1/identity", headers={"Authorization": header})
     assert (answer.status_code, answer.json()["title"]) == (401, "Not signed in")
 
 
@@ -80,8 +80,8 @@ def test_a_wrong_token_makes_no_session(api):
     ({"Sec-Fetch-Site": "cross-site", "Origin": "http://testserver"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403),
     ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": "http://[broken"}, 403),
 ])
-def test_a_session_changes_something_only_from_the_page_itself(api, headers, status):
-    answer = session_of(api).post("/v1/runs", json={"config": demo()}, headers=headers)
+def test_a_session_changes_something_only_from_the_page_itself(shared, headers, status):
+    answer = session_of(shared).post("/v1/runs", json={"config": demo()}, headers=headers)
     assert answer.status_code == status
 
 

@@ -87,7 +87,7 @@ def test_a_run_from_submission_to_its_end(running, moedisco):
 
 @pytest.mark.parametrize("command", ["watch", "logs"])
 def test_ctrl_c_leaves_the_run(running, moedisco, command):
-    run_id = json.loads(moedisco.run("submit", "demo.yaml", "--json")[1])["id"]
+    run_id = running.made.submit()["id"]
     begin(running, run_id)
     (running.made.directory(run_id) / "ray.log").write_text("a line\n")
     looking = moedisco.start(command, run_id, *(["--follow"] if command == "logs" else []))
@@ -101,7 +101,7 @@ def test_ctrl_c_leaves_the_run(running, moedisco, command):
 
 
 def test_a_terminal_shows_the_live_view(running, moedisco):
-    run_id = json.loads(moedisco.run("submit", "demo.yaml", "--json")[1])["id"]
+    run_id = running.made.submit()["id"]
     begin(running, run_id)
     running.made.report(run_id, Event("stage_finished", "corpus", data={"seconds": 2.0}))
     running.report(run_id, 1, 3)

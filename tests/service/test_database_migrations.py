@@ -21,7 +21,9 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(database):
         assert compare_metadata(context, Table.metadata) == []
 
 
-def test_they_can_be_taken_back_and_made_again(database):
+def test_they_can_be_taken_back_and_made_again(empty_database):
+    database = empty_database
+    database.migrate()
     database.migrate("base")
     with database.read() as session:
         assert set(inspect(session.connection()).get_table_names()) <= {"alembic_version"}
@@ -56,9 +58,9 @@ def test_an_upgrade_keeps_the_price_book_and_what_was_spent_this_month(empty_dat
         assert quotas.month_dollars(session, now) == {"ann": 3.5, "bob": 4.0}
 
 
-def test_processes_that_start_at_once_migrate_once(database_url):
+def test_processes_that_start_at_once_migrate_once(empty_url):
     def start(_: int) -> None:
-        with contextlib.closing(Database(database_url)) as database:
+        with contextlib.closing(Database(empty_url)) as database:
             database.migrate()
             database.check()
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
+import signal
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import training_worker
 from training_worker import Fault, Work
 
 from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
-_WORKER = Path(__file__).with_name("training_worker.py")
+_SECONDS = 400.0
+"""Maximum time of a gang."""
+
+
+@functools.cache
+def _processes() -> ForkServerContext:
+    """Processes that begin with torch imported, which takes longer than most gangs train."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["moedisco_ray.training"])
+    return context
 
 
 def gang(
@@ -37,16 +50,19 @@ def gang(
     file = directory / name
     file.write_bytes(pickle.dumps(Work(size, directory / f"rendezvous-{name}", timeout, tuple(work), fault, layout, gradients)))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    worker = subprocess.Popen([sys.executable, _WORKER, file], env=environment, start_new_session=True)
+    worker = _processes().Process(target=training_worker.main, args=(file, environment))
+    with mock.patch.dict(os.environ, environment):      # what is imported before `main` reads it too
+        worker.start()
     try:
-        code = worker.wait(timeout=400)
+        worker.join(_SECONDS)
+        assert worker.exitcode is not None, f"the gang takes more than {_SECONDS:g} s"
     finally:
-        if worker.poll() is None:
-            os.killpg(worker.pid, 9)
-            worker.wait()
+        if worker.is_alive():
+            os.killpg(worker.ident or 0, signal.SIGKILL)
+            worker.join()
     logs = "\n".join(path.read_text()[-3000:] for path in sorted(directory.glob(f"{name}.*.log")))
-    assert (code != 0) == (fault is not None and fault.seconds is None), logs
-    return [] if code else [pickle.loads((directory / f"{name}.{rank}").read_bytes()) for rank in range(size)]
+    assert (worker.exitcode != 0) == (fault is not None and fault.seconds is None), logs
+    return [] if worker.exitcode else [pickle.loads((directory / f"{name}.{rank}").read_bytes()) for rank in range(size)]
 
 
 def alone(job: TrainJob) -> TrainResult:

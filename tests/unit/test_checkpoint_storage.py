@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from moedisco_ray.core import remote
 from moedisco_ray.core.errors import ConfigError, StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.core.remote import resolve
+from moedisco_ray.core.remote import Remote, resolve
 from moedisco_ray.models import check_same
 from moedisco_ray.policies import checkpointing
 from moedisco_ray.training import TrainJob, TrainResult, World, train
@@ -75,9 +76,11 @@ def google_bucket() -> Iterator[str]:
 
 
 @pytest.fixture(params=["disk", "s3", pytest.param("gcs", marks=pytest.mark.slow)])
-def place(request: pytest.FixtureRequest, tmp_path: Path, bucket: str, google_bucket: str) -> Location:
-    places: dict[str, Location] = {"disk": tmp_path / "steps", "s3": joined(bucket, tmp_path.name)}
-    return places.get(request.param, joined(google_bucket, tmp_path.name))
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    buckets = {"s3": "bucket", "gcs": "google_bucket"}
+    if request.param == "disk":
+        return tmp_path / "steps"
+    return joined(request.getfixturevalue(buckets[request.param]), tmp_path.name)
 
 
 @pytest.fixture
@@ -129,6 +132,16 @@ def parts() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 def write(system: Any, path: str, data: bytes) -> None:
     with system.open_output_stream(path) as stream:
         stream.write(data)
+
+
+def finished(whole: tuple[TrainJob, TrainResult], home: Path, place: Location, directory: Path) -> TrainJob:
+    """The undisturbed training without its output, its checkpoints at a place."""
+    job = small_job(home, directory / "out", place, steps=STEPS)
+    shutil.copyfile(whole[0].key_file, job.key_file)
+    theirs = Path(whole[0].checkpoints)
+    for path in theirs.glob("*/*"):
+        Remote(place, "place").upload(path, str(path.relative_to(theirs)))
+    return job
 
 
 def same_as(whole: tuple[TrainJob, TrainResult], job: TrainJob, result: TrainResult) -> None:
@@ -223,8 +236,7 @@ def test_a_torn_upload_is_never_resumed_and_cleaned_up(
 def test_a_checkpoint_without_all_of_its_bytes_is_none(
     home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult],
 ) -> None:
-    job = small_job(home, tmp_path / "out", place, steps=STEPS)
-    run(job)
+    job = finished(whole, home, place, tmp_path)
     system, root = resolve(place)
     for file in FILES:
         path = f"{root}/step-{STEPS:07d}/{file}"
@@ -247,8 +259,7 @@ def test_a_checkpoint_without_all_of_its_bytes_is_none(
 def test_a_damaged_checkpoint_is_told_and_the_next_attempt_goes_on_from_the_one_before(
     home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], file: str,
 ) -> None:
-    job = small_job(home, tmp_path / "out", place, steps=STEPS)
-    run(job)
+    job = finished(whole, home, place, tmp_path)
     system, root = resolve(place)
     path = f"{root}/step-{STEPS:07d}/{file}"
     with system.open_input_stream(path) as stream:
@@ -266,8 +277,7 @@ def test_a_damaged_checkpoint_is_told_and_the_next_attempt_goes_on_from_the_one_
 def test_a_file_that_reads_badly_once_costs_no_checkpoint(
     home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], monkeypatch: pytest.MonkeyPatch, file: str,
 ) -> None:
-    job = small_job(home, tmp_path / "out", place, steps=STEPS)
-    run(job)
+    job = finished(whole, home, place, tmp_path)
     get, read = Storage._get, list[str]()
 
     def badly_once(self: Storage, name: str, positions: range | None = None) -> bytes:

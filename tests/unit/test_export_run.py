@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import small_config
+from small_run import OneCorpus, small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -19,7 +19,6 @@ from moedisco_ray.core.errors import RunError, RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import export_run, pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, open_checkpoint
 from moedisco_ray.stages.export import directory
 from moedisco_ray.stages.train.jobs import make_job
@@ -36,7 +35,7 @@ def stopped(config: RunConfig, stop: StopFile, stage: str, step: int) -> None:
             stop.request("budget")
 
     with pytest.raises(RunStopped):
-        pipeline.run(config, (ask,), backend=LocalBackend(), stop=stop)
+        pipeline.run(config, (ask,), backend=OneCorpus(), stop=stop)
 
 
 def export(run: Path, *options: str) -> tuple[int, str]:

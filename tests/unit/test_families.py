@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "moe_layer_start_index": {"moe_layer_start_index": 1, "intermediate_size": 40},
     "moe_num_shared_experts": {"moe_num_shared_experts": 2}}
 """Configuration fields to try, by a field that a family must have."""
+Ready = Callable[[str], tuple[Path, torch.Tensor]]
 
 
 def sizes_of(family: str, **changes: Any) -> Architecture:
@@ -72,18 +75,32 @@ def logits(directory: Path) -> torch.Tensor:
     return found
 
 
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    """Makes a model of a family and its logits, once. To be read, not written."""
+    @functools.cache
+    def made(family: str) -> tuple[Path, torch.Tensor]:
+        directory = stored(family, tmp_path_factory.mktemp(family))
+        return directory, logits(directory)
+
+    return made
+
+
 @pytest.mark.ecosystem("Start: MoE of every family", "transformers", "torch")
 @pytest.mark.parametrize("clusters", [1, 2, 4, 8])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decompose_and_merge_keep_every_bit_and_the_function(family: str, clusters: int, tmp_path: Path) -> None:
-    source = open_checkpoint(stored(family, tmp_path / "theirs"))
+def test_decompose_and_merge_keep_every_bit_and_the_function(
+    ready: Ready, family: str, clusters: int, tmp_path: Path,
+) -> None:
+    directory, expected = ready(family)
+    source = open_checkpoint(directory)
     config = read_config(source.directory)
     write_submodels(source, config, clusters, tmp_path / "parts")
     parts = [open_checkpoint(tmp_path / "parts" / str(number)) for number in range(clusters)]
     joined = {report.key: tensor for tensor, report in merge(parts, parts[0], source.model_map, [1 / clusters] * clusters)}
     check_same(joined, source)
     write_checkpoint(tmp_path / "merged", joined.items(), config)
-    assert torch.equal(logits(tmp_path / "merged"), logits(source.directory))
+    assert torch.equal(logits(tmp_path / "merged"), expected)
 
 
 def training_job(model: Path, home: Path) -> TrainJob:
@@ -96,9 +113,11 @@ def training_job(model: Path, home: Path) -> TrainJob:
 
 @pytest.mark.parametrize("experts", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(family: str, experts: int, tmp_path: Path) -> None:
+def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(
+    ready: Ready, family: str, experts: int, tmp_path: Path,
+) -> None:
     assert V == VOCAB
-    source = open_checkpoint(stored(family, tmp_path / "whole"))
+    source = open_checkpoint(ready(family)[0])
     write_submodels(source, read_config(source.directory), EXPERTS // experts, tmp_path / "parts")
     before = open_checkpoint(tmp_path / "parts" / "0")
     result = train(training_job(tmp_path / "parts" / "0", tmp_path), World(), lambda _: None, lambda: False)
@@ -117,8 +136,8 @@ def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(family: str,
 
 @pytest.mark.ecosystem("Start: MoE of every family", "transformers", "torch")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_of_training_is_transformers_own(family: str, tmp_path: Path) -> None:
-    source = stored(family, tmp_path)
+def test_the_loss_of_training_is_transformers_own(ready: Ready, family: str) -> None:
+    source, _ = ready(family)
     loss = trainable(source, RECIPE, World())(TOKENS[:, :-1], TOKENS[:, 1:])
     expected = AutoModelForCausalLM.from_pretrained(source)(TOKENS, labels=TOKENS).loss
     torch.testing.assert_close(loss / (2 * (LENGTH - 1)), expected, rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import small_config
+from small_run import OneCorpus, small_config
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Optimizer, Outer, RunConfig
@@ -36,7 +36,7 @@ CHANGES: dict[str, Any] = {
 STEPS = 75      # 9,600 tokens of the fine-tune in batches of 128
 
 
-class Noting(LocalBackend):
+class Noting(OneCorpus):
     """Keeps the trainings that it was given, and how they ended."""
 
     def __init__(self) -> None:

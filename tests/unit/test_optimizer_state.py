@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import small_config
+from small_run import OneCorpus, small_config
 from tiny_training import BATCH, L, run, variant, weights, write_shard, write_tiny
 
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Optimizer, put
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, canonical_shapes, check_same, open_checkpoint, read_config, same_bits
 from moedisco_ray.models.optimizer_state import (
     KINDS,
@@ -180,7 +179,7 @@ def finished(tmp_path: Path, tokens: dict[str, float], **changes: bool) -> Path:
     raw = config.model_dump(mode="json")
     for path, value in changes.items():
         put(raw, path.replace("__", "."), value)
-    return pipeline.run(type(config).model_validate(raw), backend=LocalBackend())
+    return pipeline.run(type(config).model_validate(raw), backend=OneCorpus())
 
 
 def test_a_run_passes_them_on_twice(tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import small_config
+from small_run import OneCorpus, small_config
 
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, open_checkpoint
 
 BATCH, MEMBERS = 256, 3
@@ -37,7 +36,7 @@ def config_at(output: Path, **changes: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipeline.run(config_at(tmp_path_factory.mktemp("runs")), backend=LocalBackend())
+    return pipeline.run(config_at(tmp_path_factory.mktemp("runs")), backend=OneCorpus())
 
 
 def seed_summary(directory: Path) -> dict[str, Any]:
@@ -106,9 +105,9 @@ def test_killed_in_the_seed_it_ends_as_the_undisturbed_run(
             raise Killed
 
     with pytest.raises(Killed):
-        pipeline.run(config, (die,), backend=LocalBackend())
+        pipeline.run(config, (die,), backend=OneCorpus())
     assert not (config.directory / "seed").exists()
-    pipeline.run(config, backend=LocalBackend())
+    pipeline.run(config, backend=OneCorpus())
     for part in ("seed", "finetuned"):
         check_same(dict(open_checkpoint(config.directory / part)), dict(open_checkpoint(directory / part)))
 
@@ -117,7 +116,7 @@ def test_one_member_is_a_training_of_one_card(directory: Path, tmp_path: Path) -
     config = config_at(tmp_path)
     alone = config.submodels.model_copy(update={"seed_members": 1})
     with pytest.raises(Killed):
-        pipeline.run(config.model_copy(update={"submodels": alone}), (stop_after_seed,), backend=LocalBackend())
+        pipeline.run(config.model_copy(update={"submodels": alone}), (stop_after_seed,), backend=OneCorpus())
     summary = seed_summary(config.directory)
     assert [(unit["name"], unit["steps"]) for unit in summary["units"]] == [("seed", 9_600 // BATCH)]
     assert "syncs" not in summary

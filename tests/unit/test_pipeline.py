@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_run import DOMAINS, small_config
+from small_run import DOMAINS, OneCorpus, small_config
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from moedisco_ray.core.artifacts import read_json, read_manifest
@@ -19,7 +19,6 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.clustering import ClusterModel
@@ -41,7 +40,7 @@ def mixtral(tmp_path: Path) -> Path:
 
 
 def run(tmp_path: Path, **changes: Any) -> Path:
-    return pipeline.run(small_config(tmp_path / "runs", tokens=FEW_TOKENS, **changes), backend=LocalBackend())
+    return pipeline.run(small_config(tmp_path / "runs", tokens=FEW_TOKENS, **changes), backend=OneCorpus())
 
 
 def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral: Path) -> None:
@@ -221,7 +220,7 @@ def trained_whole(directory: Path) -> Any:
 def test_joint_training_is_a_share_of_all(tmp_path: Path) -> None:
     directory = pipeline.run(small_config(
         tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 1.0},
-        clusters={"count": 2, "vectors": "hidden_state"}, evaluation={"every_tokens": 4096}), backend=LocalBackend())
+        clusters={"count": 2, "vectors": "hidden_state"}, evaluation={"every_tokens": 4096}), backend=OneCorpus())
     report = read_json(directory / "report.json")
     stages = {stage["name"]: stage for stage in report["stages"]}
     assert (stages["submodels"]["tokens"], stages["seed"]["tokens"]) == (0, 0)
@@ -257,7 +256,7 @@ def test_upcycling_copies_the_seeds_expert_and_keeps_its_scale(tmp_path: Path, n
         model={"config": {
             "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
             "num_experts_per_tok": 2, "norm_topk_prob": normalised}},
-        finetune={"pool": "low_memory"}), backend=LocalBackend())
+        finetune={"pool": "low_memory"}), backend=OneCorpus())
     upcycled = open_checkpoint(directory / "merged")
     assert check_rows_equal(upcycled)
     stages = read_json(directory / "evaluation" / "evaluation.json")["stages"]
@@ -278,7 +277,7 @@ def test_upcycling_copies_the_seeds_expert_and_keeps_its_scale(tmp_path: Path, n
 def test_without_a_fine_tune_the_model_is_the_merged_one(tmp_path: Path) -> None:
     directory = pipeline.run(small_config(
         tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 0.0},
-        evaluation={"ensemble": True}), backend=LocalBackend())
+        evaluation={"ensemble": True}), backend=OneCorpus())
     assert read_manifest_units(directory) == []
     merged, finished = (directory / part / "model.safetensors" for part in ("merged", "finetuned"))
     assert merged.read_bytes() == finished.read_bytes()

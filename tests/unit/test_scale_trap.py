@@ -126,13 +126,22 @@ def router_inputs(model, data, layer):
     return torch.cat(seen), torch.cat([torch.as_tensor(cluster).repeat_interleave(LENGTH) for _, cluster in data])
 
 
+@pytest.fixture(scope="module")
+def from_one_seed(tmp_path_factory):
+    """Merges sub-models of a family that equal one seed, once; returns the model and its calibration data, to be read."""
+    @functools.cache
+    def made(family):
+        config, home, data = tiny_config(family, CLUSTERS), tmp_path_factory.mktemp(family), batches(48)
+        model, _ = merged(config, experts_of_one_seed(config, 1, home / "parts"), home / "merged", data, match_load=False)
+        return model, data
+
+    return made
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_are_scikit_learns_ridge_of_what_each_layers_router_reads(family, layer, tmp_path):
-    config = tiny_config(family, CLUSTERS)
-    parts = experts_of_one_seed(config, 1, tmp_path / "parts")
-    data = batches(48)
-    model, _ = merged(config, parts, tmp_path / "merged", data, match_load=False)
+def test_rows_are_scikit_learns_ridge_of_what_each_layers_router_reads(from_one_seed, family, layer):
+    model, data = from_one_seed(family)
     x_TD, label_T = (tensor.numpy() for tensor in router_inputs(model, data, layer))
     strength = ridge_strength(statistics(torch.from_numpy(x_TD), torch.from_numpy(label_T), CLUSTERS))
     coefficients = Ridge(alpha=strength, fit_intercept=False).fit(x_TD.astype(np.float64), np.eye(CLUSTERS)[label_T]).coef_

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_run import small_config
+from small_run import OneCorpus, small_config
 
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.read_roots import ENVIRONMENT
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from service.domain.starts import located
 
 TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
@@ -25,7 +24,7 @@ def documents(directory: Path) -> set[str]:
 
 def test_a_finished_runs_model_and_text_are_the_next_runs_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = small_config(tmp_path / "runs" / "ID", tokens=TOKENS)
-    directory = pipeline.run(first, backend=LocalBackend())
+    directory = pipeline.run(first, backend=OneCorpus())
     raw = small_config(tmp_path / "runs" / "NEXT", tokens=TOKENS).model_dump(mode="json")
     raw["clusters"]["vectors"] = "hidden_state"
     raw["model"] = {"family": first.model.family, "init": {"checkpoint": "run://ID/model"}}
@@ -33,6 +32,6 @@ def test_a_finished_runs_model_and_text_are_the_next_runs_start(tmp_path: Path, 
     config, read = located(RunConfig.model_validate(raw), {"ID": directory}.get, str)
     assert read == (directory / "corpus", directory / "model")
     monkeypatch.setenv(ENVIRONMENT, json.dumps([str(path) for path in (*read, tmp_path / "runs" / "NEXT")]))
-    after = pipeline.run(config, backend=LocalBackend())
+    after = pipeline.run(config, backend=OneCorpus())
     assert documents(after) == documents(directory)
     assert read_json(after / "model" / "config.json")["hidden_size"] == first.model.architecture.hidden_size

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import small_config
+from small_run import OneCorpus, small_config
 
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.errors import RunDirError, RunStopped
@@ -16,13 +16,12 @@ from moedisco_ray.core.heartbeat import heartbeats
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 
 TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}
 
 
 def test_a_stopped_run_has_a_checkpoint_and_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
-    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed", tokens=TOKENS), backend=LocalBackend())
+    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed", tokens=TOKENS), backend=OneCorpus())
     config = small_config(tmp_path / "stopped", tokens=TOKENS, checkpoint={"every": 1000})
     stop = StopFile(tmp_path / "stop")
 
@@ -31,12 +30,12 @@ def test_a_stopped_run_has_a_checkpoint_and_ends_as_the_undisturbed_one(tmp_path
             stop.request("budget")
 
     with pytest.raises(RunStopped, match="budget"):
-        pipeline.run(config, (ask,), backend=LocalBackend(), stop=stop)
+        pipeline.run(config, (ask,), backend=OneCorpus(), stop=stop)
     assert (last := EventLog.read(config.directory / "events.jsonl")[-1]).type == "run_stopped"
     assert last.data == {"reason": "budget"}
     assert list((config.directory / "checkpoints").glob("finetune-*/small-finetune/steps/step-*"))
     events: list[Event] = []
-    pipeline.run(config, (events.append,), backend=LocalBackend())
+    pipeline.run(config, (events.append,), backend=OneCorpus())
     assert next(event.data["step"] for event in events if event.type == "progress") > 10
     ours, theirs = (run / "finetuned" / "model.safetensors" for run in (config.directory, undisturbed))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -60,7 +59,7 @@ def test_a_run_that_is_asked_before_it_begins_begins_nothing(tmp_path: Path) -> 
     stop = StopFile(tmp_path / "stop")
     stop.request("cancelled")
     with pytest.raises(RunStopped, match="cancelled"):
-        pipeline.run(config, backend=LocalBackend(), stop=stop)
+        pipeline.run(config, backend=OneCorpus(), stop=stop)
     assert not (config.directory / "corpus").exists()
 
 
@@ -74,7 +73,7 @@ def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     config = small_config(tmp_path, tokens=TOKENS)
     pipeline.claim(config, redo=False)
     with pipeline._locked(config.directory, 0.0), pytest.raises(RunDirError, match="another process"):
-        pipeline.run(config, backend=LocalBackend())
+        pipeline.run(config, backend=OneCorpus())
 
 
 def test_a_heartbeat_is_written_only_while_workers_are_held(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import itertools
 import math
 import shutil
@@ -60,12 +61,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+Undisturbed = Callable[[str], tuple[TrainJob, TrainResult]]
+
+
+def job_in(directory: Path, home: Path) -> TrainJob:
+    return TrainJob(
+        stage="finetune", name="finetune", model=home / "moe", packed_dirs=(home / "shard",), output=directory / "out",
+        checkpoints=directory / "steps", steps=8, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, keep=2, seed=5,
+        load_balance=0.02, z_loss=0.01, log_every=2)
+
+
 @pytest.fixture
 def job(home: Path, tmp_path: Path) -> TrainJob:
-    return TrainJob(
-        stage="finetune", name="finetune", model=home / "moe", packed_dirs=(home / "shard",), output=tmp_path / "out",
-        checkpoints=tmp_path / "steps", steps=8, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, keep=2, seed=5,
-        load_balance=0.02, z_loss=0.01, log_every=2)
+    return job_in(tmp_path, home)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Trains the job to its end with a precision, once. To be read, not written."""
+    @functools.cache
+    def trained(precision: str) -> tuple[TrainJob, TrainResult]:
+        job = job_in(tmp_path_factory.mktemp("undisturbed"), home)
+        job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"precision": precision}))
+        return job, run(job)
+
+    return trained
 
 
 class Killed(Exception):  # noqa: N818 - what happens to the process, not an error of ours
@@ -156,8 +176,9 @@ def reference_losses(job: TrainJob, directory: Path) -> list[float]:
     return losses
 
 
-def test_equals_a_plain_pytorch_loop_step_by_step_on_a_moe(job: TrainJob) -> None:
-    assert run(job).losses == pytest.approx(reference_losses(job, job.model), rel=1e-5)
+def test_equals_a_plain_pytorch_loop_step_by_step_on_a_moe(undisturbed: Undisturbed) -> None:
+    job, result = undisturbed("auto")
+    assert result.losses == pytest.approx(reference_losses(job, job.model), rel=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
@@ -219,11 +240,13 @@ def test_a_tied_head_is_written_once(job: TrainJob, home: Path) -> None:
 
 @pytest.mark.parametrize("changes", [
     {"micro_batch": 1}, {"micro_batch": 4}, {"gradient_checkpointing": True}, {"micro_batch": 4, "gradient_checkpointing": True}])
-def test_neither_micro_batch_nor_checkpointing_changes_the_result(job: TrainJob, changes: dict[str, Any]) -> None:
-    whole = run(job)
+def test_neither_micro_batch_nor_checkpointing_changes_the_result(
+    job: TrainJob, undisturbed: Undisturbed, changes: dict[str, Any],
+) -> None:
+    whole, result = undisturbed("auto")
     parts = variant(job, "parts", optimizer=RECIPE.model_copy(update=changes))
-    assert run(parts).losses == pytest.approx(whole.losses, rel=1e-5)
-    torch.testing.assert_close(weights(parts.output), weights(job.output), rtol=1e-3, atol=2e-5)
+    assert run(parts).losses == pytest.approx(result.losses, rel=1e-5)
+    torch.testing.assert_close(weights(parts.output), weights(whole.output), rtol=1e-3, atol=2e-5)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(FAMILIES))
@@ -244,14 +267,14 @@ def test_tokens_of_packed_documents_see_their_own_document_only(lengths: list[in
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
-def test_hiding_other_documents_changes_the_training_as_a_setting_of_the_job(job: TrainJob) -> None:
-    losses = run(job).losses
+def test_hiding_other_documents_changes_the_training_as_a_setting_of_the_job(job: TrainJob, undisturbed: Undisturbed) -> None:
+    losses = undisturbed("auto")[1].losses
     assert run(variant(job, "within", document_start=0)).losses != losses
     assert run(variant(job, "unused", document_start=V + 1)).losses == losses
 
 
-def test_the_router_losses_change_the_training(job: TrainJob) -> None:
-    with_losses = run(job).losses
+def test_the_router_losses_change_the_training(job: TrainJob, undisturbed: Undisturbed) -> None:
+    with_losses = undisturbed("auto")[1].losses
     assert run(variant(job, "without", load_balance=0.0)).losses != with_losses
     assert run(variant(job, "no-z", z_loss=0.0)).losses != with_losses
 
@@ -273,24 +296,26 @@ def test_load_balance_balances(job: TrainJob, home: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob, step: int, precision: str) -> None:
-    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"precision": precision}))
-    whole = run(variant(job, "whole"))
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    job: TrainJob, undisturbed: Undisturbed, step: int, precision: str,
+) -> None:
+    other, whole = undisturbed(precision)
+    job = dataclasses.replace(job, optimizer=other.optimizer)
     halted = run(job, stop=stop_after(step))
     assert (halted.finished, halted.steps, job.output.exists()) == (False, step, False)
     assert halted.losses == whole.losses[:step]
     resumed = run(job)
     assert (resumed.finished, resumed.restored_step, resumed.losses) == (True, step, whole.losses)
-    check_same(weights(job.output), weights(job.output.with_name("whole-out")))
+    check_same(weights(job.output), weights(other.output))
 
 
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob) -> None:
-    whole = run(variant(job, "whole"))
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob, undisturbed: Undisturbed) -> None:
+    other, whole = undisturbed("auto")
     with pytest.raises(Killed):
         run(dataclasses.replace(job, log_every=1), kill_at(5))
     resumed = run(job)
     assert (resumed.restored_step, resumed.losses) == (3, whole.losses)
-    check_same(weights(job.output), weights(job.output.with_name("whole-out")))
+    check_same(weights(job.output), weights(other.output))
 
 
 def test_each_step_is_told_before_it_is_made_so_that_an_error_has_one(job: TrainJob) -> None:
@@ -370,8 +395,8 @@ def test_a_shard_without_a_whole_sequence_is_told(job: TrainJob, tmp_path: Path)
 # --- bf16
 
 
-def test_bf16_precision_stays_near_fp32(job: TrainJob) -> None:
-    exact = run(job).losses
+def test_bf16_precision_stays_near_fp32(job: TrainJob, undisturbed: Undisturbed) -> None:
+    exact = undisturbed("auto")[1].losses
     rough = run(variant(job, "rough", optimizer=RECIPE.model_copy(update={"precision": "bf16"}))).losses
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.02)

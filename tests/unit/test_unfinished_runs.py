@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import small_config
+from small_run import OneCorpus, small_config
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
@@ -19,7 +19,6 @@ from moedisco_ray.core.run_report import current_report, run_state
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 
 FEW = {"tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}, "clusters": {"count": 2, "vectors": "hidden_state"},
        "evaluation": {"max_tokens": 3000}, "merge": {"calibration_tokens": 1024}}
@@ -41,7 +40,7 @@ def stopped(tmp_path: Path) -> RunConfig:
             stop.write_text("cancelled")
 
     with pytest.raises(RunStopped):
-        pipeline.run(config, (ask,), backend=LocalBackend(), stop=StopFile(stop))
+        pipeline.run(config, (ask,), backend=OneCorpus(), stop=StopFile(stop))
     return config
 
 
@@ -99,9 +98,9 @@ def test_a_run_that_failed_at_once_gives_its_directory_to_the_mended_one(tmp_pat
     empty.write_text("")
     failing: dict[str, Any] = {**FEW, "corpus": {"sources": [{"path": str(empty)}]}}
     with pytest.raises(UserError):
-        pipeline.run(small_config(tmp_path / "runs", **failing), backend=LocalBackend())
+        pipeline.run(small_config(tmp_path / "runs", **failing), backend=OneCorpus())
     mended = small_config(tmp_path / "runs", **FEW)
-    pipeline.run(mended, backend=LocalBackend())
+    pipeline.run(mended, backend=OneCorpus())
     assert current_report(mended.directory).state == "finished"
     # What is made is kept: other settings need another name, or --redo.
     with pytest.raises(RunDirError, match="holds a run with other settings"):

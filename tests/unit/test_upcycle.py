@@ -11,7 +11,7 @@ import pytest
 import torch
 from moe_models import ALONE, LENGTH, VOCAB, random_tensors, tiny_config
 from safetensors.torch import load_file, save_file
-from small_run import small_config
+from small_run import OneCorpus, small_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moedisco_ray.core.artifacts import read_json
@@ -20,7 +20,6 @@ from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, check_start_tensors, load_model, open_checkpoint, runnable, write_checkpoint
 from moedisco_ray.stages.context import dense_seed, finetune_seed, submodel_seed
 from moedisco_ray.stages.corpus import input_identity
@@ -182,7 +181,7 @@ def test_a_start_that_does_not_fit_ends_a_run_before_its_corpus(tmp_path: Path) 
     config = small_config(tmp_path, tokens=FEW_TOKENS, clusters={"count": 4}, model={
         "family": "mixtral", "config": None, "init": {"upcycle": str(start), "num_experts": 4}})
     with pytest.raises(CheckpointError, match=r"^model\.init\.upcycle: .*is not zero"):
-        pipeline.run(config, backend=LocalBackend())
+        pipeline.run(config, backend=OneCorpus())
     assert not (config.directory / "corpus").exists()
 
 
@@ -220,13 +219,13 @@ def test_its_experts_are_the_mlp_and_its_backbone_the_rest(tmp_path: Path) -> No
 def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
     """Seed phase, clusters of its hidden states and all that follows, from another run's seed."""
     before = small_config(tmp_path / "first", tokens=FEW_TOKENS)
-    first = pipeline.run(before, backend=LocalBackend())
+    first = pipeline.run(before, backend=OneCorpus())
     start = {"family": "qwen3_moe", "config": None, "init": {"upcycle": str(first / "seed"), "num_experts": 4}}
     changes = {
         "model": start, "tokenizer": {"path": str(first / "corpus" / "tokenizer")},
         "clusters": {"count": 4, "vectors": "hidden_state"}}
     config = small_config(tmp_path / "second", tokens=FEW_TOKENS, **changes)
-    directory = pipeline.run(config, backend=LocalBackend())
+    directory = pipeline.run(config, backend=OneCorpus())
     # The first run's seed has read the text in an order that no training of the second has.
     orders = [dense_seed(before), dense_seed(config), finetune_seed(config), *(submodel_seed(config, k) for k in range(4))]
     assert len(set(orders)) == len(orders)
@@ -235,7 +234,7 @@ def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
     losses = [read_json(run / "report.json")["evaluation"]["perplexity"] for run in (first, directory)]
     assert losses[1] < losses[0]
     untrained = pipeline.run(
-        small_config(tmp_path / "third", tokens=FEW_TOKENS | {"seed_share": 0.0}, **changes), backend=LocalBackend())
+        small_config(tmp_path / "third", tokens=FEW_TOKENS | {"seed_share": 0.0}, **changes), backend=OneCorpus())
     begun = open_checkpoint(untrained / "seed")
     assert all(torch.equal(tensor, begun[key]) for key, tensor in open_checkpoint(first / "seed").items() if "gate" not in key)
 
@@ -339,7 +338,7 @@ def test_copies_of_an_expert_have_rows_of_their_own_also_where_the_seed_has_seve
         merge={"calibration_tokens": 1024},
         model={"config": {
             "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
-            "num_experts_per_tok": 2}}), backend=LocalBackend())
+            "num_experts_per_tok": 2}}), backend=OneCorpus())
     upcycled = open_checkpoint(directory / "merged")
     for layer in range(2):
         block = f"model.layers.{layer}.mlp"

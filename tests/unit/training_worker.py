@@ -1,7 +1,4 @@
-"""The workers of a gang on gloo, forked from this process: they run jobs one after the other and write their results.
-
-Usage: training_worker.py WORK
-"""
+"""The workers of a gang on gloo, forked from a process of their own: they run jobs one after the other and write their results."""
 
 from __future__ import annotations
 
@@ -161,7 +158,11 @@ def run(rank: int, work: Work, file: Path) -> None:
     dist.barrier()
 
 
-def main(file: Path) -> int:
+def main(file: Path, environment: dict[str, str]) -> None:
+    """Fork the workers of the work in a file from this process, which ends with them."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
     work: Work = pickle.loads(file.read_bytes())
     ranks = []
     for rank in range(work.size):
@@ -178,10 +179,4 @@ def main(file: Path) -> int:
                 sys.stderr.flush()
                 os._exit(code)      # gloo's threads can abort an interpreter that ends in the usual way
         ranks.append(process)
-    return max(int(os.waitpid(process, 0)[1] != 0) for process in ranks)
-
-
-if __name__ == "__main__":
-    # Pickles name this module as tests import it.
-    sys.modules["training_worker"] = sys.modules["__main__"]
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(max(int(os.waitpid(process, 0)[1] != 0) for process in ranks))

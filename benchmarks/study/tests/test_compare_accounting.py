@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_run import small_config
+from small_run import OneCorpus, small_config
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -29,7 +29,6 @@ from benchmarks.study.compare.reading import actual_reads, expected_reads
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models.streamed import StoredEmbedding
 from moedisco_ray.plan import build_plan
 
@@ -101,7 +100,7 @@ def test_what_a_mixed_pool_reads_is_read_by_its_dearest_type(reads: Reads) -> No
         max(dollars_of(overheads(config, PLAN, reads)) for config in ALIKE))
 
 
-class Counting(LocalBackend):
+class Counting(OneCorpus):
     """Counts the tokens that models get in each step."""
 
     def __init__(self) -> None:
@@ -199,7 +198,7 @@ def test_an_ensemble_asks_every_sub_model_and_weighs_them(tmp_path: Path) -> Non
 def test_clusters_that_no_model_reads_for_cost_nothing(tmp_path: Path) -> None:
     base = config_of(tmp_path)
     config = arm_config(base, "joint", ARMS["joint"], tmp_path, "tokens", 8000)
-    pipeline.run(config, backend=LocalBackend())
+    pipeline.run(config, backend=OneCorpus())
     corpus = config.directory / "corpus"
     plan = build_plan(base)
 
