@@ -18,6 +18,8 @@ from moedisco_ray.core.read_roots import read_roots
 
 _PACKAGES = ("gguf", "accelerate")
 """Packages that transformers needs to read a GGUF file; the first also writes them."""
+_CONVERSION = 2
+"""Number of this way to convert a file; directories in the cache of another way are not used."""
 
 
 def is_gguf(place: Location) -> bool:
@@ -41,7 +43,7 @@ def gguf_directory(setting: str, file: Path) -> Path:
         found = file.stat()
     except OSError as error:
         raise CheckpointError(setting, str(file), f"cannot be read ({error.strerror}); name an existing file") from error
-    identity = f"{file.resolve()} {found.st_size} {found.st_mtime_ns}"
+    identity = f"{_CONVERSION} {file.resolve()} {found.st_size} {found.st_mtime_ns}"
     directory = cache_directory() / "gguf" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if not directory.exists():
         _write(setting, file, directory)
@@ -72,8 +74,10 @@ def _write(setting: str, file: Path, directory: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own module
         if done.returncode:
             last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            reason = last.partition(": ")[2] or last    # without the name of Python's exception
-            raise CheckpointError(setting, str(file), f"is no GGUF file that transformers can read ({reason})")
+            kind, _, reason = last.partition(": ")
+            if kind.endswith(CheckpointError.__name__):
+                raise CheckpointError(setting, str(file), reason)
+            raise CheckpointError(setting, str(file), f"is no GGUF file that transformers can read ({reason or last})")
         try:
             draft.rename(directory)
         except OSError:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from moedisco_ray.models.gguf import frequency_divisors
+from moedisco_ray.stages.export.gguf_rotation import add_rotation
 
 TEXT = ["def f(x):\n    return x**2  # Größe\n", "the quick brown fox jumps over the lazy dog, and it's 12345 times"]
 NAMES = {
@@ -17,12 +22,12 @@ NAMES = {
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def tiny_llama(directory: Path, *, tied: bool = False) -> LlamaForCausalLM:
+def tiny_llama(directory: Path, *, tied: bool = False, **changes: Any) -> LlamaForCausalLM:
     """A Llama with random weights, with the vocabulary of `byte_level_bpe`."""
     config = LlamaConfig(
         vocab_size=len(byte_level_bpe(directory).get_vocab()), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, rope_theta=10_000.0,
-        bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied)
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2,
+        bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied, **changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM(config)
@@ -38,8 +43,12 @@ def byte_level_bpe(directory: Path) -> ByteLevelBPETokenizer:
 
 def write_gguf(
     model: LlamaForCausalLM, path: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32, *, pre: str = "gpt-2",
+    fields: Mapping[str, float] | None = None,
 ) -> None:
-    """Write a model with the tokenizer next to the file, which splits text as `pre` says; matrices are quantised to `kind`."""
+    """Write a model with the tokenizer next to the file, which splits text as `pre` says, and further fields.
+
+    Matrices are quantised to `kind`.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -50,7 +59,12 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10_000.0)
+    add_rotation(writer, config.rope_parameters)
+    for field, value in (fields or {}).items():
+        writer.add_float32(f"llama.{field}", value)
+    divisors = frequency_divisors(config.to_dict())
+    if divisors is not None:
+        writer.add_tensor("rope_freqs.weight", divisors.numpy())
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     ids = byte_level_bpe(path.parent).get_vocab()
@@ -70,7 +84,7 @@ def write_gguf(
         weight = tensor
         if "q_proj" in name or "k_proj" in name:    # llama.cpp rotates neighbouring pairs of a head, transformers its halves
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            weight = weight.view(heads, 2, -1, config.hidden_size).transpose(1, 2).reshape(weight.shape)
+            weight = weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
         if name in OUTER:
             stored = OUTER[name]
         else:

@@ -47,6 +47,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("deepseek_v3", {
         **DENSE_FIRST, **GROUPS, "n_shared_experts": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
     ("glm4_moe", {**DENSE_FIRST, **GROUPS, "attention_bias": True, "use_qk_norm": True}),
+    ("dots1", {**DENSE_FIRST, **GROUPS, "n_shared_experts": 2, "head_dim": 24, "tie_word_embeddings": True}),
     ("gpt_oss", {"sliding_window": 8, "rope_parameters": YARN}),
     ("ernie4_5_moe", {
         "moe_layer_start_index": 1, "num_hidden_layers": 3, "moe_layer_end_index": 2, "intermediate_size": 24,
@@ -189,6 +190,7 @@ def test_other_tokenizers_are_refused_in_one_line() -> None:
     ("flex_olmo", {}, "model_type: 'flex_olmo': is not known to llama.cpp, only mixtral, "),
     ("qwen2_moe", {"norm_topk_prob": True}, "norm_topk_prob: True: llama.cpp runs qwen2_moe only with False; use `--to hf`"),
     ("olmoe", {"num_key_value_heads": 1}, "num_key_value_heads: 1: llama.cpp runs olmoe only with 2; use `--to hf`"),
+    ("dots1", {"num_key_value_heads": 1}, "num_key_value_heads: 1: llama.cpp runs dots1 only with 2; use `--to hf`"),
     ("qwen3_moe", {"mlp_only_layers": [1], "intermediate_size": 8}, "has a dense layer after an MoE layer, which llama.cpp"),
     ("qwen3_moe", {"rope_parameters": LLAMA3}, "rope_type: 'llama3': llama.cpp does not scale positions of qwen3_moe this way"),
     ("deepseek_v3", {"rope_parameters": YARN}, "llama.cpp needs the same factor for both; use `--to hf`"),

@@ -10,8 +10,10 @@ import llama_cpp
 import pytest
 import torch
 from gguf_files import TEXT, byte_level_bpe, tiny_llama, write_gguf
+from moe_models import built
 from small_run import small_config
-from test_gguf_export import HARD
+from test_gguf_export import HARD, LINEAR, YARN
+from tiny_export import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from moedisco_ray.core.artifacts import read_json
@@ -21,10 +23,16 @@ from moedisco_ray.core.locations import CACHE
 from moedisco_ray.core.read_roots import reading_within
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.models import load_model, runnable
+from moedisco_ray.models import load_model, open_checkpoint, runnable
+from moedisco_ray.models.gguf import write_directory
 from moedisco_ray.stages.corpus import input_identity
+from moedisco_ray.stages.export.gguf_file import write_gguf as export
 from moedisco_ray.stages.merge.stage import write_whole
 from moedisco_ray.stages.start import Start
+
+LLAMA31 = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,71 @@ def test_digits_are_split_off_where_llama_cpp_does(llama: LlamaForCausalLM, tmp_
     tokenizer = AutoTokenizer.from_pretrained(Model.model_validate(init(tmp_path / "tiny.gguf")).init.directory)
     texts = [*TEXT, *HARD, "in  1999\n\n    2001"]
     assert llama_cpp.encoded(tmp_path / "tiny.gguf", texts) == [tokenizer(text)["input_ids"] for text in texts]
+
+
+@pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
+@pytest.mark.parametrize("rotation", [LLAMA31, LINEAR, YARN], ids=lambda rotation: rotation["rope_type"])
+def test_scaled_positions_stay_scaled(rotation: dict[str, Any], tmp_path: Path) -> None:
+    llama = tiny_llama(tmp_path, rope_parameters=rotation).eval()
+    write_gguf(llama, tmp_path / "tiny.gguf")
+    write_directory(tmp_path / "tiny.gguf", tmp_path)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert read.config.rope_parameters.items() >= rotation.items()
+    ids = torch.tensor([byte_level_bpe(tmp_path / "bpe").encode(TEXT[1]).ids])
+    with torch.no_grad():
+        assert torch.allclose(read(ids).logits, llama(ids).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
+@pytest.mark.parametrize(("family", "changes"), [
+    ("qwen2_moe", {}), ("qwen2_moe", {"qkv_bias": False, "tie_word_embeddings": True, "shared_expert_intermediate_size": 24}),
+    ("qwen3_moe", {}), ("qwen3_moe", {"tie_word_embeddings": True, "head_dim": 24, "rope_parameters": YARN})])
+def test_an_exported_file_is_a_start_again(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    config = write_model(tmp_path, family, **changes)
+    export(tmp_path, tmp_path / "tiny.gguf", name="tiny")
+    again = tmp_path / "again"
+    again.mkdir()
+    write_directory(tmp_path / "tiny.gguf", again)
+    model = Model.model_validate({"init": {"checkpoint": str(again)}})
+    assert (model.family_name, model.architecture.moe_intermediate_size) == (family, config["moe_intermediate_size"])
+    assert open_checkpoint(again).keys() >= open_checkpoint(tmp_path).keys()
+    ids = torch.tensor([AutoTokenizer.from_pretrained(again)(TEXT[0])["input_ids"]])
+    with torch.no_grad():
+        expected = built(config, open_checkpoint(tmp_path))(ids).logits
+        assert torch.allclose(runnable(load_model(again))(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("start", ["checkpoint", "upcycle"])
+def test_a_mixtral_is_no_start(start: str, tmp_path: Path) -> None:
+    write_model(tmp_path, "mixtral")
+    path = tmp_path / "tiny.gguf"
+    export(tmp_path, path, name="tiny")
+    with pytest.raises(CheckpointError) as caught:
+        _ = Model.model_validate({"init": {start: str(path)}}).architecture
+    assert str(caught.value) == (
+        f"model.init.{start}: '{path}': expert_count: 4: is that of a Mixtral, which transformers reads as a dense Llama; "
+        "name the Hugging Face directory of the model instead")
+
+
+@pytest.mark.parametrize(("changes", "fields", "line"), [
+    ({"attention_bias": True}, {}, r"tensors: \d+: values are in the file, of which transformers reads \d+;"),
+    ({"rope_parameters": LLAMA31 | {"high_freq_factor": 8.0}}, {}, r"rope_freqs\.weight: 8\.0: is the largest of divisors"),
+    ({"rope_parameters": LLAMA31}, {"rope.scaling.factor": 2.0}, r"rope\.scaling\.type: 'linear': is a second scaling"),
+    ({"rope_parameters": YARN}, {"rope.scaling.attn_factor": 2.0}, r"rope\.scaling\.attn_factor: 2\.0: is no rotary parameter")])
+def test_what_transformers_would_lose_is_refused(
+    changes: dict[str, Any], fields: dict[str, float], line: str, tmp_path: Path,
+) -> None:
+    write_gguf(tiny_llama(tmp_path, **changes), tmp_path / "tiny.gguf", fields=fields)
+    with pytest.raises(CheckpointError, match=f"^{line}.* name the Hugging Face directory"):
+        write_directory(tmp_path / "tiny.gguf", tmp_path)
+
+
+def test_a_file_without_some_weights_is_refused(tmp_path: Path) -> None:
+    llama = tiny_llama(tmp_path)
+    llama.config.num_hidden_layers += 1
+    write_gguf(llama, tmp_path / "tiny.gguf")
+    with pytest.raises(CheckpointError, match=r"^tensor: 'model\.layers\.2\..*': is not found in the file by transformers; name"):
+        write_directory(tmp_path / "tiny.gguf", tmp_path)
 
 
 @pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")

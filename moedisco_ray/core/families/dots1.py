@@ -8,6 +8,7 @@ from moedisco_ray.core.families.declaration import (
     QK_NORM,
     Attention,
     Family,
+    Gguf,
     SharedExpert,
 )
 from moedisco_ray.core.families.router import Router
@@ -28,4 +29,6 @@ FAMILY = Family(
         "topk_group": 1, "routed_scaling_factor": 1.0},
     constants={"sliding_window": None},     # every layer attends to the whole sequence
     dense={"qwen3": {}},
+    gguf=Gguf(
+        "dots1", fixed={"attention_bias": (False,), "sliding_window": (None,)}, reads_tied=False, shares_keys=False),
 )

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import gguf
-from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import Family
@@ -65,14 +63,3 @@ def add_rotation(writer: gguf.GGUFWriter, rotation: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_yarn_beta_slow(float(rotation.get("beta_slow") or 1))
         if rotation.get("mscale_all_dim"):
             writer.add_rope_scaling_yarn_log_mul(0.1 * float(rotation["mscale_all_dim"]))
-
-
-def frequency_divisors(config: Mapping[str, Any]) -> Tensor | None:
-    """What llama.cpp divides each frequency by, of `llama3` scaling (Llama 3.1, arXiv 2407.21783); None for other kinds."""
-    rotation = rotation_of(config)
-    if rotation.get("rope_type") != "llama3":
-        return None
-    scaled = from_values(config)
-    unscaled = from_values({**config, "rope_parameters": {**rotation, "factor": 1.0}})
-    frequencies, found = (ROPE_INIT_FUNCTIONS["llama3"](each, None)[0] for each in (unscaled, scaled))
-    return frequencies / found

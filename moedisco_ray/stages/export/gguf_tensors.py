@@ -18,7 +18,7 @@ from torch import Tensor
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import PARTS, Family, Part
 from moedisco_ray.models import Checkpoint, Role
-from moedisco_ray.stages.export.gguf_rotation import frequency_divisors
+from moedisco_ray.models.gguf import frequency_divisors
 
 _KINDS = {
     torch.float32: gguf.GGMLQuantizationType.F32,
