@@ -1,4 +1,4 @@
-"""Conversations and completions as documents, compared with the labels that TRL's SFTTrainer makes of the same rows."""
+"""Conversations and completions as documents, compared with the labels of the same rows in TRL's SFTTrainer."""
 
 from __future__ import annotations
 
