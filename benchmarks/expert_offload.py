@@ -1,7 +1,7 @@
 """Speed and memory of generation when the experts are not all on the device.
 
 device          transformers' own model, with all experts on the device
-cpu-N, disk-N   experts in the memory of the machine, or in the model's files, of which N per layer stay on the device
+cpu-N, disk-N   experts in the memory of the machine, or in the model's files; N per layer stay on the device
 
 Each arm is a process that answers two prompts, one after the other. When the first answer begins, the files are on the disk only;
 the second one may find them in the page cache. The model is random noise, whose tokens select experts almost evenly: those of a

@@ -44,7 +44,7 @@ def _workers() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A fine-tune of two sequences per worker and step, or of as many as the chosen settings have.
+    """A fine-tune of two sequences per worker and step, or of the number in the chosen settings.
 
     Attributes:
         checkpoint: Name of the checkpoint.
