@@ -121,8 +121,6 @@ def test_another_spelling_of_the_path_is_the_model_itself(tmp_path: Path, monkey
     assert found["experts"] == [{"model": str(model), "expert": k} for k in range(6)]
     choose_experts(str(model), ["0-5"], tmp_path / "usual")
     check_same(open_checkpoint(tmp_path / "out"), open_checkpoint(tmp_path / "usual"))
-    with pytest.raises(ConfigError, match=r"--calibration: 1: texts for 0 experts of other models"):
-        choose_experts(str(model), ["0", "link:1"], tmp_path / "none", own_texts=["a"], texts=["b"])
 
 
 def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def by_hand(run: Finished) -> TrainJob:
         output=given.output, checkpoints=given.checkpoints, steps=STEPS, sequence_length=64,
         optimizer=Optimizer(lr=1e-3, schedule="cosine", warmup=0.05, batch_tokens=128), checkpoint_every=10, keep=2, seed=3,
         load_balance=0.05, z_loss=0.004, log_every=1, logs=run.directory / "logs",
-        optimizer_state=run.directory / "merged" / "optimizer_state", sharing=Sharing(experts=4, expert=1, replicate=1))
+        optimizer_state=run.directory / "merged" / "optimizer_state", sharing=Sharing(experts=4))
 
 
 # --- the fine-tune

@@ -8,7 +8,6 @@ number of Ray Data's blocks, because `moedisco_ray.stages.corpus` makes all deci
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -101,7 +100,8 @@ def _run_owned_task(row: dict[str, bytes]) -> dict[str, bytes]:
         return _run_task(row)
     except Exception as error:  # noqa: BLE001 - the libraries that read text may raise anything
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        return {"outcome": pickle.dumps(kind("".join(traceback.format_exception(error))))}
+        store, *_ = unpickled(row["task"])
+        return {"outcome": store.dumps(kind("".join(traceback.format_exception(error))))}
 
 
 def _run_task(row: dict[str, bytes]) -> dict[str, bytes]:
