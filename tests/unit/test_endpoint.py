@@ -227,15 +227,15 @@ def test_mistakes_on_the_command_line_are_one_line(directory: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_it_while_it_answers(directory: Path) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "moedisco_ray", "endpoint", str(directory), "--port", "0", "--experts-on", "cpu"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    url = re.fullmatch(rf"(http://127\.0\.0\.1:\d+/v1) has the model {directory.name}; Ctrl-C ends it\n", line)
-    assert url is not None
-    asked = {"model": directory.name, "prompt": "x", "max_tokens": POSITIONS - 50, "temperature": 2, "stream": True}
-    with httpx.stream("POST", f"{url[1]}/completions", json=asked, timeout=60) as answer:
-        next(answer.iter_lines())
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = re.fullmatch(rf"(http://127\.0\.0\.1:\d+/v1) has the model {directory.name}; Ctrl-C ends it\n", line)
+        assert url is not None
+        asked = {"model": directory.name, "prompt": "x", "max_tokens": POSITIONS - 50, "temperature": 2, "stream": True}
+        with httpx.stream("POST", f"{url[1]}/completions", json=asked, timeout=60) as answer:
+            next(answer.iter_lines())
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
