@@ -139,7 +139,7 @@ def _check_weights(model: PreTrainedModel, missing: set[str], reader: gguf.GGUFR
     in_file = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name != _DIVISORS)
     read = sum(tensor.numel() for key, tensor in model.state_dict().items() if key not in model.all_tied_weights_keys)
     if in_file != read:
-        raise CheckpointError("tensors", in_file, f"values are in the file, of which transformers reads {read}; {_REMEDY}")
+        raise CheckpointError("tensors", in_file, f"values are in the file, but transformers reads {read}; {_REMEDY}")
 
 
 if __name__ == "__main__":

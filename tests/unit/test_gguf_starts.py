@@ -132,7 +132,7 @@ def test_a_mixtral_is_no_start(start: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "fields", "line"), [
-    ({"attention_bias": True}, {}, r"tensors: \d+: values are in the file, of which transformers reads \d+;"),
+    ({"attention_bias": True}, {}, r"tensors: \d+: values are in the file, but transformers reads \d+;"),
     ({"rope_parameters": LLAMA31 | {"high_freq_factor": 8.0}}, {}, r"rope_freqs\.weight: 8\.0: is the largest of divisors"),
     ({"rope_parameters": LLAMA31}, {"rope.scaling.factor": 2.0}, r"rope\.scaling\.type: 'linear': is a second scaling"),
     ({"rope_parameters": YARN}, {"rope.scaling.attn_factor": 2.0}, r"rope\.scaling\.attn_factor: 2\.0: is no rotary parameter")])
