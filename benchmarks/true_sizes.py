@@ -4,8 +4,8 @@ copy         copy the merged model's files, for the speed of the disk
 join         join the sub-models tensor by tensor and write the MoE
 merge        the same with calibrated routers: the whole merge
 evaluate     perplexity of the MoE on a few documents
-export       the export in another dtype of the same size, with its check of the written model
-published    the export in the stored dtype, whose files are linked, with its check
+export       the export in another dtype of the same size, with its checks of the written model
+published    the export in the stored dtype, whose files are linked, with its checks
 
 Memory is the process's own, without pages of mapped files, which the kernel takes back when it needs them. Files are read from
 the disk, and written ones are on the disk when the clock stops.
@@ -47,7 +47,7 @@ from moedisco_ray.models import (
 )
 from moedisco_ray.stages.decompose import backbone_of, decompose
 from moedisco_ray.stages.evaluate.measure import evaluate
-from moedisco_ray.stages.export import directory as exporting
+from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import build_merged, write_merged
 from moedisco_ray.stages.merge.calibrate import RouterSettings
@@ -116,16 +116,15 @@ def measure(arm: str, home: Path) -> dict[str, float]:
     before = own_mb()
     with own_memory() as peak:
         started = time.perf_counter()
-        seconds = run(arm, home, target)
+        run(arm, home, target)
         files = list(target.rglob("*.safetensors"))
         settle(files, forget=False)
         total = time.perf_counter() - started
     size = sum(path.stat().st_size for path in files)
-    return {"seconds": total, "bytes": size, "own_mb": peak[0], "grown_mb": peak[0] - before, **seconds}
+    return {"seconds": total, "bytes": size, "own_mb": peak[0], "grown_mb": peak[0] - before}
 
 
-def run(arm: str, home: Path, target: Path) -> dict[str, float]:
-    """Run one arm; return more figures about it."""
+def run(arm: str, home: Path, target: Path) -> None:
     whole, merged = config(), home / "merged"
     submodels = [home / "submodels" / str(k) for k in range(SUBMODELS)]
     weights = merge_weights("token_weighted", range(1, SUBMODELS + 1))
@@ -149,26 +148,13 @@ def run(arm: str, home: Path, target: Path) -> dict[str, float]:
             documents = Documents(ids, ("noise",) * DOCUMENTS, ("text",) * DOCUMENTS, tuple(tokens), (None,) * DOCUMENTS)
             evaluate(merged, documents, prefix=0, sequence_length=LENGTH)
         case _:
-            return export(home, target, "fp16" if arm == "export" else "auto")
-    return {}
+            run_export(home, target, "fp16" if arm == "export" else "auto")
 
 
-def export(home: Path, target: Path, dtype: Any) -> dict[str, float]:
-    """Export; return the seconds that its check takes."""
-    checks: list[float] = []
-    check = exporting._verify  # noqa: SLF001 - timed from outside
-
-    def timed(*arguments: Any) -> None:
-        settle(list(target.rglob("*.safetensors")), forget=False)
-        began = time.perf_counter()
-        check(*arguments)
-        checks.append(time.perf_counter() - began)
-
-    exporting._verify = timed  # noqa: SLF001
+def run_export(home: Path, target: Path, dtype: Any) -> None:
     report = build_report(home, check_config({
         "name": "sizes", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"family": FAMILY, "config": SIZES}}))
-    exporting.export(home / "merged", home / "tokenizer", target, report, dtype=dtype)
-    return {"check_seconds": checks[0]}
+    export(home / "merged", home / "tokenizer", target, report, dtype=dtype)
 
 
 def settle(files: list[Path], *, forget: bool) -> None:
@@ -219,8 +205,6 @@ def main() -> None:
         interleave(__spec__.name, ["prepare", "merge"], 1, *home)      # the first merge makes the model that the other arms read
         arms = interleave(__spec__.name, ARMS, arguments.rounds, *home)
     speed = {arm: [each["bytes"] / each["seconds"] / 1e6 for each in arms[arm]] for arm in ("copy", "join", "merge", "export")}
-    speed["export without its check"] = [
-        each["bytes"] / (each["seconds"] - each["check_seconds"]) / 1e6 for each in arms["export"]]
     write_result("true_sizes", {
         **environment("python -m benchmarks.true_sizes"),
         "setting": {
@@ -230,7 +214,6 @@ def main() -> None:
         "targets": TARGETS,
         "own_mb": {arm: spread([each["own_mb"] for each in found]) for arm, found in arms.items()},
         "seconds": {arm: spread([each["seconds"] for each in found]) for arm, found in arms.items()},
-        "check_seconds": {arm: spread([each["check_seconds"] for each in arms[arm]]) for arm in ("export", "published")},
         "mb_per_second": {name: spread(values) for name, values in speed.items()},
         "of_copy": {name: ratios(values, speed["copy"]) for name, values in speed.items() if name != "copy"},
     })

@@ -31,7 +31,7 @@ at the same time."""
 
 def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
                      max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, layout: Mapping[str, Stored] | None = None,
-                     with_backbone: bool = False) -> int:
+                     with_backbone: bool = False, written: Callable[[Path, Sequence[str]], None] | None = None) -> int:
     """Write a model directory from a stream of canonical tensors.
 
     If `layout` is given, a thread writes tensors while the next ones are computed, and at most 32 MiB wait for it; otherwise all
@@ -45,6 +45,7 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
         layout: Shape and dtype of every tensor, in the order of `tensors`; None if unknown.
         with_backbone: Whether the model also contains the tensors in the directory `BACKBONE` next to this one. The index names
             their files by relative paths, so both directories must stay next to each other.
+        written: Called with each complete file, which gets its final name later, and the names of its tensors.
 
     Returns:
         Size of the written tensors in bytes.
@@ -57,7 +58,11 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
     sizes: dict[str, int] = {}
     write = _write_shards(directory, _once(tensors, sizes), max_shard_bytes) if layout is None else _fill_shards(
         directory, _once(tensors, sizes), layout, max_shard_bytes)
-    drafts = list(write)
+    drafts = []
+    for path, keys in write:
+        drafts.append((path, keys))
+        if written is not None:
+            written(path, keys)
     if not sizes:
         raise CheckpointError(str(directory), None, "no tensor to write")
     if len(drafts) == 1 and not with_backbone:

@@ -19,6 +19,7 @@ from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.models import ModelMap, Role, hf_config, open_checkpoint, save_model, write_config
+from moedisco_ray.models.shard_file import ShardFile
 from moedisco_ray.models.streamed import streamed_model
 from moedisco_ray.stages.export import directory as export_directory
 from moedisco_ray.stages.export.directory import export
@@ -260,6 +261,18 @@ def test_a_model_that_reloads_differently_is_an_error(exported, tokenizer_dir, t
     monkeypatch.setattr(export_directory, "open_streamed", broken)
     with pytest.raises(RunError, match="logits"):
         export(root / "trained" / "qwen3_moe", tokenizer_dir, tmp_path / "model", REPORT)
+
+
+def test_a_tensor_that_the_disk_changes_is_an_error(exported, tokenizer_dir, tmp_path, monkeypatch):
+    root, _ = exported
+    put, changed = ShardFile.put, "model.layers.1.mlp.experts.3.down_proj.weight"
+
+    def broken(file, key, tensor):
+        put(file, key, tensor if key != changed else tensor.clone().index_fill_(0, torch.tensor([7]), 0))
+
+    monkeypatch.setattr(ShardFile, "put", broken)
+    with pytest.raises(RunError, match=f"tensor {changed}, read again, is not the trained model's"):
+        export(root / "trained" / "qwen3_moe", tokenizer_dir, tmp_path / "model", REPORT, dtype="bf16")
 
 
 def test_fused_names_are_an_error():

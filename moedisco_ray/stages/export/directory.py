@@ -1,4 +1,4 @@
-"""The exported directory: weights, configuration, tokenizer, generation defaults, model card; and a check that it is correct."""
+"""The exported directory: weights, configuration, tokenizer, generation defaults, model card; and checks that it is correct."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +26,11 @@ from moedisco_ray.models import (
     Role,
     config_values,
     open_checkpoint,
+    same_bits,
     write_checkpoint,
     write_config,
 )
+from moedisco_ray.models.checkpoint import open_file
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
 from moedisco_ray.stages.export.card import model_card
@@ -36,6 +39,8 @@ from moedisco_ray.stages.export.samples import continue_prompts
 
 _SUFFIXES = {".safetensors", ".json", ".md", ".jinja", ".model", ".tiktoken", ".txt"}
 _LICENCE_PREFIXES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_PROBE_TOKENS = 4
+"""Number of tokens whose logits are compared: few, because each reads the experts that it selects."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,12 +50,13 @@ def export(
     facts: ModelFacts | None = None, dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", device: str = "cpu",
     turn_end: int | None = None, advance: Advance = no_advance,
 ) -> dict[str, Any]:
-    """Write the exported directory, read it again, and compare it with the trained model.
+    """Write the exported directory, read it again, and compare it with the trained model: every tensor, and logits.
 
     The export keeps these parts of the model that the run started from: configuration fields, tokenizer, chat template, end-of-text
     tokens, generation settings, dtype and licence. Weight files that already have the right dtype and one tensor per expert, under
     the family's usual names, are hard-linked, or copied where hard links are not possible. Other weights are rewritten tensor by
-    tensor. The comparison and the samples hold one decoder layer in memory at a time, unless the whole model is small.
+    tensor. The logits are those of a few tokens: with the tensors, they show that the configuration is right. For them and for the
+    samples, one decoder layer is in memory at a time, with the experts that are selected, unless the whole model is small.
 
     Args:
         model_dir: The trained model.
@@ -152,17 +158,33 @@ def _belongs(path: Path) -> bool:
 def write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | None) -> None:
     """Write a trained model's weights, one tensor per expert, in another dtype or, with None, as they are.
 
-    Files that need no change are hard-linked, or copied where hard links are not possible. One tensor is in memory at a time.
+    Files that need no change are hard-linked, or copied where hard links are not possible. Other files are read again and compared
+    with the trained model while the next one is written. One tensor is in memory at a time, and one that is compared.
+
+    Raises:
+        RunError: A file does not hold a tensor that was written to it.
     """
     if dtype is None and _is_classic(stored_names(trained.directory), trained.model_map):
         for path in [*trained.directory.glob("*.safetensors"), *trained.directory.glob("*.safetensors.index.json")]:
             _link(path, directory / path.name)
         write_config(directory, trained.config)
     else:
-        with contextlib.closing(trained.stream()) as stored:
+        same, checks = open_checkpoint(trained.directory), []
+        with contextlib.closing(trained.stream()) as stored, ThreadPoolExecutor(1, "compare") as thread:
             tensors = ((key, tensor if dtype is None else tensor.to(dtype)) for key, tensor in stored)
-            write_checkpoint(directory, tensors, trained.config, layout=trained.layout(dtype))
+            write_checkpoint(
+                directory, tensors, trained.config, layout=trained.layout(dtype),
+                written=lambda path, keys: checks.append(thread.submit(_compare, open_file(path), keys, same, dtype)))
+        for check in checks:
+            check.result()
     check_classic(stored_names(directory), trained.model_map)
+
+
+def _compare(file: Any, keys: Sequence[str], trained: Checkpoint, dtype: torch.dtype | None) -> None:
+    for key in keys:
+        expected = trained[key] if dtype is None else trained[key].to(dtype)
+        if not same_bits(file.get_tensor(key), expected):
+            raise RunError(f"the exported tensor {key}, read again, is not the trained model's; is the disk broken?")
 
 
 def _is_classic(names: Sequence[str], model_map: ModelMap) -> bool:
@@ -210,14 +232,13 @@ def write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, direct
 
 
 def _verify(model_dir: Path, directory: Path, dtype: torch.dtype) -> None:
-    expected, found = (_probe_logits(open_streamed(each, dtype=dtype)) for each in (model_dir, directory))
+    expected, found = (_probe_logits(open_streamed(each, dtype=dtype, few_tokens=True)) for each in (model_dir, directory))
     if not torch.equal(found, expected):
         raise RunError(f"the exported model in {directory} does not give the trained model's logits")
 
 
 @torch.inference_mode()
 def _probe_logits(model: PreTrainedModel) -> Tensor:
-    length = min(64, int(model.config.max_position_embeddings))
-    tokens = torch.arange(2 * length).mul(7919).remainder(int(model.config.vocab_size)).view(2, length)
+    tokens = torch.arange(_PROBE_TOKENS).mul(7919).remainder(int(model.config.vocab_size)).unsqueeze(0)
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits
