@@ -21,14 +21,21 @@ LOCK := cluster_yaml/node/requirements.txt
 # kept even where the environment says otherwise.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-slow test-ecosystem test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
+.PHONY: demo test test-units test-ray test-slow test-ecosystem test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
 
+# Both at once: tests on Ray wait a good part of their time, and are the first to get a processor. Their output follows the others'.
 test: $(INSTALLED)
-	$(PYTEST) -n 2 --dist worksteal -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
-	$(PYTEST) -m "ray and not slow and not chaos and not cluster" tests/ray tests/service
+	@$(MAKE) --no-print-directory -j2 test-units test-ray
+
+test-units: $(INSTALLED)
+	nice -n 5 env $(PYTEST) -n 2 --dist worksteal -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
+
+test-ray: $(INSTALLED)
+	@mkdir -p build; $(PYTEST) -m "ray and not slow and not chaos and not cluster" tests/ray tests/service >build/test-ray.log 2>&1; \
+	found=$$?; cat build/test-ray.log; exit $$found
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m "slow and not chaos and not cluster"
