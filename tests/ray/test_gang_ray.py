@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -97,6 +102,42 @@ def test_ray_train_knows_the_metrics_and_the_newest_checkpoint(cluster: Cluster,
     assert known["checkpoint_dir_name"] == f"steps/step-{60:07}"
     assert known["metrics"]["step"] == 60
     assert known["metrics"]["loss"] == pytest.approx(trained.result.losses[-1], rel=0.2)
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of the dashboard of a Ray cluster on this machine with two slots of the high-memory pool."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")      # as in a run that joins a Ray cluster
+    ray.shutdown()      # the shared cluster of other tests, if it is connected
+    cluster = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 2, "resources": {"high_mem_gpu": 2}, "include_dashboard": True, "object_store_memory": 80_000_000})
+    joined = ray.init(
+        address=cluster.address, runtime_env={"env_vars": {"RAY_ADDRESS": cluster.address}}, log_to_driver=False,
+        logging_level=logging.ERROR)
+    try:
+        yield f"http://{joined.dashboard_url}"
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_rays_train_page_shows_every_attempt_at_a_gang_under_one_name(dashboard: str, undisturbed: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with ThreadPoolExecutor(1) as thread:
+        training = thread.submit(
+            train_gang, job(undisturbed, tmp_path / "name-of-the-run", 600), HighMemoryPool(workers=2), 1, tmp_path / "ray",
+            events.append)
+        until(lambda: training.done() or any(event.type == "progress" and event.data["step"] > 50 for event in events), 120)
+        os.kill(next(event.data["pid"] for event in events if event.type == "unit_started"), signal.SIGKILL)
+        assert training.result(300).result.steps == 600
+    assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["died"]
+
+    def shown() -> list[tuple[str, str]]:
+        runs = httpx.get(f"{dashboard}/api/train/v2/runs/v1", timeout=30, trust_env=False).raise_for_status().json()["train_runs"]
+        return [(run["name"], run["status"]) for run in runs]       # the newest first
+
+    until(lambda: shown() == [("name-of-the-run", "FINISHED"), ("name-of-the-run", "ERRORED")], 30)
 
 
 def test_two_gangs_on_a_pool_that_holds_one_both_finish(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
