@@ -30,6 +30,10 @@ take 16V bytes per token, but at most 64 MiB in all, because the loss is compute
 The optimizer steps after the activations are freed. With `pure_bf16` it handles at most 2^24 elements of a tensor at a time and
 holds fp32 copies of the gradient, both moments, the weight and the random bits: 20 bytes per element.
 
+With `within_documents`, a GPU that computes in bf16 needs nothing more, because FlashAttention computes each document by itself. In
+fp32, on a CPU and with latent attention, all layers share a mask of sL bytes per token, and each layer copies keys and values for
+every head, 2s(H - G)d; only heads with sinks, which do both anyway, need no more.
+
 Workers that share a model hold more for a while: see `plan.gang_memory`. Each weight is divided by its rows, so if the number of
 experts is no multiple of the number of workers, the first worker's share of them is larger. Replicas divide weights, gradients and
 optimizer state among fewer workers.
@@ -61,6 +65,7 @@ from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
+from moedisco_ray.plan.attention_memory import attention_bytes, frozen_attention_bytes, needs_mask
 from moedisco_ray.plan.gang_memory import Moment, gathered, largest_share, peak
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, latent_sizes, shared_hidden_size
 from moedisco_ray.policies.parallel import Layout
@@ -162,9 +167,10 @@ def worker_memory(
     copies = width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
+    masked = needs_mask(family, architecture, optimizer, gpu)
     activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing),
-        sequence_length=sequence_length, frozen=bool(optimizer.block_steps))
+        sequence_length=sequence_length, frozen=bool(optimizer.block_steps), masked=masked)
     if rank:
         kept = 1 if optimizer.gradient_checkpointing else architecture.num_hidden_layers    # layers
         copies += width * (kept * _matrices(parameters) + parameters.experts) // architecture.num_hidden_layers
@@ -172,7 +178,7 @@ def worker_memory(
     # The backward pass begins with the head's gradient. With blocks, gradients come last; those of adapters are small.
     largest = 0 if optimizer.block_steps or rank else parameters.largest_tensor
     if workers > 1:
-        layer = layer_bytes_per_token(family, architecture, width, width, sequence_length)
+        layer = layer_bytes_per_token(family, architecture, width, width, sequence_length, masked=masked)
         moment = peak(
             gathered(family, architecture, parameters, layout), width, gradients=gradients, kept=share * (layout.replicate > 1),
             activations=activations, layer_activations=tokens * layer, once_per_step=exchange == "step", is_only_pass=is_only_pass)
@@ -264,7 +270,7 @@ def model_memory(
 
 def activation_bytes_per_token(
     family: FamilyName, architecture: Architecture, width: int, *, residual: int, checkpointing: bool, sequence_length: int,
-    frozen: bool = False,
+    frozen: bool = False, masked: bool = False,
 ) -> int:
     """Bytes of activations per token of the micro-batch, without logits, by the formula in the docstring of this module.
 
@@ -276,24 +282,25 @@ def activation_bytes_per_token(
         checkpointing: Whether layers are recomputed in the backward pass.
         sequence_length: Tokens per sequence.
         frozen: Whether one layer trains and the others only pass gradients on.
+        masked: Whether layers get a mask of documents; see `needs_mask`.
     """
-    layer = layer_bytes_per_token(family, architecture, width, residual, sequence_length)
+    layer = layer_bytes_per_token(family, architecture, width, residual, sequence_length, masked=masked)
     layers, hidden = architecture.num_hidden_layers, architecture.hidden_size
-    others = frozen_bytes_per_token(family, architecture, width, residual, sequence_length) if frozen else layer
+    others = layer
+    if frozen:
+        others = frozen_bytes_per_token(family, architecture, width, residual, sequence_length, masked=masked)
     kept = layers * residual * hidden + layer if checkpointing else (layers - 1) * others + layer
+    kept += width * sequence_length * masked
     return kept + (4 + (4 if DECLARATIONS[family].norms_in_fp32 else residual) + width + 4) * hidden
 
 
 def layer_bytes_per_token(
-    family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int,
+    family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int, *, masked: bool = False,
 ) -> int:
     """Bytes per token of the activations that one MoE layer saves for the backward pass."""
     declaration, hidden = DECLARATIONS[family], architecture.hidden_size
     norms = 2 * (4 + (4 if declaration.norms_in_fp32 else residual) + width) * hidden
-    attention = (_latent_bytes if declaration.attention.latent else _grouped_bytes)(declaration, architecture, width)
-    attention += 4 * architecture.num_attention_heads + _rotation_bytes(declaration, architecture)
-    if declaration.attention.sinks:
-        attention += _score_bytes(architecture, width, residual, sequence_length)
+    attention = attention_bytes(declaration, architecture, width, residual, sequence_length, masked=masked)
     routes = architecture.num_experts > 1
     expert = declaration.expert_activations * architecture.moe_intermediate_size + (2 * hidden if routes else 0)
     shared = shared_hidden_size(family, architecture)
@@ -314,19 +321,11 @@ def layer_bytes_per_token(
 
 
 def frozen_bytes_per_token(
-    family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int,
+    family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int, *, masked: bool = False,
 ) -> int:
     """Bytes of one layer's saved tensors per token, if its weights get no gradients."""
-    declaration, hidden, heads = DECLARATIONS[family], architecture.hidden_size, architecture.num_attention_heads
-    if declaration.attention.latent:
-        query_latent, latent, plain, rotated, value = latent_sizes(declaration, architecture)
-        attention = width * heads * (2 * (plain + rotated) + plain + 2 * value) + 4 * (query_latent + latent)
-    else:
-        both = (heads + architecture.key_value_heads) * architecture.head_size
-        attention = width * 2 * both + (4 * both if declaration.has_qk_norm(architecture.fields) else 0)
-    attention += 4 * heads + _rotation_bytes(declaration, architecture)
-    if declaration.attention.sinks:
-        attention += _score_bytes(architecture, width, residual, sequence_length)
+    declaration, hidden = DECLARATIONS[family], architecture.hidden_size
+    attention = frozen_attention_bytes(declaration, architecture, width, residual, sequence_length, masked=masked)
     experts = (declaration.expert_activations - 1) * architecture.moe_intermediate_size
     routes = architecture.num_experts > 1
     experts += hidden if routes else 0
@@ -340,32 +339,6 @@ def _router_bytes(family: Family, sizes: Architecture, residual: int) -> int:
     """Bytes of scores and selected experts; a router in fp32 keeps its scores in fp32 too."""
     score = _SCORE_BYTES + (8 if family.router.in_fp32 and residual < 4 else 0)
     return score * sizes.num_experts + SELECTION_BYTES * sizes.num_experts_per_tok
-
-
-def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:
-    queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
-    held = width * (2 * (queries + keys) + family.attention.partial_rotation * queries)
-    normalised = 4 if family.norms_in_fp32 else width
-    return held + ((4 + normalised) * (queries + keys) if family.has_qk_norm(sizes.fields) else 0)
-
-
-def _rotation_bytes(family: Family, sizes: Architecture) -> int:
-    """Bytes of a layer's own cosines and sines, in fp32."""
-    return 8 * sizes.head_size * family.attention.own_rotation
-
-
-def _score_bytes(sizes: Architecture, width: int, residual: int, sequence_length: int) -> int:
-    """Bytes of attention scores, which are stored where heads have sinks, and of keys and values repeated for every head."""
-    heads = sizes.num_attention_heads
-    repeated = 2 * width * (heads - sizes.key_value_heads) * sizes.head_size
-    cast = width * heads * sequence_length if residual > width else 0
-    return repeated + residual * heads * (sequence_length + 1) + cast
-
-
-def _latent_bytes(family: Family, sizes: Architecture, width: int) -> int:
-    query_latent, latent, plain, rotated, value = latent_sizes(family, sizes)
-    per_head = 2 * (plain + rotated) + (plain + value) + 2 * value
-    return width * sizes.num_attention_heads * per_head + (4 + 2 * width) * (query_latent + latent)
 
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:

@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from moedisco_ray.core.config import Lora, Optimizer
-from moedisco_ray.models import family_of, head_inputs, moe_blocks, open_complete, specialise, stored_tensors, with_parameters_in
+from moedisco_ray.models import head_inputs, moe_blocks, open_complete, specialise, stored_tensors, with_parameters_in
+from moedisco_ray.models.attention import attend_within_documents, document_arguments
 from moedisco_ray.models.expert_parallel import EXPERT_AXIS, divide
 from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.policies.parallel import Layout
@@ -52,6 +52,7 @@ def trainable(
 
     Raises:
         CheckpointError: The directory holds no model of a supported family.
+        ConfigError: The setting `within_documents` does not suit the model's layers.
         ValueError: Several workers train adapters.
     """
     if lora is not None and world.size > 1:
@@ -61,6 +62,8 @@ def trainable(
     with torch.device("meta"):
         dtype = trained if lora is None else compute_dtype(optimizer, world.device)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if optimizer.within_documents:
+        attend_within_documents(model, world.device, compute_dtype(optimizer, world.device))
     _configured(with_parameters_in(model, dtype), optimizer)
     if world.size > 1:
         _shard(model, compute_dtype(optimizer, world.device), world, exchange)
@@ -108,13 +111,12 @@ class SummedLoss:
         Args:
             input_ids: Token ids [B, L].
             targets_BL: Token that follows each position; -100 excludes a position.
-            positions_BL: Position of each token in its document. Wherever a position is not its predecessor plus one, transformers
-                starts a new document, whose tokens attend to no earlier document. None means one document per sequence.
+            positions_BL: Position of each token in its document, whose tokens attend to no earlier document. None means one
+                document per sequence.
         """
         model: Any = self
-        mask = None if positions_BL is None or family_of(model).separates_documents else _masks(model, input_ids, positions_BL)
-        hidden_BLD = model.base_model(
-            input_ids=input_ids, attention_mask=mask, position_ids=positions_BL, use_cache=False).last_hidden_state
+        documents = document_arguments(model, input_ids, positions_BL)
+        hidden_BLD = model.base_model(input_ids=input_ids, use_cache=False, **documents).last_hidden_state
         hidden_TD = head_inputs(model, hidden_BLD.flatten(0, 1))
         return summed_cross_entropy(hidden_TD, model.get_output_embeddings().weight, targets_BL.flatten())
 
@@ -124,15 +126,6 @@ def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextMa
     if world.size == 1 and optimizer.state == "fp32" and compute_dtype(optimizer, world.device) is torch.bfloat16:
         return torch.autocast(torch.device(world.device).type, torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def _masks(model: Any, input_ids: Tensor, positions_BL: Tensor) -> dict[str, Any]:
-    """Attention masks by kind of layer, which hide other documents."""
-    embedded_BLD = model.get_input_embeddings()(input_ids)
-    given = {"config": model.config, "inputs_embeds": embedded_BLD, "attention_mask": None, "cache": None}
-    return {
-        "full_attention": create_causal_mask(**given, position_ids=positions_BL),
-        "sliding_attention": create_sliding_window_causal_mask(**given, position_ids=positions_BL)}
 
 
 def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:

@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from docs.plans import CHECKPOINTS, LARGER
 from moedisco_ray.core.config import Architecture, FamilyName
-from moedisco_ray.models import hf_config, speed
+from moedisco_ray.models import attention, hf_config, speed
 from moedisco_ray.training import muon
 from moedisco_ray.training import optimizer as optimizer_module
 
@@ -146,6 +146,9 @@ def path_of_gpus() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "scaled_dot_product_attention", _efficient_attention)
+        # Whether positions are consecutive, and where documents begin, depends on numbers that FakeTensors do not have.
+        patch.setattr(masking_utils, "find_packed_sequence_indices", lambda _: None)
+        patch.setattr(attention, "document_bounds", lambda positions_BL: torch.zeros(2 * len(positions_BL), dtype=torch.int32))
         for module in (optimizer_module, muon):
             patch.setattr(module, "int", lambda _: 1, raising=False)
         ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, on_gpus)
@@ -160,12 +163,11 @@ def fake_model(family: FamilyName, architecture: Architecture, vocabulary: int, 
 
 
 def _efficient_attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
-    """Attention as GPUs compute it; a CPU stores all scores if values have another size than keys.
-
-    The mask is left out: transformers makes one only because it cannot see that positions of FakeTensors are consecutive.
-    """
+    """Attention as GPUs compute it; a CPU stores all scores if values have another size than keys."""
     if key.shape[-1] == value.shape[-1]:
         return FUSED(query, key, value, **settings)
+    mask = settings["attn_mask"]
     found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, None, compute_log_sumexp=True, is_causal=True, scale=settings["scale"])[0]
+        query, key, value, None if mask is None else mask.expand(*query.shape[:3], key.shape[2]), compute_log_sumexp=True,
+        is_causal=mask is None, scale=settings["scale"])[0]
     return found

@@ -16,10 +16,13 @@ import torch
 from fake_steps import PUBLISHED, SEQUENCE, LiveBytes, fake_model, path_of_gpus
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import masking_utils
 
 from docs.plans import planned
 from moedisco_ray.core.config import Architecture, FamilyName, Lora, Optimizer
+from moedisco_ray.models.attention import BY_DOCUMENT, MASKED
 from moedisco_ray.packed_tokens import batch_indices
+from moedisco_ray.plan.attention_memory import needs_mask
 from moedisco_ray.plan.memory import GIB, largest_block, worker_memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.training import TrainJob, World
@@ -41,21 +44,17 @@ def measured(family: FamilyName, architecture: Architecture, vocabulary: int, re
     """Peak bytes of two training steps."""
     trained = torch.bfloat16 if recipe.state == "bf16" else torch.float32
     model = fake_model(family, architecture, vocabulary, compute_dtype(recipe, "cuda") if rank else trained)
+    if recipe.within_documents:
+        model.set_attn_implementation(MASKED if needs_mask(family, architecture, recipe, gpu=1) else BY_DOCUMENT)
     routes = architecture.num_experts > 1
     job = TrainJob(
         stage="submodels", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
         sequence_length=SEQUENCE, optimizer=recipe, checkpoint_every=None, load_balance=0.01 * routes, z_loss=0.001 * routes)
-    with FakeTensorMode(), LiveBytes() as live, warnings.catch_warnings():
+    with FakeTensorMode(), LiveBytes() as live, warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
-        kept: dict[int, nn.Parameter] = {}
-        for module in model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    real = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
-                    module._parameters[name] = kept.setdefault(id(parameter), real)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        if recipe.within_documents:
+            patch.setattr(masking_utils, "find_packed_sequence_indices", lambda positions_BL: positions_BL)
+        make_real(model)
         model = _configured(model, recipe)
         if rank:
             add_adapters(model, Lora(rank=rank), seed=0, dtype=trained)
@@ -66,11 +65,25 @@ def measured(family: FamilyName, architecture: Architecture, vocabulary: int, re
         size = recipe.micro_batch or count
         tokens = torch.zeros(count, SEQUENCE, dtype=torch.long)
         for _ in range(2):
-            step(MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(size))
+            step(MicroBatch(part, part, job.step_tokens, None, part if recipe.within_documents else None)
+                 for part in tokens.split(size))
     if recipe.offload_moments:      # on a CPU, the machine's memory is the device's too
         moments = (tensor for state in step.optimizer.state.values() for key, tensor in state.items() if key != "step")
         return live.peak - sum(tensor.nbytes for tensor in moments)
     return live.peak
+
+
+def make_real(model: nn.Module) -> None:
+    """Give a model on the meta device tensors of the device at hand; tied weights stay tied."""
+    kept: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                real = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+                module._parameters[name] = kept.setdefault(id(parameter), real)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def deep_step(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer) -> int:
@@ -143,6 +156,10 @@ CASES = [
     Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16}),
     Case("gpt-oss-20b", 4, 2, {"precision": "pure_bf16", "micro_batch": 1, "gradient_checkpointing": True, "rank": 8}),
     Case("DeepSeek-V2-Lite", 4, 2, {"precision": "pure_bf16", "rank": 24}),
+    Case("Qwen3-30B-A3B", 4, 8, {"precision": "pure_bf16", "within_documents": True}),
+    Case("Qwen3-30B-A3B", 4, 8, {"precision": "fp32", "within_documents": True}),
+    Case("Qwen3-30B-A3B", 4, 16, {"precision": "fp32", "within_documents": True, "gradient_checkpointing": True}),
+    Case("DeepSeek-V2-Lite", 4, 8, {"precision": "pure_bf16", "within_documents": True}),
 ]
 
 

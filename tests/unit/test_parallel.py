@@ -60,6 +60,8 @@ class Home:
         changes: dict[str, dict[str, Any]] = {
             "plain": {}, "parts": {"micro_batch": 1, "gradient_checkpointing": True}, "muon": {"name": "muon"}}
         jobs = {name: self.job(f"{layout}-{name}", optimizer=recipe.model_copy(update=change)) for name, change in changes.items()}
+        within = recipe.model_copy(update={"within_documents": True})
+        jobs["documents"] = self.job(f"{layout}-documents", optimizer=within, document_start=0)
         return {**jobs, "uneven": self.job(f"{layout}-uneven", model=self.directory / "uneven")}
 
 
@@ -81,7 +83,7 @@ def single(home: Home) -> dict[str, TrainResult]:
     return {recipe: alone(job) for recipe, job in home.jobs("single").items()}
 
 
-@pytest.mark.parametrize("recipe", ["plain", "parts", "muon", "uneven"])
+@pytest.mark.parametrize("recipe", ["plain", "parts", "muon", "documents", "uneven"])
 @pytest.mark.parametrize("layout", [
     pytest.param(layout, marks=[] if layout == "data-2-expert-2" else [pytest.mark.slow]) for layout in LAYOUTS])
 def test_every_layout_trains_as_one_worker(home: Home, single: dict[str, TrainResult], layout: str, recipe: str) -> None:

@@ -19,6 +19,7 @@ from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import specialise
+from moedisco_ray.models.attention import attend_within_documents, document_arguments
 from moedisco_ray.plan import (
     GIB,
     Plan,
@@ -31,10 +32,11 @@ from moedisco_ray.plan import (
     worker_memory,
 )
 from moedisco_ray.plan import memory as memory_module
+from moedisco_ray.plan.attention_memory import needs_mask
 from moedisco_ray.plan.build import _trained
 from moedisco_ray.plan.cost import flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.fitting import by_cost, choose, combinations
-from moedisco_ray.plan.memory import activation_bytes_per_token, frozen_bytes_per_token, largest_block
+from moedisco_ray.plan.memory import activation_bytes_per_token, frozen_bytes_per_token, largest_block, layer_bytes_per_token
 from moedisco_ray.policies.placement import Need, NodeType, place
 from moedisco_ray.training import muon as muon_module
 from moedisco_ray.training import optimizer as optimizer_module
@@ -117,9 +119,11 @@ def test_a_submodel_has_its_share_of_experts_and_no_larger_top_k():
     assert [(part.num_experts, part.num_experts_per_tok) for part in parts] == [(12, 4), (6, 4), (2, 2), (1, 1)]
 
 
-def saved_bytes(family, architecture, dtype, autocast, frozen=False):
+def saved_bytes(family, architecture, dtype, autocast, frozen=False, documents=False):
     model = AutoModelForCausalLM.from_config(hf_config(family, architecture)).to(dtype)
     specialise(model)
+    if documents:
+        attend_within_documents(model, "cpu", dtype)
     if frozen:
         model.requires_grad_(requires_grad=False)
         model.get_input_embeddings().weight.requires_grad_(requires_grad=True)
@@ -134,7 +138,8 @@ def saved_bytes(family, architecture, dtype, autocast, frozen=False):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(
             "cpu", torch.bfloat16, enabled=autocast):
-        model.model(input_ids=torch.arange(TOKENS)[None] % VOCAB)
+        ids = torch.arange(TOKENS)[None] % VOCAB
+        model.model(input_ids=ids, **document_arguments(model, ids, ids % 50 if documents else None))
     return sum(storage.nbytes() for storage in storages.values())
 
 
@@ -182,6 +187,45 @@ def test_frozen_layers_save_what_is_planned(family, dtype, experts):
         assert measured <= planned <= 1.15 * measured
     else:
         assert planned == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not DECLARATIONS[family].attention.sinks])
+@pytest.mark.parametrize(("dtype", "autocast", "frozen"), [
+    (torch.float32, False, False), (torch.bfloat16, False, False), (torch.float32, True, False), (torch.bfloat16, False, True),
+], ids=["fp32", "bf16", "autocast", "frozen"])
+def test_masks_of_documents_save_what_is_planned(family, dtype, autocast, frozen):
+    torch.set_num_threads(1)
+    one, three = one_and_three_layers(family, 4)
+    measured = [saved_bytes(family, shape, dtype, autocast, frozen, documents=True) for shape in (one, three)]
+    width, residual = 2 if autocast else torch.finfo(dtype).bits // 8, torch.finfo(dtype).bits // 8
+    layer = (frozen_bytes_per_token if frozen else layer_bytes_per_token)(family, one, width, residual, TOKENS, masked=True)
+    matrices = 0
+    if autocast:
+        parameters = [count_parameters(family, shape, VOCAB) for shape in (one, three)]
+        matrices = width * (parameters[1].total - parameters[1].norms - parameters[0].total + parameters[0].norms)
+    assert 2 * TOKENS * layer + matrices == pytest.approx(measured[1] - measured[0], rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_all_layers_save_one_mask_of_documents(dtype):
+    _, three = one_and_three_layers("olmoe", 4)
+    shape = three.model_copy(update={"num_key_value_heads": None})
+    without, masked = (saved_bytes("olmoe", shape, dtype, autocast=False, documents=documents) for documents in (False, True))
+    plans = [
+        activation_bytes_per_token(
+            "olmoe", shape, dtype.itemsize, residual=dtype.itemsize, checkpointing=False, sequence_length=TOKENS, masked=each)
+        for each in (False, True)]
+    assert masked - without == pytest.approx(TOKENS * (plans[1] - plans[0]), rel=0.01)
+
+
+def test_a_mask_is_planned_where_documents_need_one():
+    within, shape = Optimizer(within_documents=True), Architecture()
+    assert not needs_mask("qwen3_moe", shape, Optimizer(), gpu=0)
+    assert not needs_mask("qwen3_moe", shape, within, gpu=1)
+    assert needs_mask("qwen3_moe", shape, within, gpu=0)
+    assert needs_mask("qwen3_moe", shape, within.model_copy(update={"precision": "fp32"}), gpu=1)
+    assert needs_mask("qwen3_moe", shape.model_copy(update={"head_dim": 512}), within, gpu=1)
+    assert all(needs_mask(family, shape, within, gpu=1) for family in ("deepseek_v3", "gpt_oss"))
 
 
 def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_the_others():

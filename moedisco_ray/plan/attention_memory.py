@@ -1,0 +1,77 @@
+"""Bytes per token that a layer's attention saves for the backward pass; see `plan.memory` for formulas and letters."""
+
+from __future__ import annotations
+
+from moedisco_ray.core.config import Architecture, Optimizer
+from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
+from moedisco_ray.plan.parameters import latent_sizes
+
+_MOST_HEAD_SIZE, _HEAD_STEP = 256, 8
+"""Head sizes of FlashAttention: multiples of 8, at most 256; copies from `models.attention`, for use without torch."""
+
+
+def needs_mask(family: FamilyName, sizes: Architecture, optimizer: Optimizer, gpu: int) -> bool:
+    """Whether layers get a mask of the documents of a sequence; `models.attention` decides the same on the device.
+
+    A GPU that computes in bf16 is assumed to have the kernel without masks.
+    """
+    attention, head = DECLARATIONS[family].attention, sizes.head_size
+    by_document = (
+        gpu > 0 and optimizer.arithmetic(gpu=True) == "bf16" and not (attention.latent or attention.sinks)
+        and head <= _MOST_HEAD_SIZE and head % _HEAD_STEP == 0)
+    return optimizer.within_documents and not by_document
+
+
+def attention_bytes(
+    family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool = False,
+) -> int:
+    """Bytes per token of the attention of one layer.
+
+    Args:
+        family: The model's family.
+        sizes: Sizes of the model.
+        width: Bytes of an element in a matrix product.
+        residual: Bytes of an element in the residual stream.
+        scores: Scores per token and head, which only heads with sinks store: the sequence length.
+        masked: Whether the attention gets a mask of documents.
+    """
+    held = (_latent_bytes if family.attention.latent else _grouped_bytes)(family, sizes, width)
+    return held + _other_bytes(family, sizes, width, residual, scores, masked=masked)
+
+
+def frozen_attention_bytes(
+    family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool = False,
+) -> int:
+    """`attention_bytes` of a layer whose weights get no gradients."""
+    if family.attention.latent:
+        query_latent, latent, plain, rotated, value = latent_sizes(family, sizes)
+        per_head = 2 * (plain + rotated) + plain + 2 * value
+        held = width * sizes.num_attention_heads * per_head + 4 * (query_latent + latent)
+    else:
+        both = (sizes.num_attention_heads + sizes.key_value_heads) * sizes.head_size
+        held = width * 2 * both + (4 * both if family.has_qk_norm(sizes.fields) else 0)
+    return held + _other_bytes(family, sizes, width, residual, scores, masked=masked)
+
+
+def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:
+    queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
+    held = width * (2 * (queries + keys) + family.attention.partial_rotation * queries)
+    normalised = 4 if family.norms_in_fp32 else width
+    return held + ((4 + normalised) * (queries + keys) if family.has_qk_norm(sizes.fields) else 0)
+
+
+def _latent_bytes(family: Family, sizes: Architecture, width: int) -> int:
+    query_latent, latent, plain, rotated, value = latent_sizes(family, sizes)
+    per_head = 2 * (plain + rotated) + (plain + value) + 2 * value
+    return width * sizes.num_attention_heads * per_head + (4 + 2 * width) * (query_latent + latent)
+
+
+def _other_bytes(family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool) -> int:
+    """Bytes of log-sum-exps, of a layer's own cosines and sines in fp32, and of scores or repeated keys and values."""
+    heads, sinks = sizes.num_attention_heads, family.attention.sinks
+    held = 4 * heads + 8 * sizes.head_size * family.attention.own_rotation
+    if sinks:
+        held += residual * heads * (scores + 1) + (width * heads * scores if residual > width else 0)
+    if sinks or (masked and not family.attention.latent):
+        held += 2 * width * (heads - sizes.key_value_heads) * sizes.head_size
+    return held
