@@ -252,3 +252,20 @@ def expert_offload() -> str:
         table(
             ["arm", "opened, s", "first prompt, s", "first answer, tokens/s", "second answer, tokens/s", "loaded", "memory, MB",
              *(["GPU memory, MB"] if on_gpu else []), "tokens/s / device"], rows), made_with(result))
+
+
+def within_documents() -> str:
+    result = read("within_documents")
+    named = {
+        "bits_per_byte": "held-out bits per byte", "perplexity": "held-out perplexity", "seed": "seed, tokens/s",
+        "submodels": "sub-models, tokens/s", "finetune": "fine-tune, tokens/s"}
+    rows = [
+        [title, *(span(result["arms"][arm][name]) for arm in ("across", "within")), span(result["within_over_across"][name])]
+        for name, title in named.items()]
+    setting = result["setting"]
+    return section(
+        "Attention within documents",
+        f"""Runs of the demo with `within_documents` in all trainings, and without, on the same text, batches and seeds. A sequence
+        of {setting["sequence_length"]} tokens holds {setting["documents_per_sequence"]:g} documents on average. The held-out loss
+        is that of documents by themselves in both arms. Speed is that of the mask that CPUs need.""",
+        table(["", "across documents", "within documents", "within / across"], rows), made_with(result))

@@ -157,8 +157,8 @@ CASES = [
     Case("gpt-oss-20b", 4, 2, {"precision": "pure_bf16", "micro_batch": 1, "gradient_checkpointing": True, "rank": 8}),
     Case("DeepSeek-V2-Lite", 4, 2, {"precision": "pure_bf16", "rank": 24}),
     Case("Qwen3-30B-A3B", 4, 8, {"precision": "pure_bf16", "within_documents": True}),
-    Case("Qwen3-30B-A3B", 4, 8, {"precision": "fp32", "within_documents": True}),
-    Case("Qwen3-30B-A3B", 4, 16, {"precision": "fp32", "within_documents": True, "gradient_checkpointing": True}),
+    Case("Qwen3-30B-A3B", 1, 8, {"precision": "fp32", "within_documents": True}),
+    Case("Qwen3-30B-A3B", 1, 16, {"precision": "fp32", "within_documents": True, "gradient_checkpointing": True}),
     Case("DeepSeek-V2-Lite", 4, 8, {"precision": "pure_bf16", "within_documents": True}),
 ]
 

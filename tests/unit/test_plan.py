@@ -139,7 +139,7 @@ def saved_bytes(family, architecture, dtype, autocast, frozen=False, documents=F
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(
             "cpu", torch.bfloat16, enabled=autocast):
         ids = torch.arange(TOKENS)[None] % VOCAB
-        model.model(input_ids=ids, **document_arguments(model, ids, ids % 50 if documents else None))
+        model.model(input_ids=ids, use_cache=False, **document_arguments(model, ids, ids % 50 if documents else None))
     return sum(storage.nbytes() for storage in storages.values())
 
 
