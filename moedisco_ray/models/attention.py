@@ -25,7 +25,7 @@ from moedisco_ray.models.hf import family_of
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:     # torch before 2.10
-    varlen_attn = None
+    varlen_attn = None      # type: ignore[assignment]  # mypy sees the installed version
 
 MASKED, BY_DOCUMENT = "moedisco_masked", "moedisco_by_document"
 """Names of the two implementations in transformers."""
@@ -93,7 +93,8 @@ def _has_kernel(model: PreTrainedModel, device: str, dtype: torch.dtype) -> bool
     config: Any = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = family_of(model).attention
-    suits = not (attention.latent or attention.sinks or getattr(config, "attention_dropout", 0.0))
+    drops = bool(getattr(config, "attention_dropout", False))
+    suits = not (attention.latent or attention.sinks or drops)
     return (
         suits and dtype is torch.bfloat16 and size <= _MOST_HEAD_SIZE and size % _HEAD_STEP == 0
         and torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
@@ -113,8 +114,8 @@ def _kernel_works(device: str) -> bool:
     order_L = torch.arange(L, device=device)
     near_LL = (order_L[:, None] >= order_L) & (order_L[:, None] - order_L < 4)
     mask_B1LL = (near_LL & (document_BL[:, :, None] == document_BL[:, None, :]))[:, None]
-    expected = functional.scaled_dot_product_attention(
-        q_BHLd, *(each.repeat_interleave(H // G, dim=1) for each in (k_BGLd, v_BGLd)), attn_mask=mask_B1LL).transpose(1, 2)
+    k_BHLd, v_BHLd = (each.repeat_interleave(H // G, dim=1) for each in (k_BGLd, v_BGLd))
+    expected = functional.scaled_dot_product_attention(q_BHLd, k_BHLd, v_BHLd, attn_mask=mask_B1LL).transpose(1, 2)
     given = (q_BHLd, k_BGLd, v_BGLd)
     try:
         found, _ = _by_document(None, *given, (3, 0), cu_seq_lens_q=bounds_N)
@@ -149,7 +150,7 @@ def _by_document(
     bounds_N = settings.get("cu_seq_lens_q")
     if bounds_N is None:
         bounds_N = torch.arange(0, B * L + 1, L, dtype=torch.int32, device=query.device)
-    found_THd = varlen_attn(
+    found_THd: Any = varlen_attn(
         q_THd, k_TGd, v_TGd, cu_seq_q=bounds_N, cu_seq_k=bounds_N, max_q=L, max_k=L, scale=settings.get("scaling"),
         window_size=attention_mask, enable_gqa=key.shape[1] != H)
     return found_THd.view(B, L, H, -1), None

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy, linear
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from moedisco_ray.core.config import Architecture, Optimizer
+from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.models import hf_config
+from moedisco_ray.models.attention import BY_DOCUMENT, MASKED, attend_within_documents
 from moedisco_ray.models.expert_parallel import divided_experts
 from moedisco_ray.models.speed import grouped_experts
 from moedisco_ray.plan.cards import peak_flops
@@ -25,7 +26,7 @@ from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.cross_entropy import LOGITS_BYTES, summed_cross_entropy
-from moedisco_ray.training.sharding import _configured
+from moedisco_ray.training.sharding import _configured, autocast, compute_dtype
 from moedisco_ray.training.stepper import Stepper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -49,6 +50,8 @@ def model_on(device: str, experts: int, recipe: Optimizer) -> PreTrainedModel:
     dtype = torch.bfloat16 if recipe.state == "bf16" else torch.float32
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(hf_config("olmoe", architecture(experts), VOCABULARY, SEQUENCE, 0), dtype=dtype)
+    if recipe.within_documents:
+        attend_within_documents(model, device, compute_dtype(recipe, device))
     return _configured(model, recipe)
 
 
@@ -56,11 +59,18 @@ def tokens_on(device: str, sequences: int) -> Tensor:
     return torch.arange(sequences * SEQUENCE, device=device).view(sequences, SEQUENCE) % VOCABULARY
 
 
+def positions_of(tokens_BL: Tensor) -> Tensor:
+    """Positions in documents of 300 tokens, which begin anew in each sequence."""
+    return (torch.arange(tokens_BL.shape[1], device=tokens_BL.device) % 300).expand(tokens_BL.shape)
+
+
 @pytest.mark.parametrize("recipe", [
     {"precision": "pure_bf16"},
     {"precision": "pure_bf16", "gradient_checkpointing": True},
     {"precision": "pure_bf16", "micro_batch": 1, "moments": "fp8"},
     {"precision": "bf16"},
+    {"precision": "pure_bf16", "within_documents": True},
+    {"precision": "fp32", "within_documents": True},
 ], ids=lambda recipe: "-".join(map(str, recipe.values())))
 @pytest.mark.parametrize("experts", [1, 4])
 def test_a_submodel_takes_the_memory_that_the_plan_says(device: str, experts: int, recipe: dict[str, str]) -> None:
@@ -74,7 +84,8 @@ def test_a_submodel_takes_the_memory_that_the_plan_says(device: str, experts: in
         sequence_length=SEQUENCE, optimizer=optimizer, checkpoint_every=None, load_balance=0.01, z_loss=0.001)
     step = Stepper(model_on(device, experts, optimizer), job, World(device=device))
     for _ in range(2):
-        step(MicroBatch(part, part, job.step_tokens, None) for part in tokens_on(device, 2).split(optimizer.micro_batch or 2))
+        step(MicroBatch(part, part, job.step_tokens, None, positions_of(part) if optimizer.within_documents else None)
+             for part in tokens_on(device, 2).split(optimizer.micro_batch or 2))
     peak = torch.cuda.max_memory_allocated() - before
     assert peak == pytest.approx(plan.total - plan.overhead, rel=PLANNED_SHARE)
     assert torch.cuda.max_memory_reserved() - before < plan.total
@@ -135,6 +146,35 @@ def test_attention_stores_no_scores(device: str) -> None:
     found = {event.key for event in profiler.key_averages() if "scaled_dot_product_" in event.key}
     assert found & {f"aten::_scaled_dot_product_{kind}_attention" for kind in ("flash", "efficient", "cudnn")}
     assert "aten::_scaled_dot_product_attention_math" not in found
+
+
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
+@pytest.mark.parametrize("family", ["olmoe", "qwen2_moe", "qwen3_moe", "mixtral"])
+def test_packed_documents_run_without_a_mask_on_cards_that_can(device: str, family: FamilyName, precision: str) -> None:
+    sizes = architecture(1).model_copy(update={"num_key_value_heads": 16 if family == "olmoe" else 4})
+    recipe = Optimizer(precision=precision, within_documents=True)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            hf_config(family, sizes, VOCABULARY, SEQUENCE, 0), dtype=torch.bfloat16 if recipe.state == "bf16" else torch.float32)
+    attend_within_documents(model, device, compute_dtype(recipe, device))
+    implementation = BY_DOCUMENT if torch.cuda.get_device_capability() >= (8, 0) else MASKED
+    assert model.config._attn_implementation == implementation
+    _configured(model, recipe)
+    if family == "mixtral":
+        model.config.sliding_window = 200
+    tokens, found = tokens_on(device, 2), {}
+    for each in (implementation, MASKED):
+        model.config._attn_implementation = each
+        with autocast(recipe, World(device=device)), profile(activities=[ProfilerActivity.CPU]) as profiler:
+            loss = model(tokens, tokens, positions_of(tokens))
+        kernels = {event.key for event in profiler.key_averages()}
+        assert ("aten::_flash_attention_forward" in kernels) == (each == BY_DOCUMENT)
+        assert "aten::_scaled_dot_product_attention_math" not in kernels
+        weights = (model.get_input_embeddings().weight, model.model.layers[0].self_attn.v_proj.weight)
+        found[each] = torch.autograd.grad(loss, weights)
+    for ours, masked in zip(found[implementation], found[MASKED], strict=True):
+        assert error(ours, masked.double()) < 3 * BF16_ERROR
 
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
