@@ -255,17 +255,21 @@ def expert_offload() -> str:
 
 
 def within_documents() -> str:
-    result = read("within_documents")
-    named = {
-        "bits_per_byte": "held-out bits per byte", "perplexity": "held-out perplexity", "seed": "seed, tokens/s",
-        "submodels": "sub-models, tokens/s", "finetune": "fine-tune, tokens/s"}
+    results = [read(name) for name in ("within_documents", "within_documents_long")]
+    steps = read("within_documents_steps")
+    named = {"bits_per_byte": "bits per byte", "perplexity": "perplexity"}
     rows = [
-        [title, *(span(result["arms"][arm][name]) for arm in ("across", "within")), span(result["within_over_across"][name])]
-        for name, title in named.items()]
-    setting = result["setting"]
+        [f"{result['setting']['documents_per_sequence']:g}", title,
+         *(span(result["arms"][arm][name]) for arm in ("across", "within")), span(result["within_over_across"][name])]
+        for result in results for name, title in named.items()]
+    setting = steps["setting"]
     return section(
         "Attention within documents",
-        f"""Runs of the demo with `within_documents` in all trainings, and without, on the same text, batches and seeds. A sequence
-        of {setting["sequence_length"]} tokens holds {setting["documents_per_sequence"]:g} documents on average. The held-out loss
-        is that of documents by themselves in both arms. Speed is that of the mask that CPUs need.""",
-        table(["", "across documents", "within documents", "within / across"], rows), made_with(result))
+        """Runs of the demo with `within_documents` in all trainings, and without, on the same text, batches and seeds. Held-out
+        documents are measured by themselves in both arms. Wall-clock speeds in the result files are those of a shared machine.""",
+        table(["documents per sequence", "held-out", "across documents", "within documents", "within / across"], rows),
+        f"Processor seconds of a step of a sub-model, in turn, with the mask that CPUs need: {setting['sequences']} sequences of "
+        f"{setting['sequence_length']} tokens and {setting['documents_per_sequence']} documents: "
+        f"{span(steps['seconds']['across'])} across, {span(steps['seconds']['within'])} within, "
+        f"within / across {span(steps['within_over_across'])}.",
+        *(made_with(each) for each in (*results, steps)))
