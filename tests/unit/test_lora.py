@@ -332,6 +332,7 @@ def test_a_run_with_adapters_ends_with_a_model_like_any_other(finished: Path) ->
     ({"submodels": {"sync_every": 5}}, "allows no syncs"),
     ({"submodels": {"optimizer": {"name": "muon"}}, "finetune": {"keep_optimizer_state": False}}, "needs the optimizer adamw"),
     ({"submodels": {"optimizer": {"block_steps": 10}}}, "trains no blocks"),
+    ({"model": {"init": {"upcycle": "START", "reinitialise": 0.5}}}, "freezes the weights that model.init.reinitialise draws anew"),
 ])
 def test_what_adapters_cannot_do_is_refused_in_one_line(
     home: Path, tmp_path: Path, changes: dict[str, Any], reason: str,

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
-from moedisco_ray.core.config.inits import CheckpointInit, LocalInit
+from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
 from moedisco_ray.core.config.model import Architecture, Model
 from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.owners import check_owners
@@ -172,9 +172,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _adapters_suit_the_run(self) -> Self:
-        settings, recipe = self.submodels, self.submodels.optimizer
+        settings, recipe, init = self.submodels, self.submodels.optimizer, self.model.init
         reasons = (
-            (not isinstance(self.model.init, LocalInit), "adapts a trained model; name one in model.init"),
+            (not isinstance(init, LocalInit), "adapts a trained model; name one in model.init"),
+            (isinstance(init, UpcycleInit) and init.reinitialise > 0,
+             "freezes the weights that model.init.reinitialise draws anew; set model.init.reinitialise to 0"),
             (self.tokens.seed_share > 0, "leaves a seed no memory, because a seed trains all weights; set tokens.seed_share to 0"),
             (settings.sync_every is not None, "allows no syncs: adapters are merged at the end; set submodels.sync_every to null"),
             (recipe.name == "muon", "needs the optimizer adamw; set submodels.optimizer.name"),
