@@ -12,12 +12,12 @@ import typer
 from moedisco_ray.cli.arguments import AsJson, Device, ExpertsOn, FinishedModel, ResidentExperts
 from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display import evaluation_view, losses_view
-from moedisco_ray.core.config import Evaluation, Source, check_evaluation, tokenizer_files
+from moedisco_ray.core.config import Evaluation, Source, check_evaluation
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.gguf_files import check_packages
 from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.run_models import finished_model, local_model, model_name, model_to_push
+from moedisco_ray.core.run_models import finished_model, model_name, model_to_push
 
 TaskFiles = Annotated[
     list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable."),
@@ -26,8 +26,9 @@ UnseenText = Annotated[
     list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeatable."),
 ]
 BackboneOf = Literal["mean", "base"]
-ModelDir = Annotated[
-    str, typer.Argument(metavar="MODEL_DIR", help="Directory or URI of a model that a run exported: OUTPUT/NAME/model.")]
+AnyModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Directory or URI of a model that a run exported, OUTPUT/NAME/model; or any MoE of a "
+    "supported family or dense relative of one: a directory, a GGUF file, or a model of the Hugging Face hub (ORG/NAME).")]
 
 
 def export(
@@ -128,7 +129,7 @@ def endpoint(
 
 
 def evaluate(
-    model_dir: ModelDir,
+    model: AnyModel,
     lm_eval: TaskFiles = None,
     sources: UnseenText = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of text tokens.")] = 1_000_000,
@@ -136,20 +137,19 @@ def evaluate(
     device: Annotated[str, typer.Option(help="Device that runs the model: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate an exported model on text that it was not trained on, and on lm-eval tasks."""
+    """Evaluate a model, MoE or dense, on text that it was not trained on, and on lm-eval tasks."""
     if not lm_eval and not sources:
         raise ConfigError("--sources", None, "nothing to evaluate; name text, or task files with --lm-eval")
-    model = local_model("MODEL_DIR", model_dir)
-    if not (model / "config.json").is_file() or not tokenizer_files(model):
-        raise ConfigError("MODEL_DIR", model_dir, "holds no model and tokenizer; name a run's export: RUN_DIR/model")
     settings = Evaluation(
         sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
         max_tokens=max_tokens)
     check_evaluation(settings)
+    from moedisco_ray.execution.given_models import open_model
     from moedisco_ray.stages.corpus.unseen import read_unseen
     from moedisco_ray.stages.evaluate.stage import judge
 
-    result = judge(model, model, settings, device=device, read_unseen=read_unseen)
+    opened, directory = open_model("MODEL", model, device)
+    result = judge(opened, directory, settings, read_unseen=read_unseen)
     if as_json:
         print(json.dumps(result, indent=2))
     else:

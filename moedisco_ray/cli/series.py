@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from moedisco_ray.core.bill import Bill
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import BILL_FIGURES, Event
-from moedisco_ray.core.records import EvaluationRecord, Figures, SourceFigures
+from moedisco_ray.core.records import ClusterFigures, EvaluationRecord, Figures, SourceFigures, StartFigures, UnseenFigures
 from moedisco_ray.core.run_record import RunReport
 
 RUN = ""
@@ -53,7 +53,9 @@ def report_points(report: RunReport) -> Iterator[Points]:
     """Yield what a finished run's report has measured: perplexities, expert balance, accuracies, speed and cost of the stages."""
     measured, trained = report.evaluation, 0
     if measured.start is not None:
-        yield Points(RUN, _perplexities(measured.start, measured.start.sources), 0)
+        yield Points(RUN, finite({
+            **_perplexities(measured.start, measured.start.sources), **_clusters(measured.start.clusters),
+            **({} if measured.unseen is None else _unseen(measured.unseen.start))}), 0)
     for stage in report.stages:
         trained += stage.tokens or 0
         if stage.name in measured.stages and stage.name not in ("submodels", "finetune"):
@@ -67,11 +69,9 @@ def report_points(report: RunReport) -> Iterator[Points]:
 
 def _parts(measured: EvaluationRecord) -> dict[str, float | None]:
     """The finished model by cluster, data owner, unseen source, lm-eval task and router."""
-    values = {f"perplexity/cluster/{each.cluster}": each.perplexity for each in measured.clusters}
+    values = _clusters(measured.clusters)
     values |= {f"perplexity/owner/{owner}": each.perplexity for owner, each in measured.owners.items()}
-    if measured.unseen is not None:
-        values["perplexity/unseen"] = measured.unseen.perplexity
-        values |= {f"perplexity/unseen/{each.source}": each.perplexity for each in measured.unseen.sources}
+    values |= _unseen(measured.unseen)
     values |= {f"accuracy/{each.task}": each.acc for each in measured.lm_eval}
     if measured.routers:
         values["experts/dead"] = sum(router.dead for router in measured.routers)
@@ -86,6 +86,16 @@ def _stages(report: RunReport) -> dict[str, float | None]:
     return {
         f"stages/{stage.name}/{name}": getattr(stage, name) for stage in report.stages
         for name in ("dollars", "seconds", "loss", "mfu", "tokens_per_second_per_worker")}
+
+
+def _clusters(clusters: Iterable[ClusterFigures]) -> dict[str, float | None]:
+    return {f"perplexity/cluster/{each.cluster}": each.perplexity for each in clusters}
+
+
+def _unseen(figures: UnseenFigures | StartFigures | None) -> dict[str, float | None]:
+    return {} if figures is None else {
+        "perplexity/unseen": figures.perplexity,
+        **{f"perplexity/unseen/{each.source}": each.perplexity for each in figures.sources}}
 
 
 def _perplexities(figures: Figures, sources: Iterable[SourceFigures] = ()) -> dict[str, float]:

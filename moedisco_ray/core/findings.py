@@ -5,35 +5,52 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moedisco_ray.core.records import CorpusSummary, EvaluationRecord, Figures, UnseenFigures
+from moedisco_ray.core.records import CorpusSummary, EvaluationRecord, Figures, StartFigures, UnseenFigures
 
 FEW_DOCUMENTS = 30
 """Number of documents below which the figures of a cluster or a validation set are mostly noise."""
+WITH_START = "with the start model"
+"""End of the name of a result of the model that the run started from."""
+_UNSEEN = ", never trained on"
 _NAMED = 8
 
 TASK_COLUMNS = ("task", "accuracy", "by length", "chance", "examples")
 
 
 def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
-    """Named results on text: the validation text as a whole and per source, and text that was never trained on."""
-    unseen = evaluation.unseen or UnseenFigures()
-    rows: list[tuple[str, Figures]] = [("all", evaluation)] if evaluation.documents else []
-    if evaluation.start is not None:
-        rows.append(("all, with the start model", evaluation.start))
+    """Named results on text: the validation text as a whole and per source, and text that was never trained on.
+
+    The figures of the model that the run started from follow those of the result.
+    """
+    unseen, start = evaluation.unseen or UnseenFigures(), evaluation.start or StartFigures()
+    rows = _with_start("all", evaluation, evaluation.start) if evaluation.documents else []
     if evaluation.ensemble is not None:
         rows.append(("sub-models as an ensemble", evaluation.ensemble))
-    before = {entry.source: entry for entry in evaluation.start.sources} if evaluation.start is not None else {}
+    before: dict[str, Figures] = {entry.source: entry for entry in start.sources}
     for entry in evaluation.sources:
-        rows.append((entry.source, entry))
-        if entry.source in before:
-            rows.append((f"{entry.source}, with the start model", before[entry.source]))
+        rows += _with_start(entry.source, entry, before.get(entry.source))
     for owner, held_out in evaluation.owners.items():
         rows.append((f"{owner}'s text", held_out))
         if "submodels" in held_out.stages:
             rows.append((f"{owner}'s text, with the owner's sub-model", held_out.stages["submodels"]))
     if len(unseen.sources) > 1:
-        rows.append(("all, never trained on", unseen))
-    return rows + [(f"{entry.source}, never trained on", entry) for entry in unseen.sources]
+        rows += _with_start(f"all{_UNSEEN}", unseen, unseen.start)
+    before = {} if unseen.start is None else {entry.source: entry for entry in unseen.start.sources}
+    for entry in unseen.sources:
+        rows += _with_start(f"{entry.source}{_UNSEEN}", entry, before.get(entry.source))
+    return rows
+
+
+def cluster_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
+    """Named results on the validation text of each cluster; those of the start model follow those of the result."""
+    before = {} if evaluation.start is None else {entry.cluster: entry for entry in evaluation.start.clusters}
+    return [
+        row for entry in evaluation.clusters
+        for row in _with_start(f"cluster {entry.cluster}", entry, before.get(entry.cluster))]
+
+
+def _with_start(name: str, figures: Figures, start: Figures | None) -> list[tuple[str, Figures]]:
+    return [(name, figures), *([] if start is None else [(f"{name}, {WITH_START}", start)])]
 
 
 def task_table(evaluation: EvaluationRecord) -> list[tuple[str, ...]]:
@@ -74,12 +91,12 @@ def start_note(evaluation: EvaluationRecord) -> str | None:
 
 
 def _worse(evaluation: EvaluationRecord) -> Iterable[str]:
-    """Sources on which the finished model has a higher loss than the start model."""
-    before = {} if evaluation.start is None else {entry.source: entry.loss for entry in evaluation.start.sources}
-    for entry in evaluation.sources:
-        loss = before.get(entry.source)
-        if loss is not None and entry.loss is not None and entry.loss > loss:
-            yield entry.source
+    """Sources, of validation and unseen text, on which the finished model has a higher loss than the start model."""
+    rows = dict(evaluation_rows(evaluation))
+    for name, entry in rows.items():
+        before = rows.get(f"{name}, {WITH_START}", Figures()).loss
+        if before is not None and entry.loss is not None and entry.loss > before and not name.startswith("all"):
+            yield name.removesuffix(_UNSEEN)
 
 
 def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:

@@ -248,8 +248,9 @@ class StageFigures(Figures):
 
 
 class StartFigures(Figures):
-    """How well the model that the run started from predicts the validation text."""
+    """How well the model that the run started from predicts some text."""
 
+    clusters: list[ClusterFigures] = Field(default_factory=list)
     sources: list[SourceFigures] = Field(default_factory=list)
 
 
@@ -261,6 +262,8 @@ class UnseenFigures(Figures):
     """Number of documents that were left out because the corpus contains them."""
     skipped: list[dict[str, Any]] = Field(default_factory=list)
     """`path` and `reason` of files that could not be read."""
+    start: StartFigures | None = None
+    """The model that the run started from, on the same text."""
 
 
 class OwnerFigures(Figures):

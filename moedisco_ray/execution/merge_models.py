@@ -5,28 +5,23 @@ Expert k of every layer is the MLP of fine-tune k. The backbone is the mean of t
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
 from transformers import AutoConfig
 
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import Model, UpcycleInit, tokenizer_files
-from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
-from moedisco_ray.core.hub import HUB, is_hub_name
 from moedisco_ray.core.run_models import model_name
 from moedisco_ray.execution.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
+from moedisco_ray.execution.given_models import about, dense_model
 from moedisco_ray.execution.validation import check_output
 from moedisco_ray.models import (
     ModelMap,
-    check_start_tensors,
     config_values,
     open_dense,
     random_weights,
@@ -90,7 +85,8 @@ def merge_models(
     if experts_per_token > len(models):
         raise ConfigError("--experts-per-token", experts_per_token, f"exceeds the number of experts, {len(models)}; lower it")
     sizes = (len(models), experts_per_token)
-    starts = [*(_model("MODEL", place, *sizes) for place in models), _model("--base", base, *sizes)]
+    places = [*(("MODEL", place) for place in models), ("--base", base)]
+    starts = [dense_model(*each, experts=len(models), per_token=experts_per_token) for each in places]
     inits = [model.init for model in starts if isinstance(model.init, UpcycleInit)]
     names, paths = [model_name(init.place) for init in inits], [init.directory_with_weights for init in inits]
     configs = _configs(starts, paths, *sizes)
@@ -101,7 +97,7 @@ def merge_models(
         encoder = open_encoder(paths[-1], "--base") if texts else None
         length, found = min(MOST_LENGTH, int(configs[-1]["max_position_embeddings"])), list[Text]()
         if encoder is not None:
-            with _about("--base"):
+            with about("--base"):
                 check_vocabulary(encoder.vocab_size, starts[-1], "use a base model with its own tokenizer")
             length, found = read_texts(texts, paths[-1], encoder, max_tokens=max_tokens, length=length, home=home)
         batches = calibration_batches(found, length, range(len(found)))
@@ -137,32 +133,6 @@ def check_new(output: Path) -> None:
     if output.is_symlink() or output.is_mount() or output.name in ("", ".."):
         raise RunDirError("--output", str(output), "is a link or in use, and cannot be replaced; choose another directory")
     check_output(output)
-
-
-def _model(argument: str, place: str, experts: int, per_token: int) -> Model:
-    """The model section of a run that would upcycle this model; checked against its directory."""
-    name, _, revision = place.removeprefix(HUB).partition("@")
-    at_hub = place.startswith(HUB) or (is_hub_name(name) and not os.path.exists(place))     # noqa: PTH110  # no error either
-    named = {"upcycle": HUB + name, "revision": revision or None} if at_hub else {"upcycle": place}
-    try:
-        model = Model.model_validate({"init": {**named, "num_experts": experts, "num_experts_per_tok": per_token}})
-        with _about(argument):
-            model = model.model_copy(update={"family": model.family_name})
-            _ = model.architecture
-            check_start_tensors(model)
-    except ValidationError as error:
-        mistake = first_mistake(error.errors())
-        raise ConfigError(argument, place, mistake.remedy) from error
-    return model
-
-
-@contextlib.contextmanager
-def _about(argument: str) -> Iterator[None]:
-    """Change errors in the block: they name the command's argument instead of the setting of a run."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(argument, error.value, error.remedy) from error
 
 
 def _configs(starts: Sequence[Model], paths: Sequence[Path], experts: int, per_token: int) -> list[dict[str, Any]]:

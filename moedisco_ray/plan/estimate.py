@@ -197,7 +197,8 @@ class _Reading:
         if evaluation.stages and config.tokens.seed:
             passes.append(self._read(tokens, whole=False))
         if config.measures_start:
-            passes.append(self._read(tokens, whole=self._vectors_of_whole))
+            texts = 2 if evaluation.sources else 1
+            passes.append(self._read(texts * tokens, whole=self._vectors_of_whole))
         if config.vectors_pool is not None:
             passes.append(self._read(tokens, whole=self._vectors_of_whole))
         if evaluation.ensemble:

@@ -206,7 +206,7 @@ def test_show_and_plot_refuse_a_directory_without_a_run(tmp_path, command):
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (("--sources", "README.md"),
-     "moedisco: MODEL_DIR: '{0}': holds no model and tokenizer; name a run's export: RUN_DIR/model"),
+     "moedisco: MODEL: '{0}': holds no model and tokenizer; name a run's export, RUN_DIR/model, or a model with its tokenizer"),
     ((), "moedisco: --sources: nothing to evaluate; name text, or task files with --lm-eval")])
 def test_evaluate_says_what_is_missing(tmp_path, arguments, line):
     result = invoke("evaluate", tmp_path, *arguments)

@@ -18,6 +18,7 @@ from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CorpusError, RunError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import hf_config, layer_stream, save_model, streamed
+from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats, log_weights
 from moedisco_ray.stages.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages, evaluate_unseen
 from moedisco_ray.stages.evaluate.routers import RouterMeter, dead_experts, entropy, expert_load, normalized_mutual_information
@@ -156,7 +157,7 @@ def test_the_likeliest_tokens_are_those_of_the_logits(documents):
 def test_unseen_text_is_measured_per_source_and_together(tmp_path, documents):
     model = tiny_model("olmoe")
     save_model(model, tmp_path)
-    found = evaluate_unseen(tmp_path, documents, prefix=EOS, sequence_length=LENGTH)
+    found = evaluate_unseen(open_streamed(tmp_path, dtype=torch.float32), documents, prefix=EOS, sequence_length=LENGTH)
     assert found["bits_per_byte"] == pytest.approx(
         perplexity(model, documents, prefix=EOS, sequence_length=LENGTH).bits_per_byte, rel=1e-6)
     assert [entry["source"] for entry in found["sources"]] == list(dict.fromkeys(documents.sources))

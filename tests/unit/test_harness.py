@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import Architecture, Evaluation
 from moedisco_ray.models import hf_config, load_model, save_model
+from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.corpus import read_unseen
 from moedisco_ray.stages.evaluate.stage import judge
 from moedisco_ray.stages.scoring import token_nats
@@ -85,7 +86,7 @@ def likelihood(model: Path, context: str, continuation: str) -> tuple[float, boo
 @needs_harness
 def test_the_harness_counts_what_the_logits_say(model: Path, tmp_path: Path, offline: None) -> None:
     files = (write_lines(tmp_path / "facts.jsonl", CHOICES), write_lines(tmp_path / "ends.jsonl", COMPLETIONS))
-    found = judge(model, model, Evaluation(lm_eval=files), device="cpu", read_unseen=read_unseen)
+    found = judge(open_streamed(model, dtype=torch.float32), model, Evaluation(lm_eval=files), read_unseen=read_unseen)
     assert list(found) == ["lm_eval"]
     facts, ends = found["lm_eval"]
     right, right_by_length = [], []
@@ -101,7 +102,8 @@ def test_the_harness_counts_what_the_logits_say(model: Path, tmp_path: Path, off
     assert facts["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 4 + 1 / 2 + 1 / 2) / 5)
     assert (ends["acc"], ends["acc_norm"], ends["chance"]) == (
         np.mean([likelihood(model, row["context"], f" {row['continuation']}")[1] for row in COMPLETIONS]), None, None)
-    few = judge(model, model, Evaluation(lm_eval=files, lm_eval_limit=1), device="cpu", read_unseen=read_unseen)["lm_eval"]
+    one = Evaluation(lm_eval=files, lm_eval_limit=1)
+    few = judge(open_streamed(model, dtype=torch.float32), model, one, read_unseen=read_unseen)["lm_eval"]
     assert [entry["examples"] for entry in few] == [1, 1]
     assert few[0]["acc_stderr"] is None
 

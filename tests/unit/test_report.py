@@ -14,7 +14,7 @@ from moedisco_ray.core.artifacts import Manifest, write_json
 from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.findings import evaluation_rows, expert_note, start_note, task_table
+from moedisco_ray.core.findings import cluster_rows, evaluation_rows, expert_note, start_note, task_table
 from moedisco_ray.core.records import EvaluationRecord, ExportSummary
 from moedisco_ray.core.report import (
     CURVE_POINTS,
@@ -170,12 +170,19 @@ def test_the_start_stands_next_to_the_result_and_a_sentence_says_whether_the_run
     figures = {"loss": 4.0, "perplexity": 54.6, "documents": 9, "tokens": 90}
     measured = EvaluationRecord.model_validate({
         **figures, "loss": 3.25, "sources": [{"source": "wiki", "loss": 3.0}, {"source": "law", "loss": 5.5}],
-        "start": {**figures, "sources": [{"source": "wiki", "loss": 4.5}, {"source": "law", "loss": 5.0}]}})
+        "clusters": [{"cluster": 1, "loss": 3.5}],
+        "start": {
+            **figures, "sources": [{"source": "wiki", "loss": 4.5}, {"source": "law", "loss": 5.0}],
+            "clusters": [{"cluster": 1, "loss": 3.75}]},
+        "unseen": {"sources": [{"source": "news", "loss": 6.0}], "start": {"sources": [{"source": "news", "loss": 5.75}]}}})
     assert [(name, entry.loss) for name, entry in evaluation_rows(measured)] == [
         ("all", 3.25), ("all, with the start model", 4.0), ("wiki", 3.0), ("wiki, with the start model", 4.5), ("law", 5.5),
-        ("law, with the start model", 5.0)]
+        ("law, with the start model", 5.0), ("news, never trained on", 6.0), ("news, never trained on, with the start model", 5.75)]
+    assert [(name, entry.loss) for name, entry in cluster_rows(measured)] == [
+        ("cluster 1", 3.5), ("cluster 1, with the start model", 3.75)]
     assert start_note(measured) == (
-        "the held-out loss is 3.2500 nats per token, 0.7500 below the 4.0000 of the model that the run started from; law got worse")
+        "the held-out loss is 3.2500 nats per token, 0.7500 below the 4.0000 of the model that the run started from; "
+        "law, news got worse")
     assert "0.2500 above the 4.0000" in str(start_note(measured.model_copy(update={"loss": 4.25, "sources": []})))
     assert start_note(EvaluationRecord.model_validate(figures)) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ from pretrained_start import BOS, END, ROPE, TURN, texts, write_start
 from safetensors import safe_open
 from small_run import small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from typer.testing import CliRunner
 
+from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.config import Evaluation, Merge, Model, RunConfig, Source
+from moedisco_ray.core.config import Merge, Model, RunConfig
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model
 from moedisco_ray.packed_tokens import TokenStream
-from moedisco_ray.stages.corpus import read_unseen
-from moedisco_ray.stages.evaluate.stage import judge
 from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.export.origin import Origin
 from moedisco_ray.stages.merge.stage import write_whole
@@ -34,6 +36,7 @@ from moedisco_ray.stages.start import Start, check_start
 from moedisco_ray.stages.text.pretrained import open_encoder
 from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
 
+NEWS = "class News:\n    def evaluate(self, text):\n        return self.loss(text)"
 COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE")
 
 
@@ -50,17 +53,41 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_start(tmp_path_factory.mktemp("start") / "llama")
 
 
-def run_of(output: Path, family: str, start: Path, **changes: Any) -> RunConfig:
+def run_of(output: Path, family: str, start: Path, unseen: Sequence[dict[str, Any]] = (), **changes: Any) -> RunConfig:
     return small_config(
         output, tokens={"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
         clusters={"count": 2, "vectors": "hidden_state"},
         model={"family": family, "config": None, "init": {"upcycle": str(start), "num_experts": 2}},
-        merge={"calibration_tokens": 1024}, evaluation={"max_tokens": 2000, "sample_tokens": 4}, **changes)
+        merge={"calibration_tokens": 1024}, evaluation={"max_tokens": 2000, "sample_tokens": 4, "sources": list(unseen)}, **changes)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
-    return pipeline.run(run_of(tmp_path_factory.mktemp("runs"), "mixtral", llama), backend=LocalBackend())
+    home = tmp_path_factory.mktemp("runs")
+    (home / "news.txt").write_text(NEWS, encoding="utf-8")
+    unseen = {"path": str(home / "news.txt"), "name": "news"}
+    return pipeline.run(run_of(home / "runs", "mixtral", llama, [unseen]), backend=LocalBackend())
+
+
+def test_the_start_is_measured_on_all_text_and_stands_next_to_the_result(exported: Path, llama: Path) -> None:
+    found = EvaluationRecord.model_validate(read_json(exported / "evaluation" / "evaluation.json"))
+    assert found.start is not None
+    assert found.unseen is not None
+    assert found.unseen.start is not None
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(llama)(NEWS, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert found.unseen.start.loss == pytest.approx(float(model(input_ids=ids, labels=ids).loss), abs=1e-4)
+    assert [each.cluster for each in found.start.clusters] == [each.cluster for each in found.clusters] == [0, 1]
+    assert sum(each.loss * each.tokens for each in found.start.clusters) == pytest.approx(found.start.loss * found.start.tokens)
+    card = (exported / "model" / "README.md").read_text(encoding="utf-8")
+    shown = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["show", str(exported)])
+    for figures, name in ((found.start, "all"), (found.unseen.start, "news, never trained on")):
+        for text in (card, shown.stdout):
+            row = next(line for line in text.splitlines() if f"{name}, with the start model" in line)
+            assert f"{figures.loss:.4f}" in row
+    assert "cluster 1, with the start model" in card
+    assert "start model" not in card.split("---")[1], "the figures of the model at the hub are its own"
 
 
 def test_the_loss_before_and_after_the_upcycle_is_the_same_on_its_own_tokens(tmp_path: Path, llama: Path) -> None:
@@ -146,17 +173,29 @@ def test_readers_of_transformers_4_compute_the_same(exported: Path, tmp_path: Pa
         assert torch.equal(read(ids).logits, whole(ids).logits)
 
 
-def test_an_export_is_evaluated_from_bos_on(exported: Path, tmp_path: Path) -> None:
-    text = "def evaluate(self, text):\n    return self.loss(text)"
+@pytest.mark.parametrize("kind", ["the export", "the dense start"])
+def test_a_model_is_evaluated_from_bos_on(exported: Path, llama: Path, tmp_path: Path, kind: str) -> None:
+    text, directory = "def evaluate(self, text):\n    return self.loss(text)", llama if "start" in kind else exported / "model"
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    settings = Evaluation(sources=(Source(path=str(tmp_path / "text.txt")),))
-    found = judge(exported / "model", exported / "model", settings, device="cpu", read_unseen=read_unseen)["unseen"]
-    model = AutoModelForCausalLM.from_pretrained(exported / "model", dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(exported / "model")(text, return_tensors="pt")["input_ids"]
+    shown = CliRunner().invoke(app, ["evaluate", str(directory), "--sources", str(tmp_path / "text.txt"), "--json"])
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)["unseen"]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(directory)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         loss = float(model(input_ids=ids, labels=ids).loss)
     assert found["loss"] == pytest.approx(loss, abs=1e-4)
     assert found["tokens"] == ids.shape[1] - 1
+
+
+def test_a_model_that_cannot_be_evaluated_is_refused_in_one_line(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "model")
+    config = read_json(llama / "config.json")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}), encoding="utf-8")
+    refused = CliRunner().invoke(app, ["evaluate", str(tmp_path / "model"), "--sources", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"moedisco: MODEL: '{tmp_path / 'model'}': tensor model.layers.1.")
+    assert refused.stderr.count("\n") == 1
 
 
 def test_another_tokenizer_is_refused_before_anything_is_made(tmp_path: Path, llama: Path) -> None:

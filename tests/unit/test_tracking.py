@@ -94,8 +94,12 @@ def run_report():
     made = report()
     made["evaluation"] |= {
         "stages": {"seed": figures, "submodels": {"units": [figures] * 2}, "merge": figures, "finetune": figures},
-        "start": {"perplexity": 99.0, "sources": [{"source": "docs", "perplexity": 98.0}]},
-        "unseen": {"perplexity": 50.0, "sources": [{"source": "news", "perplexity": 50.0}]},
+        "start": {
+            "perplexity": 99.0, "sources": [{"source": "docs", "perplexity": 98.0}],
+            "clusters": [{"cluster": 3, "perplexity": 97.0}]},
+        "unseen": {
+            "perplexity": 50.0, "sources": [{"source": "news", "perplexity": 50.0}],
+            "start": {"perplexity": 96.0, "sources": [{"source": "news", "perplexity": 96.0}]}},
         "owners": {"clinic": figures}, "lm_eval": [{"task": "quiz", "examples": 4, "acc": 0.75}]}
     return made
 
@@ -151,6 +155,8 @@ def test_every_promised_series_is_read_back(tracked):
     assert [value for _, value in run["perplexity/all"]] == pytest.approx([99.0, 30.0, 30.0, 41.25])
     assert [step for step, _ in run["perplexity/all"]] == [0, 360_000, 720_000, 1_080_000]
     assert run["perplexity/source/docs"] == [(0, 98.0), (1_080_000, 41.25)]
+    assert run["perplexity/cluster/3"][0] == (0, 97.0)
+    assert run["perplexity/unseen/news"] == [(0, 96.0), (1_080_000, 50.0)]
     for name in (
         "perplexity/source/cpp", "perplexity/cluster/3", "perplexity/owner/clinic", "perplexity/unseen", "perplexity/unseen/news",
         "accuracy/quiz", "experts/dead", "experts/dead/layer-2", "experts/largest_load/layer-2", "bits_per_byte/all",

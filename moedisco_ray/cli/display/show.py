@@ -76,22 +76,23 @@ def _left(left: Sequence[Departure]) -> Table:
 
 def _clusters(clusters: Sequence[ClusterEntry], evaluation: EvaluationRecord) -> Table:
     measured = {entry.cluster: entry.perplexity for entry in evaluation.clusters}
+    start = {} if evaluation.start is None else {entry.cluster: entry.perplexity for entry in evaluation.start.clusters}
+    titles = ("tokens", "documents", *(["start"] if start else []), "perplexity")
     tokens = [entry.tokens for entry in clusters]
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, min_width=1)
     table.add_column(width=16)
-    for title in ("tokens", "documents", "perplexity"):
+    for title in titles:
         table.add_column(justify="right", no_wrap=True, min_width=len(title))
     table.add_column(style="dim", overflow="ellipsis", no_wrap=True)
-    titles = (Text(title, "dim") for title in ("tokens", "documents", "perplexity"))
-    table.add_row("", "", *titles, "most typical words")
+    table.add_row("", "", *(Text(title, "dim") for title in titles), "most typical words")
     for number, entry in enumerate(clusters):
         bar = ProgressBar(
             total=max(1, *tokens), completed=entry.tokens, width=16, complete_style="blue", finished_style="blue")
-        perplexity = measured.get(number)
+        figures = [found.get(number) for found in ([start, measured] if start else [measured])]
         table.add_row(
             str(number), bar, count(entry.tokens), f"{entry.documents:,}",
-            "" if perplexity is None else f"{perplexity:.2f}", ", ".join(entry.terms[:_MOST_TERMS]))
+            *("" if each is None else f"{each:.2f}" for each in figures), ", ".join(entry.terms[:_MOST_TERMS]))
     return table
 
 
@@ -99,11 +100,11 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
     """A model's results on text and tasks; parts that were not measured are left out."""
     parts: list[RenderableType] = []
     if rows := evaluation_rows(evaluation):
-        table = plain_table("", "perplexity", "bits per byte", "documents", "tokens")
+        table = plain_table("", "loss", "perplexity", "bits per byte", "documents", "tokens")
         for name, figures in rows:
             table.add_row(
-                name, _number(figures.perplexity, 2), _number(figures.bits_per_byte, 3), _number(figures.documents, 0),
-                _number(figures.tokens, 0))
+                name, _number(figures.loss, 4), _number(figures.perplexity, 2), _number(figures.bits_per_byte, 3),
+                _number(figures.documents, 0), _number(figures.tokens, 0))
         parts.append(table)
     if (comparison := start_note(evaluation)) is not None:
         parts.append(Text(comparison, style="bold"))

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.task_files import Rows, read_task_file
-from moedisco_ray.models.streamed import open_streamed
-from moedisco_ray.stages.scoring import default_dtype, predict_tokens
+from moedisco_ray.stages.scoring import predict_tokens
 
 Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 
@@ -113,19 +112,17 @@ def pose(name: str, rows: Rows) -> RowsTask:
 
 
 def evaluate_tasks(
-    model_dir: Path, paths: Sequence[Path], encode: Encode, *, prefix: int, sequence_length: int, limit: int | None = None,
-    device: str = "cpu",
+    model: PreTrainedModel, paths: Sequence[Path], encode: Encode, *, prefix: int, sequence_length: int, limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a model on task files.
 
     Args:
-        model_dir: A Hugging Face directory.
+        model: The model, on its device.
         paths: Task files; see `read_task_file`.
         encode: Encodes a text without special tokens.
         prefix: The token before each question.
         sequence_length: Maximum tokens of a question and an answer together.
         limit: Maximum number of examples per file, taken from its beginning. None means all.
-        device: Device to run the model on.
 
     Returns:
         One dictionary per file, of JSON values: `task` (the file's name without its ending), `examples` (their number), `acc`
@@ -138,7 +135,6 @@ def evaluate_tasks(
         ConfigError: A file holds no multiple-choice or completion tasks.
     """
     posed = {path.stem: read_task_file(f"evaluation.lm_eval.{i}", path)[:limit] for i, path in enumerate(paths)}
-    model = open_streamed(model_dir, dtype=default_dtype(device), device=device)
     lm = ScoredLM(model, encode, prefix, sequence_length)
     found = evaluate(lm, {"tasks": {name: pose(name, rows) for name, rows in posed.items()}}, log_samples=False)
     return [_figures(name, rows, found["results"][name]) for name, rows in posed.items()]

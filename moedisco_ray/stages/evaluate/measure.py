@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.models import specialise
@@ -65,8 +66,7 @@ def evaluate(
           layer and expert 3 of another are related only if experts come from sub-models. None without such a label.
     """
     source_N, sources = _source_codes(documents)
-    clusters: list[int] = [] if labels_N is None else [int(label) for label in np.unique(labels_N)]
-    cluster_N = np.zeros(len(documents), dtype=np.int64) if labels_N is None else np.searchsorted(clusters, labels_N)
+    cluster_N, clusters = _cluster_codes(documents, labels_N)
     columns = max(1, len(clusters))
     groups = max(1, len(sources)) * columns
     # Do not call `specialise`, which bypasses routers with a single expert: the hooks need every router to run.
@@ -75,14 +75,9 @@ def evaluate(
         nats_N = document_nats(
             model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
             observe=meter.observe, advance=advance, loss_masks=documents.loss_masks)
-    scores = document_scores(documents, nats_N)
-    statistics = meter.statistics()
     return {
-        **sum(scores, Score()).to_dict(),
-        "clusters": [
-            {"cluster": cluster, **_total(scores, cluster_N == i).to_dict()} for i, cluster in enumerate(clusters)],
-        "sources": [{"source": source, **_total(scores, source_N == i).to_dict()} for i, source in enumerate(sources)],
-        **_routers(statistics, cluster_N, clusters, source_N, sources),
+        **_by_group(document_scores(documents, nats_N), cluster_N, clusters, source_N, sources),
+        **_routers(meter.statistics(), cluster_N, clusters, source_N, sources),
     }
 
 
@@ -134,52 +129,56 @@ def evaluate_stages(
 
 
 def evaluate_start(
-    start: Start, documents: Documents, *, prefix: int, sequence_length: int, device: str = "cpu", advance: Advance = no_advance,
+    start: Start, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, prefix: int, sequence_length: int,
+    device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the trained model that a run starts from; one decoder layer is in memory at a time.
 
     Args:
         start: The run's start.
         documents: Documents to measure on.
+        labels_N: Cluster of each document; None without clusters.
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.
         advance: Receives the number of tokens measured.
 
     Returns:
-        The figures of `Score.to_dict`, and `sources`: the same figures per source, as in `evaluate`.
+        The figures of `Score.to_dict`, and `clusters` and `sources`: the same figures per cluster and source, as in `evaluate`.
+
+    Raises:
+        CheckpointError: The model cannot be read.
+    """
+    nats_N = document_nats(
+        open_start(start, device), documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance,
+        loss_masks=documents.loss_masks)
+    source_N, sources = _source_codes(documents)
+    cluster_N, clusters = _cluster_codes(documents, labels_N)
+    return _by_group(document_scores(documents, nats_N), cluster_N, clusters, source_N, sources)
+
+
+def open_start(start: Start, device: str) -> PreTrainedModel:
+    """Open the trained model that a run starts from as a model whose layers load their weights when they run.
 
     Raises:
         CheckpointError: The model cannot be read.
     """
     tensors, config = start_model(start)
-    model = specialise(streamed_model(tensors, config, dtype=default_dtype(device), device=device))
-    nats_N = document_nats(
-        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance, loss_masks=documents.loss_masks)
-    scores = document_scores(documents, nats_N)
-    source_N, sources = _source_codes(documents)
-    return {
-        **sum(scores, Score()).to_dict(),
-        "sources": [{"source": source, **_total(scores, source_N == i).to_dict()} for i, source in enumerate(sources)],
-    }
+    return specialise(streamed_model(tensors, config, dtype=default_dtype(device), device=device))
 
 
-def evaluate_unseen(
-    model_dir: Path, documents: Documents, *, prefix: int, sequence_length: int, device: str = "cpu",
-) -> dict[str, Any]:
+def evaluate_unseen(model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int) -> dict[str, Any]:
     """Measure one model on text that it was never trained on.
 
     Args:
-        model_dir: A Hugging Face directory.
+        model: The model, on its device.
         documents: Documents to measure on.
         prefix: The token before each document.
         sequence_length: Maximum positions of a window.
-        device: Device to run the model on.
 
     Returns:
         The figures of `Score.to_dict`, and `sources`: the same figures per source, with `source`, in the documents' order.
     """
-    model = open_streamed(model_dir, dtype=default_dtype(device), device=device)
     nats_N = document_nats(
         model, documents.tokens, prefix=prefix, sequence_length=sequence_length, loss_masks=documents.loss_masks)
     scores = document_scores(documents, nats_N)
@@ -216,6 +215,26 @@ def evaluate_ensemble(
 
     scores = document_scores(documents, ensemble_nats(documents, nats(), distances))
     return sum(scores, Score()).to_dict()
+
+
+def _by_group(
+    scores: Sequence[Score], cluster_N: NDArray[np.int64], clusters: list[int], source_N: NDArray[np.int64], sources: list[str],
+) -> dict[str, Any]:
+    return {
+        **sum(scores, Score()).to_dict(),
+        "clusters": [
+            {"cluster": cluster, **_total(scores, cluster_N == i).to_dict()} for i, cluster in enumerate(clusters)],
+        "sources": [{"source": source, **_total(scores, source_N == i).to_dict()} for i, source in enumerate(sources)],
+    }
+
+
+def _cluster_codes(
+    documents: Documents, labels_N: NDArray[np.integer[Any]] | None,
+) -> tuple[NDArray[np.int64], list[int]]:
+    if labels_N is None:
+        return np.zeros(len(documents), dtype=np.int64), []
+    clusters = [int(label) for label in np.unique(labels_N)]
+    return np.searchsorted(clusters, labels_N), clusters
 
 
 def _source_codes(documents: Documents) -> tuple[NDArray[np.int64], list[str]]:

@@ -11,16 +11,18 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import Draft, write_json
 from moedisco_ray.core.config import Evaluation
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import CorpusSummary, Departure, EvaluateSummary, EvaluationRecord
 from moedisco_ray.core.run_work import Files
-from moedisco_ray.models import read_config
+from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.context import Context, device_of
-from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_start, evaluate_unseen
+from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_start, evaluate_unseen, open_start
 from moedisco_ray.stages.evaluate.owned import evaluate_owned
+from moedisco_ray.stages.scoring import default_dtype
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.pretrained import open_encoder
@@ -136,7 +138,8 @@ def evaluate(
     began = time.monotonic()
     if start is not None:
         result["start"] = evaluate_start(
-            start, documents, prefix=encoder.prefix, sequence_length=sequence_length, device=device, advance=progress.add)
+            start, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device,
+            advance=progress.add)
     if settings.ensemble and cluster_model is not None:
         known = cluster_model   # a name that mypy knows is not None in the function below
 
@@ -147,54 +150,61 @@ def evaluate(
             submodels, documents, distances, prefix=encoder.prefix, sequence_length=sequence_length, device=device,
             advance=progress.add)
     result["extra_seconds"] += time.monotonic() - began
-    trained_on = sorted((corpus / "train").glob("*.parquet"))
-    return result | judge(
-        models["finetune"], corpus / "tokenizer", settings, limits=limits, device=device, read_unseen=readers.unseen,
-        trained_on=trained_on)
+    if not settings.sources and not settings.lm_eval:
+        return result
+    judged = judge(
+        open_streamed(models["finetune"], dtype=default_dtype(device), device=device), corpus / "tokenizer", settings,
+        limits=limits, read_unseen=readers.unseen, trained_on=sorted((corpus / "train").glob("*.parquet")),
+        start=None if start is None else open_start(start, device))
+    result["extra_seconds"] += judged.pop("extra_seconds", 0.0)
+    return result | judged
 
 
 def judge(
-    model: Path, tokenizer: Path, settings: Evaluation, *, device: str, read_unseen: Callable[..., Unseen],
-    limits: Limits | None = None, trained_on: Sequence[Path] = (),
+    model: PreTrainedModel, tokenizer: Path, settings: Evaluation, *, read_unseen: Callable[..., Unseen],
+    limits: Limits | None = None, trained_on: Sequence[Path] = (), start: PreTrainedModel | None = None,
 ) -> dict[str, Any]:
     """Measure a model on the unseen text and the task files that the settings name, if any.
 
     Args:
-        model: A Hugging Face directory.
+        model: The model, on its device.
         tokenizer: The directory of its tokenizer.
         settings: Names the sources and task files.
-        device: Device that the model runs on.
         read_unseen: Samples the sources' text.
         limits: Limits on the length of sequences and documents. By default a sequence has at most as many tokens as the model has
             positions, and a document 8 times as many.
         trained_on: Files of the training documents.
+        start: The model that the run started from, to measure it on the unseen text too.
 
     Returns:
         `unseen`, if the settings name sources: the figures of `evaluate_unseen`; `trained_on`, the number of documents left out
-        because the corpus has them; and `skipped`, the files that were not read. `lm_eval`, if the settings name task files: the
+        because the corpus has them; `skipped`, the files that were not read; and `start`, the figures of the start model, if there
+        is one. `extra_seconds`: the seconds spent on the start model. `lm_eval`, if the settings name task files: the
         figures of `evaluate_tasks`.
 
     Raises:
-        CheckpointError: The model cannot be read.
         ConfigError: A task file holds no tasks.
         CorpusError: A source cannot be read, or all its documents were trained on.
     """
     encoder = open_encoder(tokenizer)
-    limits = limits or Limits(positions := int(read_config(model)["max_position_embeddings"]), 8 * positions)
+    limits = limits or Limits(positions := int(model.config.max_position_embeddings), 8 * positions)
     length = limits.sequence_tokens
     result: dict[str, Any] = {}
     if settings.sources:
         found = read_unseen(settings.sources, encoder, settings.max_tokens, limits, trained_on, tokenizer=tokenizer)
         documents = Documents(*map(tuple, zip(*found.samples, strict=True)))
-        unseen = evaluate_unseen(model, documents, prefix=encoder.prefix, sequence_length=length, device=device)
+        unseen = evaluate_unseen(model, documents, prefix=encoder.prefix, sequence_length=length)
         skipped = [dataclasses.asdict(each) for each in found.skipped]
         result["unseen"] = {**unseen, "trained_on": found.trained_on, "skipped": skipped}
+        if start is not None:
+            began = time.monotonic()
+            result["unseen"]["start"] = evaluate_unseen(start, documents, prefix=encoder.prefix, sequence_length=length)
+            result["extra_seconds"] = time.monotonic() - began
     if settings.lm_eval:
         from moedisco_ray.stages.evaluate.harness import evaluate_tasks  # noqa: PLC0415  # optional, and seconds to import
 
         result["lm_eval"] = evaluate_tasks(
-            model, settings.lm_eval, encoder.encode, prefix=encoder.prefix, sequence_length=length, limit=settings.lm_eval_limit,
-            device=device)
+            model, settings.lm_eval, encoder.encode, prefix=encoder.prefix, sequence_length=length, limit=settings.lm_eval_limit)
     return result
 
 

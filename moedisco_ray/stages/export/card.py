@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.artifacts import read_manifest, write_text
-from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, start_note, task_table
-from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, ModelFacts, Sample
+from moedisco_ray.core.findings import TASK_COLUMNS, cluster_rows, evaluation_rows, expert_note, start_note, task_table
+from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, ModelFacts, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.stages.export.front_matter import front_matter
@@ -134,18 +134,15 @@ def _clusters(clusters: Sequence[ClusterEntry]) -> list[str]:
 def _evaluation(evaluation: EvaluationRecord) -> list[str]:
     if evaluation.is_empty:
         return []
-    parts: list[tuple[str, Figures]] = [
-        *evaluation_rows(evaluation),
-        *((f"cluster {entry.cluster}", entry) for entry in evaluation.clusters),
-    ]
     rows = [
-        (name, _number(entry.perplexity, 2), _number(entry.bits_per_byte, 3), f"{entry.documents:,}", f"{entry.tokens:,}")
-        for name, entry in parts
+        (name, _number(entry.loss, 4), _number(entry.perplexity, 2), _number(entry.bits_per_byte, 3), f"{entry.documents:,}",
+         f"{entry.tokens:,}")
+        for name, entry in (*evaluation_rows(evaluation), *cluster_rows(evaluation))
     ]
     notes = [note for note in (start_note(evaluation), expert_note(evaluation)) if note is not None]
     tasks = task_table(evaluation)
     return [
-        "## Validation", _table(("text", "perplexity", "bits per byte", "documents", "tokens"), rows),
+        "## Validation", _table(("text", "loss", "perplexity", "bits per byte", "documents", "tokens"), rows),
         *(f"{note[0].upper()}{note[1:]}." for note in notes),
         *(["## Tasks", _table(TASK_COLUMNS, tasks), _TASKS_LEGEND] if tasks else []),
     ]

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load
 
 from moedisco_ray.core.config import LocalInit, Model
-from moedisco_ray.core.findings import evaluation_rows
+from moedisco_ray.core.findings import WITH_START, evaluation_rows
 from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, parent
 from moedisco_ray.core.read_roots import opened
@@ -80,7 +80,7 @@ def combined_front_matter(
 
 def _results(evaluation: EvaluationRecord) -> Iterator[EvalResult]:
     for name, figures in evaluation_rows(evaluation):
-        if not name.endswith("with the start model"):
+        if not name.endswith(WITH_START):
             yield from _figures("held-out text" if name == "all" else f"held-out text: {name}", figures)
     for task in evaluation.lm_eval:
         if task.acc is not None:
