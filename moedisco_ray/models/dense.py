@@ -162,19 +162,12 @@ def open_dense(directory: Path, family: FamilyName) -> Checkpoint | OneExpert:
     config = read_config(directory)
     if config.get("model_type") == family:
         return open_checkpoint(directory)
-    return OneExpert(open_checkpoint(directory, DenseMap(family)), _biases(config, family))
+    return OneExpert(open_checkpoint(directory, DenseMap(family)), ModelMap(family).family.keeps_biases(config))
 
 
 def _is_supported(key: str, biases: tuple[bool, bool]) -> bool:
     bias = _BIAS.fullmatch(key)
     return bias is None or (bias[2].startswith("self_attn.") and biases[bias[2] == "self_attn.o_proj"])
-
-
-def _biases(config: Mapping[str, Any], family: FamilyName) -> tuple[bool, bool]:
-    """Whether the upcycled MoE has biases of queries, keys and values, and whether it has one of the attention output."""
-    has = config.get("model_type") == "qwen2" or bool(config.get("attention_bias"))
-    supported = ModelMap(family).family.attention.biases
-    return has and supported != "", has and supported == "qkvo"
 
 
 def upcycled_config(
@@ -194,13 +187,11 @@ def upcycled_config(
     kept["pad_token_id"] = None     # transformers would exclude that token's embedding from training
     if dense_type != family:
         attention, shared = declaration.attention, declaration.shared
-        kept |= {**declaration.constants, **declaration.dense[dense_type]}
+        kept |= {**declaration.constants, **declaration.fields_of_dense(raw)}
         kept[declaration.expert_size_field] = raw["intermediate_size"]
         if attention.own_head_dim:
             # Some families read it, but their configuration class does not declare it; others have a default of their own.
             kept["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
-        if attention.bias_field is not None:
-            kept[attention.bias_field] = any(_biases(raw, family))
         if shared is not None and shared.size_field is not None:
             kept[shared.size_field] = raw["intermediate_size"]
         kept |= {name: value for name, value in declaration.fields.items() if name not in {*values, *kept}}

@@ -41,12 +41,12 @@ RELATIVES = [(family, kind) for family, page in DECLARATIONS.items() for kind in
 def dense(directory: Path, kind: str, **changes: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = AutoConfig.for_model(kind, **_declared(kind, DENSE_SIZES | changes))
+        config = AutoConfig.for_model(kind, **declared(kind, DENSE_SIZES | changes))
         AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     return directory
 
 
-def _declared(kind: str, sizes: dict[str, Any]) -> dict[str, Any]:
+def declared(kind: str, sizes: dict[str, Any]) -> dict[str, Any]:
     """The sizes without `head_dim` for kinds whose published configurations have none, such as Qwen2."""
     known = AutoConfig.for_model(kind).to_dict()
     return {name: value for name, value in sizes.items() if name != "head_dim" or name in known}

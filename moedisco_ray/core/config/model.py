@@ -247,7 +247,8 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
             start.setting, str(start.upcycle),
             f"has use_sliding_window, with which {kind} and {family} do not attend alike; use another model")
     sizes = _sizes(
-        start.setting, directory, raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
+        start.setting, directory, raw if kind == family else {**raw, **declaration.fields_of_dense(raw)}, family,
+        num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
         norm_topk_prob=declaration.router.normalises != "never")
     if not sizes.norm_topk_prob and sizes.num_experts_per_tok < sizes.num_experts:
         raise CheckpointError(
@@ -301,6 +302,7 @@ def _experts(raw: Mapping[str, Any]) -> int | None:
 
 def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: FamilyName, **changes: Any) -> Architecture:
     declaration, kind = DECLARATIONS[family], raw.get("model_type")
+    raw = {**declaration.unsaid, **raw} if kind == family else raw
     size_field = declaration.expert_size_field if kind == family else "intermediate_size"
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):

@@ -126,6 +126,8 @@ class Family:
         norms_in_fp32: Whether norms multiply by their weight in fp32.
         separates_documents: Whether transformers hides other documents of a packed sequence when positions start again.
         fields: Configuration fields that only some families have, with defaults for a model with random weights.
+        unsaid: Values of a checkpoint without some field in its `config.json`, where transformers has another default than a model
+            with random weights.
         constants: Configuration fields that have one value here.
         embedding_factor: Configuration field with a factor on the embeddings, also the name of the attribute of transformers' model
             that holds it; None: there is none.
@@ -158,6 +160,7 @@ class Family:
     norms_in_fp32: bool = False
     separates_documents: bool = True
     fields: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    unsaid: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     embedding_factor: str | None = None
     logits_divisor: str | None = None
@@ -214,6 +217,26 @@ class Family:
         """Whether a model with these configuration fields has biases in its attention."""
         field = self.attention.bias_field
         return bool(self.attention.biases) and (field is None or bool(self.value(fields, field)))
+
+    def keeps_biases(self, dense: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Whether the MoE of a dense model has biases of queries, keys and values, and whether it has one of the attention output.
+
+        Args:
+            dense: The `config.json` of the dense model.
+        """
+        # Qwen2 always has biases, and no configuration field says so.
+        has = dense.get("model_type") == "qwen2" or bool(dense.get("attention_bias"))
+        return has and self.attention.biases != "", has and self.attention.biases == "qkvo"
+
+    def fields_of_dense(self, dense: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration fields of the MoE of a dense model that the dense model has not, or has in another form.
+
+        Args:
+            dense: The `config.json` of the dense model.
+        """
+        field = self.attention.bias_field
+        biases = {} if field is None else {field: any(self.keeps_biases(dense))}
+        return {**self.dense[str(dense.get("model_type"))], **biases}
 
     def has_qk_norm(self, fields: Mapping[str, Any]) -> bool:
         """Whether a model with these configuration fields normalises queries and keys."""

@@ -23,6 +23,9 @@ FAMILY = dataclasses.replace(
         limit_field=("topk_method", "group_limited_greedy"), in_fp32=True, weights_in_fp32=True),
     prediction_layers_field=None,
     fields={**deepseek_v3.FAMILY.fields, "topk_method": "greedy"},
+    unsaid={
+        "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "intermediate_size": 11_008, "n_shared_experts": 2},
     choices={"topk_method": ("greedy", "group_limited_greedy")},
     gguf=Gguf("deepseek2", fixed={"attention_bias": (False,), "topk_method": ("greedy",)}, scaled_rotation=("yarn",)),
 )

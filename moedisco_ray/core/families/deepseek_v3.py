@@ -28,5 +28,8 @@ FAMILY = Family(
         "q_lora_rank": None, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
         "attention_bias": False, "intermediate_size": None, "first_k_dense_replace": 0, "n_shared_experts": 1, "n_group": 1,
         "topk_group": 1, "routed_scaling_factor": 1.0},
+    unsaid={
+        "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "intermediate_size": 18_432, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5},
     gguf=Gguf("deepseek2", fixed={"attention_bias": (False,), "rope_interleave": (True,)}, scaled_rotation=("yarn",)),
 )

@@ -27,6 +27,7 @@ FAMILY = Family(
     fields={
         "attention_bias": False, "intermediate_size": None, "first_k_dense_replace": 0, "n_shared_experts": 1, "n_group": 1,
         "topk_group": 1, "routed_scaling_factor": 1.0},
+    unsaid={"num_key_value_heads": 32, "intermediate_size": 10_944},
     constants={"sliding_window": None},     # every layer attends to the whole sequence
     dense={"qwen3": {}},
     gguf=Gguf(

@@ -22,6 +22,9 @@ FAMILY = Family(
     fields={
         "intermediate_size": None, "moe_layer_start_index": 0, "moe_layer_end_index": -1, "moe_layer_interval": 1,
         "moe_num_shared_experts": 1, "moe_norm_min": 1e-12, "use_bias": False},
+    unsaid={
+        "num_key_value_heads": 4, "tie_word_embeddings": True, "intermediate_size": 12_288, "moe_layer_start_index": 1,
+        "moe_num_shared_experts": 2},
     choices={"moe_layer_interval": (1,), "moe_norm_min": (1e-12,), "use_bias": (False,)},
     dense={"ernie4_5": {}},
     gguf=Gguf("ernie4_5-moe", needs_interval=True),

@@ -30,6 +30,7 @@ FAMILY = Family(
     fields={
         "attention_bias": False, "use_qk_norm": False, "partial_rotary_factor": 0.5, "intermediate_size": None,
         "first_k_dense_replace": 0, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0},
+    unsaid={"num_key_value_heads": 8, "intermediate_size": 10_944, "first_k_dense_replace": 1},
     gguf=Gguf("glm4moe"),
     # These dense models rotate whole heads.
     dense={

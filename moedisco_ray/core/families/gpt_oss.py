@@ -17,5 +17,6 @@ FAMILY = Family(
     norms_in_fp32=True,
     separates_documents=False,
     fields={"attention_bias": True, "sliding_window": 128},
+    unsaid={"num_key_value_heads": 8, "head_dim": 64},
     gguf=Gguf("gpt-oss", fixed={"attention_bias": (True,)}, reads_tied=False),
 )

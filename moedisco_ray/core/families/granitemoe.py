@@ -18,6 +18,7 @@ FAMILY = Family(
     fields={
         "attention_bias": False, "embedding_multiplier": 12.0, "attention_multiplier": 0.015625, "residual_multiplier": 0.22,
         "logits_scaling": 6.0},
+    unsaid={"embedding_multiplier": 1.0, "attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0},
     dense={"granite": {}},
     embedding_factor="embedding_multiplier",
     logits_divisor="logits_scaling",

@@ -12,6 +12,7 @@ FAMILY = Family(
     backbone=(NORMS, ATTENTION),
     router=Router(normalises="always", weights_in_fp32=True),
     attention=Attention(own_head_dim=True),
+    unsaid={"num_key_value_heads": 8},
     dense={"mistral": {}, "llama": {}},
     gguf=Gguf(
         "llama", fixed={"sliding_window": (None,)}, in_pairs=True,

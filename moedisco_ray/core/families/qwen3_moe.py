@@ -18,6 +18,7 @@ FAMILY = Family(
     backbone=(NORMS, ATTENTION, ATTENTION_BIAS, QK_NORM, DENSE_MLP),
     attention=Attention(own_head_dim=True, biases="qkvo", bias_field="attention_bias", qk_norm="head"),
     fields={"attention_bias": False},
+    unsaid={"num_key_value_heads": 4},
     constants={"decoder_sparse_step": 1, "mlp_only_layers": []},     # every layer is an MoE layer
     dense={"qwen3": {}},
     gguf=Gguf(

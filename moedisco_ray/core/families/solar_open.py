@@ -14,6 +14,7 @@ FAMILY = Family(
     attention=Attention(own_head_dim=True, biases="qkv", bias_field="attention_bias"),
     shared=SharedExpert("shared_experts", count_field="n_shared_experts"),
     fields={"attention_bias": False, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0},
+    unsaid={"num_key_value_heads": 8, "head_dim": 128},
     dense={"qwen2": {}, "llama": {}},
     gguf=Gguf("glm4moe"),
 )
