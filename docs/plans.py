@@ -33,7 +33,7 @@ CHECKPOINTS: dict[str, tuple[FamilyName, int, Architecture]] = {
             **_LATENT, "q_lora_rank": None, "intermediate_size": 10_944, "first_k_dense_replace": 1, "n_shared_experts": 2})),
 }
 """Family, vocabulary and sizes of published checkpoints that the page shows, by name."""
-LARGER: dict[str, tuple[FamilyName, int, Architecture]] = {
+OTHERS: dict[str, tuple[FamilyName, int, Architecture]] = {
     "GLM-4.5-Air": ("glm4_moe", 151_552, Architecture(
         hidden_size=4096, num_hidden_layers=46, num_attention_heads=96, num_key_value_heads=8, head_dim=128,
         moe_intermediate_size=1408, num_experts=128, num_experts_per_tok=8, fields={
@@ -43,8 +43,28 @@ LARGER: dict[str, tuple[FamilyName, int, Architecture]] = {
         num_experts_per_tok=8, fields={
             **_LATENT, "q_lora_rank": 1536, "intermediate_size": 18_432, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
             "routed_scaling_factor": 2.5})),
+    # The defaults of transformers' configuration, which are those of this checkpoint; so too ERNIE 4.5 and Solar Open.
+    "FlexOlmo-7x7B-1T": ("flex_olmo", 100_352, Architecture(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, moe_intermediate_size=11_008, num_experts=7,
+        num_experts_per_tok=5)),
+    # config.json of rednote-hilab/dots.llm1.base.
+    "dots.llm1": ("dots1", 152_064, Architecture(
+        hidden_size=4096, num_hidden_layers=62, num_attention_heads=32, moe_intermediate_size=1408, num_experts=128,
+        num_experts_per_tok=6, fields={
+            "intermediate_size": 10_944, "first_k_dense_replace": 1, "n_shared_experts": 2, "routed_scaling_factor": 2.5})),
+    "Solar-Open-100B": ("solar_open", 196_608, Architecture(
+        hidden_size=4096, num_hidden_layers=48, num_attention_heads=64, num_key_value_heads=8, head_dim=128,
+        moe_intermediate_size=1280, num_experts=128, num_experts_per_tok=8)),
+    "ERNIE-4.5-21B-A3B": ("ernie4_5_moe", 103_424, Architecture(
+        hidden_size=2560, num_hidden_layers=28, num_attention_heads=20, num_key_value_heads=4, moe_intermediate_size=1536,
+        num_experts=64, num_experts_per_tok=6, tie_word_embeddings=True, fields={
+            "intermediate_size": 12_288, "moe_layer_start_index": 1, "moe_num_shared_experts": 2})),
+    # Model card of ibm-granite/granite-3.0-3b-a800m-base.
+    "Granite-3.0-3B-A800M": ("granitemoe", 49_155, Architecture(
+        hidden_size=1536, num_hidden_layers=32, num_attention_heads=24, num_key_value_heads=8, moe_intermediate_size=512,
+        num_experts=40, num_experts_per_tok=8, tie_word_embeddings=True)),
 }
-"""Checkpoints whose sub-models only `make test-fake` plans and measures."""
+"""Checkpoints that only `make test-fake` plans and measures."""
 HEAD = [
     "checkpoint", "stage", "models", "parameters of each", "settings", "times as long", "GB per card", "of", "GB in the machine"]
 INFERENCE_HEAD = ["checkpoint", "stage", "GB of weights", "GB of states and activations", "GB per card", "of"]

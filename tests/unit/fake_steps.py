@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from docs.plans import CHECKPOINTS, LARGER
+from docs.plans import CHECKPOINTS, OTHERS
 from moedisco_ray.core.config import Architecture, FamilyName
 from moedisco_ray.models import attention, hf_config, speed
 from moedisco_ray.training import muon
@@ -26,7 +26,7 @@ from moedisco_ray.training import optimizer as optimizer_module
 
 aten = torch.ops.aten
 SEQUENCE = 1024
-PUBLISHED = CHECKPOINTS | LARGER
+PUBLISHED = CHECKPOINTS | OTHERS
 FUSED = functional.scaled_dot_product_attention
 
 
@@ -135,7 +135,11 @@ def watching_storages(live: LiveBytes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def path_of_gpus() -> Iterator[None]:
-    """Run experts and attention as GPUs do, and let optimizers count their steps without reading a tensor."""
+    """Run experts and attention as GPUs do, and let optimizers count their steps without reading a tensor.
+
+    Positions are consecutive, which transformers cannot see in FakeTensors: it would make a mask, and a copy of the keys and values
+    for every head.
+    """
     usual = ALL_EXPERTS_FUNCTIONS[speed._IMPLEMENTATION]
 
     def on_gpus(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:

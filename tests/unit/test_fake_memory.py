@@ -78,9 +78,9 @@ def make_real(model: nn.Module) -> None:
     kept: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
-                real = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
-                module._parameters[name] = kept.setdefault(id(parameter), real)
+            if parameter is not None and id(parameter) not in kept:
+                kept[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+            module._parameters[name] = parameter if parameter is None else kept[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
@@ -151,6 +151,14 @@ CASES = [
     Case("DeepSeek-V2-Lite", 4, 1, {"precision": "bf16"}),
     Case("GLM-4.5-Air", 4, 1, {"precision": "pure_bf16"}),
     Case("DeepSeek-V3", 4, 1, {"precision": "pure_bf16"}),
+    Case("FlexOlmo-7x7B-1T", 1, 1, {"precision": "pure_bf16"}),
+    Case("FlexOlmo-7x7B-1T", 7, 1, {"precision": "pure_bf16", "gradient_checkpointing": True}),
+    Case("dots.llm1", 4, 1, {"precision": "pure_bf16"}),
+    Case("Solar-Open-100B", 4, 1, {"precision": "pure_bf16"}),
+    Case("ERNIE-4.5-21B-A3B", 4, 2, {"precision": "pure_bf16"}),
+    Case("ERNIE-4.5-21B-A3B", 4, 1, {"precision": "bf16"}),
+    Case("Granite-3.0-3B-A800M", 4, 2, {"precision": "pure_bf16"}),
+    Case("Granite-3.0-3B-A800M", 4, 2, {"precision": "bf16", "micro_batch": 1}),
     Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16}),
     Case("OLMoE-1B-7B", 4, 3, {"precision": "pure_bf16", "micro_batch": 1, "rank": 64}),
     Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16}),
