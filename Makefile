@@ -8,7 +8,7 @@
 # make test-fake     measure the memory of published checkpoints on FakeTensors
 # make test-gpu      compare training on one NVIDIA GPU with the CPU and the plan; without one, skip
 # make test-chaos    kill processes at seeded moments (CHAOS_SEEDS=30: half an hour)
-# make test-cluster  run `ray up` for a quarter of an hour; needs root and Debian's openssh-server, iproute2 and rsync
+# make test-cluster  run `ray up` for a quarter of an hour; needs root and Debian's openssh-server, iproute2, rsync, openssl and npm
 
 # All dependencies have wheels for Python 3.11 to 3.14. `python -m venv` needs ensurepip, which Debian packages separately.
 FITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 LEASE = "lease.json"
 CHECKPOINTS, LOGS, OBJECTS, RECEIPTS, STEPS = "checkpoints", "logs", "objects", "receipts", "steps"
+DRAFTS = ".drafts"
+"""Folder at a URI of Azure for objects that are being written; see `remote`."""
 
 _TRANSFERS = 8
 """Number of parallel transfers in one call: at 100 MB/s per stream, as from S3, 8 streams use most of a 10 Gbit/s connection."""

@@ -22,6 +22,7 @@ from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import ConfigError, StorageError
 from moedisco_ray.core.hub import HUB, is_hub
 from moedisco_ray.core.locations import Location, first_line, is_uri
+from moedisco_ray.core.manifests import DRAFTS
 
 T = TypeVar("T")
 
@@ -30,8 +31,14 @@ RETRY_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
 BUFFER = 4 << 20
 """Size of an output stream's buffer, and of the pieces in which files are copied (bytes)."""
 
-_PERMANENT = re.compile(r"NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH")
-"""Errors of an object store that no retry cures."""
+_OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=5"}
+"""Options of pyarrow's file systems, by scheme: S3 uploads a small object in one request instead of three, and Google Cloud Storage
+retries for seconds instead of a quarter of an hour, in which a driver would lose its lease."""
+
+_PERMANENT = re.compile(
+    r"NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|UNAUTHENTICATED|"
+    r"\[(ContainerNotFound|\w*Auth\w+)\]")
+"""Errors of an object store that no retry cures, in the words of S3, Google Cloud Storage and Azure."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,11 +56,26 @@ def resolve(location: Location) -> tuple[Any, str]:
         place = str(location).removeprefix(HUB).partition("?")[0].rstrip("/")
         return fs.PyFileSystem(fs.FSSpecHandler(hub_files())), place
     if is_uri(location):
-        uri = str(location)
-        if uri.startswith("s3://"):     # this option uploads a small object in one request instead of three
-            uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
-        return fs.FileSystem.from_uri(uri)
+        scheme, _, rest = str(location).partition("://")
+        if scheme in ("abfs", "abfss"):
+            return _at_azure(str(location))
+        option = _OPTIONS.get(scheme, "")
+        return fs.FileSystem.from_uri(f"{location}{'&' if '?' in rest else '?'}{option}" if option else str(location))
     return fs.LocalFileSystem(), str(Path(location).absolute())
+
+
+def _at_azure(uri: str) -> tuple[Any, str]:
+    """Like `resolve`; checks that there is a credential, since pyarrow ends the process if it opens an object without one."""
+    system, path = fs.FileSystem.from_uri(uri)
+    try:
+        system.get_file_info(path)
+    except OSError:     # may be temporary, so it is left to the first operation
+        pass
+    except pa.ArrowException as error:
+        if "AuthenticationException" not in str(error):
+            raise
+        raise OSError("this machine has no credential for Azure; give it a managed identity, or log in with `az login`") from error
+    return system, path
 
 
 class Stored(NamedTuple):
@@ -191,9 +213,9 @@ class Remote:
             itself = self.system.get_file_info(self.path(name))
             below = fs.FileSelector(self.path(name), allow_not_found=True, recursive=True)
             infos = [itself] if itself.type == fs.FileType.File else self.system.get_file_info(below)
+            named = {info.path[len(self.root):].strip("/"): info for info in infos if info.type == fs.FileType.File}
             return {
-                info.path[len(self.root):].strip("/"): Info(info.size, info.mtime_ns / 1e9)
-                for info in infos if info.type == fs.FileType.File}
+                each: Info(info.size, info.mtime_ns / 1e9) for each, info in named.items() if not each.startswith(f"{DRAFTS}/")}
         return self.retrying(found)
 
     def modified(self, name: str) -> float | None:
@@ -240,20 +262,32 @@ class Remote:
         return f"{self.root}/{name}" if name else self.root
 
     def _put(self, name: str, fill: Callable[[Any], object]) -> None:
-        with self._appearing(self.path(name)) as path, self.system.open_output_stream(path, buffer_size=BUFFER) as stream:
-            fill(stream)
+        with self._appearing(self.path(name)) as path:
+            try:
+                stream = self.system.open_output_stream(path, buffer_size=BUFFER)
+            except FileNotFoundError as error:      # on Google Cloud Storage, the bucket does not exist
+                raise self._misconfigured(error) from error
+            with stream:
+                fill(stream)
 
     @contextlib.contextmanager
     def _appearing(self, path: str) -> Iterator[str]:
         """Yield a path to write to. Readers see only complete objects: a file on a disk is renamed when it is complete."""
-        if not self.on_disk:
+        if self.on_disk:
+            folder, _, base = path.rpartition("/")
+            draft = f"{folder}/.{base}.{uuid.uuid4().hex}"
+            self.system.create_dir(folder)
+            yield draft
+            os.replace(draft, path)     # noqa: PTH105  # pyarrow's path is a string
+        elif self.system.type_name == "abfs":
+            # On Azure, pyarrow empties an object when it opens it. A copy within a storage account replaces it as a whole.
+            draft = self.path(f"{DRAFTS}/{uuid.uuid4().hex}")
+            yield draft
+            self.system.copy_file(draft, path)
+            with contextlib.suppress(FileNotFoundError):
+                self.system.delete_file(draft)
+        else:
             yield path
-            return
-        folder, _, base = path.rpartition("/")
-        draft = f"{folder}/.{base}.{uuid.uuid4().hex}"
-        self.system.create_dir(folder)
-        yield draft
-        os.replace(draft, path)     # noqa: PTH105  # pyarrow's path is a string
 
     def _misconfigured(self, error: Exception) -> ConfigError:
         remedy = f"cannot be used ({first_line(error)}); name a location that you may write to"

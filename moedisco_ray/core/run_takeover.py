@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.core.manifests import LEASE, LOGS, MANIFEST, OBJECTS, RECEIPTS, STEPS, attempt_of
+from moedisco_ray.core.manifests import DRAFTS, LEASE, LOGS, MANIFEST, OBJECTS, RECEIPTS, STEPS, attempt_of
 from moedisco_ray.core.run_store import RunStore
 
 
@@ -41,7 +41,7 @@ def begin(store: RunStore, artifacts: Iterable[str], *, fresh: bool) -> None:
 
 
 def collect(store: RunStore) -> None:
-    """Delete objects that no manifest lists. Call this only while no driver or worker uses the run."""
+    """Delete objects that no manifest lists, and unfinished ones. Call this only while no driver or worker uses the run."""
     if not store.is_remote:
         return
     listed = store.remote.list()
@@ -58,3 +58,4 @@ def collect(store: RunStore) -> None:
         if attempt_of(name) in kept:
             store.remote.delete(name)
     store.remote.delete_folder(RECEIPTS)
+    store.remote.delete_folder(DRAFTS)

@@ -22,6 +22,7 @@ from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import ConfigError, RunDirError, StorageError
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import CACHE, joined
+from moedisco_ray.core.remote import Remote
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.run_work import Files, on_each, on_files
@@ -273,3 +274,17 @@ def test_files_of_a_draft_are_dropped_once_they_are_uploaded(tmp_path: Path, mon
     monkeypatch.setenv(cache.LIMIT, "1")
     store.fetch(sent)
     assert sent.read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("words", [
+    "AWS Error ACCESS_DENIED during PutObject operation", "google::cloud::Status(PERMISSION_DENIED: Permanent error)",
+    "Azure Error: [AuthorizationPermissionMismatch] 403", "Azure Error: [ContainerNotFound] 404"])
+def test_an_error_that_no_retry_cures_is_not_retried(tmp_path: Path, words: str) -> None:
+    remote = Remote(f"file://{tmp_path}", "output", (3600.0,))
+    remote.on_disk = False
+
+    def fails() -> None:
+        raise OSError(words)
+
+    with pytest.raises(ConfigError, match="name a location that you may write to"):
+        remote.retrying(fails)

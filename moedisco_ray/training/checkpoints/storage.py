@@ -8,7 +8,8 @@
 A checkpoint is complete when its manifest exists and every file has the size in it. It is read only if the manifest's signature is
 valid, since others may be able to write to the storage. On a disk, a checkpoint is renamed to its final name when it is complete.
 An object store cannot rename, but an object appears there only after its last byte has arrived. (The parts of an interrupted upload
-stay there unseen; a lifecycle rule of the bucket, AbortIncompleteMultipartUpload, removes them.)
+stay there unseen; a lifecycle rule of the bucket, AbortIncompleteMultipartUpload, removes them.) On Azure, pyarrow creates
+the object empty first; an empty manifest is no valid one.
 """
 
 from __future__ import annotations
