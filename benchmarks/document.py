@@ -200,7 +200,7 @@ def page() -> str:
         "training_step": training_step, "kmeans": kmeans, "ray_overhead": ray_overhead, "seats_256": seats,
         "service_load": service_load, "checkpoint_stall": checkpoint_stall, "simulator": simulator, "makespan": makespan,
         "corpus_scale": corpus_scale, "true_sizes": true_sizes,
-        "expert_offload": expert_offload, "within_documents_steps": within_documents, "ranking": ranking}
+        "expert_offload": expert_offload, "within_documents": within_documents, "ranking": ranking}
     parts = ["# Results", " ".join(_INTRODUCTION.split()), *(
         write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists())]
     if grid_section.entries():     # hours of measuring, apart from `make bench`

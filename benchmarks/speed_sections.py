@@ -255,21 +255,24 @@ def expert_offload() -> str:
 
 
 def within_documents() -> str:
-    results = [read(name) for name in ("within_documents", "within_documents_long")]
-    steps = read("within_documents_steps")
+    names = ("within_documents", "within_documents_long", "within_documents_steps")
+    *results, steps = [read(name) if (RESULTS / f"{name}.json").exists() else None for name in names]
+    runs = [result for result in results if result is not None]
     named = {"bits_per_byte": "bits per byte", "perplexity": "perplexity"}
     rows = [
         [f"{result['setting']['documents_per_sequence']:g}", title,
          *(span(result["arms"][arm][name]) for arm in ("across", "within")), span(result["within_over_across"][name])]
-        for result in results for name, title in named.items()]
-    setting = steps["setting"]
+        for result in runs for name, title in named.items()]
+    parts = [table(["documents per sequence", "held-out", "across documents", "within documents", "within / across"], rows)]
+    if steps is not None:
+        setting = steps["setting"]
+        parts.append(prose(
+            f"""Processor seconds of a step of a sub-model, both arms in turn, with the mask that CPUs need:
+            {span(steps["seconds"]["across"])} across documents, {span(steps["seconds"]["within"])} within; within / across
+            {span(steps["within_over_across"])}. A step has {setting["sequences"]} sequences of {setting["sequence_length"]} tokens
+            with {setting["documents_per_sequence"]} documents each."""))
     return section(
         "Attention within documents",
         """Runs of the demo with `within_documents` in all trainings, and without, on the same text, batches and seeds. Held-out
-        documents are measured by themselves in both arms. Wall-clock speeds in the result files are those of a shared machine.""",
-        table(["documents per sequence", "held-out", "across documents", "within documents", "within / across"], rows),
-        f"Processor seconds of a step of a sub-model, in turn, with the mask that CPUs need: {setting['sequences']} sequences of "
-        f"{setting['sequence_length']} tokens and {setting['documents_per_sequence']} documents: "
-        f"{span(steps['seconds']['across'])} across, {span(steps['seconds']['within'])} within, "
-        f"within / across {span(steps['within_over_across'])}.",
-        *(made_with(each) for each in (*results, steps)))
+        documents are measured by themselves in both arms.""",
+        *parts, *map(made_with, runs), *([] if steps is None else [made_with(steps)]))
