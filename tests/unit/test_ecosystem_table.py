@@ -18,6 +18,7 @@ def test_one(part, record_property):
     if part == 2:
         pytest.skip("it is Monday")
     record_property("measured", "42 apples")
+    record_property("version", "other 1.2 beta")
 @pytest.mark.ecosystem("a")
 @pytest.mark.skipif(True, reason="x is not installed")
 def test_two():
@@ -38,9 +39,13 @@ def test_each_row_says_what_passed_and_why_something_did_not(tmp_path: Path) -> 
     assert pytest.main(arguments, plugins=[ecosystem.Recorder(tmp_path / "record.json")]) == pytest.ExitCode.TESTS_FAILED
     assert list(ecosystem.rows(tmp_path / "record.json")) == [
         ["a", "", "skipped: x is not installed"],
-        ["b", f"pytest {pytest.__version__}, no-such-package (not installed)",
+        ["b", f"pytest {pytest.__version__}, no-such-package (not installed), other 1.2 beta",
          "passed (1 test); 42 apples; skipped in part: it is Monday"],
         ["c", f"pytest {pytest.__version__}", "**failed** (1 of 2 tests)"]]
+    some = [*arguments, "-k", "test_three and 1"]       # this row alone is written anew
+    assert pytest.main(some, plugins=[ecosystem.Recorder(tmp_path / "record.json")]) == pytest.ExitCode.OK
+    assert [row[2].split(";")[0] for row in ecosystem.rows(tmp_path / "record.json")] == [
+        "skipped: x is not installed", "passed (1 test)", "passed (1 test)"]
 
 
 def test_the_table_has_a_row_for_each_that_a_test_names() -> None:

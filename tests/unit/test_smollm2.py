@@ -18,12 +18,14 @@ import llama_cpp
 import pytest
 import torch
 from gguf_files import TEXT
+from other_environments import TRANSFORMERS_4, VLLM
 from peft_on_top import check_lora_on_top
 from small_run import small_config
 from test_gguf_export import HARD
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
+from docs.ecosystem import VERSION
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import Merge, Model
 from moedisco_ray.execution import pipeline
@@ -110,7 +112,9 @@ def test_the_tokenizer_and_the_chat_template_are_those_of_the_file(file: Path, r
     assert "<|im_start|>user\nName three colours.<|im_end|>" in chat
 
 
-def test_other_programs_continue_a_chat_as_our_model_does(run: Path, tmp_path: Path) -> None:
+def test_other_programs_continue_a_chat_as_our_model_does(
+    run: Path, tmp_path: Path, record_property: Callable[[str, object], None],
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     ids = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
     expected = greedy(runnable(load_model(run / "model")), ids, 16)
@@ -121,6 +125,12 @@ def test_other_programs_continue_a_chat_as_our_model_does(run: Path, tmp_path: P
     _, found = llama_cpp.logprobs(tmp_path / "moe.gguf", [ids], count=16)
     assert found == expected[:len(found)]
     assert len(found) >= len(expected) - 1      # llama.cpp leaves out the end of the text
+    chat = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    for program in (TRANSFORMERS_4, VLLM):      # where `make test-ecosystem` has made their environments
+        if program.python is not None:
+            answer = program.continuations([run / "model"], chat, 16)
+            record_property(VERSION, answer["version"])
+            assert (answer["found"][0]["ids"], answer["found"][0]["tokens"]) == (ids, expected), program
 
 
 @pytest.mark.ecosystem("Use: LoRA of PEFT on an exported model", "peft", "transformers")
