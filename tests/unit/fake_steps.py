@@ -134,12 +134,8 @@ def watching_storages(live: LiveBytes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def path_of_gpus() -> Iterator[None]:
-    """Run experts and attention as GPUs do, and let optimizers count their steps without reading a tensor.
-
-    Positions are consecutive, which transformers cannot see in FakeTensors: it would make a mask, and a copy of the keys and values
-    for every head.
-    """
+def experts_of_gpus() -> Iterator[None]:
+    """Run experts as GPUs do."""
     usual = ALL_EXPERTS_FUNCTIONS[speed._IMPLEMENTATION]
 
     def on_gpus(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
@@ -148,16 +144,26 @@ def path_of_gpus() -> Iterator[None]:
             return speed.grouped_experts(self, x_TD, expert_TK, weight_TK)
         return speed.divided_experts(self, x_TD, expert_TK, weight_TK, group=group, compute=speed.grouped_experts)
 
-    with pytest.MonkeyPatch.context() as patch:
+    ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, on_gpus)
+    yield
+    ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, usual)
+
+
+@contextlib.contextmanager
+def path_of_gpus() -> Iterator[None]:
+    """Run experts and attention as GPUs do, and let optimizers count their steps without reading a tensor.
+
+    Positions are consecutive, which transformers cannot see in FakeTensors: it would make a mask, and a copy of the keys and values
+    for every head.
+    """
+    with experts_of_gpus(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "scaled_dot_product_attention", _efficient_attention)
         # Whether positions are consecutive, and where documents begin, depends on numbers that FakeTensors do not have.
         patch.setattr(masking_utils, "find_packed_sequence_indices", lambda _: None)
         patch.setattr(attention, "document_bounds", lambda positions_BL: torch.zeros(2 * len(positions_BL), dtype=torch.int32))
         for module in (optimizer_module, muon):
             patch.setattr(module, "int", lambda _: 1, raising=False)
-        ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, on_gpus)
         yield
-        ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, usual)
 
 
 def fake_model(family: FamilyName, architecture: Architecture, vocabulary: int, dtype: torch.dtype) -> PreTrainedModel:
