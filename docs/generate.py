@@ -12,8 +12,18 @@ from typing import Any
 import typer
 
 from docs import ecosystem, families
-from docs.plans import HEAD, INFERENCE_HEAD, inference_rows, rows
-from moedisco_ray.core.config import RunConfig
+from docs.plans import (
+    EXAMPLE,
+    HEAD,
+    INFERENCE_HEAD,
+    STAGE_HEAD,
+    STORAGE_HEAD,
+    inference_rows,
+    rows,
+    stage_rows,
+    storage_rows,
+)
+from moedisco_ray.core.config import LowMemoryPool, RunConfig
 from service.api.app import api_routes
 from service.api.openapi import document
 from service.cli import app as commands
@@ -41,6 +51,14 @@ _PLANS = (
     "Training on cards of 24 GB (sub-models) and 80 GB (fine-tune), with 32 sequences of 1,024 tokens per step. Settings are the "
     "first that fit, in the order of their cost, as `moedisco plan` proposes them. Totals include 1 GiB for the CUDA context and "
     "5 % for fragmentation.")
+_PLANS_OF_RUNS = (
+    "A run on 1 billion tokens, with a small card for each sub-model and 8 large cards for the fine-tune, and joint training of "
+    "the whole model on as many tokens on these 8 cards. Hours follow from operation counts: a large card is assumed to reach "
+    f"35 % of 312 TFLOP/s, a small one {LowMemoryPool.model_fields['speed'].default:g} times that, and cards to exchange 300 GB/s; "
+    "`moedisco plan` takes a pool's `speed`, or the one that a run measured. Starts of workers, evaluation and export count in "
+    "both. Tokenizing, k-means and waiting for files are left out; at 1 Gbit/s, a worker needs 9 s for each GB. Checkpoints are "
+    "those of the stage with most at a time. A worker's disk and memory are those of the stage that needs most if the run "
+    "directory is in object storage.")
 _UNSAID = "Successful Response"
 """What FastAPI writes where a route describes no answer."""
 _BOUNDS = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
@@ -189,9 +207,9 @@ def _schema_name(schema: Mapping[str, Any]) -> str:
 
 
 def plans() -> str:
-    """The memory of published checkpoints, as planned."""
+    """Memory, time, storage and traffic of published checkpoints, as planned."""
     return _page(
-        "Memory of published checkpoints", _PLANS, _table(HEAD, list(rows())),
+        "Plans of published checkpoints", _PLANS, _table(HEAD, list(rows())),
         "A stage that does not fit as configured uses the settings in the table: the cheapest combination that fits, by the time "
         "until the same loss. The factors of single settings are partly assumptions: 1 for a smaller micro-batch, 1.1 for moments "
         "in 8 bits, 4/3 for recomputation, 1.4 for bf16 weights, 3 for block-wise updates; offloaded moments cost the time of "
@@ -199,10 +217,13 @@ def plans() -> str:
         "The merge's calibration of the routers loads one layer at a time. The evaluation keeps a model loaded whose weights take "
         "at most 40 % of the card; else it also loads layer by layer, and holds the hidden states of all text, up to 4 GiB. The "
         "figures are for the default number of tokens.", _table(INFERENCE_HEAD, list(inference_rows())),
+        "## Time, storage and traffic", _PLANS_OF_RUNS, _table(STORAGE_HEAD, list(storage_rows())),
+        f"The stages of {EXAMPLE}:", _table(STAGE_HEAD, list(stage_rows())),
+        "## How the figures are checked",
         "`make test-fake` runs training steps, calibration and evaluation with these shapes, without memory and arithmetic, and "
         "compares their peak with the plan: they differ by less than 5 %. It covers all sub-models, calibrations and evaluations, "
-        "those of GLM-4.5-Air and DeepSeek-V3 too, the fine-tunes on 8 cards with the settings above, and that of Qwen1.5-MoE on "
-        "one card. `make test-gpu` trains smaller models on a real card, and allows a difference of 10 %.")
+        "those of a checkpoint of every other family too, the fine-tunes on 8 cards with the settings above, and that of "
+        "Qwen1.5-MoE on one card. `make test-gpu` trains smaller models on a real card, and allows a difference of 10 %.")
 
 
 def models() -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_config
-from moedisco_ray.plan import StagePlan, build_plan
+from moedisco_ray.plan import Plan, StagePlan, build_plan
 from moedisco_ray.plan.memory import GIB
+from moedisco_ray.plan.storage import StageStorage
 
 _LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 """Sizes of DeepSeek's latent attention."""
@@ -68,9 +69,18 @@ OTHERS: dict[str, tuple[FamilyName, int, Architecture]] = {
 HEAD = [
     "checkpoint", "stage", "models", "parameters of each", "settings", "times as long", "GB per card", "of", "GB in the machine"]
 INFERENCE_HEAD = ["checkpoint", "stage", "GB of weights", "GB of states and activations", "GB per card", "of"]
+STORAGE_HEAD = [
+    "checkpoint", "training", "hours", "hours of small cards", "hours of large cards", "GB in the run directory",
+    "GB of checkpoints at a time", "GB of disk per worker", "GB of memory per worker", "GB through storage", "TB between cards"]
+STAGE_HEAD = [
+    "stage", "pool", "hours", "GB in the run directory", "GB of checkpoints at a time", "GB of disk per worker",
+    "GB of memory per worker", "GB through storage", "TB between cards"]
+EXAMPLE = "Qwen1.5-MoE-A2.7B"
+"""Checkpoint whose stages the page shows one by one."""
 _GROUP = 4
 """Experts per sub-model, where the checkpoint has many."""
 _CHEAP, _LARGE = 24, 80
+_POOLS = ("low_memory", "high_memory")
 BATCH_TOKENS = 32_768
 _CARDS = (1, 8)
 """Numbers of large cards for the fine-tune."""
@@ -94,6 +104,56 @@ def inference_rows() -> Iterator[list[str]]:
                 yield [name, stage.stage, *(f"{size / GIB:.1f}" for size in memory), f"{stage.pool_gb:g}"]
 
 
+def storage_rows() -> Iterator[list[str]]:
+    """Two rows per checkpoint: the run, and joint training of the whole model on as many tokens."""
+    for name in CHECKPOINTS:
+        plan = _plan_on(name, _CARDS[-1])
+        baseline = plan.bill.baseline
+        held = {pool: sum(each.worker_seconds or 0 for each in plan.bill.lines if each.pool == pool) for pool in _POOLS}
+        peak = max(each.checkpoints for each in plan.storage)
+        yield [
+            name, "run", _hours(sum(each.seconds or 0 for each in plan.estimates)), *map(_hours, held.values()),
+            _gb(sum(each.stored for each in plan.storage)), _gb(peak),
+            *(_gb(max(figures)) for figures in zip(*((_disk(each), each.worker_memory) for each in plan.storage), strict=True)),
+            _gb(sum(each.moved for each in plan.storage)), _gb(sum(each.exchanged for each in plan.storage) / 1024)]
+        joint = plan.full_training_storage
+        hours = "" if baseline is None else _hours(baseline.seconds)
+        large = "" if baseline is None else _hours(sum(each.worker_seconds or 0 for each in baseline.lines))
+        yield [name, "joint", hours, "0.0", large, *_figures(joint)]
+
+
+def stage_rows() -> Iterator[list[str]]:
+    """A row per stage of the example's run."""
+    plan = _plan_on(EXAMPLE, _CARDS[-1])
+    stored = {each.stage: each for each in plan.storage}
+    for each in plan.estimates:
+        if each.stage in stored:
+            hours = "" if each.seconds is None else _hours(each.seconds)
+            yield [each.stage, stored[each.stage].pool.replace("_", "-"), hours, *_figures(stored[each.stage])]
+
+
+def _figures(stage: StageStorage) -> list[str]:
+    sizes = (stage.stored, stage.checkpoints, _disk(stage), stage.worker_memory, stage.moved, stage.exchanged / 1024)
+    return [_gb(size) for size in sizes]
+
+
+def _disk(stage: StageStorage) -> int:
+    return stage.worker_disk + stage.node_disk // max(1, stage.workers)
+
+
+def _gb(size: float) -> str:
+    return f"{size / GIB:,.1f}"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f}"
+
+
+def _plan_on(checkpoint: str, cards: int) -> Plan:
+    family, vocabulary, sizes = CHECKPOINTS[checkpoint]
+    return build_plan(_config(family, vocabulary, sizes, _clusters(sizes), cards))
+
+
 def planned(checkpoint: str, stage: str, cards: int = 1) -> StagePlan:
     """Plan of a stage of a published checkpoint.
 
@@ -102,9 +162,7 @@ def planned(checkpoint: str, stage: str, cards: int = 1) -> StagePlan:
         stage: `submodels`, each on one card of 24 GB, or `finetune`, on cards of 80 GB.
         cards: Number of large cards.
     """
-    family, vocabulary, sizes = CHECKPOINTS[checkpoint]
-    plan = build_plan(_config(family, vocabulary, sizes, _clusters(sizes), cards))
-    return next(each for each in plan.stages if each.stage == stage)
+    return next(each for each in _plan_on(checkpoint, cards).stages if each.stage == stage)
 
 
 def _clusters(sizes: Architecture) -> int:

@@ -21,7 +21,7 @@ from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_p
 from moedisco_ray.plan.remedy import Spread, find_remedy
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
 from moedisco_ray.plan.stage_memory import InferencePlan, WorkerPlan, plan_inference
-from moedisco_ray.plan.storage import StageStorage, Trained, plan_storage
+from moedisco_ray.plan.storage import StageStorage, Trained, joint_storage, plan_storage
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 
@@ -98,6 +98,8 @@ class Plan(BaseModel, frozen=True):
     """The planned bill of all stages."""
     storage: tuple[StageStorage, ...]
     """Bytes that each stage stores and transfers, in pipeline order."""
+    full_training_storage: StageStorage
+    """Bytes that `full_training` stores and transfers."""
     assumptions: str
 
 
@@ -132,6 +134,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family_name, whole, vocab_size)
+    full_training = _plan_stage(config, _gang(config, config.pools.high_memory, config.tokens.total), whole, vocab_size)
     return Plan(
         name=config.name,
         family=config.model.family_name,
@@ -147,12 +150,13 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         tokens=config.tokens.total,
         training_hours=sum(stage.cost.hours for stage in stages),
         training_dollars=sum(stage.cost.dollars for stage in stages),
-        full_training=_plan_stage(config, _gang(config, config.pools.high_memory, config.tokens.total), whole, vocab_size),
+        full_training=full_training,
         estimates=estimates,
         speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.node_types),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
         storage=plan_storage(
             config, {stage.stage: _trained(stage) for stage in stages}, inference, vocab_size, machine.text_bytes),
+        full_training_storage=joint_storage(config, _trained(full_training), vocab_size),
         assumptions=_ASSUMPTIONS + "".join(
             f"; time and cost of {setting} are not known and not included" for setting in left_out(config)),
     )
@@ -196,7 +200,8 @@ def _trained(stage: StagePlan) -> Trained:
         frozen=stage.memory.weights - stage.memory.gradients if stage.adapters else 0,
         offloaded=stage.memory.offloaded, device=stage.memory.total if stage.fits_known else 0,
         handed_over=0 if stage.block_wise or stage.adapters else round(2 * stage.memory.weights * shares), tokens=stage.cost.tokens,
-        synced=0 if stage.sync is None else stage.sync.bytes)
+        synced=0 if stage.sync is None else stage.sync.bytes,
+        exchanged=0 if stage.traffic is None else stage.traffic.bytes * stage.steps * workers)
 
 
 def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:

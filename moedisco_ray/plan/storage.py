@@ -8,7 +8,10 @@ they are uploaded, and one checkpoint until it is uploaded. The figures follow f
 * models: weights in the training's precision;
 * checkpoints: weights and optimizer state; each training keeps two checkpoints at a time;
 * seed and sub-models: every sync adds the bytes that `plan.sync_traffic` counts.
-* seed: every member reads all packed tokens of the seed phase and writes the finished model; the run keeps one copy.
+* seed: every member reads all packed tokens of the seed phase and writes the finished model; the run keeps one copy;
+* merge: all sub-models are read, each with its whole backbone;
+* evaluate: the finished model, the merged one, the seed and all sub-models are read;
+* fine-tune: its workers also send each other what `plan.gang_traffic` counts.
 
 `plan.stage_memory` has the memory of the stages that run text through a model. Without a card, it is in the machine's memory.
 `plan.host_memory` bounds the memory of corpus, cluster and decompose.
@@ -62,6 +65,8 @@ class StageStorage(BaseModel, frozen=True):
     `plan.host_memory` computes for the stage, and on a CPU what would be in a card's memory."""
     moved: int
     """Bytes that all workers of the stage together read from storage and write to storage."""
+    exchanged: int = 0
+    """Bytes that the workers of a gang send each other, in all steps together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Trained:
         handed_over: Bytes of the optimizer state for the next training, in the dtype of the weights.
         tokens: Training tokens, summed over trainings.
         synced: Bytes that all syncs transfer.
+        exchanged: Bytes that the workers of a gang send each other, in all steps together.
     """
 
     pool: str
@@ -97,6 +103,7 @@ class Trained:
     tokens: int
     synced: int = 0
     frozen: int = 0
+    exchanged: int = 0
 
     @property
     def checkpoint(self) -> int:
@@ -119,6 +126,18 @@ def plan_storage(
     planner = _Planner(config, trained, {each.stage: each for each in inference}, vocab_size, text_bytes)
     found = (planner.stage(stage.name) for stage in STAGES)
     return tuple(each for each in found if each is not None)
+
+
+def joint_storage(config: RunConfig, whole: Trained, vocab_size: int) -> StageStorage:
+    """Storage of a training of the whole model on all tokens, without sub-models.
+
+    Args:
+        config: The run's configuration.
+        whole: Facts about this training.
+        vocab_size: Entries of the vocabulary.
+    """
+    found = _Planner(config, {"finetune": whole}, {}, vocab_size, None).training("finetune", whole)
+    return found.model_copy(update={"stage": "full training"})
 
 
 def checkpoint_count(steps: int, hours: float, every: int | None, size: int, workers: int) -> int:
@@ -155,21 +174,39 @@ class _Planner:
     def stage(self, name: str) -> StageStorage | None:
         """Storage of one stage; None if the stage stores no large files."""
         if name in self._trained:
-            return self._training(name, self._trained[name])
+            return self.training(name, self._trained[name])
         match name:
             case "corpus":
                 return self._corpus()
             case "cluster" if self._config.tokens.decoupled:
                 return self._cluster()
-            case "decompose" if "submodels" in self._trained:
+        sizes = self._sizes(name)
+        return None if sizes is None else self._models(name, read=sizes[0], stored=sizes[1])
+
+    def _sizes(self, name: str) -> tuple[int, int] | None:
+        """Bytes of models that a stage without training reads, and of those that it stores; None if it has no models."""
+        parts, earlier = self._trained.get("submodels"), self._trained.get("submodels", self._trained.get("seed"))
+        match name:
+            case "seed" if parts is not None:   # untrained: the model from which all sub-models start
+                return 0, parts.weights
+            case "decompose" if parts is not None:
                 # The backbone is stored once, so all sub-models together take the space of the whole model.
-                part = self._trained["submodels"]
-                stored = min(self._whole, part.units * part.weights) if "finetune" in self._trained else part.units * part.weights
-                return self._models(name, stored=stored, read=part.weights)
-            case "merge" | "evaluate" | "export":
-                read = self._whole + (self._kept if name == "merge" else 0)
-                return self._models(name, stored=0 if name == "evaluate" else read, read=read)
+                every = parts.units * parts.weights
+                return parts.weights, min(self._whole, every) if "finetune" in self._trained else every
+            case "merge":
+                each = 0 if earlier is None else earlier.weights + (earlier.handed_over if self._kept else 0)
+                return (0 if earlier is None else earlier.units * each), self._whole + self._kept
+            case "evaluate":
+                return self._evaluated(), 0
+            case "export":
+                return self._whole, self._whole
         return None
+
+    def _evaluated(self) -> int:
+        """Bytes of all models that the evaluation reads: the finished one, and those that it was made of."""
+        seed, parts = self._trained.get("seed"), self._trained.get("submodels")
+        merged = self._whole if parts is not None and "finetune" in self._trained else 0
+        return self._whole + merged + (0 if seed is None else seed.weights) + (0 if parts is None else parts.units * parts.weights)
 
     def _corpus(self) -> StageStorage:
         text = TEXT_BYTES_PER_TOKEN * self._corpus_tokens
@@ -193,7 +230,8 @@ class _Planner:
             worker_memory=host + cluster_memory(config, self._corpus_tokens, self._vocab_size),
             node_disk=documents + packed + vectors, moved=2 * documents + packed + 2 * vectors)
 
-    def _training(self, name: str, each: Trained) -> StageStorage:
+    def training(self, name: str, each: Trained) -> StageStorage:
+        """Storage of one training stage."""
         handed_over = each.handed_over if self._keeps_optimizer_state(name) else 0
         kept = each.weights + handed_over
         packed = self._token_bytes * each.tokens
@@ -211,17 +249,18 @@ class _Planner:
             checkpoints=_KEPT_CHECKPOINTS * each.units * each.checkpoint,
             node_disk=inputs + kept if each.workers > 1 else 0, worker_disk=share + (0 if each.workers > 1 else inputs + kept),
             device_memory=each.device, worker_memory=share + each.offloaded,
-            moved=read + written + each.units * saves * each.checkpoint + each.synced)
+            moved=read + written + each.units * saves * each.checkpoint + each.synced, exchanged=each.exchanged)
 
     def _models(self, name: str, *, stored: int, read: int) -> StageStorage:
         config, pool = self._config, self._config.finetune_pool
-        if name == "decompose":     # needs no card
+        on_cpu = name in ("seed", "decompose")
+        if on_cpu:
             shape = submodel_architecture(config.model.family_name, config.model.architecture, config.cluster_count)
             device, host = 0, decompose_memory(count_parameters(config.model.family_name, shape, self._vocab_size))
         else:
             device, host = self._device_and_host(name)
         return StageStorage(
-            stage=name, pool="cpu" if name == "decompose" else pool.name, stored=stored, worker_disk=read + stored,
+            stage=name, pool="cpu" if on_cpu else pool.name, stored=stored, worker_disk=read + stored,
             moved=read + stored, device_memory=device, worker_memory=host)
 
     def _device_and_host(self, stage: str) -> tuple[int, int]:

@@ -63,6 +63,33 @@ def test_a_plan_has_time_and_money_of_every_stage_with_start_ups():
     assert submodels.seconds == pytest.approx(flops / 50e9 / 2 + 2 * (4.0 + 4.0))
 
 
+def test_a_plan_has_memory_disk_and_traffic_of_every_stage_and_of_joint_training():
+    plan = build_plan(with_gpus(pools__high_memory={"gpu": 1, "price_per_hour": 2.28, "workers": 2}), HERE)
+    assert [each.stage for each in plan.storage] == [stage.name for stage in STAGES]
+    for each in (*plan.storage, plan.full_training_storage):
+        assert each.moved > 0
+        assert each.node_disk + each.worker_disk > 0
+        assert each.device_memory + each.worker_memory > 0
+        assert (each.stored > 0) == (each.stage != "evaluate")
+    joint, finetune = plan.full_training_storage, next(each for each in plan.storage if each.stage == "finetune")
+    assert (joint.stored, joint.checkpoints, joint.device_memory) == (finetune.stored, finetune.checkpoints, finetune.device_memory)
+    steps = next(each.steps for each in plan.stages if each.stage == "finetune")
+    assert joint.exchanged == finetune.exchanged // steps * plan.full_training.steps > finetune.exchanged > 0
+    assert joint.moved > finetune.moved
+
+
+def test_an_untrained_seed_is_stored_too():
+    plan = build_plan(with_gpus(tokens__seed_share=0.0, clusters__vectors="mean_token"), HERE)
+    seed, submodels = (next(each for each in plan.storage if each.stage == name) for name in ("seed", "submodels"))
+    assert 0 < seed.stored < submodels.stored
+
+
+def test_merge_and_evaluation_read_every_submodel_with_its_backbone():
+    stored = {each.stage: each for each in build_plan(with_gpus(finetune__keep_optimizer_state=False), HERE).storage}
+    assert stored["merge"].moved == stored["submodels"].stored + stored["merge"].stored
+    assert stored["evaluate"].moved > stored["submodels"].stored + stored["merge"].stored + stored["finetune"].stored
+
+
 def test_a_plan_for_cpu_workers_is_not_arithmetic_on_a_gpu():
     """The demo's pools claim a two-thousandth of an A100; what counts is what the machine was measured to do."""
     slow, fast = (build_plan(DEMO, Machine(probe=probe(rate), text_bytes=1)) for rate in (5e9, 50e9))

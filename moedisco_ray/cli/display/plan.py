@@ -13,6 +13,7 @@ from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
 from moedisco_ray.plan.capacity import ClusterNeeds
 from moedisco_ray.plan.cluster_file import Cluster
 from moedisco_ray.plan.gang_traffic import GangTraffic
+from moedisco_ray.plan.storage import StageStorage
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -145,20 +146,26 @@ def _cost(plan: Plan) -> Table:
 
 
 def _storage(plan: Plan) -> Table:
-    table = plain_table("GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved")
+    table = plain_table("GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved", "exchanged")
     for stage in plan.storage:
-        disks = (gigabytes(stage.node_disk), gigabytes(stage.worker_disk))
-        if stage.pool == "cpu":
-            disks = ("", disks[1] if stage.worker_disk else "")
-        memory = (gigabytes(size) if size else "" for size in (stage.device_memory, stage.worker_memory))
-        table.add_row(
-            stage.stage, gigabytes(stage.stored), gigabytes(stage.checkpoints), *memory, *disks, gigabytes(stage.moved))
+        table.add_row(stage.stage, *_stored(stage))
     table.add_section()
     peak = max((stage.checkpoints for stage in plan.storage), default=0)
     table.add_row(
         Text("run directory", "bold"), gigabytes(sum(stage.stored for stage in plan.storage)), gigabytes(peak), "", "", "", "",
-        gigabytes(sum(stage.moved for stage in plan.storage)))
+        gigabytes(sum(stage.moved for stage in plan.storage)), gigabytes(sum(stage.exchanged for stage in plan.storage)))
+    table.add_row(Text("full training", "dim"), *_stored(plan.full_training_storage))
     return table
+
+
+def _stored(stage: StageStorage) -> tuple[str, ...]:
+    disks = (gigabytes(stage.node_disk), gigabytes(stage.worker_disk))
+    if stage.pool == "cpu":
+        disks = ("", disks[1] if stage.worker_disk else "")
+    card, memory, exchanged = (
+        gigabytes(size) if size else "" for size in (stage.device_memory, stage.worker_memory, stage.exchanged))
+    return (
+        gigabytes(stage.stored), gigabytes(stage.checkpoints), card, memory, *disks, gigabytes(stage.moved), exchanged)
 
 
 def _types(plan: Plan) -> Table:
