@@ -84,13 +84,14 @@ def compare(plan: Memory, live: InferenceBytes, card: int) -> None:
 
 def check_calibration(checkpoint: str, card: int, live: InferenceBytes) -> None:
     model, config = on_card(checkpoint, card, stays=False)
-    windows = BATCH_TOKENS // SEQUENCE
+    windows, experts = BATCH_TOKENS // SEQUENCE, model.sizes.num_experts
+    clusters = experts if experts % CLUSTERS else CLUSTERS      # FlexOlmo has 7 experts
     batches = [
-        (np.zeros((windows, SEQUENCE), dtype=np.int64), np.full(windows, number % CLUSTERS)) for number in range(BATCHES)]
+        (np.zeros((windows, SEQUENCE), dtype=np.int64), np.full(windows, number % clusters)) for number in range(BATCHES)]
     settings = RouterSettings("ridge")
-    for _ in calibrated(stored(config, live), config, CLUSTERS, batches, settings=settings, report=[], dtype=torch.bfloat16):
+    for _ in calibrated(stored(config, live), config, clusters, batches, settings=settings, report=[], dtype=torch.bfloat16):
         pass
-    plan = calibration_memory(model, tokens=BATCHES * BATCH_TOKENS, sequence_length=SEQUENCE, clusters=CLUSTERS)
+    plan = calibration_memory(model, tokens=BATCHES * BATCH_TOKENS, sequence_length=SEQUENCE, clusters=clusters)
     compare(plan, live, card)
 
 
