@@ -133,6 +133,7 @@ def test_other_programs_continue_a_chat_as_our_model_does(
             assert (answer["found"][0]["ids"], answer["found"][0]["tokens"]) == (ids, expected), program
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")      # PEFT reads it
 @pytest.mark.ecosystem("Use: LoRA of PEFT on an exported model", "peft", "transformers")
 def test_peft_adapts_the_exported_model(run: Path, tmp_path: Path) -> None:
     ids = AutoTokenizer.from_pretrained(run / "model")("".join(TEXT))["input_ids"][:64]
