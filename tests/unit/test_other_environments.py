@@ -24,15 +24,12 @@ COUNT = 12
 PROMPT = TEXT[0][:40]
 KNOWN = {
     TRANSFORMERS_4: [name for name in DECLARATIONS if name != "solar_open"],
-    VLLM: [name for name, page in DECLARATIONS.items() if name != "ernie4_5_moe" and not page.attention.latent]}
-"""Families that a program computes. On a CPU, vLLM 0.32 leaves out the correction of ERNIE's router, and has a kernel for latent
-attention only if 512 + 64 numbers are cached per token."""
+    VLLM: [
+        name for name, page in DECLARATIONS.items() if name not in ("ernie4_5_moe", "gpt_oss") and not page.attention.latent]}
+"""Families that a program computes. vLLM reads gpt_oss only with scaled positions. On a CPU, vLLM 0.32 leaves out the correction of
+ERNIE's router, and has a kernel for latent attention only if 512 + 64 numbers are cached per token."""
 OTHER: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "moe_intermediate_size": 32}
 """Sizes for which vLLM has kernels: heads of 32 or more."""
-NEEDED: dict[str, dict[str, Any]] = {"gpt_oss": {"rope_parameters": {
-    "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0,
-    "beta_slow": 1.0, "truncate": False}}}
-"""Settings that vLLM needs: it reads no model of gpt_oss whose positions are not scaled."""
 ROWS = {
     TRANSFORMERS_4: "Use: Hugging Face directory in transformers 4.57",
     VLLM: "Use: Hugging Face directory in vLLM"}
@@ -45,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for family, page in DECLARATIONS.items():
         sizes = {} if page.attention.latent else OTHER
         (home / f"trained-{family}").mkdir()
-        write_model(home / f"trained-{family}", family, **sizes, **NEEDED.get(family, {}))
+        write_model(home / f"trained-{family}", family, **sizes)
         found[family] = home / family
         export(home / f"trained-{family}", home / f"trained-{family}", found[family], REPORT)
     return found
