@@ -29,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BI
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
 
-# Both at once: tests on Ray wait a good part of their time, and are the first to get a processor. Their output follows the others'.
+# Both at once: tests on Ray wait a good part of their time, and get a processor first. Their output follows that of the others.
 test: $(INSTALLED)
 	@$(MAKE) --no-print-directory -j2 test-units test-ray
 
@@ -37,7 +37,7 @@ test-units: $(INSTALLED)
 	nice -n 5 env $(PYTEST) -n 2 --dist worksteal -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
 
 test-ray: $(INSTALLED)
-	@mkdir -p build; $(PYTEST) -m "ray and not slow and not chaos and not cluster" tests/ray tests/service >build/test-ray.log 2>&1; \
+	@mkdir -p build; RAY_worker_niceness=0 $(PYTEST) -m "ray and not slow and not chaos and not cluster" tests/ray tests/service >build/test-ray.log 2>&1; \
 	found=$$?; cat build/test-ray.log; exit $$found
 
 test-slow: $(INSTALLED)
