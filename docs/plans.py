@@ -60,7 +60,7 @@ OTHERS: dict[str, tuple[FamilyName, int, Architecture]] = {
         hidden_size=2560, num_hidden_layers=28, num_attention_heads=20, num_key_value_heads=4, moe_intermediate_size=1536,
         num_experts=64, num_experts_per_tok=6, tie_word_embeddings=True, fields={
             "intermediate_size": 12_288, "moe_layer_start_index": 1, "moe_num_shared_experts": 2})),
-    # Model card of ibm-granite/granite-3.0-3b-a800m-base.
+    # config.json of ibm-granite/granite-3.0-3b-a800m-instruct.
     "Granite-3.0-3B-A800M": ("granitemoe", 49_155, Architecture(
         hidden_size=1536, num_hidden_layers=32, num_attention_heads=24, num_key_value_heads=8, moe_intermediate_size=512,
         num_experts=40, num_experts_per_tok=8, tie_word_embeddings=True)),
