@@ -232,8 +232,8 @@ def test_the_card_holds_the_run(exported):
     assert yaml.safe_load(front)["library_name"] == "transformers"
     assert "| seed | low-memory | 1 | 1,000 | 12.0 s | $0.5000 | 3.2500 | 25.50 |" in body
     assert "| 0 | 7 | 99 | a\\|b, def |" in body
-    assert "| code | 9.00 | 1.000 | 4 | 50 |" in body
-    assert "| cluster 0 | - | - | 0 | 0 |" in body
+    assert "| code | - | 9.00 | 1.000 | 4 | 50 |" in body
+    assert "| cluster 0 | - | - | - | 0 | 0 |" in body
     assert "    the cat" in body
     code = body.split("```")[1]
     assert len(code.strip().splitlines()) == 6      # the language, and five lines

@@ -100,7 +100,8 @@ def test_scaling_is_built_or_refused_whatever_it_holds(scaling: dict[str, Any]):
 
 
 def test_a_start_whose_positions_are_scaled_in_an_unknown_way_is_refused_in_one_line(tmp_path: Path):
-    raw: dict[str, Any] = {**SIZES, "model_type": "mixtral", "num_local_experts": 2, "intermediate_size": 16}
+    raw: dict[str, Any] = {
+        **SIZES, "model_type": "mixtral", "num_local_experts": 2, "intermediate_size": 16, "num_key_value_heads": 4}
 
     def read(scaling: dict[str, Any]) -> Architecture:
         (tmp_path / "config.json").write_text(json.dumps({**raw, "rope_scaling": scaling}), encoding="utf-8")
