@@ -51,7 +51,7 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
     written = []
     for name, figure in drawn.items():
         if figure is not None:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)   # the cache of a run at a URI may hold nothing yet
             figure.savefig(folder / name, dpi=150, bbox_inches="tight", facecolor="white")
             written.append(folder / name)
     return written

@@ -97,9 +97,18 @@ def starting_from(config: RunConfig, first: Location) -> RunConfig:
 
 
 def command(*words: Location) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same bits; the last losses before the kill may not have reached the bucket."""
+    assert (found["weights"], found["perplexity"]) == (expected["weights"], expected["perplexity"])
+    assert found["losses"].keys() == expected["losses"].keys()
+    for unit, losses in expected["losses"].items():
+        assert set(found["losses"][unit]) <= set(losses)
+    assert found["losses"][UNIT][-1] == expected["losses"][UNIT][-1]
 
 
 def test_a_run_is_killed_resumed_read_and_started_from(
@@ -119,7 +128,7 @@ def test_a_run_is_killed_resumed_read_and_started_from(
     assert begun.keys() == {UNIT}
     assert begun[UNIT] > 10
     store.fetch(directory / "model", directory / "report.json")
-    assert results(directory) == expected["first"]
+    check_same(results(directory), expected["first"])
     names = set(store.remote.list())
     assert not {name.partition("/")[0] for name in names} & {"checkpoints", "receipts"}
     assert not store.remote.system.get_file_info(fs.FileSelector(store.remote.path(DRAFTS), allow_not_found=True))
