@@ -76,7 +76,7 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 def write_result(name: str, result: dict[str, Any]) -> None:
     """Keep a result where the document is generated from."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _git(*arguments: str) -> str:

@@ -11,7 +11,7 @@ from benchmarks.study.quality import result_files, section, summary
 from moedisco_ray.core.artifacts import read_json
 
 BENCHMARKS = Path(__file__).resolve().parents[2]
-MOST_BYTES = 340_000
+MOST_BYTES = 320_000
 
 
 def test_the_document_is_what_its_generator_writes() -> None:
