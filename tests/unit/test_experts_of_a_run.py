@@ -93,27 +93,26 @@ def changes(before: Mapping[str, float], output: Path) -> dict[str, float]:
 
 
 @pytest.mark.ecosystem("Use: models of four sizes out of one run in transformers", "transformers")
+@pytest.mark.parametrize(("name", "arguments", "size", "most_worse"), [
+    ("all experts", ["0-3"], (4, 2), 0.0), ("half of them", ["0,2"], (2, 2), 0.03), ("one dense expert", ["0"], (1, 1), 0.06),
+    ("top-1", ["0-3", "--top-k", "1"], (4, 1), MOST_WORSE),
+])
 def test_models_of_other_sizes_come_out_of_one_run(
-    home: Path, before: dict[str, float], tmp_path: Path, record_property: Callable[[str, object], None],
+    name: str, arguments: list[str], size: tuple[int, int], most_worse: float, home: Path, before: dict[str, float], tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    shown = []
-    for number, (name, arguments, top_k, most_worse) in enumerate([
-        ("all experts", ["0-3"], 2, 0.0), ("half of them", ["0,2"], 2, 0.03), ("one dense expert", ["0"], 1, 0.06),
-        ("top-1", ["0-3", "--top-k", "1"], 1, MOST_WORSE),
-    ]):
-        plain, refitted = tmp_path / str(number), tmp_path / f"{number}-refitted"
-        experts(home, plain, *arguments)
-        worse = changes(before, plain)
-        config = AutoConfig.from_pretrained(plain)
-        assert (config.num_experts, config.num_experts_per_tok) == ({"half of them": 2, "one dense expert": 1}.get(name, 4), top_k)
-        if name != "all experts":
-            experts(home, refitted, *arguments, calibration=list(DOMAINS))
-            better = changes(before, refitted)
-            assert all(better[each] < worse[each] for each in DOMAINS)
-            worse = better
-        assert max(worse[each] for each in DOMAINS) <= most_worse
-        shown.append(f"{name} " + "/".join(f"{(1 + worse[each]) * before[each]:.1f}" for each in DOMAINS))
-    record_property("measured", f"held-out perplexity on {'/'.join(DOMAINS)}: {', '.join(shown)}")
+    experts(home, tmp_path / "plain", *arguments)
+    worse = changes(before, tmp_path / "plain")
+    config = AutoConfig.from_pretrained(tmp_path / "plain")
+    assert (config.num_experts, config.num_experts_per_tok) == size
+    if name != "all experts":
+        experts(home, tmp_path / "refitted", *arguments, calibration=list(DOMAINS))
+        better = changes(before, tmp_path / "refitted")
+        assert all(better[each] < worse[each] for each in DOMAINS)
+        worse = better
+    assert max(worse[each] for each in DOMAINS) <= most_worse
+    perplexity = "/".join(f"{(1 + worse[each]) * before[each]:.1f}" for each in DOMAINS)
+    record_property("measured", f"{name}: held-out perplexity on {'/'.join(DOMAINS)} {perplexity}")
 
 
 def test_an_expert_is_removed_and_the_others_are_refitted(home: Path, before: dict[str, float], tmp_path: Path) -> None:
