@@ -8,9 +8,7 @@ in one stack. The directory may have one or several safetensors files. Tensors a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import mmap
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +22,7 @@ from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.models.layout import ModelMap, Place
+from moedisco_ray.models.mapped_pages import map_pages, read_soon
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 
 CONFIG = "config.json"
@@ -68,7 +67,7 @@ class Checkpoint(Mapping[str, Tensor]):
         """
         stored = {self._places[key].key for key in keys}
         tensors = sorted((self._files[name].get_tensor(name) for name in stored), key=Tensor.data_ptr)     # in the file's order
-        reader.submit(advise_soon, tensors)
+        reader.submit(read_soon, tensors)
 
     def stream(self) -> Generator[tuple[str, Tensor], None, None]:
         """Yield all canonical tensors with their names, in order, and read the files ahead."""
@@ -78,7 +77,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 if number >= announced - _AHEAD // 2:
                     self.read_ahead(keys[announced:announced + _AHEAD], reader)
                     announced += _AHEAD
-                yield key, self[key]
+                yield key, map_pages(self[key])
 
     def __contains__(self, key: object) -> bool:
         return key in self._places      # a Mapping's own method reads the tensor
@@ -222,18 +221,6 @@ def reading_thread() -> Iterator[Executor]:
         yield reader
     finally:
         reader.shutdown(cancel_futures=True)
-
-
-def advise_soon(tensors: Iterable[Tensor]) -> None:
-    """Advise the operating system that tensors of mapped files are needed soon; does nothing on systems without `madvise`."""
-    advise = getattr(ctypes.CDLL(None), "madvise", None)
-    if advise is None:
-        return
-    for tensor in tensors:
-        start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-        length = tensor.data_ptr() + tensor.nbytes - start
-        if tensor.nbytes:
-            advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)
 
 
 def open_file(path: Path) -> Any:

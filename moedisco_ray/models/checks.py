@@ -20,6 +20,9 @@ from moedisco_ray.models.dense import open_dense, upcycled_config
 from moedisco_ray.models.hf import canonical_shapes, submodel_config
 from moedisco_ray.models.layout import ModelMap
 
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Dtype that compares numbers of a size in bytes by their bits."""
+
 
 def group_size(num_experts: int, clusters: int) -> int:
     """Number of experts per sub-model.
@@ -93,7 +96,8 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors have equal dtype, shape and bits (a NaN equals itself, 0.0 does not equal -0.0)."""
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+    bits = _BITS[left.itemsize]
+    return torch.equal(left.view(bits), right.view(bits))
 
 
 def differences(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.models.mapped_pages import map_pages
 
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Supported dtypes by their names in safetensors files; safetensors stores tensors in this order of dtypes."""
@@ -79,9 +79,8 @@ class ShardFile:
             raise CheckpointError("tensor", key, f"is {found}, but {self._layout[key]} was announced")
         self._missing.remove(key)
         self._file.seek(self._offsets[key])
-        flat_N = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        flat_N[::mmap.PAGESIZE].sum()   # maps all pages of a mapped file; `write` would wait for one after the other
-        self._write(flat_N.data)
+        flat_N = map_pages(tensor.detach().cpu().contiguous()).reshape(-1).view(torch.uint8)
+        self._write(flat_N.numpy().data)
 
     def complete(self) -> None:
         """Check that every tensor is written.

@@ -27,10 +27,11 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import PARTS
-from moedisco_ray.models.checkpoint import Checkpoint, advise_soon
+from moedisco_ray.models.checkpoint import Checkpoint
 from moedisco_ray.models.checks import open_complete
 from moedisco_ray.models.hf import canonical_shapes, moe_blocks, skeleton, with_parameters_in
 from moedisco_ray.models.layout import ModelMap
+from moedisco_ray.models.mapped_pages import map_pages, read_soon
 from moedisco_ray.models.selected_experts import Load, SelectedExperts
 from moedisco_ray.models.speed import runnable
 
@@ -208,7 +209,7 @@ class _Weights:
             places = {self.names.expert_key(layer, expert, part): target for part, target in zip(PARTS, parts, strict=True)}
             sources = {key: self.stored(key) for key in places}
         if isinstance(self._tensors, Checkpoint):
-            advise_soon(sources.values())
+            read_soon(sources.values())
         for key, target in places.items():
             _copy(key, sources[key], target)
 
@@ -216,7 +217,7 @@ class _Weights:
 def _copy(name: str, source: Tensor, target: Tensor) -> None:
     if target.shape != source.shape:
         raise CheckpointError("tensor", name, f"has shape {list(source.shape)}, but config.json says {list(target.shape)}")
-    target.copy_(source)
+    target.copy_(map_pages(source))
 
 
 def _copy_expert(held: Mapping[str, Tensor], expert: int, targets: Mapping[str, Tensor]) -> None:

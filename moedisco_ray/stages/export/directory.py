@@ -31,6 +31,7 @@ from moedisco_ray.models import (
     write_config,
 )
 from moedisco_ray.models.checkpoint import open_file
+from moedisco_ray.models.mapped_pages import map_pages
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
 from moedisco_ray.stages.export.card import model_card
@@ -182,8 +183,8 @@ def write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | Non
 
 def _compare(file: Any, keys: Sequence[str], trained: Checkpoint, dtype: torch.dtype | None) -> None:
     for key in keys:
-        expected = trained[key] if dtype is None else trained[key].to(dtype)
-        if not same_bits(file.get_tensor(key), expected):
+        expected = map_pages(trained[key])
+        if not same_bits(map_pages(file.get_tensor(key)), expected if dtype is None else expected.to(dtype)):
             raise RunError(f"the exported tensor {key}, read again, is not the trained model's; is the disk broken?")
 
 
