@@ -63,11 +63,14 @@ class Checkpoint(Mapping[str, Tensor]):
 
         Args:
             keys: Names of the tensors.
-            reader: Thread that asks for them, because the operating system lets it wait once the disk has many requests.
+            reader: Thread that asks for them. Finding them takes time, and the operating system lets it wait once the disk has many
+                requests.
         """
-        stored = {self._places[key].key for key in keys}
-        tensors = sorted((self._files[name].get_tensor(name) for name in stored), key=Tensor.data_ptr)     # in the file's order
-        reader.submit(read_soon, tensors)
+        reader.submit(self._read_soon, {self._places[key].key for key in keys})
+
+    def _read_soon(self, stored: Iterable[str]) -> None:
+        tensors = (self._files[name].get_tensor(name) for name in stored)
+        read_soon(sorted(tensors, key=Tensor.data_ptr))     # in the file's order
 
     def stream(self) -> Generator[tuple[str, Tensor], None, None]:
         """Yield all canonical tensors with their names, in order, and read the files ahead."""
