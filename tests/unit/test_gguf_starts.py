@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from small_run import small_config
 from test_gguf_export import HARD, LINEAR, YARN
 from tiny_export import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from typer.testing import CliRunner
 
+from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge, Model
 from moedisco_ray.core.errors import CheckpointError
@@ -180,6 +183,16 @@ def test_another_cache_is_no_other_start_and_another_file_is(
     again = tmp_path / "tiny.gguf"
     write_gguf(llama, again)
     assert input_identity(small_config(tmp_path, model={"family": None, "config": None, **init(again)}))["seed"] != before[0]
+
+
+def test_a_file_is_evaluated(llama: LlamaForCausalLM, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT[1], encoding="utf-8")
+    shown = CliRunner().invoke(app, ["evaluate", str(file), "--sources", str(tmp_path / "text.txt"), "--json"])
+    assert shown.exit_code == 0, shown.output
+    ids = torch.tensor([[0, *byte_level_bpe(tmp_path / "bpe").encode(TEXT[1]).ids]])    # 0 separates documents in training
+    with torch.no_grad():
+        loss = float(llama(input_ids=ids, labels=ids).loss)
+    assert json.loads(shown.stdout)["unseen"]["loss"] == pytest.approx(loss, abs=1e-4)
 
 
 def test_mistakes_are_one_line(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ from small_run import small_config
 from test_upcycle import dense
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
@@ -99,6 +101,17 @@ def test_weights_are_downloaded_only_where_they_are_read(server: Hub, tmp_path: 
     assert config.model.init.directory.is_relative_to(hub_cache())
     assert len(server.requests) == before, "a commit that was downloaded is not asked for again"
     assert (config.model.init.directory_with_weights / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", [NAME, f"hf://{NAME}@main"])
+def test_a_model_is_evaluated_by_its_name(server: Hub, files: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "text.txt").write_text("def evaluate(text): return text", encoding="utf-8")
+    figures = []
+    for model in (name, str(files)):
+        shown = CliRunner().invoke(app, ["evaluate", model, "--sources", str(tmp_path / "text.txt"), "--json"])
+        assert shown.exit_code == 0, shown.output
+        figures.append(json.loads(shown.stdout)["unseen"])
+    assert figures[0] == figures[1]
 
 
 @pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub")
