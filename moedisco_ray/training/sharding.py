@@ -118,7 +118,8 @@ class SummedLoss:
         documents = document_arguments(model, input_ids, positions_BL)
         hidden_BLD = model.base_model(input_ids=input_ids, use_cache=False, **documents).last_hidden_state
         hidden_TD = head_inputs(model, hidden_BLD.flatten(0, 1))
-        return summed_cross_entropy(hidden_TD, model.get_output_embeddings().weight, targets_BL.flatten())
+        head = model.get_output_embeddings()
+        return summed_cross_entropy(hidden_TD, head.weight, targets_BL.flatten(), head.bias)
 
 
 def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:

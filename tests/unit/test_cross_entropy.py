@@ -26,12 +26,12 @@ def inputs(tokens: int, vocabulary: int, width: int, dtype: torch.dtype = torch.
     return hidden_TD.to(dtype).requires_grad_(), head_VD.to(dtype).requires_grad_(), targets_T
 
 
-def whole(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def whole(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:
     """Loss and gradients from the logits of all tokens at once."""
-    hidden_TD, head_VD = hidden_TD.detach().requires_grad_(), head_VD.detach().requires_grad_()
-    logits_TV = linear(hidden_TD, head_VD)
+    hidden_TD, head_VD, *bias = (each.detach().requires_grad_() for each in (hidden_TD, head_VD, *bias))
+    logits_TV = linear(hidden_TD, head_VD, *bias)
     loss = cross_entropy(logits_TV.float() if logits_TV.dtype is torch.bfloat16 else logits_TV, targets_T, reduction="sum")
-    return loss.detach(), *torch.autograd.grad(loss, (hidden_TD, head_VD))
+    return loss.detach(), *torch.autograd.grad(loss, (hidden_TD, head_VD, *bias))
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -41,24 +41,24 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 @given(
     tokens=st.integers(1, 40), vocabulary=st.integers(2, 60), tile=st.integers(16, 2_000), rows=st.integers(1, 50),
-    least=st.integers(1, 8))
+    least=st.integers(1, 8), has_bias=st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_tiles_of_any_size_give_the_loss_and_gradients_of_all_logits(
-    tokens: int, vocabulary: int, tile: int, rows: int, least: int,
+    tokens: int, vocabulary: int, tile: int, rows: int, least: int, *, has_bias: bool,
 ) -> None:
     hidden_TD, head_VD, targets_T = inputs(tokens, vocabulary, 8)
-    exact, *gradients = whole(hidden_TD.double(), head_VD.double(), targets_T)
+    bias = [torch.linspace(-1, 1, vocabulary).requires_grad_()] if has_bias else []
+    exact, *gradients = whole(hidden_TD.double(), head_VD.double(), targets_T, *(each.double() for each in bias))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "LOGITS_BYTES", tile)
         patch.setattr(module, "_TILE_TOKENS", rows)
         patch.setattr(module, "_LEAST_TOKENS", least)
-        loss = summed_cross_entropy(hidden_TD, head_VD, targets_T)
+        loss = summed_cross_entropy(hidden_TD, head_VD, targets_T, *bias)
         torch.autograd.backward(3 * loss)
-    assert hidden_TD.grad is not None
-    assert head_VD.grad is not None
     assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-6)
-    torch.testing.assert_close(hidden_TD.grad.double(), 3 * gradients[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(head_VD.grad.double(), 3 * gradients[1], rtol=1e-5, atol=1e-5)
+    for each, expected in zip((hidden_TD, head_VD, *bias), gradients, strict=True):
+        assert each.grad is not None
+        torch.testing.assert_close(each.grad.double(), 3 * expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", [10_000, 17_000])    # in one pass, in two
