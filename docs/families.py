@@ -18,7 +18,9 @@ Its router cannot keep these settings of the whole model:
 * Where experts are selected from the best groups, `topk_group` is at most the number of the sub-model's groups. A sub-model with a
   part of one group has no limit. `clusters.count` must give whole groups or equal parts of a group.
 * Where weights are not normalised, they are larger than in the whole model, because the softmax covers fewer experts. The merge
-  rescales the experts."""
+  rescales the experts.
+* In transformers, the router of `phimoe` samples experts during training. Here it selects them as at inference, so that a training
+  can be repeated and resumed exactly. The only expert of a sub-model has the weight 1; the two of the whole model sum to up to 2."""
 
 
 def rows() -> Iterator[list[str]]:

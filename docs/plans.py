@@ -64,6 +64,10 @@ OTHERS: dict[str, tuple[FamilyName, int, Architecture]] = {
     "Granite-3.0-3B-A800M": ("granitemoe", 49_155, Architecture(
         hidden_size=1536, num_hidden_layers=32, num_attention_heads=24, num_key_value_heads=8, moe_intermediate_size=512,
         num_experts=40, num_experts_per_tok=8, tie_word_embeddings=True)),
+    # The defaults of transformers' configuration, and the biases that config.json of microsoft/Phi-3.5-MoE-instruct switches on.
+    "Phi-3.5-MoE": ("phimoe", 32_064, Architecture(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, moe_intermediate_size=6400,
+        num_experts=16, num_experts_per_tok=2, fields={"attention_bias": True, "lm_head_bias": True})),
 }
 """Checkpoints that only `make test-fake` plans and measures."""
 HEAD = [

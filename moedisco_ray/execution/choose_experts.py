@@ -242,7 +242,7 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) 
     family = DECLARATIONS[first["model_type"]]
     mine, others = (from_values(config).to_dict() for config in (first, other))    # with the defaults of missing fields
     counts = {*EXPERT_COUNTS, family.num_experts_field, family.router.top_k_field, "experts_per_token"}
-    free = FREE_FIELDS | _TRAINING_FIELDS | counts
+    free = (FREE_FIELDS | _TRAINING_FIELDS | counts) - {family.router.jitter_field}
     for field in sorted((mine.keys() | others.keys()) - free, key=lambda field: (field != "model_type", field)):
         own, theirs = mine.get(field), others.get(field)
         if own != theirs:

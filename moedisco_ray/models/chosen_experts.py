@@ -74,6 +74,10 @@ def config_with_experts(config: Mapping[str, Any], experts: int, top_k: int | No
     if top_k is not None and top_k > experts:
         raise ConfigError("--top-k", top_k, f"exceeds the number of experts, {experts}; lower it")
     kept = min(int(whole[family.router.top_k_field]), experts) if top_k is None else top_k
+    try:
+        family.router.check_top_k(kept, experts)
+    except ValueError as error:
+        raise ConfigError("--top-k", kept, str(error)) from error
     values = {key: value for key, value in config.items() if key not in EXPERT_COUNTS}
     # The configuration of gpt-oss has the top-k under a second name.
     second = {"experts_per_token": kept} if "experts_per_token" in values else {}

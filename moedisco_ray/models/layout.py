@@ -96,7 +96,7 @@ class ModelMap:
         Raises:
             CheckpointError: The family has no such tensor.
         """
-        if key in OUTSIDE_LAYERS:
+        if key in OUTSIDE_LAYERS or key in self.family.outside:
             return TensorRole(Role.BACKBONE, None, None, key)
         if layer := _LAYER.fullmatch(key):
             for role, pattern in self._rules:

@@ -42,7 +42,7 @@ class TensorRole:
 
 
 OUTSIDE_LAYERS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-"""Backbone tensors outside the decoder layers, for every family."""
+"""Backbone tensors outside the decoder layers, for every family; see also `Family.outside`."""
 
 
 def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:

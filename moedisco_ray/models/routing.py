@@ -17,13 +17,17 @@ from moedisco_ray.core.families import Router
 
 def scores(logits_TE: Tensor, router: Router) -> Tensor:
     """The router's score of every expert, from which its weight is computed if it is selected."""
+    if router.scores == "sparse_mixer":
+        return logits_TE
     return torch.sigmoid(logits_TE) if router.scores == "sigmoid" else torch.softmax(logits_TE, dim=-1)
 
 
 def probabilities(logits_TE: Tensor, router: Router) -> Tensor:
-    """The scores of all experts, scaled to sum to one; load balance and entropy are computed from them."""
-    found_TE = scores(logits_TE, router)
-    return found_TE / found_TE.sum(dim=-1, keepdim=True) if router.scores == "sigmoid" else found_TE
+    """The scores of all experts, scaled to sum to one, or a softmax; load balance and entropy are computed from them."""
+    if router.scores == "sigmoid":
+        found_TE = scores(logits_TE, router)
+        return found_TE / found_TE.sum(dim=-1, keepdim=True)
+    return torch.softmax(logits_TE, dim=-1)
 
 
 def log_probabilities(logits_TE: Tensor, router: Router) -> Tensor:
@@ -34,6 +38,31 @@ def log_probabilities(logits_TE: Tensor, router: Router) -> Tensor:
     return torch.log_softmax(logits_TE, dim=-1)
 
 
+def sparse_mixer(logits_TE: Tensor, top_k: int, jitter: float) -> tuple[Tensor, Tensor]:
+    """The experts that SparseMixer selects without sampling, and their weights (GRIN, arXiv 2409.12136).
+
+    One expert after the other: that with the largest logit l among those left. Its weight is a softmax over those left whose logit
+    m is close to l: (l - m) / max(|m|, l) is at most twice the jitter. Most weights are 1 therefore, and their sum is up to K.
+
+    Args:
+        logits_TE: Logits of the experts.
+        top_k: Number of selected experts, K.
+        jitter: Half of the largest distance.
+
+    Returns:
+        Indices and weights, [T, K].
+    """
+    left_TE, found = logits_TE, []
+    for _ in range(top_k):
+        best_T1, index_T1 = left_TE.max(dim=-1, keepdim=True)
+        is_far_TE = (best_T1 - logits_TE) / logits_TE.abs().clamp(min=best_T1) > 2 * jitter
+        weight_T1 = left_TE.masked_fill(is_far_TE, -torch.inf).softmax(dim=-1).gather(-1, index_T1)
+        found.append((index_T1, weight_T1))
+        left_TE = left_TE.scatter(-1, index_T1, -torch.inf)
+    index, weight = zip(*found, strict=True)
+    return torch.cat(index, dim=-1), torch.cat(weight, dim=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """How a layer's router selects experts by their scores.
@@ -42,19 +71,22 @@ class Selection:
         top_k: Number of selected experts, K.
         groups: Number of groups of experts, and of those that a token may use; None: all experts compete.
         compared: Scores of a group that are summed to compare it with others.
+        jitter: What `sparse_mixer` needs; None: a weight is the score.
     """
 
     top_k: int
     groups: tuple[int, int] | None
     compared: int
+    jitter: float | None = None
 
     @classmethod
     def of(cls, router: Router, fields: Mapping[str, Any]) -> Selection:
         """The selection of a model with these configuration fields."""
-        return cls(int(fields[router.top_k_field]), router.groups(fields), router.least_in_group)
+        jitter = None if router.jitter_field is None else float(fields[router.jitter_field])
+        return cls(int(fields[router.top_k_field]), router.groups(fields), router.least_in_group, jitter)
 
     def __call__(self, scores_TE: Tensor, correction_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The selected experts of every token, and their scores.
+        """The selected experts of every token, and their scores, or their weights if the scores are logits.
 
         Args:
             scores_TE: Scores of the experts.
@@ -63,6 +95,8 @@ class Selection:
         Returns:
             Indices and scores, [T, K].
         """
+        if self.jitter is not None:
+            return sparse_mixer(scores_TE, min(self.top_k, scores_TE.shape[-1]), self.jitter)
         choice_TE = scores_TE if correction_E is None else scores_TE + correction_E
         if self.groups is not None and self.groups[0] > self.groups[1]:
             count, allowed = self.groups

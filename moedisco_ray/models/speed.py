@@ -29,21 +29,30 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
     """Choose the fastest forward for each MoE block of a model, in place; return the model.
 
     A block with one expert skips its router. The router is frozen, because its gradient is zero and only weight decay would change
-    it; the block records no router logits. Blocks with more experts use `sorted_experts`.
+    it; the block records no router logits. Blocks with more experts use `sorted_experts`. A router that samples in training runs as
+    it does without: so a training can be repeated and resumed exactly.
     """
     model.set_experts_implementation(_IMPLEMENTATION)
     family, fields = family_of(model), model.config.to_dict()
     forward = _OnlyExpert(family, family.router.scaling(fields)).forward   # one object, so that one compiled graph fits all layers
-    is_constant = family.router.scores == "softmax" or family.router.normalised(fields.get("norm_topk_prob"))
+    is_constant = family.router.is_constant_alone(fields.get("norm_topk_prob"))
     for block, router in zip(moe_blocks(model).values(), routers(model).values(), strict=True):
         if is_constant and len(router.get_parameter("weight")) == 1:
             router.requires_grad_(requires_grad=False)
             block.forward = types.MethodType(forward, block)
+        elif family.router.scores == "sparse_mixer":
+            for module in (block, router):
+                module.input_jitter_noise = 0.0     # type: ignore[assignment]  # transformers' modules are untyped
+            router.eval().train = types.MethodType(_stay, router)   # type: ignore[method-assign]
     return model
 
 
+def _stay(router: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - as `nn.Module.train`
+    return router
+
+
 def runnable(model: PreTrainedModel) -> PreTrainedModel:
-    """`specialise` a model that has fewer experts than its group-selecting router can run with; return any other as it is."""
+    """`specialise` a model that has fewer experts than its router can run with; return any other as it is."""
     needed = family_of(model).router.least_in_group
     few = any(len(router.get_parameter("weight")) < needed for router in routers(model).values())
     return specialise(model) if few else model

@@ -95,7 +95,7 @@ def gathered(family: FamilyName, architecture: Architecture, parameters: Paramet
     whole = parameters.total - parameters.experts
     return Gathered(
         layer=layer(own), padded_layer=layer(padded), outside=parameters.embedding + parameters.head + architecture.hidden_size,
-        head=parameters.head or parameters.embedding, whole=whole + own, padded_whole=whole + padded)
+        head=max(parameters.head, parameters.embedding), whole=whole + own, padded_whole=whole + padded)
 
 
 def peak(

@@ -7,7 +7,8 @@ recomputation in large transformer models" (arXiv 2205.05198, section 4.1), appl
 that never stores its L x L scores. An element takes s bytes in a matrix product and r bytes in the residual stream (r = 4 under
 autocast, else r = s). Then the activations of one token in one decoder layer take these bytes:
 
-* two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + r + s) D;
+* two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + r + s) D; or two LayerNorms, each
+  keeping its input, its output, and a mean and a deviation in fp32: 2 ((r + s) D + 8);
 * attention: queries, keys, values and the output, s (2Hd + 2Gd), and a log-sum-exp of 4 bytes per head; where queries
   and keys are normalised, their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd), or 8(Hd + Gd) in families whose norms
   multiply by their weight in fp32 (there, r = 4 in the norms above too); where only a part of each head is
@@ -20,12 +21,13 @@ autocast, else r = s). Then the activations of one token in one decoder layer ta
   runs as a dense MLP: 4sF, or 7sF; a shared expert: 4sS, and sD if it has a gate;
 * the router: 4E for the scores, and 44k for the indices, weights and sort order of the selected experts; one that computes in fp32
   keeps an fp32 copy of its input and of its scores, 4D + 8E, unless its input is in fp32 already; one that does so under autocast
-  too keeps the input itself, (r - s)D more;
+  too keeps the input itself, (r - s)D more; SparseMixer keeps two softmaxes with their masks, (2r + 2)E;
 * under autocast, each matrix product makes its own copy of its input in s bytes per element. So where several products have the
   same input (such as those for queries, keys and values), each product after the first adds sD.
 
-For each token, the last norm adds (4 + r + s) D bytes and the gradient of its output 4D. Logits, their copies and their gradient
-take 16V bytes per token, but at most 64 MiB in all, because the loss is computed in tiles (`training.cross_entropy`).
+For each token, the last norm adds (4 + r + s) D bytes, or (r + s) D + 8, and the gradient of its output 4D. Logits, their copies
+and their gradient take 16V bytes per token, but at most 64 MiB in all, because the loss is computed in tiles
+(`training.cross_entropy`).
 
 The optimizer steps after the activations are freed. With `pure_bf16` it handles at most 2^24 elements of a tensor at a time and
 holds fp32 copies of the gradient, both moments, the weight and the random bits: 20 bytes per element.
@@ -90,6 +92,8 @@ _LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
 _SCORE_BYTES = 4
 """A router's score (bytes per token and expert)."""
+_LAYER_NORM_BYTES = 8
+"""Mean and deviation that a LayerNorm keeps of a token (bytes)."""
 SELECTION_BYTES = 44
 """Indices, weights and sort order (bytes per token and selected expert), measured in the models of transformers 5."""
 FIXED_OVERHEAD = 1 * GIB
@@ -231,6 +235,8 @@ def _matrices(parameters: Parameters) -> int:
 def _normalised_bytes(family: FamilyName, architecture: Architecture, width: int, layers: int) -> int:
     """Bytes per token of the vectors that trained norms keep and frozen norms do not, in some layers and the last norm."""
     declaration = DECLARATIONS[family]
+    if declaration.layer_norms:
+        return 0
     element, inner = 4 if declaration.norms_in_fp32 else width, 0
     if declaration.attention.latent:
         query_latent, latent, *_ = latent_sizes(declaration, architecture)
@@ -291,7 +297,7 @@ def activation_bytes_per_token(
         others = frozen_bytes_per_token(family, architecture, width, residual, sequence_length, masked=masked)
     kept = layers * residual * hidden + layer if checkpointing else (layers - 1) * others + layer
     kept += width * sequence_length * masked
-    return kept + (4 + (4 if DECLARATIONS[family].norms_in_fp32 else residual) + width + 4) * hidden
+    return kept + _norm_bytes(DECLARATIONS[family], hidden, residual) + (width + 4) * hidden
 
 
 def layer_bytes_per_token(
@@ -299,7 +305,7 @@ def layer_bytes_per_token(
 ) -> int:
     """Bytes per token of the activations that one MoE layer saves for the backward pass."""
     declaration, hidden = DECLARATIONS[family], architecture.hidden_size
-    norms = 2 * (4 + (4 if declaration.norms_in_fp32 else residual) + width) * hidden
+    norms = 2 * (_norm_bytes(declaration, hidden, residual) + width * hidden)
     attention = attention_bytes(declaration, architecture, width, residual, sequence_length, masked=masked)
     routes = architecture.num_experts > 1
     expert = declaration.expert_activations * architecture.moe_intermediate_size + (2 * hidden if routes else 0)
@@ -320,6 +326,13 @@ def layer_bytes_per_token(
     return held + casts * width * hidden
 
 
+def _norm_bytes(family: Family, hidden: int, residual: int, *, frozen: bool = False) -> int:
+    """Bytes of what a norm keeps besides its output."""
+    if family.layer_norms:
+        return residual * hidden + _LAYER_NORM_BYTES
+    return (4 if frozen else 4 + (4 if family.norms_in_fp32 else residual)) * hidden
+
+
 def frozen_bytes_per_token(
     family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int, *, masked: bool = False,
 ) -> int:
@@ -331,13 +344,16 @@ def frozen_bytes_per_token(
     experts += hidden if routes else 0
     shared = shared_hidden_size(family, architecture)
     gate = declaration.shared is not None and declaration.shared.gate is not None
-    held = 2 * 4 * hidden + attention + width * architecture.num_experts_per_tok * experts
+    norms = 2 * _norm_bytes(declaration, hidden, residual, frozen=True)
+    held = norms + attention + width * architecture.num_experts_per_tok * experts
     return held + width * (gate * hidden + 3 * shared) + routes * _router_bytes(declaration, architecture, residual)
 
 
 def _router_bytes(family: Family, sizes: Architecture, residual: int) -> int:
     """Bytes of scores and selected experts; a router in fp32 keeps its scores in fp32 too."""
     score = _SCORE_BYTES + (8 if family.router.in_fp32 and residual < 4 else 0)
+    if family.router.scores == "sparse_mixer":
+        score = 2 * (residual + 1)
     return score * sizes.num_experts + SELECTION_BYTES * sizes.num_experts_per_tok
 
 

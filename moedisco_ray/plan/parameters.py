@@ -47,7 +47,7 @@ class Parameters(BaseModel, frozen=True):
     @property
     def multiplied(self) -> int:
         """Parameters in one token's matrix products, with the head and without the embedding."""
-        return self._between + self.active_experts + (self.head or self.embedding)
+        return self._between + self.active_experts + max(self.head, self.embedding)
 
     @property
     def _between(self) -> int:
@@ -59,14 +59,16 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
 
     Per layer: two norms 2D, the attention and its own norms, and either an MoE block or a dense MLP 3DI. An MoE block has a router
     ND, experts 3NDF and a shared expert 3DS. Some families add a bias of the router N, biases of the experts N(2F + D), or a gate
-    of the shared expert D. Outside the layers: a last norm D, an embedding VD, and a head VD unless tied.
+    of the shared expert D. Outside the layers: a last norm D, an embedding VD, and a head VD unless tied. LayerNorms have a
+    bias too, 2D each, and some families a bias of the head V.
     """
     declaration, fields = DECLARATIONS[family], architecture.fields
     hidden, layers, experts = architecture.hidden_size, architecture.num_hidden_layers, architecture.num_experts
     dense_layers = min(layers, declaration.dense_layers(fields))
     moe_layers = layers - dense_layers
     attention, attention_norms = (_latent if declaration.attention.latent else _grouped)(declaration, architecture)
-    norms = 2 * hidden + attention_norms
+    norm = hidden * (2 if declaration.layer_norms else 1)
+    norms = 2 * norm + attention_norms
     router = experts * (hidden + (declaration.router.bias is not None))
     biases = 2 * architecture.moe_intermediate_size + hidden if any(name.endswith("_bias") for name in declaration.stacks) else 0
     expert = 3 * hidden * architecture.moe_intermediate_size + biases
@@ -74,10 +76,12 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
     shared = 3 * hidden * shared_size + (hidden if declaration.shared is not None and declaration.shared.gate else 0)
     dense = 3 * hidden * dense_hidden_size(family, architecture)
     head = 0 if architecture.tie_word_embeddings else vocab_size * hidden
+    if declaration.head_bias_field is not None and declaration.value(fields, declaration.head_bias_field):
+        head += vocab_size
     return Parameters(
         embedding=vocab_size * hidden,
         attention=layers * attention,
-        norms=layers * norms + hidden,
+        norms=layers * norms + norm,
         router=moe_layers * router,
         experts=moe_layers * experts * expert,
         shared_expert=moe_layers * shared,

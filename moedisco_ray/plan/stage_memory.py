@@ -132,7 +132,7 @@ class StreamedModel:
     @property
     def head(self) -> int:
         """Bytes of the weights of the head, which is loaded apart from the embedding even if it is tied."""
-        return self.width * (self.parameters.head or self.parameters.embedding)
+        return self.width * max(self.parameters.head, self.parameters.embedding)
 
     def states(self, tokens: int) -> int:
         """Bytes of the hidden states of some tokens."""

@@ -20,6 +20,8 @@ torch.set_num_threads(1)     # tiny tensors: threads cost more than they give
 
 ALONE = tuple(family for family in FAMILIES if DECLARATIONS[family].router.least_in_group == 1)
 """Families whose model with one expert runs in transformers without `specialise`."""
+UPCYCLED = tuple(family for family in FAMILIES if DECLARATIONS[family].router.only_top_k is None)
+"""Families in which copies of an expert can compute what the expert does."""
 UNLIKE = ("qwen2_moe", "deepseek_v3", "gpt_oss")
 """Families that differ most: shared experts, latent attention and groups of experts, sinks and transposed weights with biases."""
 VOCAB = 64
@@ -29,6 +31,11 @@ LENGTH = 16
 def unlike(families: Iterable[str] = FAMILIES) -> list[Any]:
     """Families as parameters of a test whose subject hardly depends on them: outside of `make test-slow`, only `UNLIKE`."""
     return [family if family in UNLIKE else pytest.param(family, marks=pytest.mark.slow) for family in families]
+
+
+def top_k_of(family: str, wanted: int) -> int:
+    """The number of experts per token that the family can have in place of the wanted one."""
+    return min(DECLARATIONS[family].router.only_top_k or wanted, wanted)
 
 
 def tiny_config(family: str, num_experts: int = 4, **changes: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import metadata_load
-from moe_models import LENGTH, VOCAB, unlike
+from moe_models import LENGTH, VOCAB, top_k_of, unlike
 from test_families import EXPERTS, TOKENS, logits, sizes_of, stored
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -71,12 +71,12 @@ def test_all_experts_in_order_are_the_model_itself(family: str, tmp_path: Path) 
 @pytest.mark.parametrize("family", unlike())
 def test_experts_are_removed_replaced_and_added_with_their_router_rows(family: str, tmp_path: Path) -> None:
     model, other = model_of(family, tmp_path / "model"), model_of(family, tmp_path / "other", scale=0.5)
-    for number, (chosen, sources, top_k) in enumerate([
+    for number, (chosen, sources, wanted) in enumerate([
         (["0,2", "5-7"], [(model, each) for each in (0, 2, 5, 6, 7)], 2),
         (["0-2", f"{other}:4", "4-7"], [(model, 0), (model, 1), (model, 2), (other, 4), *((model, k) for k in range(4, 8))], 3),
         (["0-7", f"{other}:6,1"], [*((model, k) for k in range(8)), (other, 6), (other, 1)], 3),
     ]):
-        output = tmp_path / f"out-{number}"
+        output, top_k = tmp_path / f"out-{number}", top_k_of(family, wanted)
         found = choose_experts(str(model), chosen, output, top_k=top_k)
         assert [(each["model"], each["expert"]) for each in found["experts"]] == [(str(path), k) for path, k in sources]
         assert torch.allclose(logits(output), by_hand(family, sources, top_k), atol=1e-5)

@@ -199,7 +199,7 @@ def test_no_document_is_the_users_error(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_router_counts_are_those_of_the_routers_logits(family, documents):
-    model, kind = tiny_model(family), DECLARATIONS[family].router.scores
+    model, kind = tiny_model(family).eval(), DECLARATIONS[family].router.scores
     group = np.arange(len(documents)) % 3
     with RouterMeter(model, group, 3) as meter:
         document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=50, observe=meter.observe)
@@ -214,7 +214,7 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
             with torch.no_grad():
                 logits = model(input_ids=window, output_router_logits=True).router_logits
             for layer, layer_logits in enumerate(logits):
-                probabilities = layer_logits.softmax(-1) if kind == "softmax" else normalize(layer_logits.sigmoid(), p=1, dim=-1)
+                probabilities = normalize(layer_logits.sigmoid(), p=1, dim=-1) if kind == "sigmoid" else layer_logits.softmax(-1)
                 for row in probabilities.topk(2).indices:
                     selections[layer, group[number], row] += 1
                     first[layer, group[number], row[0]] += 1

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fake_steps import PUBLISHED, SEQUENCE, HostCopies, InferenceBytes, path_of_gpus
+from moe_models import top_k_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, masking_utils
@@ -158,7 +159,8 @@ def test_a_layer_of_every_family_holds_what_the_plan_says(
 ) -> None:
     sizes = Architecture(
         hidden_size=256, num_hidden_layers=1, num_attention_heads=4, moe_intermediate_size=inner, num_experts=experts,
-        num_experts_per_tok=min(4, experts), num_key_value_heads=None if DECLARATIONS[family].attention.latent else 2)
+        num_experts_per_tok=top_k_of(family, min(4, experts)),
+        num_key_value_heads=None if DECLARATIONS[family].attention.latent else 2)
     config = hf_config(family, sizes, 64, SEQUENCE, 0).to_dict()
     network = specialise(streamed_model(dict(stored(config, live)), config, dtype=torch.bfloat16))
     part: Any = network.get_submodule("model.layers.0").streamed_part

@@ -187,7 +187,7 @@ def test_other_tokenizers_are_refused_in_one_line() -> None:
 
 
 @pytest.mark.parametrize(("family", "changes", "line"), [
-    ("flex_olmo", {}, "model_type: 'flex_olmo': is not known to llama.cpp, only mixtral, "),
+    ("flex_olmo", {}, "model_type: 'flex_olmo': llama.cpp does not know it; use `--to hf`, or one of mixtral, "),
     ("qwen2_moe", {"norm_topk_prob": True}, "norm_topk_prob: True: llama.cpp runs qwen2_moe only with False; use `--to hf`"),
     ("olmoe", {"num_key_value_heads": 1}, "num_key_value_heads: 1: llama.cpp runs olmoe only with 2; use `--to hf`"),
     ("dots1", {"num_key_value_heads": 1}, "num_key_value_heads: 1: llama.cpp runs dots1 only with 2; use `--to hf`"),

@@ -61,7 +61,8 @@ def test_a_streamed_model_gives_the_bits_of_the_model_in_memory(family, dtype, r
             with loaded(model.lm_head):
                 divisor = getattr(memory.config, DECLARATIONS[family].logits_divisor or "", 1)
                 assert torch.equal(model.lm_head(plain) / divisor, memory(TOKENS).logits)
-        assert len(on_device(model)) == (len(list(model.parameters())) if resident else 1)
+        stay = model if resident else model.model.norm
+        assert len(on_device(model)) == len(list(stay.parameters()))
 
 
 @pytest.mark.parametrize("read", [
@@ -282,7 +283,10 @@ def test_a_configuration_of_transformers_4_gives_the_same_rotation(family, tmp_p
     config = tiny_config(family)
     rope = config.pop("rope_parameters")
     assert rope
-    config |= {"rope_theta": 777.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    scaling = {"type": "linear", "factor": 2.0} if DECLARATIONS[family].scalings is None else {
+        "type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0] * 4, "short_mscale": 1.1, "long_mscale": 1.2,
+        "original_max_position_embeddings": LENGTH}
+    config |= {"rope_theta": 777.0, "rope_scaling": scaling}
     write_checkpoint(tmp_path, random_tensors(config).items(), config)
     assert "rope_parameters" not in json.loads((tmp_path / "config.json").read_text())
     memory = load_model(tmp_path).eval()

@@ -33,14 +33,17 @@ def test_only_down_projections_change_and_outputs_come_closer(family: str, tmp_p
     assert found.keys() == plain.keys()
     changed = {key for key, tensor in plain.items() if not same_bits(found[key], tensor)}
     roles = {key: names.classify(key) for key in plain}
-    down = {key for key, role in roles.items() if role.role is Role.EXPERT and role.part.endswith(
+    # In a layer where all experts of every token stay, SparseMixer's weights stay too, so that nothing is to be changed.
+    differs = {layer["layer"] for layer in layers if layer["error_before"] > 0}
+    down = {key for key, role in roles.items() if role.role is Role.EXPERT and role.layer in differs and role.part.endswith(
         ("down", "experts.down_proj", "output_linear.weight"))}
     # The random corrections of these models may keep an expert from all tokens.
     assert changed == down or (names.family.router.correction is not None and changed < down)
     write_checkpoint(tmp_path / "smaller", found.items(), values)
     assert errors(tmp_path / "smaller", tmp_path / "whole", tokens_BL) == pytest.approx(
         [layer["error"] for layer in layers], rel=0.02, abs=1e-5)
-    assert all(layer["error"] < layer["error_before"] for layer in layers)
+    assert all(layer["error"] < layer["error_before"] for layer in layers if layer["layer"] in differs)
+    assert len(differs) > 1
 
 
 @torch.no_grad()

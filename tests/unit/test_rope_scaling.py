@@ -21,7 +21,7 @@ from moedisco_ray.stages.start import check_start
 VALUES: dict[str, Any] = {
     "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
     "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "attention_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0,
-    "mscale": 1.0, "mscale_all_dim": 1.0, "truncate": True, "partial_rotary_factor": 0.5}
+    "mscale": 1.0, "mscale_all_dim": 1.0, "short_mscale": 1.0, "long_mscale": 1.0, "truncate": True, "partial_rotary_factor": 0.5}
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "moe_intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 300}
 
 

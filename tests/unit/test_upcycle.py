@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from moe_models import ALONE, LENGTH, VOCAB, random_tensors, tiny_config
+from moe_models import ALONE, LENGTH, UPCYCLED, VOCAB, random_tensors, tiny_config
 from safetensors.torch import load_file, save_file
 from small_run import OneCorpus, small_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.config import FAMILIES, Merge, Model, check_config
+from moedisco_ray.core.config import Merge, Model, check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.stages import fingerprints
@@ -185,7 +185,7 @@ def test_a_start_that_does_not_fit_ends_a_run_before_its_corpus(tmp_path: Path) 
     assert not (config.directory / "corpus").exists()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", UPCYCLED)
 def test_a_model_with_one_expert_is_as_good_a_start(tmp_path: Path, family: str) -> None:
     config = tiny_config(family, 1)
     write_checkpoint(tmp_path / "seed", random_tensors(config).items(), config)
@@ -202,6 +202,13 @@ def test_copies_whose_weights_would_not_sum_to_one_are_refused(tmp_path: Path) -
     write_checkpoint(tmp_path, random_tensors(config).items(), config)
     with pytest.raises(CheckpointError, match=r"^model\.init\.num_experts_per_tok: 3: changes .* set it to num_experts"):
         _ = model_of("deepseek_v2", tmp_path, num_experts_per_tok=3).architecture
+
+
+def test_copies_whose_weights_cannot_sum_to_one_are_refused(tmp_path: Path) -> None:
+    config = tiny_config("phimoe", 1)
+    write_checkpoint(tmp_path, random_tensors(config).items(), config)
+    with pytest.raises(CheckpointError, match=r"^model\.init\.upcycle: .* cannot be upcycled: the weights of a token's"):
+        _ = model_of("phimoe", tmp_path).architecture
 
 
 def test_its_experts_are_the_mlp_and_its_backbone_the_rest(tmp_path: Path) -> None:

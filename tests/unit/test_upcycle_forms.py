@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from moe_models import LENGTH, VOCAB, random_tensors, tiny_config
+from moe_models import LENGTH, UPCYCLED, VOCAB, random_tensors, tiny_config
 from small_run import small_config
 from test_upcycle import IDS, RELATIVES, dense, logits, model_of, upcycled
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.core.config import FAMILIES, check_config
+from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import ModelMap, Role, check_start_tensors, open_checkpoint, write_checkpoint
@@ -118,7 +118,7 @@ def test_the_parts_of_an_mlp_compute_what_it_did(tmp_path: Path, family: str, ki
     assert (planned.experts, planned.shared_expert) == (counts[Role.EXPERT], counts[Role.SHARED_EXPERT])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", UPCYCLED)
 def test_the_parts_of_a_single_expert_compute_what_it_did(tmp_path: Path, family: str) -> None:
     config = tiny_config(family, 1, moe_intermediate_size=16)
     write_checkpoint(tmp_path / "seed", random_tensors(config).items(), config)

@@ -182,6 +182,15 @@ def _check_sizes(sizes: Architecture, family: Family) -> None:
         if value is not None and default is not None and isinstance(value, str | bool) != isinstance(default, str | bool):
             raise ValueError(f"fields.{key} {value!r} must be {type(default).__name__}, such as {default!r}")
     family.check_choices(sizes.fields, sizes.num_hidden_layers)
+    _check_positions_and_top_k(sizes, family)
+
+
+def _check_positions_and_top_k(sizes: Architecture, family: Family) -> None:
+    family.check_scaling(sizes.rope_scaling)
+    try:
+        family.router.check_top_k(sizes.num_experts_per_tok, sizes.num_experts)
+    except ValueError as error:
+        raise ValueError(f"num_experts_per_tok {sizes.num_experts_per_tok} {error}") from error
 
 
 def _family_of(start: LocalInit) -> FamilyName:
@@ -242,6 +251,11 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
         takers = [taker.name for taker in DECLARATIONS.values() if kind in taker.dense]
         hint = f"; set model.family to {' or '.join(takers)}" if takers else ""
         raise CheckpointError(start.setting, str(start.upcycle), f"holds {what}; {family} is upcycled from {starts}{hint}")
+    if declaration.router.only_top_k is not None:
+        raise CheckpointError(
+            start.setting, str(start.upcycle),
+            f"cannot be upcycled: the weights of a token's experts in {family} do not sum to 1, so that copies of an expert would "
+            "not compute what it does; start from a checkpoint with all experts")
     if kind != family and raw.get("use_sliding_window"):
         raise CheckpointError(
             start.setting, str(start.upcycle),
@@ -321,6 +335,7 @@ def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: Family
     try:
         sizes = Architecture.model_validate(found | changes)
         declaration.check_choices(sizes.fields, sizes.num_hidden_layers)
+        _check_positions_and_top_k(sizes, declaration)
     except ValidationError as error:
         mistake = error.errors()[0]
         where = ".".join(map(str, mistake["loc"]))

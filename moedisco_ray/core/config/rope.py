@@ -37,7 +37,7 @@ ROPE_TYPES: Mapping[str, RopeType] = {
     "dynamic": RopeType(("factor",)),
     "yarn": RopeType(
         ("factor",), (_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")),
-    "longrope": RopeType(_LISTS, (_ORIGINAL, "attention_factor", "factor")),
+    "longrope": RopeType(_LISTS, (_ORIGINAL, "attention_factor", "factor", "short_mscale", "long_mscale")),
     "llama3": RopeType(("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
     "proportional": RopeType((), ("partial_rotary_factor", "factor")),
 }

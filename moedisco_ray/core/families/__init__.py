@@ -23,6 +23,7 @@ from moedisco_ray.core.families import (
     granitemoe,
     mixtral,
     olmoe,
+    phimoe,
     qwen2_moe,
     qwen3_moe,
     solar_open,
@@ -40,7 +41,7 @@ GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
 PAGES = (
     mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open, ernie4_5_moe,
-    granitemoe)
+    granitemoe, phimoe)
 """The families of this package."""
 _OWN: Mapping[str, Family] = {page.FAMILY.name: page.FAMILY for page in PAGES}
 

@@ -124,6 +124,9 @@ class Family:
         returns_scores: Whether the MoE block returns the router's scores too.
         expert_activations: Vectors of an expert's hidden size that autograd saves per token and expert.
         norms_in_fp32: Whether norms multiply by their weight in fp32.
+        layer_norms: Whether norms are LayerNorms, with a bias, in place of RMSNorms.
+        outside: Names of further backbone tensors outside the decoder layers.
+        head_bias_field: Configuration field that gives the output head a bias; None: it never has one.
         separates_documents: Whether transformers hides other documents of a packed sequence when positions start again.
         fields: Configuration fields that only some families have, with defaults for a model with random weights.
         unsaid: Values of a checkpoint without some field in its `config.json`, where transformers has another default than a model
@@ -140,7 +143,10 @@ class Family:
         prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
             transformers does not load, and which are left out here too; None: there are none.
         prediction_prefix: Prefix of the names of these layers' tensors; None: their names continue those of the decoder layers.
-        gguf: How llama.cpp runs the family; None: it does not know the family.
+        gguf: How llama.cpp runs the family; None: it does not know the family, or computes something else, see `not_in_gguf`.
+        not_in_gguf: What llama.cpp computes differently, as the end of a sentence with llama.cpp as subject.
+        scalings: Kinds of rotary scaling that the family has, each with the parameters that it needs more than other families do;
+            None: all kinds.
     """
 
     name: str
@@ -158,6 +164,9 @@ class Family:
     returns_scores: bool = False
     expert_activations: int = 4
     norms_in_fp32: bool = False
+    layer_norms: bool = False
+    outside: tuple[str, ...] = ()
+    head_bias_field: str | None = None
     separates_documents: bool = True
     fields: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     unsaid: Mapping[str, Value] = dataclasses.field(default_factory=dict)
@@ -171,6 +180,8 @@ class Family:
     prediction_layers_field: str | None = None
     prediction_prefix: str | None = None
     gguf: Gguf | None = None
+    not_in_gguf: str = "does not know it"
+    scalings: Mapping[str, tuple[str, ...]] | None = None
 
     @property
     def own_expert_size(self) -> bool:
@@ -212,6 +223,22 @@ class Family:
         last = self.last_layer_field
         if last is not None and fields.get(last, -1) not in (-1, layers - 1):
             raise ValueError(f"{last} {fields[last]!r}: {self.name} is supported with {layers - 1} only; use another model")
+
+    def check_scaling(self, scaling: Mapping[str, Any] | None) -> None:
+        """Check the scaling of rotary positions.
+
+        Raises:
+            ValueError: The family has no such scaling, or needs a further parameter.
+        """
+        if scaling is None or self.scalings is None:
+            return
+        needed = self.scalings.get(scaling["rope_type"])
+        if needed is None:
+            allowed = " or ".join(self.scalings)
+            raise ValueError(
+                f"rope_scaling.rope_type {scaling['rope_type']!r}: {self.name} has only {allowed}; use it, or remove rope_scaling")
+        if missing := [name for name in needed if scaling.get(name) is None]:
+            raise ValueError(f"rope_scaling: rope_type {scaling['rope_type']!r} of {self.name} also needs {' and '.join(missing)}")
 
     def has_biases(self, fields: Mapping[str, Any]) -> bool:
         """Whether a model with these configuration fields has biases in its attention."""

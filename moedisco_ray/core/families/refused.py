@@ -11,9 +11,6 @@ REFUSED: Mapping[str, str] = {
     "gemma3_text": _GEMMA3,
     "llama_moe":
         "transformers does not have it, code in checkpoints is never run, and its router is an MLP without a row per expert",
-    "phimoe":
-        "its router always samples two experts in training (SparseMixer), so no sub-model can have one expert and no training "
-        "could be resumed exactly",
     "qwen3_next":
         "most of its layers have a recurrent state (Gated DeltaNet) in place of attention, which neither plans nor random starts "
         "cover",

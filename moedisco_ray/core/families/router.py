@@ -13,7 +13,7 @@ class Router:
 
     Attributes:
         module: Name of the router in the MoE block.
-        scores: Function from logits to scores.
+        scores: Function from logits to scores; `sparse_mixer`: the logits are the scores, see `models.routing.sparse_mixer`.
         normalises: Whether the weights of the selected experts are scaled to sum to one: by the setting `norm_topk_prob`, or
             regardless of it.
         bias: Name of the bias of the logits in the router; None: there is none.
@@ -21,22 +21,28 @@ class Router:
             2.1.2), which no gradient trains; None: there is none.
         correction_axis: The axis of this bias that counts experts; axes before it have size 1.
         top_k_field: Configuration field with the number of experts per token.
+        only_top_k: Number of experts per token that transformers selects whatever the configuration says; None: as configured.
+        jitter_field: Configuration field with the half of the relative distance from the largest logit at which `sparse_mixer`
+            leaves an expert out of a softmax; None: there is none.
         scaling_field: Configuration field with a factor on all weights; None: there is none.
         limits_groups: Whether experts are selected from the best `topk_group` of `n_group` groups.
         limit_field: Configuration field and value that switch the limit on; None: it is always on.
         in_fp32: Whether logits are computed in fp32 even if the model is in bf16.
         weights_in_fp32: Whether the weights of the selected experts are in fp32 even if the model is in bf16.
         without_autocast: Whether logits are computed in fp32 under autocast too.
-        least_in_group: Experts that transformers needs in every group, to compare groups by the sum of their best scores.
+        least_in_group: Experts that transformers needs in every group, to compare groups by the sum of their best scores, or to
+            select as many.
     """
 
     module: str = "gate"
-    scores: Literal["softmax", "sigmoid"] = "softmax"
+    scores: Literal["softmax", "sigmoid", "sparse_mixer"] = "softmax"
     normalises: Literal["always", "never", "by_setting"] = "by_setting"
     bias: str | None = None
     correction: str | None = None
     correction_axis: int = 0
     top_k_field: str = "num_experts_per_tok"
+    only_top_k: int | None = None
+    jitter_field: str | None = None
     scaling_field: str | None = None
     limits_groups: bool = False
     limit_field: tuple[str, str] | None = None
@@ -57,6 +63,24 @@ class Router:
             norm_topk_prob: Value of the configuration field.
         """
         return self.normalises == "always" or (self.normalises == "by_setting" and bool(norm_topk_prob))
+
+    def is_constant_alone(self, norm_topk_prob: object) -> bool:
+        """Whether a layer's only expert has the same weight for every token: 1, before the scaling.
+
+        Args:
+            norm_topk_prob: Value of the configuration field.
+        """
+        return self.scores != "sigmoid" or self.normalised(norm_topk_prob)
+
+    def check_top_k(self, top_k: int, experts: int) -> None:
+        """Check the number of experts per token.
+
+        Raises:
+            ValueError: transformers would select another number of the experts.
+        """
+        needed = top_k if self.only_top_k is None else min(self.only_top_k, experts)
+        if top_k != needed:
+            raise ValueError(f"is not {needed}, the number of experts that this router always selects; use {needed}")
 
     def scaling(self, fields: Mapping[str, Any]) -> float:
         """Factor on all weights of a model with these configuration fields."""
@@ -88,7 +112,7 @@ class Router:
         if experts < self.least_in_group:
             raise ValueError(f"divides a model of {experts} expert, but its router needs {self.least_in_group}; add experts")
         top_k = min(int(fields[self.top_k_field]), kept)
-        if kept < self.least_in_group and not self.normalised(fields.get("norm_topk_prob")):
+        if kept < self.least_in_group and not self.is_constant_alone(fields.get("norm_topk_prob")):
             raise ValueError(
                 f"leaves {kept} expert per sub-model, and without norm_topk_prob the router needs {self.least_in_group}; "
                 f"use at most {experts // self.least_in_group}")
