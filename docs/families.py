@@ -20,7 +20,18 @@ Its router cannot keep these settings of the whole model:
 * Where weights are not normalised, they are larger than in the whole model, because the softmax covers fewer experts. The merge
   rescales the experts.
 * In transformers, the router of `phimoe` samples experts during training. Here it selects them as at inference, so that a training
-  can be repeated and resumed exactly. The only expert of a sub-model has the weight 1; the two of the whole model sum to up to 2."""
+  can be repeated and resumed exactly. The only expert of a sub-model has the weight 1; the two of the whole model have up to 2."""
+
+RECURRENT = """\
+Most layers of `qwen3_next` and `qwen3_5_moe_text` have a recurrent state (Gated DeltaNet, arXiv 2412.06464) in place of attention;
+every `full_attention_interval`-th layer has attention.
+
+* transformers computes the recurrence with plain operations of torch, or with the kernels of `flash-linear-attention` and
+  `causal-conv1d` where they are installed. Plans are for the plain operations, which need more memory.
+* `optimizer.within_documents` is refused, because the state carries over from one document to the next.
+* A checkpoint of `qwen3_5_moe`, which reads images too, is a start of `qwen3_5_moe_text`. Its part for images is left out, so the
+  finished model reads text only.
+* Layers that predict further tokens are left out, and there is no GGUF file of these families."""
 
 
 def rows() -> Iterator[list[str]]:

@@ -232,6 +232,7 @@ def models() -> str:
         "Model families", "A family is a `model_type` of transformers. A start of another size, or a fine-tuned one, is of the "
         "same family. CONTRIBUTING.md says how to add one, here or in another package.",
         _table(families.HEAD, list(families.rows())), "## Sub-models", families.SUBMODELS,
+        "## Recurrent layers", families.RECURRENT,
         "## Not supported", _table(families.REFUSED_HEAD, families.refused()))
 
 

@@ -12,6 +12,12 @@ from moedisco_ray.plan.storage import StageStorage
 
 _LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 """Sizes of DeepSeek's latent attention."""
+_QWEN_RECURRENT: dict[str, Any] = {
+    "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "moe_intermediate_size": 512,
+    "fields": {
+        "full_attention_interval": 4, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128}}
+"""Sizes that Qwen3-Next and Qwen3.5-35B-A3B have in common."""
 CHECKPOINTS: dict[str, tuple[FamilyName, int, Architecture]] = {
     "OLMoE-1B-7B": ("olmoe", 50_304, Architecture(
         hidden_size=2048, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1024,
@@ -68,6 +74,11 @@ OTHERS: dict[str, tuple[FamilyName, int, Architecture]] = {
     "Phi-3.5-MoE": ("phimoe", 32_064, Architecture(
         hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, moe_intermediate_size=6400,
         num_experts=16, num_experts_per_tok=2, fields={"attention_bias": True, "lm_head_bias": True})),
+    # The defaults of transformers' configurations, which are those of these checkpoints.
+    "Qwen3-Next-80B-A3B": ("qwen3_next", 151_936, Architecture(
+        num_hidden_layers=48, num_experts=512, num_experts_per_tok=10, **_QWEN_RECURRENT)),
+    "Qwen3.5-35B-A3B": ("qwen3_5_moe_text", 248_320, Architecture(
+        num_hidden_layers=40, num_experts=256, num_experts_per_tok=8, **_QWEN_RECURRENT)),
 }
 """Checkpoints that only `make test-fake` plans and measures."""
 HEAD = [

@@ -8,6 +8,7 @@ in one stack. The directory may have one or several safetensors files. Tensors a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.families import language_model
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.models.layout import ModelMap, Place
 from moedisco_ray.models.mapped_pages import map_pages, read_soon
@@ -139,7 +141,7 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
         raise CheckpointError(
             "checkpoint", str(directory), "holds quantised weights, which cannot be trained; load them with transformers, "
             "dequantised, and call save_pretrained")
-    left_out = _prediction_layers(config, model_map)
+    left_out, composite = _prediction_layers(config, model_map), model_map.family.composite
     files: dict[str, Any] = {}
     places: dict[str, Place] = {}
     for path in weight_files(directory):
@@ -149,11 +151,14 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
                 continue    # this tensor is a copy of the embedding; transformers ignores it too
             if stored.startswith(left_out):
                 continue
+            name = stored if composite is None else composite.own_name(stored)
+            if name is None:
+                continue
             files[stored] = file
-            for key, place in model_map.stored_tensors(stored, tuple(file.get_slice(stored).get_shape())).items():
+            for key, place in model_map.stored_tensors(name, tuple(file.get_slice(stored).get_shape())).items():
                 if key in places:
                     raise CheckpointError(str(path), key, "the tensor is stored twice; the checkpoint is inconsistent")
-                places[key] = place
+                places[key] = dataclasses.replace(place, key=stored)
     ordered = dict(sorted(places.items(), key=lambda item: model_map.sort_key(item[0])))
     return Checkpoint(directory, config, model_map, files, ordered)
 
@@ -170,7 +175,7 @@ def _prediction_layers(config: Mapping[str, Any], model_map: ModelMap) -> tuple[
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The values of a model directory's `config.json`.
+    """The values of a model directory's `config.json`; of a composite model, those of its language model.
 
     Raises:
         CheckpointError: The file is missing or broken.
@@ -182,7 +187,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError("checkpoint", str(directory), f"holds no readable config.json ({error})") from error
     if not isinstance(config, dict):
         raise CheckpointError("checkpoint", str(directory), "config.json holds no JSON object")
-    return config
+    return language_model(config)
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:

@@ -83,7 +83,7 @@ def open_complete(directory: Path) -> tuple[Checkpoint, PretrainedConfig]:
     stored = open_checkpoint(directory)
     try:
         check_folder(directory)     # transformers opens the file itself, not by `opened`
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).get_text_config()
         check_complete(stored, canonical_shapes(config))
     except (OSError, ValueError) as error:
         raise CheckpointError("checkpoint", str(directory), f"cannot be loaded ({error})") from error

@@ -15,28 +15,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moedisco_ray.core.families import Initial
 from moedisco_ray.models.checks import check_complete
 from moedisco_ray.models.hf import canonical_shapes
 from moedisco_ray.models.layout import ModelMap
 from moedisco_ray.models.roles import Role
 
+_RULES: Mapping[str, Initial] = {"norm.weight": "ones", "bias": "zeros"}
+_DECAYS = (0.01, 16.0)
+"""Range of the initial rates of decay of a recurrent state, as in transformers' Gated DeltaNet."""
+
 
 class RandomWeights(Mapping[str, Tensor]):
-    """The canonical tensors of a randomly initialised model in fp32, made on access."""
+    """The canonical tensors of a randomly initialised model in fp32, made on access.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float) -> None:
+    Args:
+        shapes: Shapes of the tensors by name.
+        seed: Seed; the same seed gives the same bits.
+        standard_deviation: Standard deviation of normally distributed tensors.
+        initial: How tensors are filled by the end of their name, the first that fits; see `Family.initial`.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float, initial: Mapping[str, Initial],
+    ) -> None:
         self._shapes = shapes
         self._seed = seed
         self._std = standard_deviation
+        self._initial = (*initial.items(), *_RULES.items())
 
     def __getitem__(self, key: str) -> Tensor:
-        shape = self._shapes[key]
-        if key.endswith("norm.weight"):
-            return torch.ones(shape, dtype=torch.float32)
-        if key.endswith("bias"):
-            return torch.zeros(shape, dtype=torch.float32)
+        empty = torch.empty(self._shapes[key], dtype=torch.float32)
+        kind = next((kind for end, kind in self._initial if key.endswith(end)), None)
+        if kind == "zeros":
+            return empty.zero_()
+        if kind == "ones":
+            return empty.fill_(1.0)
         generator = torch.Generator().manual_seed(key_seed(self._seed, key))
-        return torch.empty(shape, dtype=torch.float32).normal_(0.0, self._std, generator=generator)
+        if kind == "log_uniform":
+            return empty.uniform_(*_DECAYS, generator=generator).log_()
+        return empty.normal_(0.0, self._std, generator=generator)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -48,11 +66,14 @@ class RandomWeights(Mapping[str, Tensor]):
 def random_weights(config: Mapping[str, Any], seed: int) -> RandomWeights:
     """Random initial weights of a model: norms one, biases zero, everything else normal(0, `initializer_range`).
 
+    Families may declare other values for some tensors.
+
     Args:
         config: `config.json` values of the model.
         seed: Seed; the same seed and configuration give the same bits.
     """
-    return RandomWeights(canonical_shapes(config), seed, float(config.get("initializer_range", 0.02)))
+    initial = ModelMap(str(config.get("model_type"))).family.initial
+    return RandomWeights(canonical_shapes(config), seed, float(config.get("initializer_range", 0.02)), initial)
 
 
 class SeededWeights(Mapping[str, Tensor]):

@@ -59,6 +59,8 @@ def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
         (Role.ROUTER, _any_of(family, [f"{family.router.module}.{name}" for name in family.router.tensors])),
         *((Role.BACKBONE, pattern) for pattern in family.backbone),
     ]
+    if family.recurrence is not None:
+        rules.append((Role.BACKBONE, family.recurrence.pattern))
     if family.shared is not None:
         rules.append((Role.SHARED_EXPERT, family.shared.pattern))
     return tuple((role, re.compile(pattern)) for role, pattern in rules)

@@ -1,13 +1,16 @@
-"""Bytes per token that a layer's attention saves for the backward pass; see `plan.memory` for formulas and letters."""
+"""Bytes per token that a layer's attention and norms save for the backward pass; see `plan.memory` for formulas and letters."""
 
 from __future__ import annotations
 
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
-from moedisco_ray.plan.parameters import latent_sizes
+from moedisco_ray.plan.parameters import latent_sizes, recurrent_sizes
+from moedisco_ray.plan.recurrent_memory import frozen_recurrent_bytes, recurrent_bytes
 
 _MOST_HEAD_SIZE, _HEAD_STEP = 256, 8
 """Head sizes of FlashAttention: multiples of 8, at most 256; copies from `models.attention`, for use without torch."""
+_LAYER_NORM_BYTES = 8
+"""Mean and deviation that a LayerNorm keeps of a token (bytes)."""
 
 
 def needs_mask(family: FamilyName, sizes: Architecture, optimizer: Optimizer, gpu: int) -> bool:
@@ -23,9 +26,9 @@ def needs_mask(family: FamilyName, sizes: Architecture, optimizer: Optimizer, gp
 
 
 def attention_bytes(
-    family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool = False,
+    family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool = False, recurrent: bool = False,
 ) -> int:
-    """Bytes per token of the attention of one layer.
+    """Bytes per token of the attention of one layer, or of the recurrence in its place.
 
     Args:
         family: The model's family.
@@ -34,30 +37,43 @@ def attention_bytes(
         residual: Bytes of an element in the residual stream.
         scores: Scores per token and head, which only heads with sinks store: the sequence length.
         masked: Whether the attention gets a mask of documents.
+        recurrent: Whether the layer has a recurrent state in place of attention.
     """
+    if recurrent:
+        return recurrent_bytes(family, sizes, width, residual, scores)
     held = (_latent_bytes if family.attention.latent else _grouped_bytes)(family, sizes, width)
     return held + _other_bytes(family, sizes, width, residual, scores, masked=masked)
 
 
 def frozen_attention_bytes(
-    family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool = False,
+    family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool = False, recurrent: bool = False,
 ) -> int:
     """`attention_bytes` of a layer whose weights get no gradients."""
+    if recurrent:
+        return frozen_recurrent_bytes(family, sizes, width, residual, scores)
     if family.attention.latent:
         query_latent, latent, plain, rotated, value = latent_sizes(family, sizes)
         per_head = 2 * (plain + rotated) + plain + 2 * value
         held = width * sizes.num_attention_heads * per_head + 4 * (query_latent + latent)
     else:
-        both = (sizes.num_attention_heads + sizes.key_value_heads) * sizes.head_size
+        queries = sizes.num_attention_heads * sizes.head_size
+        both = queries + sizes.key_value_heads * sizes.head_size
         held = width * 2 * both + (4 * both if family.has_qk_norm(sizes.fields) else 0)
+        held += family.attention.output_gate * _gate_bytes(queries, width)
     return held + _other_bytes(family, sizes, width, residual, scores, masked=masked)
 
 
 def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:
     queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
     held = width * (2 * (queries + keys) + family.attention.partial_rotation * queries)
+    held += family.attention.output_gate * _gate_bytes(queries, width)
     normalised = 4 if family.norms_in_fp32 else width
     return held + ((4 + normalised) * (queries + keys) if family.has_qk_norm(sizes.fields) else 0)
+
+
+def _gate_bytes(queries: int, width: int) -> int:
+    """Bytes of the gate and of the output times the gate; in fp32 also of the gate's part of what the norm of queries keeps."""
+    return (2 * width + (4 if width == 4 else 0)) * queries
 
 
 def _latent_bytes(family: Family, sizes: Architecture, width: int) -> int:
@@ -74,4 +90,30 @@ def _other_bytes(family: Family, sizes: Architecture, width: int, residual: int,
         held += residual * heads * (scores + 1) + (width * heads * scores if residual > width else 0)
     if sinks or (masked and not family.attention.latent):
         held += 2 * width * (heads - sizes.key_value_heads) * sizes.head_size
+    return held
+
+
+def norm_bytes(family: Family, hidden: int, residual: int, *, frozen: bool = False) -> int:
+    """Bytes of what a norm keeps besides its output."""
+    if family.layer_norms:
+        return residual * hidden + _LAYER_NORM_BYTES
+    return (4 if frozen else 4 + (4 if family.norms_in_fp32 else residual)) * hidden
+
+
+def normalised_bytes(family: FamilyName, sizes: Architecture, width: int, layers: int) -> int:
+    """Bytes per token of the vectors that trained norms keep and frozen norms do not, in some layers and the last norm."""
+    declaration = DECLARATIONS[family]
+    if declaration.layer_norms:
+        return 0
+    element, inner = 4 if declaration.norms_in_fp32 else width, 0
+    if declaration.attention.latent:
+        query_latent, latent, *_ = latent_sizes(declaration, sizes)
+        inner = query_latent + latent
+    elif declaration.has_qk_norm(sizes.fields):
+        inner = (sizes.num_attention_heads + sizes.key_value_heads) * sizes.head_size
+    recurrent = min(layers, declaration.recurrent_layers(sizes.fields, sizes.num_hidden_layers))
+    held = element * ((2 * layers + 1) * sizes.hidden_size + (layers - recurrent) * inner)
+    if recurrent:
+        _, heads, _, value_size, _ = recurrent_sizes(declaration, sizes)
+        held += recurrent * width * heads * value_size
     return held

@@ -39,11 +39,13 @@ def flops_per_token(
     """Floating-point operations of a training step per token.
 
     6 N + 12 l h d L (Chowdhery et al., PaLM, arXiv 2204.02311, appendix B), N being the parameters in a token's
-    matrix products, l layers, h heads of size d, L the sequence length. Gradient checkpointing adds a third.
+    matrix products, l layers with attention, h heads of size d, L the sequence length. Recurrent layers add three times the
+    operations of their recurrence in a forward pass. Gradient checkpointing adds a third.
     """
     heads = architecture.num_attention_heads * architecture.head_size
-    attention = 12 * architecture.num_hidden_layers * heads * sequence_length
-    return (6 * parameters.multiplied + attention) * (4 / 3 if checkpointing else 1)
+    layers = architecture.num_hidden_layers - parameters.recurrent_layers
+    mixing = 12 * layers * heads * sequence_length + 3 * parameters.recurrence_flops
+    return (6 * parameters.multiplied + mixing) * (4 / 3 if checkpointing else 1)
 
 
 def training_cost(

@@ -85,7 +85,7 @@ def gathered(family: FamilyName, architecture: Architecture, parameters: Paramet
     """Parameters that a worker of a layout gathers."""
     layers, dense_layers = architecture.num_hidden_layers, DECLARATIONS[family].dense_layers(architecture.fields)
     own = parameters.experts // layout.expert
-    shared = (parameters.attention + parameters.norms) // layers
+    shared = (parameters.attention + parameters.norms) // layers + parameters.above_mean
     dense = parameters.dense // dense_layers if dense_layers else 0
 
     def layer(experts: int) -> int:

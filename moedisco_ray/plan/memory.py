@@ -11,11 +11,13 @@ autocast, else r = s). Then the activations of one token in one decoder layer ta
   keeping its input, its output, and a mean and a deviation in fp32: 2 ((r + s) D + 8);
 * attention: queries, keys, values and the output, s (2Hd + 2Gd), and a log-sum-exp of 4 bytes per head; where queries
   and keys are normalised, their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd), or 8(Hd + Gd) in families whose norms
-  multiply by their weight in fp32 (there, r = 4 in the norms above too); where only a part of each head is
+  multiply by their weight in fp32 (there, r = 4 in the norms above too); where the output has a gate, the gate and the product
+  2sHd, and in fp32 4Hd more of the query projection; where only a part of each head is
   rotated, a copy of the output: sHd; where heads have sinks, no fused attention stores less than the scores rH(L + 1), under
   autocast also in bf16, and keys and values for every head: 2s(H - G)d; where every layer makes its own cosines and sines: 8d;
 * latent attention: queries and keys 2sH(n + p), the product that holds the values sH(n + v), the output and its copy 2sHv, and the
   normalised latents (4 + 2s)(r + q), with the sizes of `plan.parameters`;
+* a recurrent state in place of attention: see `plan.recurrent_memory`;
 * each of its k experts: a copy of the token, gate and up (one tensor), the activated gate, the product of gate and up, and the
   output before the router's weight scales it: s (2D + 4F), with the activation of gpt_oss s (2D + 7F); a layer's only expert, which
   runs as a dense MLP: 4sF, or 7sF; a shared expert: 4sS, and sD if it has a gate;
@@ -67,9 +69,9 @@ from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
-from moedisco_ray.plan.attention_memory import attention_bytes, frozen_attention_bytes, needs_mask
+from moedisco_ray.plan.attention_memory import attention_bytes, frozen_attention_bytes, needs_mask, norm_bytes, normalised_bytes
 from moedisco_ray.plan.gang_memory import Moment, gathered, largest_share, peak
-from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, latent_sizes, shared_hidden_size
+from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, recurrent_sizes, shared_hidden_size
 from moedisco_ray.policies.parallel import Layout
 
 Exchange = Literal["step", "micro_batch"]
@@ -92,8 +94,6 @@ _LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
 _SCORE_BYTES = 4
 """A router's score (bytes per token and expert)."""
-_LAYER_NORM_BYTES = 8
-"""Mean and deviation that a LayerNorm keeps of a token (bytes)."""
 SELECTION_BYTES = 44
 """Indices, weights and sort order (bytes per token and selected expert), measured in the models of transformers 5."""
 FIXED_OVERHEAD = 1 * GIB
@@ -178,7 +178,7 @@ def worker_memory(
     if rank:
         kept = 1 if optimizer.gradient_checkpointing else architecture.num_hidden_layers    # layers
         copies += width * (kept * _matrices(parameters) + parameters.experts) // architecture.num_hidden_layers
-        activations -= tokens * _normalised_bytes(family, architecture, width, layers=kept)
+        activations -= tokens * normalised_bytes(family, architecture, width, layers=kept)
     # The backward pass begins with the head's gradient. With blocks, gradients come last; those of adapters are small.
     largest = 0 if optimizer.block_steps or rank else parameters.largest_tensor
     if workers > 1:
@@ -190,7 +190,8 @@ def worker_memory(
         # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added.
         early = 0 if is_only_pass and not rank else gradients
         moment = Moment(early + gradient_bytes * largest, activations, copies)
-    step = _step_bytes(optimizer, architecture, min(_STEP_ELEMENTS, trained, -(-parameters.largest_tensor // workers)))
+    elements = min(_STEP_ELEMENTS, trained, -(-parameters.largest_tensor // workers))
+    step = _step_bytes(optimizer, _widest(family, architecture), elements)
     in_backward = moment.total > gradients + step
     parts = {
         "weights": weights, "gradients": moment.gradients if in_backward else gradients,
@@ -211,7 +212,7 @@ def largest_block(parameters: Parameters, architecture: Architecture) -> int:
     """Parameters of the largest block that `block_steps` trains at a time."""
     last_norm = architecture.hidden_size
     layer = -(-(parameters.total - parameters.embedding - parameters.head - last_norm) // architecture.num_hidden_layers)
-    return max(layer, parameters.embedding, parameters.head + last_norm)
+    return max(layer + parameters.above_mean, parameters.embedding, parameters.head + last_norm)
 
 
 def exchange_of(setting: Literal["auto", "step", "micro_batch"], measure: Callable[[Exchange], Memory], pool_gb: float) -> Exchange:
@@ -232,31 +233,26 @@ def _matrices(parameters: Parameters) -> int:
     return parameters.attention + parameters.experts + parameters.shared_expert + parameters.dense
 
 
-def _normalised_bytes(family: FamilyName, architecture: Architecture, width: int, layers: int) -> int:
-    """Bytes per token of the vectors that trained norms keep and frozen norms do not, in some layers and the last norm."""
+def _widest(family: FamilyName, architecture: Architecture) -> int:
+    """Elements of the largest matrix that a step of Muon orthogonalises; one of dense layers is not looked at."""
     declaration = DECLARATIONS[family]
-    if declaration.layer_norms:
-        return 0
-    element, inner = 4 if declaration.norms_in_fp32 else width, 0
-    if declaration.attention.latent:
-        query_latent, latent, *_ = latent_sizes(declaration, architecture)
-        inner = query_latent + latent
-    elif declaration.has_qk_norm(architecture.fields):
-        inner = (architecture.num_attention_heads + architecture.key_value_heads) * architecture.head_size
-    return element * ((2 * layers + 1) * architecture.hidden_size + layers * inner)
+    rows = [
+        architecture.moe_intermediate_size, architecture.shared_expert_intermediate_size or 0,
+        architecture.num_attention_heads * architecture.head_size * (1 + declaration.attention.output_gate)]
+    if declaration.recurrence is not None:
+        key_heads, heads, key_size, value_size, _ = recurrent_sizes(declaration, architecture)
+        rows.append(2 * (key_heads * key_size + heads * value_size))
+    return architecture.hidden_size * max(rows)
 
 
-def _step_bytes(optimizer: Optimizer, architecture: Architecture, elements: int) -> int:
+def _step_bytes(optimizer: Optimizer, widest: int, elements: int) -> int:
     fp8 = optimizer.moments == "fp8"
     by_adamw = (_FP8_STEP_BYTES if fp8 else _STEP_BYTES)[optimizer.state] * elements
     if optimizer.offload_moments:
         by_adamw += round((_FP8_BYTES if fp8 else _STATE_BYTES[optimizer.state][2]) * elements)
     if optimizer.name == "adamw":
         return by_adamw
-    rows = (
-        architecture.moe_intermediate_size, architecture.shared_expert_intermediate_size or 0,
-        architecture.num_attention_heads * architecture.head_size)
-    return max(by_adamw, _MUON_BYTES * max(elements, architecture.hidden_size * max(rows)))
+    return max(by_adamw, _MUON_BYTES * max(elements, widest))
 
 
 def model_memory(
@@ -290,23 +286,49 @@ def activation_bytes_per_token(
         frozen: Whether one layer trains and the others only pass gradients on.
         masked: Whether layers get a mask of documents; see `needs_mask`.
     """
-    layer = layer_bytes_per_token(family, architecture, width, residual, sequence_length, masked=masked)
-    layers, hidden = architecture.num_hidden_layers, architecture.hidden_size
-    others = layer
-    if frozen:
-        others = frozen_bytes_per_token(family, architecture, width, residual, sequence_length, masked=masked)
-    kept = layers * residual * hidden + layer if checkpointing else (layers - 1) * others + layer
+    def measure(function: Callable[..., int], kind: bool) -> int:
+        return function(family, architecture, width, residual, sequence_length, masked=masked, recurrent=kind)
+
+    layers, hidden, kinds = architecture.num_hidden_layers, architecture.hidden_size, _layer_kinds(family, architecture)
+    saved = {kind: measure(layer_bytes_per_token, kind) for kind in kinds}
+    others = {kind: measure(frozen_bytes_per_token, kind) for kind in kinds} if frozen else saved
+    largest = max(kinds, key=saved.__getitem__)
+    kept = layers * residual * hidden if checkpointing else sum(kinds[kind] * others[kind] for kind in kinds) - others[largest]
+    kept += saved[largest]
     kept += width * sequence_length * masked
-    return kept + _norm_bytes(DECLARATIONS[family], hidden, residual) + (width + 4) * hidden
+    return kept + norm_bytes(DECLARATIONS[family], hidden, residual) + (width + 4) * hidden
+
+
+def _layer_kinds(family: FamilyName, architecture: Architecture) -> dict[bool, int]:
+    """Number of layers with a recurrent state (True) and with attention (False), of the kinds that the model has."""
+    layers = architecture.num_hidden_layers
+    recurrent = DECLARATIONS[family].recurrent_layers(architecture.fields, layers)
+    return {kind: count for kind, count in ((True, recurrent), (False, layers - recurrent)) if count}
 
 
 def layer_bytes_per_token(
     family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int, *, masked: bool = False,
+    recurrent: bool | None = None,
 ) -> int:
-    """Bytes per token of the activations that one MoE layer saves for the backward pass."""
+    """Bytes per token of the activations that one MoE layer saves for the backward pass.
+
+    Args:
+        family: The model's family.
+        architecture: Sizes of the model.
+        width: Bytes of an element in a matrix product.
+        residual: Bytes of an element in the residual stream.
+        sequence_length: Tokens per sequence.
+        masked: Whether the attention gets a mask of documents.
+        recurrent: Whether the layer has a recurrent state in place of attention; None: the kind of layer that saves most.
+    """
+    if recurrent is None:
+        return max(layer_bytes_per_token(
+            family, architecture, width, residual, sequence_length, masked=masked, recurrent=kind)
+            for kind in _layer_kinds(family, architecture))
     declaration, hidden = DECLARATIONS[family], architecture.hidden_size
-    norms = 2 * (_norm_bytes(declaration, hidden, residual) + width * hidden)
-    attention = attention_bytes(declaration, architecture, width, residual, sequence_length, masked=masked)
+    norms = 2 * (norm_bytes(declaration, hidden, residual) + width * hidden)
+    attention = attention_bytes(
+        declaration, architecture, width, residual, sequence_length, masked=masked, recurrent=recurrent)
     routes = architecture.num_experts > 1
     expert = declaration.expert_activations * architecture.moe_intermediate_size + (2 * hidden if routes else 0)
     shared = shared_hidden_size(family, architecture)
@@ -319,32 +341,31 @@ def layer_bytes_per_token(
         if declaration.router.without_autocast:
             held += (residual - width) * hidden
     # Autocast copies the input of each matrix product to bf16. `norms` holds the copies for the query projection and for the router
-    # (with one expert: its gate projection). More copies: for keys, for values (a latent is one projection), for a single expert's
-    # up projection unless it is one matrix with the gate's, and for the shared expert's gate and up projections and its gate.
-    casts = 2 - declaration.attention.latent + (not routes and not declaration.interleaved) + (2 + gate if shared else 0)
+    # (with one expert: its gate projection). More copies: for keys, for values (a latent is one projection), or for the further
+    # projections of a recurrent layer; for a single expert's up projection unless it is one matrix with the gate's; and for the
+    # shared expert's gate and up projections and its gate.
+    mixing = 2 - declaration.attention.latent
+    if recurrent and declaration.recurrence is not None:
+        mixing = len(declaration.recurrence.projections) - 1
+    casts = mixing + (not routes and not declaration.interleaved) + (2 + gate if shared else 0)
     casts *= residual > width
     return held + casts * width * hidden
 
 
-def _norm_bytes(family: Family, hidden: int, residual: int, *, frozen: bool = False) -> int:
-    """Bytes of what a norm keeps besides its output."""
-    if family.layer_norms:
-        return residual * hidden + _LAYER_NORM_BYTES
-    return (4 if frozen else 4 + (4 if family.norms_in_fp32 else residual)) * hidden
-
-
 def frozen_bytes_per_token(
     family: FamilyName, architecture: Architecture, width: int, residual: int, sequence_length: int, *, masked: bool = False,
+    recurrent: bool = False,
 ) -> int:
-    """Bytes of one layer's saved tensors per token, if its weights get no gradients."""
+    """Bytes of one layer's saved tensors per token, if its weights get no gradients; see `layer_bytes_per_token`."""
     declaration, hidden = DECLARATIONS[family], architecture.hidden_size
-    attention = frozen_attention_bytes(declaration, architecture, width, residual, sequence_length, masked=masked)
+    attention = frozen_attention_bytes(
+        declaration, architecture, width, residual, sequence_length, masked=masked, recurrent=recurrent)
     experts = (declaration.expert_activations - 1) * architecture.moe_intermediate_size
     routes = architecture.num_experts > 1
     experts += hidden if routes else 0
     shared = shared_hidden_size(family, architecture)
     gate = declaration.shared is not None and declaration.shared.gate is not None
-    norms = 2 * _norm_bytes(declaration, hidden, residual, frozen=True)
+    norms = 2 * norm_bytes(declaration, hidden, residual, frozen=True)
     held = norms + attention + width * architecture.num_experts_per_tok * experts
     return held + width * (gate * hidden + 3 * shared) + routes * _router_bytes(declaration, architecture, residual)
 

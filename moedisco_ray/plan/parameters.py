@@ -1,7 +1,8 @@
 """Exact parameter counts per role, from sizes alone.
 
 Letters in formulas: D hidden size, H attention heads, G key-value heads, d size of one head, F hidden size of an
-expert, S hidden size of the shared expert, I hidden size of a dense layer's MLP, N experts of a layer, V vocabulary.
+expert, S hidden size of the shared expert, I hidden size of a dense layer's MLP, N experts of a layer, V vocabulary. Of a recurrent
+layer: K key heads of size c, U value heads of size v, and w positions in the convolution.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
+
+CHUNK = 64
+"""Tokens that transformers' gated delta rule computes at a time."""
 
 
 class Parameters(BaseModel, frozen=True):
@@ -20,12 +24,19 @@ class Parameters(BaseModel, frozen=True):
 
     embedding: int
     attention: int
+    """Parameters of the attention, and of what recurrent layers have in its place."""
     norms: int
     router: int
     experts: int
     shared_expert: int
     dense: int = 0
     """Parameters of the MLPs of dense layers."""
+    above_mean: int = 0
+    """Parameters that the largest layer has more than the mean layer, if some layers are recurrent and others have attention."""
+    recurrent_layers: int = 0
+    """Number of layers with a recurrent state in place of attention."""
+    recurrence_flops: int = 0
+    """Operations of the recurrences of all layers in a forward pass, per token."""
     head: int
     active_experts: int
     """Parameters of the experts that one token passes through."""
@@ -68,7 +79,9 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
     moe_layers = layers - dense_layers
     attention, attention_norms = (_latent if declaration.attention.latent else _grouped)(declaration, architecture)
     norm = hidden * (2 if declaration.layer_norms else 1)
-    norms = 2 * norm + attention_norms
+    recurrent_layers = declaration.recurrent_layers(fields, layers)
+    recurrence, recurrent_norm = _recurrent(declaration, architecture) if recurrent_layers else (0, 0)
+    attention_layers = layers - recurrent_layers
     router = experts * (hidden + (declaration.router.bias is not None))
     biases = 2 * architecture.moe_intermediate_size + hidden if any(name.endswith("_bias") for name in declaration.stacks) else 0
     expert = 3 * hidden * architecture.moe_intermediate_size + biases
@@ -80,12 +93,15 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
         head += vocab_size
     return Parameters(
         embedding=vocab_size * hidden,
-        attention=layers * attention,
-        norms=layers * norms + norm,
+        attention=attention_layers * attention + recurrent_layers * recurrence,
+        norms=(2 * layers + 1) * norm + attention_layers * attention_norms + recurrent_layers * recurrent_norm,
         router=moe_layers * router,
         experts=moe_layers * experts * expert,
         shared_expert=moe_layers * shared,
         dense=dense_layers * dense,
+        above_mean=_above_mean((attention_layers, attention + attention_norms), (recurrent_layers, recurrence + recurrent_norm)),
+        recurrent_layers=recurrent_layers,
+        recurrence_flops=recurrent_layers * _recurrence_flops(declaration, architecture) if recurrent_layers else 0,
         head=head,
         active_experts=moe_layers * architecture.num_experts_per_tok * expert,
         largest_tensor=max(vocab_size * hidden, experts * 2 * hidden * architecture.moe_intermediate_size),
@@ -93,11 +109,15 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
 
 
 def _grouped(family: Family, sizes: Architecture) -> tuple[int, int]:
-    """Parameters of grouped-query attention and of its norms: 2DHd + 2DGd, with biases Hd + 2Gd (+ D), sinks H, and norms."""
+    """Parameters of grouped-query attention and of its norms: 2DHd + 2DGd, with biases Hd + 2Gd (+ D), sinks H, and norms.
+
+    A gate of the output doubles the rows of the query projection.
+    """
     queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
-    attention = 2 * sizes.hidden_size * (queries + keys) + family.attention.sinks * sizes.num_attention_heads
+    gate = queries * family.attention.output_gate
+    attention = sizes.hidden_size * (2 * (queries + keys) + gate) + family.attention.sinks * sizes.num_attention_heads
     if family.has_biases(sizes.fields):
-        attention += queries + 2 * keys + (sizes.hidden_size if family.attention.biases == "qkvo" else 0)
+        attention += gate + queries + 2 * keys + (sizes.hidden_size if family.attention.biases == "qkvo" else 0)
     if not family.has_qk_norm(sizes.fields):
         return attention, 0
     return attention, 2 * sizes.head_size if family.attention.qk_norm == "head" else queries + keys
@@ -118,6 +138,41 @@ def _latent(family: Family, sizes: Architecture) -> tuple[int, int]:
     return attention, query_latent + latent
 
 
+def _recurrent(family: Family, sizes: Architecture) -> tuple[int, int]:
+    """Parameters of a recurrent layer's part in place of attention, and of its norm v.
+
+    Projections 2D(Kc + Uv) + 2DU, output DUv, convolution w(2Kc + Uv), and two numbers per value head 2U.
+    """
+    key_heads, value_heads, key_size, value_size, window = recurrent_sizes(family, sizes)
+    keys, values = key_heads * key_size, value_heads * value_size
+    projections = sizes.hidden_size * (2 * (keys + values + value_heads) + values)
+    return projections + window * (2 * keys + values) + 2 * value_heads, value_size
+
+
+def _above_mean(*kinds: tuple[int, int]) -> int:
+    """How much larger the largest layer is than the mean, from the number and the size of the layers of each kind."""
+    mean = sum(count * size for count, size in kinds) // sum(count for count, _ in kinds)
+    return max(size for count, size in kinds if count) - mean
+
+
+def _recurrence_flops(family: Family, sizes: Architecture) -> int:
+    """Operations of the gated delta rule per token in a forward pass, in chunks of 64 tokens (arXiv 2412.06464, section 3.3).
+
+    Per value head: products with the state 6cv, and within the chunk 64 (4c + 2v), and the solution of a triangular system with
+    c + v right-hand sides 64 (c + v).
+    """
+    _, heads, key_size, value_size, _ = recurrent_sizes(family, sizes)
+    return heads * (6 * key_size * value_size + CHUNK * (5 * key_size + 3 * value_size))
+
+
+def recurrent_sizes(family: Family, sizes: Architecture) -> tuple[int, int, int, int, int]:
+    """Key heads, value heads, size of a key, size of a value, and positions in the convolution of a recurrent layer."""
+    names = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+             "linear_conv_kernel_dim")
+    key_heads, value_heads, key_size, value_size, window = (int(family.value(sizes.fields, name)) for name in names)
+    return key_heads, value_heads, key_size, value_size, window
+
+
 def adapter_parameters(family: FamilyName, architecture: Architecture, rank: int) -> int:
     """Parameters of the adapters of a rank: rank (inputs + outputs) for each matrix of the layers.
 
@@ -132,11 +187,18 @@ def adapter_parameters(family: FamilyName, architecture: Architecture, rank: int
         attention = hidden + queries + 2 * query_latent + (hidden + latent + rotated) + (latent + heads * (plain + value))
         attention += heads * value + hidden
     else:
-        attention = 4 * hidden + 2 * (heads + architecture.key_value_heads) * architecture.head_size
+        rows = 2 * (heads + architecture.key_value_heads) + heads * declaration.attention.output_gate
+        attention = 4 * hidden + rows * architecture.head_size
+    recurrent_layers, recurrence = declaration.recurrent_layers(architecture.fields, layers), 0
+    if declaration.recurrence is not None:
+        key_heads, value_heads, key_size, value_size, _ = recurrent_sizes(declaration, architecture)
+        matrices = len(declaration.recurrence.projections) + 1
+        recurrence = matrices * hidden + 2 * (key_heads * key_size + value_heads) + 3 * value_heads * value_size
     expert = 2 * hidden + 3 * architecture.moe_intermediate_size
     shared, dense = shared_hidden_size(family, architecture), dense_hidden_size(family, architecture)
     moe = architecture.num_experts * expert + 3 * (hidden + shared) * bool(shared)
-    return rank * (layers * attention + moe_layers * moe + (layers - moe_layers) * 3 * (hidden + dense))
+    mixers = (layers - recurrent_layers) * attention + recurrent_layers * recurrence
+    return rank * (mixers + moe_layers * moe + (layers - moe_layers) * 3 * (hidden + dense))
 
 
 def latent_sizes(family: Family, sizes: Architecture) -> tuple[int, int, int, int, int]:

@@ -12,6 +12,10 @@ the layer's input, one token takes:
   Latent attention: queries, before and after the rotation, keys, what holds keys and values, and the output,
   sH(3(n + p) + (n + v) + v). Where heads have sinks: queries, keys, values, the latter two also for every head, and the scores,
   less their maximum, and their softmax, and two masks: s(3Hd + 2Gd) + 3sH(L + 1) + 2sL;
+* a recurrent state in place of attention (`plan.recurrent_memory`): the output of the convolution and the gate s(2Kc + 2V), twice
+  if one projection gives both; and in fp32, of sequences padded to whole chunks: queries, keys and keys times factors, before and
+  after decays, values, times factors, corrected, and the output, the larger one of 24E + 16V and 20E + 20V; three matrices of 64
+  by 64 per value head, 768U; and factors and decays, 24U;
 * experts: the residual and its norm 2sD, and for each of k experts 44 bytes of indices and the larger one of: a copy of the token,
   gate and up, the activated gate, and the product, s(D + 4F), with the activation and gathered biases of gpt_oss s(D + 9F); or the
   copy, the output, and the output times its weight, in the order of experts and of tokens, 2sD + 2wD, where a weight has w bytes.
@@ -40,10 +44,12 @@ from moedisco_ray.core.config import AnyPool, Architecture, CheckpointInit, Fami
 from moedisco_ray.core.families import DECLARATIONS, Family
 from moedisco_ray.plan.memory import GIB, SELECTION_BYTES, Memory, overhead
 from moedisco_ray.plan.parameters import (
+    CHUNK,
     Parameters,
     count_parameters,
     dense_hidden_size,
     latent_sizes,
+    recurrent_sizes,
     shared_hidden_size,
     submodel_architecture,
 )
@@ -126,7 +132,7 @@ class StreamedModel:
         parts, layers = self.parameters, self.sizes.num_hidden_layers
         dense = min(layers, DECLARATIONS[self.family].dense_layers(self.sizes.fields))
         mixture = (parts.router + parts.experts + parts.shared_expert) // max(1, layers - dense)
-        every = (parts.attention + parts.norms - self.sizes.hidden_size) // layers
+        every = (parts.attention + parts.norms - self.sizes.hidden_size) // layers + parts.above_mean
         return self.width * (every + max(mixture, parts.dense // max(1, dense)))
 
     @property
@@ -211,7 +217,12 @@ def layer_bytes_per_token(family: FamilyName, sizes: Architecture, width: int, l
         length: Tokens of a sequence.
     """
     declaration, state, shared = DECLARATIONS[family], width * sizes.hidden_size, shared_hidden_size(family, sizes)
-    attention = state + (_latent if declaration.attention.latent else _grouped)(declaration, sizes, width, length)
+    recurrent = declaration.recurrent_layers(sizes.fields, sizes.num_hidden_layers)
+    attention = _recurrent(declaration, sizes, width, length) if recurrent else 0
+    if recurrent < sizes.num_hidden_layers:
+        attention = max(
+            attention, (_latent if declaration.attention.latent else _grouped)(declaration, sizes, width, length))
+    attention += state
     blocks = [_experts(declaration, sizes, width, bool(shared))]
     if shared:
         kept = 2 * sizes.moe_intermediate_size if sizes.num_experts == 1 else 0
@@ -231,6 +242,14 @@ def _grouped(family: Family, sizes: Architecture, width: int, length: int) -> in
 def _latent(family: Family, sizes: Architecture, width: int, length: int) -> int:  # noqa: ARG001 - as `_grouped`
     _, _, plain, rotated, value = latent_sizes(family, sizes)
     return width * sizes.num_attention_heads * (3 * (plain + rotated) + (plain + value) + value)
+
+
+def _recurrent(family: Family, sizes: Architecture, width: int, length: int) -> int:
+    key_heads, heads, key_size, value_size, _ = recurrent_sizes(family, sizes)
+    keys, values, padded = heads * key_size, heads * value_size, -(-length // CHUNK) * CHUNK
+    fused = family.recurrence is not None and family.recurrence.fused
+    held = width * (2 * key_heads * key_size + 2 * values) * (1 + fused)
+    return held + (4 * max(6 * keys + 4 * values, 5 * keys + 5 * values) + (12 * CHUNK + 24) * heads) * padded // length
 
 
 def _experts(family: Family, sizes: Architecture, width: int, shared: bool) -> int:

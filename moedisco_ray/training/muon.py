@@ -35,8 +35,12 @@ _ELEMENTS = 2**24
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon or an adapter trains a parameter: a matrix or stack of a layer, except routers and gates of shared experts."""
-    return parameter.ndim > 1 and ".layers." in name and not name.endswith(("gate.weight", "router.weight", "_bias"))
+    """Whether Muon or an adapter trains a parameter: a matrix or stack of a layer.
+
+    Routers, gates of shared experts and convolutions of single channels are none.
+    """
+    return parameter.ndim > 1 and ".layers." in name and not name.endswith(
+        ("gate.weight", "router.weight", "conv1d.weight", "_bias"))
 
 
 class Muon(torch.optim.Optimizer):

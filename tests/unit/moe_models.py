@@ -26,6 +26,10 @@ UNLIKE = ("qwen2_moe", "deepseek_v3", "gpt_oss")
 """Families that differ most: shared experts, latent attention and groups of experts, sinks and transposed weights with biases."""
 VOCAB = 64
 LENGTH = 16
+MIXED = {
+    "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12}
+"""Configuration fields of a tiny model with a recurrent layer, then one with attention, and so on."""
 
 
 def unlike(families: Iterable[str] = FAMILIES) -> list[Any]:
@@ -45,6 +49,9 @@ def tiny_config(family: str, num_experts: int = 4, **changes: Any) -> dict[str, 
              "moe_intermediate_size": 8, "num_experts_per_tok": min(2, num_experts), "initializer_range": 0.2, **fields}
     if DECLARATIONS[family].attention.latent:
         del sizes["num_key_value_heads"]
+    if DECLARATIONS[family].recurrence is not None:
+        interval = min(2, sizes["num_hidden_layers"])       # at least one layer has attention
+        sizes["fields"] = {**MIXED, "full_attention_interval": interval, **sizes.get("fields", {})}
     architecture = Architecture(num_experts=num_experts, **sizes)
     return config_values(hf_config(family, architecture, VOCAB, LENGTH, 0)) | changes
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from moe_models import LENGTH, VOCAB, built, random_tensors, top_k_of
+from moe_models import LENGTH, MIXED, VOCAB, built, random_tensors, top_k_of
 from safetensors.torch import load_file, save_file
 from tiny_training import RECIPE, V, write_shard
 from transformers import AutoModelForCausalLM
@@ -46,7 +46,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "topk_method": {"topk_method": "group_limited_greedy"}, "use_qk_norm": {"use_qk_norm": True},
     "routed_scaling_factor": {"routed_scaling_factor": 2.5}, "n_shared_experts": {"n_shared_experts": 2},
     "moe_layer_start_index": {"moe_layer_start_index": 1, "intermediate_size": 40},
-    "moe_num_shared_experts": {"moe_num_shared_experts": 2}}
+    "moe_num_shared_experts": {"moe_num_shared_experts": 2}, "full_attention_interval": MIXED}
 """Configuration fields to try, by a field that a family must have."""
 Ready = Callable[[str], tuple[Path, torch.Tensor]]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from moe_models import MIXED
 from peft import PeftModel
 from peft_on_top import check_lora_on_top
 from pydantic import ValidationError
@@ -41,8 +42,10 @@ SHARED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "
 SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_oss": {"head_dim": 16}, "qwen2_moe": {"shared_expert_intermediate_size": 20},
     "deepseek_v2": {"fields": {
-        "kv_lora_rank": 8, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 12, "first_k_dense_replace": 1}}}
-"""Families with transposed stacks of experts, with a shared expert, and with latent attention and a dense layer."""
+        "kv_lora_rank": 8, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 12, "first_k_dense_replace": 1}},
+    "qwen3_5_moe_text": {"head_dim": 16, "fields": MIXED}}
+"""Families with transposed stacks of experts, with a shared expert, with latent attention and a dense layer, and with recurrent
+layers."""
 
 
 @pytest.fixture(scope="module")

@@ -42,8 +42,11 @@ def test_the_matrices_are_those_of_the_layers_without_routers(family: str) -> No
     page = DECLARATIONS[family]
     attention = ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"] if page.attention.latent else [
         f"{each}_proj" for each in "qkvo"]
+    mixer = {f"self_attn.{each}.weight" for each in attention}
+    if page.recurrence is not None:
+        mixer = {f"linear_attn.{each}.weight" for each in (*page.recurrence.projections, "out_proj")}
     block = next(name for name, each in model.model.layers[0].named_children() if hasattr(each, "experts"))
-    expected = {f"self_attn.{each}.weight" for each in attention} | {f"{block}.experts.{each}_proj" for each in ("gate_up", "down")}
+    expected = mixer | {f"{block}.experts.{each}_proj" for each in ("gate_up", "down")}
     if page.shared is not None:
         expected |= {f"mlp.{page.shared.module}.{each}_proj.weight" for each in ("gate", "up", "down")}
     assert chosen == expected

@@ -62,7 +62,7 @@ def hf_config(family, architecture, vocab_size=VOCAB):
         page.num_experts_field: architecture.num_experts, page.expert_size_field: architecture.moe_intermediate_size}
     if "intermediate_size" in page.fields:
         sizes["intermediate_size"] = sizes["intermediate_size"] or architecture.moe_intermediate_size
-    if family == "qwen2_moe":
+    if page.shared is not None and page.shared.size_field is not None:
         sizes["shared_expert_intermediate_size"] = (
             architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size)
     if page.router.normalises == "by_setting":
@@ -82,11 +82,12 @@ def hf_counts(family, architecture):
         role = next(role for part, role in (
             ("shared_expert", "shared_expert"), ("experts", "experts"), ("mlp.gate.", "router"), (".router.", "router"),
             ("mlp.", "dense"),
-            ("norm", "norms"), ("self_attn", "attention"), ("embed", "embedding"), ("lm_head", "head")) if part in name)
+            ("norm", "norms"), ("_attn", "attention"), ("embed", "embedding"), ("lm_head", "head")) if part in name)
         counts[role] += tensor.numel()
     return counts
 
 
+RECURRENT = [family for family, page in DECLARATIONS.items() if page.recurrence is not None]
 CHANGES = [
     *itertools.product(FAMILIES, (
         {}, {"tie_word_embeddings": True}, {"num_experts": 6, "num_experts_per_tok": 3})),
@@ -99,6 +100,8 @@ CHANGES = [
       for family, page in DECLARATIONS.items() if page.dense_layers_field is not None),
     *((family, {"fields": {"q_lora_rank": 12, "attention_bias": True}}) for family in ("deepseek_v2", "deepseek_v3")),
     ("glm4_moe", {"fields": {"use_qk_norm": True}}),
+    *((family, {"num_hidden_layers": 5, "fields": {"full_attention_interval": interval}})
+      for family in RECURRENT for interval in (1, 2)),
 ]
 
 
@@ -143,24 +146,28 @@ def saved_bytes(family, architecture, dtype, autocast, frozen=False, documents=F
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def one_and_three_layers(family, experts):
+KINDS = [*((family, 8) for family in FAMILIES), *((family, 1) for family in RECURRENT)]
+"""Families, and the interval of attention among their recurrent layers: all layers are recurrent, or all have attention."""
+
+
+def one_and_three_layers(family, experts, interval=8):
     """Two depths of one model. What is saved once (masks, rotary tables, the last norm) cancels out in their difference."""
     latent = DECLARATIONS[family].attention.latent
     one = Architecture(
         hidden_size=256, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts, num_experts_per_tok=min(2, experts),
         num_key_value_heads=None if latent else 2,
         # A CPU has no fused attention for values of another size than keys.
-        fields={"v_head_dim": 48} if latent else {})
+        fields={"v_head_dim": 48} if latent else {"full_attention_interval": interval} if family in RECURRENT else {})
     return one, one.model_copy(update={"num_hidden_layers": 3})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "interval"), KINDS)
 @pytest.mark.parametrize(("dtype", "autocast"), [
     (torch.float32, False), (torch.bfloat16, False), (torch.float32, True)], ids=["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize("experts", [1, 4])
-def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
+def test_activations_are_what_autograd_saves(family, interval, dtype, autocast, experts):
     torch.set_num_threads(1)
-    small, large = one_and_three_layers(family, experts)
+    small, large = one_and_three_layers(family, experts, interval)
     width = 2 if autocast else torch.finfo(dtype).bits // 8
 
     def planned(shape):
@@ -173,16 +180,17 @@ def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
     assert planned(large) - planned(small) == pytest.approx(measured, rel=0.01)    # one copy of a layer's input is 0.02 or more
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "interval"), KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("experts", [1, 4])
-def test_frozen_layers_save_what_is_planned(family, dtype, experts):
+def test_frozen_layers_save_what_is_planned(family, interval, dtype, experts):
     torch.set_num_threads(1)
-    one, three = one_and_three_layers(family, experts)
+    one, three = one_and_three_layers(family, experts, interval)
     measured = saved_bytes(family, three, dtype, autocast=False, frozen=True) - saved_bytes(
         family, one, dtype, autocast=False, frozen=True)
     width = torch.finfo(dtype).bits // 8
-    planned = 2 * TOKENS * frozen_bytes_per_token(family, one, width, width, TOKENS)
+    planned = 2 * TOKENS * frozen_bytes_per_token(
+        family, one, width, width, TOKENS, recurrent=family in RECURRENT and interval > 1)
     if DECLARATIONS[family].attention.sinks:      # an upper bound
         assert measured <= planned <= 1.15 * measured
     else:
@@ -195,7 +203,7 @@ def test_frozen_layers_save_what_is_planned(family, dtype, experts):
 ], ids=["fp32", "bf16", "autocast", "frozen"])
 def test_masks_of_documents_save_what_is_planned(family, dtype, autocast, frozen):
     torch.set_num_threads(1)
-    one, three = one_and_three_layers(family, 4)
+    one, three = one_and_three_layers(family, 4, interval=1)
     measured = [saved_bytes(family, shape, dtype, autocast, frozen, documents=True) for shape in (one, three)]
     width, residual = 2 if autocast else torch.finfo(dtype).bits // 8, torch.finfo(dtype).bits // 8
     layer = (frozen_bytes_per_token if frozen else layer_bytes_per_token)(family, one, width, residual, TOKENS, masked=True)

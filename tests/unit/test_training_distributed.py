@@ -54,6 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     write_tiny(home / "moe", 4, family="qwen2_moe")
     write_tiny(home / "tied", 4, family="olmoe", tied=True)
     write_tiny(home / "dense", 1, family="qwen3_moe")
+    write_tiny(home / "recurrent", 4, family="qwen3_next")
     recipe = Optimizer(lr=3e-3, batch_tokens=BATCH * L, schedule="cosine", warmup=0.1)
     base = TrainJob(
         stage="finetune", name="base", model=home / "moe", packed_dirs=(home / "shard",), output=home / "out",
@@ -71,6 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (runs.job("looked", held_out=Counting()), NOBODY),
         (runs.job("tied", model=home / "tied"), NOBODY),
         (runs.job("dense", model=home / "dense"), NOBODY),
+        (runs.job("recurrent", model=home / "recurrent"), NOBODY),
         (runs.job("bf16", optimizer=recipe.model_copy(update={"precision": "bf16"})), NOBODY),
         (runs.job("small", optimizer=small), NOBODY),
         (runs.job("small-again", optimizer=small), 0),
@@ -117,8 +119,8 @@ def test_muon_sees_whole_matrices_on_every_worker(runs: Runs) -> None:
     close(runs, "muon", job, runs.two[0]["muon"].losses, alone(job).losses)
 
 
-@pytest.mark.parametrize("name", ["tied", "dense"])
-def test_tied_embeddings_and_one_expert_layers_shard_too(runs: Runs, name: str) -> None:
+@pytest.mark.parametrize("name", ["tied", "dense", "recurrent"])
+def test_tied_embeddings_one_expert_layers_and_recurrent_layers_shard_too(runs: Runs, name: str) -> None:
     job = runs.job(f"{name}-alone", model=runs.home / name)
     close(runs, name, job, runs.two[0][name].losses, alone(job).losses)
 

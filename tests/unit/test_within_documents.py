@@ -19,9 +19,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import read_json, write_json
-from moedisco_ray.core.config import FamilyName, Optimizer
+from moedisco_ray.core.config import FamilyName, Optimizer, check_config
+from moedisco_ray.core.config.load import check_files
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.families import FAMILIES
+from moedisco_ray.core.families import DECLARATIONS, FAMILIES
 from moedisco_ray.models import attention, check_same
 from moedisco_ray.models.attention import BY_DOCUMENT, MASKED, attend_within_documents, document_bounds
 from moedisco_ray.training import TrainJob, World, train
@@ -40,7 +41,7 @@ WINDOWS: dict[FamilyName, dict[str, Any]] = {
     "gpt_oss": {"sliding_window": 4},
 }
 """Configuration fields with which models of a family have sliding windows."""
-CASES = [*((family, {}) for family in FAMILIES), *WINDOWS.items()]
+CASES = [*((family, {}) for family in FAMILIES if DECLARATIONS[family].recurrence is None), *WINDOWS.items()]
 
 
 def by_document(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
@@ -112,6 +113,21 @@ def test_packed_documents_have_the_losses_and_gradients_of_documents_alone(
     assert packed.keys() == alone.keys()
     errors = {name: float((packed[name] - each).norm() / each.norm()) for name, each in alone.items() if each.norm() > 0}
     assert {name: error for name, error in errors.items() if not error < ERROR} == {}
+
+
+def test_recurrent_layers_which_carry_a_state_on_are_refused(tmp_path: Path) -> None:
+    reason = r"does not hold in recurrent layers, which carry a state from one document to the next; set it to false"
+    raw: dict[str, Any] = {
+        "name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"family": "qwen3_next"},
+        "finetune": {"optimizer": {"within_documents": True}}, "pools": {"low_memory": {}, "high_memory": {}}}
+    with pytest.raises(ConfigError, match=rf"finetune\.optimizer\.within_documents.*{reason}"):
+        check_config(raw)
+    write_tiny(tmp_path / "start", 4, family="qwen3_next")
+    raw |= {"model": {"init": {"checkpoint": str(tmp_path / "start")}}, "tokens": {"seed_share": 0}}
+    with pytest.raises(ConfigError, match=rf"^finetune\.optimizer\.within_documents: True: {reason}"):
+        check_files(check_config(raw))
+    with pytest.raises(ConfigError, match=r"does not hold in layers of kind linear_attention, which carry a state"):
+        trainable(tmp_path / "start", WITHIN, World())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])

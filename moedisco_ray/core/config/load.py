@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import names_a_run, places, words
-from moedisco_ray.core.config.run import RunConfig, check_division
+from moedisco_ray.core.config.run import CARRIES_STATE, RunConfig, check_division, lost_documents
 from moedisco_ray.core.config.sections import Evaluation
 from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.config.starts import pinned, with_hub_names, with_recorded_count
@@ -91,6 +91,8 @@ def check_files(config: RunConfig) -> None:
         raise ConfigError(
             "tokenizer.path", str(config.tokenizer.path),
             "no such directory; leave it out to use the tokenizer of model.init, or to train one")
+    if isinstance(config.model.init, LocalInit) and (setting := lost_documents(config)) is not None:
+        raise ConfigError(setting, value=True, remedy=CARRIES_STATE)
     if isinstance(config.model.init, LocalInit) and config.clusters.count != "auto":
         try:
             architecture = config.model.architecture

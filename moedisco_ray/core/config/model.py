@@ -15,7 +15,7 @@ from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleIni
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.families import DECLARATIONS, REFUSED, Family, FamilyName, Router, unsupported
+from moedisco_ray.core.families import DECLARATIONS, REFUSED, Family, FamilyName, Router, language_model, unsupported
 from moedisco_ray.core.read_roots import opened
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -301,7 +301,7 @@ def _read(setting: str, directory: Path) -> dict[str, Any]:
         raise CheckpointError(setting, str(directory), f"no readable config.json there ({error})") from error
     if not isinstance(raw, dict):
         raise CheckpointError(setting, str(directory), "no readable config.json there (it holds no JSON object)")
-    return raw
+    return language_model(raw)
 
 
 def _text(path: Path) -> str:
@@ -326,13 +326,13 @@ def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: Family
         num_experts=_experts(raw),
         moe_intermediate_size=raw.get(size_field),
         norm_topk_prob=declaration.router.normalised(raw.get("norm_topk_prob", False)),
-        fields={name: raw[name] for name in declaration.fields if name in raw},
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
         rope_scaling=read_scaling(rope),
     )
     if (top_k := raw.get(declaration.router.top_k_field)) is not None:
         found["num_experts_per_tok"] = top_k
     try:
+        found["fields"] = declaration.read_fields(raw)
         sizes = Architecture.model_validate(found | changes)
         declaration.check_choices(sizes.fields, sizes.num_hidden_layers)
         _check_positions_and_top_k(sizes, declaration)

@@ -43,6 +43,9 @@ Tags = Annotated[
 _MOST_SHOWN = 8
 """Maximum number of cluster counts that an error suggests."""
 
+CARRIES_STATE = "does not hold in recurrent layers, which carry a state from one document to the next; set it to false"
+"""Why a model with recurrent layers cannot train with `within_documents`."""
+
 
 class RunConfig(Section):
     """The configuration of a run; the command line, the service and the driver validate it with this model."""
@@ -213,8 +216,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _clusters_divide_experts(self) -> Self:
         # The sizes of a checkpoint are on disk; `check_files` checks them.
-        if not isinstance(self.model.init, LocalInit) and self.clusters.count != "auto":
-            check_division(self.model.family_name, self.model.architecture, self.clusters.count)
+        if not isinstance(self.model.init, LocalInit):
+            if (setting := lost_documents(self)) is not None:
+                raise ValueError(f"{setting} true {CARRIES_STATE}")
+            if self.clusters.count != "auto":
+                check_division(self.model.family_name, self.model.architecture, self.clusters.count)
         return self
 
 
@@ -222,6 +228,20 @@ def _place(source: Source) -> str:
     """Normalise a source's path without accessing the disk, which the caller may not be allowed to read."""
     apart = "://" in source.path or source.path == "embedded"
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
+
+
+def lost_documents(config: RunConfig) -> str | None:
+    """The setting `within_documents` if it is on and recurrent layers of the model cannot keep documents apart; else None.
+
+    Raises:
+        CheckpointError: The directory that `model.init` names holds no model that the family can start from.
+    """
+    for section, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
+        if optimizer.within_documents:
+            family, sizes = DECLARATIONS[config.model.family_name], config.model.architecture
+            if family.recurrent_layers(sizes.fields, sizes.num_hidden_layers):
+                return f"{section}.optimizer.within_documents"
+    return None
 
 
 def check_division(family: str, sizes: Architecture, clusters: int, together: int = 1) -> None:

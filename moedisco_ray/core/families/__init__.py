@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -25,23 +25,25 @@ from moedisco_ray.core.families import (
     olmoe,
     phimoe,
     qwen2_moe,
+    qwen3_5_moe_text,
     qwen3_moe,
+    qwen3_next,
     solar_open,
 )
-from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Gguf, Part, SharedExpert, Value
+from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Gguf, Initial, Part, Recurrence, SharedExpert, Value
 from moedisco_ray.core.families.refused import REFUSED
 from moedisco_ray.core.families.router import Router
 
 __all__ = [
-    "DECLARATIONS", "FAMILIES", "PARTS", "REFUSED", "Attention", "Family", "FamilyName", "Gguf", "Part", "Router", "SharedExpert",
-    "Value", "unsupported",
+    "DECLARATIONS", "FAMILIES", "PARTS", "REFUSED", "Attention", "Family", "FamilyName", "Gguf", "Initial", "Part", "Recurrence",
+    "Router", "SharedExpert", "Value", "language_model", "unsupported",
 ]
 
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
 PAGES = (
     mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open, ernie4_5_moe,
-    granitemoe, phimoe)
+    granitemoe, phimoe, qwen3_next, qwen3_5_moe_text)
 """The families of this package."""
 _OWN: Mapping[str, Family] = {page.FAMILY.name: page.FAMILY for page in PAGES}
 
@@ -49,6 +51,19 @@ DECLARATIONS: Mapping[str, Family] = {
     **_OWN, **{family.name: family for entry in entry_points(group=GROUP) if (family := entry.load()).name not in _OWN}}
 """Every family by its `model_type`. Those of this package come first, also where several take the same dense start."""
 FAMILIES: tuple[str, ...] = tuple(DECLARATIONS)
+
+
+_COMPOSITES = {family.composite.name: family for family in DECLARATIONS.values() if family.composite is not None}
+_SHARED = ("quantization_config", "tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id", "eos_token_id")
+"""Fields of a composite model that hold for its language model too, unless that has its own."""
+
+
+def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `config.json`; of a composite model, those of its language model."""
+    family, text = _COMPOSITES.get(str(config.get("model_type"))), config.get("text_config")
+    if family is None or not isinstance(text, Mapping):
+        return dict(config)
+    return {name: config[name] for name in _SHARED if name in config} | {**text, "model_type": family.name}
 
 
 def unsupported(name: object) -> str:

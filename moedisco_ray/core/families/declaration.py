@@ -6,13 +6,15 @@ Decompose, merge, training, the plan and the export read declarations; none of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from moedisco_ray.core.families.router import Router
 
 Part = Literal["gate", "up", "down"]
 PARTS: tuple[Part, ...] = ("gate", "up", "down")
+Initial = Literal["zeros", "ones", "log_uniform"]
+"""How a random start fills a tensor; `log_uniform` is the logarithm of numbers that are uniform between 0.01 and 16."""
 Value = bool | int | float | str | None
 """A value of `model.config.fields`."""
 
@@ -24,6 +26,8 @@ ATTENTION_BIAS = r"self_attn\.[qkvo]_proj\.bias"
 QK_NORM = r"self_attn\.[qk]_norm\.weight"
 LATENT_ATTENTION = r"self_attn\.(q|q_a|q_b|kv_a|kv_b|o)_proj(_with_mqa)?\.(weight|bias)"
 LATENT_NORM = r"self_attn\.(q|kv)_a_layernorm\.weight"
+_ATTENTION_LAYER, _RECURRENT_LAYER = "full_attention", "linear_attention"
+"""Kinds of layers in `layer_types` of transformers."""
 DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"
 """MLP of a dense layer, which some families have between or before their MoE layers."""
 
@@ -42,6 +46,7 @@ class Attention:
         qk_norm_field: Configuration field that switches these norms; None: they always exist.
         sinks: Whether each head has a learnt logit that attends to nothing; such attention stores its scores.
         own_rotation: Whether every layer makes its own fp32 cosines and sines of the positions.
+        output_gate: Whether a sigmoid of the layer's input multiplies the output, by rows of the query projection.
     """
 
     latent: bool = False
@@ -53,6 +58,46 @@ class Attention:
     qk_norm_field: str | None = None
     sinks: bool = False
     own_rotation: bool = False
+    output_gate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """Layers with a recurrent state in place of attention: Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464).
+
+    Configuration fields name the sizes: `linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`,
+    `linear_value_head_dim` and `linear_conv_kernel_dim`.
+
+    Attributes:
+        projections: Names of the matrices that read the layer's input.
+        fused: Whether one of them gives queries, keys, values and gates together, whose parts are copied.
+        interval_field: Configuration field with an interval i: layers i, 2i, ... have attention, all others a recurrent state.
+    """
+
+    projections: tuple[str, ...]
+    fused: bool = False
+    interval_field: str = "full_attention_interval"
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression of the tensors, relative to the layer."""
+        matrices = "|".join((*self.projections, "out_proj", "conv1d", "norm"))
+        return rf"linear_attn\.(({matrices})\.weight|A_log|dt_bias)"
+
+    def interval(self, kinds: Sequence[str], fallback: int) -> int:
+        """The interval of a model, from the kinds of its layers.
+
+        Args:
+            kinds: `layer_types` of a `config.json`.
+            fallback: The interval if no layer has attention.
+
+        Raises:
+            ValueError: Attention is in other layers.
+        """
+        found = kinds.index(_ATTENTION_LAYER) + 1 if _ATTENTION_LAYER in kinds else max(fallback, len(kinds) + 1)
+        if list(kinds) != [_ATTENTION_LAYER if number % found == 0 else _RECURRENT_LAYER for number in range(1, len(kinds) + 1)]:
+            raise ValueError("layer_types: attention must be in every n-th layer, and no layer of another kind; use another model")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +121,27 @@ class SharedExpert:
         """Regular expression of the shared expert's tensors, relative to the layer."""
         gate = rf"|mlp\.{self.gate}\.weight" if self.gate else ""
         return rf"mlp\.{self.module}\.(gate|up|down)_proj\.weight{gate}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+    """A model of several kinds of data that holds a model of a family, whose configuration is its `text_config`.
+
+    Attributes:
+        name: The Hugging Face `model_type`.
+        prefix: What the names of the family's tensors begin with there, instead of `model.`.
+        others: What the names of all other tensors begin with, which are left out.
+    """
+
+    name: str
+    prefix: str
+    others: tuple[str, ...]
+
+    def own_name(self, stored: str) -> str | None:
+        """Name of a stored tensor in a model of the family alone; None: the tensor is not part of it."""
+        if stored.startswith(self.others):
+            return None
+        return f"model.{stored.removeprefix(self.prefix)}" if stored.startswith(self.prefix) else stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +179,8 @@ class Family:
         expert_size_field: Configuration field with an expert's hidden size.
         backbone: Regular expressions of the backbone's tensors, relative to the layer.
         router: How the router selects and weights experts.
-        attention: The attention of every layer.
+        attention: The attention of every layer that has attention.
+        recurrence: Layers with a recurrent state in place of attention; None: there are none.
         shared: The shared expert; None: there is none.
         block: Name of the MoE block in a checkpoint; models in memory call it `mlp`.
         projections: Checkpoint names of an expert's gate, up and down projection.
@@ -127,6 +194,8 @@ class Family:
         layer_norms: Whether norms are LayerNorms, with a bias, in place of RMSNorms.
         outside: Names of further backbone tensors outside the decoder layers.
         head_bias_field: Configuration field that gives the output head a bias; None: it never has one.
+        initial: How random starts fill tensors whose name ends with a text, the first that fits, where this is not the rule: norms
+            are one, biases zero, and other tensors normally distributed.
         separates_documents: Whether transformers hides other documents of a packed sequence when positions start again.
         fields: Configuration fields that only some families have, with defaults for a model with random weights.
         unsaid: Values of a checkpoint without some field in its `config.json`, where transformers has another default than a model
@@ -143,6 +212,7 @@ class Family:
         prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
             transformers does not load, and which are left out here too; None: there are none.
         prediction_prefix: Prefix of the names of these layers' tensors; None: their names continue those of the decoder layers.
+        composite: A model that holds one of this family; None: there is none.
         gguf: How llama.cpp runs the family; None: it does not know the family, or computes something else, see `not_in_gguf`.
         not_in_gguf: What llama.cpp computes differently, as the end of a sentence with llama.cpp as subject.
         scalings: Kinds of rotary scaling that the family has, each with the parameters that it needs more than other families do;
@@ -155,6 +225,7 @@ class Family:
     backbone: tuple[str, ...]
     router: Router = dataclasses.field(default_factory=Router)
     attention: Attention = dataclasses.field(default_factory=Attention)
+    recurrence: Recurrence | None = None
     shared: SharedExpert | None = None
     block: str = "mlp"
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
@@ -167,6 +238,7 @@ class Family:
     layer_norms: bool = False
     outside: tuple[str, ...] = ()
     head_bias_field: str | None = None
+    initial: Mapping[str, Initial] = dataclasses.field(default_factory=dict)
     separates_documents: bool = True
     fields: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     unsaid: Mapping[str, Value] = dataclasses.field(default_factory=dict)
@@ -179,6 +251,7 @@ class Family:
     last_layer_field: str | None = None
     prediction_layers_field: str | None = None
     prediction_prefix: str | None = None
+    composite: Composite | None = None
     gguf: Gguf | None = None
     not_in_gguf: str = "does not know it"
     scalings: Mapping[str, tuple[str, ...]] | None = None
@@ -206,6 +279,19 @@ class Family:
         found = fields.get(name)
         return self.fields.get(name) if found is None else found
 
+    def read_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The family's own fields in a `config.json`.
+
+        Raises:
+            ValueError: The kinds of layers do not alternate as in this family.
+        """
+        found = {name: config[name] for name in self.fields if name in config}
+        kinds = config.get("layer_types")
+        if self.recurrence is not None and kinds is not None:
+            field = self.recurrence.interval_field
+            found[field] = self.recurrence.interval(kinds, int(self.value(config, field)))
+        return found
+
     def check_choices(self, fields: Mapping[str, Any], layers: int) -> None:
         """Check the fields of a model's configuration that have a limited choice of values.
 
@@ -220,6 +306,8 @@ class Family:
             if name in fields and fields[name] not in values:
                 allowed = " or ".join(map(repr, values))
                 raise ValueError(f"{name} {fields[name]!r}: {self.name} is supported with {allowed} only; use another model")
+        if self.recurrence is not None:
+            self._check_recurrence(fields, layers, self.recurrence.interval_field)
         last = self.last_layer_field
         if last is not None and fields.get(last, -1) not in (-1, layers - 1):
             raise ValueError(f"{last} {fields[last]!r}: {self.name} is supported with {layers - 1} only; use another model")
@@ -239,6 +327,19 @@ class Family:
                 f"rope_scaling.rope_type {scaling['rope_type']!r}: {self.name} has only {allowed}; use it, or remove rope_scaling")
         if missing := [name for name in needed if scaling.get(name) is None]:
             raise ValueError(f"rope_scaling: rope_type {scaling['rope_type']!r} of {self.name} also needs {' and '.join(missing)}")
+
+    def _check_recurrence(self, fields: Mapping[str, Any], layers: int, interval_field: str) -> None:
+        heads = ("linear_num_key_heads", "linear_num_value_heads")
+        for name in (interval_field, *heads, "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim"):
+            size = self.value(fields, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} {size!r}: must be a whole number of at least 1")
+        # transformers generates no text with a model whose cache has no keys and values.
+        if (interval := self.value(fields, interval_field)) > layers:
+            raise ValueError(f"{interval_field} {interval}: none of the {layers} layers has attention; use at most {layers}")
+        keys, values = (self.value(fields, name) for name in heads)
+        if values % keys:
+            raise ValueError(f"linear_num_value_heads {values} is not a multiple of linear_num_key_heads {keys}")
 
     def has_biases(self, fields: Mapping[str, Any]) -> bool:
         """Whether a model with these configuration fields has biases in its attention."""
@@ -273,3 +374,7 @@ class Family:
     def dense_layers(self, fields: Mapping[str, Any]) -> int:
         """Number of dense layers before the MoE layers of a model with these configuration fields."""
         return 0 if self.dense_layers_field is None else int(self.value(fields, self.dense_layers_field) or 0)
+
+    def recurrent_layers(self, fields: Mapping[str, Any], layers: int) -> int:
+        """Number of layers with a recurrent state, of all decoder layers of a model with these configuration fields."""
+        return 0 if self.recurrence is None else layers - layers // int(self.value(fields, self.recurrence.interval_field))

@@ -11,9 +11,6 @@ REFUSED: Mapping[str, str] = {
     "gemma3_text": _GEMMA3,
     "llama_moe":
         "transformers does not have it, code in checkpoints is never run, and its router is an MLP without a row per expert",
-    "qwen3_next":
-        "most of its layers have a recurrent state (Gated DeltaNet) in place of attention, which neither plans nor random starts "
-        "cover",
     "smollm3":
         "every fourth of its layers has no rotary positions, and all layers of the supported families have them",
 }

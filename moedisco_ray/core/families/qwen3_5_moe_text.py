@@ -1,0 +1,17 @@
+"""Qwen3.5-MoE and Qwen3.6-MoE without their part for images (`qwen3_5_moe`), which is left out. Layers are those of Qwen3-Next."""
+
+import dataclasses
+
+from moedisco_ray.core.families import qwen3_next
+from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, QK_NORM, Composite, Recurrence
+from moedisco_ray.core.families.router import Router
+
+FAMILY = dataclasses.replace(
+    qwen3_next.FAMILY,
+    name="qwen3_5_moe_text",
+    backbone=(NORMS, ATTENTION, ATTENTION_BIAS, QK_NORM),
+    router=Router(normalises="always"),
+    recurrence=Recurrence(projections=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")),
+    constants={},
+    composite=Composite("qwen3_5_moe", prefix="model.language_model.", others=("model.visual.",)),
+)
