@@ -19,8 +19,9 @@ Its router cannot keep these settings of the whole model:
   part of one group has no limit. `clusters.count` must give whole groups or equal parts of a group.
 * Where weights are not normalised, they are larger than in the whole model, because the softmax covers fewer experts. The merge
   rescales the experts.
-* In transformers, the router of `phimoe` samples experts during training. Here it selects them as at inference, so that a training
-  can be repeated and resumed exactly. The only expert of a sub-model has the weight 1; the two of the whole model have up to 2."""
+* In transformers, the router of `phimoe` samples experts during training. Here it selects them as at inference, so that a
+  training can be repeated and resumed exactly. The only expert of a sub-model has the weight 1; the weights of the two experts of
+  the whole model sum to up to 2."""
 
 RECURRENT = """\
 Most layers of `qwen3_next` and `qwen3_5_moe_text` have a recurrent state (Gated DeltaNet, arXiv 2412.06464) in place of attention;

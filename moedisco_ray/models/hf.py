@@ -93,7 +93,7 @@ def config_values(config: PretrainedConfig) -> dict[str, Any]:
     for name in EXPERT_COUNTS:
         values.pop(name, None)
     values[family.num_experts_field] = int(getattr(config, family.num_experts_field))
-    values["architectures"] = [_model_class(config).__name__]
+    values["architectures"] = [family.architecture or _model_class(config).__name__]
     return values
 
 

@@ -198,7 +198,7 @@ def test_where_links_do_not_work_files_are_copied(exported, tokenizer_dir, tmp_p
 def test_configuration_says_what_readers_ask(exported, name):
     root, built = exported
     config = json.loads((root / name / "config.json").read_text())
-    assert config["architectures"] == [type(built[name]).__name__]
+    assert config["architectures"] == [DECLARATIONS[config["model_type"]].architecture or type(built[name]).__name__]
     assert config["dtype"] == config["torch_dtype"] == str(built[name].dtype).removeprefix("torch.")
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 12_345.0
     assert config[DECLARATIONS[config["model_type"]].num_experts_field] == EXPERTS

@@ -26,9 +26,10 @@ KNOWN = {
     TRANSFORMERS_4: [name for name in DECLARATIONS if name not in ("solar_open", "qwen3_5_moe_text")],
     VLLM: [
         name for name, page in DECLARATIONS.items()
-        if name not in ("ernie4_5_moe", "gpt_oss") and not page.attention.latent and page.recurrence is None]}
+        if name not in ("ernie4_5_moe", "gpt_oss", "phimoe") and not page.attention.latent and page.recurrence is None]}
 """Families that a program computes. vLLM reads gpt_oss only with scaled positions. On a CPU, vLLM 0.32 leaves out the correction of
-ERNIE's router, and has a kernel for latent attention only if 512 + 64 numbers are cached per token."""
+ERNIE's router, and has a kernel for latent attention only if 512 + 64 numbers are cached per token. It leaves
+out the bias of phimoe's output head."""
 OTHER: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "moe_intermediate_size": 32}
 """Sizes for which vLLM has kernels: heads of 32 or more."""
 ROWS = {

@@ -213,6 +213,7 @@ class Family:
             transformers does not load, and which are left out here too; None: there are none.
         prediction_prefix: Prefix of the names of these layers' tensors; None: their names continue those of the decoder layers.
         composite: A model that holds one of this family; None: there is none.
+        architecture: Name of the model's class in published checkpoints, by which vLLM finds its own; None: that in transformers.
         gguf: How llama.cpp runs the family; None: it does not know the family, or computes something else, see `not_in_gguf`.
         not_in_gguf: What llama.cpp computes differently, as the end of a sentence with llama.cpp as subject.
         scalings: Kinds of rotary scaling that the family has, each with the parameters that it needs more than other families do;
@@ -252,6 +253,7 @@ class Family:
     prediction_layers_field: str | None = None
     prediction_prefix: str | None = None
     composite: Composite | None = None
+    architecture: str | None = None
     gguf: Gguf | None = None
     not_in_gguf: str = "does not know it"
     scalings: Mapping[str, tuple[str, ...]] | None = None

@@ -3,7 +3,7 @@
 * transformers samples both experts in training. Here the router runs as it does at inference, so that a training can be resumed
   exactly. The loss of the text has a gradient in a router only where two logits are nearly equal; the load-balance loss trains it
   for every token.
-* New models have the biases of Phi-3.5-MoE, without which vLLM cannot load them.
+* New models have the biases of Phi-3.5-MoE. vLLM 0.32 takes them for granted, but leaves out that of the head.
 * A sub-model with one expert runs it with the weight 1; transformers cannot run such a model.
 * An MoE of copies of one expert would not compute what the expert does, because two weights sum to more than 1 or to less.
 * llama.cpp knows the family, but weights the experts by a softmax over all of them that is scaled to sum to 1.
@@ -16,6 +16,7 @@ FAMILY = Family(
     "phimoe",
     num_experts_field="num_local_experts",
     expert_size_field="intermediate_size",
+    architecture="PhiMoEForCausalLM",
     block="block_sparse_moe",
     projections=("w1", "w3", "w2"),
     renamed={"router.weight": "gate.weight"},
