@@ -31,5 +31,6 @@ FAMILY = Family(
     unsaid={
         "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
         "intermediate_size": 18_432, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5},
+    constants={"scoring_func": "sigmoid", "topk_method": "noaux_tc"},     # of published models; vLLM makes the router by them
     gguf=Gguf("deepseek2", fixed={"attention_bias": (False,), "rope_interleave": (True,)}, scaled_rotation=("yarn",)),
 )
