@@ -28,7 +28,8 @@ Most layers of `qwen3_next` and `qwen3_5_moe_text` have a recurrent state (Gated
 every `full_attention_interval`-th layer has attention.
 
 * transformers computes the recurrence with plain operations of torch, or with the kernels of `flash-linear-attention` and
-  `causal-conv1d` where they are installed. Plans are for the plain operations, which need more memory.
+  `causal-conv1d` where they are installed. Memory is planned for the plain operations, which need more. Planned times assume the
+  utilisation of other models, which has not been measured for recurrences; `--measured` takes the speed from a run.
 * `optimizer.within_documents` is refused, because the state carries over from one document to the next.
 * A checkpoint of `qwen3_5_moe`, which reads images too, is a start of `qwen3_5_moe_text`. Its part for images is left out, so the
   finished model reads text only.

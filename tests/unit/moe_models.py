@@ -22,8 +22,9 @@ ALONE = tuple(family for family in FAMILIES if DECLARATIONS[family].router.least
 """Families whose model with one expert runs in transformers without `specialise`."""
 UPCYCLED = tuple(family for family in FAMILIES if DECLARATIONS[family].router.only_top_k is None)
 """Families in which copies of an expert can compute what the expert does."""
-UNLIKE = ("qwen2_moe", "deepseek_v3", "gpt_oss")
-"""Families that differ most: shared experts, latent attention and groups of experts, sinks and transposed weights with biases."""
+UNLIKE = ("qwen2_moe", "deepseek_v3", "gpt_oss", "qwen3_next")
+"""Families that differ most: shared experts, latent attention and groups of experts, sinks and transposed weights with biases, and
+recurrent layers."""
 VOCAB = 64
 LENGTH = 16
 MIXED = {

@@ -32,6 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     write_shard(home / "shard")
     write_tiny(home / "moe", 4, family="qwen2_moe")
+    write_tiny(home / "recurrent", 4, family="qwen3_next")
     write_tiny(home / "dense", 1)
     return home
 
@@ -50,7 +51,7 @@ def close(found: TrainJob, expected: TrainJob) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["dense", "moe"])
+@pytest.mark.parametrize("model", ["dense", "moe", "recurrent"])
 def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob, model: str) -> None:
     job = dataclasses.replace(job, model=job.model.with_name(model))
     compiled = variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2))

@@ -17,7 +17,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 from moedisco_ray.core.config import Architecture, Model, check_config, read_architecture
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.models import canonical_shapes, check_same, hf_config, open_checkpoint, random_weights, read_config
+from moedisco_ray.models import canonical_shapes, check_same, hf_config, load_model, open_checkpoint, random_weights, read_config
 from moedisco_ray.models.checks import check_start_tensors, open_complete
 from moedisco_ray.plan import count_parameters
 from moedisco_ray.plan.parameters import CHUNK
@@ -146,7 +146,7 @@ def test_the_language_model_of_a_composite_model_is_a_start(
     assert {key: stored.shape(key) for key in stored} == canonical_shapes(config)
     model = AutoModelForCausalLM.from_config(config).eval()
     check_same(dict(stored), dict(open_checkpoint(composite[0])))
-    own = AutoModelForCausalLM.from_pretrained(source).eval()
+    own = load_model(source).eval()
     assert own.config.model_type == model.config.model_type
     with torch.no_grad():
         assert torch.equal(own(TOKENS).logits, expected)

@@ -41,7 +41,8 @@ class Architecture(Section):
     moe_intermediate_size: int = Field(512, ge=_LEAST_EXPERT, le=LARGEST_DIMENSION)
     """Hidden size of one expert (some families call it intermediate_size)."""
     shared_expert_intermediate_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
-    """Hidden size of the shared expert of qwen2_moe. Null means the hidden size of a routed expert."""
+    """Hidden size of the shared expert of qwen2_moe, qwen3_next and qwen3_5_moe_text. Null means the hidden size of a routed
+    expert."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     norm_topk_prob: bool = True
@@ -164,7 +165,7 @@ def _check_sizes(sizes: Architecture, family: Family) -> None:
     name, attention = family.name, family.attention
     if sizes.shared_expert_intermediate_size is not None and (family.shared is None or family.shared.size_field is None):
         other = f"{name} has no shared expert" if family.shared is None else f"set fields.{family.shared.count_field}"
-        raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe; {other}")
+        raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe, qwen3_next and qwen3_5_moe_text; {other}")
     if sizes.head_dim is not None and not attention.own_head_dim:
         what = "fields such as qk_rope_head_dim" if attention.latent else "heads of hidden_size / num_attention_heads"
         raise ValueError(f"head_dim: {name} has {what}; remove it")
