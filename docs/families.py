@@ -12,6 +12,7 @@ HEAD = ["`model.family`", "models", "router", "dense starts", "GGUF"]
 REFUSED_HEAD = ["`model_type`", "not supported, because"]
 SUBMODELS = """\
 A sub-model has a share of each layer's experts. The rows of its router are those of its experts, and the whole backbone is its own.
+The first of two layers of a router belongs to the backbone; where sub-models have one expert each, the merge computes both layers.
 Its router cannot keep these settings of the whole model:
 
 * `num_experts_per_tok` is at most the number of the sub-model's experts.
@@ -54,7 +55,7 @@ def refused() -> list[list[str]]:
 def _router(router: Router) -> str:
     weights = {
         "always": "normalised weights", "never": "weights not normalised", "by_setting": "weights normalised by `norm_topk_prob`"}
-    parts = [router.scores, weights[router.normalises]]
+    parts = [*(["two layers"] if router.hidden else []), router.scores, weights[router.normalises]]
     if router.limits_groups:
         parts.append("groups of experts" if router.limit_field is None else f"groups of experts by `{router.limit_field[0]}`")
     return ", ".join([*parts, *(["bias for the selection"] if router.correction else [])])

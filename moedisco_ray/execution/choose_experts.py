@@ -142,7 +142,7 @@ class _Opened(NamedTuple):
 
 def _open(name: str, directory: Path, family: FamilyName) -> _Opened:
     if read_config(directory).get("model_type") in DECLARATIONS[family].dense:
-        return _Opened(name, open_dense(directory, family), upcycled_config(directory, family, 1, 1))
+        return _Opened(name, open_dense(directory, family, 1), upcycled_config(directory, family, 1, 1))
     found, _ = open_complete(directory)
     return _Opened(name, found, found.config)
 
@@ -241,7 +241,7 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) 
     """
     family = DECLARATIONS[first["model_type"]]
     mine, others = (from_values(config).to_dict() for config in (first, other))    # with the defaults of missing fields
-    counts = {*EXPERT_COUNTS, family.num_experts_field, family.router.top_k_field, "experts_per_token"}
+    counts = {*EXPERT_COUNTS, family.num_experts_field, family.router.top_k_field, "experts_per_token", family.summed_size_field}
     free = (FREE_FIELDS | _TRAINING_FIELDS | counts) - {family.router.jitter_field}
     for field in sorted((mine.keys() | others.keys()) - free, key=lambda field: (field != "model_type", field)):
         own, theirs = mine.get(field), others.get(field)

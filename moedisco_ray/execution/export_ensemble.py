@@ -105,6 +105,8 @@ def _check(config: RunConfig, store: RunStore, location: Location) -> str:
     if experts < DECLARATIONS[config.model.family_name].router.least_in_group:
         raise refused(
             f"has sub-models with {experts} expert, with which transformers cannot run {config.model.family_name}; use `--to hf`")
+    if DECLARATIONS[config.model.family_name].module is not None:
+        raise refused(f"has sub-models of {config.model.family_name}, which transformers does not have; use `--to hf`")
     if not store.has(store.directory / "submodels"):
         raise refused("has no trained sub-models yet; resume it with `moedisco run`")
     kind = str(json.loads(store.read("clusters/cluster_model/vectoriser.json") or b"{}").get("kind"))

@@ -23,6 +23,7 @@ from moedisco_ray.execution.validation import check_output
 from moedisco_ray.models import (
     ModelMap,
     config_values,
+    expert_count,
     open_dense,
     random_weights,
     upcycled_config,
@@ -166,7 +167,7 @@ def _write(
     directory: Path, device: str,
 ) -> dict[str, Any]:
     names, routers, dtype = ModelMap(family), random_weights(config, 0), Origin(paths[-1]).dtype()
-    *opened, base = (open_dense(path, family) for path in paths)
+    *opened, base = (open_dense(path, family, expert_count(config)) for path in paths)
     submodels = [
         Finetune(model, model if backbone == "mean" else base, routers=routers, number=number, model_map=names, dtype=dtype)
         for number, model in enumerate(opened)]

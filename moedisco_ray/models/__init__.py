@@ -42,18 +42,19 @@ from moedisco_ray.models.hf import (
 )
 from moedisco_ray.models.initial_weights import RandomWeights, random_weights
 from moedisco_ray.models.layout import ModelMap, Piece, Place, canonical_state
+from moedisco_ray.models.llama_moe import LlamaMoEForCausalLM
 from moedisco_ray.models.roles import Role, TensorRole
-from moedisco_ray.models.routing import Selection, log_probabilities, probabilities, scores
+from moedisco_ray.models.routing import Selection, log_probabilities, probabilities, row_inputs, scores
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 from moedisco_ray.models.speed import expert_hidden, runnable, specialise
 
 __all__ = [
-    "BACKBONE", "DEFAULT_SHARD_BYTES", "STORED_DTYPES", "Checkpoint", "Chosen", "ModelMap", "OneExpert", "Piece", "Place",
-    "RandomWeights", "Role", "Selection", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state",
-    "check_complete", "check_experts", "check_same", "check_start_tensors", "config_values", "config_with_experts", "differences",
-    "expert_count", "expert_hidden", "family_of", "from_values", "group_size", "head_inputs", "hf_config", "load_model",
-    "log_probabilities", "model_tensors", "moe_blocks", "open_checkpoint", "open_complete", "open_dense", "probabilities",
-    "random_weights", "read_config", "reading_thread", "routers", "runnable", "same_bits", "save_model", "scores", "skeleton",
-    "specialise", "stored_tensors", "submodel_config", "upcycled_config", "with_experts", "with_parameters_in", "write_checkpoint",
-    "write_config", "write_part",
+    "BACKBONE", "DEFAULT_SHARD_BYTES", "STORED_DTYPES", "Checkpoint", "Chosen", "LlamaMoEForCausalLM", "ModelMap", "OneExpert",
+    "Piece", "Place", "RandomWeights", "Role", "Selection", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes",
+    "canonical_state", "check_complete", "check_experts", "check_same", "check_start_tensors", "config_values",
+    "config_with_experts", "differences", "expert_count", "expert_hidden", "family_of", "from_values", "group_size",
+    "head_inputs", "hf_config", "load_model", "log_probabilities", "model_tensors", "moe_blocks", "open_checkpoint",
+    "open_complete", "open_dense", "probabilities", "random_weights", "read_config", "reading_thread", "routers", "row_inputs",
+    "runnable", "same_bits", "save_model", "scores", "skeleton", "specialise", "stored_tensors", "submodel_config",
+    "upcycled_config", "with_experts", "with_parameters_in", "write_checkpoint", "write_config", "write_part",
 ]

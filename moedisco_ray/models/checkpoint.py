@@ -149,7 +149,7 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
         for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
             if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
                 continue    # this tensor is a copy of the embedding; transformers ignores it too
-            if stored.startswith(left_out):
+            if stored.startswith(left_out) or stored.endswith(model_map.family.derived):
                 continue
             name = stored if composite is None else composite.own_name(stored)
             if name is None:

@@ -147,7 +147,7 @@ def _shapes(start: LocalInit, model: Model) -> tuple[dict[str, tuple[int, ...]],
     """Two mappings from canonical names to shapes: those of the stored tensors, and those that the configuration requires."""
     directory = start.directory
     if isinstance(start, UpcycleInit):
-        stored: Any = open_dense(directory, model.family_name)
+        stored: Any = open_dense(directory, model.family_name, start.num_experts)
         whole = upcycled_config(directory, model.family_name, start.num_experts, start.num_experts_per_tok)
         config: Mapping[str, Any] = submodel_config(whole, 1)
     else:

@@ -64,7 +64,8 @@ def config_with_experts(config: Mapping[str, Any], experts: int, top_k: int | No
         ConfigError: The router cannot have this number of experts or this top-k.
     """
     family = ModelMap(str(config.get("model_type"))).family
-    whole = from_values(config).to_dict()
+    described = from_values(config)
+    whole = described.to_dict()
     if experts < family.router.least_in_group:
         raise ConfigError("EXPERTS", experts, f"is too few for the router of {family.name}; choose {family.router.least_in_group}")
     groups = family.router.groups(whole)
@@ -81,4 +82,6 @@ def config_with_experts(config: Mapping[str, Any], experts: int, top_k: int | No
     values = {key: value for key, value in config.items() if key not in EXPERT_COUNTS}
     # The configuration of gpt-oss has the top-k under a second name.
     second = {"experts_per_token": kept} if "experts_per_token" in values else {}
-    return values | {family.num_experts_field: experts, family.router.top_k_field: kept} | second
+    size = {family.expert_size_field: getattr(described, family.expert_size_field)}
+    before = family.router.kept_fields(whole, int(getattr(described, family.num_experts_field)))
+    return values | size | before | {family.num_experts_field: experts, family.router.top_k_field: kept} | second

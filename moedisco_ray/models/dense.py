@@ -59,7 +59,8 @@ class OneExpert(Mapping[str, Tensor]):
     If the family stores experts in stacks, the MLP's matrices are joined to stacks of one expert on access.
 
     A router is one row of zeros. If the family has a shared expert, it is a copy of the MLP. A gate of zeros weights it by 1/2; if
-    it has no gate, its output is halved. The routed expert's output is halved too, so that both add up to the MLP.
+    it has no gate, its output is halved. The routed expert's output is halved too, so that both add up to the MLP. The first layer
+    of a router is random, with outputs of variance 1 for a normalised input.
 
     A bias that the MoE does not support must be zero, except for some biases of the attention output. Attention weights sum to 1,
     so a bias b of the output has the same effect as a bias v of the values with W v = b, where W is the output projection. If such
@@ -68,22 +69,28 @@ class OneExpert(Mapping[str, Tensor]):
     Args:
         dense: Dense checkpoint, opened with a `DenseMap`.
         biases: Whether the MoE has biases of queries, keys and values, and whether it has one of the attention output.
+        experts: Experts of a layer of the MoE that the dense model becomes.
 
     Raises:
         CheckpointError: An unsupported bias is not zero.
     """
 
-    def __init__(self, dense: Checkpoint, biases: tuple[bool, bool]) -> None:
+    def __init__(self, dense: Checkpoint, biases: tuple[bool, bool], experts: int) -> None:
         self._dense = dense
         self._made: dict[str, Tensor] = {}
         self._copied: dict[str, str] = {}
         self._stacked: dict[str, list[str]] = {}
         self._halved: set[str] = set()
         names, hidden = dense.model_map, int(dense.config["hidden_size"])
+        router, units = names.family.router, names.family.router.hidden_size({}, experts)
         for layer in range(int(dense.config["num_hidden_layers"])):
-            self._made[names.router_key(layer)] = torch.zeros(1, hidden)
-            for name in names.family.router.tensors[1:]:
-                self._made[names.router_key(layer, name)] = torch.zeros((1,) * (1 + names.family.expert_axis(name)))
+            self._made[names.router_key(layer)] = torch.zeros(1, units or hidden)
+            for name in router.tensors[1:]:
+                shape = (1, hidden) if name == router.noise else (1,) * (1 + names.family.expert_axis(name))
+                self._made[names.router_key(layer, name)] = torch.zeros(shape)
+            if router.hidden is not None:
+                drawn = torch.empty(units, hidden).normal_(generator=torch.Generator().manual_seed(layer))
+                self._made[names.block_key(layer, f"{router.module}.{router.hidden}")] = drawn * hidden ** -0.5
             if names.family.stacks:
                 mlp = [f"model.layers.{layer}.mlp.{part}_proj.weight" for part in PARTS]
                 self._stacked[names.block_key(layer, "experts.gate_up_proj")] = mlp[:2]
@@ -148,10 +155,15 @@ class OneExpert(Mapping[str, Tensor]):
                 else "use a model without it"))
 
 
-def open_dense(directory: Path, family: FamilyName) -> Checkpoint | OneExpert:
+def open_dense(directory: Path, family: FamilyName, experts: int) -> Checkpoint | OneExpert:
     """Open the start model of upcycling: a dense relative of the family, or a model of the family with one expert.
 
     `Model.architecture` must have checked that the directory holds one of these.
+
+    Args:
+        directory: Directory of the model.
+        family: Family of the MoE.
+        experts: Experts of a layer of the MoE that the model becomes, for the size of its router's first layer.
 
     Returns:
         Canonical tensors of an MoE with one expert, read on access.
@@ -162,7 +174,7 @@ def open_dense(directory: Path, family: FamilyName) -> Checkpoint | OneExpert:
     config = read_config(directory)
     if config.get("model_type") == family:
         return open_checkpoint(directory)
-    return OneExpert(open_checkpoint(directory, DenseMap(family)), ModelMap(family).family.keeps_biases(config))
+    return OneExpert(open_checkpoint(directory, DenseMap(family)), ModelMap(family).family.keeps_biases(config), experts)
 
 
 def _is_supported(key: str, biases: tuple[bool, bool]) -> bool:

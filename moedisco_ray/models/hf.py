@@ -111,7 +111,8 @@ def submodel_config(config: Mapping[str, Any], experts_per_submodel: int) -> dic
     except ValueError as error:
         raise ConfigError("clusters.count", experts // experts_per_submodel, str(error)) from error
     values = {key: value for key, value in config.items() if key not in EXPERT_COUNTS}
-    return values | router | {family.num_experts_field: experts_per_submodel}
+    size = {family.expert_size_field: getattr(whole, family.expert_size_field)}
+    return values | router | size | {family.num_experts_field: experts_per_submodel}
 
 
 def from_values(config: Mapping[str, Any]) -> PretrainedConfig:

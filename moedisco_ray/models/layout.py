@@ -102,15 +102,16 @@ class ModelMap:
             for role, pattern in self._rules:
                 if match := pattern.fullmatch(layer[2]):
                     if role is Role.EXPERT and not self.family.stacks:
-                        part = PARTS[self.family.projections.index(match[2])]
-                        return TensorRole(role, int(layer[1]), int(match[1]), part)
+                        part = PARTS[self.family.projections.index(match["projection"])]
+                        return TensorRole(role, int(layer[1]), int(match["expert"]), part)
                     axis = self.family.expert_axis(layer[2]) if role in (Role.EXPERT, Role.ROUTER) else None
                     return TensorRole(role, int(layer[1]), None, layer[2], axis)
         raise CheckpointError("tensor", key, f"is no tensor of family {self.family.name}; use a model of this family")
 
     def expert_key(self, layer: int, expert: int, part: Part) -> str:
         """Canonical name of a projection of an expert, in families without stacks."""
-        return f"model.layers.{layer}.{self.family.block}.experts.{expert}.{self.family.projection(part)}.weight"
+        name = self.family.expert_name.format(expert=expert, projection=self.family.projection(part))
+        return f"model.layers.{layer}.{self.family.block}.{name}"
 
     def renumbered(self, key: str, expert: int) -> str:
         """Canonical name of the same projection of another expert in the layer."""

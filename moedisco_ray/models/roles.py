@@ -48,10 +48,11 @@ OUTSIDE_LAYERS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.wei
 def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
     """Role and name pattern of every tensor in a decoder layer.
 
-    The pattern of a single expert has two groups: the expert's index, and the name of the projection.
+    The pattern of a single expert has two groups: `expert`, its index, and `projection`, the name of the projection.
     """
-    block = re.escape(family.block)
-    experts = rf"{block}\.experts\.(\d+)\.({'|'.join(family.projections)})\.weight"
+    form = re.escape(f"{family.block}.{family.expert_name}")
+    experts = form.replace(r"\{expert\}", r"(?P<expert>\d+)").replace(
+        r"\{projection\}", f"(?P<projection>{'|'.join(family.projections)})")
     if family.stacks:
         experts = _any_of(family, [f"experts.{name}" for name in family.stacks])
     rules = [

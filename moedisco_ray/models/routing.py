@@ -10,9 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moedisco_ray.core.families import Router
+
+
+def row_inputs(module: nn.Module, x_TD: Tensor, router: Router) -> Tensor:
+    """What the rows of a router's experts multiply: its input, or the tanh of its first layer's output.
+
+    Args:
+        module: The router.
+        x_TD: Inputs of the router.
+        router: Declaration of the router.
+    """
+    return x_TD if router.hidden is None else torch.tanh(x_TD @ module.get_parameter(router.hidden).T)
 
 
 def scores(logits_TE: Tensor, router: Router) -> Tensor:

@@ -23,7 +23,8 @@ autocast, else r = s). Then the activations of one token in one decoder layer ta
   runs as a dense MLP: 4sF, or 7sF; a shared expert: 4sS, and sD if it has a gate;
 * the router: 4E for the scores, and 44k for the indices, weights and sort order of the selected experts; one that computes in fp32
   keeps an fp32 copy of its input and of its scores, 4D + 8E, unless its input is in fp32 already; one that does so under autocast
-  too keeps the input itself, (r - s)D more; SparseMixer keeps two softmaxes with their masks, (2r + 2)E;
+  too keeps the input itself, (r - s)D more; SparseMixer keeps two softmaxes with their masks, (2r + 2)E; one with a first layer of
+  h hidden units keeps them, sh;
 * under autocast, each matrix product makes its own copy of its input in s bytes per element. So where several products have the
   same input (such as those for queries, keys and values), each product after the first adds sD.
 
@@ -335,7 +336,7 @@ def layer_bytes_per_token(
     gate = declaration.shared is not None and declaration.shared.gate is not None
     held = norms + attention + width * architecture.num_experts_per_tok * expert + width * (4 * shared + gate * hidden)
     if routes:
-        held += _router_bytes(declaration, architecture, residual)
+        held += _router_bytes(declaration, architecture, width, residual)
         if declaration.router.in_fp32 and residual < 4:
             held += 4 * hidden
         if declaration.router.without_autocast:
@@ -367,15 +368,16 @@ def frozen_bytes_per_token(
     gate = declaration.shared is not None and declaration.shared.gate is not None
     norms = 2 * norm_bytes(declaration, hidden, residual, frozen=True)
     held = norms + attention + width * architecture.num_experts_per_tok * experts
-    return held + width * (gate * hidden + 3 * shared) + routes * _router_bytes(declaration, architecture, residual)
+    return held + width * (gate * hidden + 3 * shared) + routes * _router_bytes(declaration, architecture, width, residual)
 
 
-def _router_bytes(family: Family, sizes: Architecture, residual: int) -> int:
-    """Bytes of scores and selected experts; a router in fp32 keeps its scores in fp32 too."""
+def _router_bytes(family: Family, sizes: Architecture, width: int, residual: int) -> int:
+    """Bytes of hidden units, scores and selected experts; a router in fp32 keeps its scores in fp32 too."""
     score = _SCORE_BYTES + (8 if family.router.in_fp32 and residual < 4 else 0)
     if family.router.scores == "sparse_mixer":
         score = 2 * (residual + 1)
-    return score * sizes.num_experts + SELECTION_BYTES * sizes.num_experts_per_tok
+    units = family.router.hidden_size(sizes.fields, sizes.num_experts)
+    return width * units + score * sizes.num_experts + SELECTION_BYTES * sizes.num_experts_per_tok
 
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:

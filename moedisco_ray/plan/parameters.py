@@ -69,9 +69,9 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
     """Count the parameters of the family's Hugging Face model.
 
     Per layer: two norms 2D, the attention and its own norms, and either an MoE block or a dense MLP 3DI. An MoE block has a router
-    ND, experts 3NDF and a shared expert 3DS. Some families add a bias of the router N, biases of the experts N(2F + D), or a gate
-    of the shared expert D. Outside the layers: a last norm D, an embedding VD, and a head VD unless tied. LayerNorms have a
-    bias too, 2D each, and some families a bias of the head V.
+    ND, experts 3NDF and a shared expert 3DS. Some families add a bias of the router N, a first layer of the router with h hidden
+    units that makes it Nh + hD, biases of the experts N(2F + D), or a gate of the shared expert D. Outside the layers: a last norm
+    D, an embedding VD, and a head VD unless tied. LayerNorms have a bias too, 2D each, and some families a bias of the head V.
     """
     declaration, fields = DECLARATIONS[family], architecture.fields
     hidden, layers, experts = architecture.hidden_size, architecture.num_hidden_layers, architecture.num_experts
@@ -82,7 +82,8 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
     recurrent_layers = declaration.recurrent_layers(fields, layers)
     recurrence, recurrent_norm = _recurrent(declaration, architecture) if recurrent_layers else (0, 0)
     attention_layers = layers - recurrent_layers
-    router = experts * (hidden + (declaration.router.bias is not None))
+    units = declaration.router.hidden_size(fields, experts)
+    router = experts * ((units or hidden) + (declaration.router.bias is not None)) + units * hidden
     biases = 2 * architecture.moe_intermediate_size + hidden if any(name.endswith("_bias") for name in declaration.stacks) else 0
     expert = 3 * hidden * architecture.moe_intermediate_size + biases
     shared_size = shared_hidden_size(family, architecture)

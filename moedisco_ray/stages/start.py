@@ -66,7 +66,8 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         directory, family = init.directory_with_weights, model.family_name
         names, config = ModelMap(family), upcycled_config(
             directory, family, init.num_experts, init.num_experts_per_tok, init.split)
-        tensors: Mapping[str, Tensor] = with_seed(open_dense(directory, family), random_weights(config, start.seed), names)
+        tensors: Mapping[str, Tensor] = with_seed(
+            open_dense(directory, family, init.num_experts), random_weights(config, start.seed), names)
         if init.split > 1:
             tensors = split_experts(tensors, names, init.split, whole_groups=init.num_experts_per_tok % init.split == 0)
         return tensors, config
@@ -113,7 +114,7 @@ def start_model(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         return untrained_moe(start)
     directory, family = init.directory_with_weights, start.model.family_name
     config = upcycled_config(directory, family, init.num_experts, init.num_experts_per_tok)
-    return open_dense(directory, family), submodel_config(config, 1)
+    return open_dense(directory, family, init.num_experts), submodel_config(config, 1)
 
 
 def check_start(config: RunConfig) -> None:

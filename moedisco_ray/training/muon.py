@@ -39,8 +39,8 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
     Routers, gates of shared experts and convolutions of single channels are none.
     """
-    return parameter.ndim > 1 and ".layers." in name and not name.endswith(
-        ("gate.weight", "router.weight", "conv1d.weight", "_bias"))
+    others = ("gate.weight", "gate.hidden_weight", "router.weight", "conv1d.weight", "_bias")
+    return parameter.ndim > 1 and ".layers." in name and not name.endswith(others)
 
 
 class Muon(torch.optim.Optimizer):

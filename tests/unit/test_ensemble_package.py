@@ -276,6 +276,7 @@ def test_mistakes_are_one_line_and_write_nothing(run: Path, documents: Documents
     begun = pipeline.claim(config_at(tmp_path / "begun"), redo=False)
     sizes = {"num_experts": 2, "num_experts_per_tok": 2, "fields": {"n_group": 1, "topk_group": 1}}
     single = pipeline.claim(config_at(tmp_path / "single", model={"family": "glm4_moe", "config": sizes}), redo=False)
+    own = pipeline.claim(config_at(tmp_path / "own", model={"family": "llama_moe"}), redo=False)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for source, target, options, message in [
@@ -285,6 +286,7 @@ def test_mistakes_are_one_line_and_write_nothing(run: Path, documents: Documents
         (whole, "out", (), "RUN_DIR: '.*': has no sub-models, since seed_share and finetune_share are 1 together"),
         (random, "out", (), "RUN_DIR: '.*': has clusters of the kind random, which have no centre to route by"),
         (single, "out", (), "RUN_DIR: '.*': has sub-models with 1 expert, with which transformers cannot run glm4_moe"),
+        (own, "out", (), "RUN_DIR: '.*': has sub-models of llama_moe, which transformers does not have; use `--to hf`"),
         (run, "out", ("--from-checkpoint",), "--from-checkpoint: an ensemble has the trained sub-models, not the fine-tune"),
     ]:
         code, output = export(source, tmp_path / target, *options)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
-from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.families import DECLARATIONS, PARTS
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.models import ModelMap, Role, hf_config, open_checkpoint, save_model, write_config
 from moedisco_ray.models.shard_file import ShardFile
@@ -142,11 +142,15 @@ def test_a_count_of_experts_under_another_name_is_left_out(tmp_path):
 
 
 @pytest.mark.ecosystem("Use: Hugging Face directory in transformers", "transformers")
-def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokenizer_dir):
-    root, built = exported
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+@pytest.mark.parametrize("module", sorted({page.module for page in DECLARATIONS.values()}, key=str))
+def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokenizer_dir, module):
+    """Families that transformers does not have need their module too."""
+    root, every = exported
+    built = {name: model for name, model in every.items() if DECLARATIONS[model.config.model_type].module == module}
+    environment = {key: value for key, value in os.environ.items() if module is not None or key != "PYTHONPATH"}
+    script = READER if module is None else READER.replace("\ntokens", f"\nimport {module}\ntokens")
     run = subprocess.run(
-        [sys.executable, "-c", READER, *(str(root / name) for name in built)], cwd=root, env=environment, check=False,
+        [sys.executable, "-c", script, *(str(root / name) for name in built)], cwd=root, env=environment, check=False,
         capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     ids = AutoTokenizer.from_pretrained(tokenizer_dir)("the cat <|endoftext|>").input_ids
@@ -164,8 +168,8 @@ def test_names_on_disk_are_classic_and_complete(exported, name):
     found = names(root / name)
     page = DECLARATIONS[family]
     model_map = ModelMap(family)
-    experts = {model_map.block_key(layer, f"experts.{name}") for layer in range(2) for name in (page.stacks or [
-        f"{expert}.{part}.weight" for expert in range(EXPERTS) for part in page.projections])}
+    experts = {model_map.block_key(layer, f"experts.{name}") for layer in range(2) for name in page.stacks} or {
+        model_map.expert_key(layer, expert, part) for layer in range(2) for expert in range(EXPERTS) for part in PARTS}
     assert {key for key in found if model_map.classify(key).role is Role.EXPERT} == experts
     assert model_map.router_key(1) in found
     assert page.stacks or not [key for key in found if "gate_up_proj" in key]

@@ -117,7 +117,7 @@ def test_every_tensor_has_one_role(case):
 
 @pytest.mark.parametrize("key", [
     "model.layers.0.mlp.experts.0.gate_proj.bias", "model.layers.0.mlp.gate.temperature", "model.x.weight",
-    "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.x.mlp.gate.weight", "score.weight",
+    "model.layers.0.self_attn.rotary_emb.cos_cached", "model.layers.x.mlp.gate.weight", "score.weight",
 ])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_unknown_tensor_is_an_error(family, key, tmp_path):
@@ -279,7 +279,8 @@ def test_every_size_reaches_the_model(family):
     head = 12 if wide else 8
     assert latent or shapes["model.layers.1.self_attn.k_proj.weight"] == (2 * head, 32)
     assert page.stacks or shapes[ModelMap(family).expert_key(2, 5, "gate")] == (24, 32)
-    assert shapes[ModelMap(family).router_key(0)] == (6, 32)
+    inputs = page.router.hidden_size({}, 6) or 32
+    assert shapes[ModelMap(family).router_key(0)] == (6, inputs)
     assert shapes["lm_head.weight"] == (100, 32)
     assert config.rope_parameters["rope_theta"] == 5000.0
     assert (config.rms_norm_eps, config.max_position_embeddings) == (1e-4, 77)
@@ -291,7 +292,7 @@ def test_every_size_reaches_the_model(family):
     with pytest.raises(ConfigError, match="smaller than the tokenizer"):
         hf_config(family, architecture, 101, 16, 0)
     sub = submodel_config(values, 2)
-    assert canonical_shapes(sub)[ModelMap(family).router_key(0)] == (2, 32)
+    assert canonical_shapes(sub)[ModelMap(family).router_key(0)] == (2, inputs)
     assert sub[page.router.top_k_field] == 2
 
 

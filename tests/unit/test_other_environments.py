@@ -23,10 +23,12 @@ from moedisco_ray.stages.export.gguf_file import write_gguf
 COUNT = 12
 PROMPT = TEXT[0][:40]
 KNOWN = {
-    TRANSFORMERS_4: [name for name in DECLARATIONS if name not in ("solar_open", "qwen3_5_moe_text")],
+    TRANSFORMERS_4: [
+        name for name, page in DECLARATIONS.items() if name not in ("solar_open", "qwen3_5_moe_text") and page.module is None],
     VLLM: [
         name for name, page in DECLARATIONS.items()
-        if name not in ("ernie4_5_moe", "gpt_oss", "phimoe") and not page.attention.latent and page.recurrence is None]}
+        if name not in ("ernie4_5_moe", "gpt_oss", "phimoe") and not page.attention.latent
+        and page.recurrence is None and page.module is None]}
 """Families that a program computes. vLLM reads gpt_oss only with scaled positions. On a CPU, vLLM 0.32 leaves out the correction of
 ERNIE's router, and has a kernel for latent attention only if 512 + 64 numbers are cached per token. It leaves
 out the bias of phimoe's output head."""

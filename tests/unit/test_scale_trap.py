@@ -146,7 +146,8 @@ def test_rows_are_scikit_learns_ridge_of_what_each_layers_router_reads(from_one_
     strength = ridge_strength(statistics(torch.from_numpy(x_TD), torch.from_numpy(label_T), CLUSTERS))
     coefficients = Ridge(alpha=strength, fit_intercept=False).fit(x_TD.astype(np.float64), np.eye(CLUSTERS)[label_T]).coef_
     expected = coefficients - coefficients.mean(0)
-    rows = routers(model)[layer].weight.detach().double().numpy()
+    router, hidden = routers(model)[layer], DECLARATIONS[family].router.hidden
+    rows = (router.weight if hidden is None else router.weight @ router.get_parameter(hidden)).detach().double().numpy()
     np.testing.assert_allclose(rows / np.linalg.norm(rows), expected / np.linalg.norm(expected), atol=1e-4)
 
 

@@ -31,7 +31,8 @@ LAYER = {
     "mixtral": (298, 415, 36), "qwen2_moe": (407, 524, 36), "qwen3_moe": (392, 515, 36), "olmoe": (392, 515, 36),
     "flex_olmo": (412, 527, 36), "deepseek_v2": (470, 573, 36), "deepseek_v3": (536, 697, 36), "glm4_moe": (387, 548, 36),
     "gpt_oss": (439, 575, 86), "dots1": (455, 616, 36), "solar_open": (361, 522, 36), "ernie4_5_moe": (373, 480, 36),
-    "granitemoe": (306, 399, 36), "phimoe": (248, 395, 36), "qwen3_next": (536, 653, 36), "qwen3_5_moe_text": (536, 653, 36)}
+    "granitemoe": (306, 399, 36), "phimoe": (248, 395, 36), "qwen3_next": (536, 653, 36), "qwen3_5_moe_text": (536, 653, 36),
+    "llama_moe": (298, 416, 36)}
 """Most operations that a layer with attention may add to a step, by family: with one expert, with grouped experts as on GPUs, and
 each further expert of the loop over experts that CPUs run."""
 NAMED = {

@@ -318,14 +318,14 @@ def _experts(raw: Mapping[str, Any]) -> int | None:
 def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: FamilyName, **changes: Any) -> Architecture:
     declaration, kind = DECLARATIONS[family], raw.get("model_type")
     raw = {**declaration.unsaid, **raw} if kind == family else raw
-    size_field = declaration.expert_size_field if kind == family else "intermediate_size"
+    size = declaration.expert_size(raw, _experts(raw)) if kind == family else raw.get("intermediate_size")
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise CheckpointError(setting, str(directory), "its config.json cannot be used: rope_scaling must be an object")
     found = {name: raw[name] for name in Architecture.model_fields if raw.get(name) is not None}
     found.update(
         num_experts=_experts(raw),
-        moe_intermediate_size=raw.get(size_field),
+        moe_intermediate_size=size,
         norm_topk_prob=declaration.router.normalised(raw.get("norm_topk_prob", False)),
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
         rope_scaling=read_scaling(rope),

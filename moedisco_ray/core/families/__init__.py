@@ -21,6 +21,7 @@ from moedisco_ray.core.families import (
     glm4_moe,
     gpt_oss,
     granitemoe,
+    llama_moe,
     mixtral,
     olmoe,
     phimoe,
@@ -30,7 +31,8 @@ from moedisco_ray.core.families import (
     qwen3_next,
     solar_open,
 )
-from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Gguf, Initial, Part, Recurrence, SharedExpert, Value
+from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Gguf, Initial, Part, SharedExpert, Value
+from moedisco_ray.core.families.recurrence import Recurrence
 from moedisco_ray.core.families.refused import REFUSED
 from moedisco_ray.core.families.router import Router
 
@@ -43,7 +45,7 @@ GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
 PAGES = (
     mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open, ernie4_5_moe,
-    granitemoe, phimoe, qwen3_next, qwen3_5_moe_text)
+    granitemoe, phimoe, qwen3_next, qwen3_5_moe_text, llama_moe)
 """The families of this package."""
 _OWN: Mapping[str, Family] = {page.FAMILY.name: page.FAMILY for page in PAGES}
 

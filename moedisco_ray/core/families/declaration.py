@@ -6,9 +6,10 @@ Decompose, merge, training, the plan and the export read declarations; none of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from moedisco_ray.core.families.recurrence import Recurrence
 from moedisco_ray.core.families.router import Router
 
 Part = Literal["gate", "up", "down"]
@@ -26,8 +27,6 @@ ATTENTION_BIAS = r"self_attn\.[qkvo]_proj\.bias"
 QK_NORM = r"self_attn\.[qk]_norm\.weight"
 LATENT_ATTENTION = r"self_attn\.(q|q_a|q_b|kv_a|kv_b|o)_proj(_with_mqa)?\.(weight|bias)"
 LATENT_NORM = r"self_attn\.(q|kv)_a_layernorm\.weight"
-_ATTENTION_LAYER, _RECURRENT_LAYER = "full_attention", "linear_attention"
-"""Kinds of layers in `layer_types` of transformers."""
 DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"
 """MLP of a dense layer, which some families have between or before their MoE layers."""
 
@@ -59,45 +58,6 @@ class Attention:
     sinks: bool = False
     own_rotation: bool = False
     output_gate: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Recurrence:
-    """Layers with a recurrent state in place of attention: Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464).
-
-    Configuration fields name the sizes: `linear_num_key_heads`, `linear_num_value_heads`, `linear_key_head_dim`,
-    `linear_value_head_dim` and `linear_conv_kernel_dim`.
-
-    Attributes:
-        projections: Names of the matrices that read the layer's input.
-        fused: Whether one of them gives queries, keys, values and gates together, whose parts are copied.
-        interval_field: Configuration field with an interval i: layers i, 2i, ... have attention, all others a recurrent state.
-    """
-
-    projections: tuple[str, ...]
-    fused: bool = False
-    interval_field: str = "full_attention_interval"
-
-    @property
-    def pattern(self) -> str:
-        """Regular expression of the tensors, relative to the layer."""
-        matrices = "|".join((*self.projections, "out_proj", "conv1d", "norm"))
-        return rf"linear_attn\.(({matrices})\.weight|A_log|dt_bias)"
-
-    def interval(self, kinds: Sequence[str], fallback: int) -> int:
-        """The interval of a model, from the kinds of its layers.
-
-        Args:
-            kinds: `layer_types` of a `config.json`.
-            fallback: The interval if no layer has attention.
-
-        Raises:
-            ValueError: Attention is in other layers.
-        """
-        found = kinds.index(_ATTENTION_LAYER) + 1 if _ATTENTION_LAYER in kinds else max(fallback, len(kinds) + 1)
-        if list(kinds) != [_ATTENTION_LAYER if number % found == 0 else _RECURRENT_LAYER for number in range(1, len(kinds) + 1)]:
-            raise ValueError("layer_types: attention must be in every n-th layer, and no layer of another kind; use another model")
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +137,8 @@ class Family:
         name: The Hugging Face `model_type`.
         num_experts_field: Configuration field with the number of routed experts.
         expert_size_field: Configuration field with an expert's hidden size.
+        summed_size_field: Configuration field with the hidden size of all experts of a layer together, for checkpoints without
+            `expert_size_field`; None: there is none.
         backbone: Regular expressions of the backbone's tensors, relative to the layer.
         router: How the router selects and weights experts.
         attention: The attention of every layer that has attention.
@@ -184,6 +146,7 @@ class Family:
         shared: The shared expert; None: there is none.
         block: Name of the MoE block in a checkpoint; models in memory call it `mlp`.
         projections: Checkpoint names of an expert's gate, up and down projection.
+        expert_name: Form of the checkpoint names of an expert's tensors, without the block.
         stacks: Names of the tensors that hold all experts of a layer, along the first axis, in checkpoints and in memory; empty:
             checkpoints have one tensor per expert and projection.
         interleaved: Whether stacks are transposed, and the columns of gate and up alternate.
@@ -212,12 +175,14 @@ class Family:
         prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
             transformers does not load, and which are left out here too; None: there are none.
         prediction_prefix: Prefix of the names of these layers' tensors; None: their names continue those of the decoder layers.
+        derived: Ends of the names of stored tensors that follow from the configuration, and are not read.
         composite: A model that holds one of this family; None: there is none.
         architecture: Name of the model's class in published checkpoints, by which vLLM finds its own; None: that in transformers.
         gguf: How llama.cpp runs the family; None: it does not know the family, or computes something else, see `not_in_gguf`.
         not_in_gguf: What llama.cpp computes differently, as the end of a sentence with llama.cpp as subject.
         scalings: Kinds of rotary scaling that the family has, each with the parameters that it needs more than other families do;
             None: all kinds.
+        module: Module whose import adds the family to transformers; None: transformers has it.
     """
 
     name: str
@@ -228,8 +193,10 @@ class Family:
     attention: Attention = dataclasses.field(default_factory=Attention)
     recurrence: Recurrence | None = None
     shared: SharedExpert | None = None
+    summed_size_field: str | None = None
     block: str = "mlp"
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    expert_name: str = "experts.{expert}.{projection}.weight"
     stacks: tuple[str, ...] = ()
     interleaved: bool = False
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -252,11 +219,13 @@ class Family:
     last_layer_field: str | None = None
     prediction_layers_field: str | None = None
     prediction_prefix: str | None = None
+    derived: tuple[str, ...] = ()
     composite: Composite | None = None
     architecture: str | None = None
     gguf: Gguf | None = None
     not_in_gguf: str = "does not know it"
     scalings: Mapping[str, tuple[str, ...]] | None = None
+    module: str | None = None
 
     @property
     def own_expert_size(self) -> bool:
@@ -266,6 +235,16 @@ class Family:
     def projection(self, part: Part) -> str:
         """Name of a projection of an expert in a checkpoint."""
         return self.projections[PARTS.index(part)]
+
+    def expert_size(self, config: Mapping[str, Any], experts: int | None) -> Any:
+        """An expert's hidden size, from the values of a `config.json`; None if they do not say it.
+
+        Args:
+            config: Values of the `config.json`.
+            experts: Number of routed experts.
+        """
+        size, total = config.get(self.expert_size_field), config.get(self.summed_size_field or "")
+        return total // experts if size is None and experts and isinstance(total, int) else size
 
     def in_checkpoint(self, name: str) -> str:
         """Name of a tensor of the MoE block in a checkpoint, from its name in memory, both relative to the layer and the block."""

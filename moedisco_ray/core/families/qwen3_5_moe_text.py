@@ -3,7 +3,8 @@
 import dataclasses
 
 from moedisco_ray.core.families import qwen3_next
-from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, QK_NORM, Composite, Recurrence
+from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, QK_NORM, Composite
+from moedisco_ray.core.families.recurrence import Recurrence
 from moedisco_ray.core.families.router import Router
 
 FAMILY = dataclasses.replace(

@@ -11,9 +11,9 @@ from moedisco_ray.core.families.declaration import (
     QK_NORM,
     Attention,
     Family,
-    Recurrence,
     SharedExpert,
 )
+from moedisco_ray.core.families.recurrence import Recurrence
 
 FAMILY = Family(
     "qwen3_next",

@@ -9,8 +9,6 @@ _GEMMA3 = (
 REFUSED: Mapping[str, str] = {
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,
-    "llama_moe":
-        "transformers does not have it, code in checkpoints is never run, and its router is an MLP without a row per expert",
     "smollm3":
         "every fourth of its layers has no rotary positions, and all layers of the supported families have them",
 }

@@ -20,6 +20,11 @@ class Router:
         correction: Name of the bias that is added to the scores for the selection only (DeepSeek-V3, arXiv 2412.19437, section
             2.1.2), which no gradient trains; None: there is none.
         correction_axis: The axis of this bias that counts experts; axes before it have size 1.
+        hidden: Name of the router's first layer, which all experts share and which belongs to the backbone: the rows of the experts
+            multiply the tanh of its output. None: they multiply the router's input.
+        hidden_size_field: Configuration field with the size of the first layer's output; by default it is the number of experts.
+        noise: Name of the weights of a noise in training that is left out here, so that no gradient trains them; None: there are
+            none.
         top_k_field: Configuration field with the number of experts per token.
         only_top_k: Number of experts per token that transformers selects whatever the configuration says; None: as configured.
         jitter_field: Configuration field with the half of the relative distance from the largest logit at which `sparse_mixer`
@@ -40,6 +45,9 @@ class Router:
     bias: str | None = None
     correction: str | None = None
     correction_axis: int = 0
+    hidden: str | None = None
+    hidden_size_field: str | None = None
+    noise: str | None = None
     top_k_field: str = "num_experts_per_tok"
     only_top_k: int | None = None
     jitter_field: str | None = None
@@ -54,7 +62,30 @@ class Router:
     @property
     def tensors(self) -> tuple[str, ...]:
         """Names of the router's tensors in memory; each has an axis of experts."""
-        return ("weight", *filter(None, (self.bias, self.correction)))
+        return ("weight", *filter(None, (self.bias, *self.untrained)))
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Names of the tensors that no gradient trains."""
+        return tuple(filter(None, (self.correction, self.noise)))
+
+    def hidden_size(self, fields: Mapping[str, Any], experts: int) -> int:
+        """Size of the first layer's output; 0 without such a layer.
+
+        Args:
+            fields: Configuration fields of the model.
+            experts: Routed experts of a layer.
+        """
+        return 0 if self.hidden_size_field is None else int(fields.get(self.hidden_size_field) or experts)
+
+    def kept_fields(self, fields: Mapping[str, Any], experts: int) -> dict[str, int]:
+        """The configuration fields that a model keeps when it gets another number of experts.
+
+        Args:
+            fields: Configuration fields of the model.
+            experts: Routed experts of a layer, as it is.
+        """
+        return {} if self.hidden_size_field is None else {self.hidden_size_field: self.hidden_size(fields, experts)}
 
     def normalised(self, norm_topk_prob: object) -> bool:
         """Whether the weights of the selected experts sum to one, before the scaling.
@@ -116,9 +147,9 @@ class Router:
             raise ValueError(
                 f"leaves {kept} expert per sub-model, and without norm_topk_prob the router needs {self.least_in_group}; "
                 f"use at most {experts // self.least_in_group}")
-        groups = self.groups(fields)
+        groups, kept_fields = self.groups(fields), self.kept_fields(fields, experts)
         if groups is None:
-            return {self.top_k_field: top_k}
+            return {self.top_k_field: top_k, **kept_fields}
         count, allowed = groups
         size = experts // count
         if kept % size and size % kept:
@@ -127,4 +158,4 @@ class Router:
                 f"use {count} or a divisor or a multiple of it")
         own = max(1, kept // size)
         allowed = min(allowed, own)
-        return {self.top_k_field: min(top_k, allowed * size), "n_group": own, "topk_group": allowed}
+        return {self.top_k_field: min(top_k, allowed * size), "n_group": own, "topk_group": allowed, **kept_fields}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.artifacts import read_manifest, write_text
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.findings import TASK_COLUMNS, cluster_rows, evaluation_rows, expert_note, start_note, task_table
 from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, ModelFacts, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
@@ -21,7 +22,7 @@ _TASKS_LEGEND = (
 
 _USAGE = """\
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{needed}from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/to/this/directory"{option})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory"{option})
 inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
@@ -42,7 +43,7 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
         front_matter(report, figures.facts),
         f"# {report.name}",
         about,
-        "## Use", _USAGE.format(option=""),
+        "## Use", _USAGE.format(option="", needed=_needed(report.family)),
         "## Training", _table(TABLE_COLUMNS, report_table(report)), legend + _rounding(figures),
         *([] if verdict is None else [verdict]),
         *(f"{note[0].upper()}{note[1:]}." for note in (*report_notes(report), *report_speeds(report))),
@@ -74,12 +75,19 @@ def ensemble_card(report: RunReport, facts: ModelFacts, code: str) -> str:
         f"# {report.name}",
         about,
         "## Use", f"`{code}` has the code. It needs transformers 5, and no package of ours.",
-        _USAGE.format(option=", trust_remote_code=True"),
+        _USAGE.format(option=", trust_remote_code=True", needed=""),
         *_clusters(report.clusters.clusters),
         *_evaluation(own),
         "## Made with", _made_with(report),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _needed(family: str) -> str:
+    declared = DECLARATIONS.get(family)
+    if declared is None or declared.module is None:
+        return ""
+    return f"import {declared.module}  # transformers does not have {family}\n"
 
 
 def write_card(model_dir: Path, report: RunReport) -> None:

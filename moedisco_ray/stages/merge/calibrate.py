@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.families import Router
 from moedisco_ray.models import (
     Checkpoint,
     ModelMap,
@@ -38,7 +37,7 @@ from moedisco_ray.models import (
     group_size,
     moe_blocks,
     routers,
-    scores,
+    row_inputs,
     specialise,
     submodel_config,
 )
@@ -46,7 +45,16 @@ from moedisco_ray.models.layer_stream import Step, layer_step
 from moedisco_ray.models.streamed import EMBEDDING, device_of_model, loaded, streamed_model
 from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new
 from moedisco_ray.stages.merge.refit import add_to_down, down_changes, routed_outputs
-from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
+from moedisco_ray.stages.merge.router_init import (
+    Statistics,
+    constant_direction,
+    directions,
+    load_offsets,
+    normalised,
+    statistics,
+    two_layers,
+)
+from moedisco_ray.stages.merge.router_load import Measured
 
 RouterMethod = Literal["ridge", "random", "concat"]
 """How router rows are computed; `concat` keeps the rows that the model has, for example those of an upcycled seed."""
@@ -92,7 +100,8 @@ def calibrated(
 
     The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction of cluster k
     (see `router_init`), which is the same for the whole group. In a group of one expert, the row in the sub-model is untrained and
-    counts as zero, as do the router's biases of that expert. The method `concat` leaves all rows as they are.
+    counts as zero, as do the router's biases of that expert, and a first layer of the router is computed too. The method `concat`
+    leaves all rows as they are.
 
     Args:
         tensors: Canonical tensors of the merged model: the embedding, each layer in turn, norm and head.
@@ -208,10 +217,15 @@ class _Layers:
     def _set_router(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
         settings, key = self._settings, self._names.router_key(layer)
         router: Any = self._routers[layer]
-        stored_ED = tensors[key]
+        stored_ED = rows_ED = tensors[key]
         group = group_size(len(stored_ED), self._clusters)
-        inputs = self._labelled_inputs(layer, step)
+        # Where no row was trained, neither was a first layer, and both layers are computed.
+        fits = self._kind.hidden is not None and stored_ED.shape[1] >= len(stored_ED)
+        computes_both = fits and group == 1 and settings.method != "concat"
+        inputs = self._labelled_inputs(layer, step) if computes_both else self._row_inputs(layer, step)
         own_ED = stored_ED.to(self._device, torch.float64)
+        if computes_both:
+            own_ED = torch.zeros(len(stored_ED), inputs[0][0].shape[1], dtype=torch.float64, device=self._device)
         if settings.method != "concat":
             total = _total(inputs, self._clusters)
             carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
@@ -222,11 +236,10 @@ class _Layers:
             if settings.match_load:
                 bias_E = 0.0 if self._kind.bias is None else getattr(router, self._kind.bias).double()
                 direction_CD = _load_matched(direction_CD, carried_ED, bias_E, inputs, total)
-            tensors[key] = (carried_ED + direction_CD.repeat_interleave(group, dim=0)).to("cpu", stored_ED.dtype)
-            router.weight.copy_(tensors[key])
-        measured = _Measured(self._kind, self._whole, self._part, router, self._clusters)
-        entry = measured.on(inputs, tensors[key].to(self._device, torch.float64), own_ED)
-        rows_ED = tensors[key]
+            rows_ED = (carried_ED + direction_CD.repeat_interleave(group, dim=0)).to("cpu", stored_ED.dtype)
+            self._set_rows(layer, rows_ED, tensors, both=computes_both)
+        measured = Measured(self._kind, self._whole, self._part, router, self._clusters)
+        entry = measured.on(inputs, rows_ED.to(self._device, torch.float64), own_ED)
         scaled = settings.match_scale and not _normalises(self._model)
         scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if scaled else 1.0
         if scale != 1.0:
@@ -237,8 +250,19 @@ class _Layers:
                 tensors[down] = (tensors[down].float() * scale).to(tensors[down].dtype)
         return {"layer": layer, "scale": scale, **entry}
 
+    def _set_rows(self, layer: int, rows_ED: Tensor, tensors: dict[str, Tensor], *, both: bool) -> None:
+        router: Any = self._routers[layer]
+        key, hidden = self._names.router_key(layer), self._kind.hidden
+        if both and hidden is not None:
+            first = self._names.block_key(layer, f"{self._kind.module}.{hidden}")
+            tensors[first], tensors[key] = two_layers(rows_ED, len(tensors[first]))
+            getattr(router, hidden).copy_(tensors[first])
+        else:
+            tensors[key] = rows_ED
+        router.weight.copy_(tensors[key])
+
     def _set_new_rows(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        key, new, inputs = self._names.router_key(layer), list(self._settings.new), self._labelled_inputs(layer, step)
+        key, new, inputs = self._names.router_key(layer), list(self._settings.new), self._row_inputs(layer, step)
         router: Any = self._routers[layer]
         others = [expert for expert in range(len(tensors[key])) if expert not in new]
         for name in filter(None, (self._kind.bias, self._kind.correction)):     # a new expert has the others' mean
@@ -252,14 +276,18 @@ class _Layers:
         rows_ED, total, top_k = tensors[key].to(self._device, torch.float64), _total(inputs, self._clusters), self._whole.top_k
         unmatched_CD = directions("ridge", total, 0)
         matched_CD = _load_matched(unmatched_CD, torch.zeros_like(unmatched_CD), 0.0, inputs, total)
-        measured = _Measured(self._kind, self._whole, self._part, router, self._clusters)
+        measured = Measured(self._kind, self._whole, self._part, router, self._clusters)
         correction_E = None if measured.correction_E is None else measured.correction_E[others]
         rows_ED[new], scale = new_rows(
             rows_ED[others], bias_E[others], matched_CD, inputs, router=self._kind, top_k=top_k, correction_E=correction_E)
-        tensors[key] = rows_ED.to("cpu", tensors[key].dtype)
-        router.weight.copy_(tensors[key])
+        self._set_rows(layer, rows_ED.to("cpu", tensors[key].dtype), tensors, both=False)
         own, *of_new = use_of_new(lambda x_TD: measured.selected(x_TD, rows_ED)[0], new, inputs)
         return {"layer": layer, "scale": scale, "use_on_own_text": own, "use_on_new_texts": of_new}
+
+    def _row_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
+        """What the rows of a layer's router multiply for each batch, in host memory, and the cluster of each token."""
+        router, found = self._routers[layer], self._labelled_inputs(layer, step)
+        return [(row_inputs(router, x_TD.to(self._device), self._kind).cpu(), cluster_T) for x_TD, cluster_T in found]
 
     def _labelled_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
         """Inputs x_TD of a layer's router for each batch, and the cluster of each token."""
@@ -327,57 +355,3 @@ def _load_matched(
     offset_C = load_offsets(torch.cat(logits), total.count_C / total.count_C.sum())
     matched_CD = direction_CD + offset_C[:, None] * constant_D
     return matched_CD if carried_ED.any() else normalised(matched_CD, total)
-
-
-class _Measured:
-    """Load and accuracy of a merged router on the calibration data, and the mean sum of top-k scores in the sub-models."""
-
-    def __init__(self, kind: Router, whole: Selection, part: Selection, router: nn.Module, clusters: int) -> None:
-        self._kind, self._whole, self._part, self._clusters = kind, whole, part, clusters
-        stored = router.state_dict()
-        self._bias_E, self.correction_E = (
-            None if name is None else stored[name].double().flatten() for name in (kind.bias, kind.correction))
-
-    def on(self, inputs: Sequence[tuple[Tensor, Tensor]], rows_ED: Tensor, own_ED: Tensor) -> dict[str, Any]:
-        """Measure the merged router on these inputs.
-
-        Args:
-            inputs: Inputs of the router, and the cluster of each token.
-            rows_ED: The merged router's rows.
-            own_ED: The router rows that the sub-models trained.
-        """
-        experts, clusters = len(rows_ED), self._clusters
-        group = experts // clusters
-        load_E, first_C = (torch.zeros(size, dtype=torch.float64, device=rows_ED.device) for size in (experts, clusters))
-        tokens, hits, weight_sum, branch_sum = 0, 0, 0.0, 0.0
-        for input_TD, cluster_T in inputs:
-            x_TD = input_TD.to(rows_ED.device, torch.float64)
-            index_TK, weight_TK = self.selected(x_TD, rows_ED)
-            load_E += torch.bincount(index_TK.flatten(), minlength=experts)
-            first_T = index_TK[:, 0] // group
-            first_C += torch.bincount(first_T, minlength=clusters)
-            hits += int((first_T == cluster_T).sum())
-            tokens += len(x_TD)
-            weight_sum += float(weight_TK.sum())
-            branch_TCg = scores(self._logits(x_TD, own_ED).view(-1, clusters, group), self._kind)
-            branch_Tg = branch_TCg[torch.arange(len(x_TD), device=x_TD.device), cluster_T]
-            own_Tg = None if self.correction_E is None else self.correction_E.view(clusters, group)[cluster_T]
-            branch_sum += float(self._part(branch_Tg, own_Tg)[1].sum())
-        load_E /= load_E.sum()
-        return {
-            "accuracy": hits / tokens,
-            "top1_load_C": (first_C / tokens).tolist(),
-            "group_load_C": load_E.view(clusters, group).sum(1).tolist(),
-            "load_E": load_E.tolist(),
-            "weight_sum": weight_sum / tokens,
-            "branch_weight_sum": branch_sum / tokens,
-        }
-
-    def selected(self, x_TD: Tensor, rows_ED: Tensor) -> tuple[Tensor, Tensor]:
-        """The experts that the router selects with these rows, and their scores [T, K]."""
-        x_TD = x_TD.to(rows_ED.device, torch.float64)
-        return self._whole(scores(self._logits(x_TD, rows_ED), self._kind), self.correction_E)
-
-    def _logits(self, x_TD: Tensor, rows_ED: Tensor) -> Tensor:
-        logits_TE = x_TD @ rows_ED.T
-        return logits_TE if self._bias_E is None else logits_TE + self._bias_E

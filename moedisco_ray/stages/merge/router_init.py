@@ -21,6 +21,8 @@ from torch import Tensor
 DataMethod = Literal["ridge", "random"]
 _SWEEPS = 100
 """Maximum number of sweeps over the offsets: if many logits are equal, no offsets give the target loads."""
+_SLOPE = 1 / 8
+"""Scale s of a router's first layer: with logits of root mean square 1, tanh is off by 0.5 % there."""
 _STRENGTHS = torch.logspace(-2, 2, 5, dtype=torch.float64)
 """Ridge strengths to try, as multiples of the mean eigenvalue. Weaker ridges give huge rows along directions in which inputs hardly
 differ. The fine-tune moves those inputs quickly, and the rows cannot follow. GCV would choose such a ridge, because it takes tokens
@@ -147,3 +149,21 @@ def normalised(w_CD: Tensor, total: Statistics) -> Tensor:
     if float(mean_square) <= 0:
         return torch.zeros_like(w_CD)
     return w_CD / mean_square.sqrt()
+
+
+def two_layers(rows_ED: Tensor, units: int) -> tuple[Tensor, Tensor]:
+    """The two layers of a router with a tanh between them that selects experts as rows do.
+
+    Each row r has a hidden unit of its own, and the logit is tanh(s r . x) / s, which increases with r . x. With a small s, it is
+    close to r . x as long as that is below 1 / s.
+
+    Args:
+        rows_ED: Rows of a router of one layer.
+        units: Hidden units, H; at least E. Those without a row are zero.
+
+    Returns:
+        The layers' weights, [H, D] and [E, H].
+    """
+    first_HD = torch.zeros(units, rows_ED.shape[1], dtype=rows_ED.dtype)
+    first_HD[:len(rows_ED)] = rows_ED * _SLOPE
+    return first_HD, torch.eye(len(rows_ED), units, dtype=rows_ED.dtype) / _SLOPE
