@@ -79,6 +79,9 @@ OTHERS: dict[str, tuple[FamilyName, int, Architecture]] = {
         num_hidden_layers=48, num_experts=512, num_experts_per_tok=10, **_QWEN_RECURRENT)),
     "Qwen3.5-35B-A3B": ("qwen3_5_moe_text", 248_320, Architecture(
         num_hidden_layers=40, num_experts=256, num_experts_per_tok=8, **_QWEN_RECURRENT)),
+    "LLaMA-MoE-v1-3.5B-4/16": ("llama_moe", 32_000, Architecture(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, moe_intermediate_size=688, num_experts=16,
+        num_experts_per_tok=4, fields={"score_scale_factor": 4.0})),
 }
 """Checkpoints that only `make test-fake` plans and measures."""
 HEAD = [

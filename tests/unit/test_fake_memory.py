@@ -168,6 +168,7 @@ CASES = [
     Case("Qwen3.5-35B-A3B", 1, 2, {"precision": "pure_bf16", "block_steps": 100, "micro_batch": 1}),
     Case("Qwen3.5-35B-A3B", 4, 1, {"precision": "pure_bf16", "rank": 16}),
     Case("Qwen3-Next-80B-A3B", 4, 1, {"precision": "pure_bf16"}),
+    Case("LLaMA-MoE-v1-3.5B-4/16", 4, 1, {"precision": "pure_bf16"}),
     Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16}),
     Case("OLMoE-1B-7B", 4, 3, {"precision": "pure_bf16", "micro_batch": 1, "rank": 64}),
     Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16}),
