@@ -98,6 +98,7 @@ CASES = [
       for rest in ((SHARDED, "micro_batch", 1, True), (SHARDED, "step", 1, True), (BOTH, "micro_batch", 2, True),
                    (DIVIDED, "step", 1)) if name != "Qwen1.5-MoE-A2.7B" or rest[0] is not DIVIDED),    # 60 experts
     Case("FlexOlmo-7x7B-1T", SHARDED, "micro_batch", 1, checkpointing=True),      # 7 experts
+    Case("Qwen3.5-35B-A3B", SHARDED, "micro_batch", 1, checkpointing=True), Case("Qwen3.5-35B-A3B", DIVIDED, "step", 1),
     *(Case(name, *rest) for name in (
         "dots.llm1", "Solar-Open-100B", "ERNIE-4.5-21B-A3B", "Granite-3.0-3B-A800M", "LLaMA-MoE-v1-3.5B-4/16")
       for rest in ((SHARDED, "micro_batch", 1, True), (DIVIDED, "step", 1)))]
