@@ -12,17 +12,21 @@ HEAD = ["`model.family`", "models", "router", "dense starts", "GGUF"]
 REFUSED_HEAD = ["`model_type`", "not supported, because"]
 SUBMODELS = """\
 A sub-model has a share of each layer's experts. The rows of its router are those of its experts, and the whole backbone is its own.
-The first of two layers of a router belongs to the backbone; where sub-models have one expert each, the merge computes both layers.
 Its router cannot keep these settings of the whole model:
 
 * `num_experts_per_tok` is at most the number of the sub-model's experts.
 * Where experts are selected from the best groups, `topk_group` is at most the number of the sub-model's groups. A sub-model with a
   part of one group has no limit. `clusters.count` must give whole groups or equal parts of a group.
-* Where weights are not normalised, they are larger than in the whole model, because the softmax covers fewer experts. The merge
-  rescales the experts.
-* In transformers, the router of `phimoe` samples experts during training. Here it selects them as at inference, so that a
+* Where the weights of a softmax are not normalised, they are larger than in the whole model, because the softmax covers fewer
+  experts. The merge rescales the experts.
+
+Two routers are unlike the others:
+
+* A router of two layers (`llama_moe`): the first layer belongs to the backbone. Where sub-models have one expert each, the merge
+  computes both layers.
+* SparseMixer (`phimoe`): in transformers it samples experts during training. Here it selects them as at inference, so that a
   training can be repeated and resumed exactly. The only expert of a sub-model has the weight 1; the weights of the two experts of
-  the whole model sum to up to 2."""
+  the whole model sum to up to 2, and the merge rescales the experts."""
 
 RECURRENT = """\
 Most layers of `qwen3_next` and `qwen3_5_moe_text` have a recurrent state (Gated DeltaNet, arXiv 2412.06464) in place of attention;
@@ -55,7 +59,8 @@ def refused() -> list[list[str]]:
 def _router(router: Router) -> str:
     weights = {
         "always": "normalised weights", "never": "weights not normalised", "by_setting": "weights normalised by `norm_topk_prob`"}
-    parts = [*(["two layers"] if router.hidden else []), router.scores, weights[router.normalises]]
+    scores = "SparseMixer" if router.scores == "sparse_mixer" else router.scores
+    parts = [*(["two layers"] if router.hidden else []), scores, weights[router.normalises]]
     if router.limits_groups:
         parts.append("groups of experts" if router.limit_field is None else f"groups of experts by `{router.limit_field[0]}`")
     return ", ".join([*parts, *(["bias for the selection"] if router.correction else [])])

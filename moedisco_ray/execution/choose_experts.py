@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
-from moedisco_ray.core.config import EXPERT_COUNTS, FamilyName, Model
+from moedisco_ray.core.config import EXPERT_COUNTS, Model
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.locations import parent
@@ -90,7 +90,7 @@ def choose_experts(
         place, _, numbers = text.rpartition(":")
         found = (finished_model(place) if place else start).resolve()
         if found not in opened:
-            opened[found] = _open(place, found, first.model_map.family.name)
+            opened[found] = _open(place, found, first)
         index = list(opened).index(found)
         chosen += [Chosen(index, number) for number in _numbers(text, numbers, expert_count(opened[found].config))]
     names = [each.name for each in opened.values()]
@@ -100,7 +100,10 @@ def choose_experts(
     has_dense = any(isinstance(each.tensors, OneExpert) for each in opened.values())
     values, family = config_with_experts(first.config, len(chosen), top_k), first.model_map.family
     whole = first if _is_smaller(first, chosen, values) else None
-    _check_texts(own_texts, texts, new, has_dense=has_dense, is_smaller=whole is not None)
+    without_rows = "a dense model has no router" if has_dense else None
+    if new and family.router.hidden is not None:
+        without_rows = "rows of another model do not fit the first layer of RUN_DIR's router"
+    _check_texts(own_texts, texts, new, without_rows=without_rows, is_smaller=whole is not None)
     if texts and len(new) == len(chosen):
         raise ConfigError(
             "EXPERTS", len(new), "all are of other models, but rows are computed from known ones; name one of RUN_DIR")
@@ -140,9 +143,13 @@ class _Opened(NamedTuple):
     config: Mapping[str, Any]
 
 
-def _open(name: str, directory: Path, family: FamilyName) -> _Opened:
-    if read_config(directory).get("model_type") in DECLARATIONS[family].dense:
-        return _Opened(name, open_dense(directory, family, 1), upcycled_config(directory, family, 1, 1))
+def _open(name: str, directory: Path, first: Checkpoint) -> _Opened:
+    family = first.model_map.family
+    if read_config(directory).get("model_type") in family.dense:
+        # The router's first layer is that of the first model.
+        units = family.router.kept_fields(first.config, expert_count(first.config))
+        tensors = open_dense(directory, family.name, next(iter(units.values()), 1))
+        return _Opened(name, tensors, upcycled_config(directory, family.name, 1, 1) | units)
     found, _ = open_complete(directory)
     return _Opened(name, found, found.config)
 
@@ -154,9 +161,11 @@ def _is_smaller(model: Checkpoint, chosen: Sequence[Chosen], values: Mapping[str
     return len(kept) < count or values[top_k] < config_with_experts(model.config, count, None)[top_k]
 
 
-def _check_texts(own: Sequence[str], texts: Sequence[str], new: Sequence[int], *, has_dense: bool, is_smaller: bool) -> None:
-    if has_dense and not texts:
-        raise ConfigError("--calibration", None, "a dense model has no router; name its text, from which its row is computed")
+def _check_texts(
+    own: Sequence[str], texts: Sequence[str], new: Sequence[int], *, without_rows: str | None, is_smaller: bool,
+) -> None:
+    if without_rows is not None and not texts:
+        raise ConfigError("--calibration", None, f"{without_rows}; name a text of each new expert, from which its row is computed")
     if texts and not new and not is_smaller:
         raise ConfigError(
             "--calibration", None, "there is nothing to compute, because the model keeps all experts and their number per token; "
@@ -243,6 +252,8 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) 
     mine, others = (from_values(config).to_dict() for config in (first, other))    # with the defaults of missing fields
     counts = {*EXPERT_COUNTS, family.num_experts_field, family.router.top_k_field, "experts_per_token", family.summed_size_field}
     free = (FREE_FIELDS | _TRAINING_FIELDS | counts) - {family.router.jitter_field}
+    for key in family.constants.keys() & (mine.keys() ^ others.keys()):     # not said by all models that have its only value
+        mine[key] = others[key] = family.constants[key]
     for field in sorted((mine.keys() | others.keys()) - free, key=lambda field: (field != "model_type", field)):
         own, theirs = mine.get(field), others.get(field)
         if own != theirs:

@@ -67,7 +67,8 @@ def config_with_experts(config: Mapping[str, Any], experts: int, top_k: int | No
     described = from_values(config)
     whole = described.to_dict()
     if experts < family.router.least_in_group:
-        raise ConfigError("EXPERTS", experts, f"is too few for the router of {family.name}; choose {family.router.least_in_group}")
+        least = family.router.least_in_group
+        raise ConfigError("EXPERTS", experts, f"is too few for the router of {family.name}; choose at least {least}")
     groups = family.router.groups(whole)
     if groups is not None and groups[0] > 1:
         raise ConfigError(

@@ -236,7 +236,8 @@ def _grouped(family: Family, sizes: Architecture, width: int, length: int) -> in
     queries, keys = sizes.num_attention_heads * sizes.head_size, sizes.key_value_heads * sizes.head_size
     if family.attention.sinks:
         return width * (3 * queries + 2 * keys + 3 * sizes.num_attention_heads * (length + 1) + 2 * length)
-    return width * (queries + 2 * keys + max(3 * queries, queries + 3 * keys))
+    gate = queries * family.attention.output_gate
+    return width * (gate + queries + 2 * keys + max(3 * queries, queries + 3 * keys))
 
 
 def _latent(family: Family, sizes: Architecture, width: int, length: int) -> int:  # noqa: ARG001 - as `_grouped`

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import metadata_load
 from moe_models import LENGTH, VOCAB, top_k_of, unlike
 from test_families import EXPERTS, TOKENS, logits, sizes_of, stored
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
@@ -71,6 +71,8 @@ def test_all_experts_in_order_are_the_model_itself(family: str, tmp_path: Path) 
 @pytest.mark.parametrize("family", unlike())
 def test_experts_are_removed_replaced_and_added_with_their_router_rows(family: str, tmp_path: Path) -> None:
     model, other = model_of(family, tmp_path / "model"), model_of(family, tmp_path / "other", scale=0.5)
+    if DECLARATIONS[family].router.hidden is not None:
+        other = model       # rows of another model do not fit
     for number, (chosen, sources, wanted) in enumerate([
         (["0,2", "5-7"], [(model, each) for each in (0, 2, 5, 6, 7)], 2),
         (["0-2", f"{other}:4", "4-7"], [(model, 0), (model, 1), (model, 2), (other, 4), *((model, k) for k in range(4, 8))], 3),
@@ -109,6 +111,27 @@ def test_a_model_without_optional_fields_is_of_the_same_architecture(tmp_path: P
     path = other / "config.json"
     path.write_text(json.dumps({key: value for key, value in read(path).items() if key not in ("dtype", "use_sliding_window")}))
     assert len(choose_experts(str(model), ["0-1", f"{other}:2"], tmp_path / "out")["experts"]) == 3
+
+
+def test_a_router_of_two_layers_takes_no_rows_of_another_model(tmp_path: Path) -> None:
+    model, other = model_of("llama_moe", tmp_path / "model"), model_of("llama_moe", tmp_path / "other", scale=0.5)
+    for path in (model, other):
+        (path / "config.json").write_text(json.dumps({**read(path / "config.json"), "score_scale_factor": 1.0}))
+    values = read(model / "config.json")
+    known = (LlamaConfig().to_dict().keys() - {"model_type", "architectures"}) & values.keys()
+    sizes = {key: values[key] for key in known} | {"intermediate_size": values["moe_intermediate_size"]}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(tmp_path / "dense")
+    for expert in (f"{other}:1", f"{tmp_path / 'dense'}:0"):
+        with pytest.raises(ConfigError, match=r"^--calibration: .*rows of another model do not fit the first layer of RUN_DIR's"):
+            choose_experts(str(model), ["0-2", expert], tmp_path / "out")
+
+
+def test_models_from_before_a_constant_are_of_the_same_architecture(tmp_path: Path) -> None:
+    model, other = model_of("deepseek_v3", tmp_path / "model"), model_of("deepseek_v3", tmp_path / "other", scale=0.5)
+    for path, missing in ((model, "topk_method"), (other, "scoring_func")):
+        values = {key: value for key, value in read(path / "config.json").items() if key != missing}
+        (path / "config.json").write_text(json.dumps(values))
+    assert len(choose_experts(str(model), ["0-2", f"{other}:1"], tmp_path / "out")["experts"]) == 4
 
 
 def test_another_spelling_of_the_path_is_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,13 +153,15 @@ def test_vectors_of_documents_take_what_the_plan_says(
 
 
 @pytest.mark.parametrize(("experts", "inner"), [(1, 1024), (8, 96)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "fields"), [
+    *((family, {}) for family in FAMILIES),
+    *((name, {page.recurrence.interval_field: 1}) for name, page in DECLARATIONS.items() if page.recurrence is not None)])
 def test_a_layer_of_every_family_holds_what_the_plan_says(
-    family: FamilyName, experts: int, inner: int, live: InferenceBytes,
+    family: FamilyName, fields: dict[str, Any], experts: int, inner: int, live: InferenceBytes,
 ) -> None:
     sizes = Architecture(
         hidden_size=256, num_hidden_layers=1, num_attention_heads=4, moe_intermediate_size=inner, num_experts=experts,
-        num_experts_per_tok=top_k_of(family, min(4, experts)),
+        num_experts_per_tok=top_k_of(family, min(4, experts)), fields=fields,
         num_key_value_heads=None if DECLARATIONS[family].attention.latent else 2)
     config = hf_config(family, sizes, 64, SEQUENCE, 0).to_dict()
     network = specialise(streamed_model(dict(stored(config, live)), config, dtype=torch.bfloat16))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from moe_models import tiny_config
 from safetensors.torch import load_file, save_file
 from test_pipeline import run
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from moedisco_ray.models import (
     check_same,
     load_model,
     open_checkpoint,
+    random_weights,
     read_config,
     save_model,
     submodel_config,
@@ -108,6 +110,14 @@ def test_the_logits_are_those_of_the_definition(published: Path) -> None:
     expected = reference(load_file(published / "model.safetensors"))
     for model in (load_model(published).eval(), load_model(published).train()):     # without the noise of training
         torch.testing.assert_close(model(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_new_models_have_no_noise() -> None:
+    config = tiny_config("llama_moe")
+    weights = random_weights(config, 0)
+    noise = [weights[key] for key in weights if key.endswith("weight_noise.weight")]
+    assert len(noise) == config["num_hidden_layers"]
+    assert not any(tensor.any() for tensor in noise)
 
 
 def test_files_keep_the_names_and_the_bits_of_the_original(published: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_chosen_experts_keep_the_number_per_token_and_the_threshold(tmp_path: Pa
     model, other = stored("phimoe", tmp_path / "model"), stored("phimoe", tmp_path / "other", fields={"router_jitter_noise": 0.1})
     with pytest.raises(ConfigError, match=r"^--top-k: 3: is not 2, the number of experts that this router always selects; use 2"):
         choose_experts(str(model), ["0-3"], tmp_path / "out", top_k=3)
-    with pytest.raises(ConfigError, match=r"^EXPERTS: 1: is too few for the router of phimoe; choose 2"):
+    with pytest.raises(ConfigError, match=r"^EXPERTS: 1: is too few for the router of phimoe; choose at least 2"):
         choose_experts(str(model), ["0"], tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"has router_jitter_noise 0\.1, but RUN_DIR has 0\.01"):
         choose_experts(str(model), ["0-3", f"{other}:1"], tmp_path / "out")

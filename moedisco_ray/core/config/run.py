@@ -214,7 +214,7 @@ class RunConfig(Section):
                     f"evaluation.sources.{i}.path {source.path!r} is a source of the corpus, which is trained on; name other text")
 
     @model_validator(mode="after")
-    def _clusters_divide_experts(self) -> Self:
+    def _the_model_fits(self) -> Self:
         # The sizes of a checkpoint are on disk; `check_files` checks them.
         if not isinstance(self.model.init, LocalInit):
             if (setting := lost_documents(self)) is not None:

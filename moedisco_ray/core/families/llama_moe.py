@@ -29,6 +29,7 @@ FAMILY = Family(
         "gate_type": ("TopKBalancedNoisyGate",), "gate_network": ("mlp",), "gate_use_softmax": (True,), "gate_add_noise": (True,),
         "calculator_type": ("UniversalCalculator",), "multiply_gate_scores": (True,), "add_weight_norm": (False,)},
     dense={"llama": {}},
+    initial={"weight_noise.weight": "zeros"},
     derived=(".rotary_emb.inv_freq",),
     module="moedisco_ray.models",
 )

@@ -10,6 +10,6 @@ REFUSED: Mapping[str, str] = {
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,
     "smollm3":
-        "every fourth of its layers has no rotary positions, and all layers of the supported families have them",
+        "every fourth of its layers has no rotary positions, and all attention layers of the supported families have them",
 }
 """Reason by `model_type`. It completes the sentence "is not supported, because ..."."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.families import language_model
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained, save_tokenizer
 from moedisco_ray.stages.text.tokenizer import (
     ENCODING,
@@ -116,5 +117,5 @@ def _ensure_eos(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
 
 def _eos_of_model(tokenizer: PreTrainedTokenizerBase, directory: Path) -> list[str]:
     path = directory / "config.json"
-    ids = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = language_model(read_json(path)).get("eos_token_id") if path.is_file() else None
     return [tokenizer.convert_ids_to_tokens(i) for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
