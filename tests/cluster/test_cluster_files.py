@@ -195,8 +195,8 @@ def test_nodes_share_a_folder_of_a_bucket_and_no_file_system(name):
     assert system.type_name == {"gcp-spot": "gcs", "azure-spot": "abfs"}.get(name, "s3")
 
 
-@pytest.mark.parametrize("path", sorted(path for path in FOLDER.rglob("*") if path.is_file() and path.name != "requirements.txt"),
-                         ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(path for path in FOLDER.rglob("*") if path.is_file() and not (
+    path.name == "requirements.txt" or path.suffix == ".pyc")), ids=lambda path: path.name)
 def test_nothing_mounts_a_file_system_of_another_machine(path):
     shared = r"\bnfs|exportfs|ReadWriteMany|(?<!MY_BUCKET)/moedisco/(runs|data|shared)\b"
     assert not re.search(shared, path.read_text(), re.IGNORECASE)

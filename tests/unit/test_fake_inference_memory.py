@@ -55,6 +55,7 @@ def _on_gpus() -> Iterator[None]:
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[InferenceBytes]:
     monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: False)     # so that consecutive positions need no mask
+    monkeypatch.setattr(streamed, "map_pages", lambda tensor: tensor)   # FakeTensors have no pages
     live = InferenceBytes()
     with FakeTensorMode(allow_non_fake_inputs=True), live, HostCopies(live):
         yield live
