@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,16 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 def write_result(name: str, result: dict[str, Any]) -> None:
     """Keep a result where the document is generated from."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(shortened(result), indent=1) + "\n", encoding="utf-8")
+
+
+def shortened(value: Any) -> Any:
+    """A JSON value whose fractions have seven digits; further ones are noise."""
+    if isinstance(value, Mapping):
+        return {key: shortened(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [shortened(each) for each in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _git(*arguments: str) -> str:

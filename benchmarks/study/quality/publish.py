@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.harness import shortened
 from benchmarks.study.compare.arms import ARMS
 from benchmarks.study.compare.figures import Drawing, drawing
 from benchmarks.study.compare.records import Row
@@ -67,7 +68,8 @@ def publish(raw: Path, folder: Path) -> None:
             drawings[result.cell] = curves(result)
     ordered = [cells[key] for key in sorted(cells)]
     write_lines(folder / CELLS, ordered)
-    write_lines(folder / CURVES, [drawings[name] for name in sorted(drawings)])
+    write_lines(folder / CURVES, [
+        Drawing.model_validate(shortened(drawings[name].model_dump(mode="json", exclude_none=True))) for name in sorted(drawings)])
     write(folder / SUMMARY, [entry.to_json() for entry in summarise(ordered)])
 
 
