@@ -173,7 +173,7 @@ def test_new_rows_divide_the_tokens_with_the_least_scale(most: float) -> None:
 def test_mistakes_are_one_line_and_write_nothing(home: Path, tmp_path: Path) -> None:
     model, dense, text = str(home / "runs" / "mine"), f"{home / NEW}:0", str(home / "sea.txt")
     for experts, texts, line in [
-        ([dense], {}, "--calibration: a dense model has no router; name its text"),
+        ([dense], {}, "--calibration: a dense model has no router; name a text of each new expert, from which its row is computed"),
         ([dense], {"texts": [text, text], "own_texts": [text]}, "--calibration: 2: texts for 1 experts of other models; name one"),
         ([dense], {"texts": [text]}, "--own-text: rows are computed from text that the model knows, and from --calibration"),
         ([dense], {"texts": [text], "own_texts": [text]}, "EXPERTS: 1: all are of other models"),
