@@ -38,6 +38,8 @@ every `full_attention_interval`-th layer has attention.
 * `optimizer.within_documents` is refused, because the state carries over from one document to the next.
 * A checkpoint of `qwen3_5_moe`, which reads images too, is a start of `qwen3_5_moe_text`. Its part for images is left out, so the
   finished model reads text only.
+* transformers reads every tokenizer next to a model of `qwen3_5_moe_text` as that of Qwen3.5, so `tokenizer.path` must name one of
+  these, unless the start has one.
 * Layers that predict further tokens are left out, and there is no GGUF file of these families."""
 
 

@@ -10,17 +10,25 @@ import pytest
 import torch
 from moe_models import LENGTH, MIXED, VOCAB, random_tensors, tiny_config
 from safetensors.torch import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen3_5MoeForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3_5Tokenizer,
+)
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from moedisco_ray.core.config import Architecture, Model, check_config, read_architecture
+from moedisco_ray.core.config import Architecture, Model, RunConfig, check_config, read_architecture
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import canonical_shapes, check_same, hf_config, load_model, open_checkpoint, random_weights, read_config
 from moedisco_ray.models.checks import check_start_tensors, open_complete
 from moedisco_ray.plan import count_parameters
 from moedisco_ray.plan.parameters import CHUNK
+from moedisco_ray.stages.text.pretrained import check_tokenizer
 
 FAMILY = "qwen3_5_moe_text"
 RECURRENT = [name for name, page in DECLARATIONS.items() if page.recurrence is not None]
@@ -169,3 +177,25 @@ def test_the_operations_of_a_recurrence_are_those_of_its_products() -> None:
     solved = CHUNK * heads * (key + value)      # which the counter does not know
     found = count_parameters(page.name, sizes, VOCAB).recurrence_flops
     assert found == counter.get_total_flops() / tokens + solved
+
+
+def test_the_tokenizer_must_be_one_that_transformers_reads_next_to_the_model(tmp_path: Path) -> None:
+    """It reads all of them by the rules of Qwen3.5's, which split digits."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(["2024 and 2025, 20242025 times"] * 9, vocab_size=300, min_frequency=1, show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="!").save_pretrained(tmp_path / "other")
+    trained.save_model(str(tmp_path))
+    merges = [tuple(line.split()) for line in (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]]
+    own = Qwen3_5Tokenizer(vocab=trained.get_vocab(), merges=merges, eos_token="!", unk_token="!", pad_token="!")
+    own.save_pretrained(tmp_path / "own")
+
+    def run(name: str | None) -> RunConfig:
+        path = None if name is None else str(tmp_path / name)
+        return check_config({
+            "name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "tokenizer": {"path": path},
+            "model": {"family": FAMILY, "config": {"num_experts": 4, "vocab_size": 400}}, "clusters": {"count": 2}})
+
+    for name in (None, "other"):
+        with pytest.raises(ConfigError, match=r"^tokenizer\.path: .*transformers reads every tokenizer of qwen3_5_moe_text"):
+            check_tokenizer(run(name))
+    check_tokenizer(run("own"))

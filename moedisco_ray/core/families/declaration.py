@@ -175,6 +175,7 @@ class Family:
         prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
             transformers does not load, and which are left out here too; None: there are none.
         prediction_prefix: Prefix of the names of these layers' tensors; None: their names continue those of the decoder layers.
+        own_tokenizer: Whether transformers reads every tokenizer next to such a model as that of the published models.
         derived: Ends of the names of stored tensors that follow from the configuration, and are not read.
         composite: A model that holds one of this family; None: there is none.
         architecture: Name of the model's class in published checkpoints, by which vLLM finds its own; None: that in transformers.
@@ -219,6 +220,7 @@ class Family:
     last_layer_field: str | None = None
     prediction_layers_field: str | None = None
     prediction_prefix: str | None = None
+    own_tokenizer: bool = False
     derived: tuple[str, ...] = ()
     composite: Composite | None = None
     architecture: str | None = None

@@ -14,5 +14,6 @@ FAMILY = dataclasses.replace(
     router=Router(normalises="always"),
     recurrence=Recurrence(projections=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")),
     constants={},
+    own_tokenizer=True,
     composite=Composite("qwen3_5_moe", prefix="model.language_model.", others=("model.visual.",)),
 )

@@ -5,16 +5,17 @@ This module imports transformers, which is slow. Workers that read text use only
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.families import language_model
-from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained, save_tokenizer
+from moedisco_ray.core.families import DECLARATIONS, language_model
+from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained, reads_as, save_tokenizer
 from moedisco_ray.stages.text.tokenizer import (
     ENCODING,
     END_OF_TEXT,
@@ -87,9 +88,15 @@ def check_tokenizer(config: RunConfig) -> None:
             - It differs from the tokenizer of the model to start from, and `tokenizer.replace` is not set.
             - The model to start from has no tokenizer.
             - `model.config.vocab_size` is too small for the tokenizer.
+            - transformers would read the finished model's tokenizer as another one.
         CheckpointError: The embedding of the model to start from is too small for the tokenizer.
     """
     directory, start = tokenizer_directory(config), config.model.init
+    family = DECLARATIONS[config.model.family_name]
+    if family.own_tokenizer and (directory is None or not _reads_as_of(family.name, load_pretrained(directory))):
+        raise ConfigError(
+            "tokenizer.path", directory and str(directory), f"transformers reads every tokenizer of {family.name} as that of its "
+            "published models, so that the finished model would get other tokens; name the tokenizer of one of these")
     if directory is None:
         check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
         return
@@ -105,6 +112,14 @@ def check_tokenizer(config: RunConfig) -> None:
                 "wrong token ids; leave tokenizer.path out to use the model's own, or set tokenizer.replace to true")
     _ensure_eos(tokenizer, directory)
     check_vocabulary(encoding_of(tokenizer).vocab_size, config.model, "set tokenizer.path to a tokenizer with fewer")
+
+
+def _reads_as_of(family: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether transformers reads a tokenizer as it is where a model of the family is next to it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        save_tokenizer(tokenizer, Path(scratch))
+        write_json(Path(scratch, "config.json"), {"model_type": family})
+        return reads_as(Path(scratch), tokenizer)
 
 
 def _ensure_eos(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
