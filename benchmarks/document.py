@@ -160,10 +160,11 @@ def grid() -> str:
         training. Its slope is the change of the gap for four times the tokens. Dollars are those until an arm reaches joint
         training's loss, joint training on the large card being 1, at three price books: the dollars for the same tokens times
         exp(gap / slope of joint training's loss over the log of the tokens). A dash means that one budget was measured, from which
-        no slope follows; the dollars for the same tokens are next to them. Hours are those for the same tokens, with one cheap card
-        per sub-model. Communication between the cards is not counted, which favours joint training on the cheap pool. *Ours* trains
-        its seed on all cheap cards, which synchronise; *seed on one card* does not. The rivals' seeds are on one card. Where arms
-        are tuned, it is on another corpus and seed than they are reported on; else a table says so.""",
+        no slope follows; the dollars for the same tokens are next to them. Both slopes compare the seeds that two budgets share.
+        Hours are those for the same tokens, with one cheap card per sub-model. Communication between the cards is not counted,
+        which favours joint training on the cheap pool. *Ours* trains its seed on one cheap card, and so do the rivals; *seed on all
+        cards* trains it on all of them, which synchronise. Where arms are tuned, it is on another corpus and seed than they are
+        reported on; else a table says so.""",
         *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
 
 

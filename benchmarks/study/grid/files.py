@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.study.grid.records import PieceResult, TunedArm
+from benchmarks.study.grid.records import Entry, PieceResult, TunedArm
 from benchmarks.study.grid.summary import summarise
 from benchmarks.study.quality.result_files import read_lines
 from moedisco_ray.core.artifacts import write_json, write_text
@@ -57,7 +57,8 @@ def publish(raw: Path, folder: Path) -> None:
     for name, records in ((PIECES, pieces), (TUNED, tuned)):
         if records:
             write_text(folder / name, "".join(f"{record.model_dump_json()}\n" for record in records.values()))
-    write_json(folder / SUMMARY, [entry.model_dump(mode="json") for entry in summarise(list(pieces.values()))])
+    fields = set(Entry.model_fields)
+    write_json(folder / SUMMARY, [each.model_dump(mode="json", include=fields) for each in summarise(list(pieces.values()))])
 
 
 def _merged(before: Iterable[Result], measured: Iterable[Result]) -> Mapping[str, Result]:

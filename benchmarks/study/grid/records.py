@@ -80,7 +80,7 @@ class Dollars(Record):
 
 
 class Entry(Record):
-    """Figures of one arm in one cell, over the seeds."""
+    """An entry of summary.json: figures of one arm in one cell, over the seeds."""
 
     corpus: str
     family: FamilyName
@@ -91,17 +91,24 @@ class Entry(Record):
     budget_tokens: int
     arm: str
     seeds: tuple[int, ...]
-    loss: float
-    """Loss on the validation documents (nats per token), median over the seeds."""
     loss_gap: float
     """Loss at equal tokens minus joint training's with the same seed (nats per token), median over the seeds."""
     loss_gap_spread: Spread
     dollars_to_joint_loss: Dollars
     """Dollars until the arm reaches joint training's loss; null if joint training was measured at one budget only and there is a
     gap."""
-    dollars_equal_tokens: Dollars
-    """Dollars for the same tokens."""
     hours_ratio: float
     """Hours for the same tokens, relative to joint training on one large card, with one cheap card per sub-model."""
+
+
+class Figures(Entry):
+    """An entry with the further figures that tables show."""
+
+    loss: float
+    """Loss on the validation documents (nats per token), median over the seeds."""
+    gaps: dict[int, float]
+    """Loss at equal tokens minus joint training's (nats per token), by seed."""
+    dollars_equal_tokens: Dollars
+    """Dollars for the same tokens."""
     tuned: bool
     """Whether a sweep in the tuning cell chose the settings of this arm and of joint training."""

@@ -1,59 +1,111 @@
-"""The grid's section of RESULTS.md, from results/summary.json and results/pieces.jsonl."""
+"""The grid's section of RESULTS.md and the table of README.md, from results/pieces.jsonl."""
 
 from __future__ import annotations
 
 import functools
-import json
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.study.compare.arms import REFERENCE
-from benchmarks.study.grid.files import PIECES, PUBLISHED, SUMMARY, read_lines
+from benchmarks.study.grid.cells import SHAPES
+from benchmarks.study.grid.files import PIECES, PUBLISHED, read_lines
 from benchmarks.study.grid.pieces import OURS
 from benchmarks.study.grid.prices import books
-from benchmarks.study.grid.records import Dollars, Entry, PieceResult
-from benchmarks.study.grid.summary import JOINT_LOW
+from benchmarks.study.grid.records import Dollars, Figures, PieceResult
+from benchmarks.study.grid.summary import JOINT_LOW, summarise
 
 ROWS: Mapping[str, str] = {
     OURS: "ours", "parallel-seed": "ours, seed on all cards", "expert-upcycling": "Expert Upcycling", "upcycle": "sparse upcycling",
-    JOINT_LOW: "joint on the cheap pool"}
+    "spes": "SPES, router live", JOINT_LOW: "joint on the cheap pool"}
 """Rows of a table, by arm; arms without a result have none."""
+FOUR = (OURS, "expert-upcycling", "upcycle", JOINT_LOW)
+"""Arms of the README's table."""
 _MARKETS = tuple(books())
 HEAD = [
     "arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), *(f"equal tokens, {name}" for name in _MARKETS),
     "hours"]
+HEADLINE = ["arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), "hours"]
 _UNKNOWN = "-"
 
 
-def entries() -> tuple[Entry, ...]:
-    """The published summary; empty if nothing is published."""
-    path = PUBLISHED / SUMMARY
-    if not path.exists():
-        return ()
-    return tuple(Entry.model_validate(each) for each in json.loads(path.read_text(encoding="utf-8")))
+def entries() -> list[Figures]:
+    """The figures of the published pieces; empty if nothing is published."""
+    return summarise(read_lines(PUBLISHED / PIECES, PieceResult))
 
 
-def tables(found: Iterable[Entry]) -> dict[str, list[list[str]]]:
-    """The rows of each cell's table at its largest budget, by the table's title."""
-    by_cell: dict[tuple[str, str, str, int, int], list[Entry]] = {}
-    for entry in found:
-        by_cell.setdefault((entry.corpus, entry.family, entry.start, entry.experts, entry.top_k), []).append(entry)
-    result = {}
-    for (corpus, family, start, experts, top_k), cell in by_cell.items():
-        largest = max(entry.budget_tokens for entry in cell if entry.arm == OURS or not any(each.arm == OURS for each in cell))
-        rows = [
-            _row(entry, [each for each in cell if each.arm == arm])
-            for arm in ROWS for entry in cell if (entry.arm, entry.budget_tokens) == (arm, largest)]
-        joint = next(entry for entry in cell if (entry.arm, entry.budget_tokens) == (REFERENCE, largest))
-        how = "tuned" if all(entry.tuned for entry in cell) else "at the starting values, not tuned"
-        seeds = ", ".join(map(str, sorted({seed for entry in cell for seed in entry.seeds})))
-        result[
-            f"{corpus}, {family}, start {start}, {experts} experts, top-{top_k} ({entry_share(joint)} active), "
-            f"{largest:,} tokens, seeds {seeds}, {how}; joint training's loss {joint.loss:.3f}"] = rows
-    return result
+def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
+    """The rows of the tables by their titles, one table per cell and budget, the cell's largest budget first."""
+    every = list(found)
+    return {
+        title(table): [_row(each, slope_of_gap(every, each)) for arm in ROWS for each in table if each.arm == arm]
+        for table in _tables(every)}
 
 
-def entry_share(entry: Entry) -> str:
+def headline() -> tuple[str, list[list[str]]]:
+    """The README's table: four arms at the largest budget that ours was measured with.
+
+    Returns:
+        The title, and the rows under `HEADLINE`; arms without a result have a row that says so.
+    """
+    every = entries()
+    table = max(
+        (table for table in _tables(every) if any(each.arm == OURS for each in table)),
+        key=lambda table: (table[0].budget_tokens, -_importance(table[0])))
+    to_loss = all(None not in each.dollars_to_joint_loss.model_dump().values() for each in table)
+    rows = []
+    for arm in FOUR:
+        found = next((each for each in table if each.arm == arm), None)
+        if found is None:
+            rows.append([ROWS[arm], "not measured", *[_UNKNOWN] * (len(HEADLINE) - 2)])
+            continue
+        dollars = found.dollars_to_joint_loss if to_loss else found.dollars_equal_tokens
+        rows.append([ROWS[arm], _gap(found), slope_of_gap(every, found), *_figures(dollars), f"{found.hours_ratio:.2f}"])
+    meant = "to reach joint training's loss" if to_loss else "for the same tokens"
+    about = f"Dollars are those {meant}, hours those for the same tokens; joint training on one large card is 1."
+    return f"{title(table)}. {about}", rows
+
+
+def title(table: Sequence[Figures]) -> str:
+    """The cell, the budget and the seeds of a table, in words."""
+    joint = next(each for each in table if each.arm == REFERENCE)
+    how = "tuned" if all(each.tuned for each in table) else "at the starting values, not tuned"
+    seeds = ", ".join(map(str, joint.seeds))
+    return (
+        f"{joint.corpus}, {joint.family}, start {joint.start}, {joint.experts} experts, top-{joint.top_k} ({entry_share(joint)} "
+        f"active), {joint.budget_tokens:,} tokens, {'seed' if len(joint.seeds) == 1 else 'seeds'} {seeds}, {how}; joint training's "
+        f"loss {joint.loss:.3f}")
+
+
+def slope_of_gap(every: Iterable[Figures], figures: Figures) -> str:
+    """Change of an arm's gap from the cell's smallest to its largest budget, for four times the tokens, over common seeds."""
+    own = sorted(
+        (each for each in every if (each.arm, _cell(each)) == (figures.arm, _cell(figures))), key=lambda each: each.budget_tokens)
+    first, last = own[0], own[-1]
+    common = sorted(first.gaps.keys() & last.gaps.keys())
+    if first.budget_tokens == last.budget_tokens or not common:
+        return _UNKNOWN
+    fourfold = math.log(last.budget_tokens / first.budget_tokens, 4)
+    return f"{statistics.median(last.gaps[seed] - first.gaps[seed] for seed in common) / fourfold:+.3f}"
+
+
+def _tables(every: Iterable[Figures]) -> list[list[Figures]]:
+    found: dict[tuple[str | int | float, ...], list[Figures]] = {}
+    for each in every:
+        found.setdefault((*_cell(each), -each.budget_tokens), []).append(each)
+    return [found[key] for key in sorted(found)]
+
+
+def _cell(figures: Figures) -> tuple[str | int | float, ...]:
+    return (figures.corpus, figures.family, figures.start, figures.active_share, figures.experts)
+
+
+def _importance(figures: Figures) -> int:
+    shape = (figures.experts, figures.top_k)
+    return SHAPES.index(shape) if shape in SHAPES else len(SHAPES)
+
+
+def entry_share(entry: Figures) -> str:
     """The active share of an entry, as a percentage."""
     return f"{100 * entry.active_share:.3g} %"
 
@@ -75,21 +127,16 @@ def made_with() -> str:
     return "; ".join(f"{name} {', '.join(dict.fromkeys(values))}".strip() for name, values in parts.items())
 
 
-def _row(entry: Entry, budgets: Iterable[Entry]) -> list[str]:
-    spread = entry.loss_gap_spread
-    several = f" ({spread.min:+.3f} to {spread.max:+.3f})" if len(entry.seeds) > 1 else ""
+def _row(figures: Figures, slope: str) -> list[str]:
     return [
-        ROWS[entry.arm], f"{entry.loss_gap:+.3f}{several}", _slope(budgets), *_figures(entry.dollars_to_joint_loss),
-        *_figures(entry.dollars_equal_tokens), f"{entry.hours_ratio:.2f}"]
+        ROWS[figures.arm], _gap(figures), slope, *_figures(figures.dollars_to_joint_loss), *_figures(figures.dollars_equal_tokens),
+        f"{figures.hours_ratio:.2f}"]
 
 
-def _slope(budgets: Iterable[Entry]) -> str:
-    """Change of the gap from the smallest to the largest budget, for four times the tokens."""
-    ordered = sorted(budgets, key=lambda entry: entry.budget_tokens)
-    first, last = ordered[0], ordered[-1]
-    if first.budget_tokens == last.budget_tokens:
-        return _UNKNOWN
-    return f"{(last.loss_gap - first.loss_gap) / math.log(last.budget_tokens / first.budget_tokens, 4):+.3f}"
+def _gap(figures: Figures) -> str:
+    spread = figures.loss_gap_spread
+    several = f" ({spread.min:+.3f} to {spread.max:+.3f})" if len(figures.seeds) > 1 else ""
+    return f"{figures.loss_gap:+.3f}{several}"
 
 
 def _figures(dollars: Dollars) -> list[str]:

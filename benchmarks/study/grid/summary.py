@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.grid.cells import Cell
 from benchmarks.study.grid.prices import books, dollars, hours_ratio
-from benchmarks.study.grid.records import Entry, Phase, PieceResult, Spread
+from benchmarks.study.grid.records import Figures, Phase, PieceResult, Spread
 
 JOINT_LOW = "joint-low"
 """Joint training on all cheap cards at once: the same training as on the large card, with other prices and hours."""
 
 
-def summarise(pieces: Sequence[PieceResult]) -> list[Entry]:
+def summarise(pieces: Sequence[PieceResult]) -> list[Figures]:
     """One entry per cell and arm, over the seeds that joint training was measured with too."""
     by_arm: dict[tuple[str, str], list[PieceResult]] = {}
     for piece in sorted(pieces, key=lambda piece: (str(piece.cell), piece.arm, piece.seed)):
@@ -47,31 +47,32 @@ def loss_slope(cell: Cell, pieces: Sequence[PieceResult]) -> float | None:
 
     Returns:
         The slope between the cell's budget and the next smaller one, or the next larger one for the smallest budget; None if joint
-        training was measured at one budget only, or if more tokens did not lower its loss.
+        training was measured at one budget only or with no common seed, or if more tokens did not lower its loss.
     """
-    losses: dict[int, list[float]] = {}
+    losses: dict[int, dict[int, float]] = {}
     for piece in pieces:
         if piece.arm == REFERENCE and piece.cell.model_copy(update={"budget": cell.budget}) == cell:
-            losses.setdefault(piece.cell.budget, []).append(piece.loss)
-    medians = sorted((budget, statistics.median(each)) for budget, each in losses.items())
-    pairs = list(itertools.pairwise(medians))
-    pair = next((pair for pair in pairs if pair[1][0] == cell.budget), pairs[0] if pairs else None)
+            losses.setdefault(piece.cell.budget, {})[piece.seed] = piece.loss
+    pairs = list(itertools.pairwise(sorted(losses)))
+    pair = next((pair for pair in pairs if pair[1] == cell.budget), pairs[0] if pairs else None)
     if pair is None:
         return None
-    (few, worse), (many, better) = pair
-    slope = (worse - better) / math.log(many / few)
+    few, many = pair
+    falls = [losses[few][seed] - losses[many][seed] for seed in losses[few].keys() & losses[many].keys()]
+    slope = statistics.median(falls) / math.log(many / few) if falls else 0.0
     return slope if slope > 0 else None
 
 
-def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceResult], slope: float | None) -> Entry:
+def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceResult], slope: float | None) -> Figures:
     cell, book = pieces[0].cell, books()["paper"]
-    gaps = [piece.loss - joint[piece.seed].loss for piece in pieces]
-    gap, phases, reference = statistics.median(gaps), pieces[0].phases, joint[pieces[0].seed].phases
+    gaps = {piece.seed: piece.loss - joint[piece.seed].loss for piece in pieces}
+    gap, phases, reference = statistics.median(gaps.values()), pieces[0].phases, joint[pieces[0].seed].phases
     more = 1.0 if gap == 0 else None if slope is None else math.exp(gap / slope)    # no gap: no slope is needed
-    return Entry(
+    return Figures(
         corpus=cell.corpus, family=cell.family, start=cell.start, experts=cell.experts, top_k=cell.top_k,
         active_share=cell.active_share, budget_tokens=cell.tokens, arm=arm, seeds=tuple(piece.seed for piece in pieces),
-        loss=statistics.median(piece.loss for piece in pieces), loss_gap=gap, loss_gap_spread=Spread(min=min(gaps), max=max(gaps)),
+        loss=statistics.median(piece.loss for piece in pieces), loss_gap=gap, gaps=gaps,
+        loss_gap_spread=Spread(min=min(gaps.values()), max=max(gaps.values())),
         dollars_to_joint_loss=dollars(phases, reference, more), dollars_equal_tokens=dollars(phases, reference),
         hours_ratio=hours_ratio(phases, reference, book),
         tuned=all(piece.tuned and joint[piece.seed].tuned for piece in pieces))

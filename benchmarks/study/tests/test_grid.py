@@ -16,13 +16,17 @@ from benchmarks import document
 from benchmarks.study.compare.arms import ARMS, REFERENCE, arm_config
 from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.grid import cells, command, files, pieces, prices, run, section, summary
-from benchmarks.study.grid.records import Entry, PieceResult, TunedArm
+from benchmarks.study.grid.records import Entry, Figures, PieceResult, TunedArm
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import ConfigError, NotFiniteError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution import pipeline
 from moedisco_ray.plan import build_plan
 
+FIELDS = (
+    "corpus", "family", "start", "experts", "top_k", "active_share", "budget_tokens", "arm", "seeds", "loss_gap", "loss_gap_spread",
+    "dollars_to_joint_loss", "hours_ratio")
+"""Keys of an entry of summary.json."""
 TUNED = TunedSettings(batch_tokens=256, lr=1e-3, schedule="wsd", trainings=4, slice_tokens=1280)
 
 
@@ -139,9 +143,10 @@ def test_a_killed_grid_continues_with_the_same_results(tmp_path: Path, corpora: 
     assert kept == ["shared"]
 
     files.publish(killed.results, killed.published)
-    entries = [Entry.model_validate(each) for each in read_json(killed.published / files.SUMMARY)]
+    written = read_json(killed.published / files.SUMMARY)
+    assert {tuple(each) for each in written} == {FIELDS}
+    entries = [Entry.model_validate(each) for each in written]
     assert {entry.arm for entry in entries} == {REFERENCE, "disco", summary.JOINT_LOW}
-    assert not any(entry.tuned for entry in entries)
     published = {path.name: path.read_bytes() for path in killed.published.iterdir()}
     files.publish(tmp_path / "nothing", killed.published)
     assert {path.name: path.read_bytes() for path in killed.published.iterdir()} == published
@@ -208,7 +213,7 @@ def test_a_result_from_before_the_sweep_is_measured_again(tmp_path: Path, corpor
     assert run.is_done(report, there)
 
 
-def by_arm(results: list[PieceResult]) -> dict[tuple[str, int], Entry]:
+def by_arm(results: list[PieceResult]) -> dict[tuple[str, int], Figures]:
     return {(entry.arm, entry.budget_tokens // cells.SMOKE.tokens): entry for entry in summary.summarise(results)}
 
 
@@ -259,18 +264,58 @@ def test_price_books_are_the_papers_and_the_cluster_files() -> None:
     assert prices.dollars(JOINT, JOINT).model_dump() == {"paper": 1, "marketplace": 1, "aws": 1}
 
 
+def test_slopes_compare_the_seeds_that_two_budgets_share() -> None:
+    results = [piece(REFERENCE, 4.0), piece(REFERENCE, 8.0, seed=1), piece(REFERENCE, 3.5, budget=4)]
+    results += [
+        piece("disco", 4.2, phases=OURS), piece("disco", 9.0, seed=1, phases=OURS), piece("disco", 3.8, budget=4, phases=OURS)]
+    assert summary.loss_slope(cell(budget=4), results) == pytest.approx(0.5 / math.log(4))
+    found = by_arm(results)
+    assert section.slope_of_gap(found.values(), found["disco", 4]) == "+0.100"
+    apart = by_arm([*results[1:3], *results[4:]])
+    assert section.slope_of_gap(apart.values(), apart["disco", 4]) == "-"
+    assert apart["disco", 4].dollars_to_joint_loss.paper is None
+
+
 def test_a_table_has_a_row_for_each_arm_at_the_largest_budget_and_the_slope_of_the_gap() -> None:
     results = []
     for budget, gap in ((1, 0.1), (4, 0.12), (16, 0.16)):
         results.append(piece(REFERENCE, 5.0 - 0.3 * math.log(budget), budget=budget))
         results += [piece(arm, results[-1].loss + gap, budget=budget, phases=OURS) for arm in pieces.ARMS[1:]]
-    (title, rows), = section.tables(summary.summarise(results)).items()
-    assert f"{16 * cells.SMOKE.tokens:,} tokens, seeds 0, at the starting values, not tuned" in title
+    found = section.tables(summary.summarise(results))
+    assert [title.partition(" tokens")[0].rpartition(" ")[2] for title in found] == [
+        f"{budget * cells.SMOKE.tokens:,}" for budget in (16, 4, 1)]
+    (title, rows), *_ = found.items()
+    assert f"{16 * cells.SMOKE.tokens:,} tokens, seed 0, at the starting values, not tuned" in title
     assert [row[0] for row in rows] == [
-        "ours", "ours, seed on all cards", "Expert Upcycling", "sparse upcycling", "joint on the cheap pool"]
+        "ours", "ours, seed on all cards", "Expert Upcycling", "sparse upcycling", "SPES, router live", "joint on the cheap pool"]
     assert {len(row) for row in rows} == {len(section.HEAD)}
     assert rows[0][1:3] == ["+0.160", "+0.030"]
     assert rows[-1][1:3] == ["+0.000", "+0.000"]
+
+
+def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(section, "PUBLISHED", tmp_path / "published")
+
+    def publish(results: list[PieceResult]) -> tuple[str, list[list[str]]]:
+        for each in results:
+            name = f"report-{each.cell}-{each.arm}-{each.seed}.json"
+            files.write(tmp_path / "raw" / name, each)
+        files.publish(tmp_path / "raw", tmp_path / "published")
+        return section.headline()
+
+    small = [piece(REFERENCE, 4.0), *(piece(arm, 4.1, phases=OURS) for arm in ("disco", "upcycle", "expert-upcycling"))]
+    title, rows = publish(small)
+    assert "Dollars are those for the same tokens" in title
+    assert [row[0] for row in rows] == ["ours", "Expert Upcycling", "sparse upcycling", "joint on the cheap pool"]
+    assert rows[0][1:4] == ["+0.100", "-", "0.29"]
+    large = [piece(REFERENCE, 3.0, budget=4), piece("disco", 3.2, budget=4, phases=OURS), piece(REFERENCE, 2.0, budget=16)]
+    title, rows = publish(large)
+    assert f"{4 * cells.SMOKE.tokens:,} tokens" in title
+    assert "Dollars are those to reach joint training's loss" in title
+    assert rows[0][1:3] == ["+0.200", "+0.100"]
+    assert float(rows[0][3]) == pytest.approx(0.29 * math.exp(0.2 / (1.0 / math.log(4))), abs=0.01)
+    assert rows[1] == ["Expert Upcycling", "not measured", "-", "-", "-", "-", "-"]
+    assert {len(row) for row in rows} == {len(section.HEADLINE)}
 
 
 def test_the_section_appears_only_with_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
