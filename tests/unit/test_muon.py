@@ -91,6 +91,46 @@ def test_every_expert_is_trained_as_torch_trains_a_matrix_of_its_own(job: TrainJ
         assert torch.linalg.vector_norm(mine - theirs) < 0.02 * torch.linalg.vector_norm(theirs)
 
 
+def newton_schulz(update_AB: torch.Tensor) -> torch.Tensor:
+    """Five steps X <- a X + b (X X') X + c (X X')^2 X on one matrix, in float64, as Jordan et al. write them."""
+    transposed = len(update_AB) > len(update_AB[0])
+    x_AB = update_AB.T if transposed else update_AB
+    x_AB = x_AB / x_AB.square().sum().sqrt()
+    for _ in range(5):
+        gram_AA = x_AB @ x_AB.T
+        x_AB = 3.4445 * x_AB - 4.7750 * gram_AA @ x_AB + 2.0315 * gram_AA @ gram_AA @ x_AB
+    return x_AB.T if transposed else x_AB
+
+
+def test_every_matrix_is_updated_as_written_by_hand(job: TrainJob) -> None:
+    model = load_model(job.model)
+    recipe = Optimizer(name="muon", lr=0.1, weight_decay=0.02, batch_tokens=BATCH * L)
+    optimizer = make_optimizer(model, dataclasses.replace(job, optimizer=recipe), World())
+    layer = model.model.layers[0]
+    gate_up, down, query = layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj, layer.self_attn.q_proj.weight
+    half = gate_up.shape[1] // 2
+
+    def matrices(gate_up_EFD: torch.Tensor, down_EDF: torch.Tensor, query_AB: torch.Tensor) -> list[torch.Tensor]:
+        experts = [part for gate_up_FD in gate_up_EFD for part in (gate_up_FD[:half], gate_up_FD[half:])]
+        return [each.double() for each in (*experts, *down_EDF, query_AB)]
+
+    expected = [each.clone() for each in matrices(gate_up.detach(), down.detach(), query.detach())]
+    momenta = [torch.zeros_like(each) for each in expected]
+    for step in range(3):
+        random = torch.Generator().manual_seed(step)
+        for each in (gate_up, down, query):
+            each.grad = torch.randn(each.shape, generator=random)
+        gradients = matrices(gate_up.grad, down.grad, query.grad)
+        optimizer.step()
+        for number, gradient_AB in enumerate(gradients):
+            momenta[number] = 0.95 * momenta[number] + 0.05 * gradient_AB
+            nesterov_AB = 0.05 * gradient_AB + 0.95 * momenta[number]
+            rms = 0.2 * max(gradient_AB.shape) ** 0.5
+            expected[number] = expected[number] * (1 - 0.1 * 0.02) - 0.1 * rms * newton_schulz(nesterov_AB)
+    for found, by_hand in zip(matrices(gate_up.detach(), down.detach(), query.detach()), expected, strict=True):
+        torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])
 def test_it_learns_with_a_smaller_state_and_resumes_bit_for_bit(job: TrainJob, precision: str) -> None:
     job = dataclasses.replace(job, optimizer=MUON.model_copy(update={"precision": precision}))
