@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from grid_example import JOINT, MADE, OURS, cell, piece, write_corpora
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from benchmarks import document
 from benchmarks.study.compare.arms import ARMS, REFERENCE, arm_config
 from benchmarks.study.compare.records import TunedSettings
+from benchmarks.study.compare.run import compare
 from benchmarks.study.grid import cells, command, files, pieces, prices, run, section, summary
 from benchmarks.study.grid.records import Entry, Figures, PieceResult, TunedArm
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import ConfigError, NotFiniteError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan
 
 FIELDS = (
@@ -43,6 +46,15 @@ def smoke_axes(**changes: Any) -> pieces.Axes:
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpora(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpora: Path) -> Path:
+    """Folder of a measured grid of one cell."""
+    folder, threads = tmp_path_factory.mktemp("grid"), torch.get_num_threads()
+    assert run.run_pieces(pieces.reporting(smoke_axes()), places(folder, corpora), "grid") == []     # sets the threads to 1
+    torch.set_num_threads(threads)
+    return folder
 
 
 def places(folder: Path, corpora: Path) -> run.Places:
@@ -118,10 +130,10 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_a_killed_grid_continues_with_the_same_results(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = pieces.reporting(smoke_axes())
-    whole, killed = (places(tmp_path / name, corpora) for name in ("whole", "killed"))
-    assert run.run_pieces(work, whole, "grid") == []
+def test_a_killed_grid_continues_with_the_same_results(
+    tmp_path: Path, corpora: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work, killed = pieces.reporting(smoke_axes()), places(tmp_path / "killed", corpora)
     real = pipeline.run
 
     def kill(event: Event) -> None:
@@ -137,7 +149,7 @@ def test_a_killed_grid_continues_with_the_same_results(tmp_path: Path, corpora: 
     before = (work[0].path(killed.results)).stat().st_mtime_ns
     assert run.run_pieces(work, killed, "grid") == []
     assert (work[0].path(killed.results)).stat().st_mtime_ns == before
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "killed") == losses(undisturbed)
     # Models are removed; the corpus stays for further arms.
     kept = [path.name for path in (killed.work / f"{work[0].cell}-0").iterdir()]
     assert kept == ["shared"]
@@ -150,6 +162,18 @@ def test_a_killed_grid_continues_with_the_same_results(tmp_path: Path, corpora: 
     published = {path.name: path.read_bytes() for path in killed.published.iterdir()}
     files.publish(tmp_path / "nothing", killed.published)
     assert {path.name: path.read_bytes() for path in killed.published.iterdir()} == published
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_compare_agrees_with_the_grid_on_a_cell(tmp_path: Path, corpora: Path, undisturbed: Path) -> None:
+    base = cells.base_config(cell(), 0, corpora, tmp_path)
+    compared = compare(base, tmp_path, ["disco"], budgets=("tokens",), backend=LocalBackend())
+    rows = {row.arm: row for row in compared.rows if row.budget == "tokens"}
+    measured = files.read_pieces(undisturbed / "results")
+    assert {each.arm: each.loss for each in measured} == {arm: rows[arm].loss for arm in (REFERENCE, "disco")}
+    entry = by_arm(measured)["disco", 1]
+    assert entry.loss_gap == rows["disco"].loss - rows[REFERENCE].loss
+    assert entry.dollars_equal_tokens.paper == pytest.approx(rows["disco"].dollars / rows[REFERENCE].dollars, rel=1e-3)
 
 
 def test_no_piece_starts_after_the_hours(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
