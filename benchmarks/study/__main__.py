@@ -1,4 +1,5 @@
-"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG` and `... grid`."""
+"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG`, `... grid` and
+`... advise CONFIG`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import typer
 from benchmarks.study.compare.figures import drawing, plot_comparison
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
-from benchmarks.study.grid.command import measure_grid
+from benchmarks.study.grid.command import advise_on, measure_grid
 from moedisco_ray.cli.app import Commands
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
@@ -62,6 +63,7 @@ def compare_arms(
 
 
 app.command("grid")(measure_grid)
+app.command("advise")(advise_on)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.study grid`."""
+"""The commands `python -m benchmarks.study grid` and `... advise`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ import typer
 
 from benchmarks.study.compare.arms import ARMS as KNOWN
 from benchmarks.study.compare.arms import REFERENCE
+from benchmarks.study.grid.advice import advise
 from benchmarks.study.grid.cells import BUDGETS, FAMILIES, REPORT_SEEDS, SHAPES, STARTS, corpora_folder, report_corpora
-from benchmarks.study.grid.files import PUBLISHED, publish
+from benchmarks.study.grid.files import PIECES, PUBLISHED, publish, read_lines
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
+from benchmarks.study.grid.records import PieceResult
 from benchmarks.study.grid.run import Places, run_pieces
+from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
+from moedisco_ray.cli.display.formatting import plain_table
+from moedisco_ray.core.config import load_config
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.plan import with_cluster_count
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _SHAPES = {f"{experts}x{top_k}": (experts, top_k) for experts, top_k in SHAPES}
@@ -36,7 +42,8 @@ def measure_grid(
     arms: Annotated[str, typer.Option(metavar="A,B,...", help="Arms; joint training is always included.")] = ",".join(ARMS),
     seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds to report.")] = ",".join(_SEEDS),
     hours: Annotated[float | None, typer.Option(metavar="H", min=0, help="Start no further piece after H hours.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Measure one cell on a large card instead: three arms in 45 minutes.")] = False,
+    gpu: Annotated[bool, typer.Option(
+        "--gpu", help="Measure one cell on a large card instead, not tuned: three arms in 45 minutes.")] = False,
     as_configured: Annotated[bool, typer.Option(
         "--as-configured", help="Do not tune; arms without a stored sweep run at the starting values.")] = False,
     corpus: Annotated[Path | None, typer.Option(
@@ -61,10 +68,41 @@ def measure_grid(
     pieces = reporting(axes)
     places = Places(folder, work, work / "results")
     command = shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]])
-    left = run_pieces(pieces if as_configured else with_tuning(pieces), places, command, hours=hours)
+    tunes = not (as_configured or gpu)      # a sweep on the card would take twelve times as long as the cell
+    left = run_pieces(with_tuning(pieces) if tunes else pieces, places, command, hours=hours)
     if publishes:
         publish(places.results, PUBLISHED)
     output_console().print(f"{len(left)} pieces are left" if left else "all pieces are measured")
+
+
+def advise_on(
+    config: ConfigPath, overrides: Overrides = None,
+    serving: Annotated[float, typer.Option(
+        metavar="N", min=0, help="Tokens that the finished model will read and write, at the high-memory pool's price.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend an arm with its settings, and a number of experts, from the published grid; refuses outside its range."""
+    checked = with_cluster_count(load_config(config, overrides or ()))
+    advice = advise(checked, read_lines(PUBLISHED / PIECES, PieceResult), serving)
+    console = output_console()
+    if as_json:
+        console.file.write(f"{advice.model_dump_json(indent=2)}\n")
+        return
+    table = plain_table("", "dollars", "gap, nats", "settings")
+    for each in advice.options:
+        settings = ", ".join(f"{path}={value}" for path, value in each.settings.items())
+        table.add_row(each.title, f"{each.dollars:.2f}", f"{each.gap:+.3f}", settings if each.tuned else f"{settings} (not tuned)")
+    console.print(table)
+    if len(advice.shapes) > 1:
+        table = plain_table("experts", "top-k", "dollars with serving", "arm")
+        for shape in advice.shapes:
+            table.add_row(str(shape.experts), str(shape.top_k), f"{shape.dollars:.2f}", KNOWN[shape.arm].title)
+        console.print(table)
+    else:
+        console.print("One number of experts is measured at these tokens, so none is recommended.")
+    console.print(
+        f"Dollars are those until joint training's loss; joint training on the high-memory pool is 1. Fewest seeds behind a "
+        f"figure: {advice.seeds}. Joint training on the low-memory pool needs a fast network between its cards.")
 
 
 def _chosen(option: str, text: str, known: Mapping[str, Value]) -> tuple[Value, ...]:

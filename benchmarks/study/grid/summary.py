@@ -34,7 +34,7 @@ def summarise(pieces: Sequence[PieceResult]) -> list[Figures]:
         slope = loss_slope(both[0].cell, pieces)
         entries.append(_entry(arm, both, joint, slope))
         if arm == REFERENCE:
-            entries.append(_entry(JOINT_LOW, [_on_cheap_cards(piece) for piece in both], joint, slope))
+            entries.append(_entry(JOINT_LOW, [on_cheap_cards(piece) for piece in both], joint, slope))
     return entries
 
 
@@ -78,7 +78,8 @@ def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceRes
         tuned=all(piece.tuned and joint[piece.seed].tuned for piece in pieces))
 
 
-def _on_cheap_cards(piece: PieceResult) -> PieceResult:
+def on_cheap_cards(piece: PieceResult) -> PieceResult:
+    """A piece of joint training as if it had been trained on all cheap cards at once."""
     phases = tuple(
         Phase(pool="low_memory", flops=phase.flops, workers=phase.workers * piece.cell.groups) for phase in piece.phases)
-    return piece.model_copy(update={"phases": phases})
+    return piece.model_copy(update={"arm": JOINT_LOW, "phases": phases})

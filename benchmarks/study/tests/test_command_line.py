@@ -56,5 +56,5 @@ def test_a_grid_measures_its_pieces_and_publishes_them(tmp_path, monkeypatch):
     assert published == [(places.results, command.PUBLISHED)]
     assert invoke("grid", "--corpus", tmp_path, "--gpu").exit_code == 0
     pieces, _, _ = asked.pop()
-    assert [piece.arm for piece in pieces if piece.kind == "report"] == ["joint", "disco", "expert-upcycling"]
+    assert [(piece.kind, piece.arm) for piece in pieces] == [("report", arm) for arm in ("joint", "disco", "expert-upcycling")]
     assert {(piece.cell.scale, piece.cell.tokens) for piece in pieces} == {("gpu", 400_000_000)}

@@ -1,0 +1,136 @@
+"""Advice from pieces made by hand: dollars, settings and numbers of experts by hand, and refusals outside the range."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grid_example import piece
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from benchmarks.study import __main__ as command_line
+from benchmarks.study.compare.arms import ARMS, REFERENCE, planned
+from benchmarks.study.grid import cells, command
+from benchmarks.study.grid.advice import Advice, advise
+from benchmarks.study.grid.records import Phase, PieceResult
+from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.errors import ConfigError
+
+TOKENS = cells.SMOKE.tokens
+RECIPE = {
+    "tokens.seed_share": 0.8, "tokens.finetune_share": 0.05, "clusters.count": 4, "submodels.sync_every": 16,
+    "submodels.optimizer.batch_tokens": 256, "submodels.optimizer.lr": 1e-3}
+
+
+def config(*, experts: int = 16, tokens: int = TOKENS, **changes: Any) -> RunConfig:
+    own = cells.Cell(
+        corpus="embedded", family="qwen3_moe", start="random", experts=experts, top_k=2, budget=1, scale="smoke")
+    raw = cells.base_config(own, 0, None, Path("runs")).model_dump(mode="json")
+    raw["tokens"]["total"] = tokens
+    return check_config(raw | changes)
+
+
+PER_TOKEN = planned(config(), ARMS[REFERENCE]).stages[-1].cost.flops / TOKENS
+
+
+def measured(arm: str, loss: float, *, low: float = 0.0, budget: int = 1, **changes: Any) -> PieceResult:
+    """A piece with a share `low` of its operations on cheap cards."""
+    flops = PER_TOKEN * TOKENS * budget
+    phases = [
+        Phase(pool="low_memory", flops=low * flops, workers=4.0),
+        Phase(pool="high_memory", flops=(1 - low) * flops, workers=1.0)]
+    found = piece(arm, loss, phases=[each for each in phases if each.flops], budget=budget, **changes)
+    return found if arm == REFERENCE else found.model_copy(update={"recipe": RECIPE})
+
+
+def grid(gap: float = 0.1, growth: float = 0.0, **changes: Any) -> list[PieceResult]:
+    """Two budgets of joint training, whose loss falls by 0.5 per e-fold, of ours and of a rival that is worse by 0.1."""
+    return [
+        each for budget in (1, 4) for each in (
+            measured(REFERENCE, 4.0 - 0.5 * math.log(budget), budget=budget, **changes),
+            measured("disco", 4.0 - 0.5 * math.log(budget) + gap + growth * math.log(budget), low=0.95, budget=budget, **changes),
+            measured("upcycle", 4.1 - 0.5 * math.log(budget) + gap, low=0.95, budget=budget, **changes))]
+
+
+@given(gap=st.floats(-0.1, 0.3), growth=st.floats(-0.05, 0.05), tokens=st.integers(TOKENS, 4 * TOKENS))
+def test_dollars_are_those_of_the_tokens_that_close_the_interpolated_gap(gap: float, growth: float, tokens: int) -> None:
+    found = {each.arm: each for each in advise(config(tokens=tokens), grid(gap, growth)).options}
+    price = 0.35 / 0.72 / 2.28
+    own = gap + growth * math.log(tokens / TOKENS)
+    assert found["disco"].gap == pytest.approx(own)
+    assert found["disco"].dollars == pytest.approx((0.95 * price + 0.05) * math.exp(own / 0.5))
+    assert (found[REFERENCE].dollars, found["joint-low"].dollars) == (pytest.approx(1.0), pytest.approx(price))
+    assert found["upcycle"].gap == pytest.approx(gap + 0.1)
+
+
+def test_the_cheapest_option_is_first_and_has_its_measured_settings() -> None:
+    cheap = grid(gap=-0.1)
+    advice = advise(config(), cheap)
+    assert [each.arm for each in advice.options] == ["disco", "joint-low", "upcycle", REFERENCE]
+    assert advice.options[0].settings == {
+        "tokens.seed_share": 0.8, "tokens.finetune_share": 0.05, "submodels.sync_every": 16,
+        "submodels.optimizer.batch_tokens": 256, "clusters.count": 4}
+    assert not advice.options[0].tuned
+    assert advice.options[1].settings == {"finetune.pool": "low_memory"}
+    # Between 16 and 32 experts, sub-models keep four experts each.
+    both = [*cheap, *grid(gap=-0.1, experts=32)]
+    assert advise(config(experts=24), both).options[0].settings["clusters.count"] in (3, 6)
+
+
+def test_numbers_of_experts_are_compared_at_one_loss_and_with_serving() -> None:
+    dense = [
+        each.model_copy(update={"loss": each.loss + 0.25, "phases": tuple(
+            phase.model_copy(update={"flops": phase.flops / 2}) for phase in each.phases)}) for each in grid(experts=8)]
+    pieces = [*grid(), *dense]
+    price = 0.35 / 0.72 / 2.28
+    training = advise(config(), pieces).shapes
+    assert [(each.experts, each.arm) for each in training] == [(8, "joint-low"), (16, "joint-low")]
+    assert [each.dollars for each in training] == [pytest.approx(price * math.exp(0.25 / 0.5) / 2), pytest.approx(price)]
+    served = advise(config(), pieces, serving_tokens=30 * TOKENS).shapes
+    assert [each.dollars for each in served] == [pytest.approx(training[0].dollars + 5), pytest.approx(training[1].dollars + 10)]
+
+
+@pytest.mark.parametrize(("changes", "pieces", "message"), [
+    ({}, [], "model.family: 'qwen3_moe': was not measured with the start 'random'"),
+    ({}, grid()[:3], "tokens.total: .* needs the slope of joint training's loss, .* measured at 5,120 tokens only"),
+    ({"tokens": TOKENS - 1}, grid(), "tokens.total: .* is outside what was measured: 5,120 to 20,480 tokens"),
+    ({"tokens": 4 * TOKENS + 1}, grid(), "tokens.total: .* is outside what was measured"),
+    ({"experts": 8}, grid(), "model.config.num_experts: 8: makes 0.25 of the experts active; measured is 0.125 to 0.125"),
+    ({}, [*grid()[:3], *(each.model_copy(update={"loss": 9.0}) for each in grid()[3:])], "tokens.total: .* needs the slope"),
+    ({}, [*grid()[:3], *(each.model_copy(update={"seed": 1}) for each in grid()[3:])], "measured at no tokens only"),
+], ids=["nothing", "one budget", "fewer", "more", "share", "no slope", "no common seed"])
+def test_outside_the_range_nothing_is_recommended(changes: dict[str, Any], pieces: Sequence[PieceResult], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        advise(config(**changes), pieces)
+
+
+def test_a_model_of_another_size_gets_no_advice() -> None:
+    tiny = [each.model_copy(update={"phases": tuple(
+        phase.model_copy(update={"flops": phase.flops / 3}) for phase in each.phases)}) for each in grid()]
+    with pytest.raises(ConfigError, match=r"model: .*operations per token in training; measured are models with"):
+        advise(config(), tiny)
+
+
+def test_an_arm_with_one_budget_is_left_out() -> None:
+    assert [each.arm for each in advise(config(), [*grid()[:3], *grid()[3:5]]).options] == ["joint-low", "disco", REFERENCE]
+
+
+def test_the_command_prints_options_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(config().model_dump_json(), encoding="utf-8")
+    monkeypatch.setattr(command, "read_lines", lambda *_: grid(gap=-0.1))
+
+    def invoke(*options: str) -> str:
+        return CliRunner().invoke(command_line.app, ["advise", str(path), *options], prog_name="study").output
+
+    shown = " ".join(invoke().split())
+    assert "clusters.count=4" in shown
+    assert "One number of experts is measured at these tokens, so none is recommended." in shown
+    assert Advice.model_validate(json.loads(invoke("--json"))).options[0].arm == "disco"
+    assert "tokens.total" in invoke("--set", "tokens.total=51200")
