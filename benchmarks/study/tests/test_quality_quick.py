@@ -31,5 +31,7 @@ def test_a_default_that_does_not_win_clearly_fails(compared, tmp_path, capsys, d
     compare = compared(default, paper)
     assert quality.quick(argparse.Namespace(work=tmp_path)) == code
     assert ("LOSES" in capsys.readouterr().out) == (code == 1)
-    (_, work, names), settings = compare.call_args
+    (base, work, names), settings = compare.call_args
+    sizes = base.model.architecture
+    assert (sizes.num_experts_per_tok / sizes.num_experts, sizes.num_experts // base.cluster_count) == (0.125, 4)
     assert (work, names, settings["budgets"]) == (tmp_path / "quick", ["disco", "paper"], ("dollars",))
