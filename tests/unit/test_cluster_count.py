@@ -87,9 +87,7 @@ def test_a_number_stays_and_a_contradiction_is_an_error() -> None:
 
 
 def test_the_plan_says_why() -> None:
-    raw = yaml.safe_load(preset_text("default"))
-    raw["clusters"]["count"] = "auto"
-    plan = build_plan(check_config(raw))
+    plan = build_plan(check_config(yaml.safe_load(preset_text("default"))))
     console = Console(width=160)
     with console.capture() as text:
         console.print(plan_view(plan))

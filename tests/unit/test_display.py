@@ -254,7 +254,7 @@ def test_a_plan_on_a_mixed_pool_shows_the_node_types_of_sub_models(tmp_path):
     path.write_text(preset_text("default"))
     types = [{"name": name, "resource": f"{name}_gpu", "memory_gb": size, "price_per_hour": price, "speed": 1, "max_workers": 5}
              for name, size, price in (("tiny", 1, 0.01), ("l4", 24, 0.33), ("a10", 24, 0.42))]
-    text = text_of(plan_view(build_plan(load_config(path, [f"pools.low_memory.types={json.dumps(types)}"]))))
+    text = text_of(plan_view(build_plan(load_config(path, ["clusters.count=8", f"pools.low_memory.types={json.dumps(types)}"]))))
     lines = [line.split() for line in text.splitlines() if "submodels" in line and "_gpu" in line]
     assert [(line[0], line[2], line[4:-2]) for line in lines] == [
         ("tiny", "tiny_gpu", ["too", "small", "0"]), ("l4", "l4_gpu", ["fits", "5"]), ("a10", "a10_gpu", ["fits", "3"])]

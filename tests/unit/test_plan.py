@@ -505,6 +505,7 @@ def test_the_hours_of_seed_and_sub_models_divide_by_the_slots(slots):
         default = yaml.safe_load(preset_text("default"))
         default["pools"]["low_memory"] |= low
         default["submodels"]["seed_members"] = None
+        default["clusters"]["count"] = 8
         return {stage.stage: stage for stage in build_plan(check_config(default)).stages}
 
     one, some = hours(max_workers=1), hours(max_workers=slots)

@@ -75,7 +75,7 @@ class Tokens(Section):
 
     total: int = Field(20_000_000, gt=0, le=LARGEST)
     seed_share: Share = 0.2
-    """Share of the tokens that first trains one common dense model on the whole corpus; the paper uses 0."""
+    """Share of the tokens that first trains one common model of a sub-model's shape on the whole corpus; the paper uses 0."""
     finetune_share: float = Field(0.15, ge=0, le=1)
     """Share of the tokens that trains the merged MoE; the sub-models train on the rest. 0 skips the fine-tune. If nothing is left
     for sub-models, none are trained: the value 1 is joint training, and 1 - seed_share is sparse upcycling of the seed."""
