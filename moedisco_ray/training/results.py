@@ -118,7 +118,7 @@ def write_partial_result(job: TrainJob) -> None:
     """Write the model of an unfinished training from its newest checkpoint, or from the start model if there is none.
 
     If the other members have passed a sync point without this one, the model gets the common weights of the latest sync point. Its
-    own were trained from older ones, so they cannot be combined with theirs. Dtypes and names are those of a finished
+    own were trained from older ones; only `SyncPlan.late_weight` adds their change. Dtypes and names are those of a finished
     training's model.
 
     Raises:
@@ -137,6 +137,5 @@ def write_partial_result(job: TrainJob) -> None:
         progress = checkpoint.load(checkpoint.storage_of(job), step, saved_part(model), optimizer, World())
     elif job.optimizer_state is not None:
         load_optimizer_state(job.optimizer_state, model, optimizer, World())
-    if job.sync is not None:
-        load_latest(job.sync, progress, model)
+    load_latest(job, progress, model)
     write_model(model, optimizer, job, World())

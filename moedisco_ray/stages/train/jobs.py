@@ -105,7 +105,7 @@ def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path, store
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
     where, outer, patience = directory.absolute(), settings.outer, settings.sync_patience
-    return [SyncPlan(where, at, outer, patience, store=store) if at else None for at in points]
+    return [SyncPlan(where, at, outer, patience, late_weight=settings.late_weight, store=store) if at else None for at in points]
 
 
 def seed_sync_plan(
@@ -116,7 +116,7 @@ def seed_sync_plan(
         return None
     return SyncPlan(
         directory.absolute(), common_sync_steps(job.steps, settings.sync_every), settings.outer, settings.sync_patience,
-        scope="all", store=store)
+        late_weight=settings.late_weight, scope="all", store=store)
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:
