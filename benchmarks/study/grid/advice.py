@@ -13,8 +13,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.study.compare.arms import ARMS, REFERENCE, planned
+from benchmarks.study.compare.arms import REFERENCE, planned
 from benchmarks.study.grid.cells import Cell, Start
+from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.records import Phase, PieceResult
 from benchmarks.study.grid.summary import JOINT_LOW, on_cheap_cards
 from moedisco_ray.core.config import RunConfig
@@ -128,7 +129,7 @@ def advise(config: RunConfig, pieces: Iterable[PieceResult], serving_tokens: flo
     """
     tokens, price = config.tokens.total, _price(config.pools.low_memory) / _paid(config.pools.high_memory)
     similar = _similar(config, pieces)
-    flops = planned(config, ARMS[REFERENCE]).stages[-1].cost.flops / tokens
+    flops = planned(config, KNOWN[REFERENCE]).stages[-1].cost.flops / tokens
     sizes = [each.flops_per_token for each in similar]
     if not min(sizes) / SIZE_FACTOR <= flops <= max(sizes) * SIZE_FACTOR:
         raise ConfigError("model", None, (
@@ -196,7 +197,7 @@ def _options(config: RunConfig, own: _Measured, price: float) -> list[Option]:
         gap, piece = own.gap(tokens, arm), own.nearest(tokens, arm)
         cost = _cost(piece.phases, price) / _cost(joint, price)
         options.append(Option(
-            arm=arm, title=ARMS[arm].title, gap=gap, dollars=cost * math.exp(gap / own.slope(tokens)),
+            arm=arm, title=KNOWN[arm].title, gap=gap, dollars=cost * math.exp(gap / own.slope(tokens)),
             settings=_settings(config, piece), tuned=piece.tuned is not None))
     return sorted(options, key=lambda each: each.dollars)
 

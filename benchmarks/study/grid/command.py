@@ -10,11 +10,11 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from benchmarks.study.compare.arms import ARMS as KNOWN
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.grid.advice import advise
 from benchmarks.study.grid.cells import BUDGETS, FAMILIES, REPORT_SEEDS, SHAPES, STARTS, corpora_folder, report_corpora
 from benchmarks.study.grid.files import PIECES, PUBLISHED, publish, read_lines
+from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
 from benchmarks.study.grid.records import PieceResult
 from benchmarks.study.grid.run import Places, run_pieces

@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import environment
-from benchmarks.study.compare.arms import ARMS, Arm, arm_config, run_name
+from benchmarks.study.compare.arms import Arm, arm_config, run_name
 from benchmarks.study.compare.reading import evaluated
 from benchmarks.study.compare.records import PhaseCost
 from benchmarks.study.compare.run import measured, share_corpus
 from benchmarks.study.compare.tuning import tune
 from benchmarks.study.grid.cells import base_config
 from benchmarks.study.grid.files import PUBLISHED, TUNED, read_lines, read_piece, read_tuned, write
+from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import Piece
 from benchmarks.study.grid.records import Made, Phase, PieceResult, TunedArm
 from moedisco_ray.core.config import RunConfig
@@ -123,7 +124,7 @@ def tuned_arm(piece: Piece, places: Places) -> TunedArm | None:
 
 
 def _report(piece: Piece, base: RunConfig, work: Path, places: Places) -> PieceResult:
-    arm, tuned = ARMS[piece.arm], tuned_arm(piece, places)
+    arm, tuned = KNOWN[piece.arm], tuned_arm(piece, places)
     if tuned is not None:
         arm = dataclasses.replace(arm, settings={**arm.settings, **tuned.values})
     config = arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total)
@@ -145,7 +146,7 @@ def _tune(piece: Piece, base: RunConfig, work: Path) -> TunedArm:
         _remove(config.directory)
         return loss
 
-    arm: Arm = ARMS[piece.arm]
+    arm: Arm = KNOWN[piece.arm]
     found = tune(base, piece.arm, arm, work, base.tokens.total // SLICES_PER_BUDGET, train)
     return TunedArm(
         cell=piece.cell, seed=piece.seed, arm=piece.arm, values=dict(found.values), settings=found.settings, made=_UNKNOWN)

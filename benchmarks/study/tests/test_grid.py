@@ -17,8 +17,9 @@ from benchmarks import document
 from benchmarks.study.compare.arms import ARMS, REFERENCE, arm_config
 from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.compare.run import compare
-from benchmarks.study.grid import cells, command, files, pieces, prices, run, section, summary
+from benchmarks.study.grid import cells, command, files, levers, pieces, prices, run, section, summary
 from benchmarks.study.grid.records import Entry, Figures, PieceResult, TunedArm
+from benchmarks.study.recipe import recipe
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import ConfigError, NotFiniteError
 from moedisco_ray.core.events import Event
@@ -127,6 +128,30 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
     if name == "spes":
         assert experts_of_seed >= own.top_k
         assert 50 <= (config.submodels.sync_every or 0) <= 100
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("large-groups", {"clusters.count": 2}), ("private-from-53", {"tokens.seed_share": 0.5}),
+    ("private-from-95", {"tokens.seed_share": 0.9}),
+    ("muon", {"submodels.optimizer.name": "muon", "finetune.optimizer.name": "muon"}),
+    ("longer-finetune", {"tokens.seed_share": 0.65, "tokens.finetune_share": 0.2})])
+def test_a_lever_changes_its_settings_alone(name: str, changes: dict[str, Any]) -> None:
+    base = cells.base_config(cell(corpus="embedded", scale="cpu"), 0, None, Path("runs"))
+    ours, lever = (
+        recipe(arm_config(base, each, levers.KNOWN[each], Path("runs"), "tokens", base.tokens.total)) for each in ("disco", name))
+    assert {path: value for path, value in lever.items() if ours[path] != value} == changes
+
+
+def test_levers_of_the_rivals_are_the_rivals_with_one_change() -> None:
+    base = cells.base_config(cell(corpus="embedded", scale="cpu"), 0, None, Path("runs"))
+    for lever, rival in (
+            ("joint-muon", REFERENCE), ("parallel-seed-muon", "parallel-seed"), ("early-growth", "expert-upcycling")):
+        one, other = (
+            arm_config(base, each, levers.KNOWN[each], Path("runs"), "tokens", base.tokens.total) for each in (lever, rival))
+        assert build_plan(one).tokens == build_plan(other).tokens == base.tokens.total
+        assert one.tokens.decoupled == other.tokens.decoupled
+        assert one.seed_members == other.seed_members
+        assert (one.finetune.optimizer.name == "muon") == lever.endswith("muon")
 
 
 @pytest.mark.usefixtures("_one_thread")

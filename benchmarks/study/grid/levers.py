@@ -1,0 +1,27 @@
+"""Arms of the grid that change one lever of the recipe, to be named in `--arms`; a grid does not measure them by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm
+
+_MUON: Mapping[str, Any] = {"submodels.optimizer.name": "muon", "finetune.optimizer.name": "muon"}
+
+LEVERS: Mapping[str, Arm] = {
+    "large-groups": Arm("ours, half as many sub-models of twice the experts", {
+        "clusters.count": lambda base: max(1, base.cluster_count // 2)}),
+    "private-from-53": Arm("ours, private from 53 % of the sub-model phase on", {"tokens.seed_share": 0.5}),
+    "private-from-95": Arm("ours, private from 95 % of the sub-model phase on", {"tokens.seed_share": 0.9}),
+    "longer-finetune": Arm("ours, a fifth of the tokens in the fine-tune", {
+        "tokens.seed_share": 0.65, "tokens.finetune_share": 0.2}),
+    "early-growth": Arm("Expert Upcycling, grown at half of the tokens", {
+        **ARMS["expert-upcycling"].settings, "tokens.seed_share": 0.5, "tokens.finetune_share": 0.5}),
+    "muon": Arm("ours, Muon", _MUON),
+    "joint-muon": Arm("joint, Muon", {**ARMS[REFERENCE].settings, **_MUON}),
+    "parallel-seed-muon": Arm("ours, seed on all cards, Muon", {**ARMS["parallel-seed"].settings, **_MUON}),
+}
+
+KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS}
+"""Every arm that a grid can measure."""
