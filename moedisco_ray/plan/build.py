@@ -90,6 +90,9 @@ class Plan(BaseModel, frozen=True):
     """Cost of training alone in dollars, computed from operation counts like `training_hours`."""
     full_training: StagePlan
     """Training the whole model on as many tokens on the high-memory pool, with the settings of the fine-tune."""
+    finetune_elsewhere: StagePlan | None = None
+    """The fine-tune on all workers of the pool that does not run it, for comparison; null without a fine-tune, or if that pool has
+    several node types."""
     estimates: tuple[StageEstimate, ...]
     """Estimates of all stages, in pipeline order."""
     speeds: tuple[Speed, ...]
@@ -151,6 +154,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         training_hours=sum(stage.cost.hours for stage in stages),
         training_dollars=sum(stage.cost.dollars for stage in stages),
         full_training=full_training,
+        finetune_elsewhere=_finetune_elsewhere(config, whole, vocab_size),
         estimates=estimates,
         speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.node_types),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
@@ -177,6 +181,14 @@ def fitted(config: RunConfig) -> RunConfig:
             section = getattr(config, name).model_copy(update={"optimizer": stage.choice.optimizer})
             config = config.model_copy(update={name: section})
     return config
+
+
+def _finetune_elsewhere(config: RunConfig, whole: Architecture, vocab_size: int) -> StagePlan | None:
+    other: Literal["low_memory", "high_memory"] = "high_memory" if config.finetune.pool == "low_memory" else "low_memory"
+    moved = config.model_copy(update={"finetune": config.finetune.model_copy(update={"pool": other})})
+    if not config.tokens.finetune or moved.finetune_pool.mixed:
+        return None
+    return _plan_stage(moved, _gang(moved, moved.finetune_pool, config.tokens.finetune), whole, vocab_size)
 
 
 def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Training]:

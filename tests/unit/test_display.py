@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -258,6 +259,21 @@ def test_a_plan_on_a_mixed_pool_shows_the_node_types_of_sub_models(tmp_path):
     lines = [line.split() for line in text.splitlines() if "submodels" in line and "_gpu" in line]
     assert [(line[0], line[2], line[4:-2]) for line in lines] == [
         ("tiny", "tiny_gpu", ["too", "small", "0"]), ("l4", "l4_gpu", ["fits", "5"]), ("a10", "a10_gpu", ["fits", "3"])]
+
+
+def test_a_plan_prices_the_fine_tune_on_both_pools(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(preset_text("default"))
+
+    def line(*overrides):
+        text = " ".join(text_of(plan_view(build_plan(load_config(path, overrides)))).split())
+        return re.search(r"finetune\.pool=.*?(is not in it|not fit \d+ GB|Speed)", text)[0]
+
+    assert re.fullmatch(
+        r"finetune\.pool=low_memory, 8 workers: the fine-tune would cost \$\S+ in .+, instead of \$\S+ in .+; the time to send "
+        r"\S+ GB per step is not in it", line())
+    assert line("finetune.pool=low_memory").startswith("finetune.pool=high_memory, 2 workers: the fine-tune would cost ")
+    assert line("pools.low_memory.memory_gb=1", "clusters.count=4").endswith("the fine-tune would not fit 1 GB")
 
 
 @pytest.mark.parametrize(("contribution", "says"), [("checkpoint", "its checkpoint of step 40"), ("seed", "its seed")])

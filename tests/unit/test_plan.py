@@ -463,6 +463,17 @@ def test_hours_and_dollars_by_hand():
     assert plan.full_training.cost.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
     assert plan.full_training.memory == finetune.memory
     assert plan.training_dollars == pytest.approx(sum(stage.cost.dollars for stage in plan.stages))
+    elsewhere = plan.finetune_elsewhere      # on three cards of half the speed, for a quarter of the price
+    assert elsewhere.cost.worker_hours == pytest.approx(2 * finetune.cost.worker_hours)
+    assert elsewhere.cost.dollars == pytest.approx(finetune.cost.dollars / 2)
+    assert elsewhere.cost.hours == pytest.approx(elsewhere.cost.worker_hours / 3)
+
+
+def test_the_fine_tune_elsewhere_is_that_of_a_run_there():
+    here, there = build_plan(config()), build_plan(config(finetune={"pool": "low_memory"}))
+    assert here.finetune_elsewhere == there.stages[-1]
+    assert there.finetune_elsewhere == here.stages[-1]
+    assert build_plan(config(tokens={"seed_share": 0.5, "finetune_share": 0})).finetune_elsewhere is None
 
 
 def test_recomputing_costs_a_third_more():

@@ -35,6 +35,8 @@ def plan_view(plan: Plan) -> RenderableType:
         Text(_synced(stage.stage, stage.sync, over_network=stage.fits_known)) for stage in plan.stages if stage.sync is not None]
     parts.append(Text(_full_training(plan.full_training)))
     parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
+    if plan.finetune_elsewhere is not None and plan.finetune_elsewhere.fits_known:
+        parts.append(Text(_elsewhere(plan.stages[-1], plan.finetune_elsewhere)))
     if plan.bill.verdict is not None:
         parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
     if not plan.fits_known:
@@ -72,6 +74,17 @@ def _exchanged(stage: str, traffic: GangTraffic) -> str:
     if traffic.divided < traffic.bytes:
         return f"{line}; {gigabytes(traffic.divided)} GB where one node has {traffic.expert} of them (finetune.parallel.expert)"
     return f"{line}; {gigabytes(traffic.sharded)} GB if all weights were sharded" if traffic.bytes < traffic.sharded else line
+
+
+def _elsewhere(here: StagePlan, there: StagePlan) -> str:
+    where = f"finetune.pool={there.pool}, {there.workers} worker{'s' if there.workers > 1 else ''}"
+    if not there.fits:
+        return f"{where}: the fine-tune would not fit {there.pool_gb:g} GB"
+    costs, now = (
+        f"{format_dollars(each.cost.dollars)} in {format_seconds(3600 * each.cost.hours)}" for each in (there, here))
+    sent = "" if there.traffic is None else f"; the time to send {gigabytes(there.traffic.bytes)} GB per step is not in it"
+    chosen = "" if there.choice is None else f" with {there.choice}"
+    return f"{where}: the fine-tune would cost {costs}{chosen}, instead of {now}{sent}"
 
 
 def _full_training(stage: StagePlan) -> str:
