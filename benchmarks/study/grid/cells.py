@@ -100,8 +100,8 @@ class Cell(Record):
 
     @property
     def groups(self) -> int:
-        """Number of sub-models: each is an MoE of twice top-k experts, or of half of the experts if there are fewer."""
-        return self.experts // min(2 * self.top_k, self.experts // 2)
+        """Number of sub-models: two, each with half of the experts. Where cards hold less, `small-groups` shows what it costs."""
+        return 2
 
     @property
     def tokens(self) -> int:

@@ -7,11 +7,14 @@ from typing import Any
 
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm
 
+_SMALL: Mapping[str, Any] = {"clusters.count": lambda base: 2 * base.cluster_count}
 _MUON: Mapping[str, Any] = {"submodels.optimizer.name": "muon", "finetune.optimizer.name": "muon"}
 
 LEVERS: Mapping[str, Arm] = {
-    "large-groups": Arm("ours, half as many sub-models of twice the experts", {
-        "clusters.count": lambda base: max(1, base.cluster_count // 2)}),
+    "small-groups": Arm("ours, twice as many sub-models of half as many experts", _SMALL),
+    "small-expert-upcycling": Arm("Expert Upcycling, grown from half as many experts", {
+        **ARMS["expert-upcycling"].settings, **_SMALL}),
+    "small-parallel-seed": Arm("ours, twice as many sub-models, seed on all cards", {**ARMS["parallel-seed"].settings, **_SMALL}),
     "private-from-53": Arm("ours, private from 53 % of the sub-model phase on", {"tokens.seed_share": 0.5}),
     "private-from-95": Arm("ours, private from 95 % of the sub-model phase on", {"tokens.seed_share": 0.9}),
     "longer-finetune": Arm("ours, a fifth of the tokens in the fine-tune", {
