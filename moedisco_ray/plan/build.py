@@ -70,8 +70,8 @@ class Plan(BaseModel, frozen=True):
     family: FamilyName
     vocab_size: int
     clusters: int
-    clusters_for_slots: int | None = None
-    """Number of slots for which `clusters.count: auto` decided the number of clusters; null if the configuration has a number."""
+    clusters_chosen: bool = False
+    """Whether `clusters.count: auto` decided the number of clusters."""
     experts_per_submodel: int
     parameters: Parameters
     """Parameter counts of the whole MoE."""
@@ -143,7 +143,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         family=config.model.family_name,
         vocab_size=vocab_size,
         clusters=config.cluster_count,
-        clusters_for_slots=low_memory_slots(config) if given.clusters.count == "auto" else None,
+        clusters_chosen=given.clusters.count == "auto",
         experts_per_submodel=whole.num_experts // config.cluster_count,
         parameters=parameters,
         stages=stages,

@@ -1,4 +1,4 @@
-"""`clusters.count: auto`: the number of sub-models from slots, experts and memory, which a run keeps."""
+"""`clusters.count: auto`: the number of sub-models from experts and memory, which a run keeps."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def decided(config: RunConfig) -> int:
 
 
 @given(experts=st.integers(1, 96), top_k=st.integers(1, 8), slots=st.integers(1, 64))
-def test_it_is_the_largest_divisor_with_a_slot_for_each_and_top_k_experts_in_each(experts: int, top_k: int, slots: int) -> None:
+def test_it_is_the_smallest_divisor_from_two_on_with_top_k_experts_in_each(experts: int, top_k: int, slots: int) -> None:
     top_k = min(top_k, experts)
     found = decided(config_of(experts, top_k, slots))
-    assert found == max(
-        count for count in range(1, experts + 1) if experts % count == 0 and count <= slots and experts // count >= top_k)
+    assert found == next(
+        (count for count in range(2, experts + 1) if experts % count == 0 and experts // count >= top_k), 1)
 
 
 @pytest.mark.parametrize(("memory_gb", "slots", "count"), [
-    (400, 60, 15),      # groups of four experts, as many as a token selects
-    (27, 60, 15),
+    (400, 60, 2),
+    (27, 60, 15),       # groups of four experts, as many as a token selects
     (25, 60, 20),       # too small for four experts, not for three
     (25, 4, 20),        # more than there are slots: sub-models take turns
-    (1, 60, 15)])       # nothing fits, which the plan says
+    (1, 60, 60)])       # nothing fits, which the plan says
 def test_memory_asks_for_smaller_groups(memory_gb: float, slots: int, count: int) -> None:
     optimizer = {"batch_tokens": 16_384, "micro_batch": 1, "precision": "pure_bf16", "moments": "full", "offload_moments": False,
                  "block_steps": 0, "gradient_checkpointing": False}
@@ -64,7 +64,7 @@ def test_memory_asks_for_smaller_groups(memory_gb: float, slots: int, count: int
 def test_a_mixed_pool_has_the_slots_of_its_types() -> None:
     types = [
         {"name": name, "resource": name, "memory_gb": 24, "price_per_hour": 0.3, "speed": 0.5, "max_workers": 2} for name in "ab"]
-    assert decided(config_of(16, 2, 8, pools={"low_memory": {"types": types}})) == 4
+    assert decided(config_of(16, 2, 8, pools={"low_memory": {"types": types}})) == 2
 
 
 def test_owners_have_a_cluster_and_a_seat_each() -> None:
@@ -82,7 +82,7 @@ def test_owners_have_a_cluster_and_a_seat_each() -> None:
 def test_a_number_stays_and_a_contradiction_is_an_error() -> None:
     config = config_of(8, 2, 8, clusters={"count": 8})
     assert with_cluster_count(config) is config
-    with pytest.raises(ConfigError, match=r"submodels\.quorum: 5 is more than the 4 sub-models"):
+    with pytest.raises(ConfigError, match=r"submodels\.quorum: 5 is more than the 2 sub-models"):
         with_cluster_count(config_of(8, 2, 8, submodels={"quorum": 5}))
 
 
@@ -91,20 +91,17 @@ def test_the_plan_says_why() -> None:
     console = Console(width=160)
     with console.capture() as text:
         console.print(plan_view(plan))
-    assert "4 sub-models of 2 experts per layer (clusters.count: auto, for 8 slots)" in text.get()
-    assert {stage.stage: stage.units for stage in plan.stages} == {"seed": 1, "submodels": 4, "finetune": 1}
+    assert "2 sub-models of 4 experts per layer (clusters.count: auto)" in text.get()
+    assert {stage.stage: stage.units for stage in plan.stages} == {"seed": 1, "submodels": 2, "finetune": 1}
 
 
 def test_a_run_keeps_its_number_when_the_pool_changes(tmp_path: Path) -> None:
-    def run_with(slots: int) -> RunConfig:
-        return config_of(8, 2, slots, output=str(tmp_path))
-
-    begun = with_cluster_count(run_with(2))
+    begun = config_of(8, 2, 8, output=str(tmp_path), clusters={"count": 4})
     pipeline.claim(begun, redo=False)
-    assert read_json(begun.directory / "config.json")["clusters"]["count"] == 2
-    assert decided(run_with(8)) == 2
+    assert read_json(begun.directory / "config.json")["clusters"]["count"] == 4
+    assert decided(config_of(8, 2, 8, output=str(tmp_path))) == 4
     assert decided(config_of(3, 1, 8, output=str(tmp_path))) == 3     # of another model, to which the number does not apply
-    assert decided(config_of(8, 2, 8, output=str(tmp_path), name="other")) == 4
+    assert decided(config_of(8, 2, 8, output=str(tmp_path), name="other")) == 2
 
 
 def test_a_report_of_a_run_that_was_asked_to_decide_is_possible_before_it_has_clusters() -> None:

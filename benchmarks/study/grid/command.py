@@ -68,7 +68,7 @@ def measure_grid(
     pieces = reporting(axes)
     places = Places(folder, work, work / "results")
     command = shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]])
-    tunes = not (as_configured or gpu)      # a sweep on the card would take twelve times as long as the cell
+    tunes = not (as_configured or gpu)      # three sweeps on the card would take four times as long as the cell
     left = run_pieces(with_tuning(pieces) if tunes else pieces, places, command, hours=hours)
     if publishes:
         publish(places.results, PUBLISHED)

@@ -102,7 +102,7 @@ def _parts(plan: Plan) -> str:
     if all(stage.stage != "submodels" for stage in plan.stages):
         return "no sub-models"
     plural = "s" if plan.experts_per_submodel > 1 else ""
-    why = "" if plan.clusters_for_slots is None else f" (clusters.count: auto, for {plan.clusters_for_slots} slots)"
+    why = " (clusters.count: auto)" if plan.clusters_chosen else ""
     return f"{plan.clusters} sub-models of {plan.experts_per_submodel} expert{plural} per layer{why}"
 
 

@@ -112,10 +112,9 @@ class Clusters(Section):
     """Clustering of the documents."""
 
     count: Annotated[int, Field(ge=1, le=MOST_CLUSTERS)] | Literal["auto"] = 4
-    """Number of clusters, and of sub-models. It must divide the number of experts. `auto` means the largest such number for which
-    each sub-model has a slot of its own (in the low-memory pool, or of a data owner) and at least `num_experts_per_tok` experts. If
-    these sub-models do not fit the pool's memory, they have fewer experts. The number is decided when a run begins, and recorded in
-    its `config.json`."""
+    """Number of clusters, and of sub-models. It must divide the number of experts. `auto` means the smallest such number, from two
+    on, whose sub-models fit the low-memory pool: larger sub-models reach a lower loss for the same dollars. A larger number takes
+    fewer hours, if there is a slot for each. The number is decided when a run begins, and recorded in its `config.json`."""
     method: Literal["kmeans", "random"] = "kmeans"
     """How documents are assigned to clusters. `kmeans` clusters document vectors, as in the paper. `random` assigns by a
     hash of the text (an ablation in the paper)."""
