@@ -183,6 +183,7 @@ class _Comparison:
 
     Attributes:
         own: Sources that the model knows; they are the first of `texts`.
+        others: Sources of the new experts, one for each; they are the last of `texts`.
         texts: All texts.
         batches: Calibration data: cluster 0 is all own text, and each other text is one cluster.
         encoder: Encoder of the tokenizer.
@@ -192,6 +193,7 @@ class _Comparison:
     """
 
     own: Sequence[str]
+    others: Sequence[str]
     texts: Sequence[Text]
     batches: Sequence[Batch]
     encoder: Encoder
@@ -212,20 +214,32 @@ class _Comparison:
             raise CorpusError("--own-text" if error.value in own else error.field, error.value, error.remedy) from error
         batches = calibration_batches(found, length, [*(0 for _ in own), *range(1, len(others) + 1)])
         return cls(
-            own=own, texts=found, batches=batches, encoder=encoder, tokenizer=tokenizer, length=length, device=device)
+            own=own, others=others, texts=found, batches=batches, encoder=encoder, tokenizer=tokenizer, length=length, device=device)
 
     def losses(self, models: Sequence[tuple[str, Path]]) -> dict[str, Any]:
-        """The `losses` of two models with their names, and `warnings` if the second is worse on text that the first knows."""
+        """The `losses` of two models with their names, and `warnings` if the second is worse on text that the first knows, or no
+        better on other text.
+        """
         found = list[dict[str, Any]]()
         for name, directory in models:
             start = Start(Model.model_validate({"init": {"checkpoint": str(directory)}}), self.tokenizer, self.length, 0)
             row = held_out_losses(start, self.texts, self.encoder, self.device)
             found.append({
                 "model": name, "texts": row, "perplexity": list(map(math.exp, row)), "mixture": float(np.mean(row))})
-        before, after = (each["perplexity"] for each in found)
-        return {"losses": found, "warnings": [
-            f"on {text}, the held-out perplexity is {new:.4g}, {new / old - 1:.1%} above that of the model; fine-tune the result"
-            for text, old, new in zip(self.own, before, after, strict=False) if new > (1 + _MOST_WORSE) * old]}
+        return {"losses": found, "warnings": list(self._warnings(*(each["perplexity"] for each in found)))}
+
+    def _warnings(self, before: Sequence[float], after: Sequence[float]) -> Iterator[str]:
+        for text, old, new in zip(self.own, before, after, strict=False):
+            if new > (1 + _MOST_WORSE) * old:
+                yield (
+                    f"on {text}, the held-out perplexity is {new:.4g}, {new / old - 1:.1%} above that of the model; fine-tune the "
+                    "result")
+        known = len(self.own)
+        for text, old, new in zip(self.others, before[known:], after[known:], strict=True):
+            if new >= old:
+                yield (
+                    f"on {text}, the held-out perplexity is {new:.4g} with the new expert, and {old:.4g} without it; train the "
+                    "expert longer, or leave it out")
 
 
 def _numbers(text: str, numbers: str, count: int) -> Iterator[int]:

@@ -65,10 +65,22 @@ def loss(directory: Path, name: str) -> float:
     return found.item()
 
 
-@pytest.mark.parametrize("elsewhere", [NEW, "runs/theirs", "runs/theirs/seed"])
-def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(elsewhere: str, home: Path, tmp_path: Path) -> None:
-    model, output = home / "runs" / "mine", tmp_path / "larger"
-    arguments = ["0-1", f"{home / elsewhere}:0", "--output", str(output), "--max-tokens", "9000", "--json"]
+@pytest.fixture(scope="module")
+def two_layers(home: Path) -> Path:
+    """A trained run on two domains whose routers have two layers, from the base model of the fine-tunes."""
+    return train(home, "two-layers", OLD, tokens={"total": 80_000, "seed_share": 0.0, "finetune_share": 0.4}, model={
+        "family": "llama_moe", "config": None,
+        "init": {"upcycle": str(home / "base"), "num_experts": 8, "num_experts_per_tok": 2}})
+
+
+@pytest.mark.parametrize(("run", "own", "elsewhere", "least_better"), [
+    *(("mine", "0-1", elsewhere, LEAST_BETTER) for elsewhere in (NEW, "runs/theirs", "runs/theirs/seed")),
+    ("two-layers", "0-7", NEW, 0.04)])
+def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(
+    run: str, own: str, elsewhere: str, least_better: float, home: Path, two_layers: Path, tmp_path: Path,
+) -> None:
+    model, output = home / "runs" / run, tmp_path / "larger"
+    arguments = [own, f"{home / elsewhere}:0", "--output", str(output), "--max-tokens", "9000", "--json"]
     arguments += [part for name in OLD for part in ("--own-text", str(home / f"{name}.txt"))]
     done = CliRunner().invoke(app, ["experts", str(model), *arguments, "--calibration", str(home / f"{NEW}.txt")])
     assert done.exit_code == 0, done.output
@@ -76,15 +88,16 @@ def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(e
     before, after = ({name: loss(directory, name) for name in (*OLD, NEW)} for directory in (model / "model", output))
     for name in OLD:
         assert after[name] < (1 + MOST_WORSE) * before[name]
-    assert after[NEW] < (1 - LEAST_BETTER) * before[NEW]
+    assert after[NEW] < (1 - least_better) * before[NEW]
     reported = [row["texts"] for row in result["losses"]]      # of other sentences of the same domains
     assert [new / old for old, new in zip(*reported, strict=True)] == pytest.approx(
         [after[name] / before[name] for name in before], rel=0.02)
-    assert result["warnings"] == []
+    # Two layers see text through few hidden units, so that perplexities on known documents rise by 1.1 %.
+    assert run == "two-layers" or result["warnings"] == []
     old, new = open_checkpoint(model / "model"), open_checkpoint(output)
     for key in old:
         if new.model_map.classify(key).role is Role.ROUTER:
-            assert same_bits(new[key][:2], old[key])
+            assert same_bits(new[key][:len(old[key])], old[key])
         else:
             assert same_bits(new[key], old[key])
 
@@ -168,6 +181,18 @@ def test_new_rows_divide_the_tokens_with_the_least_scale(most: float) -> None:
 
     assert right(1.01 * scale) >= 0.9
     assert right(0.9 * scale) < 0.9
+
+
+def test_an_expert_that_does_not_help_on_its_text_gives_a_warning(home: Path, tmp_path: Path) -> None:
+    texts = [str(home / f"{name}.txt") for name in OLD]
+    found = choose_experts(
+        str(home / "runs" / "mine"), ["0-1", f"{home / NEW}:0"], tmp_path / "larger", own_texts=texts[:1], texts=texts[1:],
+        max_tokens=9_000)
+    before, after = (row["perplexity"][1] for row in found["losses"])
+    assert after >= before
+    assert found["warnings"] == [
+        f"on {texts[1]}, the held-out perplexity is {after:.4g} with the new expert, and {before:.4g} without it; "
+        "train the expert longer, or leave it out"]
 
 
 def test_mistakes_are_one_line_and_write_nothing(home: Path, tmp_path: Path) -> None:
