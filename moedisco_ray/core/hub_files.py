@@ -1,7 +1,8 @@
 """Download models from the Hugging Face hub into the cache that other programs share.
 
 The access token is in the environment variable HF_TOKEN of each machine; no configuration and no log holds it. HF_ENDPOINT can hold
-the address of another hub. Import this module only where a model is at the hub: the import takes half a second.
+the address of another hub. Large files come through the hub's Xet storage, which huggingface_hub brings a library for.
+Import this module only where a model is at the hub: the import takes half a second.
 """
 
 from __future__ import annotations
@@ -116,4 +117,9 @@ def _one_line(setting: str, name: str, revision: str | None) -> Iterator[None]:
         raise CheckpointError(setting, HUB + name, remedy) from error
     except HTTP_ERROR as error:
         remedy = f"cannot be downloaded ({type(error).__name__}); check the network and its proxies"
+        raise CheckpointError(setting, HUB + name, remedy) from error
+    except RuntimeError as error:       # of the library for Xet storage, whatever the cause
+        remedy = (
+            "cannot be downloaded from the hub's Xet storage; check the network, its proxies and the free disk space, or set "
+            "HF_HUB_DISABLE_XET=1 to download over HTTP")
         raise CheckpointError(setting, HUB + name, remedy) from error

@@ -43,6 +43,7 @@ class Hub:
     Attributes:
         token: Token that reads private repositories and writes.
         requests: Method, path and authorization of every request.
+        xet: Address of the Xet storage that large files are in; None: they are sent over HTTP.
     """
 
     token: str = "hf_standin"
@@ -50,6 +51,7 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     uploads: Files = field(default_factory=dict)
+    xet: str | None = None
 
     def add(self, name: str, files: Path | Files, branch: str = "main", *, private: bool = False) -> str:
         """Commit files to a repository, such as `org/name` or `datasets/org/name`."""
@@ -108,6 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/api/(?:models/)?(?P<name>.+?)/preupload/(?P<revision>[^/]+)", self._preupload),
             (r"/api/(?:models/)?(?P<name>.+?)/commit/(?P<revision>[^/]+)", self._commit),
             (r"/api/(?:models/)?(?P<name>datasets/[^/]+/[^/]+|[^/]+/[^/]+)", self._newest),
+            (r"/api/xet-token", self._xet_token),
             (r"/(?P<name>.+?)\.git/info/lfs/objects/batch", self._batch),
             (r"/upload/(?P<oid>.+)", self._upload),
             (r"/(?P<name>.+?)/resolve/(?P<revision>[^/]+)/(?P<inside>.+)", self._resolve),
@@ -206,12 +209,18 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = found[1][inside]
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
+        if self.hub.xet is not None and inside.endswith(".safetensors"):
+            headers |= {"X-Xet-Hash": hashlib.sha256(data).hexdigest(), "X-Xet-Refresh-Route": f"{self.hub.url}/api/xet-token"}
         part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if part is None:
             self._send(200, data, headers)
             return
         first, last = int(part[1]), min(int(part[2] or len(data) - 1), len(data) - 1)
         self._send(206, data[first:last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+
+    def _xet_token(self, **_: Any) -> None:
+        self._send(200, {}, {
+            "X-Xet-Cas-Url": str(self.hub.xet), "X-Xet-Access-Token": "xet_standin", "X-Xet-Token-Expiration": "4102444800"})
 
     def _preupload(self, name: str, body: bytes, **_: Any) -> None:
         paths = [each["path"] for each in json.loads(body)["files"]]

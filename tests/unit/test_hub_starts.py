@@ -60,7 +60,7 @@ def upcycled(output: Path, name: str = NAME, **init: Any) -> RunConfig:
         tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4}, corpus={"sequence_length": 64})
 
 
-@pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub")
+@pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub", "hf-xet")
 def test_a_run_keeps_the_commit_that_it_began_with(server: Hub, files: Path, tmp_path: Path) -> None:
     first = next(iter(server.repositories[NAME].commits))
     config = upcycled(tmp_path / "runs")
@@ -103,6 +103,23 @@ def test_weights_are_downloaded_only_where_they_are_read(server: Hub, tmp_path: 
     assert (config.model.init.directory_with_weights / "model.safetensors").is_file()
 
 
+@pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub", "hf-xet")
+def test_weights_come_through_xet_storage_and_a_failure_there_is_one_line(
+    server: Hub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.xet = "http://127.0.0.1:9"
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    init = upcycled(tmp_path).model.init
+    assert not [path for _, path, _ in server.requests if "xet" in path], "small files are sent over HTTP"
+    line = rf"^model\.init\.upcycle: 'hf://{NAME}': cannot be downloaded from the hub's Xet storage; .* set HF_HUB_DISABLE_XET=1 to"
+    with pytest.raises(CheckpointError, match=line):
+        _ = init.directory_with_weights
+    assert [path for _, path, _ in server.requests if "xet" in path]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    assert (init.directory_with_weights / "model.safetensors").read_bytes() == (files / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("name", [NAME, f"hf://{NAME}@main"])
 def test_a_model_is_evaluated_by_its_name(server: Hub, files: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "text.txt").write_text("def evaluate(text): return text", encoding="utf-8")
@@ -114,7 +131,7 @@ def test_a_model_is_evaluated_by_its_name(server: Hub, files: Path, tmp_path: Pa
     assert figures[0] == figures[1]
 
 
-@pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub")
+@pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub", "hf-xet")
 def test_a_branch_a_tag_or_a_commit_is_a_revision(server: Hub, files: Path) -> None:
     first = server.repositories[NAME].branches["main"]
     tuned = server.add(NAME, {**server.repositories[NAME].commits[first], "NOTICE": b"tuned"}, branch="tuned")
