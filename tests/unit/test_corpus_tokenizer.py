@@ -123,6 +123,26 @@ def test_its_own_special_tokens_are_kept_and_a_missing_end_is_added(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "none-saved").eos_token == "<|endoftext|>"
 
 
+@pytest.mark.parametrize(("model", "end"), [
+    ({"model_type": "qwen3_moe", "eos_token_id": 7}, 7),
+    ({"model_type": "qwen3_moe", "eos_token_id": [9999, 7]}, 7),
+    ({"model_type": "qwen3_5_moe", "text_config": {"eos_token_id": 7}}, 7),
+    ({"model_type": "qwen3_5_moe", "eos_token_id": 7, "text_config": {}}, 7),
+    ({"model_type": "qwen3_5_moe", "eos_token_id": 8, "text_config": {"eos_token_id": 7}}, 7),
+    ({"model_type": "qwen3_5_moe", "text_config": {"eos_token_id": None}}, 0),
+    ({"model_type": "qwen3_moe"}, 0)])
+def test_a_tokenizer_without_an_end_gets_that_of_its_model_or_a_common_one(trained, tmp_path, model, end):
+    """A composite model has its end token in the part for text, or next to it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(trained / "tokenizer.json", source)
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": None}))
+    (source / "config.json").write_text(json.dumps(model))
+    assert AutoTokenizer.from_pretrained(source).eos_token is None
+    prepare_tokenizer(source, tmp_path / "prepared")
+    assert (open_encoder(source).eos, Encoder(tmp_path / "prepared").eos) == (end, end)
+
+
 @pytest.mark.parametrize("adds", [True, False])
 def test_documents_begin_with_bos_where_the_tokenizer_adds_it(tmp_path, adds):
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁": 3, "a": 4, "b": 5, "▁a": 6}
