@@ -95,6 +95,7 @@ def served(directory: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
     yield from run(*open_model(directory, device="cpu", experts_on=request.param))
 
 
+@pytest.mark.ecosystem("Use: OpenAI client on `moedisco endpoint`", "openai")
 @pytest.mark.parametrize("way", ["chat", "completion"])
 def test_the_official_client_gets_what_the_model_generates(served: Served, way: str) -> None:
     asked: dict[str, Any] = {"model": "demo", "max_tokens": 12, "temperature": 0}

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ import pytest
 import torch
 from hub_standin import hub
 from huggingface_hub import ModelCard
+from other_environments import VLLM
 from s3_standin import s3_server
 from small_run import DOMAINS, small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from docs.ecosystem import VERSION
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.locations import CACHE, cache_directory
@@ -118,10 +120,12 @@ def run_with(kind: str, run: Path, documents: Documents, home: Path) -> Path:
     return copied
 
 
-def loaded_alone(name: str, text: list[int], home: Path, **environment: str) -> dict[str, Any]:
+def loaded_alone(
+    name: str, text: list[int], home: Path, python: Path = Path(sys.executable), **environment: str,
+) -> dict[str, Any]:
     """What transformers computes with a package in a process that has no package of ours; see `ALONE`."""
     done = subprocess.run(
-        [sys.executable, "-I", "-c", ALONE, name, json.dumps(text)], capture_output=True, text=True, check=False,
+        [python, "-I", "-c", ALONE, name, json.dumps(text)], capture_output=True, text=True, check=False,
         cwd=home, env={**os.environ, "HF_MODULES_CACHE": str(home / "modules"), **environment})
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -187,6 +191,19 @@ def test_it_loads_where_our_package_is_absent(package: Path, model: EnsembleForC
     assert found["made"] == model.generate(ids[:, :70], max_new_tokens=8, do_sample=False)[0].tolist()
     assert len(found["made"]) > 70
     assert found["ids"] == AutoTokenizer.from_pretrained(package, trust_remote_code=False)("def f(x):")["input_ids"]
+
+
+@pytest.mark.ecosystem("Use: ensemble of the sub-models in transformers", "transformers")
+def test_it_loads_in_an_environment_that_was_not_made_for_it(
+    package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path, record_property: Callable[[str, object], None],
+) -> None:
+    if VLLM.python is None:
+        pytest.skip(VLLM.missing)
+    record_property(VERSION, VLLM.version("transformers"))
+    found, ids = loaded_alone(str(package), text, tmp_path, VLLM.python, HF_HUB_OFFLINE="1"), torch.tensor([text])
+    with torch.no_grad():
+        assert found["loss"] == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
+    assert found["made"] == model.generate(ids[:, :70], max_new_tokens=8, do_sample=False)[0].tolist()
 
 
 def test_generation_with_caches_and_padding_is_that_without(model: EnsembleForCausalLM, text: list[int]) -> None:

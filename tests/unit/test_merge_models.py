@@ -163,15 +163,25 @@ def merged(finetuned: Path) -> dict[str, Any]:
 
 
 @pytest.mark.ecosystem("Use: merge of dense fine-tunes, as mergekit-moe does")
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_mergekit_moe_writes_the_same_tensors(
-    finetuned: Path, tmp_path: Path, record_property: Callable[[str, object], None],
+    kind: str, finetuned: Path, tmp_path: Path, record_property: Callable[[str, object], None],
 ) -> None:
     if MERGEKIT.python is None:
         pytest.skip(MERGEKIT.missing)
     record_property(VERSION, MERGEKIT.version("mergekit"))
-    base, *models = (str(finetuned / name) for name in ("base", *WORDS))
-    (tmp_path / "moe.yml").write_text(yaml.safe_dump({
-        "base_model": base, "gate_mode": "random", "dtype": "float32", "experts": [{"source_model": model} for model in models]}))
+    home = finetuned
+    if kind != "llama":
+        home = tmp_path
+        for seed, name in enumerate(("base", *WORDS)):
+            AutoTokenizer.from_pretrained(finetuned / "base").save_pretrained(random_dense(home / name, kind, seed))
+    base, *models = (str(home / name) for name in ("base", *WORDS))
+    settings: dict[str, Any] = {
+        "base_model": base, "gate_mode": "random", "dtype": "float32", "experts": [{"source_model": model} for model in models]}
+    if kind == "qwen2":     # the shared expert, whose weight is 1/2 at first
+        settings["shared_experts"] = [{"source_model": base}]
+        settings["experts"] = [each | {"residual_scale": 0.5} for each in settings["experts"]]
+    (tmp_path / "moe.yml").write_text(yaml.safe_dump(settings))
     subprocess.run([MERGEKIT.command("mergekit-moe"), "moe.yml", "theirs"], cwd=tmp_path, check=True, env=without_ours())
     merge_models(models, base, tmp_path / "ours", backbone="base")
     ours, theirs = (dict(open_checkpoint(tmp_path / name)) for name in ("ours", "theirs"))

@@ -99,8 +99,9 @@ def test_upcycling_keeps_the_function(start: Model, dense: PreTrainedModel, tmp_
         keep_optimizer_state=False, device="cpu", directory=tmp_path)
     ids = torch.tensor([AutoTokenizer.from_pretrained(start.init.directory)("".join(TEXT))["input_ids"]])
     with torch.no_grad():
-        found, expected = runnable(load_model(tmp_path))(ids).logits, dense(ids).logits
-    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+        found, expected = runnable(load_model(tmp_path))(ids, labels=ids), dense(ids, labels=ids)
+    assert (found.logits - expected.logits).abs().max() < 1e-5 * expected.logits.abs().max()
+    assert abs(found.loss - expected.loss) < 1e-5      # nats
 
 
 def test_the_tokenizer_and_the_chat_template_are_those_of_the_file(file: Path, run: Path) -> None:
