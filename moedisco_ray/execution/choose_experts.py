@@ -214,12 +214,11 @@ class _Comparison:
             raise CorpusError("--own-text" if error.value in own else error.field, error.value, error.remedy) from error
         batches = calibration_batches(found, length, [*(0 for _ in own), *range(1, len(others) + 1)])
         return cls(
-            own=own, others=others, texts=found, batches=batches, encoder=encoder, tokenizer=tokenizer, length=length, device=device)
+            own=own, others=others, texts=found, batches=batches, encoder=encoder, tokenizer=tokenizer, length=length,
+            device=device)
 
     def losses(self, models: Sequence[tuple[str, Path]]) -> dict[str, Any]:
-        """The `losses` of two models with their names, and `warnings` if the second is worse on text that the first knows, or no
-        better on other text.
-        """
+        """The `losses` of two models with their names, and `warnings` if the second is worse on known text or no better on new."""
         found = list[dict[str, Any]]()
         for name, directory in models:
             start = Start(Model.model_validate({"init": {"checkpoint": str(directory)}}), self.tokenizer, self.length, 0)

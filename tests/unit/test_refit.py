@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.models import Chosen, Role, config_with_experts, open_checkpoint, same_bits, with_experts, write_checkpoint
+from moedisco_ray.stages.merge import refit
 from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
 from moedisco_ray.stages.merge.refit import down_changes
 
@@ -64,7 +65,23 @@ def errors(smaller: Path, whole: Path, tokens_BL: torch.Tensor) -> list[float]:
     return found
 
 
-def test_many_sweeps_reach_the_ridge_solution_of_all_experts_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [1, 5, 16, 40])
+def test_one_turn_is_ridge_regression_with_few_and_with_many_tokens(tokens: int) -> None:
+    hidden_SF, target_SD = torch.randn(2, tokens, 16, generator=torch.Generator().manual_seed(tokens))
+    found_FD = refit._Ridge.of(hidden_SF).solution(hidden_SF, target_SD)
+    ridge = 0.01 * np.square(hidden_SF.double().numpy()).sum(0).mean()
+    expected_FD = np.linalg.lstsq(
+        np.concatenate([hidden_SF.double().numpy(), np.sqrt(ridge) * np.eye(16)]),
+        np.concatenate([target_SD.double().numpy(), np.zeros((16, 16))]), rcond=None)[0]
+    np.testing.assert_allclose(found_FD.numpy(), expected_FD, atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", [4 << 30, 0])
+def test_many_sweeps_reach_the_ridge_solution_of_all_experts_together(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With factors that are kept, and that are computed at each turn."""
+    monkeypatch.setattr(refit, "_MOST_KEPT", kept)
     model = AutoModelForCausalLM.from_pretrained(model_of("qwen3_moe", tmp_path / "model")).eval()
     block = model.model.layers[0].mlp
     experts, (x_TD, target_TD) = block.experts, torch.randn(2, 400, 32, generator=torch.Generator().manual_seed(0))

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import posixpath
 import re
@@ -9,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from read_trackers import READERS
 from run_example import events, report
+from small_run import DOMAINS, small_config
 
 from moedisco_ray.cli.series import parameters, plain, unit_points
 from moedisco_ray.cli.trackers import Mlflow, Tracking, WeightsAndBiases, trackers
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
 
 pytestmark = pytest.mark.filterwarnings("default")      # the trackers' libraries warn about their own dependencies
 
@@ -109,18 +113,23 @@ ROWS = {
     "mlflow": ("Tracking: MLflow", "mlflow-skinny")}
 
 
+def environment(patch, folder):
+    """Let trackers store everything in a folder, and send nothing."""
+    for name, value in {
+        "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+    }.items():
+        patch.setenv(name, value)
+    patch.chdir(folder)     # MLflow keeps artifacts in the current directory
+
+
 @pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.ecosystem(*ROWS[kind])) for kind in READERS])
 def tracked(request, tmp_path_factory):
     """The name of a tracker, and what it has stored of a run that was stopped, resumed and finished."""
     kind, folder = request.param, tmp_path_factory.mktemp(request.param)
     pytest.importorskip(kind, reason=f"{kind} is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "DO_NOT_TRACK": "true",
-            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        }.items():
-            patch.setenv(name, value)
-        patch.chdir(folder)     # MLflow keeps artifacts in the current directory
+        environment(patch, folder)
         made = config(folder, **{kind: True if kind == "tensorboard" else "project", "log_model": kind != "tensorboard"})
         started, *rest, last = (event for event in events() if event.type != "run_failed")
         stopped = Event("run_stopped", data={"reason": "cancelled"})
@@ -183,6 +192,46 @@ def test_a_resumed_run_continues_the_trackers_run(tracked):
         assert positions == sorted(positions)
     if kind != "tensorboard":
         assert stored.ends[-1] == "FINISHED"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A configuration, and the readers of the trackers that followed its run."""
+    folder = tmp_path_factory.mktemp("trained")
+    kinds = [kind for kind in READERS if importlib.util.find_spec(kind)]
+    with pytest.MonkeyPatch.context() as patch:
+        environment(patch, folder)
+        made = small_config(
+            folder / "runs", tokens={"total": 60_000, "seed_share": 0.2}, clusters={"count": 2},
+            tracking={kind: True if kind == "tensorboard" else "project" for kind in kinds} | {"log_model": len(kinds) == 3},
+            evaluation={"max_tokens": 2_000, "sample_tokens": 4, "every_tokens": 4_096})
+        listeners = trackers(made)
+        pipeline.run(made, listeners, backend=LocalBackend())
+        for listener in listeners:
+            listener.close()
+        yield made, kinds
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.ecosystem(*ROWS[kind])) for kind in READERS])
+def test_a_run_writes_every_promised_series(trained, kind):
+    made, kinds = trained
+    if kind not in kinds:
+        pytest.skip(f"{kind} is not installed")
+    stored = READERS[kind](made)
+    assert stored.units.keys() == {"seed", "submodel-0", "submodel-1", "finetune"}
+    for unit in stored.units.values():
+        assert unit.series.keys() >= {"loss", "lr", "grad_norm", "tokens_per_second"}
+    for unit in ("seed", "finetune"):
+        assert len(stored.units[unit].series["held_out_loss"]) > 1
+    assert stored.units["finetune"].series.keys() >= {"largest_load", "dead_experts"}
+    assert {"submodel-0", "submodel-1"} <= {name for name, unit in stored.units.items() if "perplexity" in unit.series}
+    assert stored.series.keys() >= {
+        "perplexity/all", "bits_per_byte/all", *(f"perplexity/source/{name}" for name in DOMAINS),
+        *(f"perplexity/cluster/{cluster}" for cluster in range(2)), "experts/dead", "experts/largest_load/layer-0", "bill/dollars",
+        "stages/finetune/dollars", "stages/finetune/tokens_per_second_per_worker"}
+    assert stored.samples
+    assert stored.figures == {"loss", "clusters", "experts"}
+    assert (kind == "tensorboard") != ("model.safetensors" in stored.model)
 
 
 class Faulty:
