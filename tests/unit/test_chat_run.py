@@ -26,7 +26,10 @@ CONVERSATIONS, LENGTH = 300, 64
 ANSWERS = {"word": "the number is a question", "number": "it is the word grün"}
 
 
-def config_of(home: Path, text: list[dict[str, Any]], total: int = 20_000, **evaluation: Any) -> RunConfig:
+def config_of(
+    home: Path, text: list[dict[str, Any]], total: int = 20_000, tokenizer: Path | None = None, **evaluation: Any,
+) -> RunConfig:
+    """A run in a home that holds its tokenizer, unless that of another home is named."""
     recipe = {"batch_tokens": 512, "lr": 2e-3}
     sizes = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_intermediate_size": 48,
@@ -34,7 +37,7 @@ def config_of(home: Path, text: list[dict[str, Any]], total: int = 20_000, **eva
     return check_config({
         "name": "chat", "output": str(home / "runs"),
         "corpus": {"sources": text, "validation_fraction": 0.1, "sequence_length": LENGTH},
-        "tokenizer": {"path": str(home / "tokenizer")}, "model": {"family": "qwen3_moe", "config": sizes},
+        "tokenizer": {"path": str((tokenizer or home) / "tokenizer")}, "model": {"family": "qwen3_moe", "config": sizes},
         "tokens": {"total": total, "seed_share": 0.3, "finetune_share": 0.3}, "clusters": {"count": 2, "restarts": 2},
         "submodels": {"optimizer": recipe}, "finetune": {"optimizer": recipe}, "merge": {"calibration_tokens": 2048},
         "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
@@ -43,7 +46,11 @@ def config_of(home: Path, text: list[dict[str, Any]], total: int = 20_000, **eva
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("chat")
+    return write_sources(tmp_path_factory.mktemp("chat"))
+
+
+def write_sources(home: Path) -> Path:
+    """Write a tokenizer with a chat template, conversations, token ids and plain text."""
     tokenizer = write_tokenizer(home / "tokenizer")
     write_rows(home / "chat.jsonl", "messages", [conversation(number) for number in range(CONVERSATIONS)])
     unseen = pa.table({"messages": [conversation(number) for number in range(1000, 1030)]})

@@ -42,6 +42,8 @@ def test_each_row_says_what_passed_and_why_something_did_not(tmp_path: Path) -> 
         ["b", f"pytest {pytest.__version__}, no-such-package (not installed), other 1.2 beta",
          "passed (1 test); 42 apples; skipped in part: it is Monday"],
         ["c", f"pytest {pytest.__version__}", "**failed** (1 of 2 tests)"]]
+    assert ecosystem.programs(tmp_path / "record.json") == (
+        f"no-such-package (not installed), other 1.2 beta, pytest {pytest.__version__}")
     some = [*arguments, "-k", "test_three and 1"]       # this row alone is written anew
     assert pytest.main(some, plugins=[ecosystem.Recorder(tmp_path / "record.json")]) == pytest.ExitCode.OK
     assert [row[2].split(";")[0] for row in ecosystem.rows(tmp_path / "record.json")] == [

@@ -19,7 +19,7 @@ FILES = (
 """Tests that depend on transformers most; `-m ecosystem` chooses among them."""
 
 
-@pytest.mark.ecosystem("Start: MoE of every family, with the oldest supported transformers")
+@pytest.mark.ecosystem("Start: MoE of every family", "transformers", "torch")
 @pytest.mark.timeout(1500)
 def test_what_depends_on_transformers_passes_with_the_oldest_one(
     pytestconfig: pytest.Config, record_property: Callable[[str, object], None],

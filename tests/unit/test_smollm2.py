@@ -18,7 +18,7 @@ import llama_cpp
 import pytest
 import torch
 from gguf_files import TEXT
-from other_environments import TRANSFORMERS_4, VLLM
+from other_environments import TRANSFORMERS_4, VLLM, Program
 from peft_on_top import check_lora_on_top
 from small_run import small_config
 from test_gguf_export import HARD
@@ -113,12 +113,19 @@ def test_the_tokenizer_and_the_chat_template_are_those_of_the_file(file: Path, r
     assert "<|im_start|>user\nName three colours.<|im_end|>" in chat
 
 
-def test_other_programs_continue_a_chat_as_our_model_does(
-    run: Path, tmp_path: Path, record_property: Callable[[str, object], None],
-) -> None:
+@pytest.fixture(scope="module")
+def continued(run: Path) -> tuple[str, list[int], list[int]]:
+    """A chat, its tokens, and those that our model continues it with."""
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     ids = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
-    expected = greedy(runnable(load_model(run / "model")), ids, 16)
+    chat = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    return chat, ids, greedy(runnable(load_model(run / "model")), ids, 16)
+
+
+def test_transformers_and_llama_cpp_continue_a_chat_as_our_model_does(
+    run: Path, continued: tuple[str, list[int], list[int]], tmp_path: Path,
+) -> None:
+    _, ids, expected = continued
     theirs = AutoModelForCausalLM.from_pretrained(run / "model")
     assert theirs.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, len(ids):].tolist() == expected
     out = CliRunner().invoke(app, ["export", str(run), "--to", "gguf", "--output", str(tmp_path / "moe.gguf")])
@@ -126,12 +133,18 @@ def test_other_programs_continue_a_chat_as_our_model_does(
     _, found = llama_cpp.logprobs(tmp_path / "moe.gguf", [ids], count=16)
     assert found == expected[:len(found)]
     assert len(found) >= len(expected) - 1      # llama.cpp leaves out the end of the text
-    chat = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
-    for program in (TRANSFORMERS_4, VLLM):      # where `make test-ecosystem` has made their environments
-        if program.python is not None:
-            answer = program.continuations([run / "model"], chat, 16)
-            record_property(VERSION, answer["version"])
-            assert (answer["found"][0]["ids"], answer["found"][0]["tokens"]) == (ids, expected), program
+
+
+@pytest.mark.parametrize("program", [TRANSFORMERS_4, VLLM], ids=lambda program: program.folder)
+def test_programs_of_other_environments_continue_a_chat_as_our_model_does(
+    program: Program, run: Path, continued: tuple[str, list[int], list[int]], record_property: Callable[[str, object], None],
+) -> None:
+    if program.python is None:
+        pytest.skip(program.missing)
+    chat, ids, expected = continued
+    answer = program.continuations([run / "model"], chat, 16)
+    record_property(VERSION, answer["version"])
+    assert (answer["found"][0]["ids"], answer["found"][0]["tokens"]) == (ids, expected)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")      # PEFT reads it
