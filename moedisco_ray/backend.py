@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from moedisco_ray.core.config import AnyPool, Optimizer, Pool, RunConfig
+from moedisco_ray.core.config import AnyPool, Lora, Optimizer, Pool, RunConfig
 from moedisco_ray.core.errors import PoolError
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.run_store import RunStore
@@ -48,20 +48,19 @@ class Placement:
 
     def need(self, job: TrainJob) -> Need:
         """Peak memory that one worker needs for a job, and the owner of its text."""
-        rank = 0 if job.lora is None else job.lora.rank
-        found = self.need_of(job.name, job.model, job.optimizer, job.sequence_length, job.exchange, rank=rank)
+        found = self.need_of(job.name, job.model, job.optimizer, job.sequence_length, job.exchange, lora=job.lora)
         return dataclasses.replace(found, owner=job.owner)
 
     def need_of(
         self, name: str, model: Path, optimizer: Optimizer, sequence_length: int, exchange: Exchange = "micro_batch", *,
-        rank: int = 0,
+        lora: Lora | None = None,
     ) -> Need:
         """Peak memory that one worker needs to train a model; 0 if the pool has one node type, so that there is no choice."""
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
             model, read_config(model)["model_type"], optimizer, sequence_length=sequence_length, gpu=self.pool.gpu,
-            workers=self.workers, exchange=exchange, rank=rank)
+            workers=self.workers, exchange=exchange, lora=lora)
         return Need(name, memory.total / GIB)
 
     def types(self, free: Mapping[str, int]) -> list[NodeType]:

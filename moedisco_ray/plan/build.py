@@ -6,10 +6,10 @@ import dataclasses
 import functools
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from moedisco_ray.core.bill import Bill
-from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, LowMemoryPool, Optimizer, RunConfig
+from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, Lora, LowMemoryPool, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.cluster_count import low_memory_slots, with_cluster_count
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
@@ -29,6 +29,10 @@ _ASSUMPTIONS = (
     "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints; GPUs of a gang "
     f"exchange {LINK_BYTES_PER_SECOND / 1e9:.0f} GB/s")
 
+FULL = Lora()
+"""A training of all weights."""
+USUAL_RANK = 16
+"""Rank of the adapters that a plan proposes to a run without any."""
 StageName = Literal["seed", "submodels", "finetune"]
 
 
@@ -116,7 +120,7 @@ class _Training:
     tokens: int
     sharded: bool
     spread: Spread
-    rank: int = 0
+    lora: Lora = FULL
 
 
 def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
@@ -203,15 +207,15 @@ def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Tra
 
 def _trained(stage: StagePlan) -> Trained:
     workers = stage.workers if stage.stage == "finetune" else 1
-    shares = workers / stage.replicas * stage.memory.mean_share
+    shares, weights = workers / stage.replicas * stage.memory.mean_share, stage.memory.weights + stage.memory.unpacked
     return Trained(
         pool=stage.pool, units=stage.units, workers=workers, steps=stage.steps, hours=stage.cost.hours / stage.cost.waves,
-        weights=round(stage.memory.weights * shares),
+        weights=round(weights * shares),
         optimizer=round((stage.memory.optimizer + stage.memory.offloaded) * shares),
         # The adapters take the same memory as their gradients.
-        frozen=stage.memory.weights - stage.memory.gradients if stage.adapters else 0,
+        frozen=weights - stage.memory.gradients if stage.adapters else 0,
         offloaded=stage.memory.offloaded, device=stage.memory.total if stage.fits_known else 0,
-        handed_over=0 if stage.block_wise or stage.adapters else round(2 * stage.memory.weights * shares), tokens=stage.cost.tokens,
+        handed_over=0 if stage.block_wise or stage.adapters else round(2 * weights * shares), tokens=stage.cost.tokens,
         synced=0 if stage.sync is None else stage.sync.bytes,
         exchanged=0 if stage.traffic is None else stage.traffic.bytes * stage.steps * workers)
 
@@ -230,7 +234,7 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
             tokens=config.tokens.seed, sharded=False, spread=split),
         _Training(
             "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
-            sharded=False, spread=split, rank=config.submodels.lora.rank),
+            sharded=False, spread=split, lora=config.submodels.lora),
         _gang(config, config.finetune_pool, config.tokens.finetune),
     ]
     return [training for training in trainings if training.tokens]
@@ -251,11 +255,11 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     family, length = config.model.family_name, config.corpus.sequence_length
     optimizer, pool, units = training.optimizer, training.pool, training.units
 
-    def measure(trial: Optimizer, spread: int) -> Memory:
+    def measure(trial: Optimizer, spread: int, lora: Lora = training.lora) -> Memory:
         if training.sharded:
             return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread)[0]
         shape = submodel_architecture(family, whole, spread)
-        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu, rank=training.rank)
+        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu, lora=lora)
 
     shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
     memory = measure(optimizer, training.spread.now)
@@ -267,12 +271,19 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     step_seconds = flops * optimizer.batch_tokens / (workers * PEAK_FLOPS * UTILISATION * pool.speed)
     choice = None if fits or not pool.gpu else choose(
         lambda trial: measure(trial, training.spread.now), optimizer, section=section, sequence_length=length, pool_gb=pool_gb,
-        workers=workers, alone=(not training.sharded or pool.most_workers == 1) and not training.rank, step_seconds=step_seconds)
+        workers=workers, alone=(not training.sharded or pool.most_workers == 1) and not training.lora.rank,
+        step_seconds=step_seconds)
     if choice is not None:
         optimizer, memory, fits = choice.optimizer, measure(choice.optimizer, training.spread.now), True
-    remedy = None if fits else find_remedy(
-        measure, optimizer, training.spread, section=section, sequence_length=length, pool_gb=pool_gb, sharded=training.sharded,
-        step_seconds=step_seconds)
+    remedy_for = functools.partial(
+        find_remedy, optimizer=optimizer, spread=training.spread, section=section, sequence_length=length, pool_gb=pool_gb,
+        sharded=training.sharded, step_seconds=step_seconds)
+    remedy = None if fits else remedy_for(measure, adapters=training.lora.rank > 0)
+    if remedy is not None and not remedy.fits and training.stage == "submodels" and (lora := _in_four_bits(config)) is not None:
+        found = remedy_for(functools.partial(measure, lora=lora), adapters=True)
+        added = [f"submodels.lora.base={lora.base}", *([] if training.lora.rank else [f"submodels.lora.rank={lora.rank}"])]
+        if found.memory_gb < remedy.memory_gb:
+            remedy = found.model_copy(update={"settings": (*found.settings, *added)})
     if remedy is not None and pool.mixed:
         raise ConfigError(
             f"pools.{pool.name}.types", pool_gb,
@@ -303,7 +314,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         fits_known=pool.gpu > 0,
         choice=choice,
         block_wise=bool(optimizer.block_steps),
-        adapters=adapter_parameters(family, shape, training.rank),
+        adapters=adapter_parameters(family, shape, training.lora.rank),
         remedy=remedy,
         cost=cost,
         types=types,
@@ -312,6 +323,18 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         replicas=planned_layout(config, optimizer, workers).replicate if training.sharded else 1,
         traffic=traffic,
     )
+
+
+def _in_four_bits(config: RunConfig) -> Lora | None:
+    """Adapters of weights in 4 bits, if the run does not train them already and its other settings allow them."""
+    now = config.submodels.lora
+    lora = now.model_copy(update={"base": "nf4", "rank": now.rank or USUAL_RANK})
+    values = config.model_dump()
+    try:
+        RunConfig.model_validate(values | {"submodels": values["submodels"] | {"lora": lora.model_dump()}})
+    except ValidationError:
+        return None
+    return None if now.base == "nf4" else lora
 
 
 def _gang_memory(

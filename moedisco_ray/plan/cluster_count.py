@@ -81,17 +81,17 @@ def _is_allowed(config: RunConfig, count: int) -> bool:
 
 def _fits(config: RunConfig, count: int, vocab_size: int) -> bool:
     """Whether a sub-model fits the largest node type, with the settings as they are or with those that a plan would choose."""
-    family, pool, optimizer, rank = (
-        config.model.family_name, config.pools.low_memory, config.submodels.optimizer, config.submodels.lora.rank)
+    family, pool, optimizer, lora = (
+        config.model.family_name, config.pools.low_memory, config.submodels.optimizer, config.submodels.lora)
     length = config.corpus.sequence_length
     shape = submodel_architecture(family, config.model.architecture, count)
     largest_gb = max(kind.memory_gb for kind in pool.node_types)
 
     def measure(trial: Optimizer) -> Memory:
-        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu, rank=rank)
+        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu, lora=lora)
 
     if measure(optimizer).total <= largest_gb * GIB:
         return True
     return pool.gpu > 0 and choose(
         measure, optimizer, section="submodels.optimizer", sequence_length=length, pool_gb=largest_gb, workers=1,
-        alone=not rank, step_seconds=1.0) is not None
+        alone=not lora.rank, step_seconds=1.0) is not None

@@ -52,9 +52,7 @@ With `block_steps`, gradients and moments are those of the largest block: a deco
 weights need no input of their matrix product for a gradient, so a layer keeps less: its norms 4 bytes of D each, an expert
 s (D + 3F), or 3sF if it is the only one, a shared expert s (D + 3S), and no copies under autocast.
 
-With adapters of a rank (`submodels.lora`), weights are stored in the dtype of matrix products, and only adapters have gradients and
-moments. The sums of weights and adapters (`training.lora`) are kept for the backward pass like activations: those of all layers or,
-with gradient checkpointing, of one. One of them has a gradient at a time. Frozen norms keep no normalised vectors.
+With adapters of a rank (`submodels.lora`), see `plan.adapter_memory`.
 
 Letters: D hidden, H attention heads, G key-value heads, d head size, E experts, F expert hidden, S shared expert hidden,
 V vocabulary, k top-k.
@@ -68,8 +66,9 @@ from typing import Literal
 
 from pydantic import BaseModel, computed_field
 
-from moedisco_ray.core.config import Architecture, Optimizer, read_architecture
+from moedisco_ray.core.config import Architecture, Lora, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
+from moedisco_ray.plan.adapter_memory import bytes_saved, sum_bytes
 from moedisco_ray.plan.attention_memory import attention_bytes, frozen_attention_bytes, needs_mask, norm_bytes, normalised_bytes
 from moedisco_ray.plan.gang_memory import Moment, gathered, largest_share, peak
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, recurrent_sizes, shared_hidden_size
@@ -123,6 +122,8 @@ class Memory(BaseModel, frozen=True):
     overhead: int
     offloaded: int = 0
     """Moments in the machine's memory; not part of the total."""
+    unpacked: int = 0
+    """Bytes that weights in 4 bits take more when the model is written; not part of the total."""
     mean_share: float = 1.0
     """Mean share of the workers in a sharded model, as a part of the largest share, which this worker has."""
 
@@ -141,7 +142,7 @@ class Memory(BaseModel, frozen=True):
 
 def worker_memory(
     family: FamilyName, architecture: Architecture, vocab_size: int, optimizer: Optimizer, *, sequence_length: int,
-    gpu: int, workers: int = 1, exchange: Exchange = "micro_batch", layout: Layout | None = None, rank: int = 0,
+    gpu: int, workers: int = 1, exchange: Exchange = "micro_batch", layout: Layout | None = None, lora: Lora | None = None,
 ) -> Memory:
     """Peak memory of one worker, if `workers` workers train one sharded model together.
 
@@ -155,19 +156,21 @@ def worker_memory(
         workers: Number of workers; weights, gradients and optimizer state are divided among them.
         exchange: How often they exchange weights and gradients.
         layout: How they share the model; None: all weights are sharded among all of them.
-        rank: Rank of the adapters that one worker trains instead of the weights; 0 without adapters.
+        lora: Adapters that one worker trains instead of the weights; None or rank 0: the weights are trained.
     """
     parameters = count_parameters(family, architecture, vocab_size)
     layout = layout or Layout(data=workers)
     share = largest_share(parameters, architecture, layout)
     weight_bytes, gradient_bytes, moment_bytes = _STATE_BYTES[optimizer.state]
+    rank = 0 if lora is None else lora.rank
     width, adapters = compute_bytes(optimizer, gpu), adapter_parameters(family, architecture, rank)
+    unpacked = bytes_saved(parameters, lora, width)
     trained = adapters or (largest_block(parameters, architecture) if optimizer.block_steps else share)
-    weights = share * width + adapters * weight_bytes if rank else share * weight_bytes
+    weights = share * width - unpacked + adapters * weight_bytes if rank else share * weight_bytes
     gradients = trained * gradient_bytes
     moments = round(trained * (_FP8_BYTES if optimizer.moments == "fp8" else moment_bytes))
     if optimizer.name == "muon":
-        moments -= moment_bytes // 2 * -(-_matrices(parameters) // workers)
+        moments -= moment_bytes // 2 * -(-parameters.matrices // workers)
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4 and not rank
     copies = width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
@@ -178,7 +181,8 @@ def worker_memory(
         sequence_length=sequence_length, frozen=bool(optimizer.block_steps), masked=masked)
     if rank:
         kept = 1 if optimizer.gradient_checkpointing else architecture.num_hidden_layers    # layers
-        copies += width * (kept * _matrices(parameters) + parameters.experts) // architecture.num_hidden_layers
+        copies += sum_bytes(
+            family, architecture, parameters, width, widest=_widest(family, architecture), checkpointing=kept == 1)
         activations -= tokens * normalised_bytes(family, architecture, width, layers=kept)
     # The backward pass begins with the head's gradient. With blocks, gradients come last; those of adapters are small.
     largest = 0 if optimizer.block_steps or rank else parameters.largest_tensor
@@ -201,7 +205,8 @@ def worker_memory(
         "optimizer_step": 0 if in_backward else step}
     return Memory(
         **parts, overhead=overhead(sum(parts.values())),
-        offloaded=moments if optimizer.offload_moments else 0, mean_share=parameters.total / (share * layout.shards))
+        offloaded=moments if optimizer.offload_moments else 0, unpacked=unpacked,
+        mean_share=parameters.total / (share * layout.shards))
 
 
 def overhead(held: int) -> int:
@@ -229,11 +234,6 @@ def exchange_of(setting: Literal["auto", "step", "micro_batch"], measure: Callab
     return "step" if measure("step").total <= pool_gb * GIB else "micro_batch"
 
 
-def _matrices(parameters: Parameters) -> int:
-    """Number of parameters that Muon trains, with one moment each instead of two. A few biases are counted too."""
-    return parameters.attention + parameters.experts + parameters.shared_expert + parameters.dense
-
-
 def _widest(family: FamilyName, architecture: Architecture) -> int:
     """Elements of the largest matrix that a step of Muon orthogonalises; one of dense layers is not looked at."""
     declaration = DECLARATIONS[family]
@@ -258,7 +258,7 @@ def _step_bytes(optimizer: Optimizer, widest: int, elements: int) -> int:
 
 def model_memory(
     directory: Path, family: FamilyName, optimizer: Optimizer, *, sequence_length: int, gpu: int, workers: int = 1,
-    exchange: Exchange = "micro_batch", layout: Layout | None = None, rank: int = 0,
+    exchange: Exchange = "micro_batch", layout: Layout | None = None, lora: Lora | None = None,
 ) -> Memory:
     """`worker_memory` of the model in a Hugging Face directory.
 
@@ -268,7 +268,7 @@ def model_memory(
     architecture = read_architecture(directory, family)
     return worker_memory(
         family, architecture, architecture.vocab_size or 0, optimizer, sequence_length=sequence_length, gpu=gpu, workers=workers,
-        exchange=exchange, layout=layout, rank=rank)
+        exchange=exchange, layout=layout, lora=lora)
 
 
 def activation_bytes_per_token(

@@ -61,6 +61,11 @@ class Parameters(BaseModel, frozen=True):
         return self._between + self.active_experts + max(self.head, self.embedding)
 
     @property
+    def matrices(self) -> int:
+        """Parameters in the matrices of the layers, which Muon or adapters train. A few biases are counted too."""
+        return self.attention + self.experts + self.shared_expert + self.dense
+
+    @property
     def _between(self) -> int:
         return self.attention + self.norms + self.router + self.shared_expert + self.dense
 

@@ -5,25 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_json
 from moedisco_ray.core.errors import MoeDiscoError, StorageError
 from moedisco_ray.core.run_work import unpickled
-from moedisco_ray.models import config_values, stored_tensors
+from moedisco_ray.models import config_values, open_complete, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.consensus import from_rank_zero, on_all
 from moedisco_ray.training.job import TrainJob, TrainResult, World
-from moedisco_ray.training.lora import ADAPTER_FOLDER, merge_adapters, save_adapters, saved_part
+from moedisco_ray.training.lora import ADAPTER_FOLDER, merge_adapters, merged_tensors, save_adapters, saved_part
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.optimizer_state import load_optimizer_state, save_optimizer_state
-from moedisco_ray.training.sharded_files import write_tensors
+from moedisco_ray.training.sharded_files import reader, write_tensors
 from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.sync.member import load_latest
 
@@ -51,8 +53,8 @@ def write_model(
     try:
         with reporting_full_disk(job.output):
             adapters = save_adapters(model, job.lora, draft / ADAPTER_FOLDER) if job.lora is not None else []
-            merge_adapters(model)
-            written = adapters + write_tensors(draft, stored_tensors(model), config_values(model.config), world, group)
+            tensors, values = _merged(model, job)
+            written = adapters + write_tensors(draft, tensors, config_values(model.config), world, group, values=values)
             if job.with_optimizer_state:
                 written += save_optimizer_state(model, optimizer, draft / OPTIMIZER_FOLDER, world, group)
             on_all(lambda: job.store.publish(*written), world, group)
@@ -60,6 +62,14 @@ def write_model(
     except (OSError, MoeDiscoError):
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _merged(model: PreTrainedModel, job: TrainJob) -> tuple[Mapping[str, Tensor], Callable[[str], Tensor] | None]:
+    """The tensors of a model with merged adapters, and a function that makes those that are not in memory; None: all are."""
+    if job.lora is not None and job.lora.base == "nf4":
+        return merged_tensors(model, reader(open_complete(job.model)[0]))
+    merge_adapters(model)
+    return stored_tensors(model), None
 
 
 def _shared_draft(job: TrainJob, world: World, group: dist.ProcessGroup | None) -> Path:

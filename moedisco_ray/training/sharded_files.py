@@ -64,6 +64,11 @@ def read_tensors(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor], na
                 part[piece.of_block].copy_(stored[piece.name][piece.of_tensor])
 
 
+def reader(stored: Checkpoint) -> Callable[[Mapping[str, Tensor]], None]:
+    """`read_tensors` from the files of a model."""
+    return lambda targets: read_tensors(targets, stored, stored.model_map)
+
+
 def write_tensors(
     directory: Path, parameters: Mapping[str, Tensor], config: Mapping[str, Any], world: World, group: dist.ProcessGroup | None, *,
     values: Callable[[str], Tensor] | None = None,

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import Lora, Optimizer
-from moedisco_ray.models import head_inputs, moe_blocks, open_complete, specialise, stored_tensors, with_parameters_in
+from moedisco_ray.models import head_inputs, moe_blocks, open_complete, specialise, with_parameters_in
 from moedisco_ray.models.attention import attend_within_documents, document_arguments
 from moedisco_ray.models.expert_parallel import EXPERT_AXIS, divide
 from moedisco_ray.plan.memory import Exchange
@@ -24,8 +24,8 @@ from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training.consensus import on_all
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.job import World
-from moedisco_ray.training.lora import add_adapters
-from moedisco_ray.training.sharded_files import read_tensors
+from moedisco_ray.training.lora import add_adapters, start_adapters, unadapted_tensors
+from moedisco_ray.training.sharded_files import reader
 
 
 def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
@@ -67,13 +67,15 @@ def trainable(
     _configured(with_parameters_in(model, dtype), optimizer)
     if world.size > 1:
         _shard(model, compute_dtype(optimizer, world.device), world, exchange)
+    if lora is not None:
+        add_adapters(model, lora, dtype=trained)
     model.to_empty(device=world.device)
     model.tie_weights()
     # Rotary frequencies are computed, not stored.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(world.device)
-    on_all(lambda: read_tensors(stored_tensors(model), stored, stored.model_map), world, group)
-    if lora is not None:
-        add_adapters(model, lora, seed=seed, dtype=trained)
+    read = reader(stored)
+    on_all(lambda: read(unadapted_tensors(model)), world, group)
+    start_adapters(model, read, seed=seed)
     return model
 
 

@@ -18,6 +18,7 @@ from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.compiled import compile_layers
 from moedisco_ray.training.expert_check import check_experts
 from moedisco_ray.training.job import TrainJob, World
+from moedisco_ray.training.lora import SumsAgain
 from moedisco_ray.training.optimizer import LARGEST_NORM, make_optimizer
 from moedisco_ray.training.rounding import local
 from moedisco_ray.training.sharding import Exchanges, autocast
@@ -41,6 +42,7 @@ class Stepper:
         self._world = world
         if job.optimizer.compile:
             compile_layers(model, world.device)
+        self._sums = SumsAgain(model)
         self._exchanges = Exchanges(model, job.exchange)
         self._blocks = Blocks(model, job) if job.optimizer.block_steps else None
         if self._blocks is not None:
@@ -109,7 +111,7 @@ class Stepper:
         return loss_sum.detach()
 
     def _forward(self, micro: MicroBatch) -> Tensor:
-        with autocast(self._job.optimizer, self._world):
+        with autocast(self._job.optimizer, self._world), self._sums.saving():
             loss_sum: Tensor = self._model(micro.inputs_BL, micro.targets_BL, micro.positions_BL)
         return loss_sum
 

@@ -40,12 +40,15 @@ def _on_gpus() -> Iterator[None]:
         yield
 
 
-def measured(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer, rank: int = 0) -> int:
+def measured(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer, lora: Lora | None = None) -> int:
     """Peak bytes of two training steps."""
     trained = torch.bfloat16 if recipe.state == "bf16" else torch.float32
-    model = fake_model(family, architecture, vocabulary, compute_dtype(recipe, "cuda") if rank else trained)
+    model = fake_model(family, architecture, vocabulary, trained if lora is None else compute_dtype(recipe, "cuda"))
     if recipe.within_documents:
         model.set_attn_implementation(MASKED if needs_mask(family, architecture, recipe, gpu=1) else BY_DOCUMENT)
+    model = _configured(model, recipe)
+    if lora is not None:
+        add_adapters(model, lora, dtype=trained)
     routes = architecture.num_experts > 1
     job = TrainJob(
         stage="submodels", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
@@ -55,9 +58,6 @@ def measured(family: FamilyName, architecture: Architecture, vocabulary: int, re
         if recipe.within_documents:
             patch.setattr(masking_utils, "find_packed_sequence_indices", lambda positions_BL: positions_BL)
         make_real(model)
-        model = _configured(model, recipe)
-        if rank:
-            add_adapters(model, Lora(rank=rank), seed=0, dtype=trained)
         step = Stepper(model, job, World())
         step._checked = True        # the first step's check of the experts reads their gradients
         step.select(deep_step(family, architecture, vocabulary, recipe))
@@ -79,7 +79,8 @@ def make_real(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in kept:
-                kept[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+                kept[id(parameter)] = nn.Parameter(
+                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad)
             module._parameters[name] = parameter if parameter is None else kept[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -95,8 +96,10 @@ def deep_step(family: FamilyName, architecture: Architecture, vocabulary: int, r
     return next(period for period in range(blocks) if batch_indices(0, period, 1, blocks)[0] == block) * (recipe.block_steps or 1)
 
 
-def check(checkpoint: str, experts: int, tokens: int, *, rank: int = 0, **recipe: Any) -> None:
-    compare(checkpoint, with_experts(checkpoint, experts), Optimizer(batch_tokens=tokens, **recipe), rank)
+def check(checkpoint: str, experts: int, tokens: int, *, rank: int = 0, base: Any = "full", **recipe: Any) -> None:
+    compare(
+        checkpoint, with_experts(checkpoint, experts), Optimizer(batch_tokens=tokens, **recipe),
+        Lora(rank=rank, base=base) if rank else None)
 
 
 def with_experts(checkpoint: str, experts: int) -> Architecture:
@@ -104,10 +107,10 @@ def with_experts(checkpoint: str, experts: int) -> Architecture:
     return submodel_architecture(family, whole, whole.num_experts // experts)
 
 
-def compare(checkpoint: str, sizes: Architecture, optimizer: Optimizer, rank: int = 0) -> None:
+def compare(checkpoint: str, sizes: Architecture, optimizer: Optimizer, lora: Lora | None = None) -> None:
     family, vocabulary, _ = PUBLISHED[checkpoint]
-    plan = worker_memory(family, sizes, vocabulary, optimizer, sequence_length=SEQUENCE, gpu=1, rank=rank)
-    found = measured(family, sizes, vocabulary, optimizer, rank)
+    plan = worker_memory(family, sizes, vocabulary, optimizer, sequence_length=SEQUENCE, gpu=1, lora=lora)
+    found = measured(family, sizes, vocabulary, optimizer, lora)
     planned = plan.total - plan.overhead
     shown = {name: round(size / GIB, 2) for name, size in plan.parts.items()}
     assert planned == pytest.approx(found, rel=0.05), f"measured {found / GIB:.2f} GiB, planned {planned / GIB:.2f}: {shown}"
@@ -117,8 +120,9 @@ def test_a_submodel_of_olmoe_takes_what_the_plan_says() -> None:
     check("OLMoE-1B-7B", 1, 2 * SEQUENCE, precision="pure_bf16")
 
 
-def test_adapters_of_a_submodel_of_olmoe_take_what_the_plan_says() -> None:
-    check("OLMoE-1B-7B", 1, 2 * SEQUENCE, rank=16, precision="bf16")
+@pytest.mark.parametrize("base", ["full", "nf4"])
+def test_adapters_of_a_submodel_of_olmoe_take_what_the_plan_says(base: str) -> None:
+    check("OLMoE-1B-7B", 1, 2 * SEQUENCE, rank=16, base=base, precision="bf16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Case:
     checkpoint: str
     experts: int
     sequences: int
-    recipe: dict[str, Any]      # and the rank of adapters
+    recipe: dict[str, Any]      # and the rank and the base of adapters
 
 
 CASES = [
@@ -174,6 +178,12 @@ CASES = [
     Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16}),
     Case("gpt-oss-20b", 4, 2, {"precision": "pure_bf16", "micro_batch": 1, "gradient_checkpointing": True, "rank": 8}),
     Case("DeepSeek-V2-Lite", 4, 2, {"precision": "pure_bf16", "rank": 24}),
+    Case("OLMoE-1B-7B", 4, 2, {"precision": "pure_bf16", "rank": 16, "base": "nf4"}),
+    Case("Mixtral-8x7B", 1, 1, {"precision": "bf16", "rank": 16, "base": "nf4"}),
+    Case("Mixtral-8x7B", 1, 2, {"precision": "pure_bf16", "gradient_checkpointing": True, "rank": 16, "base": "nf4"}),
+    Case("gpt-oss-20b", 4, 2, {"precision": "pure_bf16", "micro_batch": 1, "rank": 8, "base": "nf4"}),
+    Case("DeepSeek-V2-Lite", 4, 2, {"precision": "bf16", "rank": 24, "base": "nf4"}),
+    Case("Qwen3.5-35B-A3B", 4, 1, {"precision": "pure_bf16", "rank": 16, "base": "nf4"}),
     Case("Qwen3-30B-A3B", 4, 8, {"precision": "pure_bf16", "within_documents": True}),
     Case("Qwen3-30B-A3B", 1, 8, {"precision": "fp32", "within_documents": True}),
     Case("Qwen3-30B-A3B", 1, 16, {"precision": "fp32", "within_documents": True, "gradient_checkpointing": True}),

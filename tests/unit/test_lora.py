@@ -24,7 +24,7 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, hf_config, load_model, save_model, skeleton, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
-from moedisco_ray.plan import build_plan
+from moedisco_ray.plan import build, build_plan
 from moedisco_ray.plan.memory import worker_memory
 from moedisco_ray.plan.parameters import adapter_parameters, count_parameters
 from moedisco_ray.stages.train import jobs
@@ -37,6 +37,7 @@ from moedisco_ray.training.stepper import Stepper
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")      # PEFT reads it
 LORA = Lora(rank=3, alpha=6.0)
+NF4 = LORA.model_copy(update={"base": "nf4"})
 RECIPE = Optimizer(lr=2e-2, batch_tokens=BATCH * L, weight_decay=0.1)
 SHARED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "moe_intermediate_size": 24}
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -129,7 +130,8 @@ def test_peft_computes_the_same_from_the_stored_adapters(family: str, experts: i
 def test_a_weight_with_its_adapter_is_w_plus_scale_times_b_a(transposed: bool) -> None:
     source = torch.Generator().manual_seed(0)
     weight = torch.randn(4, 6, 8, generator=source)
-    adapter = Adapter(weight, LORA, torch.float32, source, transposed=transposed)
+    adapter = Adapter(weight, LORA, torch.float32, transposed=transposed)
+    adapter.start(source)
     assert torch.equal(adapter(weight), weight)
     inputs_count = 6 if transposed else 8
     assert adapter.a_ERI.shape == (4, 3, inputs_count)
@@ -158,8 +160,9 @@ def test_only_adapters_train_and_the_base_stays_the_same(job: TrainJob, home: Pa
     assert all((adapter.b_EOR != 0).any() for adapter in adapters(model).values())
 
 
-def test_a_training_learns_and_writes_the_merged_weights_and_the_adapters(job: TrainJob) -> None:
-    job = dataclasses.replace(job, steps=40)
+@pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
+def test_a_training_learns_and_writes_the_merged_weights_and_the_adapters(job: TrainJob, lora: Lora) -> None:
+    job = dataclasses.replace(job, steps=80, checkpoint_every=100, lora=lora)
     losses = run(job).losses
     assert sum(losses[-5:]) < 0.99 * sum(losses[:5])      # embedding and head are random and stay so
     before, after = weights(job.model), weights(job.output)
@@ -184,9 +187,10 @@ RECIPES: list[dict[str, Any]] = [
     {}, {"precision": "bf16"}, {"precision": "pure_bf16", "moments": "fp8", "gradient_checkpointing": True}]
 
 
+@pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
-def test_a_resumed_training_is_exact(job: TrainJob, recipe: dict[str, Any]) -> None:
-    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update=recipe))
+def test_a_resumed_training_is_exact(job: TrainJob, recipe: dict[str, Any], lora: Lora) -> None:
+    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update=recipe), lora=lora)
     whole = variant(job, "whole")
     losses = run(whole).losses
     for stop in (2, 5):
@@ -199,12 +203,14 @@ def test_a_resumed_training_is_exact(job: TrainJob, recipe: dict[str, Any]) -> N
         assert (part.output / name).read_bytes() == (whole.output / name).read_bytes()
 
 
-def test_a_checkpoint_holds_the_adapters_alone(job: TrainJob) -> None:
+@pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
+def test_a_checkpoint_holds_the_adapters_alone(job: TrainJob, lora: Lora) -> None:
+    job = dataclasses.replace(job, lora=lora)
     run(job)
     storage = checkpoint.storage_of(job)
     metadata = storage.read(8, "metadata.json", storage.manifest(8)["metadata.json"])
     names = [name for name in read_names(metadata) if name.startswith("model.")]
-    model = trainable(job.model, RECIPE, World(), lora=LORA)
+    model = trainable(job.model, RECIPE, World(), lora=lora)
     assert len(names) == 2 * len(adapters(model))
     assert all(name.endswith((".a_ERI", ".b_EOR")) for name in names)
 
@@ -213,9 +219,10 @@ def read_names(metadata: bytes) -> list[str]:
     return list(json.loads(metadata)["tensors"])
 
 
+@pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(job: TrainJob, precision: str) -> None:
-    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"precision": precision}))
+def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(job: TrainJob, precision: str, lora: Lora) -> None:
+    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"precision": precision}), lora=lora)
     whole = variant(job, "whole", steps=4, checkpoint_every=2)
     run(whole)
     part = dataclasses.replace(whole, output=job.output, steps=9)
@@ -255,27 +262,31 @@ def test_the_merged_model_computes_what_was_trained(job: TrainJob) -> None:
 
 @pytest.mark.parametrize("family", ["qwen3_moe", *SPECIAL])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
-def test_the_plan_counts_what_is_allocated(family: str, precision: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
+def test_the_plan_counts_what_is_allocated(family: str, precision: Any, lora: Lora, tmp_path: Path) -> None:
     sizes = Architecture.model_validate(SHARED | {"num_experts": 4, "num_experts_per_tok": 2} | SPECIAL.get(family, {}))
     recipe = Optimizer(precision=precision, batch_tokens=2 * L, micro_batch=1)
-    model = trainable(start_of(family, tmp_path, 4), recipe, World(), lora=LORA)
+    model = trainable(start_of(family, tmp_path, 4), recipe, World(), lora=lora)
     job = TrainJob(
         stage="submodels", name="x", model=tmp_path, packed_dirs=(), output=tmp_path, checkpoints=tmp_path, steps=1,
-        sequence_length=L, optimizer=recipe, lora=LORA, checkpoint_every=None)
+        sequence_length=L, optimizer=recipe, lora=lora, checkpoint_every=None)
     optimizer = make_optimizer(model, job, World())
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         model(inputs(), inputs()).backward()
     optimizer.step()
     trained = [each for each in model.parameters() if each.requires_grad]
     assert sum(each.numel() for each in trained) == adapter_parameters(family, sizes, LORA.rank)
-    plan = worker_memory(family, sizes, V, recipe, sequence_length=L, gpu=0, rank=LORA.rank)
-    assert plan.weights == sum(each.nbytes for each in model.parameters())
+    plan = worker_memory(family, sizes, V, recipe, sequence_length=L, gpu=0, lora=lora)
+    held = sum(each.nbytes for each in model.parameters())
+    held += sum(each.nbytes for adapter in adapters(model).values() for each in adapter.buffers())
+    assert plan.weights == (held if lora is LORA else pytest.approx(held, rel=0.02))     # it takes a few biases for matrices
     assert plan.gradients == sum(each.grad.nbytes for each in trained if each.grad is not None)
     states = [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.ndim]
     assert plan.optimizer == sum(each.nbytes for each in states)
     full = worker_memory(family, sizes, V, recipe, sequence_length=L, gpu=0)
     assert plan.optimizer < 0.7 * full.optimizer
-    assert plan.weights - plan.gradients == count_parameters(family, sizes, V).total * (4 if precision == "fp32" else 2)
+    stored = count_parameters(family, sizes, V).total * (4 if precision == "fp32" else 2)
+    assert plan.weights + plan.unpacked - plan.gradients == stored
 
 
 def lora_config(home: Path, start: Path, **changes: Any) -> RunConfig:
@@ -299,6 +310,42 @@ def test_the_plan_of_a_run_needs_less_memory_and_smaller_checkpoints(home: Path,
     assert stored[0].checkpoints == 2 * small.units * 12 * small.adapters      # two kept; a weight and two moments
     assert stored[0].checkpoints < 0.3 * stored[1].checkpoints
     assert with_adapters.stages[-1].memory == without.stages[-1].memory     # the fine-tune
+
+
+def test_weights_in_4_bits_need_less_memory_but_models_of_the_same_size(home: Path, tmp_path: Path) -> None:
+    gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
+    plans = [build_plan(lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 4, "base": base}}))
+             for base in ("nf4", "full")]
+    small, large = (next(stage for stage in plan.stages if stage.stage == "submodels").memory for plan in plans)
+    assert small.weights + small.unpacked == large.weights > small.weights
+    on_disk = [[each.model_copy(update={"device_memory": 0}) for each in plan.storage] for plan in plans]
+    assert on_disk[0] == on_disk[1]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_plan_proposes_4_bits_where_nothing_else_fits(
+    home: Path, tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def remedy(memory_gb: float) -> Any:
+        pools = {"low_memory": {"max_workers": 2, "gpu": 1, "memory_gb": memory_gb}, "high_memory": {"workers": 1}}
+        config = lora_config(tmp_path, home / "start", pools=pools, submodels={"lora": {"rank": rank}})
+        return next(stage for stage in build_plan(config).stages if stage.stage == "submodels").remedy
+
+    monkeypatch.setattr(build, "USUAL_RANK", 2)      # the model is tiny
+    in_4_bits = remedy(0.5)
+    added = ("submodels.lora.base=nf4", *([] if rank else ["submodels.lora.rank=2"]))
+    assert not in_4_bits.fits
+    assert in_4_bits.settings[-len(added):] == added
+    assert not any("block_steps" in setting or "offload" in setting for setting in in_4_bits.settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_in_four_bits", lambda _: None)
+        in_full = remedy(0.5)
+    assert in_4_bits.memory_gb < in_full.memory_gb
+    found = remedy((in_4_bits.memory_gb + in_full.memory_gb) / 2)
+    assert found.fits
+    assert found.settings[-len(added):] == added
+    other = remedy(in_full.memory_gb * 1.00001)
+    assert other is None or added[0] not in other.settings
 
 
 # --- a run
@@ -335,6 +382,8 @@ def test_a_run_with_adapters_ends_with_a_model_like_any_other(finished: Path) ->
     ({"submodels": {"sync_every": 5}}, "allows no syncs"),
     ({"submodels": {"optimizer": {"name": "muon"}}, "finetune": {"keep_optimizer_state": False}}, "needs the optimizer adamw"),
     ({"submodels": {"optimizer": {"block_steps": 10}}}, "trains no blocks"),
+    ({"submodels": {"lora": {"base": "nf4"}}}, "base nf4 rounds frozen weights, and rank 0 freezes none; set rank"),
+    ({"submodels": {"lora": {"rank": 4, "base": "int4"}}}, "base: 'int4': must be 'full' or 'nf4'"),
     ({"model": {"init": {"upcycle": "START", "reinitialise": 0.5}}}, "freezes the weights that model.init.reinitialise draws anew"),
 ])
 def test_what_adapters_cannot_do_is_refused_in_one_line(

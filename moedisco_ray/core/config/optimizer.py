@@ -100,6 +100,11 @@ class Optimizer(Section):
 class Lora(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685): a weight W is frozen and computes as W + (alpha / rank) B A; A and B train."""
 
+    base: Literal["full", "nf4"] = "full"
+    """How the frozen weights that have adapters are kept while a sub-model trains. `full` uses the dtype of the arithmetic. `nf4`
+    uses 4.13 bits per weight (QLoRA, arXiv 2305.14314), and each pass computes with the rounded weights. The adapters are merged
+    into the weights of the start, which are not rounded. Needs a `rank` above 0."""
+
     rank: int = Field(0, ge=0, le=MOST_RANK)
     """Rank of the adapters of a sub-model, such as 16; 0 trains all weights. Each matrix of the layers (attention, experts, shared
     experts, dense MLPs) has an adapter, and each expert has its own. Everything else is frozen: embedding, head, norms, biases and
@@ -108,3 +113,9 @@ class Lora(Section):
     (`model.init`), without a seed phase and without `sync_every`, and use AdamW without `block_steps`."""
     alpha: float = Field(16.0, gt=0)
     """Scale of the adapters: their product is multiplied by alpha / rank."""
+
+    @model_validator(mode="after")
+    def _only_frozen_weights_are_rounded(self) -> Self:
+        if self.base == "nf4" and not self.rank:
+            raise ValueError("base nf4 rounds frozen weights, and rank 0 freezes none; set rank, such as 16, or leave base out")
+        return self
