@@ -5,7 +5,7 @@ the layers are stored in 4 bits (`training.nf4`): half a byte per weight, 1 byte
 
 The sum of a weight and its adapter is made when a pass reads it, and made again in the backward pass (`training.lora`), where it
 exists together with its gradient: the largest of the model counts twice. With gradient checkpointing, all sums of one layer exist,
-and one gradient. Frozen norms keep no normalised vectors (`attention_memory.normalised_bytes`).
+and one gradient. Frozen norms keep no normalised vectors (`attention_memory.normalised_bytes`), and frozen routers no inputs.
 """
 
 from __future__ import annotations
@@ -43,3 +43,15 @@ def sum_bytes(
     dense = sizes.hidden_size * dense_hidden_size(family, sizes) if dense_layers else 0
     stack = 2 * parameters.experts // (3 * max(1, layers - dense_layers))     # gate and up projections
     return 2 * width * max(stack, dense, widest)
+
+
+def router_bytes(family: FamilyName, sizes: Architecture, width: int, layers: int) -> int:
+    """Bytes per token of the inputs that trained routers keep and frozen ones do not, in some layers.
+
+    A shared expert keeps the same input for its adapters; the copy in fp32 is the router's own.
+    """
+    declaration = DECLARATIONS[family]
+    if sizes.num_experts == 1:
+        return 0
+    each = (0 if declaration.shared else width) + (4 if declaration.router.in_fp32 and width < 4 else 0)
+    return min(layers, sizes.num_hidden_layers - declaration.dense_layers(sizes.fields)) * each * sizes.hidden_size

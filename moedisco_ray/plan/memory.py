@@ -68,7 +68,7 @@ from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture, Lora, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
-from moedisco_ray.plan.adapter_memory import bytes_saved, sum_bytes
+from moedisco_ray.plan.adapter_memory import bytes_saved, router_bytes, sum_bytes
 from moedisco_ray.plan.attention_memory import attention_bytes, frozen_attention_bytes, needs_mask, norm_bytes, normalised_bytes
 from moedisco_ray.plan.gang_memory import Moment, gathered, largest_share, peak
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, recurrent_sizes, shared_hidden_size
@@ -183,7 +183,8 @@ def worker_memory(
         kept = 1 if optimizer.gradient_checkpointing else architecture.num_hidden_layers    # layers
         copies += sum_bytes(
             family, architecture, parameters, width, widest=_widest(family, architecture), checkpointing=kept == 1)
-        activations -= tokens * normalised_bytes(family, architecture, width, layers=kept)
+        activations -= tokens * (
+            normalised_bytes(family, architecture, width, layers=kept) + router_bytes(family, architecture, width, layers=kept))
     # The backward pass begins with the head's gradient. With blocks, gradients come last; those of adapters are small.
     largest = 0 if optimizer.block_steps or rank else parameters.largest_tensor
     if workers > 1:

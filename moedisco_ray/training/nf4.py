@@ -45,6 +45,11 @@ class Nf4(nn.Module):
         weight: A tensor whose shape, dtype and device the weight has.
     """
 
+    codes_P: Tensor
+    scales_S: Tensor
+    factors: Tensor
+    mean: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.shape, self.dtype = weight.shape, weight.dtype
@@ -66,7 +71,7 @@ class Nf4(nn.Module):
         levels = torch.tensor(LEVELS, device=weight.device)
         bounds = (levels[:-1] + levels[1:]) / 2
         largest = []
-        for part_N, codes_P in zip(flat_N.split(_ELEMENTS), self.codes_P.split(_ELEMENTS // 2), strict=True):
+        for part_N, codes_P in zip(torch.split(flat_N, _ELEMENTS), torch.split(self.codes_P, _ELEMENTS // 2), strict=True):
             blocks_SB = part_N.view(-1, BLOCK).float()
             largest.append(blocks_SB.abs().amax(dim=1))
             scaled_SB = blocks_SB * (1 / largest[-1].clamp_min(_SMALLEST))[:, None]
@@ -83,8 +88,8 @@ class Nf4(nn.Module):
         values = torch.empty(self.shape, dtype=self.dtype, device=self.codes_P.device)
         pairs = torch.tensor(list(itertools.product(LEVELS, LEVELS)), device=values.device)
         parts = zip(
-            values.view(-1).split(_ELEMENTS), self.codes_P.split(_ELEMENTS // 2), self.scales_S.split(_ELEMENTS // BLOCK),
-            self.factors.split(_ELEMENTS // BLOCK // GROUP), strict=True)
+            torch.split(values.view(-1), _ELEMENTS), torch.split(self.codes_P, _ELEMENTS // 2),
+            torch.split(self.scales_S, _ELEMENTS // BLOCK), torch.split(self.factors, _ELEMENTS // BLOCK // GROUP), strict=True)
         for part_N, codes_P, scales_S, factors in parts:
             scales_S1 = (scales_S.float() * factors.repeat_interleave(GROUP)[:len(scales_S)] + self.mean)[:, None]
             part_N.copy_(pairs[codes_P.int()].view(-1, BLOCK).mul_(scales_S1).view(-1)[:len(part_N)])
