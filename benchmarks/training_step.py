@@ -9,10 +9,12 @@ trainer      the Hugging Face Trainer on that dense model
 On a whole MoE of 16 small experts, with the load-balance loss:
 
 ours-moe     the product's training loop
+compiled-moe the product's training loop with `optimizer.compile`
 trainer-moe  the Hugging Face Trainer on the Hugging Face MoE of the same sizes
 
 Same sizes, batch, optimizer, data and thread count. Tokens per second are those of steady state: the first steps are not counted.
-Targets: ours / bare >= 0.97, ours / trainer > 1, ours-moe / trainer-moe > 1.2.
+Targets: ours / bare >= 0.97, ours / trainer > 1, ours-moe / trainer-moe > 1.2, with and
+without compilation.
 """
 
 from __future__ import annotations
@@ -53,9 +55,10 @@ MOE = SIZES.model_copy(update={"num_experts": 16, "moe_intermediate_size": 352})
 VOCABULARY, LENGTH, BATCH = 4096, 128, 16
 STEPS, WARM = 36, 12
 LOAD_BALANCE = 0.01
-ARMS = ("ours", "bare", "trainer", "ours-moe", "trainer-moe")
+ARMS = ("ours", "bare", "trainer", "ours-moe", "compiled-moe", "trainer-moe")
 RATIOS = {"ours_over_bare": ("ours", "bare", 0.97), "ours_over_trainer": ("ours", "trainer", 1.0),
-          "moe_ours_over_trainer": ("ours-moe", "trainer-moe", 1.2)}
+          "moe_ours_over_trainer": ("ours-moe", "trainer-moe", 1.2),
+          "moe_compiled_over_trainer": ("compiled-moe", "trainer-moe", 1.2)}
 """For each ratio its two arms and its target."""
 
 
@@ -91,13 +94,13 @@ def ours(scratch: Path) -> float:
     return train_ours(scratch, load_balance=0.0)
 
 
-def ours_moe(scratch: Path) -> float:
+def ours_moe(scratch: Path, *, compiled: bool = False) -> float:
     config = config_values(hf_config("qwen3_moe", MOE, VOCABULARY, LENGTH, 0))
     write_checkpoint(scratch / "start", random_weights(config, 0).items(), config)
-    return train_ours(scratch, load_balance=LOAD_BALANCE)
+    return train_ours(scratch, load_balance=LOAD_BALANCE, compiled=compiled)
 
 
-def train_ours(scratch: Path, load_balance: float) -> float:
+def train_ours(scratch: Path, load_balance: float, *, compiled: bool = False) -> float:
     """Tokens per second of the product's loop on the model in `start`."""
     write_packed(scratch / "shards", [[tokens().astype(np.int32)]], eos=0, vocab_size=VOCABULARY)
     times: list[float] = []
@@ -110,7 +113,7 @@ def train_ours(scratch: Path, load_balance: float) -> float:
         stage="submodels", name="submodel-0", model=scratch / "start", packed_dirs=(scratch / "shards",),
         output=scratch / "trained", checkpoints=scratch / "steps", steps=STEPS, sequence_length=LENGTH,
         checkpoint_every=STEPS, log_every=1, load_balance=load_balance,
-        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH))
+        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH, compile=compiled))
     train(job, World(), clock, lambda: False)
     return per_second(times)
 
@@ -171,6 +174,8 @@ def measure(arm: str, scratch: Path) -> float:
         return trainer(scratch, dense_model())
     if arm == "trainer-moe":
         return trainer(scratch, moe_model())
+    if arm == "compiled-moe":
+        return ours_moe(scratch, compiled=True)
     return {"ours": ours, "bare": bare, "ours-moe": ours_moe}[arm](scratch)
 
 

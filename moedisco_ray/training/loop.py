@@ -16,6 +16,7 @@ from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.saver import Saver
 from moedisco_ray.training.consensus import Consensus
+from moedisco_ray.training.freed_memory import reused_memory
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.lora import saved_part
 from moedisco_ray.training.metrics import HeldOutLoss, TrainingMetrics
@@ -85,7 +86,7 @@ def train_in_turns(
     if recorded is not None:
         return recorded
     # The group comes first: connecting it is the last operation in which workers must arrive together until all files are read.
-    with cpu_group(world) as group, job.using_files():
+    with cpu_group(world) as group, job.using_files(), reused_memory(world.device):
         result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, group=group)
     if result.finished and job.drop_checkpoints and world.rank == 0:
         drop_checkpoints(job, result)
