@@ -12,11 +12,11 @@ from collections.abc import Callable, Generator
 import torch.distributed as dist
 
 from moedisco_ray.core.events import Emit
+from moedisco_ray.models import reused_memory
 from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.saver import Saver
 from moedisco_ray.training.consensus import Consensus
-from moedisco_ray.training.freed_memory import reused_memory
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.lora import saved_part
 from moedisco_ray.training.metrics import HeldOutLoss, TrainingMetrics

@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 
-from moedisco_ray.training.freed_memory import reused_memory
+from moedisco_ray.models.freed_memory import reused_memory
 
 PROGRAM = """
 import os, resource, sys
 import torch
-from moedisco_ray.training.freed_memory import reused_memory
+from moedisco_ray.models.freed_memory import reused_memory
 
 MEGABYTES = 64
 

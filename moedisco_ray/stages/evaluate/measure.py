@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.events import Advance, no_advance
-from moedisco_ray.models import specialise
+from moedisco_ray.models import reused_memory, specialise
 from moedisco_ray.models.streamed import open_streamed, streamed_model
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.stages.evaluate.routers import (
@@ -71,7 +71,7 @@ def evaluate(
     groups = max(1, len(sources)) * columns
     # Do not call `specialise`, which bypasses routers with a single expert: the hooks need every router to run.
     model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
-    with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
+    with reused_memory(device), RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
             model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
             observe=meter.observe, advance=advance, loss_masks=documents.loss_masks)

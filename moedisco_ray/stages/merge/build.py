@@ -23,6 +23,7 @@ from moedisco_ray.models import (
     expert_count,
     open_checkpoint,
     reading_thread,
+    reused_memory,
     write_checkpoint,
 )
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, by_layer, calibrated
@@ -60,9 +61,10 @@ def build_merged(
     """
     model_map = ModelMap(str(config.get("model_type")))
     opened = [_open(path, model_map) for path in submodels]
-    return write_merged(
-        opened, _open(start, model_map), config, weights, batches, directory=directory, router=router, device=device,
-        advance=advance)
+    with reused_memory(device):
+        return write_merged(
+            opened, _open(start, model_map), config, weights, batches, directory=directory, router=router, device=device,
+            advance=advance)
 
 
 def write_merged(
