@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from benchmarks.study.grid.records import Entry, PieceResult, TunedArm
 from benchmarks.study.grid.summary import summarise
-from benchmarks.study.quality.result_files import read_lines
+from benchmarks.study.quality.result_files import read_lines, write_entries
 from moedisco_ray.core.artifacts import write_json, write_text
 from moedisco_ray.core.records import Record
 
@@ -58,7 +58,7 @@ def publish(raw: Path, folder: Path) -> None:
         if records:
             write_text(folder / name, "".join(f"{record.model_dump_json()}\n" for record in records.values()))
     fields = set(Entry.model_fields)
-    write_json(folder / SUMMARY, [each.model_dump(mode="json", include=fields) for each in summarise(list(pieces.values()))])
+    write_entries(folder / SUMMARY, (each.model_dump(mode="json", include=fields) for each in summarise(list(pieces.values()))))
 
 
 def _merged(before: Iterable[Result], measured: Iterable[Result]) -> Mapping[str, Result]:

@@ -12,8 +12,6 @@ _MUON: Mapping[str, Any] = {"submodels.optimizer.name": "muon", "finetune.optimi
 
 LEVERS: Mapping[str, Arm] = {
     "small-groups": Arm("ours, twice as many sub-models of half as many experts", _SMALL),
-    "small-expert-upcycling": Arm("Expert Upcycling, grown from half as many experts", {
-        **ARMS["expert-upcycling"].settings, **_SMALL}),
     "small-parallel-seed": Arm("ours, twice as many sub-models, seed on all cards", {**ARMS["parallel-seed"].settings, **_SMALL}),
     "private-from-53": Arm("ours, private from 53 % of the sub-model phase on", {"tokens.seed_share": 0.5}),
     "private-from-95": Arm("ours, private from 95 % of the sub-model phase on", {"tokens.seed_share": 0.9}),

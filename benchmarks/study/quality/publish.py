@@ -26,7 +26,7 @@ from benchmarks.study.quality.result_files import (
     read,
     read_lines,
     result_paths,
-    write,
+    write_entries,
     write_lines,
 )
 from benchmarks.study.quality.summary import summarise
@@ -70,7 +70,7 @@ def publish(raw: Path, folder: Path) -> None:
     write_lines(folder / CELLS, ordered)
     write_lines(folder / CURVES, [
         Drawing.model_validate(shortened(drawings[name].model_dump(mode="json", exclude_none=True))) for name in sorted(drawings)])
-    write(folder / SUMMARY, [entry.to_json() for entry in summarise(ordered)])
+    write_entries(folder / SUMMARY, (entry.to_json() for entry in summarise(ordered)))
 
 
 def _run(row: Row) -> RunFigures:

@@ -32,9 +32,14 @@ def read(path: Path) -> CellResult:
 
 
 def write(path: Path, content: object) -> None:
-    """Write a raw result or the summary, as JSON values."""
+    """Write a raw result as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_entries(path: Path, entries: Iterable[object]) -> None:
+    """Write a JSON list with one entry per line."""
+    path.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n", encoding="utf-8")
 
 
 def read_lines(path: Path, kind: type[AnyRecord]) -> list[AnyRecord]:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.harness import shortened
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.quality.records import CellFigures, RunFigures
 from moedisco_ray.core.records import Record
@@ -45,8 +46,8 @@ class Entry(Record):
     """Smallest and largest value of each figure that is not null."""
 
     def to_json(self) -> dict[str, Any]:
-        """The entry in `summary.json`, where figures stand next to the arm's name."""
-        flat = self.model_dump(mode="json")
+        """The entry in `summary.json`, where figures have seven digits and stand next to the arm's name."""
+        flat: dict[str, Any] = shortened(self.model_dump(mode="json"))
         medians, spread = flat.pop("medians"), flat.pop("spread")
         return {**flat, **medians, "spread": spread}
 
