@@ -151,12 +151,12 @@ def test_a_seed_and_the_sub_models_hold_whole_groups(tmp_path: Path) -> None:
         torch.testing.assert_close(logits(directory), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("split", "count"), [(1, 4), (2, 2)])
-def test_the_decided_number_of_sub_models_cuts_no_group(tmp_path: Path, split: int, count: int) -> None:
+@pytest.mark.parametrize(("experts", "split", "count"), [(4, 1, 2), (4, 2, 2), (6, 1, 2), (6, 2, 3)])
+def test_the_decided_number_of_sub_models_cuts_no_group(tmp_path: Path, experts: int, split: int, count: int) -> None:
     start = dense(tmp_path / "dense", "llama", vocab_size=600)
     config = small_config(tmp_path, clusters={"count": "auto"}, pools={"low_memory": {"max_workers": 4}}, model={
         "family": "mixtral", "config": None,
-        "init": {"upcycle": str(start), "num_experts": 4, "num_experts_per_tok": 1, "split": split}})
+        "init": {"upcycle": str(start), "num_experts": experts, "num_experts_per_tok": 1, "split": split}})
     assert with_cluster_count(config).cluster_count == count
 
 

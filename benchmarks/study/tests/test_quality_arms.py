@@ -10,13 +10,13 @@ from benchmarks.study.quality import cells, levers
 from benchmarks.study.recipe import recipe
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.plan import build_plan
+from moedisco_ray.plan import build_plan, with_cluster_count
 
 CELL = cells.Cell("embedded", "qwen3_moe", "random")
 
 
 def preset(name: str) -> RunConfig:
-    return check_config(yaml.safe_load(preset_text(name)))
+    return with_cluster_count(check_config(yaml.safe_load(preset_text(name))))
 
 
 def of(base: RunConfig, name: str) -> RunConfig:
