@@ -4,8 +4,8 @@ Weights are stored in the dtype of matrix products, and only adapters have gradi
 the layers are stored in 4 bits (`training.nf4`): half a byte per weight, 1 byte for each 64 and 4 bytes for each 16,384.
 
 The sum of a weight and its adapter is made when a pass reads it, and made again in the backward pass (`training.lora`), where it
-exists together with its gradient: the largest of the model counts twice. With gradient checkpointing, all sums of one layer exist,
-and one gradient. Frozen norms keep no normalised vectors (`attention_memory.normalised_bytes`), and frozen routers no inputs.
+exists together with its gradient: the largest of the model counts twice. With gradient checkpointing, all sums of one layer exist
+with the gradient of the down projections; when that of gate and up is made, twice as large, the sum of down is gone. Frozen norms keep no normalised vectors (`attention_memory.normalised_bytes`), and frozen routers no inputs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def sum_bytes(
     """
     layers = sizes.num_hidden_layers
     if checkpointing:
-        return width * (parameters.matrices + parameters.experts) // layers
+        return width * (parameters.matrices + parameters.experts // 3) // layers
     dense_layers = min(layers, DECLARATIONS[family].dense_layers(sizes.fields))
     dense = sizes.hidden_size * dense_hidden_size(family, sizes) if dense_layers else 0
     stack = 2 * parameters.experts // (3 * max(1, layers - dense_layers))     # gate and up projections
