@@ -64,7 +64,8 @@ def training_step() -> str:
         Trainer on an MoE of 16 experts, with the load-balance loss. *compiled-moe*: the product's loop with `optimizer.compile`.
         Seven tenths of an MoE step are matrix products at the processor's peak, the same in every arm. A stack of experts that
         writes its gradients in place, backward passes that only gather, and a fused gate were tried and gained nothing that could
-        be measured; memory that stays in the process from step to step changed the speed by -3 to +18 % in four pairs of runs (scripts that are not kept).""",
+        be measured; memory that stays in the process from step to step changed the speed by -3 to +18 % in four pairs of runs
+        (scripts that are not kept).""",
         table(["arm", "tokens/s, median (min to max)"], rows), "\n".join(verdicts), made_with(result))
 
 
