@@ -5,7 +5,9 @@ the layers are stored in 4 bits (`training.nf4`): half a byte per weight, 1 byte
 
 The sum of a weight and its adapter is made when a pass reads it, and made again in the backward pass (`training.lora`), where it
 exists together with its gradient: the largest of the model counts twice. With gradient checkpointing, all sums of one layer exist
-with the gradient of the down projections; when that of gate and up is made, twice as large, the sum of down is gone. Frozen norms keep no normalised vectors (`attention_memory.normalised_bytes`), and frozen routers no inputs.
+with the gradient of the down projections; when that of gate and up is made, twice as large, the sum of down is gone.
+
+Frozen norms keep no normalised vectors (`attention_memory.normalised_bytes`), and frozen routers no inputs.
 """
 
 from __future__ import annotations
