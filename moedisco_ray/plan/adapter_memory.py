@@ -33,7 +33,7 @@ def sum_bytes(
     Args:
         family: The model's family.
         sizes: Sizes of the model.
-        parameters: Its parameters.
+        parameters: Parameter counts of the model.
         width: Bytes of an element in a matrix product.
         widest: Elements of the largest matrix of a layer, without stacks of experts and dense layers.
         checkpointing: Whether layers are recomputed in the backward pass.

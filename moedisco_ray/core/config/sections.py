@@ -152,7 +152,7 @@ _MAY_BE_LATE = NoEffect("it says what becomes of a late member's change; a run w
 _SYNC_PATIENCE = 600.0
 """Maximum time that a sync waits for late sub-models, in seconds: one that lost its machine takes minutes to continue elsewhere."""
 _SHORT_PATIENCE = 60.0
-"""The same if a late sub-model's change still counts."""
+"""The same where `late_weight` adds the change of a late sub-model afterwards."""
 
 
 class Submodels(Section):
