@@ -298,9 +298,9 @@ def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:
 def _workers(name: str, units: list[UnitRecord], config: RunConfig) -> float:
     if name == "submodels":
         return min(len(units) or config.cluster_count, config.pools.submodels.max_workers)
-    if name == "seed":
-        return min(len(units) or 1, config.pools.low_memory.max_workers)
-    return round(units[0].workers, 1) if name == "finetune" and units else 1
+    if name == "seed" and len(units) > 1:
+        return min(len(units), config.pools.low_memory.max_workers)
+    return round(units[0].workers, 1) if name in ("seed", "finetune") and units else 1
 
 
 def _bill(events: Iterable[Event], config: RunConfig, quality: str | None) -> Bill:

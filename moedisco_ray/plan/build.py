@@ -19,6 +19,7 @@ from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, GangTraffic, g
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Spread, find_remedy
+from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND, replica_memory, seed_traffic, seed_workers
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
 from moedisco_ray.plan.stage_memory import InferencePlan, WorkerPlan, plan_inference
 from moedisco_ray.plan.storage import StageStorage, Trained, joint_storage, plan_storage
@@ -27,7 +28,8 @@ from moedisco_ray.plan.vocabulary import planned_vocab_size
 
 _ASSUMPTIONS = (
     "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints; GPUs of a gang "
-    f"exchange {LINK_BYTES_PER_SECOND / 1e9:.0f} GB/s")
+    f"exchange {LINK_BYTES_PER_SECOND / 1e9:.0f} GB/s, and workers that train the seed together {NETWORK_BYTES_PER_SECOND / 1e9} "
+    "GB/s")
 
 FULL = Lora()
 """A training of all weights."""
@@ -43,8 +45,8 @@ class StagePlan(WorkerPlan, frozen=True):
     units: int
     """Number of trainings: one per sub-model, and one per member of the seed."""
     workers: int
-    """Number of workers that train at the same time. For an elastic gang this is the minimum number, with which the model must
-    fit."""
+    """Number of workers that train at the same time. For the elastic gang of a fine-tune this is the minimum number, with which the
+    model must fit; for that of a seed, the maximum."""
     parameters: Parameters
     """Parameter counts of the model that each training trains."""
     steps: int
@@ -65,6 +67,11 @@ class StagePlan(WorkerPlan, frozen=True):
     """Data that the workers of a gang exchange in one step; null for a single worker."""
     types: tuple[TypeShare, ...] = ()
     """Part of the stage that each node type of a mixed pool trains; empty for any other pool."""
+
+    @property
+    def at_once(self) -> int:
+        """Number of models that train at the same time."""
+        return min(self.units, self.workers)
 
 
 class Plan(BaseModel, frozen=True):
@@ -136,7 +143,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     given, config = config, with_cluster_count(config)
     whole = config.model.architecture
     vocab_size = planned_vocab_size(config)
-    stages = tuple(_plan_stage(config, training, whole, vocab_size) for training in _trainings(config, whole))
+    stages = tuple(_plan_stage(config, training, whole, vocab_size) for training in _trainings(config, whole, vocab_size))
     inference = plan_inference(config, vocab_size)
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
@@ -198,15 +205,15 @@ def _finetune_elsewhere(config: RunConfig, whole: Architecture, vocab_size: int)
 def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Training]:
     return {
         stage.stage: Training(
-            cost=stage.cost, units=stage.units, at_once=1 if stage.stage == "finetune" else stage.workers,
-            workers_per_unit=stage.workers if stage.stage == "finetune" else 1, types=stage.types,
+            cost=stage.cost, units=stage.units, at_once=stage.at_once, workers_per_unit=stage.workers // stage.at_once,
+            types=stage.types,
             experts=config.model.architecture.num_experts // (1 if stage.stage == "finetune" else config.cluster_count),
             sync_seconds=0.0 if stage.sync is None else stage.sync.wait_seconds)
         for stage in stages}
 
 
 def _trained(stage: StagePlan) -> Trained:
-    workers = stage.workers if stage.stage == "finetune" else 1
+    workers = stage.workers // stage.at_once
     shares, weights = workers / stage.replicas * stage.memory.mean_share, stage.memory.weights + stage.memory.unpacked
     return Trained(
         pool=stage.pool, units=stage.units, workers=workers, steps=stage.steps, hours=stage.cost.hours / stage.cost.waves,
@@ -220,7 +227,7 @@ def _trained(stage: StagePlan) -> Trained:
         exchanged=0 if stage.traffic is None else stage.traffic.bytes * stage.steps * workers)
 
 
-def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
+def _trainings(config: RunConfig, whole: Architecture, vocab_size: int) -> list[_Training]:
     low, clusters = config.pools.low_memory, config.cluster_count
     recipe = config.submodels.optimizer
     more_clusters = tuple(n for n in range(clusters + 1, whole.num_experts + 1) if whole.num_experts % n == 0)
@@ -228,9 +235,11 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     slots = low_memory_slots(config)
     at_once = min(clusters, slots)
     members = config.seed_members
+    together = seed_workers(config, vocab_size)[1]
     trainings = [
         _Training(
-            "seed", pool=low, optimizer=recipe, units=members, workers=min(members, slots - len(config.owners)),
+            "seed", pool=low, optimizer=recipe, units=members,
+            workers=together if together > 1 else min(members, slots - len(config.owners)),
             tokens=config.tokens.seed, sharded=False, spread=split),
         _Training(
             "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
@@ -254,11 +263,14 @@ def _gang(config: RunConfig, pool: AnyPool, tokens: int) -> _Training:
 def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, vocab_size: int) -> StagePlan:
     family, length = config.model.family_name, config.corpus.sequence_length
     optimizer, pool, units = training.optimizer, training.pool, training.units
+    together = training.workers if units == 1 and not training.sharded else 1
 
     def measure(trial: Optimizer, spread: int, lora: Lora = training.lora) -> Memory:
         if training.sharded:
             return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread)[0]
         shape = submodel_architecture(family, whole, spread)
+        if together > 1:
+            return replica_memory(config, shape, vocab_size, trial, together)
         return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu, lora=lora)
 
     shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
@@ -267,11 +279,11 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     fits = memory.total <= pool_gb * GIB
     parameters = count_parameters(family, shape, vocab_size)
     flops = flops_per_token(parameters, shape, length, checkpointing=False)
-    section, workers = ("finetune.optimizer", training.workers) if training.sharded else ("submodels.optimizer", 1)
+    section, workers = ("finetune.optimizer", training.workers) if training.sharded else ("submodels.optimizer", together)
     step_seconds = flops * optimizer.batch_tokens / (workers * PEAK_FLOPS * UTILISATION * pool.speed)
     choice = None if fits or not pool.gpu else choose(
         lambda trial: measure(trial, training.spread.now), optimizer, section=section, sequence_length=length, pool_gb=pool_gb,
-        workers=workers, alone=(not training.sharded or pool.most_workers == 1) and not training.lora.rank,
+        workers=workers, alone=(not training.sharded or pool.most_workers == 1) and together == 1 and not training.lora.rank,
         step_seconds=step_seconds)
     if choice is not None:
         optimizer, memory, fits = choice.optimizer, measure(choice.optimizer, training.spread.now), True
@@ -293,6 +305,10 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
     traffic = _traffic(config, pool, optimizer, whole, vocab_size) if training.sharded else None
     flops = _with_exchange(flops, traffic, pool, optimizer.batch_tokens) + waiting
+    if together > 1:
+        traffic = seed_traffic(config, shape, vocab_size, together)
+        seconds = traffic.bytes / NETWORK_BYTES_PER_SECOND if pool.gpu else 0.0
+        flops += seconds * together * PEAK_FLOPS * UTILISATION * pool.speed / optimizer.batch_tokens
     steps = max(1, training.tokens // units // optimizer.batch_tokens)
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:
@@ -300,7 +316,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     else:
         cost = training_cost(
             flops, training.tokens, pool, units=units, at_once=1 if training.sharded else training.workers,
-            workers_per_unit=training.workers if training.sharded else 1)
+            workers_per_unit=training.workers if training.sharded else together)
     return StagePlan(
         stage=training.stage,
         pool=pool.name,
@@ -320,7 +336,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         types=types,
         sync=None if training.sharded else plan_sync(
             config.submodels, steps, units, parameters, scope="all" if training.stage == "seed" else "backbone"),
-        replicas=planned_layout(config, optimizer, workers).replicate if training.sharded else 1,
+        replicas=planned_layout(config, optimizer, workers).replicate if training.sharded else together,
         traffic=traffic,
     )
 

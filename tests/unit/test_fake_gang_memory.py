@@ -84,12 +84,17 @@ class Case:
 
 
 SHARDED, DIVIDED, BOTH, REPLICAS = Layout(data=8), Layout(expert=8), Layout(data=2, expert=4), Layout(replicate=2, data=4)
+WHOLE = Layout(replicate=8)
+"""Each worker has a replica of its own, as when several train the seed."""
 CASES = [
     Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2), Case("OLMoE-1B-7B", SHARDED, "micro_batch", 1),
     Case("OLMoE-1B-7B", SHARDED, "step", 2), Case("OLMoE-1B-7B", SHARDED, "step", 1),
     Case("OLMoE-1B-7B", SHARDED, "step", 1, checkpointing=True), Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2, precision="bf16"),
     Case("OLMoE-1B-7B", SHARDED, "step", 2, precision="bf16"), Case("OLMoE-1B-7B", REPLICAS, "micro_batch", 2),
-    Case("OLMoE-1B-7B", REPLICAS, "step", 2), Case("OLMoE-1B-7B", DIVIDED, "micro_batch", 2),
+    Case("OLMoE-1B-7B", REPLICAS, "step", 2), Case("OLMoE-1B-7B", WHOLE, "step", 2, parts=4),
+    Case("OLMoE-1B-7B", WHOLE, "step", 1, precision="bf16", parts=4),
+    Case("Qwen3-30B-A3B", WHOLE, "step", 1, checkpointing=True, parts=8),
+    Case("OLMoE-1B-7B", DIVIDED, "micro_batch", 2),
     Case("OLMoE-1B-7B", DIVIDED, "step", 2), Case("OLMoE-1B-7B", DIVIDED, "step", 1), Case("OLMoE-1B-7B", BOTH, "micro_batch", 2),
     # Four experts, so that half of the workers have none.
     Case("Mixtral-8x7B", SHARDED, "micro_batch", 1, checkpointing=True, parts=2),

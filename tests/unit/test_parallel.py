@@ -29,7 +29,8 @@ STEPS = 6
 LAYOUTS = {
     "data-2": Layout(data=2), "data-4": Layout(data=4),
     "expert-2": Layout(expert=2), "expert-4": Layout(expert=4), "data-2-expert-2": Layout(data=2, expert=2),
-    "replicate-2-expert-2": Layout(replicate=2, expert=2), "replicate-2-data-2": Layout(replicate=2, data=2),
+    "replicate-2": Layout(replicate=2), "replicate-2-expert-2": Layout(replicate=2, expert=2),
+    "replicate-2-data-2": Layout(replicate=2, data=2),
 }
 
 GRADIENT_ERROR = 1e-6
@@ -85,7 +86,7 @@ def single(home: Home) -> dict[str, TrainResult]:
 
 @pytest.mark.parametrize("recipe", ["plain", "parts", "muon", "documents", "uneven"])
 @pytest.mark.parametrize("layout", [
-    pytest.param(layout, marks=[] if layout == "data-2-expert-2" else [pytest.mark.slow]) for layout in LAYOUTS])
+    pytest.param(layout, marks=[] if layout in ("data-2-expert-2", "replicate-2") else [pytest.mark.slow]) for layout in LAYOUTS])
 def test_every_layout_trains_as_one_worker(home: Home, single: dict[str, TrainResult], layout: str, recipe: str) -> None:
     found = home.train(layout)[recipe]
     assert found.losses == pytest.approx(single[recipe].losses, rel=1e-5)

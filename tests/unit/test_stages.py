@@ -14,7 +14,7 @@ from moedisco_ray.core.stages import STAGES, changed_settings, fingerprints
 ORDER = [stage.name for stage in STAGES]
 LEAVES = {leaf.path: leaf.marker for leaf in leaves(RunConfig)}
 READ = {path for stage in STAGES for path in stage.settings}
-MOST_SETTINGS = 104
+MOST_SETTINGS = 105
 SMALL = {"num_experts": 4, "num_experts_per_tok": 2}
 
 

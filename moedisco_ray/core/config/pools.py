@@ -109,6 +109,13 @@ class LowMemoryPool(Pool):
     speed: float = Field(0.72, gt=0)
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
     """Maximum number of sub-models that train at once."""
+    seed_workers: Workers | tuple[Workers, Workers] | Literal["auto"] = "auto"
+    """Workers that train the seed together. Each holds the whole seed and takes a share of every batch, and they add up their
+    gradients in every step: the result is that of one worker, up to rounding, in fewer hours. A number N means always N. With
+    [FEWEST, MOST], the seed starts with the workers that are free, shrinks when it loses one and grows when more arrive, in sizes
+    that divide the batch. `auto` is [1, N], with the largest N whose exchange over a network of 10 Gbit/s takes at most a quarter
+    of the time to compute a step: 1 where batches are small for the model, or workers have no GPU. Cards that share a node
+    exchange faster, so name their number. Of several node types, one worker trains the seed."""
     types: tuple[MachineType, ...] = Field((), max_length=32)
     """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource, memory, price
     and speed, which replace the pool's. An empty list means that all nodes are of one type."""
@@ -124,6 +131,15 @@ class LowMemoryPool(Pool):
         return self.max_workers
 
     @property
+    def fewest_for_seed(self) -> int:
+        """Minimum number of workers with which the seed starts."""
+        return 1 if self.seed_workers == "auto" else min(_bounds(self.seed_workers))
+
+    def gang(self, fewest: int, most: int) -> LowMemoryPool:
+        """The pool for a gang of between two numbers of its workers."""
+        return _Gang(**self.model_dump(), bounds=(fewest, most))
+
+    @property
     def node_types(self) -> tuple[LowMemoryPool, ...]:
         """One pool per node type; only the pool itself if it is not mixed."""
         return tuple(
@@ -135,6 +151,19 @@ class LowMemoryPool(Pool):
         return bool(self.types)
 
     @model_validator(mode="after")
+    def _the_seed_has_slots(self) -> Self:
+        if self.seed_workers == "auto":
+            return self
+        fewest, most = _bounds(self.seed_workers)
+        if not fewest <= most <= self.max_workers:
+            raise ValueError(
+                f"seed_workers {self.seed_workers} must be a number, or the fewest first and then the most, up to max_workers "
+                f"{self.max_workers}")
+        if most > 1 and self.types:
+            raise ValueError(f"seed_workers {self.seed_workers} must be of one node type; remove types, or set it to 1")
+        return self
+
+    @model_validator(mode="after")
     def _types_differ(self) -> Self:
         for setting in ("name", "resource"):
             values = [getattr(each, setting) for each in self.types]
@@ -142,6 +171,24 @@ class LowMemoryPool(Pool):
             if twice is not None:
                 raise ValueError(f"two types have the {setting} {twice!r}; each needs its own")
         return self
+
+
+def _bounds(workers: int | tuple[int, int]) -> tuple[int, int]:
+    return (workers, workers) if isinstance(workers, int) else workers
+
+
+class _Gang(LowMemoryPool):
+    """The pool for a gang that takes some of its workers."""
+
+    bounds: tuple[int, int]
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.bounds[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.bounds[1]
 
 
 class _OneType(LowMemoryPool):
@@ -281,7 +328,7 @@ class Pools(Section):
         owned = tuple((self.owner(name), 1) for name in self.owners)
         if finetune == "low_memory":
             return (self.low_memory, self.low_memory.fewest_workers), *owned
-        return (self.low_memory, 1), (self.high_memory, self.high_memory.fewest_workers), *owned
+        return (self.low_memory, self.low_memory.fewest_for_seed), (self.high_memory, self.high_memory.fewest_workers), *owned
 
     def at(self, key: str) -> Pool:
         """The pool or node type with this name in the bill; the name of a node type that was removed from a pool gives the pool.

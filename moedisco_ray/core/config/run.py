@@ -113,6 +113,18 @@ class RunConfig(Section):
         wanted = self.shared_clusters if settings.seed_members is None else settings.seed_members
         return 1 if settings.sync_every is None else max(1, min(wanted, self.tokens.seed // settings.optimizer.batch_tokens))
 
+    @property
+    def alone_with_the_seed(self) -> str | None:
+        """The setting for which one worker must train the seed; None if several can."""
+        recipe = self.submodels.optimizer
+        if recipe.block_steps:
+            return f"submodels.optimizer.block_steps {recipe.block_steps}"
+        if recipe.offload_moments:
+            return f"submodels.optimizer.offload_moments {recipe.offload_moments}"
+        if self.pools.low_memory.mixed:
+            return "pools.low_memory.types"
+        return f"submodels.seed_members {self.submodels.seed_members}" if self.seed_members > 1 else None
+
     def owner_of(self, cluster: int) -> str | None:
         """The data owner of a cluster; None: its text has no owner."""
         return self.owners[cluster - self.shared_clusters] if cluster >= self.shared_clusters else None
@@ -175,6 +187,21 @@ class RunConfig(Section):
             raise ValueError(
                 f"submodels.seed_members {self.submodels.seed_members} needs syncs, at which the members combine their weights; "
                 "set submodels.sync_every, or leave seed_members out to train the seed with one member")
+        return self
+
+    @model_validator(mode="after")
+    def _the_seed_has_its_workers(self) -> Self:
+        wanted, sequences = self.pools.low_memory.seed_workers, self.submodels.optimizer.batch_tokens // self.corpus.sequence_length
+        if wanted in ("auto", 1, (1, 1)) or (self.clusters.count == "auto" and self.submodels.seed_members is None):
+            return self
+        if self.tokens.seed and (alone := self.alone_with_the_seed) is not None:
+            raise ValueError(
+                f"pools.low_memory.seed_workers {wanted} would train the seed together, and {alone} needs one worker; set "
+                "seed_workers to 1, or leave the other out")
+        if isinstance(wanted, tuple) and all(sequences % n for n in range(wanted[0], wanted[1] + 1)):
+            raise ValueError(
+                f"pools.low_memory.seed_workers {wanted} holds no number that divides the batch of {sequences} sequences; widen "
+                "it, or change submodels.optimizer.batch_tokens")
         return self
 
     @model_validator(mode="after")

@@ -214,7 +214,8 @@ def _start_local(config: RunConfig) -> None:
     low, high = config.pools.low_memory, config.pools.high_memory
     cores = os.cpu_count() or 1
     sizes = [low.fewest_workers] if config.finetune_pool is low else local_slots(low, cores)
-    low_slots = [(node_type.resource, count) for node_type, count in zip(low.node_types, sizes, strict=True)]
+    low_slots = [
+        (node_type.resource, max(count, low.fewest_for_seed)) for node_type, count in zip(low.node_types, sizes, strict=True)]
     low_slots += [(owner.resource, 1) for owner in config.pools.owners.values()]
     # The smallest gang must fit, even with more workers than cores.
     high_slots = high.most_workers if high.gpu else min(high.most_workers, max(high.fewest_workers, cores))

@@ -5,7 +5,8 @@ combine all weights at sync points (local SGD, DiLoCo). The last sync point is a
 model. A member that is late at a sync point loads the common weights and continues from there; if the last sync point is complete,
 it has the common model and is finished.
 
-With one member, the seed is an ordinary training.
+With one member, the seed is an ordinary training, by one worker or by a gang of replicas that exchange gradients in every step
+(`pools.low_memory.seed_workers`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from moedisco_ray.backend import Placement
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.core.run_work import Files
+from moedisco_ray.plan import planned_vocab_size
+from moedisco_ray.plan.seed_workers import seed_workers
+from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.stages.context import Context, dense_seed
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.train.jobs import make_job, seed_sync_plan, train, unit_records
@@ -36,10 +40,23 @@ def run(context: Context, draft: Draft, *, write_common_start: Callable[..., Non
     _write(context, write_common_start, start)
     sync_directory = context.checkpoints("seed") / "sync"
     jobs = _jobs(context, start, sync_directory)
-    trained = train(context, jobs, Placement(config.pools.low_memory, 1, config.checkpoint.max_failures))
+    trained = _train(context, jobs)
     context.store.link(jobs[0].output, draft.path)
     units, synced = unit_records(jobs, trained), history(sync_directory)
     draft.summary.update(TrainingSummary.model_validate({"units": units, **({"syncs": synced} if synced else {})}).to_json())
+
+
+def _train(context: Context, jobs: list[TrainJob]) -> list[Trained]:
+    config, low = context.config, context.config.pools.low_memory
+    fewest, most = seed_workers(config, planned_vocab_size(config))
+    if most == 1:
+        return train(context, jobs, Placement(low, 1, config.checkpoint.max_failures))
+    # Each worker has a whole replica, so that only gradients cross the network, once per step.
+    sharing = Sharing(config.model.architecture.num_experts // config.cluster_count, expert=1, replicate=most)
+    [job] = (dataclasses.replace(job, exchange="step", sharing=sharing) for job in jobs)
+    return [context.backend.train_gang(
+        job, low.gang(fewest, most), config.checkpoint.max_failures, context.checkpoints("seed") / "ray", context.emit,
+        stop=context.stop)]
 
 
 def _jobs(context: Context, start: Path, sync_directory: Path) -> list[TrainJob]:

@@ -1,0 +1,92 @@
+"""The workers that train the seed together: how many `auto` means, what the plan says of them, and which settings exclude them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.plan import build_plan, with_cluster_count
+from moedisco_ray.plan.build import StagePlan
+from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
+from moedisco_ray.plan.seed_workers import LARGEST_EXCHANGE, NETWORK_BYTES_PER_SECOND, seed_workers
+
+VOCABULARY = 16_384
+
+
+def config_of(workers: Any = "auto", batch: int = 2**20, *, changes: dict[str, Any] | None = None, **low: Any) -> RunConfig:
+    raw = yaml.safe_load(preset_text("default"))
+    raw["submodels"]["optimizer"]["batch_tokens"] = batch
+    raw["pools"]["low_memory"] |= {"seed_workers": workers, **low}
+    for path, value in (changes or {}).items():
+        section, _, name = path.rpartition(".")
+        place = raw
+        for part in section.split("."):
+            place = place[part]
+        place[name] = value
+    return with_cluster_count(check_config(raw))
+
+
+def seed_plan(config: RunConfig) -> StagePlan:
+    return next(stage for stage in build_plan(config).stages if stage.stage == "seed")
+
+
+def exchange(config: RunConfig, workers: int) -> float:
+    """Time of an exchange by hand, relative to the computation of a step: 2 (r - 1) / r of 4 bytes per parameter."""
+    alone = seed_plan(config.model_copy(update={"pools": config_of(1).pools}))
+    sent = 2 * (workers - 1) / workers * 4 * alone.parameters.total
+    step = alone.cost.flops / alone.cost.tokens * config.submodels.optimizer.batch_tokens
+    return sent / NETWORK_BYTES_PER_SECOND / (step / workers / (PEAK_FLOPS * UTILISATION * 0.72))
+
+
+@given(batch=st.sampled_from([2**16, 2**18, 2**19, 2**20, 2**21, 2**22]), slots=st.integers(1, 64))
+def test_auto_takes_as_many_workers_as_exchange_in_a_quarter_of_the_time(batch: int, slots: int) -> None:
+    config = config_of(batch=batch, max_workers=slots)
+    fewest, most = seed_workers(config, VOCABULARY)
+    assert fewest == 1
+    allowed = [n for n in range(2, slots + 1) if batch // 1024 % n == 0 and exchange(config, n) <= LARGEST_EXCHANGE]
+    assert most == max(allowed, default=1)
+
+
+def test_small_batches_and_processors_without_gpus_leave_one_worker() -> None:
+    assert seed_workers(config_of(batch=65_536), VOCABULARY) == (1, 1)
+    assert seed_workers(config_of(gpu=0), VOCABULARY) == (1, 1)
+
+
+@pytest.mark.parametrize(("wanted", "bounds"), [(4, (4, 4)), ((2, 8), (2, 8)), (1, (1, 1))])
+def test_a_number_and_bounds_are_taken_as_they_are(wanted: Any, bounds: tuple[int, int]) -> None:
+    assert seed_workers(config_of(wanted), VOCABULARY) == bounds
+
+
+def test_the_plan_divides_the_hours_and_adds_the_exchange() -> None:
+    alone, together = seed_plan(config_of(1)), seed_plan(config_of(4))
+    assert (together.workers, together.units, together.replicas) == (4, 1, 4)
+    assert together.traffic is not None
+    assert together.traffic.bytes == pytest.approx(1.5 * 4 * alone.parameters.total, rel=0.01)
+    waiting = together.steps * together.traffic.bytes / NETWORK_BYTES_PER_SECOND / 3600
+    assert together.cost.hours == pytest.approx(alone.cost.hours / 4 + waiting, rel=1e-3)
+    assert together.cost.dollars == pytest.approx(alone.cost.dollars + 4 * waiting * 0.35, rel=1e-3)
+    assert together.memory.weights == alone.memory.weights      # a whole replica
+    bills = [build_plan(config_of(n)).bill for n in (1, 4)]
+    assert bills[0].seconds > bills[1].seconds
+
+
+@pytest.mark.parametrize(("wanted", "changes", "words"), [
+    (16, {}, r"seed_workers 16 .* up to max_workers 8"),
+    ((4, 2), {}, "fewest first"),
+    ((3, 3), {}, r"\(3, 3\) holds no number that divides the batch of 1024 sequences"),
+    (2, {"submodels.seed_members": 2}, "submodels.seed_members 2 needs one worker"),
+    (2, {"submodels.optimizer.block_steps": 5, "finetune.keep_optimizer_state": False}, "block_steps 5 needs one worker"),
+    (2, {"submodels.optimizer.offload_moments": True}, "offload_moments True needs one worker"),
+    (2, {"pools.low_memory.types": [{
+        "name": "t4", "resource": "t4", "memory_gb": 16, "price_per_hour": 0.2, "speed": 0.2}]}, "must be of one node type"),
+])
+def test_a_number_that_cannot_be_is_refused(wanted: Any, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        config_of(wanted, changes=changes)
