@@ -73,8 +73,9 @@ def test_the_plan_divides_the_hours_and_adds_the_exchange() -> None:
     assert together.cost.hours == pytest.approx(alone.cost.hours / 4 + waiting, rel=1e-3)
     assert together.cost.dollars == pytest.approx(alone.cost.dollars + 4 * waiting * 0.35, rel=1e-3)
     assert together.memory.weights == alone.memory.weights      # a whole replica
-    bills = [build_plan(config_of(n)).bill for n in (1, 4)]
-    assert bills[0].seconds > bills[1].seconds
+    one, four = (next(each for each in build_plan(config_of(n)).estimates if each.stage == "seed") for n in (1, 4))
+    assert four.seconds - 60 == pytest.approx(3600 * together.cost.hours, abs=70)     # a start-up of each worker and of Ray Train
+    assert four.worker_seconds - one.worker_seconds == pytest.approx(4 * 3600 * waiting + 3 * 60, rel=0.01)
 
 
 @pytest.mark.parametrize(("wanted", "changes", "words"), [
