@@ -89,8 +89,10 @@ ARMS: Mapping[str, Arm] = {
         "clusters.method": "kmeans",
         "clusters.vectors": "mean_token",
         "clusters.capacity": None,
+        "submodels.optimizer.name": "adamw",
         "submodels.optimizer.schedule": "constant",
         "submodels.optimizer.warmup": 0.0,
+        "finetune.optimizer.name": "adamw",
         **_ONE_SHOT,
         **_PLAIN_MERGE,
         "merge.backbone": "token_weighted",
@@ -115,6 +117,7 @@ ARMS: Mapping[str, Arm] = {
     }),
     "parallel-seed": Arm("MoE-DisCo, seed on all cards", {     # the members share the batch, so that they make as many steps
         "submodels.seed_members": None,
+        "pools.low_memory.seed_workers": 1,
         "submodels.optimizer.batch_tokens": lambda base: max(
             base.corpus.sequence_length, base.submodels.optimizer.batch_tokens // base.cluster_count),
     }),

@@ -159,7 +159,7 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
             "batch_tokens": scale.batch_tokens, "micro_batch": scale.micro_batch, "lr": scale.lr * share}
     for pool in raw["pools"].values():
         pool["gpu"] = int(cell.scale == "gpu")
-    raw["pools"]["low_memory"]["max_workers"] = cell.groups
+    raw["pools"]["low_memory"] |= {"max_workers": cell.groups, "seed_workers": cell.groups}
     raw["pools"]["high_memory"]["workers"] = 1
     return check_config(raw if cell.start == "random" else _from_seed(raw, scale, work))
 

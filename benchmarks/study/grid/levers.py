@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm
 
 _SMALL: Mapping[str, Any] = {"clusters.count": lambda base: 2 * base.cluster_count}
-_MUON: Mapping[str, Any] = {"submodels.optimizer.name": "muon", "finetune.optimizer.name": "muon"}
+_ADAMW: Mapping[str, Any] = {"submodels.optimizer.name": "adamw", "finetune.optimizer.name": "adamw"}
 
 LEVERS: Mapping[str, Arm] = {
     "small-groups": Arm("ours, twice as many sub-models of half as many experts", _SMALL),
@@ -19,10 +19,14 @@ LEVERS: Mapping[str, Arm] = {
         "tokens.seed_share": 0.65, "tokens.finetune_share": 0.2}),
     "early-growth": Arm("Expert Upcycling, grown at half of the tokens", {
         **ARMS["expert-upcycling"].settings, "tokens.seed_share": 0.5, "tokens.finetune_share": 0.5}),
-    "muon": Arm("ours, Muon", _MUON),
-    "joint-muon": Arm("joint, Muon", {**ARMS[REFERENCE].settings, **_MUON}),
-    "parallel-seed-muon": Arm("ours, seed on all cards, Muon", {**ARMS["parallel-seed"].settings, **_MUON}),
 }
+WITH_ADAMW: Mapping[str, Arm] = {
+    f"{name}-adamw": Arm(f"{title}, AdamW", {**arm.settings, **_ADAMW})
+    for name, title, arm in (
+        (REFERENCE, "joint", ARMS[REFERENCE]), ("disco", "ours", ARMS["disco"]),
+        ("small-groups", "ours, twice as many sub-models of half as many experts", LEVERS["small-groups"]),
+        *((name, ARMS[name].title, ARMS[name]) for name in ("expert-upcycling", "upcycle", "spes")))}
+"""Arms with AdamW for all parameters, the default before Muon."""
 
-KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS}
+KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS, **WITH_ADAMW}
 """Every arm that a grid can measure."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.grid.cells import SHAPES
 from benchmarks.study.grid.files import PIECES, PUBLISHED, read_lines
-from benchmarks.study.grid.levers import LEVERS
+from benchmarks.study.grid.levers import LEVERS, WITH_ADAMW
 from benchmarks.study.grid.pieces import OURS
 from benchmarks.study.grid.prices import books
 from benchmarks.study.grid.records import Dollars, Figures, PieceResult
@@ -19,7 +19,7 @@ from benchmarks.study.grid.summary import JOINT_LOW, summarise
 ROWS: Mapping[str, str] = {
     OURS: "ours", "parallel-seed": "ours, seed on all cards", "expert-upcycling": "Expert Upcycling", "upcycle": "sparse upcycling",
     "spes": "SPES, router live", JOINT_LOW: "joint on the cheap pool",
-    **{arm: each.title for arm, each in LEVERS.items()}}
+    **{arm: each.title for arm, each in {**LEVERS, **WITH_ADAMW}.items()}}
 """Rows of a table, by arm; arms without a result have none."""
 FOUR = (OURS, "expert-upcycling", "upcycle", JOINT_LOW)
 """Arms of the README's table."""
