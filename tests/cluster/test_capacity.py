@@ -101,8 +101,8 @@ def test_a_head_that_is_too_small_names_a_number_of_workers_that_it_holds(defaul
 
 @pytest.mark.parametrize(("node", "fact", "value", "says"), [
     ("head", "disk_gb", 40, "the head needs 80 GB; give it a larger disk"),
-    ("low-t4-spot", "disk_gb", 60, "a node needs 63 GB"),
-    ("low-t4-spot", "memory_gb", 2, "a node needs 3.8 GB"),
+    ("low-t4-spot", "disk_gb", 60, "a node needs 62 GB"),
+    ("low-t4-spot", "memory_gb", 2, "a node needs 3.6 GB"),
     ("cpu", "disk_gb", 60, "a node needs 61 GB"),
 ])
 def test_a_machine_that_is_too_small_is_one_line_with_field_value_and_remedy(default, node, fact, value, says):

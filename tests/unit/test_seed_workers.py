@@ -18,6 +18,7 @@ from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 from moedisco_ray.plan.seed_workers import LARGEST_EXCHANGE, NETWORK_BYTES_PER_SECOND, seed_workers
 
 VOCABULARY = 16_384
+ADAMW = {"submodels.optimizer.name": "adamw", "finetune.optimizer.name": "adamw"}
 
 
 def config_of(workers: Any = "auto", batch: int = 2**20, *, changes: dict[str, Any] | None = None, **low: Any) -> RunConfig:
@@ -83,8 +84,8 @@ def test_the_plan_divides_the_hours_and_adds_the_exchange() -> None:
     ((4, 2), {}, "fewest first"),
     ((3, 3), {}, r"\(3, 3\) holds no number that divides the batch of 1024 sequences"),
     (2, {"submodels.seed_members": 2}, "submodels.seed_members 2 needs one worker"),
-    (2, {"submodels.optimizer.block_steps": 5, "finetune.keep_optimizer_state": False}, "block_steps 5 needs one worker"),
-    (2, {"submodels.optimizer.offload_moments": True}, "offload_moments True needs one worker"),
+    (2, {**ADAMW, "submodels.optimizer.block_steps": 5, "finetune.keep_optimizer_state": False}, "block_steps 5 needs one worker"),
+    (2, {**ADAMW, "submodels.optimizer.offload_moments": True}, "offload_moments True needs one worker"),
     (2, {"pools.low_memory.types": [{
         "name": "t4", "resource": "t4", "memory_gb": 16, "price_per_hour": 0.2, "speed": 0.2}]}, "must be of one node type"),
 ])

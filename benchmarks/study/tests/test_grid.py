@@ -143,7 +143,8 @@ def test_a_lever_changes_its_settings_alone(name: str, changes: dict[str, Any]) 
 
 def test_levers_of_the_rivals_are_the_rivals_with_one_change() -> None:
     base = cells.base_config(cell(corpus="embedded", scale="cpu"), 0, None, Path("runs"))
-    for lever, rival in (("early-growth", "expert-upcycling"), *((name, name.removesuffix("-adamw")) for name in levers.WITH_ADAMW)):
+    with_adamw = ((name, name.removesuffix("-adamw")) for name in levers.WITH_ADAMW)
+    for lever, rival in (("early-growth", "expert-upcycling"), *with_adamw):
         one, other = (
             arm_config(base, each, levers.KNOWN[each], Path("runs"), "tokens", base.tokens.total) for each in (lever, rival))
         assert build_plan(one).tokens == build_plan(other).tokens == base.tokens.total
