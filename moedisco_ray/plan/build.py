@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ValidationError
@@ -18,8 +19,8 @@ from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
 from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, GangTraffic, gang_traffic, planned_layout
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
-from moedisco_ray.plan.remedy import Spread, find_remedy
-from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND, replica_memory, seed_traffic, seed_workers
+from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
+from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND, exchange_flops, replica_memory, seed_traffic, seed_workers
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
 from moedisco_ray.plan.stage_memory import InferencePlan, WorkerPlan, plan_inference
 from moedisco_ray.plan.storage import StageStorage, Trained, joint_storage, plan_storage
@@ -33,6 +34,7 @@ _ASSUMPTIONS = (
 
 FULL = Lora()
 """A training of all weights."""
+_WITH_ADAMW = ("submodels.optimizer.name=adamw", "finetune.optimizer.name=adamw")
 USUAL_RANK = 16
 """Rank of the adapters that a plan proposes to a run without any."""
 StageName = Literal["seed", "submodels", "finetune"]
@@ -290,12 +292,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     remedy_for = functools.partial(
         find_remedy, optimizer=optimizer, spread=training.spread, section=section, sequence_length=length, pool_gb=pool_gb,
         sharded=training.sharded, step_seconds=step_seconds)
-    remedy = None if fits else remedy_for(measure, adapters=training.lora.rank > 0)
-    if remedy is not None and not remedy.fits and training.stage == "submodels" and (lora := _in_four_bits(config)) is not None:
-        found = remedy_for(functools.partial(measure, lora=lora), adapters=True)
-        added = [f"submodels.lora.base={lora.base}", *([] if training.lora.rank else [f"submodels.lora.rank={lora.rank}"])]
-        if found.memory_gb < remedy.memory_gb:
-            remedy = found.model_copy(update={"settings": (*found.settings, *added)})
+    remedy = None if fits else _remedy(config, training, remedy_for, measure)
     if remedy is not None and pool.mixed:
         raise ConfigError(
             f"pools.{pool.name}.types", pool_gb,
@@ -307,8 +304,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     flops = _with_exchange(flops, traffic, pool, optimizer.batch_tokens) + waiting
     if together > 1:
         traffic = seed_traffic(config, shape, vocab_size, together)
-        seconds = traffic.bytes / NETWORK_BYTES_PER_SECOND if pool.gpu else 0.0
-        flops += seconds * together * PEAK_FLOPS * UTILISATION * pool.speed / optimizer.batch_tokens
+        flops += exchange_flops(config, traffic, together)
     steps = max(1, training.tokens // units // optimizer.batch_tokens)
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:
@@ -339,6 +335,23 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         replicas=planned_layout(config, optimizer, workers).replicate if training.sharded else together,
         traffic=traffic,
     )
+
+
+def _remedy(
+    config: RunConfig, training: _Training, remedy_for: Callable[..., Remedy], measure: Callable[..., Memory],
+) -> Remedy:
+    """What makes a training fit, or takes least; where settings of this optimizer do not, those that another one allows."""
+    remedy = remedy_for(measure, adapters=training.lora.rank > 0)
+    if not remedy.fits and training.stage == "submodels" and (lora := _in_four_bits(config)) is not None:
+        found = remedy_for(functools.partial(measure, lora=lora), adapters=True)
+        added = [f"submodels.lora.base={lora.base}", *([] if training.lora.rank else [f"submodels.lora.rank={lora.rank}"])]
+        if found.memory_gb < remedy.memory_gb:
+            remedy = found.model_copy(update={"settings": (*found.settings, *added)})
+    if not remedy.fits and training.optimizer.name == "muon":     # what saves most memory needs AdamW
+        found = remedy_for(measure, optimizer=training.optimizer.model_copy(update={"name": "adamw"}), adapters=False)
+        if found.memory_gb < remedy.memory_gb:
+            remedy = found.model_copy(update={"settings": (*_WITH_ADAMW, *found.settings)})
+    return remedy
 
 
 def _in_four_bits(config: RunConfig) -> Lora | None:

@@ -67,3 +67,10 @@ def seed_traffic(config: RunConfig, shape: Architecture, vocab_size: int, worker
         config.submodels.optimizer, sequence_length=config.corpus.sequence_length, gpu=config.pools.low_memory.gpu,
         layout=Layout(replicate=workers), exchange="step")
     return GangTraffic(bytes=sent, sharded=sent, divided=sent, expert=1)
+
+
+def exchange_flops(config: RunConfig, traffic: GangTraffic, workers: int) -> float:
+    """Operations per token that the workers could compute while they exchange gradients; 0 without GPUs, whose speed is known."""
+    low = config.pools.low_memory
+    seconds = traffic.bytes / NETWORK_BYTES_PER_SECOND if low.gpu else 0.0
+    return seconds * workers * PEAK_FLOPS * UTILISATION * low.speed / config.submodels.optimizer.batch_tokens

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from moedisco_ray.cli.display.plan import plan_view
 from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.report import report_of
@@ -106,3 +106,19 @@ def test_a_run_keeps_its_number_when_the_pool_changes(tmp_path: Path) -> None:
 
 def test_a_report_of_a_run_that_was_asked_to_decide_is_possible_before_it_has_clusters() -> None:
     assert report_of(lambda _: None, config_of(8, 2, 8)).stages == []
+
+
+def test_where_muon_does_not_fit_the_plan_proposes_what_adamw_allows() -> None:
+    raw = yaml.safe_load(preset_text("default"))
+    raw["model"]["config"] |= {"hidden_size": 3072, "num_hidden_layers": 24, "moe_intermediate_size": 6144}
+    raw["clusters"]["count"] = 8        # as many as there are experts
+    raw["pools"]["low_memory"]["memory_gb"] = 14
+    raw["submodels"]["optimizer"] |= {"precision": "bf16", "batch_tokens": 4096, "micro_batch": 4}
+    seed = build_plan(check_config(raw)).stages[0]
+    assert seed.remedy is not None
+    assert seed.remedy.fits
+    assert seed.remedy.settings[:2] == ("submodels.optimizer.name=adamw", "finetune.optimizer.name=adamw")
+    for setting in seed.remedy.settings:
+        path, _, value = setting.partition("=")
+        put(raw, path, yaml.safe_load(value))
+    assert build_plan(check_config(raw)).stages[0].fits
