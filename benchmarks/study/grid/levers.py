@@ -24,7 +24,7 @@ WITH_ADAMW: Mapping[str, Arm] = {
     f"{name}-adamw": Arm(f"{title}, AdamW", {**arm.settings, **_ADAMW})
     for name, title, arm in (
         (REFERENCE, "joint", ARMS[REFERENCE]), ("disco", "ours", ARMS["disco"]),
-        ("small-groups", "ours, twice as many sub-models of half as many experts", LEVERS["small-groups"]),
+        *((name, LEVERS[name].title, LEVERS[name]) for name in ("small-groups", "small-parallel-seed")),
         *((name, ARMS[name].title, ARMS[name]) for name in ("expert-upcycling", "upcycle", "spes")))}
 """Arms with AdamW for all parameters, the default before Muon."""
 
