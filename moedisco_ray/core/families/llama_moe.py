@@ -30,6 +30,7 @@ FAMILY = Family(
         "calculator_type": ("UniversalCalculator",), "multiply_gate_scores": (True,), "add_weight_norm": (False,)},
     dense={"llama": {}},
     initial={"weight_noise.weight": "zeros"},
+    not_in_gguf="has only routers of one layer",
     derived=(".rotary_emb.inv_freq",),
     module="moedisco_ray.models",
 )

@@ -6,7 +6,8 @@
 * New models have the biases of Phi-3.5-MoE. vLLM 0.32 takes them for granted, but leaves out that of the head.
 * A sub-model with one expert runs it with the weight 1; transformers cannot run such a model.
 * An MoE of copies of one expert would not compute what the expert does, because two weights sum to more than 1 or to less.
-* llama.cpp knows the family, but weights the experts by a softmax over all of them that is scaled to sum to 1.
+* llama.cpp knows the family, but normalises by the root mean square without subtracting the mean, and weights the experts by a
+  softmax over all of them that is scaled to sum to 1.
 """
 
 from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, Attention, Family
@@ -29,7 +30,7 @@ FAMILY = Family(
     layer_norms=True,
     head_bias_field="lm_head_bias",
     fields={"attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.01},
-    not_in_gguf="weights its experts by a softmax over all of them that is scaled to sum to 1",
+    not_in_gguf="has RMSNorms in place of its norms, and weights its experts by a softmax that is scaled to sum to 1",
     unsaid={"num_key_value_heads": 8, "attention_bias": False, "lm_head_bias": False},
     scalings={"longrope": ("original_max_position_embeddings", "short_mscale", "long_mscale")},
 )
