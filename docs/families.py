@@ -40,7 +40,9 @@ every `full_attention_interval`-th layer has attention.
   finished model reads text only.
 * transformers reads every tokenizer next to a model of `qwen3_5_moe_text` as that of Qwen3.5, so `tokenizer.path` must name one of
   these, unless the start has one.
-* Layers that predict further tokens are left out, and there is no GGUF file of these families."""
+* Layers that predict further tokens are left out. llama.cpp needs heads of keys and of values of one size
+  (`linear_key_head_dim`, `linear_value_head_dim`). A GGUF file of `qwen3_5_moe_text` can be a start; transformers reads none of
+  `qwen3_next`."""
 
 
 def rows() -> Iterator[list[str]]:

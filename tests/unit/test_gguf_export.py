@@ -49,6 +49,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("glm4_moe", {**DENSE_FIRST, **GROUPS, "attention_bias": True, "use_qk_norm": True}),
     ("dots1", {**DENSE_FIRST, **GROUPS, "n_shared_experts": 2, "head_dim": 24, "tie_word_embeddings": True}),
     ("gpt_oss", {"sliding_window": 8, "rope_parameters": YARN}),
+    ("qwen3_next", {"tie_word_embeddings": True, "head_dim": 32, "linear_num_key_heads": 3, "linear_conv_kernel_dim": 3}),
+    ("qwen3_next", {
+        "full_attention_interval": 3, "num_hidden_layers": 4, "rope_parameters": YARN | {"partial_rotary_factor": 0.5}}),
+    ("qwen3_5_moe_text", {"tie_word_embeddings": True, "head_dim": 32, "linear_num_key_heads": 3, "linear_conv_kernel_dim": 3}),
+    ("qwen3_5_moe_text", {
+        "full_attention_interval": 3, "num_hidden_layers": 4,
+        "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5, "mrope_section": [1, 2, 1], "mrope_interleaved": True}}),
     ("ernie4_5_moe", {
         "moe_layer_start_index": 1, "num_hidden_layers": 3, "moe_layer_end_index": 2, "intermediate_size": 24,
         "moe_num_shared_experts": 2, "tie_word_embeddings": True}),
@@ -72,6 +79,7 @@ def test_llama_cpp_computes_what_the_model_computes(family: str, changes: dict[s
             assert torch.allclose(torch.tensor([found[token] for token in range(config["vocab_size"])]), expected, atol=1e-4)
             compared += 1
     assert compared >= 3
+    ids = prompts[-1]
     for token in continued:
         with torch.no_grad():
             assert token == model(torch.tensor([ids])).logits[0, -1].argmax()
@@ -79,7 +87,7 @@ def test_llama_cpp_computes_what_the_model_computes(family: str, changes: dict[s
 
 
 @pytest.mark.ecosystem("Use: GGUF file in transformers", "transformers", "gguf")
-@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe", "qwen3_5_moe_text"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_transformers_reads_the_same_model_and_tokenizer(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config = write_model(tmp_path, family, dtype)
@@ -118,6 +126,17 @@ def test_matrices_keep_their_dtype_bit_for_bit(dtype: torch.dtype, tmp_path: Pat
     assert torch.equal(torch.from_numpy(norm.data.copy()), weights["model.layers.1.input_layernorm.weight"].float())
 
 
+def test_norms_and_rates_of_decay_are_computed_in_fp32(tmp_path: Path) -> None:
+    write_model(tmp_path, "qwen3_next", torch.bfloat16)
+    write_gguf(tmp_path, tmp_path / "tiny.gguf", name="tiny")
+    found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in gguf.GGUFReader(tmp_path / "tiny.gguf").tensors}
+    weights = open_checkpoint(tmp_path)
+    assert torch.equal(found["blk.0.attn_norm.weight"], 1 + weights["model.layers.0.input_layernorm.weight"].float())
+    assert torch.equal(found["blk.0.ssm_a"], -weights["model.layers.0.linear_attn.A_log"].float().exp())
+    assert torch.equal(found["blk.0.ssm_norm.weight"], weights["model.layers.0.linear_attn.norm.weight"].float())
+    assert torch.equal(found["blk.0.ssm_conv1d.weight"], weights["model.layers.0.linear_attn.conv1d.weight"][:, 0].float())
+
+
 MARKS = "នេះ ?"
 """Letters with marks, which llama.cpp splits off under the names `tekken` and `gpt-4o`."""
 HARD = [
@@ -125,7 +144,7 @@ HARD = [
     "I've told HE'S there, 'RE you Sure? we'LL, CamelCase",
     "?我想在apple工作1314151天 ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!",
     "  def f(x):\r\n\treturn x**2 / 17  # Größe"]
-SPLITS = {"qwen2": "qwen2", "llama-bpe": "llama3", "dbrx": "llama3", "tekken": "tekken", "gpt-4o": "gpt-4o"}
+SPLITS = {"qwen2": "qwen2", "qwen35": "qwen35", "llama-bpe": "llama3", "dbrx": "llama3", "tekken": "tekken", "gpt-4o": "gpt-4o"}
 
 
 def test_every_chat_template_of_a_tokenizer_is_kept(tmp_path: Path) -> None:
@@ -193,6 +212,8 @@ def test_other_tokenizers_are_refused_in_one_line() -> None:
     ("dots1", {"num_key_value_heads": 1}, "num_key_value_heads: 1: llama.cpp runs dots1 only with 2; use `--to hf`"),
     ("qwen3_moe", {"mlp_only_layers": [1], "intermediate_size": 8}, "has a dense layer after an MoE layer, which llama.cpp"),
     ("qwen3_moe", {"rope_parameters": LLAMA3}, "rope_type: 'llama3': llama.cpp does not scale positions of qwen3_moe this way"),
+    ("qwen3_5_moe_text", {"linear_value_head_dim": 12}, "linear_value_head_dim: 12: llama.cpp runs qwen3_5_moe_text only with 8;"),
+    ("llama_moe", {}, "model_type: 'llama_moe': llama.cpp has only routers of one layer; use `--to hf`, or one of mixtral, "),
     ("deepseek_v3", {"rope_parameters": YARN}, "llama.cpp needs the same factor for both; use `--to hf`"),
     ("gpt_oss", {"rope_parameters": YARN | {"truncate": False}}, "rope_parameters: 'truncate': is a parameter that GGUF files"),
 ])

@@ -16,7 +16,8 @@ from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
 NEEDED: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"norm_topk_prob": False}, "olmoe": {"norm_topk_prob": False, "num_key_value_heads": 2},
-    "deepseek_v2": {"norm_topk_prob": False}, "dots1": {"num_key_value_heads": 2}}
+    "deepseek_v2": {"norm_topk_prob": False}, "dots1": {"num_key_value_heads": 2},
+    "qwen3_next": {"linear_value_head_dim": 8}, "qwen3_5_moe_text": {"linear_value_head_dim": 8}}
 """Settings that llama.cpp needs, where the default is another."""
 
 

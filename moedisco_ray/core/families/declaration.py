@@ -113,20 +113,25 @@ class Gguf:
         fixed: Values that llama.cpp takes for granted, by configuration field; models with another value have no GGUF file.
         in_pairs: Whether llama.cpp rotates neighbouring pairs of a head's dimensions, where transformers rotates its two halves.
         reads_tied: Whether llama.cpp uses the embedding as the output layer if the file has no output layer.
-        shares_keys: Whether llama.cpp lets several heads share keys and values.
+        same: Configuration fields that must have the value of another one.
         scaled_rotation: Kinds of rotary scaling that llama.cpp computes as transformers does.
         needs_interval: Whether a file must say the interval of MoE layers, and the size of the shared expert.
         scales: Configuration fields with factors that a file must hold, and their keys in it, without the architecture.
+        tiles_values: Whether llama.cpp orders the value heads of a recurrent layer by their number within the group of a key head,
+            where transformers orders them by group.
+        has_sections: Whether a file must divide the rotary frequencies among time, height and width, which are equal in a text.
     """
 
     architecture: str
     fixed: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict)
     in_pairs: bool = False
     reads_tied: bool = True
-    shares_keys: bool = True
+    same: Mapping[str, str] = dataclasses.field(default_factory=dict)
     scaled_rotation: tuple[str, ...] = ("linear", "yarn")
     needs_interval: bool = False
     scales: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tiles_values: bool = False
+    has_sections: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +261,11 @@ class Family:
         """The axis that counts experts, of a router's tensor or a stack of experts with this name."""
         correction = self.router.correction
         return self.router.correction_axis if correction is not None and name.endswith(correction) else 0
+
+    def adds_one(self, key: str) -> bool:
+        """Whether a tensor is a norm that multiplies by one plus its weight, and so starts at zero."""
+        starts = [kind for end, kind in self.initial.items() if key.endswith(end)]
+        return key.endswith("norm.weight") and starts[:1] == ["zeros"]
 
     def value(self, fields: Mapping[str, Any], name: str) -> Any:
         """A field of a model's configuration, or the family's default for it."""

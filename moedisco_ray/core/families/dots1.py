@@ -31,5 +31,6 @@ FAMILY = Family(
     constants={"sliding_window": None},     # every layer attends to the whole sequence
     dense={"qwen3": {}},
     gguf=Gguf(
-        "dots1", fixed={"attention_bias": (False,), "sliding_window": (None,)}, reads_tied=False, shares_keys=False),
+        "dots1", fixed={"attention_bias": (False,), "sliding_window": (None,)}, reads_tied=False,
+        same={"num_key_value_heads": "num_attention_heads"}),
 )

@@ -11,5 +11,5 @@ FAMILY = Family(
     fields={"attention_bias": False},
     gguf=Gguf(
         "olmoe", fixed={"norm_topk_prob": (False,), "attention_bias": (False,), "clip_qkv": (None,)}, reads_tied=False,
-        shares_keys=False),
+        same={"num_key_value_heads": "num_attention_heads"}),
 )

@@ -3,7 +3,7 @@
 import dataclasses
 
 from moedisco_ray.core.families import qwen3_next
-from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, QK_NORM, Composite
+from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, QK_NORM, Composite, Gguf
 from moedisco_ray.core.families.recurrence import Recurrence
 from moedisco_ray.core.families.router import Router
 
@@ -16,4 +16,7 @@ FAMILY = dataclasses.replace(
     constants={},
     own_tokenizer=True,
     composite=Composite("qwen3_5_moe", prefix="model.language_model.", others=("model.visual.",)),
+    gguf=Gguf(
+        "qwen35moe", fixed={"attention_bias": (False,)}, same={"linear_value_head_dim": "linear_key_head_dim"}, tiles_values=True,
+        has_sections=True),
 )

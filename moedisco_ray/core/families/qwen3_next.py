@@ -11,6 +11,7 @@ from moedisco_ray.core.families.declaration import (
     QK_NORM,
     Attention,
     Family,
+    Gguf,
     SharedExpert,
 )
 from moedisco_ray.core.families.recurrence import Recurrence
@@ -34,6 +35,8 @@ FAMILY = Family(
     unsaid={
         "num_key_value_heads": 2, "head_dim": 256, "shared_expert_intermediate_size": 512, "full_attention_interval": 4,
         "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128},
-    not_in_gguf="needs the recurrent layers in another form, which is not written",
     constants={"decoder_sparse_step": 1, "mlp_only_layers": []},     # every layer is an MoE layer
+    gguf=Gguf(
+        "qwen3next", fixed={"norm_topk_prob": (True,), "attention_bias": (False,)},
+        same={"linear_value_head_dim": "linear_key_head_dim"}),
 )

@@ -19,7 +19,7 @@ from moedisco_ray.core.families import DECLARATIONS, Family, Gguf
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.models.hf import from_values
 from moedisco_ray.models.tokenizer_directories import load_pretrained
-from moedisco_ray.stages.export.gguf_rotation import add_rotation, check_rotation, rotation_of
+from moedisco_ray.stages.export.gguf_rotation import add_rotation, add_sections, check_rotation, rotation_of
 from moedisco_ray.stages.export.gguf_tensors import gguf_tensors
 from moedisco_ray.stages.export.gguf_tokenizer import add_tokenizer
 from moedisco_ray.stages.export.origin import end_tokens
@@ -88,9 +88,10 @@ def check_gguf(family: Family, config: Mapping[str, Any]) -> Gguf:
         if field in config and found not in values:
             allowed = " or ".join(map(repr, values))
             raise CheckpointError(field, found, f"llama.cpp runs {family.name} only with {allowed}; use `--to hf`")
-    heads, of_keys = config["num_attention_heads"], config.get("num_key_value_heads")
-    if not family.gguf.shares_keys and of_keys != heads:
-        raise CheckpointError("num_key_value_heads", of_keys, f"llama.cpp runs {family.name} only with {heads}; use `--to hf`")
+    for field, other in family.gguf.same.items():
+        found, needed = family.value(config, field), family.value(config, other)
+        if found != needed:
+            raise CheckpointError(field, found, f"llama.cpp runs {family.name} only with {needed}; use `--to hf`")
     check_rotation(family, config)
     return family.gguf
 
@@ -113,13 +114,18 @@ def _add_parameters(writer: gguf.GGUFWriter, family: Family, config: Mapping[str
         writer.add_head_count_kv(int(config["num_key_value_heads"]))
         writer.add_key_length(size)
         writer.add_value_length(size)
-        writer.add_rope_dimension_count(int(size * rotation.get("partial_rotary_factor", 1)))
+        rotated = int(size * rotation.get("partial_rotary_factor", 1))
+        writer.add_rope_dimension_count(rotated)
+        if family.gguf is not None and family.gguf.has_sections:
+            add_sections(writer, rotated // 2)
     if family.attention.sinks:
         writer.add_sliding_window(int(config["sliding_window"]))
     if family.gguf is not None:
         for field, name in family.gguf.scales.items():
             writer.add_float32(f"{family.gguf.architecture}.{name}", float(config[field]))
     add_rotation(writer, rotation)
+    if family.recurrence is not None:
+        _add_recurrence(writer, config, interval=int(family.read_fields(config)[family.recurrence.interval_field]))
     _add_experts(writer, family, config)
 
 
@@ -134,6 +140,17 @@ def _add_latent_attention(writer: gguf.GGUFWriter, config: Mapping[str, Any]) ->
     writer.add_key_length_mla(kept + rotated)
     writer.add_value_length_mla(int(config["v_head_dim"]))
     writer.add_rope_dimension_count(rotated)
+
+
+def _add_recurrence(writer: gguf.GGUFWriter, config: Mapping[str, Any], *, interval: int) -> None:
+    """llama.cpp has one size for the heads of keys and of values."""
+    values, size = int(config["linear_num_value_heads"]), int(config["linear_key_head_dim"])
+    writer.add_full_attention_interval(interval)
+    writer.add_ssm_conv_kernel(int(config["linear_conv_kernel_dim"]))
+    writer.add_ssm_group_count(int(config["linear_num_key_heads"]))
+    writer.add_ssm_time_step_rank(values)
+    writer.add_ssm_state_size(size)
+    writer.add_ssm_inner_size(values * size)
 
 
 def _add_experts(writer: gguf.GGUFWriter, family: Family, config: Mapping[str, Any]) -> None:

@@ -19,6 +19,8 @@ _FIELDS: Mapping[str, frozenset[str]] = {
 }
 """Parameters that a GGUF file holds, by kind of scaling."""
 _GENERAL = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_SECTIONS = {"mrope_section", "mrope_interleaved"}
+"""Parameters that matter to images alone."""
 _LATENT_SCALES = {"mscale", "mscale_all_dim"}
 _TRUNCATES = ("truncate", True)
 """The only rounding of `yarn` that llama.cpp has."""
@@ -39,7 +41,7 @@ def check_rotation(family: Family, config: Mapping[str, Any]) -> None:
     kind = rotation.get("rope_type", "default")
     if family.gguf is None or kind not in ("default", *family.gguf.scaled_rotation):
         raise CheckpointError("rope_type", kind, f"llama.cpp does not scale positions of {family.name} this way; use `--to hf`")
-    known = _GENERAL | _FIELDS[kind]
+    known = _GENERAL | _FIELDS[kind] | (_SECTIONS if family.gguf.has_sections else set())
     if family.attention.latent and kind == "yarn":
         if rotation.get("mscale") != rotation.get("mscale_all_dim") or not rotation.get("mscale"):
             found = {name: rotation.get(name) for name in sorted(_LATENT_SCALES)}
@@ -63,3 +65,8 @@ def add_rotation(writer: gguf.GGUFWriter, rotation: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_yarn_beta_slow(float(rotation.get("beta_slow") or 1))
         if rotation.get("mscale_all_dim"):
             writer.add_rope_scaling_yarn_log_mul(0.1 * float(rotation["mscale_all_dim"]))
+
+
+def add_sections(writer: gguf.GGUFWriter, frequencies: int) -> None:
+    """Divide the frequencies among time, height and width, as evenly as Qwen3.5 does. llama.cpp does not rotate by any others."""
+    writer.add_rope_dimension_sections([(frequencies + 2) // 3, (frequencies + 1) // 3, frequencies // 3, 0])

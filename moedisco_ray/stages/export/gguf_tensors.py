@@ -19,12 +19,16 @@ from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import PARTS, Family, Part
 from moedisco_ray.models import Checkpoint, Role
 from moedisco_ray.models.gguf import frequency_divisors
+from moedisco_ray.stages.export.gguf_recurrence import recurrent_parts
 
 _KINDS = {
     torch.float32: gguf.GGMLQuantizationType.F32,
     torch.float16: gguf.GGMLQuantizationType.F16,
     torch.bfloat16: gguf.GGMLQuantizationType.BF16,
 }
+
+_IN_FP32 = ("_norm.", "ffn_gate_inp", "ssm_conv1d")
+"""Parts of the names of matrices that llama.cpp reads only in fp32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,7 @@ def _named(tensor: GgufTensor, names: gguf.TensorNameMap) -> GgufTensor:
     name = names.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
     if name is None:
         raise CheckpointError("tensor", tensor.name, "has no place in a GGUF file of this family; use `--to hf`")
-    in_fp32 = len(tensor.shape) == 1 or not name.endswith(".weight") or "_norm." in name or "ffn_gate_inp" in name
+    in_fp32 = len(tensor.shape) == 1 or not name.endswith(".weight") or any(part in name for part in _IN_FP32)
     return dataclasses.replace(tensor, name=name, dtype=torch.float32 if in_fp32 else tensor.dtype)
 
 
@@ -100,24 +104,30 @@ def _converted(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
         yield from _latent_projections(weights, key)
     elif family.gguf is not None and family.gguf.in_pairs and ("q_proj" in key or "k_proj" in key):
         heads = int(config["num_attention_heads" if "q_proj" in key else "num_key_value_heads"])
-        yield _changed(weights, key, name, weights.shape(key), lambda tensor: _in_pairs(tensor, heads))
+        yield _changed(weights, key, name, lambda tensor: _in_pairs(tensor, heads))
+    elif "linear_attn." in key:
+        for part, change in recurrent_parts(key, family, config):
+            yield _changed(weights, key, part, change)
+    elif family.adds_one(key):
+        yield _changed(weights, key, name, lambda tensor: 1 + tensor.float())
     elif "shared_expert_gate" in key or role.expert_axis:   # tensors [1, n] that llama.cpp has as [n]
-        yield _changed(weights, key, name, weights.shape(key)[1:], lambda tensor: tensor[0])
+        yield _changed(weights, key, name, lambda tensor: tensor[0])
     else:
-        yield _changed(weights, key, name, weights.shape(key), lambda tensor: tensor)
+        yield _changed(weights, key, name, lambda tensor: tensor)
 
 
-def _changed(weights: Checkpoint, key: str, name: str, shape: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> GgufTensor:
+def _changed(weights: Checkpoint, key: str, name: str, change: Callable[[Tensor], Tensor]) -> GgufTensor:
     dtype = weights.dtype(key)
     if dtype not in _KINDS:
         raise CheckpointError("tensor", key, "is not in fp32, bf16 or fp16; export the model again")
-    return GgufTensor(name, shape, dtype, lambda: change(weights[key]))
+    shape = change(torch.empty(weights.shape(key), dtype=dtype, device="meta")).shape
+    return GgufTensor(name, tuple(shape), dtype, lambda: change(weights[key]))
 
 
 def _stacked(weights: Checkpoint, layer: int, part: Part) -> GgufTensor:
     names = weights.model_map
     keys = [names.expert_key(layer, expert, part) for expert in range(names.experts(weights)[layer])]
-    first = _changed(weights, keys[0], _stack_name(layer, part), weights.shape(keys[0]), lambda x: x)
+    first = _changed(weights, keys[0], _stack_name(layer, part), lambda x: x)
     return dataclasses.replace(
         first, shape=(len(keys), *first.shape), read=lambda: torch.stack([weights[key] for key in keys]))
 
@@ -126,25 +136,22 @@ def _of_stack(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
     """The projections of w_EDF with F = 2G, in which gate and up alternate, or of w_EFD; or their biases."""
     block, _, stack = key.rpartition(".")
     is_bias = stack.endswith("_bias")
-    shape = weights.shape(key) if is_bias else (weights.shape(key)[0], *weights.shape(key)[:0:-1])
     steps = [("gate_proj", 0, 2), ("up_proj", 1, 2)] if stack.startswith("gate_up") else [("down_proj", 0, 1)]
     for name, first, step in steps:
         def part(tensor: Tensor, first: int = first, step: int = step) -> Tensor:
             return (tensor if is_bias else tensor.transpose(1, 2))[:, first::step]
 
-        yield _changed(
-            weights, key, f"{block}.{name}.{'bias' if is_bias else 'weight'}", (shape[0], shape[1] // step, *shape[2:]), part)
+        yield _changed(weights, key, f"{block}.{name}.{'bias' if is_bias else 'weight'}", part)
 
 
 def _of_halves(weights: Checkpoint, key: str, layer: int) -> Iterator[GgufTensor]:
     """The projections of w_EGD with G = 2F, in which up follows gate, or of w_EDF."""
     parts: tuple[Part, ...] = ("down",) if key == weights.model_map.block_key(layer, "experts.down_proj") else ("gate", "up")
-    experts, size, *rest = weights.shape(key)
     for number, part in enumerate(parts):
         def share(tensor: Tensor, number: int = number) -> Tensor:
             return tensor.chunk(len(parts), dim=1)[number]
 
-        yield _changed(weights, key, _stack_name(layer, part), (experts, size // len(parts), *rest), share)
+        yield _changed(weights, key, _stack_name(layer, part), share)
 
 
 def _stack_name(layer: int, part: Part) -> str:
@@ -163,8 +170,8 @@ def _latent_projections(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
     def of_values(tensor: Tensor) -> Tensor:
         return tensor.view(heads, keys + values, rank)[:, keys:]
 
-    yield _changed(weights, key, key.replace("kv_b_proj", "k_b_proj"), (heads, rank, keys), of_keys)
-    yield _changed(weights, key, key.replace("kv_b_proj", "v_b_proj"), (heads, values, rank), of_values)
+    yield _changed(weights, key, key.replace("kv_b_proj", "k_b_proj"), of_keys)
+    yield _changed(weights, key, key.replace("kv_b_proj", "v_b_proj"), of_values)
 
 
 def _in_pairs(tensor: Tensor, heads: int) -> Tensor:
