@@ -39,7 +39,7 @@ _SCALING = {
     "scaling.original_context_length": "original_max_position_embeddings", "scaling.yarn_beta_fast": "beta_fast",
     "scaling.yarn_beta_slow": "beta_slow"}
 """Names in transformers of rotary parameters, which it does not read."""
-_NO_SCALING = {"dimension_count", "freq_base", "scaling.finetuned"}
+_NO_SCALING = {"dimension_count", "dimension_sections", "freq_base", "scaling.finetuned"}
 _DIVISORS = "rope_freqs.weight"
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The scaling of Llama 3.1 to 3.3; a file holds only the divisors that follow from it."""
@@ -106,6 +106,8 @@ def _complete(config: PretrainedConfig, reader: gguf.GGUFReader) -> None:
     if config.model_type == "qwen2_moe":
         config.qkv_bias = any(tensor.name.endswith("attn_q.bias") for tensor in reader.tensors)
     found = {name.removeprefix("rope."): value for name, value in fields.items() if name.startswith("rope.")}
+    if "dimension_sections" in found:       # matter to images alone, and a small model has fewer than transformers expects
+        config.rope_parameters = {name: value for name, value in config.rope_parameters.items() if name != "mrope_section"}
     scaling = _scaling({name: value for name, value in found.items() if name not in _NO_SCALING})
     divisors = [torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors if tensor.name == _DIVISORS]
     if divisors and scaling:
@@ -136,7 +138,9 @@ def _check_weights(model: PreTrainedModel, missing: set[str], reader: gguf.GGUFR
     """Check that transformers found every weight of the model, and has read every tensor of the file."""
     if missing:
         raise CheckpointError("tensor", min(missing), f"is not found in the file by transformers; {_REMEDY}")
-    in_file = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name != _DIVISORS)
+    # Layers that predict further tokens follow the last one, and transformers leaves them out.
+    others = (_DIVISORS, f"blk.{model.config.num_hidden_layers}.")
+    in_file = sum(int(tensor.n_elements) for tensor in reader.tensors if not tensor.name.startswith(others))
     read = sum(tensor.numel() for key, tensor in model.state_dict().items() if key not in model.all_tied_weights_keys)
     if in_file != read:
         raise CheckpointError("tensors", in_file, f"values are in the file, but transformers reads {read}; {_REMEDY}")

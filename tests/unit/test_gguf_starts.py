@@ -29,7 +29,9 @@ from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model, open_checkpoint, runnable
 from moedisco_ray.models.gguf import write_directory
 from moedisco_ray.stages.corpus import input_identity
+from moedisco_ray.stages.export import gguf_file
 from moedisco_ray.stages.export.gguf_file import write_gguf as export
+from moedisco_ray.stages.export.gguf_tensors import GgufTensor, gguf_tensors
 from moedisco_ray.stages.merge.stage import write_whole
 from moedisco_ray.stages.start import Start
 
@@ -106,7 +108,10 @@ def test_scaled_positions_stay_scaled(rotation: dict[str, Any], tmp_path: Path) 
 @pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
 @pytest.mark.parametrize(("family", "changes"), [
     ("qwen2_moe", {}), ("qwen2_moe", {"qkv_bias": False, "tie_word_embeddings": True, "shared_expert_intermediate_size": 24}),
-    ("qwen3_moe", {}), ("qwen3_moe", {"tie_word_embeddings": True, "head_dim": 24, "rope_parameters": YARN})])
+    ("qwen3_moe", {}), ("qwen3_moe", {"tie_word_embeddings": True, "head_dim": 24, "rope_parameters": YARN}),
+    ("qwen3_5_moe_text", {}), ("qwen3_5_moe_text", {
+        "tie_word_embeddings": True, "head_dim": 32, "full_attention_interval": 3, "num_hidden_layers": 4,
+        "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}})])
 def test_an_exported_file_is_a_start_again(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
     config = write_model(tmp_path, family, **changes)
     export(tmp_path, tmp_path / "tiny.gguf", name="tiny")
@@ -132,6 +137,31 @@ def test_a_mixtral_is_no_start(start: str, tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"model.init.{start}: '{path}': expert_count: 4: is that of a Mixtral, which transformers reads as a dense Llama; "
         "name the Hugging Face directory of the model instead")
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_block_count(writer: gguf.GGUFWriter, layers: int) -> None:
+        writer.add_uint32(f"{writer.arch}.block_count", layers + 1)
+        writer.add_nextn_predict_layers(1)
+
+    write_model(tmp_path, "qwen3_5_moe_text", num_hidden_layers=2)
+    further = GgufTensor("blk.2.nextn.eh_proj.weight", (32, 64), torch.float32, lambda: torch.ones(32, 64))
+    monkeypatch.setattr(gguf_file, "gguf_tensors", lambda weights: [*gguf_tensors(weights), further])
+    monkeypatch.setattr(gguf.GGUFWriter, "add_block_count", add_block_count)
+    export(tmp_path, tmp_path / "tiny.gguf", name="tiny")
+    again = tmp_path / "again"
+    again.mkdir()
+    write_directory(tmp_path / "tiny.gguf", again)
+    assert read_json(again / "config.json")["num_hidden_layers"] == 2
+    assert open_checkpoint(again).keys() == open_checkpoint(tmp_path).keys()
+
+
+def test_a_family_that_transformers_does_not_read_is_no_start(tmp_path: Path) -> None:
+    write_model(tmp_path, "qwen3_next")
+    path = tmp_path / "tiny.gguf"
+    export(tmp_path, path, name="tiny")
+    with pytest.raises(CheckpointError, match=rf"^model\.init\.checkpoint: '{path}': is no GGUF file that .* qwen3next .*\)$"):
+        _ = Model.model_validate({"init": {"checkpoint": str(path)}}).architecture
 
 
 @pytest.mark.parametrize(("changes", "fields", "line"), [
