@@ -170,7 +170,7 @@ def worker_memory(
     gradients = trained * gradient_bytes
     moments = round(trained * (_FP8_BYTES if optimizer.moments == "fp8" else moment_bytes))
     if optimizer.name == "muon":
-        moments -= moment_bytes // 2 * -(-parameters.matrices // workers)
+        moments -= moment_bytes // 2 * -(-parameters.matrices // layout.shards)
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4 and not rank
     copies = width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length

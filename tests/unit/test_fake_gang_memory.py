@@ -93,6 +93,8 @@ CASES = [
     Case("OLMoE-1B-7B", SHARDED, "step", 2, precision="bf16"), Case("OLMoE-1B-7B", REPLICAS, "micro_batch", 2),
     Case("OLMoE-1B-7B", REPLICAS, "step", 2), Case("OLMoE-1B-7B", WHOLE, "step", 2, parts=4),
     Case("OLMoE-1B-7B", WHOLE, "step", 1, precision="bf16", parts=4),
+    Case("OLMoE-1B-7B", WHOLE, "step", 1, parts=4, chosen=Optimizer(
+        name="muon", precision="pure_bf16", batch_tokens=WORKERS * 2 * SEQUENCE, micro_batch=1)),
     Case("Qwen3-30B-A3B", WHOLE, "step", 1, checkpointing=True, parts=8),
     Case("OLMoE-1B-7B", DIVIDED, "micro_batch", 2),
     Case("OLMoE-1B-7B", DIVIDED, "step", 2), Case("OLMoE-1B-7B", DIVIDED, "step", 1), Case("OLMoE-1B-7B", BOTH, "micro_batch", 2),

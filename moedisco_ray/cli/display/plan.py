@@ -139,7 +139,7 @@ def _cost(plan: Plan) -> Table:
         stage = trained.get(each.stage)
         cells = ("", "", "")
         if stage is not None:
-            workers = f"{stage.units} x {stage.workers if stage.stage == 'finetune' else 1}"
+            workers = f"{stage.units} x {stage.workers // stage.at_once}"
             cells = (workers, f"{stage.steps:,}", count(stage.cost.tokens))
         held = "" if each.pool == "head" else format_seconds(each.worker_seconds)
         table.add_row(
