@@ -207,3 +207,24 @@ def test_wrong_columns_name_the_file(home: Path, tmp_path: Path) -> None:
     for column, message in (("messages", r"messages_column.*list of messages.*bad\.jsonl"), ("other", r"no such column")):
         with pytest.raises(CorpusError, match=message):
             build(config_of(home, [{"path": str(path), "messages_column": column}]), tmp_path / column)
+
+
+@pytest.mark.slow
+def test_an_owners_conversations_are_masked_where_they_stay(home: Path, tmp_path: Path) -> None:
+    [chat] = sources(home, "chat")
+    raw = config_of(home, sources(home, "ids", "plain")).model_dump(mode="json")
+    raw["corpus"]["sources"].append({**chat, "owner": "ann"})
+    raw["pools"]["owners"] = {"ann": {"storage": str(tmp_path / "ann"), "resource": "ann_gpu"}}
+    raw |= {"output": str(tmp_path / "runs"), "finetune": {**raw["finetune"], "keep_optimizer_state": False}}
+    directory = pipeline.run(check_config(raw), backend=LocalBackend())
+    reference = expected(home)
+    [storage] = (tmp_path / "ann").iterdir()
+    for path in storage.glob("corpus/*/*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            assert (row["tokens"], row["loss_mask"]) == reference.pop(row["text"])
+    assert not reference
+    counts = TokenStream([storage / "corpus" / "shards"], LENGTH)
+    assert any(counts.loss_mask(0))
+    assert not all(counts.loss_mask(0))
+    units = read_json(directory / "submodels" / "manifest.json")["summary"]["units"]
+    assert [(unit["name"], unit["steps"] > 0) for unit in units] == [("submodel-0", True), ("submodel-1", True)]
