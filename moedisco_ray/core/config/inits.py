@@ -103,7 +103,7 @@ class UpcycleInit(LocalInit):
     """Share of each expert's hidden units that are drawn anew, so that experts differ before their training (Drop-Upcycling,
     arXiv 2502.19261, which uses 0.5). New weights have the mean and the standard deviation of those that they replace. The MoE then
     initially computes something else than the dense model. A seed phase trains the dense model as it is; its units are drawn anew
-    after it. If the next training continues with the seed's Adam state, so do new units, which have the scale of the old ones.
+    after it. If the next training continues with the seed's optimizer state, so do new units, which have the scale of the old ones.
     `submodels.lora` would leave them untrained, and is refused."""
 
     @model_validator(mode="after")
