@@ -162,8 +162,9 @@ def grid() -> str:
         exp(gap / slope of joint training's loss over the log of the tokens). A dash means that one budget was measured, from which
         no slope follows; the dollars for the same tokens are next to them. Both slopes compare the seeds that two budgets share.
         Hours are those for the same tokens, with one cheap card per sub-model. Communication between the cards is not counted,
-        which favours joint training on the cheap pool. *Ours* trains its seed on one cheap card, and so do the rivals; *seed on all
-        cards* trains it on all of them, which synchronise. Where arms are tuned, it is on another corpus and seed than they are
+        which favours joint training on the cheap pool, and arms whose seed all cards train together with exact gradients, as all
+        with Muon do. Those with AdamW are older: there one card trains the seed, except with *seed on all cards*, where members
+        average their weights. Where arms are tuned, it is on another corpus and seed than they are
         reported on; else a table says so.""",
         *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
 

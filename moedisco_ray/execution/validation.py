@@ -91,7 +91,7 @@ def _waits(config: RunConfig) -> Iterator[str]:
     """Warn about GPUs that this machine lacks, unless RAY_ADDRESS names a Ray cluster, which may have them."""
     if os.environ.get("RAY_ADDRESS"):
         return
-    for pool, needed in config.pools.needed(config.finetune.pool):
+    for pool, needed in config.needed_pools:
         if pool.gpu and local_gpus() < min(needed, pool.gpu):
             yield (
                 f"pools.{pool.name}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for a node that has "

@@ -20,7 +20,7 @@ from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, GangTraffic, g
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
-from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND, exchange_flops, replica_memory, seed_traffic, seed_workers
+from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND, exchange_flops, member_memory, seed_traffic, seed_workers
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
 from moedisco_ray.plan.stage_memory import InferencePlan, WorkerPlan, plan_inference
 from moedisco_ray.plan.storage import StageStorage, Trained, joint_storage, plan_storage
@@ -169,7 +169,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         full_training=full_training,
         finetune_elsewhere=_finetune_elsewhere(config, whole, vocab_size),
         estimates=estimates,
-        speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.node_types),
+        speeds=tuple(speed_of(pool, machine) for each, _ in config.needed_pools for pool in each.node_types),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
         storage=plan_storage(
             config, {stage.stage: _trained(stage) for stage in stages}, inference, vocab_size, machine.text_bytes),
@@ -186,7 +186,7 @@ def fitted(config: RunConfig) -> RunConfig:
         ConfigError: As `build_plan`.
         CheckpointError: As `build_plan`.
     """
-    if not any(pool.gpu for pool, _ in config.pools.needed(config.finetune.pool)):
+    if not any(pool.gpu for pool, _ in config.needed_pools):
         return config
     for stage in build_plan(config).stages:
         if stage.choice is not None:
@@ -266,14 +266,13 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     family, length = config.model.family_name, config.corpus.sequence_length
     optimizer, pool, units = training.optimizer, training.pool, training.units
     together = training.workers if units == 1 and not training.sharded else 1
+    # The seed and the sub-models have the same settings, so both must fit, and what needs one worker is open to neither.
+    seed_gang = (1, 1) if training.sharded else seed_workers(config, vocab_size)
 
     def measure(trial: Optimizer, spread: int, lora: Lora = training.lora) -> Memory:
         if training.sharded:
             return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread)[0]
-        shape = submodel_architecture(family, whole, spread)
-        if together > 1:
-            return replica_memory(config, shape, vocab_size, trial, together)
-        return worker_memory(family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu, lora=lora)
+        return member_memory(config, submodel_architecture(family, whole, spread), vocab_size, trial, seed_gang, lora)
 
     shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
     memory = measure(optimizer, training.spread.now)
@@ -285,13 +284,13 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     step_seconds = flops * optimizer.batch_tokens / (workers * PEAK_FLOPS * UTILISATION * pool.speed)
     choice = None if fits or not pool.gpu else choose(
         lambda trial: measure(trial, training.spread.now), optimizer, section=section, sequence_length=length, pool_gb=pool_gb,
-        workers=workers, alone=(not training.sharded or pool.most_workers == 1) and together == 1 and not training.lora.rank,
+        workers=workers, alone=(not training.sharded or pool.most_workers == 1) and seed_gang[1] == 1 and not training.lora.rank,
         step_seconds=step_seconds)
     if choice is not None:
         optimizer, memory, fits = choice.optimizer, measure(choice.optimizer, training.spread.now), True
     remedy_for = functools.partial(
         find_remedy, optimizer=optimizer, spread=training.spread, section=section, sequence_length=length, pool_gb=pool_gb,
-        sharded=training.sharded, step_seconds=step_seconds)
+        sharded=training.sharded, step_seconds=step_seconds, alone=seed_gang[1] == 1)
     remedy = None if fits else _remedy(config, training, remedy_for, measure)
     if remedy is not None and pool.mixed:
         raise ConfigError(

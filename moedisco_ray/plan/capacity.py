@@ -131,4 +131,4 @@ def _submodels(cluster: Cluster, config: RunConfig) -> int:
 
 
 def _has_gang(config: RunConfig) -> bool:
-    return config.tokens.finetune > 0
+    return config.tokens.finetune > 0 or (config.tokens.seed > 0 and config.pools.low_memory.seed_workers != 1)

@@ -29,7 +29,7 @@ _GRADIENT_BYTES = 4
 
 
 class GangTraffic(BaseModel, frozen=True):
-    """Bytes that each worker of the fine-tune sends in one step."""
+    """Bytes that each worker of a gang sends in one step."""
 
     bytes: int
     """Bytes with the configured layout."""

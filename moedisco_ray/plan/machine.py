@@ -49,7 +49,7 @@ def measured_machine(config: RunConfig, *, here: bool) -> Machine:
         config: The run's configuration.
         here: Whether workers without GPUs run on this machine's cores.
     """
-    if here and not all(pool.gpu for pool, _ in config.pools.needed(config.finetune.pool)):
+    if here and not all(pool.gpu for pool, _ in config.needed_pools):
         measure()
     return known_machine(config, here=here, read_sizes=True)
 

@@ -9,6 +9,10 @@ from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.core.run_report import current_report, stored_run_config
 from moedisco_ray.plan.build import build_plan
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
+from moedisco_ray.plan.seed_workers import exchange_seconds
+
+_LEAST_COMPUTED = 0.1
+"""Smallest share of a measured time that counts as arithmetic, where the network was faster than assumed."""
 
 
 def with_measured_speed(config: RunConfig, run: Location) -> tuple[RunConfig, tuple[str, ...]]:
@@ -36,7 +40,8 @@ def with_measured_speed(config: RunConfig, run: Location) -> tuple[RunConfig, tu
 def measured_speeds(config: RunConfig, report: RunReport) -> dict[str, float]:
     """The `speed` of each GPU pool with which the run's plan would have stated the time that its trainings took.
 
-    So besides the arithmetic it contains the exchange of data, copies of offloaded moments, and the stalls for checkpoints.
+    So besides the arithmetic it contains the exchange of data within a fine-tune, copies of offloaded moments, and the stalls for
+    checkpoints.
 
     Args:
         config: The run's configuration.
@@ -48,8 +53,12 @@ def measured_speeds(config: RunConfig, report: RunReport) -> dict[str, float]:
     for stage in build_plan(config).stages:
         found = trained.get(stage.stage)
         if stage.pool in pools and found is not None and found.tokens and found.training_worker_seconds:
-            flops[stage.pool] += stage.cost.flops / stage.cost.tokens * found.tokens
-            seconds[stage.pool] += found.training_worker_seconds
+            waiting = 0.0
+            if stage.stage == "seed" and stage.traffic is not None:    # the network is as fast whatever the cards are
+                waiting = exchange_seconds(stage.traffic) * stage.steps * found.tokens / stage.cost.tokens * stage.workers
+            rate = PEAK_FLOPS * UTILISATION * pools[stage.pool].speed
+            flops[stage.pool] += stage.cost.flops / stage.cost.tokens * found.tokens - waiting * rate
+            seconds[stage.pool] += max(found.training_worker_seconds - waiting, _LEAST_COMPUTED * found.training_worker_seconds)
     return {name: flops[name] / (seconds[name] * PEAK_FLOPS * UTILISATION) for name in pools if seconds[name]}
 
 

@@ -43,7 +43,7 @@ class Spread:
 
 def find_remedy(
     measure: Callable[[Optimizer, int], Memory], optimizer: Optimizer, spread: Spread, *, section: str,
-    sequence_length: int, pool_gb: float, sharded: bool, step_seconds: float, adapters: bool = False,
+    sequence_length: int, pool_gb: float, sharded: bool, step_seconds: float, adapters: bool = False, alone: bool = True,
 ) -> Remedy:
     """Try all settings, also those with a value of the user's, by their cost (`plan.fitting`), and return the first that fit.
 
@@ -58,12 +58,13 @@ def find_remedy(
         pool_gb: Memory of a worker of the pool (GB).
         sharded: Whether the spread also divides the batch of a step, as sharded training does.
         step_seconds: Time of a step without recomputation (s).
+        alone: Whether a model that is not sharded is always on one worker.
         adapters: Whether adapters are trained instead of the weights, which allows neither blocks nor offloading.
     """
     tried: list[tuple[int, tuple[str, ...]]] = []
     for wider in (spread.now, *spread.more):
         workers = wider if sharded else 1
-        trials = combinations(optimizer, sequence_length, workers, alone=workers == 1 and not adapters, everything=True)
+        trials = combinations(optimizer, sequence_length, workers, alone=alone and workers == 1 and not adapters, everything=True)
         for _, trial in by_cost(functools.partial(_at, measure, wider), trials, step_seconds):
             total = measure(trial, wider).total
             widened = (f"{spread.setting}={wider}",) if wider != spread.now else ()

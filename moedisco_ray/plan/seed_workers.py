@@ -11,8 +11,11 @@ workers have no GPU, it is one worker. A larger number can be set where cards sh
 
 from __future__ import annotations
 
-from moedisco_ray.core.config import Architecture, Optimizer, RunConfig
+import functools
+
+from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, flops_per_token
+from moedisco_ray.plan.fitting import choose
 from moedisco_ray.plan.gang_traffic import GangTraffic, step_bytes
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
@@ -34,9 +37,11 @@ def seed_workers(config: RunConfig, vocab_size: int) -> tuple[int, int]:
     """
     low, optimizer = config.pools.low_memory, config.submodels.optimizer
     wanted = low.seed_workers
+    if not config.tokens.seed:
+        return 1, 1
     if wanted != "auto":
         return (wanted, wanted) if isinstance(wanted, int) else wanted
-    if not low.gpu or not config.tokens.seed or config.alone_with_the_seed is not None:
+    if not low.gpu or config.alone_with_the_seed is not None:
         return 1, 1
     shape = submodel_architecture(config.model.family_name, config.model.architecture, config.cluster_count)
     length = config.corpus.sequence_length
@@ -45,19 +50,45 @@ def seed_workers(config: RunConfig, vocab_size: int) -> tuple[int, int]:
 
     def is_worth_it(workers: int) -> bool:
         computing = flops / (workers * PEAK_FLOPS * UTILISATION * low.speed)
-        exchanging = seed_traffic(config, shape, vocab_size, workers).bytes / NETWORK_BYTES_PER_SECOND
-        return (
-            exchanging <= LARGEST_EXCHANGE * computing
-            and replica_memory(config, shape, vocab_size, optimizer, workers).total <= low.memory_gb * GIB)
+        return exchange_seconds(seed_traffic(config, shape, vocab_size, workers)) <= LARGEST_EXCHANGE * computing
 
-    return 1, max(filter(is_worth_it, counts(optimizer.batch_tokens // length, 2, low.max_workers)), default=1)
+    most = max(filter(is_worth_it, counts(optimizer.batch_tokens // length, 2, low.max_workers)), default=1)
+    return 1, most if most == 1 or _fits(config, shape, vocab_size, most, flops) else 1
 
 
-def replica_memory(config: RunConfig, shape: Architecture, vocab_size: int, optimizer: Optimizer, workers: int) -> Memory:
-    """Peak memory of each of several workers that train replicas of one model together."""
-    return worker_memory(
-        config.model.family_name, shape, vocab_size, optimizer, sequence_length=config.corpus.sequence_length,
-        gpu=config.pools.low_memory.gpu, workers=workers, exchange="step", layout=Layout(replicate=workers))
+def _fits(config: RunConfig, shape: Architecture, vocab_size: int, workers: int, step_flops: float) -> bool:
+    """Whether the seed fits with the settings as they are, or with those that a plan would choose for several workers."""
+    low, optimizer = config.pools.low_memory, config.submodels.optimizer
+
+    def measure(trial: Optimizer) -> Memory:
+        return member_memory(config, shape, vocab_size, trial, (1, workers), config.submodels.lora)
+
+    return measure(optimizer).total <= low.memory_gb * GIB or choose(
+        measure, optimizer, section="submodels.optimizer", sequence_length=config.corpus.sequence_length, pool_gb=low.memory_gb,
+        workers=1, alone=False, step_seconds=step_flops / (PEAK_FLOPS * UTILISATION * low.speed)) is not None
+
+
+def member_memory(
+    config: RunConfig, shape: Architecture, vocab_size: int, optimizer: Optimizer, gang: tuple[int, int], lora: Lora,
+) -> Memory:
+    """Peak memory of a worker that trains a sub-model or the seed: the larger of those alone and in the largest gang.
+
+    Args:
+        config: The run's configuration.
+        shape: Sizes of the model.
+        vocab_size: Rows of the embedding.
+        optimizer: Settings of the optimizer.
+        gang: Smallest and largest number of workers that train the seed together.
+        lora: Adapters of the sub-models.
+    """
+    measure = functools.partial(
+        worker_memory, config.model.family_name, shape, vocab_size, optimizer, sequence_length=config.corpus.sequence_length,
+        gpu=config.pools.low_memory.gpu, lora=lora)
+    alone = measure()
+    if gang[1] == 1:
+        return alone
+    together = measure(workers=gang[1], exchange="step", layout=Layout(replicate=gang[1]))
+    return max(alone, together, key=lambda each: each.total)
 
 
 def seed_traffic(config: RunConfig, shape: Architecture, vocab_size: int, workers: int) -> GangTraffic:
@@ -69,8 +100,13 @@ def seed_traffic(config: RunConfig, shape: Architecture, vocab_size: int, worker
     return GangTraffic(bytes=sent, sharded=sent, divided=sent, expert=1)
 
 
+def exchange_seconds(traffic: GangTraffic) -> float:
+    """Time of an exchange over the assumed network (seconds)."""
+    return traffic.bytes / NETWORK_BYTES_PER_SECOND
+
+
 def exchange_flops(config: RunConfig, traffic: GangTraffic, workers: int) -> float:
     """Operations per token that the workers could compute while they exchange gradients; 0 without GPUs, whose speed is known."""
     low = config.pools.low_memory
-    seconds = traffic.bytes / NETWORK_BYTES_PER_SECOND if low.gpu else 0.0
+    seconds = exchange_seconds(traffic) if low.gpu else 0.0
     return seconds * workers * PEAK_FLOPS * UTILISATION * low.speed / config.submodels.optimizer.batch_tokens

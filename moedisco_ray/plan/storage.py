@@ -11,7 +11,7 @@ they are uploaded, and one checkpoint until it is uploaded. The figures follow f
 * seed: every member reads all packed tokens of the seed phase and writes the finished model; the run keeps one copy;
 * merge: all sub-models are read, each with its whole backbone;
 * evaluate: the finished model, the merged one, the seed and all sub-models are read;
-* fine-tune: its workers also send each other what `plan.gang_traffic` counts.
+* fine-tune, and a seed of several workers: they also send each other what `plan.gang_traffic` counts.
 
 `plan.stage_memory` has the memory of the stages that run text through a model. Without a card, it is in the machine's memory.
 `plan.host_memory` bounds the memory of corpus, cluster and decompose.

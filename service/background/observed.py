@@ -52,7 +52,7 @@ def limits(quotas: Quotas, runs: int) -> RunLimits:
 
 
 def _pools(run: RunRow) -> tuple[tuple[AnyPool, int], ...]:
-    return run.settings.pools.needed(run.settings.finetune.pool)
+    return run.settings.needed_pools
 
 
 def cluster(pools: PoolList, *, grows: bool) -> ClusterCapacity | None:

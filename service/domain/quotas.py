@@ -148,7 +148,7 @@ def next_month(time: float) -> float:
 
 def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Dotted path in the configuration, and custom resource, of every node type that the run needs."""
-    for pool, _ in config.pools.needed(config.finetune.pool):
+    for pool, _ in config.needed_pools:
         if isinstance(pool, LowMemoryPool) and pool.types:
             yield from ((f"pools.{pool.name}.types.{i}", each.resource) for i, each in enumerate(pool.types))
         else:

@@ -167,9 +167,9 @@ def test_text_that_is_not_here_has_no_size(tmp_path):
 def test_at_the_speed_that_a_run_has_measured_its_plan_states_the_time_of_its_trainings(tmp_path):
     done = run_report()
     done = done.model_copy(update={"stages": [
-        stage.model_copy(update={"training_worker_seconds": 50.0 + number}) for number, stage in enumerate(done.stages)]})
+        stage.model_copy(update={"training_worker_seconds": 500.0 + number}) for number, stage in enumerate(done.stages)]})
     config = small_config(tmp_path / "runs", tokens={"total": 60_000, "seed_share": 0.4, "finetune_share": 0.3}, pools={
-        "low_memory": {"gpu": 1, "seed_workers": 1}, "high_memory": {"gpu": 1, "workers": 2}})
+        "low_memory": {"gpu": 1, "max_workers": 2, "seed_workers": 2}, "high_memory": {"gpu": 1, "workers": 2}})
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(config.model_dump_json())

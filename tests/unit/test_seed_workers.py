@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.plan import build_plan, with_cluster_count
+from moedisco_ray.plan import build_plan, fitted, with_cluster_count
 from moedisco_ray.plan.build import StagePlan
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 from moedisco_ray.plan.seed_workers import LARGEST_EXCHANGE, NETWORK_BYTES_PER_SECOND, seed_workers
@@ -82,7 +82,7 @@ def test_the_plan_divides_the_hours_and_adds_the_exchange() -> None:
 @pytest.mark.parametrize(("wanted", "changes", "words"), [
     (16, {}, r"seed_workers 16 .* up to max_workers 8"),
     ((4, 2), {}, "fewest first"),
-    ((3, 3), {}, r"\(3, 3\) holds no number that divides the batch of 1024 sequences"),
+    ((3, 8), {}, r"\[3, 8\]: 3 workers do not divide the batch of 1024 sequences"),
     (2, {"submodels.seed_members": 2}, "submodels.seed_members 2 needs one worker"),
     (2, {**ADAMW, "submodels.optimizer.block_steps": 5, "finetune.keep_optimizer_state": False}, "block_steps 5 needs one worker"),
     (2, {**ADAMW, "submodels.optimizer.offload_moments": True}, "offload_moments True needs one worker"),
@@ -92,3 +92,31 @@ def test_the_plan_divides_the_hours_and_adds_the_exchange() -> None:
 def test_a_number_that_cannot_be_is_refused(wanted: Any, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         config_of(wanted, changes=changes)
+
+
+def test_without_a_seed_no_workers_are_needed_for_it() -> None:
+    config = config_of((3, 8), changes={"tokens.seed_share": 0.0})
+    assert {pool.name: workers for pool, workers in config.needed_pools}["low_memory"] == 1
+    assert seed_workers(config, VOCABULARY) == (1, 1)
+    trained = config_of((2, 8))
+    assert {pool.name: workers for pool, workers in trained.needed_pools}["low_memory"] == 2
+
+
+BIG = {"model.config.hidden_size": 2048, "model.config.num_hidden_layers": 16, "model.config.moe_intermediate_size": 3072}
+
+
+@pytest.mark.parametrize("memory_gb", [8, 12, 16, 24])
+@pytest.mark.parametrize(("optimizer", "wanted"), [({}, "auto"), (ADAMW, "auto"), (ADAMW, 2), (ADAMW, (1, 8))])
+def test_settings_that_a_plan_chooses_can_be_stored_and_give_the_same_plan(memory_gb: float, optimizer: Any, wanted: Any) -> None:
+    given = config_of(wanted, changes={**optimizer, **BIG, "clusters.count": 8}, memory_gb=memory_gb)
+    chosen = fitted(given)
+    assert RunConfig.model_validate_json(chosen.model_dump_json()) == chosen
+    assert seed_workers(chosen, VOCABULARY) == seed_workers(given, VOCABULARY)
+    before, after = seed_plan(given), seed_plan(chosen)
+    assert (before.workers, before.fits, before.memory.total) == (after.workers, after.fits, after.memory.total)
+    if before.remedy is not None:       # a proposal of settings that the configuration accepts
+        raw = given.model_dump(mode="json")
+        for setting in before.remedy.settings:
+            path, _, value = setting.partition("=")
+            put(raw, path, yaml.safe_load(value))
+        check_config(raw)

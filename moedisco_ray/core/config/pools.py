@@ -99,7 +99,7 @@ class MachineType(Section):
 
 
 class LowMemoryPool(Pool):
-    """The pool that trains the seed and the sub-models, one worker each, and, with `finetune.pool: low_memory`, the whole MoE."""
+    """The pool that trains the seed, the sub-models with one worker each, and, with `finetune.pool: low_memory`, the whole MoE."""
 
     name = "low_memory"
     resource: Tag = "low_mem_gpu"
@@ -108,14 +108,15 @@ class LowMemoryPool(Pool):
     price_per_hour: PricePerHour = 0.35
     speed: float = Field(0.72, gt=0)
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
-    """Maximum number of sub-models that train at once."""
+    """Maximum number of sub-models that train at once, and of workers that train the seed."""
     seed_workers: Workers | tuple[Workers, Workers] | Literal["auto"] = "auto"
     """Workers that train the seed together. Each holds the whole seed and takes a share of every batch, and they add up their
-    gradients in every step: the result is that of one worker, up to rounding, in fewer hours. A number N means always N. With
-    [FEWEST, MOST], the seed starts with the workers that are free, shrinks when it loses one and grows when more arrive, in sizes
-    that divide the batch. `auto` is [1, N], with the largest N whose exchange over a network of 10 Gbit/s takes at most a quarter
-    of the time to compute a step: 1 where batches are small for the model, or workers have no GPU. Cards that share a node
-    exchange faster, so name their number. Of several node types, one worker trains the seed."""
+    gradients in every step: the result is that of one worker, up to rounding, in fewer hours. A number N means always N workers;
+    results are then identical, bit for bit. With [FEWEST, MOST], the seed starts with the workers that are free, shrinks when it
+    loses one and grows when more arrive, in sizes that divide the batch; results are then the same up to rounding. `auto` is
+    [1, N], with the largest N whose exchange over a network of 10 Gbit/s takes at most a quarter of the time to compute a step: 1 where
+    batches are small for the model, or workers have no GPU. Cards that share a node exchange faster, so name their number. Of
+    several node types, one worker trains the seed."""
     types: tuple[MachineType, ...] = Field((), max_length=32)
     """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource, memory, price
     and speed, which replace the pool's. An empty list means that all nodes are of one type."""
@@ -155,12 +156,13 @@ class LowMemoryPool(Pool):
         if self.seed_workers == "auto":
             return self
         fewest, most = _bounds(self.seed_workers)
+        shown = self.seed_workers if isinstance(self.seed_workers, int) else list(self.seed_workers)
         if not fewest <= most <= self.max_workers:
             raise ValueError(
-                f"seed_workers {self.seed_workers} must be a number, or the fewest first and then the most, up to max_workers "
+                f"seed_workers {shown} must be a number, or the fewest first and then the most, up to max_workers "
                 f"{self.max_workers}")
         if most > 1 and self.types:
-            raise ValueError(f"seed_workers {self.seed_workers} must be of one node type; remove types, or set it to 1")
+            raise ValueError(f"seed_workers {shown} must be of one node type; remove types, or set it to 1")
         return self
 
     @model_validator(mode="after")
@@ -319,16 +321,18 @@ class Pools(Section):
         own = self.owners[name].model_dump(include={"resource", "price_per_hour"}, exclude_none=True)
         return OwnerPool(**(shared | own), owner_name=name)
 
-    def needed(self, finetune: PoolName) -> tuple[tuple[AnyPool, int], ...]:
+    def needed(self, finetune: PoolName, *, seed: bool) -> tuple[tuple[AnyPool, int], ...]:
         """The pools that a run uses, each with the number of workers that it needs at the same time.
 
         Args:
             finetune: The pool that fine-tunes; if it is the low-memory one, the run does not need the other.
+            seed: Whether a seed trains.
         """
         owned = tuple((self.owner(name), 1) for name in self.owners)
         if finetune == "low_memory":
             return (self.low_memory, self.low_memory.fewest_workers), *owned
-        return (self.low_memory, self.low_memory.fewest_for_seed), (self.high_memory, self.high_memory.fewest_workers), *owned
+        low = (self.low_memory, self.low_memory.fewest_for_seed if seed else 1)
+        return low, (self.high_memory, self.high_memory.fewest_workers), *owned
 
     def at(self, key: str) -> Pool:
         """The pool or node type with this name in the bill; the name of a node type that was removed from a pool gives the pool.

@@ -114,6 +114,11 @@ class RunConfig(Section):
         return 1 if settings.sync_every is None else max(1, min(wanted, self.tokens.seed // settings.optimizer.batch_tokens))
 
     @property
+    def needed_pools(self) -> tuple[tuple[AnyPool, int], ...]:
+        """The pools that the run uses, each with the number of workers that it needs at the same time."""
+        return self.pools.needed(self.finetune.pool, seed=self.tokens.seed > 0)
+
+    @property
     def alone_with_the_seed(self) -> str | None:
         """The setting for which one worker must train the seed; None if several can."""
         recipe = self.submodels.optimizer
@@ -123,7 +128,7 @@ class RunConfig(Section):
             return f"submodels.optimizer.offload_moments {recipe.offload_moments}"
         if self.pools.low_memory.mixed:
             return "pools.low_memory.types"
-        return f"submodels.seed_members {self.submodels.seed_members}" if self.seed_members > 1 else None
+        return f"submodels.seed_members {self.seed_members}" if self.seed_members > 1 else None
 
     def owner_of(self, cluster: int) -> str | None:
         """The data owner of a cluster; None: its text has no owner."""
@@ -192,16 +197,19 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _the_seed_has_its_workers(self) -> Self:
         wanted, sequences = self.pools.low_memory.seed_workers, self.submodels.optimizer.batch_tokens // self.corpus.sequence_length
-        if wanted in ("auto", 1, (1, 1)) or (self.clusters.count == "auto" and self.submodels.seed_members is None):
+        if not self.tokens.seed or wanted in ("auto", 1, (1, 1)):
             return self
-        if self.tokens.seed and (alone := self.alone_with_the_seed) is not None:
+        if self.clusters.count == "auto" and self.submodels.seed_members is None:
+            return self     # checked again with the number of clusters
+        shown = list(wanted) if isinstance(wanted, tuple) else wanted
+        if (alone := self.alone_with_the_seed) is not None:
             raise ValueError(
-                f"pools.low_memory.seed_workers {wanted} would train the seed together, and {alone} needs one worker; set "
+                f"pools.low_memory.seed_workers {shown} would train the seed together, and {alone} needs one worker; set "
                 "seed_workers to 1, or leave the other out")
-        if isinstance(wanted, tuple) and all(sequences % n for n in range(wanted[0], wanted[1] + 1)):
+        if isinstance(wanted, tuple) and sequences % wanted[0]:
             raise ValueError(
-                f"pools.low_memory.seed_workers {wanted} holds no number that divides the batch of {sequences} sequences; widen "
-                "it, or change submodels.optimizer.batch_tokens")
+                f"pools.low_memory.seed_workers {shown}: {wanted[0]} workers do not divide the batch of {sequences} sequences; "
+                "choose another smallest number, or change submodels.optimizer.batch_tokens")
         return self
 
     @model_validator(mode="after")

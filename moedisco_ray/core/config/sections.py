@@ -173,8 +173,9 @@ class Submodels(Section):
     Null means one member for each cluster of text without an owner. There are never more members than the seed phase has batches.
     Without `sync_every`, the seed has one member."""
     keep_optimizer_state: bool = True
-    """Whether each sub-model continues with the seed's optimizer state; with false it starts with a new one. A seed with several members
-    keeps the state of its first member: all members train on shares of the same shuffled text, so their states are alike."""
+    """Whether each sub-model continues with the seed's optimizer state; with false it starts with a new one. A seed with several
+    members keeps the state of its first member: all members train on shares of the same shuffled text, so their states are
+    alike."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
     """Number of finished sub-models at which the merge may start without the others. Null means all sub-models. Once the quorum is
     reached, the run waits for the others until the phase has taken 1.5 x max(time of the quorum, expected time of the longest
@@ -243,8 +244,8 @@ class Finetune(Section):
     z_loss: float = Field(0.001, ge=0)
     """Weight of the router z-loss; sub-models with several experts use it too."""
     keep_optimizer_state: bool = True
-    """Whether to continue with the sub-models' optimizer state, or with the seed's if there are no sub-models; with false, the fine-tune
-    starts with a new one."""
+    """Whether to continue with the sub-models' optimizer state, or with the seed's if there are no sub-models; with false, the
+    fine-tune starts with a new one."""
 
 
 class Checkpoint(Section):

@@ -157,7 +157,7 @@ def check_pools(config: RunConfig) -> list[str]:
         PoolError: The autoscaler's limits allow no node with a pool's tag, or not enough of them for the gang.
     """
     messages = []
-    for pool, needed in config.pools.needed(config.finetune.pool):
+    for pool, needed in config.needed_pools:
         now, limit = sum(slots(node_type) for node_type in pool.node_types), max_slots(pool)
         field = f"{pool.path}.{'types' if pool.mixed else 'resource'}"
         tags = " or ".join(pool.tags)
@@ -167,19 +167,20 @@ def check_pools(config: RunConfig) -> list[str]:
                 "cluster file, or name the tag that one has")
         if limit < needed:
             raise PoolError(
-                _size_of(pool), needed, f"the gang needs {needed} {tags} at once, and the Ray cluster's autoscaler brings "
+                _size_of(pool, config), needed, f"the gang needs {needed} {tags} at once, and the Ray cluster's autoscaler brings "
                 f"{limit:g} at most; lower it, or raise max_workers in the cluster file")
         if now < needed and not autoscales():
             found = f"has {now}" if now else f"has no node with it{' and a GPU' if pool.gpu else ''}"
             messages.append(
-                f"{_size_of(pool) if now else field}: the run needs {needed} {tags}{' at once' if needed > 1 else ''}, and this "
-                f"Ray cluster {found}: it will wait for a node "
+                f"{_size_of(pool, config) if now else field}: the run needs {needed} {tags}{' at once' if needed > 1 else ''}, "
+                f"and this Ray cluster {found}: it will wait for a node "
                 f"(`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)")
     return messages
 
 
-def _size_of(pool: Pool) -> str:
-    return f"pools.{pool.name}.{'max_workers' if isinstance(pool, LowMemoryPool) else 'workers'}"
+def _size_of(pool: Pool, config: RunConfig) -> str:
+    size = "workers" if not isinstance(pool, LowMemoryPool) else "max_workers" if pool is config.finetune_pool else "seed_workers"
+    return f"pools.{pool.name}.{size}"
 
 
 @contextlib.contextmanager
