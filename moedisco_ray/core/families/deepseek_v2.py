@@ -22,6 +22,7 @@ FAMILY = dataclasses.replace(
         normalises="never", scaling_field="routed_scaling_factor", limits_groups=True,
         limit_field=("topk_method", "group_limited_greedy"), in_fp32=True, weights_in_fp32=True),
     prediction_layers_field=None,
+    constants={"scoring_func": "softmax"},      # of published models; transformers has no such field, vLLM reads it
     fields={**deepseek_v3.FAMILY.fields, "topk_method": "greedy"},
     unsaid={
         "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
