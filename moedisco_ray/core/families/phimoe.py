@@ -3,7 +3,8 @@
 * transformers samples both experts in training. Here the router runs as it does at inference, so that a training can be resumed
   exactly. The loss of the text has a gradient in a router only where two logits are nearly equal; the load-balance loss trains it
   for every token.
-* New models have the biases of Phi-3.5-MoE. vLLM 0.32 takes them for granted, but leaves out that of the head.
+* New models have the biases of Phi-3.5-MoE. vLLM 0.32 takes them for granted, but leaves out that of the head: it computes only
+  models with `lm_head_bias: false`.
 * A sub-model with one expert runs it with the weight 1; transformers cannot run such a model.
 * An MoE of copies of one expert would not compute what the expert does, because two weights sum to more than 1 or to less.
 * llama.cpp knows the family, but normalises by the root mean square without subtracting the mean, and weights the experts by a
