@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from moedisco_ray.core.families import DECLARATIONS, Family
 
 RECORD = Path(__file__).with_suffix(".json")
 TRACKERS = RECORD.parents[1] / "build" / "environments" / "trackers"
@@ -24,6 +26,44 @@ MEASURED = "measured"
 """Name under which a test records a text for its row, with pytest's `record_property`."""
 VERSION = "version"
 """Name under which a test records a package of another environment with its version, such as `vllm 0.32.0`."""
+FAMILY = "family"
+"""Name under which a test records the family whose models its program computes."""
+PROGRAMS = {
+    "transformers 5": "Use: Hugging Face directory in transformers",
+    "transformers 4.57": "Use: Hugging Face directory in transformers 4.57",
+    "vLLM": "Use: Hugging Face directory in vLLM",
+    "llama.cpp": "Use: GGUF file in llama.cpp"}
+"""Programs that compute models, with the rows of their tests."""
+UNKNOWN = "does not know it"
+ABSENT: Mapping[str, Mapping[str, str]] = {
+    "transformers 5": {},
+    "transformers 4.57": dict.fromkeys(("solar_open", "qwen3_5_moe_text", "llama_moe"), UNKNOWN),
+    "vLLM": {"llama_moe": UNKNOWN},
+    "llama.cpp": {name: family.not_in_gguf for name, family in DECLARATIONS.items() if family.gguf is None}}
+"""Families that a program does not compute, with the reason, as the end of a sentence with the program as subject."""
+_LATENTS = "on a CPU only with `kv_lora_rank` 512 and `qk_rope_head_dim` 64, and without `--enforce-eager`"
+_RECURRENT = "on a CPU only with `--dtype bfloat16` and heads of the recurrent layers from 64"
+ONLY: Mapping[str, Mapping[str, str]] = {
+    "transformers 5": {"llama_moe": "after `import moedisco_ray.models`"},
+    "vLLM": {
+        "deepseek_v2": _LATENTS, "deepseek_v3": _LATENTS, "qwen3_next": _RECURRENT, "qwen3_5_moe_text": _RECURRENT,
+        "gpt_oss": "if positions are scaled by `yarn`, with all its parameters",
+        "ernie4_5_moe": "on a CPU only if the bias for the selection is zero",
+        "phimoe": "if the head has no bias"}}
+"""Under which condition a program computes a family, where there is one."""
+NOTES = """\
+* *yes*: the likeliest tokens after a text are those of this package's model, for small models with random weights. transformers 5
+  also gives the same logits, bit by bit, and llama.cpp the same logarithms of probabilities, within 0.0001. vLLM was tested on a
+  CPU.
+* `gpt_oss` in vLLM: published models have such positions. In a new model, `model.config.rope_scaling` with `rope_type: yarn`,
+  `factor: 1.0`, `beta_fast: 32.0`, `beta_slow: 1.0` and `original_max_position_embeddings` scales nothing, and vLLM reads it.
+* `ernie4_5_moe` in vLLM: the bias is zero in new models and in those from a dense start, because it is not trained. Published MoEs
+  may have another one, which vLLM leaves out on a CPU.
+* `phimoe` in vLLM: it leaves out the bias of the output head, which Phi-3.5-MoE and new models have. Set
+  `lm_head_bias: false` in `model.config.fields` of a new model.
+* `deepseek_v2` and `deepseek_v3` in vLLM: the sizes are those of published models; new models have smaller ones by default. With
+  `--enforce-eager` on a CPU, vLLM rotates positions wrongly.
+* llama.cpp needs the values in the table; `moedisco export --to gguf` refuses other models."""
 
 
 def rows(record: Path = RECORD) -> Iterator[list[str]]:
@@ -48,6 +88,30 @@ def programs(record: Path = RECORD) -> str:
     return ", ".join(f"{name} {_listed(sorted(numbers))}" for name, numbers in sorted(found.items()))
 
 
+def families(record: Path = RECORD) -> Iterator[list[str]]:
+    """A row per family: which programs compute it, as the last complete run of the tests left it, and why others do not."""
+    found = json.loads(record.read_text(encoding="utf-8"))
+    for family in DECLARATIONS.values():
+        yield [f"`{family.name}`", *(_computes(program, found.get(row, {}), family) for program, row in PROGRAMS.items())]
+
+
+def _computes(program: str, row: Mapping[str, Any], family: Family) -> str:
+    if reason := ABSENT[program].get(family.name):
+        return f"no: {reason}"
+    if family.name not in row.get("families", ()):
+        return "not tested"
+    only = _in_gguf(family) if program == "llama.cpp" else ONLY.get(program, {}).get(family.name, "")
+    return f"yes, {only}" if only else "yes"
+
+
+def _in_gguf(family: Family) -> str:
+    if family.gguf is None:
+        return ""
+    needed = [f"`{name}: {' or '.join(map(json.dumps, values))}`" for name, values in family.gguf.fixed.items()]
+    needed += [] if family.gguf.shares_keys else ["a head of keys per head of queries"]
+    return f"only with {', '.join(needed)}" if needed else ""
+
+
 class Recorder:
     """Collects the results of tests by the row that they name, and writes them when the last test has ended.
 
@@ -66,7 +130,7 @@ class Recorder:
         for what, *packages in (value for name, value in report.user_properties if name == MARK):
             row = self._rows.setdefault(what, {
                 "versions": {name: _version(name) for name in packages}, "elsewhere": [], "passed": 0, "failed": 0,
-                "skipped": [], MEASURED: []})
+                "skipped": [], MEASURED: [], "families": []})
             if report.failed:
                 row["failed"] += 1
             elif report.skipped and isinstance(report.longrepr, tuple):
@@ -76,6 +140,8 @@ class Recorder:
                 row[MEASURED] += [value for name, value in report.user_properties if name == MEASURED]
                 found = {value for name, value in report.user_properties if name == VERSION}
                 row["elsewhere"] = sorted({*row["elsewhere"], *found})
+                families = {value for name, value in report.user_properties if name == FAMILY}
+                row["families"] = sorted({*row["families"], *families})
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not hasattr(session.config, "workerinput")

@@ -239,7 +239,8 @@ def models() -> str:
     """The supported families, and those that are not."""
     return _page(
         "Model families", "A family is a `model_type` of transformers. A start of another size, or a fine-tuned one, is of the "
-        "same family. CONTRIBUTING.md says how to add one, here or in another package.",
+        "same family. CONTRIBUTING.md says how to add one, here or in another package. [What it works with](ecosystem.md#families) "
+        "says which families transformers 4.57, vLLM and llama.cpp compute.",
         _table(families.HEAD, list(families.rows())), "## Sub-models", families.SUBMODELS,
         "## Recurrent layers", families.RECURRENT,
         "## Not supported", _table(families.REFUSED_HEAD, families.refused()))
@@ -249,7 +250,9 @@ def tested() -> str:
     """What other programs and formats were tested with."""
     return _page(
         "What it works with", "`make test-ecosystem` runs other programs on what this one writes, and this one on what they write, "
-        "and fills in this table.", _table(ecosystem.HEAD, list(ecosystem.rows())))
+        "and fills in these tables.", _table(ecosystem.HEAD, list(ecosystem.rows())),
+        "## Families", "Which programs compute an exported model of a family as this package does.",
+        _table(["`model.family`", *ecosystem.PROGRAMS], list(ecosystem.families())), ecosystem.NOTES)
 
 
 def sparse() -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from docs.ecosystem import FAMILY
 from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.families import DECLARATIONS, PARTS
@@ -143,7 +144,7 @@ def test_a_count_of_experts_under_another_name_is_left_out(tmp_path):
 
 @pytest.mark.ecosystem("Use: Hugging Face directory in transformers", "transformers")
 @pytest.mark.parametrize("module", sorted({page.module for page in DECLARATIONS.values()}, key=str))
-def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokenizer_dir, module):
+def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokenizer_dir, module, record_property):
     """Families that transformers does not have need their module too."""
     root, every = exported
     built = {name: model for name, model in every.items() if DECLARATIONS[model.config.model_type].module == module}
@@ -159,6 +160,7 @@ def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokeniz
             expected = model(input_ids=TOKENS).logits.float().numpy()
         np.testing.assert_array_equal(np.load(root / f"{name}.npy"), expected, err_msg=name)
         assert line.split() == [str(model.dtype), *map(str, ids)]
+        record_property(FAMILY, model.config.model_type)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "bf16", "tied", "fused"])

@@ -105,6 +105,12 @@ def test_decompose_and_merge_keep_every_bit_and_the_function(
     assert torch.equal(logits(tmp_path / "merged"), expected)
 
 
+@pytest.mark.parametrize(("family", "scoring"), [("deepseek_v2", "softmax"), ("deepseek_v3", "sigmoid")])
+def test_a_new_model_names_the_scoring_of_its_router_for_vllm(family: str, scoring: str) -> None:
+    assert DECLARATIONS[family].router.scores == scoring
+    assert config_values(hf_config(family, sizes_of(family), VOCAB, LENGTH, 0))["scoring_func"] == scoring
+
+
 def training_job(model: Path, home: Path) -> TrainJob:
     write_shard(home / "packed")
     return TrainJob(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from typer.testing import CliRunner
 
+from docs.ecosystem import FAMILY
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
@@ -64,7 +66,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.ecosystem("Use: GGUF file in llama.cpp", "xllamacpp")
 @pytest.mark.parametrize(("family", "changes"), CASES)
-def test_llama_cpp_computes_what_the_model_computes(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_llama_cpp_computes_what_the_model_computes(
+    family: str, changes: dict[str, Any], tmp_path: Path, record_property: Callable[[str, object], None],
+) -> None:
+    record_property(FAMILY, family)
     config = write_model(tmp_path, family, **changes)
     write_gguf(tmp_path, tmp_path / "tiny.gguf", name="tiny")
     model = built(config, open_checkpoint(tmp_path))
