@@ -108,7 +108,7 @@ def _in_gguf(family: Family) -> str:
     if family.gguf is None:
         return ""
     needed = [f"`{name}: {' or '.join(map(json.dumps, values))}`" for name, values in family.gguf.fixed.items()]
-    needed += [] if family.gguf.shares_keys else ["a head of keys per head of queries"]
+    needed += [f"`{name}` equal to `{other}`" for name, other in family.gguf.same.items()]
     return f"only with {', '.join(needed)}" if needed else ""
 
 

@@ -55,7 +55,7 @@ def measured_speeds(config: RunConfig, report: RunReport) -> dict[str, float]:
         if stage.pool in pools and found is not None and found.tokens and found.training_worker_seconds:
             waiting = 0.0
             if stage.stage == "seed" and stage.traffic is not None:    # the network is as fast whatever the cards are
-                waiting = exchange_seconds(stage.traffic) * stage.steps * found.tokens / stage.cost.tokens * stage.workers
+                waiting = exchange_seconds(stage.traffic) * found.tokens / config.submodels.optimizer.batch_tokens * stage.workers
             rate = PEAK_FLOPS * UTILISATION * pools[stage.pool].speed
             flops[stage.pool] += stage.cost.flops / stage.cost.tokens * found.tokens - waiting * rate
             seconds[stage.pool] += max(found.training_worker_seconds - waiting, _LEAST_COMPUTED * found.training_worker_seconds)

@@ -95,7 +95,7 @@ def test_a_number_that_cannot_be_is_refused(wanted: Any, changes: dict[str, Any]
 
 
 def test_without_a_seed_no_workers_are_needed_for_it() -> None:
-    config = config_of((3, 8), changes={"tokens.seed_share": 0.0})
+    config = config_of((3, 8), changes={"tokens.seed_share": 0.0, "clusters.vectors": "mean_token"})
     assert {pool.name: workers for pool, workers in config.needed_pools}["low_memory"] == 1
     assert seed_workers(config, VOCABULARY) == (1, 1)
     trained = config_of((2, 8))

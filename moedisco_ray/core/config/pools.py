@@ -114,9 +114,9 @@ class LowMemoryPool(Pool):
     gradients in every step: the result is that of one worker, up to rounding, in fewer hours. A number N means always N workers;
     results are then identical, bit for bit. With [FEWEST, MOST], the seed starts with the workers that are free, shrinks when it
     loses one and grows when more arrive, in sizes that divide the batch; results are then the same up to rounding. `auto` is
-    [1, N], with the largest N whose exchange over a network of 10 Gbit/s takes at most a quarter of the time to compute a step: 1 where
-    batches are small for the model, or workers have no GPU. Cards that share a node exchange faster, so name their number. Of
-    several node types, one worker trains the seed."""
+    [1, N], with the largest N whose exchange over a network of 10 Gbit/s takes at most a quarter of the time to compute a step: 1
+    where batches are small for the model, or workers have no GPU. Cards that share a node exchange faster, so name their number.
+    Of several node types, one worker trains the seed."""
     types: tuple[MachineType, ...] = Field((), max_length=32)
     """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource, memory, price
     and speed, which replace the pool's. An empty list means that all nodes are of one type."""
