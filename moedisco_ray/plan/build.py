@@ -272,7 +272,8 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     def measure(trial: Optimizer, spread: int, lora: Lora = training.lora) -> Memory:
         if training.sharded:
             return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread)[0]
-        return member_memory(config, submodel_architecture(family, whole, spread), vocab_size, trial, seed_gang, lora)
+        shape = submodel_architecture(family, whole, spread)
+        return member_memory(config, shape, vocab_size, trial, gang=seed_gang, lora=lora)
 
     shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
     memory = measure(optimizer, training.spread.now)

@@ -61,7 +61,7 @@ def _fits(config: RunConfig, shape: Architecture, vocab_size: int, workers: int,
     low, optimizer = config.pools.low_memory, config.submodels.optimizer
 
     def measure(trial: Optimizer) -> Memory:
-        return member_memory(config, shape, vocab_size, trial, (1, workers), config.submodels.lora)
+        return member_memory(config, shape, vocab_size, trial, gang=(1, workers), lora=config.submodels.lora)
 
     return measure(optimizer).total <= low.memory_gb * GIB or choose(
         measure, optimizer, section="submodels.optimizer", sequence_length=config.corpus.sequence_length, pool_gb=low.memory_gb,
@@ -69,7 +69,7 @@ def _fits(config: RunConfig, shape: Architecture, vocab_size: int, workers: int,
 
 
 def member_memory(
-    config: RunConfig, shape: Architecture, vocab_size: int, optimizer: Optimizer, gang: tuple[int, int], lora: Lora,
+    config: RunConfig, shape: Architecture, vocab_size: int, optimizer: Optimizer, *, gang: tuple[int, int], lora: Lora,
 ) -> Memory:
     """Peak memory of a worker that trains a sub-model or the seed: the larger of those alone and in the largest gang.
 

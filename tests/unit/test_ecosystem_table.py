@@ -61,7 +61,7 @@ def test_each_family_says_which_programs_compute_it_and_why_others_do_not(tmp_pa
     assert found["`mixtral`"] == ["yes", "yes", "yes", "yes, only with `sliding_window: null`"]
     assert found["`phimoe`"] == [
         "yes", "yes", "yes, if the head has no bias",
-        "no: weights its experts by a softmax over all of them that is scaled to sum to 1"]
+        "no: has RMSNorms in place of its norms, and weights its experts by a softmax that is scaled to sum to 1"]
     assert found["`solar_open`"] == ["not tested", "no: does not know it", "not tested", "not tested"]
 
 

@@ -13,10 +13,9 @@ import typer
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.grid.advice import advise
 from benchmarks.study.grid.cells import BUDGETS, FAMILIES, REPORT_SEEDS, SHAPES, STARTS, corpora_folder, report_corpora
-from benchmarks.study.grid.files import PIECES, PUBLISHED, publish, read_lines
+from benchmarks.study.grid.files import PUBLISHED, publish, published
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
-from benchmarks.study.grid.records import PieceResult
 from benchmarks.study.grid.run import Places, run_pieces
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
@@ -83,7 +82,7 @@ def advise_on(
 ) -> None:
     """Recommend an arm with its settings, and a number of experts, from the published grid; refuses outside its range."""
     checked = with_cluster_count(load_config(config, overrides or ()))
-    advice = advise(checked, read_lines(PUBLISHED / PIECES, PieceResult), serving)
+    advice = advise(checked, published(PUBLISHED), serving)
     console = output_console()
     if as_json:
         console.file.write(f"{advice.model_dump_json(indent=2)}\n")

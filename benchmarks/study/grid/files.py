@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.study.grid.records import Entry, PieceResult, TunedArm
 from benchmarks.study.grid.summary import summarise
@@ -16,7 +17,9 @@ from moedisco_ray.core.records import Record
 PUBLISHED = Path(__file__).resolve().parent / "results"
 """Folder of the published results, which git keeps."""
 PIECES, TUNED, SUMMARY = "pieces.jsonl", "tuned.jsonl", "summary.json"
-__all__ = ["PIECES", "PUBLISHED", "SUMMARY", "TUNED", "publish", "read_lines", "read_piece", "read_pieces", "read_tuned", "write"]
+__all__ = [
+    "PIECES", "PUBLISHED", "SUMMARY", "TUNED", "publish", "published", "read_lines", "read_piece", "read_pieces", "read_tuned",
+    "write"]
 
 Result = TypeVar("Result", bound=PieceResult | TunedArm)
 
@@ -52,13 +55,38 @@ def publish(raw: Path, folder: Path) -> None:
         folder: Folder of the published files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = _merged(read_lines(folder / PIECES, PieceResult), read_pieces(raw))
+    pieces = _merged(published(folder), read_pieces(raw))
     tuned = _merged(read_lines(folder / TUNED, TunedArm), read_tuned(raw))
-    for name, records in ((PIECES, pieces), (TUNED, tuned)):
-        if records:
-            write_text(folder / name, "".join(f"{record.model_dump_json()}\n" for record in records.values()))
+    if pieces:
+        _write_pieces(folder / PIECES, pieces.values())
+    if tuned:
+        write_text(folder / TUNED, "".join(f"{record.model_dump_json()}\n" for record in tuned.values()))
     fields = set(Entry.model_fields)
     write_entries(folder / SUMMARY, (each.model_dump(mode="json", include=fields) for each in summarise(list(pieces.values()))))
+
+
+def published(folder: Path) -> list[PieceResult]:
+    """The published pieces; empty if there are none. A line holds what differs from the line before."""
+    path, found = folder / PIECES, []
+    before: dict[str, Any] = {"made": {}}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        now = json.loads(line)
+        before = {**before, **now, "made": {**before["made"], **now["made"]}}
+        found.append(PieceResult.model_validate(before))
+    return found
+
+
+def _write_pieces(path: Path, pieces: Iterable[PieceResult]) -> None:
+    """Write one piece per line, without what the line before says too: seeds of one arm share their recipe."""
+    lines: list[str] = []
+    before: dict[str, Any] = {"made": {}}
+    for piece in pieces:
+        now = piece.model_dump(mode="json")
+        changed = {name: value for name, value in now.items() if name not in before or before[name] != value}
+        made = {name: value for name, value in now["made"].items() if before["made"].get(name) != value}
+        lines.append(json.dumps({**changed, "made": made}, separators=(",", ":")) + "\n")
+        before = now
+    write_text(path, "".join(lines))
 
 
 def _merged(before: Iterable[Result], measured: Iterable[Result]) -> Mapping[str, Result]:

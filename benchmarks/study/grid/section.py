@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.grid.cells import SHAPES
-from benchmarks.study.grid.files import PIECES, PUBLISHED, read_lines
+from benchmarks.study.grid.files import PUBLISHED, published
 from benchmarks.study.grid.levers import LEVERS, WITH_ADAMW
 from benchmarks.study.grid.pieces import OURS
 from benchmarks.study.grid.prices import books
-from benchmarks.study.grid.records import Dollars, Figures, PieceResult
+from benchmarks.study.grid.records import Dollars, Figures
 from benchmarks.study.grid.summary import JOINT_LOW, summarise
 
 ROWS: Mapping[str, str] = {
@@ -33,7 +33,7 @@ _UNKNOWN = "-"
 
 def entries() -> list[Figures]:
     """The figures of the published pieces; empty if nothing is published."""
-    return summarise(read_lines(PUBLISHED / PIECES, PieceResult))
+    return summarise(published(PUBLISHED))
 
 
 def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
@@ -121,7 +121,7 @@ def prices() -> str:
 
 def made_with() -> str:
     """Software and machines with which the pieces were measured, each once."""
-    made = [piece.made for piece in read_lines(PUBLISHED / PIECES, PieceResult)]
+    made = [piece.made for piece in published(PUBLISHED)]
     parts = {
         "": [f"`{each.command}`" for each in made], "commit": [each.commit for each in made],
         "on": [f"{each.date}, {each.processor}, {each.cores} cores" for each in made],

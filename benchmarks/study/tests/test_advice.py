@@ -124,7 +124,7 @@ def test_an_arm_with_one_budget_is_left_out() -> None:
 def test_the_command_prints_options_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.json"
     path.write_text(config().model_dump_json(), encoding="utf-8")
-    monkeypatch.setattr(command, "read_lines", lambda *_: grid(gap=-0.1))
+    monkeypatch.setattr(command, "published", lambda _: grid(gap=-0.1))
 
     def invoke(*options: str) -> str:
         return CliRunner().invoke(command_line.app, ["advise", str(path), *options], prog_name="study").output

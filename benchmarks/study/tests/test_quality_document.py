@@ -5,7 +5,6 @@ from pathlib import Path
 from benchmarks import document
 from benchmarks.study.grid import files
 from benchmarks.study.grid import section as grid_section
-from benchmarks.study.grid.records import PieceResult
 from benchmarks.study.grid.summary import summarise
 from benchmarks.study.quality import result_files, section, summary
 from moedisco_ray.core.artifacts import read_json
@@ -25,7 +24,7 @@ def test_the_summary_is_computed_from_the_published_figures() -> None:
 
 
 def test_the_grids_summary_is_computed_from_its_published_pieces() -> None:
-    pieces = files.read_lines(files.PUBLISHED / files.PIECES, PieceResult)
+    pieces = files.published(files.PUBLISHED)
     assert pieces
     assert not any("uncommitted" in piece.made.commit for piece in pieces)
     assert list(grid_section.entries()) == summarise(pieces)
