@@ -74,7 +74,7 @@ def _latent(family: str, form: str = "", scaling: Mapping[str, Any] | None = Non
 
 
 def _recurrent(family: str, form: str = "", dtype: torch.dtype = torch.bfloat16, error: str = "", **fields: Any) -> Case:
-    return Case(family, {**SIZES, "moe_intermediate_size": 96, "fields": RECURRENT | fields}, form, dtype, error=error)
+    return Case(family, {**SIZES, "moe_intermediate_size": 96, **RECURRENT, **fields}, form, dtype, error=error)
 
 
 def _yarn(mscale: float) -> dict[str, Any]:
