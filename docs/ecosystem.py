@@ -53,7 +53,7 @@ ONLY: Mapping[str, Mapping[str, str]] = {
 """Under which condition a program computes a family, where there is one."""
 NOTES = """\
 * *yes*: the likeliest tokens after a text are those of this package's model, for small models with random weights. transformers 5
-  also gives the same logits, bit by bit, and llama.cpp the same logarithms of probabilities, within 0.0001. vLLM was tested on a
+  also gives the same logits, bit by bit, and llama.cpp the same logarithms of probabilities, within 0.0002. vLLM was tested on a
   CPU.
 * `gpt_oss` in vLLM: published models have such positions. In a new model, `model.config.rope_scaling` with `rope_type: yarn`,
   `factor: 1.0`, `beta_fast: 32.0`, `beta_slow: 1.0` and `original_max_position_embeddings` scales nothing, and vLLM reads it.
