@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from moedisco_ray.core.bill import Bill
-from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, Lora, LowMemoryPool, Optimizer, RunConfig
+from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, Lora, LowMemoryPool, Optimizer, RunConfig, TrainingStage
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.cluster_count import low_memory_slots, with_cluster_count
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
@@ -37,13 +37,12 @@ FULL = Lora()
 _WITH_ADAMW = ("submodels.optimizer.name=adamw", "finetune.optimizer.name=adamw")
 USUAL_RANK = 16
 """Rank of the adapters that a plan proposes to a run without any."""
-StageName = Literal["seed", "submodels", "finetune"]
 
 
 class StagePlan(WorkerPlan, frozen=True):
     """The plan of one training stage."""
 
-    stage: StageName
+    stage: TrainingStage
     units: int
     """Number of trainings: one per sub-model, and one per member of the seed."""
     workers: int
@@ -121,7 +120,7 @@ class Plan(BaseModel, frozen=True):
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    stage: StageName
+    stage: TrainingStage
     pool: AnyPool
     optimizer: Optimizer
     units: int

@@ -100,6 +100,7 @@ class TrainJob:
         sequence_length: Tokens per sequence.
         optimizer: Settings of the optimizer.
         lora: Rank and scale of the adapters that are trained instead of the weights; None: the weights are trained.
+        span: Part of the run's tokens, from 0 to 1, that the training covers, for a learning rate that follows the run.
         checkpoint_every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with the least
             expected cost.
         keep: Number of checkpoints to keep.
@@ -137,6 +138,7 @@ class TrainJob:
     checkpoint_every: int | None
     keep: int = 2
     lora: Lora | None = None
+    span: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     load_balance: float = 0.0
     z_loss: float = 0.0

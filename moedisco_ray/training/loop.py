@@ -123,7 +123,7 @@ def _train_in_turns(
                 break
             on_step(step)
             stepper.select(step)
-            lr = learning_rate(step, job.steps, job.optimizer)
+            lr = learning_rate(step, job.steps, job.optimizer, job.span)
             set_learning_rate(stepper.optimizer, lr)
             metrics.add(*stepper(batches(step)))
             done = step + 1

@@ -56,7 +56,7 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
     return Muon(made, job.optimizer, make_adamw, job.seed, rank) if job.optimizer.name == "muon" else make_adamw(made)
 
 
-def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
+def learning_rate(step: float, steps: float, optimizer: Optimizer, span: tuple[float, float] = (0.0, 1.0)) -> float:
     """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth.
 
     With w = warmup * steps rounded up: lr (step + 1) / w while step < w. The cosine starts at step s, and the rate is lr until
@@ -64,11 +64,19 @@ def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
     and steps - 0.2 steps, with 0.2 steps rounded up. With t = (step - s) / (steps - 1 - s) the rate is
     lr (0.1 + 0.9 (1 + cos(pi t)) / 2), after Loshchilov and Hutter 2017, SGDR, equation 5.
 
+    `run_cosine` is the cosine of the run. A training that covers the run's share `span`, from a to b, makes the steps from a n to
+    b n of a run of n = steps / (b - a) steps.
+
     Args:
         step: Step, counted from 0.
         steps: Steps of the whole training.
         optimizer: The recipe: `lr`, `schedule` and `warmup` are read.
+        span: Part of the run's tokens that the training covers; only `run_cosine` reads it.
     """
+    if optimizer.schedule == "run_cosine":
+        begin, end = span
+        run_steps = steps / (end - begin)
+        step, steps = begin * run_steps + step, run_steps
     decay_start = warmup = math.ceil(optimizer.warmup * steps)
     if step < warmup:
         return optimizer.lr * (step + 1) / warmup

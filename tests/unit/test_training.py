@@ -135,6 +135,26 @@ def test_cosine_is_halfway_in_the_middle() -> None:
     assert learning_rate(50, 101, Optimizer(lr=1.0, schedule="cosine")) == pytest.approx(0.55)
 
 
+@given(
+    steps=st.lists(st.integers(1, 300), min_size=1, max_size=4), warmup=st.floats(0, 0.9))
+def test_the_phases_of_a_run_follow_one_cosine(steps: list[int], warmup: float) -> None:
+    whole, parts = (Optimizer(lr=0.5, warmup=warmup, schedule=each) for each in ("cosine", "run_cosine"))
+    total = sum(steps)
+    edges = [sum(steps[:i]) / total for i in range(len(steps) + 1)]
+    rates = [
+        learning_rate(step, count, parts, span)
+        for count, span in zip(steps, itertools.pairwise(edges), strict=True) for step in range(count)]
+    # Where warm-up ends is rounded to whole steps, and an edge is rounded as a number.
+    expected = [learning_rate(step, total, whole) for step in range(total)]
+    assert rates == pytest.approx(expected, abs=0.5 / max(1, math.ceil(warmup * total)) + 1e-9)
+
+
+def test_the_last_rate_of_a_run_is_a_tenth_whatever_the_batches() -> None:
+    recipe = Optimizer(lr=1.0, schedule="run_cosine")
+    assert learning_rate(999, 1000, recipe, (0.95, 1.0)) == pytest.approx(0.1, abs=1e-6)
+    assert learning_rate(0, 10, recipe, (0.5, 0.95)) == pytest.approx(0.55, abs=0.05)
+
+
 def test_steps_for_a_token_budget() -> None:
     assert [steps_for(n, Optimizer(batch_tokens=100)) for n in (1, 99, 100, 250)] == [1, 1, 1, 2]
 

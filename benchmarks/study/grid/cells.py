@@ -48,7 +48,7 @@ class Scale(Record):
     batch_tokens: int
     micro_batch: int | None
     lr: float
-    """Learning rate before tuning; a fine-tune after sub-models has half of it."""
+    """Learning rate before tuning."""
     vocab_size: int
     held_out: int
     """Validation tokens for a finished model."""
@@ -154,9 +154,8 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
     raw["clusters"] |= {"count": cell.groups, "restarts": 2, "sample": 2000}
     raw["merge"]["calibration_tokens"] = scale.calibration_tokens
     raw["submodels"]["sync_every"] = scale.sync_every
-    for section, share in (("submodels", 1.0), ("finetune", 0.5)):
-        raw[section]["optimizer"] |= {
-            "batch_tokens": scale.batch_tokens, "micro_batch": scale.micro_batch, "lr": scale.lr * share}
+    for section in ("submodels", "finetune"):
+        raw[section]["optimizer"] |= {"batch_tokens": scale.batch_tokens, "micro_batch": scale.micro_batch, "lr": scale.lr}
     for pool in raw["pools"].values():
         pool["gpu"] = int(cell.scale == "gpu")
     raw["pools"]["low_memory"] |= {"max_workers": cell.groups, "seed_workers": cell.groups}

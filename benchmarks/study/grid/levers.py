@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm
+from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, before_muon
 
 _SMALL: Mapping[str, Any] = {"clusters.count": lambda base: 2 * base.cluster_count}
-_ADAMW: Mapping[str, Any] = {"submodels.optimizer.name": "adamw", "finetune.optimizer.name": "adamw"}
+_ADAMW: Mapping[str, Any] = {
+    f"{section}.optimizer.{name}": value
+    for section in ("submodels", "finetune") for name, value in before_muon(section).items()}
+_HALF: Mapping[str, Any] = {"finetune.optimizer.lr": lambda base: base.finetune.optimizer.lr / 2}
+_WSD: Mapping[str, Any] = {"finetune.optimizer.schedule": "wsd"}
 
 LEVERS: Mapping[str, Arm] = {
     "small-groups": Arm("ours, twice as many sub-models of half as many experts", _SMALL),
@@ -21,12 +25,12 @@ LEVERS: Mapping[str, Arm] = {
         **ARMS["expert-upcycling"].settings, "tokens.seed_share": 0.5, "tokens.finetune_share": 0.5}),
 }
 WITH_ADAMW: Mapping[str, Arm] = {
-    f"{name}-adamw": Arm(f"{title}, AdamW", {**arm.settings, **_ADAMW})
+    f"{name}-adamw": Arm(f"{title}, AdamW", {**arm.settings, **_ADAMW, **(_WSD if name == REFERENCE else _HALF)})
     for name, title, arm in (
         (REFERENCE, "joint", ARMS[REFERENCE]), ("disco", "ours", ARMS["disco"]),
         *((name, LEVERS[name].title, LEVERS[name]) for name in ("small-groups", "small-parallel-seed")),
         *((name, ARMS[name].title, ARMS[name]) for name in ("expert-upcycling", "upcycle", "spes")))}
-"""Arms with AdamW for all parameters, the default before Muon."""
+"""Arms with AdamW for all parameters and a constant rate before the fine-tune, the default before Muon."""
 
 KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS, **WITH_ADAMW}
 """Every arm that a grid can measure."""

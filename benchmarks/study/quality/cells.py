@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import yaml
 
-from benchmarks.study.compare.arms import Arm
+from benchmarks.study.compare.arms import Arm, before_muon
 from benchmarks.study.quality.corpus_files import sources, unseen_sources
 from moedisco_ray.core.config import FAMILIES, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
@@ -107,14 +107,14 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
 
 
 def _with_recipe(raw: dict[str, Any], start: str) -> dict[str, Any]:
-    """Set the start's recipe; the fine-tune gets half of its learning rate, as in the preset.
+    """Set the start's recipe; the fine-tune gets half of its learning rate.
 
-    The optimizer is AdamW, with which these cells were tuned and measured; those of `study.grid` have the preset's Muon.
+    Optimizer and schedules are those with which these cells were tuned and measured; cells of `study.grid` have the preset's.
     """
     rates = {"submodels": 1.0, "finetune": 0.5}
     return raw | {
         section: {**raw[section], "optimizer": {
-            **raw[section]["optimizer"], **RECIPES[start], "name": "adamw", "lr": RECIPES[start]["lr"] * share}}
+            **raw[section]["optimizer"], **before_muon(section), **RECIPES[start], "lr": RECIPES[start]["lr"] * share}}
         for section, share in rates.items()}
 
 

@@ -30,6 +30,7 @@ from moedisco_ray.core.config.sections import (
     Tokenizer,
     Tokens,
     Tracking,
+    TrainingStage,
 )
 from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.config.tokenizers import tokenizer_directory, tokenizer_files
@@ -70,6 +71,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "Tracking",
+    "TrainingStage",
     "UpcycleInit",
     "check_config",
     "check_evaluation",

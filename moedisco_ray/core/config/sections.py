@@ -16,6 +16,8 @@ from moedisco_ray.core.config.sources import Source, Sources
 from moedisco_ray.core.run_models import local_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+TrainingStage = Literal["seed", "submodels", "finetune"]
+"""A stage that trains, in their order."""
 
 _SLICE_TOKENS = 65_536
 """Number of validation tokens that each measurement during training uses: enough for a curve, and cheap."""
@@ -106,6 +108,11 @@ class Tokens(Section):
     def submodels(self) -> int:
         """Number of tokens of all sub-models together."""
         return self.total - self.seed - self.finetune
+
+    def span(self, stage: TrainingStage) -> tuple[float, float]:
+        """Shares of the run's tokens at which a stage of training begins and ends."""
+        split, merged = self.seed / self.total, (self.total - self.finetune) / self.total
+        return {"seed": (0.0, split), "submodels": (split, merged), "finetune": (merged, 1.0)}[stage]
 
 
 class Clusters(Section):

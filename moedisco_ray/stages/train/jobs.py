@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.config import Optimizer, RunConfig, Submodels
+from moedisco_ray.core.config import Optimizer, RunConfig, Submodels, TrainingStage
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import CHECKPOINTS, LOGS
 from moedisco_ray.core.records import UnitRecord
@@ -22,7 +22,8 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def make_job(
-    context: Context, stage: str, name: str, *, model: Path, shards: Path, tokens: int, seed: int, owner: str | None = None,
+    context: Context, stage: TrainingStage, name: str, *, model: Path, shards: Path, tokens: int, seed: int,
+    owner: str | None = None,
 ) -> TrainJob:
     """Job of one training of a stage, from the run's configuration; `owner` is the data owner of the packed tokens."""
     config = context.config
@@ -38,7 +39,7 @@ def make_job(
         steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=_recipe(config, stage),
         lora=config.submodels.lora if stage == "submodels" and config.submodels.lora.rank else None,
-        checkpoint_every=config.checkpoint.steps,
+        span=config.tokens.span(stage), checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
         z_loss=config.finetune.z_loss if routes else 0.0,
         seed=seed, log_every=max(1, steps // 100), logs=text_store.directory.absolute() / LOGS,
