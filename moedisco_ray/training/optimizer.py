@@ -77,7 +77,8 @@ def learning_rate(step: float, steps: float, optimizer: Optimizer, span: tuple[f
         begin, end = span
         run_steps = steps / (end - begin)
         step, steps = begin * run_steps + step, run_steps
-    decay_start = warmup = math.ceil(optimizer.warmup * steps)
+    warmup = math.ceil(optimizer.warmup * steps)
+    decay_start: float = warmup
     if step < warmup:
         return optimizer.lr * (step + 1) / warmup
     if optimizer.schedule == "wsd":

@@ -30,7 +30,7 @@ CHANGES: dict[str, Any] = {
         "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 8, "outer": {"lr": 0.9, "momentum": 0.5},
         "quorum": 2},
     "finetune": {
-        "optimizer": {"batch_tokens": 128, "lr": 1e-3, "schedule": "cosine", "warmup": 0.05},
+        "optimizer": {"batch_tokens": 128, "lr": 1e-3, "schedule": "run_cosine", "warmup": 0.05},
         "load_balance": 0.05, "z_loss": 0.004},
 }
 STEPS = 75      # 9,600 tokens of the fine-tune in batches of 128
@@ -94,8 +94,8 @@ def by_hand(run: Finished) -> TrainJob:
     return TrainJob(
         stage="finetune", name="finetune", model=run.directory / "merged", packed_dirs=(run.directory / "corpus" / "shards",),
         output=given.output, checkpoints=given.checkpoints, steps=STEPS, sequence_length=64,
-        optimizer=Optimizer(lr=1e-3, schedule="cosine", warmup=0.05, batch_tokens=128), checkpoint_every=10, keep=2, seed=3,
-        load_balance=0.05, z_loss=0.004, log_every=1, logs=run.directory / "logs",
+        optimizer=Optimizer(lr=1e-3, schedule="run_cosine", warmup=0.05, batch_tokens=128), checkpoint_every=10, keep=2, seed=3,
+        span=(0.6, 1.0), load_balance=0.05, z_loss=0.004, log_every=1, logs=run.directory / "logs",
         optimizer_state=run.directory / "merged" / "optimizer_state", sharing=Sharing(experts=4))
 
 
@@ -116,7 +116,7 @@ def test_its_losses_are_those_of_the_one_by_hand(run: Finished, tmp_path: Path) 
     assert (result.finished, result.steps) == (True, STEPS)
 
 
-@pytest.mark.parametrize(("lever", "off"), [("load_balance", 0.0), ("z_loss", 0.0)])
+@pytest.mark.parametrize(("lever", "off"), [("load_balance", 0.0), ("z_loss", 0.0), ("span", (0.0, 1.0))])
 def test_without_one_of_its_levers_it_comes_to_other_losses(run: Finished, tmp_path: Path, lever: str, off: Any) -> None:
     without = again(dataclasses.replace(by_hand(run), **{lever: off}), tmp_path)
     assert without.losses != run.result("finetune").losses
@@ -132,7 +132,7 @@ def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
         packed_dirs=(run.directory / "clusters" / "shards" / str(number),), output=given.output, checkpoints=given.checkpoints,
         steps=given.steps, sequence_length=64, optimizer=Optimizer(lr=2e-3, batch_tokens=256), checkpoint_every=10, keep=2,
         seed=1 + number, log_every=1, logs=run.directory / "logs", with_optimizer_state=True, drop_checkpoints=True,
-        load_balance=0.05, z_loss=0.004,
+        span=(0.0, 0.6), load_balance=0.05, z_loss=0.004,
         sync=SyncPlan(given.sync.directory, at, Outer(lr=0.9, momentum=0.5), 600.0))
 
 

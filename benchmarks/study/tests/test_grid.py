@@ -132,7 +132,9 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
 @pytest.mark.parametrize(("name", "changes"), [
     ("small-groups", {"clusters.count": 4}), ("private-from-53", {"tokens.seed_share": 0.5}),
     ("private-from-95", {"tokens.seed_share": 0.9}),
-    ("disco-adamw", {"submodels.optimizer.name": "adamw", "finetune.optimizer.name": "adamw"}),
+    ("disco-adamw", {
+        "submodels.optimizer.name": "adamw", "submodels.optimizer.schedule": "constant", "finetune.optimizer.name": "adamw",
+        "finetune.optimizer.schedule": "cosine", "finetune.optimizer.warmup": 0.03, "finetune.optimizer.lr": 2e-3}),
     ("longer-finetune", {"tokens.seed_share": 0.65, "tokens.finetune_share": 0.2})])
 def test_a_lever_changes_its_settings_alone(name: str, changes: dict[str, Any]) -> None:
     base = cells.base_config(cell(corpus="embedded", scale="cpu"), 0, None, Path("runs"))

@@ -8,7 +8,7 @@ import yaml
 from benchmarks.study.compare.arms import ARMS, arm_config
 from benchmarks.study.quality import cells, levers
 from benchmarks.study.recipe import recipe
-from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.plan import build_plan, with_cluster_count
 
@@ -25,7 +25,11 @@ def of(base: RunConfig, name: str) -> RunConfig:
 
 @pytest.fixture(scope="module", params=["the benchmark", "the preset"])
 def base(request) -> RunConfig:
-    return preset("default") if request.param == "the preset" else cells.base_config(CELL, 0, 200_000, None, Path("runs"))
+    if request.param == "the benchmark":
+        return cells.base_config(CELL, 0, 200_000, None, Path("runs"))
+    raw = preset("default").model_dump(mode="json")
+    put(raw, "finetune.optimizer.lr", raw["finetune"]["optimizer"]["lr"] / 2)       # else a lever would change nothing
+    return check_config(raw)
 
 
 @pytest.mark.parametrize("name", levers.KNOWN)
