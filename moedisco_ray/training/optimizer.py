@@ -56,8 +56,8 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
     return Muon(made, job.optimizer, make_adamw, job.seed, rank) if job.optimizer.name == "muon" else make_adamw(made)
 
 
-def learning_rate(step: float, steps: float, optimizer: Optimizer, span: tuple[float, float] = (0.0, 1.0)) -> float:
-    """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth.
+def learning_rate(step: int, steps: int, optimizer: Optimizer, span: tuple[float, float] = (0.0, 1.0)) -> float:
+    """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth, over the training or the run.
 
     With w = warmup * steps rounded up: lr (step + 1) / w while step < w. The cosine starts at step s, and the rate is lr until
     then. For `cosine`, s = w. For `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM, arXiv 2404.06395), s is the later of w
@@ -73,19 +73,19 @@ def learning_rate(step: float, steps: float, optimizer: Optimizer, span: tuple[f
         optimizer: The recipe: `lr`, `schedule` and `warmup` are read.
         span: Part of the run's tokens that the training covers; only `run_cosine` reads it.
     """
+    here, length = float(step), float(steps)
     if optimizer.schedule == "run_cosine":
         begin, end = span
-        run_steps = steps / (end - begin)
-        step, steps = begin * run_steps + step, run_steps
-    warmup = math.ceil(optimizer.warmup * steps)
-    decay_start: float = warmup
-    if step < warmup:
-        return optimizer.lr * (step + 1) / warmup
+        length = round(steps / (end - begin), 6)    # shares are rounded; a whole number of steps should stay one
+        here = begin * length + step
+    decay_start = warmup = math.ceil(optimizer.warmup * length)
+    if here < warmup:
+        return optimizer.lr * min(1.0, (here + 1) / warmup)
     if optimizer.schedule == "wsd":
         decay_start = max(warmup, steps - math.ceil(DECAY * steps))
-    if optimizer.schedule == "constant" or step < decay_start:
+    if optimizer.schedule == "constant" or here < decay_start:
         return optimizer.lr
-    progress = min(1.0, (step - decay_start) / max(1, steps - 1 - decay_start))
+    progress = min(1.0, (here - decay_start) / max(1, length - 1 - decay_start))
     return optimizer.lr * (_FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * progress)) / 2)
 
 

@@ -144,9 +144,15 @@ def test_the_phases_of_a_run_follow_one_cosine(steps: list[int], warmup: float) 
     rates = [
         learning_rate(step, count, parts, span)
         for count, span in zip(steps, itertools.pairwise(edges), strict=True) for step in range(count)]
-    # Where warm-up ends is rounded to whole steps, and an edge is rounded as a number.
-    expected = [learning_rate(step, total, whole) for step in range(total)]
-    assert rates == pytest.approx(expected, abs=0.5 / max(1, math.ceil(warmup * total)) + 1e-9)
+    assert rates == pytest.approx([learning_rate(step, total, whole) for step in range(total)], abs=1e-6)
+
+
+@given(
+    steps=st.integers(1, 300), edges=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda each: abs(each[0] - each[1]) > 1e-3),
+    warmup=st.floats(0, 0.9))
+def test_no_rate_of_a_part_of_a_run_exceeds_the_peak(steps: int, edges: tuple[float, float], warmup: float) -> None:
+    recipe, span = Optimizer(lr=0.5, warmup=warmup, schedule="run_cosine"), (min(edges), max(edges))
+    assert all(0 < learning_rate(step, steps, recipe, span) <= 0.5 for step in range(steps))
 
 
 def test_the_last_rate_of_a_run_is_a_tenth_whatever_the_batches() -> None:

@@ -38,20 +38,19 @@ _WHOLE: Mapping[str, Any] = {
 
 
 def _whole_rate(base: RunConfig) -> float:
-    # Half of this rate suits sub-models that were synchronised; fresh models and the paper's sub-models were not.
+    # Where a fine-tune has a lower rate, it is for sub-models that were synchronised; fresh models and the paper's were not.
     return max(base.submodels.optimizer.lr, base.finetune.optimizer.lr)
 
 
 def _whole_schedule(base: RunConfig) -> str:
     # With AdamW, decay only at the end was 0.16 nats better than a cosine from random weights, and 0.02 worse from a dense model.
-    # With Muon a cosine was 0.03 nats better from random weights.
+    # With Muon a cosine was 0.03 nats better from random weights (one seed).
     return "wsd" if base.model.init == "random" and base.finetune.optimizer.name == "adamw" else "cosine"
 
 
 def before_muon(section: str) -> dict[str, Any]:
-    """Optimizer settings of the default preset before Muon, but for rates and batches, which published cells still have."""
-    tail = {"schedule": "constant", "warmup": 0.02} if section == "submodels" else {"schedule": "cosine", "warmup": 0.03}
-    return {"name": "adamw", **tail}
+    """The default preset's optimizer, schedule and warm-up before Muon. Published cells with AdamW still have them."""
+    return {"name": "adamw", **_OWN_DECAY[section]}
 
 
 def _small_moes(base: RunConfig) -> int:
@@ -80,6 +79,18 @@ _JOINT: Mapping[str, Any] = {
     "finetune.optimizer.schedule": _whole_schedule,
 }
 
+_OWN_DECAY: Mapping[str, Mapping[str, Any]] = {
+    "submodels": {"schedule": "constant", "warmup": 0.02}, "finetune": {"schedule": "cosine", "warmup": 0.03}}
+"""A constant rate, and a fine-tune that warms up and decays by itself, for methods whose fine-tune begins with new moments."""
+
+
+def _own_fine_tune(base: RunConfig) -> float:
+    return base.finetune.optimizer.lr / (2 if base.finetune.optimizer.schedule == "run_cosine" else 1)
+
+
+_RESTARTED: Mapping[str, Any] = {
+    **{f"{section}.optimizer.{name}": value for section, values in _OWN_DECAY.items() for name, value in values.items()},
+    "finetune.optimizer.lr": _own_fine_tune}
 _FRESH: Mapping[str, Any] = {"submodels.keep_optimizer_state": False, "finetune.keep_optimizer_state": False}
 _PLAIN_MERGE: Mapping[str, Any] = {"merge.backbone": "uniform", "merge.router": "random"}
 
@@ -113,7 +124,7 @@ ARMS: Mapping[str, Arm] = {
     "upcycle": Arm("sparse upcycling", {**_GROWN, "clusters.count": lambda base: base.model.architecture.num_experts}),
     # Expert Upcycling (arXiv 2604.19835). The grown router's rows are new, where the paper copies them with noise.
     "expert-upcycling": Arm("Expert Upcycling", {**_GROWN, "clusters.count": _small_moes}),
-    "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE, **_FRESH}),
+    "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE, **_FRESH, **_RESTARTED}),
     # SPES (arXiv 2602.11543): groups of experts on random text, with their router. Its expert-merging warm-up is left out.
     "spes": Arm("SPES, router live, H = 50", {
         "tokens.seed_share": 0.0,
@@ -123,6 +134,7 @@ ARMS: Mapping[str, Arm] = {
         "submodels.outer": {"lr": 1.0, "momentum": 0.0},
         **_PLAIN_MERGE,
         **_FRESH,
+        **_RESTARTED,
     }),
     "parallel-seed": Arm("MoE-DisCo, seed on all cards", {     # the members share the batch, so that they make as many steps
         "submodels.seed_members": None,

@@ -145,7 +145,7 @@ def values_at(start: RunConfig, step: Step) -> dict[str, Any]:
     """Settings by dotted path at a point on the grid.
 
     The batch sizes and learning rates of all trainings are multiplied alike. The schedule is that of the arm's last training; the
-    trainings before it keep theirs.
+    trainings before it keep theirs. Instead of one cosine over the run, sub-models have a constant rate and the fine-tune a cosine.
     """
     batch, rate, schedule = step
     values: dict[str, Any] = {}
@@ -155,7 +155,9 @@ def values_at(start: RunConfig, step: Step) -> dict[str, Any]:
         values[f"{section}.optimizer.lr"] = optimizer.lr * 2.0**rate
     last = "finetune" if start.tokens.finetune else "submodels"
     configured = getattr(start, last).optimizer.schedule
-    values[f"{last}.optimizer.schedule"] = configured if not schedule else "cosine" if configured == "wsd" else "wsd"
+    values[f"{last}.optimizer.schedule"] = configured if not schedule else "wsd" if configured == "cosine" else "cosine"
+    if schedule and configured == "run_cosine":
+        values["submodels.optimizer.schedule"] = "constant"
     return values
 
 

@@ -12,7 +12,8 @@ _ADAMW: Mapping[str, Any] = {
     f"{section}.optimizer.{name}": value
     for section in ("submodels", "finetune") for name, value in before_muon(section).items()}
 _HALF: Mapping[str, Any] = {"finetune.optimizer.lr": lambda base: base.finetune.optimizer.lr / 2}
-_WSD: Mapping[str, Any] = {"finetune.optimizer.schedule": "wsd"}
+_ALONE: Mapping[str, Any] = {
+    "finetune.optimizer.schedule": lambda base: "wsd" if base.model.init == "random" else "cosine"}
 
 LEVERS: Mapping[str, Arm] = {
     "small-groups": Arm("ours, twice as many sub-models of half as many experts", _SMALL),
@@ -25,7 +26,7 @@ LEVERS: Mapping[str, Arm] = {
         **ARMS["expert-upcycling"].settings, "tokens.seed_share": 0.5, "tokens.finetune_share": 0.5}),
 }
 WITH_ADAMW: Mapping[str, Arm] = {
-    f"{name}-adamw": Arm(f"{title}, AdamW", {**arm.settings, **_ADAMW, **(_WSD if name == REFERENCE else _HALF)})
+    f"{name}-adamw": Arm(f"{title}, AdamW", {**arm.settings, **_ADAMW, **(_ALONE if name == REFERENCE else _HALF)})
     for name, title, arm in (
         (REFERENCE, "joint", ARMS[REFERENCE]), ("disco", "ours", ARMS["disco"]),
         *((name, LEVERS[name].title, LEVERS[name]) for name in ("small-groups", "small-parallel-seed")),

@@ -30,11 +30,11 @@ class Optimizer(Section):
     lr: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine", "wsd", "run_cosine"] = "constant"
     """Schedule of the learning rate. `cosine` lowers it to a tenth of `lr` over the whole training, `wsd` (warm-up, stable, decay)
-    over the last fifth of the steps. `run_cosine` is one cosine over all tokens of the run: each training begins where the one
-    before ended, so that seed, sub-models and fine-tune follow the schedule of one training of the whole MoE."""
+    over the last fifth of the steps. `run_cosine` is one cosine over all tokens of the run: if `submodels` and
+    `finetune` both have it, with the same `lr` and `warmup`, each training begins at the rate at which the one before ended."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Share of the steps during which the learning rate rises linearly from 0, at the start of the training; with `run_cosine`,
-    share of the run's tokens, at its start."""
+    share of the run's tokens, at its start. A later phase then has no warm-up, even if it begins with a new optimizer state."""
     weight_decay: float = Field(0.01, ge=0)
     batch_tokens: int = Field(16_384, gt=0, le=LARGEST)
     """Number of tokens in one step, over all workers."""
