@@ -33,7 +33,7 @@ TUNING_SEED = 7
 """The seed with which arms are tuned; no cell is reported with it."""
 REPORT_SEEDS = (0, 1, 2)
 START_SHARE = 6
-"""The common dense model of a `seed` cell trains on 1 / 6 of the smallest budget, with a rate that falls to a tenth; no arm pays."""
+"""The common dense model of a `seed` cell trains on 1 / 6 of the smallest budget, and its rate falls to a tenth; no arm pays."""
 
 
 class Scale(Record):
