@@ -16,6 +16,8 @@ _ALONE: Mapping[str, Any] = {
     "finetune.optimizer.schedule": lambda base: "wsd" if base.model.init == "random" else "cosine"}
 
 LEVERS: Mapping[str, Arm] = {
+    "joint-wsd": Arm("joint, rate falls in its last fifth", {
+        **ARMS[REFERENCE].settings, "finetune.optimizer.schedule": "wsd", "finetune.optimizer.warmup": 0.03}),
     "small-groups": Arm("ours, twice as many sub-models of half as many experts", _SMALL),
     "small-parallel-seed": Arm("ours, twice as many sub-models, seed on all cards", {**ARMS["parallel-seed"].settings, **_SMALL}),
     "private-from-53": Arm("ours, private from 53 % of the sub-model phase on", {"tokens.seed_share": 0.5}),
