@@ -21,6 +21,10 @@ __all__ = [
     "PIECES", "PUBLISHED", "SUMMARY", "TUNED", "publish", "published", "read_lines", "read_piece", "read_pieces", "read_tuned",
     "write"]
 
+_IN_PARTS = frozenset({"made", "recipe"})
+"""Fields whose entries are published only where they differ from the line before."""
+_LEFT_OUT = "left_out"
+"""Entries of these fields that the line before has and this one has not."""
 Result = TypeVar("Result", bound=PieceResult | TunedArm)
 
 
@@ -68,10 +72,14 @@ def publish(raw: Path, folder: Path) -> None:
 def published(folder: Path) -> list[PieceResult]:
     """The published pieces; empty if there are none. A line holds what differs from the line before."""
     path, found = folder / PIECES, []
-    before: dict[str, Any] = {"made": {}}
+    before: dict[str, Any] = {name: {} for name in _IN_PARTS}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         now = json.loads(line)
-        before = {**before, **now, "made": {**before["made"], **now["made"]}}
+        left_out = set(now.pop(_LEFT_OUT, ()))
+        parts = {
+            part: {name: value for name, value in {**before[part], **now.get(part, {})}.items() if name not in left_out}
+            for part in _IN_PARTS}
+        before = {**before, **now, **parts}
         found.append(PieceResult.model_validate(before))
     return found
 
@@ -79,14 +87,20 @@ def published(folder: Path) -> list[PieceResult]:
 def _write_pieces(path: Path, pieces: Iterable[PieceResult]) -> None:
     """Write one piece per line, without what the line before says too: seeds of one arm share their recipe."""
     lines: list[str] = []
-    before: dict[str, Any] = {"made": {}}
+    before: dict[str, Any] = {name: {} for name in _IN_PARTS}
     for piece in pieces:
         now = piece.model_dump(mode="json")
-        changed = {name: value for name, value in now.items() if name not in before or before[name] != value}
-        made = {name: value for name, value in now["made"].items() if before["made"].get(name) != value}
-        lines.append(json.dumps({**changed, "made": made}, separators=(",", ":")) + "\n")
+        changed = _differences(before, now)
+        for part in _IN_PARTS & changed.keys():
+            changed[part] = _differences(before[part], now[part])
+        left_out = sorted(name for part in _IN_PARTS for name in before[part].keys() - now[part].keys())
+        lines.append(json.dumps({**changed, **({_LEFT_OUT: left_out} if left_out else {})}, separators=(",", ":")) + "\n")
         before = now
     write_text(path, "".join(lines))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in now.items() if name not in before or before[name] != value}
 
 
 def _merged(before: Iterable[Result], measured: Iterable[Result]) -> Mapping[str, Result]:

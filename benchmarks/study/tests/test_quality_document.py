@@ -42,3 +42,13 @@ def test_compare_ranks_the_arms_on_held_out_domains_as_the_tuned_benchmark_does(
     for seed in result["seeds"]:
         assert seed["compare"]["ranking"] == seed["benchmark"]["ranking"]
         assert all(seed["compare"]["loss"][arm] <= loss + 1e-9 for arm, loss in seed["as configured"]["loss"].items())
+
+
+def test_a_published_piece_is_read_back_without_entries_of_the_one_before(tmp_path: Path) -> None:
+    one = files.published(files.PUBLISHED)[0]
+    fewer = one.model_copy(update={"seed": one.seed + 1, "recipe": dict(list(one.recipe.items())[1:])})
+    more = one.model_copy(update={"seed": one.seed + 2, "recipe": {**one.recipe, "submodels.sync_every": None}})
+    for each in (one, fewer, more):
+        files.write(tmp_path / "raw" / f"report-{each.seed}.json", each)
+    files.publish(tmp_path / "raw", tmp_path)
+    assert files.published(tmp_path) == [one, fewer, more]
