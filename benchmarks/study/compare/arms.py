@@ -48,11 +48,6 @@ def _whole_schedule(base: RunConfig) -> str:
     return "wsd" if base.model.init == "random" and base.finetune.optimizer.name == "adamw" else "cosine"
 
 
-def before_muon(section: str) -> dict[str, Any]:
-    """The default preset's optimizer, schedule and warm-up before Muon. Published cells with AdamW still have them."""
-    return {"name": "adamw", **_OWN_DECAY[section]}
-
-
 def _small_moes(base: RunConfig) -> int:
     """Number of groups whose size is a small MoE with a live router: as configured, or else twice top-k experts, at most half."""
     whole = base.model.architecture
@@ -79,9 +74,10 @@ _JOINT: Mapping[str, Any] = {
     "finetune.optimizer.schedule": _whole_schedule,
 }
 
-_OWN_DECAY: Mapping[str, Mapping[str, Any]] = {
+OWN_DECAY: Mapping[str, Mapping[str, Any]] = {
     "submodels": {"schedule": "constant", "warmup": 0.02}, "finetune": {"schedule": "cosine", "warmup": 0.03}}
-"""A constant rate, and a fine-tune that warms up and decays by itself, for methods whose fine-tune begins with new moments."""
+"""A constant rate, and a fine-tune that warms up and decays by itself: for methods whose fine-tune begins with new moments, and for
+published cells with AdamW, which were measured so."""
 
 
 def _own_fine_tune(base: RunConfig) -> float:
@@ -89,7 +85,7 @@ def _own_fine_tune(base: RunConfig) -> float:
 
 
 _RESTARTED: Mapping[str, Any] = {
-    **{f"{section}.optimizer.{name}": value for section, values in _OWN_DECAY.items() for name, value in values.items()},
+    **{f"{section}.optimizer.{name}": value for section, values in OWN_DECAY.items() for name, value in values.items()},
     "finetune.optimizer.lr": _own_fine_tune}
 _FRESH: Mapping[str, Any] = {"submodels.keep_optimizer_state": False, "finetune.keep_optimizer_state": False}
 _PLAIN_MERGE: Mapping[str, Any] = {"merge.backbone": "uniform", "merge.router": "random"}

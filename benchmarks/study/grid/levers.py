@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, before_muon
+from benchmarks.study.compare.arms import ARMS, OWN_DECAY, REFERENCE, Arm
 
 _SMALL: Mapping[str, Any] = {"clusters.count": lambda base: 2 * base.cluster_count}
 _ADAMW: Mapping[str, Any] = {
     f"{section}.optimizer.{name}": value
-    for section in ("submodels", "finetune") for name, value in before_muon(section).items()}
+    for section, values in OWN_DECAY.items() for name, value in {"name": "adamw", **values}.items()}
 _HALF: Mapping[str, Any] = {"finetune.optimizer.lr": lambda base: base.finetune.optimizer.lr / 2}
 _ALONE: Mapping[str, Any] = {
     "finetune.optimizer.schedule": lambda base: "wsd" if base.model.init == "random" else "cosine"}

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import yaml
 
-from benchmarks.study.compare.arms import Arm, before_muon
+from benchmarks.study.compare.arms import OWN_DECAY, Arm
 from benchmarks.study.quality.corpus_files import sources, unseen_sources
 from moedisco_ray.core.config import FAMILIES, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
@@ -114,7 +114,8 @@ def _with_recipe(raw: dict[str, Any], start: str) -> dict[str, Any]:
     rates = {"submodels": 1.0, "finetune": 0.5}
     return raw | {
         section: {**raw[section], "optimizer": {
-            **raw[section]["optimizer"], **before_muon(section), **RECIPES[start], "lr": RECIPES[start]["lr"] * share}}
+            **raw[section]["optimizer"], "name": "adamw", **OWN_DECAY[section], **RECIPES[start],
+            "lr": RECIPES[start]["lr"] * share}}
         for section, share in rates.items()}
 
 
