@@ -52,15 +52,17 @@ def read_tuned(folder: Path) -> list[TunedArm]:
 def publish(raw: Path, folder: Path) -> None:
     """Add the raw results to the published files, and write the summary anew.
 
-    A piece or a sweep without a raw result stays as it was published.
+    A piece or a sweep without a raw result stays as it was published. A piece from before its sweep becomes a tuned one if the
+    sweep chose its values.
 
     Args:
         raw: Folder of the raw results.
         folder: Folder of the published files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = _merged(published(folder), read_pieces(raw))
     tuned = _merged(read_lines(folder / TUNED, TunedArm), read_tuned(raw))
+    found = _merged(published(folder), read_pieces(raw))
+    pieces = {key: _with_sweep(piece, tuned.values()) for key, piece in found.items()}
     if pieces:
         _write_pieces(folder / PIECES, pieces.values())
     if tuned:
@@ -101,6 +103,13 @@ def _write_pieces(path: Path, pieces: Iterable[PieceResult]) -> None:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in now.items() if name not in before or before[name] != value}
+
+
+def _with_sweep(piece: PieceResult, sweeps: Iterable[TunedArm]) -> PieceResult:
+    sweep = next((each for each in sweeps if (each.cell, each.arm) == (piece.cell.recipe, piece.arm)), None)
+    if sweep is None:
+        return piece
+    return piece.model_copy(update={"tuned": sweep.settings if sweep.chose(piece.recipe) else None})
 
 
 def _merged(before: Iterable[Result], measured: Iterable[Result]) -> Mapping[str, Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.study.compare.records import TunedSettings
@@ -33,6 +34,10 @@ class TunedArm(Record):
     """The chosen settings by dotted configuration path."""
     settings: TunedSettings
     made: Made
+
+    def chose(self, recipe: Mapping[str, Any]) -> bool:
+        """Whether a run with this recipe has the chosen values, but for those that have no effect in it."""
+        return all(recipe.get(path, value) == value for path, value in self.values.items())
 
 
 class Phase(Record):

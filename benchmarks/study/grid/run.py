@@ -88,14 +88,14 @@ def run_pieces(pieces: Sequence[Piece], places: Places, command: str, *, hours: 
 
 
 def is_done(piece: Piece, places: Places) -> bool:
-    """Whether a piece has a result; one that was measured before its arm was tuned is measured again."""
+    """Whether a piece has a result; one without the values that the sweep chose is measured again."""
     tuned = tuned_arm(piece, places)
     if piece.kind == "tune":
         return tuned is not None
     path = piece.path(places.results)
     if not path.exists():
         return False
-    return tuned is None or read_piece(path).tuned == tuned.settings
+    return tuned is None or tuned.chose(read_piece(path).recipe)
 
 
 def measure(piece: Piece, places: Places, command: str) -> None:

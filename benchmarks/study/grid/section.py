@@ -40,7 +40,7 @@ def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
     """The rows of the tables by their titles, one table per cell and budget, the cell's largest budget first."""
     every = list(found)
     return {
-        title(table): [_row(each, slope_of_gap(every, each)) for arm in ROWS for each in table if each.arm == arm]
+        title(table): [_row(each, slope_of_gap(every, each), _joint(table)) for arm in ROWS for each in table if each.arm == arm]
         for table in _tables(every)}
 
 
@@ -62,7 +62,8 @@ def headline() -> tuple[str, list[list[str]]]:
             rows.append([ROWS[arm], "not measured", *[_UNKNOWN] * (len(HEADLINE) - 2)])
             continue
         dollars = found.dollars_to_joint_loss if to_loss else found.dollars_equal_tokens
-        rows.append([ROWS[arm], _gap(found), slope_of_gap(every, found), *_figures(dollars), f"{found.hours_ratio:.2f}"])
+        name = _name(found, _joint(table))
+        rows.append([name, _gap(found), slope_of_gap(every, found), *_figures(dollars), f"{found.hours_ratio:.2f}"])
     meant = "to reach joint training's loss" if to_loss else "for the same tokens"
     about = f"Dollars are those {meant}, hours those for the same tokens; joint training on one large card is 1."
     return f"{title(table)}. {about}", rows
@@ -70,12 +71,11 @@ def headline() -> tuple[str, list[list[str]]]:
 
 def title(table: Sequence[Figures]) -> str:
     """The cell, the budget and the seeds of a table, in words."""
-    joint = next(each for each in table if each.arm == REFERENCE)
-    how = "tuned" if all(each.tuned for each in table) else "at the starting values, not tuned"
-    seeds = ", ".join(map(str, joint.seeds))
+    joint = _joint(table)
+    how = "tuned" if joint.tuned else "at the starting values, not tuned"
     return (
         f"{joint.corpus}, {joint.family}, start {joint.start}, {joint.experts} experts, top-{joint.top_k} ({entry_share(joint)} "
-        f"active), {joint.budget_tokens:,} tokens, {'seed' if len(joint.seeds) == 1 else 'seeds'} {seeds}, {how}; joint training's "
+        f"active), {joint.budget_tokens:,} tokens, {_seeds(joint)}, {how}; joint training's "
         f"loss {joint.loss:.3f}")
 
 
@@ -129,10 +129,24 @@ def made_with() -> str:
     return "; ".join(f"{name} {', '.join(dict.fromkeys(values))}".strip() for name, values in parts.items())
 
 
-def _row(figures: Figures, slope: str) -> list[str]:
+def _joint(table: Sequence[Figures]) -> Figures:
+    return next(each for each in table if each.arm == REFERENCE)
+
+
+def _name(figures: Figures, joint: Figures) -> str:
+    """The arm, with what it lacks of the table's title."""
+    seeds = "" if figures.seeds == joint.seeds else f", {_seeds(figures)}"
+    return f"{ROWS[figures.arm]}{seeds}{', not tuned' if joint.tuned and not figures.tuned else ''}"
+
+
+def _seeds(figures: Figures) -> str:
+    return f"{'seed' if len(figures.seeds) == 1 else 'seeds'} {', '.join(map(str, figures.seeds))}"
+
+
+def _row(figures: Figures, slope: str, joint: Figures) -> list[str]:
     return [
-        ROWS[figures.arm], _gap(figures), slope, *_figures(figures.dollars_to_joint_loss), *_figures(figures.dollars_equal_tokens),
-        f"{figures.hours_ratio:.2f}"]
+        _name(figures, joint), _gap(figures), slope, *_figures(figures.dollars_to_joint_loss),
+        *_figures(figures.dollars_equal_tokens), f"{figures.hours_ratio:.2f}"]
 
 
 def _gap(figures: Figures) -> str:

@@ -252,16 +252,20 @@ def test_every_arm_is_tuned_by_the_same_sweep(tmp_path: Path, corpora: Path, mon
         "finetune.optimizer.schedule"}
 
 
-def test_a_result_from_before_the_sweep_is_measured_again(tmp_path: Path, corpora: Path) -> None:
+@pytest.mark.parametrize("rate", [4e-3, 8e-3])
+def test_a_result_without_the_values_of_the_sweep_is_measured_again(tmp_path: Path, corpora: Path, rate: float) -> None:
     there = places(tmp_path, corpora)
     report = pieces.reporting(smoke_axes())[0]
-    files.write(report.path(there.results), piece(REFERENCE, 4.0))
+    before = piece(REFERENCE, 4.0).model_copy(update={"recipe": {"finetune.optimizer.lr": 4e-3}})
+    files.write(report.path(there.results), before)
     assert run.is_done(report, there)
-    sweep = TunedArm(cell=report.cell.recipe, seed=7, arm=REFERENCE, values={}, settings=TUNED, made=MADE)
+    values = {"finetune.optimizer.lr": rate, "submodels.optimizer.lr": rate}    # joint training has no sub-models
+    sweep = TunedArm(cell=report.cell.recipe, seed=7, arm=REFERENCE, values=values, settings=TUNED, made=MADE)
     files.write(there.results / "tune-1.json", sweep)
-    assert not run.is_done(report, there)
-    files.write(report.path(there.results), piece(REFERENCE, 4.0).model_copy(update={"tuned": TUNED}))
-    assert run.is_done(report, there)
+    assert run.is_done(report, there) == (rate == 4e-3)
+    files.publish(there.results, tmp_path / "published")
+    (published,) = files.published(tmp_path / "published")
+    assert published == before.model_copy(update={"tuned": TUNED if rate == 4e-3 else None})
 
 
 def by_arm(results: list[PieceResult]) -> dict[tuple[str, int], Figures]:
@@ -342,6 +346,18 @@ def test_a_table_has_a_row_for_each_arm_at_the_largest_budget_and_the_slope_of_t
     assert {len(row) for row in rows} == {len(section.HEAD)}
     assert rows[0][1:3] == ["+0.160", "+0.030"]
     assert rows[-1][1:3] == ["+0.000", "+0.000"]
+
+
+def test_a_row_says_what_it_lacks_of_its_tables_title() -> None:
+    measured = ((REFERENCE, 0), (REFERENCE, 1), ("disco", 0), ("disco", 1), ("upcycle", 1))
+    results = [piece(arm, 4.0, seed=seed) for arm, seed in measured]
+    tuned = [each.model_copy(update={"tuned": None if each.arm == "upcycle" else TUNED}) for each in results]
+    ((title, rows),) = section.tables(summary.summarise(tuned)).items()
+    assert "seeds 0, 1, tuned" in title
+    assert [row[0] for row in rows] == ["ours", "sparse upcycling, seed 1, not tuned", "joint on the cheap pool"]
+    ((title, rows),) = section.tables(summary.summarise(results)).items()
+    assert "seeds 0, 1, at the starting values, not tuned" in title
+    assert rows[1][0] == "sparse upcycling, seed 1"
 
 
 def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
