@@ -10,13 +10,13 @@ from faulty_s3 import Fault
 
 Target = Literal["driver", "head"]
 """`driver`: the process of `moedisco run`. `head`: the Ray cluster's head node, on which the driver runs too."""
-Stage = Literal["corpus", "submodels", "merge", "finetune"]
+Stage = Literal["corpus", "seed", "submodels", "merge", "finetune"]
 Store = Literal["disk"] | Fault
 """Where the run is: in a directory, or on an S3 server with a fault."""
 
 LONGEST_DELAY = 3.0
 """Maximum time from the start of a stage without steps to the kill (s); such a stage takes about this long."""
-_SUBMODELS_SHARE = 0.6
+_SEED_SHARE, _SUBMODELS_SHARE = 0.2, 0.45
 _EARLIEST, _LATEST = 0.05, 0.9
 
 
@@ -41,7 +41,7 @@ class Kill:
     @property
     def trains(self) -> bool:
         """Whether the stage trains, so that the moment is a share of its steps."""
-        return self.stage in ("submodels", "finetune")
+        return self.stage in ("seed", "submodels", "finetune")
 
     def __str__(self) -> str:
         moment = f"{self.share:.0%} of {self.stage}" if self.trains else f"{self.delay:.1f} s of {self.stage}"
@@ -54,8 +54,9 @@ def draw(seed: int) -> Kill:
     target: Target = "head" if seed % 2 else "driver"
     faults: list[Fault] = ["throttle", "cut", "refuse", "slow"]
     store: Store = generator.choice(faults) if seed // 2 % 2 == 0 else "disk"
-    others: list[Stage] = ["corpus", "merge", "finetune"]
-    stage: Stage = "submodels" if generator.random() < _SUBMODELS_SHARE else generator.choice(others)
+    stages: list[Stage] = ["seed", "submodels", "corpus", "merge", "finetune"]
+    others = (1.0 - _SEED_SHARE - _SUBMODELS_SHARE) / 3
+    stage = generator.choices(stages, [_SEED_SHARE, _SUBMODELS_SHARE, others, others, others])[0]
     kill = Kill(target, store, stage)
     if kill.trains:
         return dataclasses.replace(kill, share=generator.uniform(_EARLIEST, _LATEST))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from driver_plan import Kill, draw
+from driver_plan import Kill, Stage, draw
 from faulty_s3 import FaultyS3, faulty_s3, seeded
 from s3_standin import s3_server
 from small_run import begin_at, same_outcome, small_config, units
@@ -58,9 +58,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(output: Path | str) -> RunConfig:
-    """Two sub-models that sync, and a fine-tune on one worker; every step is reported."""
+    """The default's phases: a seed, two sub-models with routers that sync, a fine-tune on one worker; every step is reported."""
+    optimizer = {"name": "muon", "batch_tokens": 1024, "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
     return small_config(
-        output, tokens={"total": 200_000}, submodels={"sync_every": 20},
+        output, tokens={"total": 200_000, "seed_share": 0.2}, submodels={"sync_every": 20, "optimizer": optimizer},
+        finetune={"optimizer": optimizer}, model={"config": {
+            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 64, "num_experts": 4,
+            "num_experts_per_tok": 1}},
         checkpoint={"every": INTERVAL}, evaluation={"max_tokens": 2000, "sample_tokens": 1, "prompts": ["def "]})
 
 
@@ -74,7 +78,7 @@ def test_the_same_command_finishes_what_a_killed_driver_or_head_has_left(
     if kill.store != "disk":
         store[0].faults = seeded([kill.store], 1.0 if kill.store == "slow" else FAULTY_SHARE, seed)
     if kill.stage != "corpus":
-        begin_with(run, undisturbed)
+        begin_with(run, undisturbed, "seed" if kill.stage == "seed" else "submodels")
     with spot_nodes() as nodes, contextlib.ExitStack() as after:
         add_pools(nodes, run)
         driver = after.enter_context(nodes.driver(run, tmp_path))
@@ -93,7 +97,7 @@ def test_the_same_command_finishes_what_a_killed_driver_or_head_has_left(
         assert again.wait(WAIT_SECONDS) == 0, (tmp_path / "output.log").read_text(encoding="utf-8")
         _log.info("seed %d, %.1f s: %s", seed, time.monotonic() - began, kill)
         present.check_nothing_is_left()
-    check_outcome(run, undisturbed)
+    check_outcome(run, undisturbed, with_seed=kill.stage in ("corpus", "seed"))
 
 
 def add_pools(nodes: SpotNodes, run: RunConfig) -> None:
@@ -101,9 +105,9 @@ def add_pools(nodes: SpotNodes, run: RunConfig) -> None:
     nodes.add(run.pools.high_memory.resource)
 
 
-def begin_with(run: RunConfig, undisturbed: Path) -> None:
-    """Give a run what another one made before the sub-models, at its URI too."""
-    begin_at("submodels", run, undisturbed)
+def begin_with(run: RunConfig, undisturbed: Path, stage: Stage) -> None:
+    """Give a run what another one made before a stage, at its URI too."""
+    begin_at(stage, run, undisturbed)
     at = RunStore.of(run.location)
     if at.is_remote:
         at.publish(run.directory / "config.json")
@@ -128,13 +132,14 @@ def await_moment(kill: Kill, driver: subprocess.Popen[bytes], log: Path, undistu
     time.sleep(kill.delay)
 
 
-def check_outcome(run: RunConfig, undisturbed: Path) -> None:
+def check_outcome(run: RunConfig, undisturbed: Path, *, with_seed: bool) -> None:
     """The result is the same, no unit lost more than it may, and nothing is left that blocks another attempt."""
     at = RunStore.of(run.location)
     at.fetch(run.directory / "submodels", run.directory / "finetuned")
     same_outcome(run.directory, undisturbed)
-    check_work(EventLog.read(run.directory / "events.jsonl"), {unit["name"]: unit["steps"] for unit in (
-        *units(undisturbed, "submodels"), *units(undisturbed, "finetune"))}, on_disk=not at.is_remote)
+    trained = (*(("seed",) if with_seed else ()), "submodels", "finetune")
+    planned = {unit["name"]: unit["steps"] for stage in trained for unit in units(undisturbed, stage)}
+    check_work(EventLog.read(run.directory / "events.jsonl"), planned, on_disk=not at.is_remote)
     assert not (run.directory / "checkpoints").exists()
     if at.is_remote:
         assert not is_leased(at)

@@ -43,14 +43,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def members(
-    home: Path, directory: Path, *, precision: str = "fp32", every: int = EVERY, outer: Outer = OUTER,
+    home: Path, directory: Path, *, recipe: Optimizer = RECIPE, every: int = EVERY, outer: Outer = OUTER,
 ) -> list[TrainJob]:
     plan = SyncPlan(directory / "sync", common_sync_steps(STEPS, every), outer, scope="all")
     return [
         TrainJob(
             stage="seed", name=f"seed-{k}", model=home / "start", packed_dirs=(home / "shard",),
             output=directory / f"home-{k}" / "trained", checkpoints=directory / f"home-{k}" / "steps", steps=STEPS,
-            sequence_length=L, optimizer=RECIPE.model_copy(update={"precision": precision}), checkpoint_every=5, seed=SEED,
+            sequence_length=L, optimizer=recipe, checkpoint_every=5, seed=SEED,
             log_every=1, share=DataShare(k, MEMBERS), sync=plan, with_optimizer_state=k == 0, drop_checkpoints=True)
         for k in range(MEMBERS)]
 
@@ -87,19 +87,28 @@ def test_sync_points_are_regular_and_the_last_one_is_after_the_last_step(steps: 
     assert 0 < gaps[-1] < 2 * every
 
 
-def by_hand(home: Path, every: int, outer: Outer) -> dict[str, torch.Tensor]:
-    """Local AdamW on each member's batches, and the outer step of DiLoCo written as in its paper, with plain torch."""
+def plain_adamw(model: PreTrainedModel, _: TrainJob) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": RECIPE.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}], lr=RECIPE.lr, betas=(0.9, 0.95))
+
+
+def our_muon(model: PreTrainedModel, job: TrainJob) -> torch.optim.Optimizer:
+    """It is written by hand in its own tests; torch's takes no experts in one tensor."""
+    return make_optimizer(model, job, World())
+
+
+def by_hand(
+    home: Path, every: int, outer: Outer, inner: Callable[[PreTrainedModel], torch.optim.Optimizer],
+) -> dict[str, torch.Tensor]:
+    """Local training on each member's batches, and the outer step of DiLoCo written as in its paper, with plain torch."""
     stream = np.concatenate([np.load(path) for path in sorted((home / "shard").glob("*.npy"))]).astype(np.int64)
     windows = (len(stream) - 1) // L
     start: PreTrainedModel = AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32)
     common = {name: p.detach().clone() for name, p in start.named_parameters()}
     momentum = {name: torch.zeros_like(p) for name, p in common.items()}
     models = [AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32) for _ in range(MEMBERS)]
-    optimizers = [
-        torch.optim.AdamW([
-            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": RECIPE.weight_decay},
-            {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}], lr=RECIPE.lr, betas=(0.9, 0.95))
-        for model in models]
+    optimizers = [inner(model) for model in models]
     for step in range(STEPS):
         # One order for all: in a step each member takes the next of the order's batches.
         order = batch_indices(SEED, step, MEMBERS * BATCH, windows).reshape(MEMBERS, BATCH)
@@ -120,12 +129,16 @@ def by_hand(home: Path, every: int, outer: Outer) -> dict[str, torch.Tensor]:
     return dict(models[0].state_dict())
 
 
+@pytest.mark.parametrize(("optimizer", "inner"), [("adamw", plain_adamw), ("muon", our_muon)])
 @pytest.mark.parametrize(("every", "outer"), [(1, Outer(lr=1.0, momentum=0.0)), (EVERY, OUTER)], ids=["mean", "nesterov"])
-def test_it_is_local_training_with_outer_steps_written_by_hand(home: Path, tmp_path: Path, every: int, outer: Outer) -> None:
-    jobs = members(home, tmp_path, every=every, outer=outer)
+def test_it_is_local_training_with_outer_steps_written_by_hand(
+    home: Path, tmp_path: Path, every: int, outer: Outer, optimizer: str,
+    inner: Callable[[PreTrainedModel, TrainJob], torch.optim.Optimizer],
+) -> None:
+    jobs = members(home, tmp_path, recipe=RECIPE.model_copy(update={"name": optimizer}), every=every, outer=outer)
     in_process(jobs)
     found = load_model(jobs[0].output).state_dict()
-    expected = by_hand(home, every, outer)
+    expected = by_hand(home, every, outer, lambda model: inner(model, jobs[0]))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
@@ -146,7 +159,7 @@ def test_members_in_bf16_round_independently(home: Path, tmp_path: Path) -> None
     model = load_model(home / "start", torch.bfloat16)
     parameter = next(model.parameters())
     rounded = []
-    for job in members(home, tmp_path, precision="pure_bf16")[:2]:
+    for job in members(home, tmp_path, recipe=RECIPE.model_copy(update={"precision": "pure_bf16"}))[:2]:
         optimizer = make_optimizer(model, job, World())
         before = parameter.detach().clone()
         parameter.grad = torch.ones_like(parameter)

@@ -26,8 +26,8 @@ from moedisco_ray.core.records import Record
 SIZE_FACTOR = 2.0
 """Largest ratio of a model's operations per token to those of the measured models."""
 _SETTINGS = (
-    "tokens.seed_share", "tokens.finetune_share", "submodels.sync_every", "submodels.optimizer.batch_tokens",
-    "finetune.optimizer.batch_tokens")
+    "tokens.seed_share", "tokens.finetune_share", "submodels.sync_every", "submodels.optimizer.name",
+    "submodels.optimizer.batch_tokens", "finetune.optimizer.name", "finetune.optimizer.schedule", "finetune.optimizer.batch_tokens")
 
 
 class Option(Record):
@@ -40,7 +40,7 @@ class Option(Record):
     dollars: float
     """Dollars until joint training's loss; joint training on the high-memory pool is 1."""
     settings: dict[str, Any]
-    """The arm's measured settings by dotted path: number of sub-models, shares, steps between syncs, batch sizes."""
+    """The arm's measured settings by dotted path: number of sub-models, shares, steps between syncs, optimizers, batch sizes."""
     tuned: bool
     """Whether a sweep chose its learning rate, schedule and batch size."""
 
@@ -189,13 +189,12 @@ def _check_tokens(own: _Measured, tokens: int) -> None:
 
 def _options(config: RunConfig, own: _Measured, price: float) -> list[Option]:
     tokens = config.tokens.total
-    joint = own.nearest(tokens, REFERENCE).phases
     options = []
     for arm in own.arms:
         if not _covers(own, arm, tokens):
             continue
         gap, piece = own.gap(tokens, arm), own.nearest(tokens, arm)
-        cost = _cost(piece.phases, price) / _cost(joint, price)
+        cost = _cost(piece.phases, price) / _cost(own.nearest(piece.cell.tokens, REFERENCE).phases, price)
         options.append(Option(
             arm=arm, title=KNOWN[arm].title, gap=gap, dollars=cost * math.exp(gap / own.slope(tokens)),
             settings=_settings(config, piece), tuned=piece.tuned is not None))

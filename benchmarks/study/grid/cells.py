@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from benchmarks.study.quality.corpus_files import known_corpora, sources, unseen_sources
+from benchmarks.study.quality.corpus_files import EMBEDDED, known_corpora, sources, unseen_sources
 from moedisco_ray.core.config import FamilyName, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.records import Record
@@ -125,7 +125,7 @@ def corpora_folder(repository: Path) -> Path | None:
 
 def report_corpora(folder: Path | None) -> tuple[str, ...]:
     """The corpora on which cells are reported: all but the one for tuning, `embedded` first."""
-    return ("embedded", *(name for name in known_corpora(folder) if name != TUNING_CORPUS))
+    return (EMBEDDED, *(name for name in known_corpora(folder) if name != TUNING_CORPUS))
 
 
 def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunConfig:

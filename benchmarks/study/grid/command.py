@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -17,6 +17,7 @@ from benchmarks.study.grid.files import PUBLISHED, publish, published
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
 from benchmarks.study.grid.run import Places, run_pieces
+from benchmarks.study.quality.corpus_files import EMBEDDED
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display.formatting import plain_table
@@ -58,7 +59,7 @@ def measure_grid(
     """
     folder = corpus or corpora_folder(_REPOSITORY)
     reported = _chosen("--corpora", corpora or ",".join(report_corpora(folder)), {name: name for name in report_corpora(folder)})
-    axes = gpu_axes(reported) if gpu else Axes(
+    axes = gpu_axes(_large(reported)) if gpu else Axes(
         corpora=reported, families=_chosen("--families", families, {name: name for name in FAMILIES}),
         starts=_chosen("--starts", starts, {name: name for name in STARTS}), shapes=_chosen("--shapes", shapes, _SHAPES),
         budgets=_chosen("--budgets", budgets, _BUDGETS),
@@ -102,6 +103,18 @@ def advise_on(
     console.print(
         f"Dollars are those until joint training's loss; joint training on the high-memory pool is 1. Fewest seeds behind a "
         f"figure: {advice.seeds}. Joint training on the low-memory pool needs a fast network between its cards.")
+
+
+def _large(corpora: Sequence[str]) -> Sequence[str]:
+    """The corpora with enough text for a card.
+
+    Raises:
+        ConfigError: There is only the embedded one, which a card would read a hundred times.
+    """
+    large = [name for name in corpora if name != EMBEDDED]
+    if not large:
+        raise ConfigError("--gpu", None, "needs a larger text than the embedded one; name a corpus with --corpora and --corpus")
+    return large
 
 
 def _chosen(option: str, text: str, known: Mapping[str, Value]) -> tuple[Value, ...]:

@@ -1,7 +1,8 @@
 """Summarises measured pieces: the gap to joint training at equal tokens, and what it costs to close it.
 
 Dollars to joint training's loss are the dollars for the same tokens, times exp(gap / slope). The slope is how much joint training's
-loss falls per e-fold of tokens (nats), between the two measured budgets next to the cell's.
+loss falls per e-fold of tokens (nats), between the two measured budgets next to the cell's. They are unknown where an arm would
+need more than four times the tokens, or less than a quarter: the slope is not the same so far away, nor for so different an arm.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from benchmarks.study.grid.records import Figures, Phase, PieceResult, Spread
 
 JOINT_LOW = "joint-low"
 """Joint training on all cheap cards at once: the same training as on the large card, with other prices and hours."""
+FURTHEST = 4.0
+"""Largest factor on the tokens over which the slope is used: that between two budgets."""
 
 
 def summarise(pieces: Sequence[PieceResult]) -> list[Figures]:
@@ -67,7 +70,7 @@ def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceRes
     cell, book = pieces[0].cell, books()["paper"]
     gaps = {piece.seed: piece.loss - joint[piece.seed].loss for piece in pieces}
     gap, phases, reference = statistics.median(gaps.values()), pieces[0].phases, joint[pieces[0].seed].phases
-    more = 1.0 if gap == 0 else None if slope is None else math.exp(gap / slope)    # no gap: no slope is needed
+    more = _more_tokens(gap, slope)
     return Figures(
         corpus=cell.corpus, family=cell.family, start=cell.start, experts=cell.experts, top_k=cell.top_k,
         active_share=cell.active_share, budget_tokens=cell.tokens, arm=arm, seeds=tuple(piece.seed for piece in pieces),
@@ -76,6 +79,14 @@ def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceRes
         dollars_to_joint_loss=dollars(phases, reference, more), dollars_equal_tokens=dollars(phases, reference),
         hours_ratio=hours_ratio(phases, reference, book),
         tuned=all(piece.tuned and joint[piece.seed].tuned for piece in pieces))
+
+
+def _more_tokens(gap: float, slope: float | None) -> float | None:
+    if gap == 0:
+        return 1.0      # no slope is needed
+    if slope is None or abs(gap / slope) > math.log(FURTHEST):
+        return None
+    return math.exp(gap / slope)
 
 
 def on_cheap_cards(piece: PieceResult) -> PieceResult:

@@ -7,6 +7,9 @@ from typing import Any
 
 from moedisco_ray.core.errors import ConfigError
 
+EMBEDDED = "embedded"
+"""The corpus of text that the installed packages carry."""
+
 
 def sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
     """The sources of a corpus, as in `corpus.sources`.
@@ -14,8 +17,8 @@ def sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
     Raises:
         ConfigError: The folder of corpora holds no such corpus.
     """
-    if corpus == "embedded":
-        return [{"path": "embedded"}]
+    if corpus == EMBEDDED:
+        return [{"path": EMBEDDED}]
     files = [] if corpora is None else _domains(corpora / corpus)
     if not files:
         raise ConfigError("--corpus", corpus, "has no text files; name the folder that holds it with --corpus or MOEDISCO_CORPORA")

@@ -25,7 +25,7 @@ from moedisco_ray.core.errors import ConfigError
 TOKENS = cells.SMOKE.tokens
 RECIPE = {
     "tokens.seed_share": 0.8, "tokens.finetune_share": 0.05, "clusters.count": 4, "submodels.sync_every": 16,
-    "submodels.optimizer.batch_tokens": 256, "submodels.optimizer.lr": 1e-3}
+    "submodels.optimizer.batch_tokens": 256, "submodels.optimizer.lr": 1e-3, "finetune.optimizer.name": "muon"}
 
 
 def config(*, experts: int = 16, tokens: int = TOKENS, **changes: Any) -> RunConfig:
@@ -69,13 +69,23 @@ def test_dollars_are_those_of_the_tokens_that_close_the_interpolated_gap(gap: fl
     assert found["upcycle"].gap == pytest.approx(gap + 0.1)
 
 
+def test_an_arm_without_the_nearest_budget_is_priced_against_joint_training_on_its_own_tokens() -> None:
+    pieces = grid(gap=0.0)
+    few = [each for each in pieces if each.arm != "disco"]
+    longer = [
+        measured(REFERENCE, 4.0 - 0.5 * math.log(16), budget=16), measured("disco", 4.0 - 0.5 * math.log(16), low=0.95, budget=16)]
+    ours = [each for each in pieces if each.arm == "disco" and each.cell.budget == 1]
+    found = {each.arm: each for each in advise(config(tokens=4 * TOKENS), [*few, *longer, *ours]).options}
+    assert found["disco"].dollars == pytest.approx(0.95 * 0.35 / 0.72 / 2.28 + 0.05)
+
+
 def test_the_cheapest_option_is_first_and_has_its_measured_settings() -> None:
     cheap = grid(gap=-0.1)
     advice = advise(config(), cheap)
     assert [each.arm for each in advice.options] == ["disco", "joint-low", "upcycle", REFERENCE]
     assert advice.options[0].settings == {
         "tokens.seed_share": 0.8, "tokens.finetune_share": 0.05, "submodels.sync_every": 16,
-        "submodels.optimizer.batch_tokens": 256, "clusters.count": 4}
+        "submodels.optimizer.batch_tokens": 256, "finetune.optimizer.name": "muon", "clusters.count": 4}
     assert not advice.options[0].tuned
     assert advice.options[1].settings == {"finetune.pool": "low_memory"}
     # Between 16 and 32 experts, sub-models keep four experts each.

@@ -54,7 +54,11 @@ def test_a_grid_measures_its_pieces_and_publishes_them(tmp_path, monkeypatch):
     assert ({piece.arm for piece in pieces}, {piece.cell.budget for piece in pieces}, hours) == ({"joint", "disco"}, {1, 4}, 2)
     assert {piece.kind for piece in pieces} == {"report"}
     assert published == [(places.results, command.PUBLISHED)]
+    refused = invoke("grid", "--corpus", tmp_path, "--gpu").output
+    assert "--gpu: needs a larger text than the embedded one" in " ".join(refused.split())
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "domain.txt").write_text("text")
     assert invoke("grid", "--corpus", tmp_path, "--gpu").exit_code == 0
     pieces, _, _ = asked.pop()
     assert [(piece.kind, piece.arm) for piece in pieces] == [("report", arm) for arm in ("joint", "disco", "expert-upcycling")]
-    assert {(piece.cell.scale, piece.cell.tokens) for piece in pieces} == {("gpu", 400_000_000)}
+    assert {(piece.cell.corpus, piece.cell.scale, piece.cell.tokens) for piece in pieces} == {("large", "gpu", 400_000_000)}
