@@ -1,5 +1,5 @@
-"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG`, `... grid` and
-`... advise CONFIG`."""
+"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG`, `... grid`, `... advise CONFIG` and
+`... quick`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from benchmarks.study.compare.figures import drawing, plot_comparison
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
 from benchmarks.study.grid.command import advise_on, measure_grid
+from benchmarks.study.grid.quick import quick
 from moedisco_ray.cli.app import Commands
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
@@ -64,6 +65,7 @@ def compare_arms(
 
 app.command("grid")(measure_grid)
 app.command("advise")(advise_on)
+app.command()(quick)
 
 
 if __name__ == "__main__":

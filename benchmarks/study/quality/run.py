@@ -5,10 +5,8 @@ python -m benchmarks.study.quality.run, with
     --cell a/qwen3_moe/random --arms all --corpus DIR        every other recipe
     --cell a/qwen3_moe/random --arms levers --corpus DIR     each lever alone
     --cell a/qwen3_moe/random --arms tokens --corpus DIR     arms for limited text
-    --quick                                                  default against paper where MoEs are sparse, in three minutes
 
-`python -m benchmarks.study grid` measures cells over activation and budget. Here, a cell has four experts, half of them active;
-only `--quick` has sixteen.
+`python -m benchmarks.study grid` measures cells over activation and budget. Here, a cell has four experts, half of them active.
 
 Every (cell, seed) is a process with one thread. Finished work is skipped: each arm is a product run, which can resume, and the rows
 of a (cell, seed) are a file in --results, to which arms can be added later. With an empty --results, finished runs are accounted
@@ -41,13 +39,11 @@ from benchmarks.harness import environment
 from benchmarks.study.compare.arms import ARMS, REFERENCE
 from benchmarks.study.compare.records import Budget, Row
 from benchmarks.study.compare.run import BUDGETS, compare
-from benchmarks.study.compare.table import compare_view
 from benchmarks.study.quality.cells import OWN_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, own_arms
 from benchmarks.study.quality.levers import FOR_TOKENS, KNOWN, LEVERS
 from benchmarks.study.quality.records import CellResult, Setting
 from benchmarks.study.quality.result_files import RAW, read, write
-from moedisco_ray.cli.console import output_console
-from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.execution.local_backend import LocalBackend
 
@@ -58,11 +54,6 @@ FOR_DOLLARS = ("joint-low", "ensemble")
 GROUPS = {
     "base": BASE, "levers": (*BASE, *LEVERS), "tokens": tuple(FOR_TOKENS),
     "all": tuple(name for name in ARMS if name != REFERENCE)}
-QUICK_TOKENS = 150_000
-QUICK_MODEL = {"num_experts": 16, "moe_intermediate_size": 64}
-"""Sizes of the model in `quick`: 12.5 % of its experts are active, and each of the four sub-models has four with a router."""
-QUICK_SHARE = 0.6
-"""Maximum ratio of the default's perplexity to the paper's in `quick`. It is 0.42 now; a limit of 1 would hide serious bugs."""
 _ANY_TOKENS = 200_000
 """Tokens of the configuration from which the recipe's digest is computed; arbitrary but fixed."""
 
@@ -155,26 +146,6 @@ def _low_over_high() -> float:
     return low / high
 
 
-def quick(arguments: argparse.Namespace) -> int:
-    """Compare the default with the paper's recipe at equal dollars in a sparse cell; returns 0 if it wins clearly, else 1."""
-    torch.set_num_threads(1)
-    work = arguments.work / "quick"
-    raw = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work).model_dump(mode="json")
-    raw["model"]["config"] |= QUICK_MODEL
-    raw["evaluation"]["every_tokens"] = QUICK_TOKENS
-    base = check_config(raw)
-    known = own_arms(ARMS, "qwen3_moe", "random")
-    result = compare(base, work, list(BASE), budgets=("dollars",), backend=LocalBackend(), known=known)
-    output_console().print(compare_view(result))
-    perplexity = {row.arm: row.perplexity for row in result.rows}
-    share = perplexity["disco"] / perplexity["paper"]
-    enough = share <= QUICK_SHARE
-    print(
-        f"default {perplexity['disco']:.2f}, paper {perplexity['paper']:.2f}: the default has {share:.2f} of the paper's, "
-        f"at most {QUICK_SHARE} is allowed: {'it wins' if enough else 'it LOSES'}")
-    return 0 if enough else 1
-
-
 def _arms(text: str) -> list[str]:
     return [arm for part in text.split(",") for arm in GROUPS.get(part, (part,))]
 
@@ -189,17 +160,14 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
     parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept for resuming")
     parser.add_argument("--results", type=Path, default=RAW, help="folder of the raw results")
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.corpus = Path(arguments.corpus) if arguments.corpus else None
-    if arguments.quick:
-        return quick(arguments)
     if arguments.worker is not None:
         print(json.dumps([row.to_json() for row in measure(arguments.cell[0], arguments.worker, arguments)]))
         return 0
     if not arguments.cell:
-        parser.error("name a --cell, or --quick")
+        parser.error("name a --cell")
     for seed in range(arguments.seeds):
         for cell in arguments.cell:
             run_process(cell, seed, arguments)
