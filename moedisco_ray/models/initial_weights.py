@@ -22,6 +22,9 @@ from moedisco_ray.models.layout import ModelMap
 from moedisco_ray.models.roles import Role
 
 _RULES: Mapping[str, Initial] = {"norm.weight": "ones", "bias": "zeros"}
+_ROW_NOISE = 0.1
+"""Standard deviation of the noise on copied router rows, relative to that of the rows."""
+_TINY = 1e-30
 _DECAYS = (0.01, 16.0)
 """Range of the initial rates of decay of a recurrent state, as in transformers' Gated DeltaNet."""
 
@@ -80,23 +83,23 @@ class SeededWeights(Mapping[str, Tensor]):
     """The canonical tensors of a whole MoE that is grown from a seed model, made on access.
 
     Backbone and shared expert are those of the seed. Expert e is the seed's expert e mod g. If g > 1, each expert keeps its router
-    row, unless the router is fresh. If g = 1, the seed's router has learnt nothing, and the router rows are the initial ones, which
-    differ between experts.
+    row, with noise where copies must differ. If g = 1, the seed's router has learnt nothing, and the router rows are the initial
+    ones, which differ between experts.
 
     Args:
         seed: Canonical tensors of the seed model.
         initial: Canonical tensors of the randomly initialised MoE.
         model_map: Tensor names of the family.
-        fresh_router: Whether the router rows are the initial ones for g > 1 too.
+        distinct_rows: Whether copies of an expert get different router rows.
 
     Raises:
         CheckpointError: The seed model lacks a tensor.
     """
 
     def __init__(
-        self, seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, fresh_router: bool,
+        self, seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, distinct_rows: bool,
     ) -> None:
-        self._fresh_router = fresh_router
+        self._distinct_rows = distinct_rows
         self._seed = seed
         self._initial = initial
         self._map = model_map
@@ -111,9 +114,14 @@ class SeededWeights(Mapping[str, Tensor]):
             # Copies of an expert would share memory, and safetensors refuses tensors that do.
             return tensor if role.expert is None else tensor.clone()
         rows_gD, initial_ED = self._seed[key], self._initial[key]
-        if role.role is Role.ROUTER and (self._fresh_router or rows_gD.shape[axis] == 1):
+        if role.role is Role.ROUTER and rows_gD.shape[axis] == 1:
             return initial_ED
-        return torch.cat([rows_gD] * (initial_ED.shape[axis] // rows_gD.shape[axis]), dim=axis)
+        copies_ED = torch.cat([rows_gD] * (initial_ED.shape[axis] // rows_gD.shape[axis]), dim=axis)
+        if role.role is not Role.ROUTER or not self._distinct_rows:
+            return copies_ED
+        noise_ED = initial_ED * (_ROW_NOISE * rows_gD.std() / initial_ED.std().clamp(min=_TINY))
+        noise_ED.narrow(axis, 0, rows_gD.shape[axis]).zero_()
+        return (copies_ED + noise_ED).to(rows_gD.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._initial)
@@ -129,21 +137,21 @@ class SeededWeights(Mapping[str, Tensor]):
 
 
 def with_seed(
-    seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, fresh_router: bool = False,
+    seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, distinct_rows: bool = False,
 ) -> SeededWeights:
     """The weights of a whole MoE that is grown from a seed model.
 
     Args:
         seed: Canonical tensors of the trained seed model, with g experts per layer.
-        initial: Canonical tensors of the randomly initialised MoE; gives the names, and the router rows if g = 1.
+        initial: Canonical tensors of the randomly initialised MoE; gives the names, the router rows if g = 1, and the noise.
         model_map: Tensor names of the family.
-        fresh_router: Use the initial router rows for g > 1 too. Copies of an expert in one model need different rows: with copies
-            of one row they would stay equal forever.
+        distinct_rows: Add noise to the rows of all copies of an expert but the first, as Expert Upcycling (arXiv 2604.19835) does.
+            Copies of an expert in one model need different rows: with copies of one row they would stay equal forever.
 
     Raises:
         CheckpointError: The seed model lacks a tensor.
     """
-    return SeededWeights(seed, initial, model_map, fresh_router=fresh_router)
+    return SeededWeights(seed, initial, model_map, distinct_rows=distinct_rows)
 
 
 def key_seed(seed: int, key: str) -> int:

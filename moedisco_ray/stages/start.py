@@ -78,7 +78,7 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
 
 
 def whole_moe(
-    start: Start, trained_seed: Path | None, *, fresh_router: bool = False,
+    start: Start, trained_seed: Path | None, *, distinct_rows: bool = False,
 ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """The whole MoE before its experts are trained apart: the untrained one, or the one that is grown from a trained seed.
 
@@ -87,7 +87,7 @@ def whole_moe(
     Args:
         start: Settings and files of the untrained MoE.
         trained_seed: The trained seed model; None if none was trained.
-        fresh_router: Whether router rows are the initial ones, see `with_seed`.
+        distinct_rows: Whether copies of an expert get different router rows, see `with_seed`.
 
     Raises:
         CheckpointError: A model cannot be read.
@@ -95,7 +95,7 @@ def whole_moe(
     tensors, config = untrained_moe(start)
     names, init = ModelMap(start.model.family_name), start.model.init
     if trained_seed is not None:
-        tensors = with_seed(open_checkpoint(trained_seed), tensors, names, fresh_router=fresh_router)
+        tensors = with_seed(open_checkpoint(trained_seed), tensors, names, distinct_rows=distinct_rows)
     if isinstance(init, UpcycleInit) and init.reinitialise:
         tensors = with_new_units(tensors, names, init.reinitialise, start.seed)
     return tensors, config

@@ -316,14 +316,22 @@ def test_a_moe_grown_from_a_seed_gives_the_seed_back(group):
         assert torch.equal(whole[names.router_key(0)], initial[names.router_key(0)])
 
 
-def test_a_fresh_router_tells_copies_of_an_expert_apart():
+def test_noise_on_the_router_rows_tells_copies_of_an_expert_apart():
     config = tiny_config("qwen2_moe", 4)
     seed, initial, names = random_tensors(submodel_config(config, 2), seed=5), random_weights(config, 1), model_map(config)
-    whole = with_seed(seed, initial, names, fresh_router=True)
+    whole = with_seed(seed, initial, names, distinct_rows=True)
     kept = with_seed(seed, initial, names)
+    zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in initial.items()}
+    state = with_seed(seed, zeros, names, distinct_rows=True)       # an optimizer state has no noise
     for key in whole:
-        expected = initial if names.classify(key).role is Role.ROUTER else kept
-        assert torch.equal(whole[key], expected[key])
+        assert torch.equal(state[key], kept[key])
+        if names.classify(key).role is not Role.ROUTER:
+            assert torch.equal(whole[key], kept[key])
+            continue
+        first, second = whole[key].split(2)
+        assert torch.equal(first, seed[key])
+        noise = 0.1 * seed[key].std() * initial[key][2:] / initial[key].std()
+        torch.testing.assert_close(second, seed[key] + noise)
 
 
 def test_a_seed_of_another_architecture_is_an_error():

@@ -118,7 +118,7 @@ ARMS: Mapping[str, Arm] = {
         "finetune.z_loss": 0.0,
     }),
     "upcycle": Arm("sparse upcycling", {**_GROWN, "clusters.count": lambda base: base.model.architecture.num_experts}),
-    # Expert Upcycling (arXiv 2604.19835). The grown router's rows are new, where the paper copies them with noise.
+    # Expert Upcycling (arXiv 2604.19835), without its choice of experts by gradient norm.
     "expert-upcycling": Arm("Expert Upcycling", {**_GROWN, "clusters.count": _small_moes}),
     "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE, **_FRESH, **_RESTARTED}),
     # SPES (arXiv 2602.11543): groups of experts on random text, with their router. Its expert-merging warm-up is left out.

@@ -119,8 +119,9 @@ def write_whole(
 ) -> dict[str, Any]:
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
-    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts into every group and begins with random router
-    rows. Unless `settings.router` is `random`, experts are rescaled as in a merge; see the module `calibrate`.
+    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts into every group. Router rows are random if
+    the seed has one expert, and else copied with noise (Expert Upcycling, arXiv 2604.19835). Unless `settings.router` is `random`,
+    experts are rescaled as in a merge; see the module `calibrate`.
 
     Args:
         start: Settings and files of the untrained MoE.
@@ -135,7 +136,7 @@ def write_whole(
     Returns:
         `layers`: figures per router, if there is a seed.
     """
-    whole, config = whole_moe(start, trained_seed, fresh_router=True)
+    whole, config = whole_moe(start, trained_seed, distinct_rows=True)
     if trained_seed is None:
         write_checkpoint(directory, whole.items(), config)
         return {"layers": []}
@@ -150,6 +151,6 @@ def write_whole(
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
         tensors = optimizer_state.tensors
         write_optimizer_state(
-            directory / OPTIMIZER_FOLDER, lambda kind: with_seed(tensors[kind], zeros, names, fresh_router=True).items(),
+            directory / OPTIMIZER_FOLDER, lambda kind: with_seed(tensors[kind], zeros, names, distinct_rows=True).items(),
             optimizer_state.steps, config)
     return {"layers": layers}
