@@ -159,13 +159,13 @@ def grid() -> str:
         """The gap is the held-out loss at equal tokens minus joint training's, in nats per token; below 0 is better than joint
         training. Its slope is the change of the gap for four times the tokens. Dollars are those until an arm reaches joint
         training's loss, joint training on the large card being 1, at three price books: the dollars for the same tokens times
-        exp(gap / slope of joint training's loss over the log of the tokens). A dash means that one budget was measured, from which
-        no slope follows, or that more than four times the tokens would be needed; the dollars for the same tokens are next to them. Both slopes compare the seeds that two budgets share.
-        Hours are those for the same tokens, with one cheap card per sub-model. Communication between the cards is not counted,
-        which favours joint training on the cheap pool, and arms whose seed all cards train together with exact gradients, as all
-        with Muon do. Those with AdamW are older: there one card trains the seed. With *seed on all cards*, members average their weights
-        at syncs and exchange no gradients. Where arms are tuned, it is on another corpus and seed than they are
-        reported on; else a table or its row says so.""",
+        exp(gap / slope of joint training's loss over the log of the tokens). A dash means that one budget was measured, from
+        which no slope follows, or that more than four times the tokens would be needed; the dollars for the same tokens are
+        next to them. Both slopes compare the seeds that two budgets share. Hours are those for the same tokens, with one cheap
+        card per sub-model. Communication between the cards is not counted, which favours joint training on the cheap pool, and
+        arms whose seed all cards train together with exact gradients, as all with Muon do. Those with AdamW are older: there
+        one card trains the seed. With *seed on all cards*, members average their weights at syncs and exchange no gradients.
+        Where arms are tuned, it is on another corpus and seed than they are reported on; else a table or its row says so.""",
         *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
 
 
