@@ -22,7 +22,7 @@ CELL = Cell(corpus=EMBEDDED, family="qwen3_moe", start="random", experts=16, top
 TOKENS = 300_000
 LARGEST_GAP = 0.05
 """Largest gap that passes (nats per token). It is 0.007 now, and 0.060 if each phase begins without the optimizer state of the one
-before; machines that round differently move it by about 0.02."""
+before."""
 
 
 def gap(work: Path) -> float:
