@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.speed_sections import (
     checkpoint_stall,
@@ -12,7 +10,6 @@ from benchmarks.speed_sections import (
     kmeans,
     made_with,
     number,
-    prose,
     ray_overhead,
     read,
     seats,
@@ -24,10 +21,7 @@ from benchmarks.speed_sections import (
     true_sizes,
     within_documents,
 )
-from benchmarks.study.compare.figures import Drawing, figure_paths, plot_comparison
 from benchmarks.study.grid import section as grid_section
-from benchmarks.study.quality import absolutes, result_files
-from benchmarks.study.quality import section as quality_section
 
 
 def simulator() -> str:
@@ -98,58 +92,6 @@ def makespan() -> str:
         "\n".join(arrivals), "\n".join(made))
 
 
-def quality() -> str:
-    results = quality_section.results()
-    figures = [path for folder in drawings() for path in figure_paths(folder)]
-    return section(
-        "Quality for money",
-        f"""Held-out perplexity relative to joint training of the same MoE on the high-memory pool, and the planned dollars for
-        which complete runs reach its final loss, relative to joint training's dollars. {quality_section.joint_tokens()} tokens of
-        joint training; one tokenizer and one validation text per cell. Median over seeds (smallest to largest). Prices are the
-        paper's; the speed of the cheap card is assumed to be 0.72 of the other's.""",
-        prose("""Dollars and hours are operations at these prices and speeds, of everything that an arm pays for: its training,
-        the passes over the corpus for its clusters, those that calibrate its routers and compare its merges, and the evaluation
-        of its own final model. Not counted: evaluations of the held-out loss during training, and text of other sources (the
-        domains of the other corpus), which only the benchmark asks for. Also not counted: communication between the workers of a
-        gang, which favours arms that shard a model over cheap cards, and the data that sync points move through storage, which
-        favours the default. Metered dollars are the seconds for which workers were held, all of that included; each worker is a
-        process with one thread, next to another one."""),
-        prose("""At equal dollars, an arm's figure is interpolated between two of its complete runs, on a straight line of log
-        perplexity (or hours) over log dollars, at joint training's dollars. Equal hours work the same way: the hours of one worker
-        of the high-memory pool, and of one low-memory worker per sub-model. Figures of a gang on the low-memory pool are those of
-        the same training at that pool's price."""),
-        prose("""Batch sizes and learning rates: joint training, sparse upcycling and the default each have the best ones on seeds
-        that are not among these (the latter two measured on `qwen3_moe`). The paper's recipe has those of the default; other rates
-        gave the same results. *What was tried* lists them. From random weights the paper's recipe clusters by an untrained
-        embedding table, where the paper has a trained one. A common dense start was trained on 250,000 tokens, which no arm pays
-        for. The default with 40 % of the tokens in the fine-tune has joint training's batch size and learning rate there, half of
-        the tokens in the seed, and runs at equal tokens only: it is meant for limited text, not for a limited budget."""),
-        prose("""Corpora: `corpora.py debian` builds `debian8` from Debian packages: kernel and Perl documentation, Python and C++
-        code, office help in French and Chinese, a political FAQ, a dictionary. `corpora.py cut` cut `small8` from texts that are
-        not in this repository: Go code, Metamath proofs, the PHP manual, office help in German and Japanese, novels, speeches,
-        film reviews. No domain is in both; each is the other's text of other sources."""),
-        table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
-        *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in figures),
-        "### Absolute figures",
-        prose("""At equal tokens, medians over the seeds. The last columns compare sources and clusters of documents with the expert
-        that is most often the first choice in them: normalised mutual information, 1 where one determines the other, mean over
-        the layers."""),
-        table(absolutes.HEAD, absolutes.rows(results)),
-        "By domain, medians over families, starts and seeds.", table(absolutes.DOMAINS_HEAD, absolutes.domains(results)),
-        "### At other prices",
-        prose("""Complete runs as above, whose lengths were chosen for the paper's prices. Median of the cells' medians (smallest to
-        largest cell)."""),
-        table(quality_section.PRICES_HEAD, quality_section.prices()),
-        "### One lever at a time",
-        prose("""The default with one setting changed back to the paper's, or to another method's, at equal tokens. Seeds differ by
-        more
-        than most levers do, but a lever shares text, start and batch order with the default's run of the same seed. So read the
-        last column, and whether all its seeds are on one side of 1."""),
-        table(quality_section.LEVERS_HEAD, quality_section.levers()),
-        "### What was tried", "Notes from `benchmarks/study/quality/tried.json`, on one seed: small differences mean little.",
-        table(quality_section.TRIED_HEAD, quality_section.tried()), quality_section.made_with())
-
-
 def grid() -> str:
     tables = [
         part for title, rows in grid_section.tables(grid_section.entries()).items()
@@ -169,28 +111,6 @@ def grid() -> str:
         *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
 
 
-def drawings() -> dict[Path, Drawing]:
-    """The figures of the quality benchmark, by folder."""
-    published = result_files.PUBLISHED
-    return {
-        published / each.name.replace("/", "-"): each for each in result_files.read_lines(published / result_files.CURVES, Drawing)}
-
-
-def ranking() -> str:
-    result = read("ranking")
-    arms = result["setting"]["arms"][1:]
-    rows = [
-        [str(seed), how, ", ".join(found["ranking"]), *(f"{found['over_joint'][arm]:+.3f}" for arm in arms)]
-        for seed, each in enumerate(result["seeds"]) for how, found in each.items()]
-    return section(
-        "Does `python -m benchmarks.study compare` rank as the tuned benchmark does?",
-        """On the domains of the embedded corpus, for which no recipe was tuned. Every arm runs at the default's batch size and
-        learning rate (*as configured*), tuned by `compare`, and with the batch sizes and rates that the benchmark's baselines were
-        tuned to. Held-out nats per token above joint training's, at equal tokens. Small differences between arms are within the
-        noise of one seed.""",
-        table(["seed", "tuned", "best first", *arms], rows), made_with(result))
-
-
 _INTRODUCTION = """The machines that measured these are noisy: read ratios and medians, not single figures. Arms take turns, and
         each
 is a whole process. `python -m benchmarks.document` writes this page from `benchmarks/results/`; `make bench` measures again."""
@@ -202,17 +122,13 @@ def page() -> str:
         "training_step": training_step, "kmeans": kmeans, "ray_overhead": ray_overhead, "seats_256": seats,
         "service_load": service_load, "checkpoint_stall": checkpoint_stall, "simulator": simulator, "makespan": makespan,
         "corpus_scale": corpus_scale, "true_sizes": true_sizes,
-        "expert_offload": expert_offload, "within_documents": within_documents, "ranking": ranking}
+        "expert_offload": expert_offload, "within_documents": within_documents}
     parts = ["# Results", " ".join(_INTRODUCTION.split()), *(
         write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists())]
     if grid_section.entries():     # hours of measuring, apart from `make bench`
         parts.append(grid())
-    if quality_section.results():     # the same
-        parts.append(quality())
     return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    for folder, drawn in drawings().items():
-        plot_comparison(drawn, folder)
     (ROOT / "RESULTS.md").write_text(page(), encoding="utf-8")

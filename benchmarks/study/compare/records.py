@@ -118,18 +118,13 @@ class Row(Record):
     """Settings that the arm's sweep chose; null without a sweep."""
 
 
-class ComparedRows(Record):
-    """Rows of comparisons with one seed."""
+class Comparison(Record):
+    """Content of `compare.json`."""
 
     schema_version: int = SCHEMA_VERSION
     seed: int
     rows: tuple[Row, ...] = Field(min_length=1)
     """Rows, joint training first."""
-
-
-class Comparison(ComparedRows):
-    """Content of `compare.json`."""
-
     reference: str
     """Name of the arm that all others are compared with."""
     name: str

@@ -11,13 +11,13 @@ from typing import Annotated, TypeVar
 import typer
 
 from benchmarks.study.compare.arms import REFERENCE
+from benchmarks.study.corpus_files import EMBEDDED
 from benchmarks.study.grid.advice import advise
 from benchmarks.study.grid.cells import BUDGETS, FAMILIES, REPORT_SEEDS, SHAPES, STARTS, corpora_folder, report_corpora
 from benchmarks.study.grid.files import PUBLISHED, publish, published
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
 from benchmarks.study.grid.run import Places, run_pieces
-from benchmarks.study.quality.corpus_files import EMBEDDED
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display.formatting import plain_table

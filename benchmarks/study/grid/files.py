@@ -10,16 +10,12 @@ from typing import Any, TypeVar
 
 from benchmarks.study.grid.records import Entry, PieceResult, TunedArm
 from benchmarks.study.grid.summary import summarise
-from benchmarks.study.quality.result_files import read_lines, write_entries
 from moedisco_ray.core.artifacts import write_json, write_text
 from moedisco_ray.core.records import Record
 
 PUBLISHED = Path(__file__).resolve().parent / "results"
 """Folder of the published results, which git keeps."""
 PIECES, TUNED, SUMMARY = "pieces.jsonl", "tuned.jsonl", "summary.json"
-__all__ = [
-    "PIECES", "PUBLISHED", "SUMMARY", "TUNED", "publish", "published", "read_lines", "read_piece", "read_pieces", "read_tuned",
-    "write"]
 
 _IN_PARTS = frozenset({"made", "recipe"})
 """Fields whose entries are published only where they differ from the line before."""
@@ -60,7 +56,7 @@ def publish(raw: Path, folder: Path) -> None:
         folder: Folder of the published files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tuned = _merged(read_lines(folder / TUNED, TunedArm), read_tuned(raw))
+    tuned = _merged(published_tuned(folder), read_tuned(raw))
     found = _merged(published(folder), read_pieces(raw))
     pieces = {key: _with_sweep(piece, tuned.values()) for key, piece in found.items()}
     if pieces:
@@ -68,7 +64,14 @@ def publish(raw: Path, folder: Path) -> None:
     if tuned:
         write_text(folder / TUNED, "".join(f"{record.model_dump_json()}\n" for record in tuned.values()))
     fields = set(Entry.model_fields)
-    write_entries(folder / SUMMARY, (each.model_dump(mode="json", include=fields) for each in summarise(list(pieces.values()))))
+    entries = [json.dumps(each.model_dump(mode="json", include=fields)) for each in summarise(list(pieces.values()))]
+    write_text(folder / SUMMARY, "[\n" + ",\n".join(entries) + "\n]\n")
+
+
+def published_tuned(folder: Path) -> list[TunedArm]:
+    """The published results of sweeps; empty if there are none."""
+    path = folder / TUNED
+    return [TunedArm.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def published(folder: Path) -> list[PieceResult]:

@@ -24,6 +24,10 @@ LEVERS: Mapping[str, Arm] = {
     "private-from-95": Arm("ours, private from 95 % of the sub-model phase on", {"tokens.seed_share": 0.9}),
     "longer-finetune": Arm("ours, a fifth of the tokens in the fine-tune", {
         "tokens.seed_share": 0.65, "tokens.finetune_share": 0.2}),
+    "no-syncs": Arm("ours, sub-models never sync", {"submodels.sync_every": None}),
+    "random-router": Arm("ours, random directions in the merged routers", {"merge.router": "random"}),
+    "fresh-states": Arm("ours, phases begin without optimizer state", {
+        "submodels.keep_optimizer_state": False, "finetune.keep_optimizer_state": False}),
     "early-growth": Arm("Expert Upcycling, grown at half of the tokens", {
         **ARMS["expert-upcycling"].settings, "tokens.seed_share": 0.5, "tokens.finetune_share": 0.5}),
 }

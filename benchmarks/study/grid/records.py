@@ -32,12 +32,18 @@ class TunedArm(Record):
     arm: str
     values: dict[str, Any]
     """The chosen settings by dotted configuration path."""
+    recipe: dict[str, Any]
+    """The arm's other settings, by dotted path: with different ones, the sweep says nothing."""
     settings: TunedSettings
     made: Made
 
+    def applies_to(self, recipe: Mapping[str, Any]) -> bool:
+        """Whether the arm still is what was swept: it has the same settings, but for the chosen ones."""
+        return all(recipe.get(path, value) == value for path, value in self.recipe.items())
+
     def chose(self, recipe: Mapping[str, Any]) -> bool:
         """Whether a run with this recipe has the chosen values, but for those that have no effect in it."""
-        return all(recipe.get(path, value) == value for path, value in self.values.items())
+        return self.applies_to(recipe) and all(recipe.get(path, value) == value for path, value in self.values.items())
 
 
 class Phase(Record):

@@ -22,10 +22,11 @@ from benchmarks.study.compare.records import PhaseCost
 from benchmarks.study.compare.run import measured, share_corpus
 from benchmarks.study.compare.tuning import tune
 from benchmarks.study.grid.cells import base_config
-from benchmarks.study.grid.files import PUBLISHED, TUNED, read_lines, read_piece, read_tuned, write
+from benchmarks.study.grid.files import PUBLISHED, published_tuned, read_piece, read_tuned, write
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import Piece
 from benchmarks.study.grid.records import Made, Phase, PieceResult, TunedArm
+from benchmarks.study.recipe import recipe
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import DivergedError
 from moedisco_ray.core.run_store import RunStore
@@ -88,14 +89,15 @@ def run_pieces(pieces: Sequence[Piece], places: Places, command: str, *, hours: 
 
 
 def is_done(piece: Piece, places: Places) -> bool:
-    """Whether a piece has a result; one without the values that the sweep chose is measured again."""
+    """Whether a piece has a result; one without the values that a sweep of its arm chose is measured again."""
     tuned = tuned_arm(piece, places)
     if piece.kind == "tune":
         return tuned is not None
     path = piece.path(places.results)
     if not path.exists():
         return False
-    return tuned is None or tuned.chose(read_piece(path).recipe)
+    done = read_piece(path).recipe
+    return tuned is None or not tuned.applies_to(done) or tuned.chose(done)
 
 
 def measure(piece: Piece, places: Places, command: str) -> None:
@@ -119,15 +121,18 @@ def measure(piece: Piece, places: Places, command: str) -> None:
 
 def tuned_arm(piece: Piece, places: Places) -> TunedArm | None:
     """The result of the sweep in the piece's tuning cell; None if there is none."""
-    known = [*read_tuned(places.results), *read_lines(places.published / TUNED, TunedArm)]
+    known = [*read_tuned(places.results), *published_tuned(places.published)]
     return next((each for each in known if (each.cell, each.arm) == (piece.cell.recipe, piece.arm)), None)
 
 
 def _report(piece: Piece, base: RunConfig, work: Path, places: Places) -> PieceResult:
     arm, tuned = KNOWN[piece.arm], tuned_arm(piece, places)
+    config = arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total)
+    if tuned is not None and not tuned.applies_to(recipe(config)):
+        tuned = None
     if tuned is not None:
         arm = dataclasses.replace(arm, settings={**arm.settings, **tuned.values})
-    config = arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total)
+        config = arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total)
     _run(config)
     row = measured(piece.arm, arm, "tokens", config, None if tuned is None else tuned.settings)
     return PieceResult(
@@ -148,8 +153,10 @@ def _tune(piece: Piece, base: RunConfig, work: Path) -> TunedArm:
 
     arm: Arm = KNOWN[piece.arm]
     found = tune(base, piece.arm, arm, work, base.tokens.total // SLICES_PER_BUDGET, train)
+    swept = recipe(arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total))
     return TunedArm(
-        cell=piece.cell, seed=piece.seed, arm=piece.arm, values=dict(found.values), settings=found.settings, made=_UNKNOWN)
+        cell=piece.cell, seed=piece.seed, arm=piece.arm, values=dict(found.values), settings=found.settings, made=_UNKNOWN,
+        recipe={path: value for path, value in swept.items() if path not in found.values})
 
 
 def _run(config: RunConfig) -> None:

@@ -14,18 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import document
-from benchmarks.study.compare.arms import ARMS, REFERENCE, arm_config
+from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.compare.run import compare
-from benchmarks.study.grid import cells, command, files, levers, pieces, prices, run, section, summary
+from benchmarks.study.grid import cells, command, files, pieces, prices, run, section, summary
 from benchmarks.study.grid.records import Entry, Figures, PieceResult, TunedArm
-from benchmarks.study.recipe import recipe
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import ConfigError, NotFiniteError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.plan import build_plan
 
 FIELDS = (
     "corpus", "family", "start", "experts", "top_k", "active_share", "budget_tokens", "arm", "seeds", "loss_gap", "loss_gap_spread",
@@ -106,56 +104,6 @@ def test_a_part_of_the_grid_is_useful() -> None:
 @pytest.mark.parametrize(("experts", "top_k"), [cells.GPU_SHAPE, *cells.SHAPES])
 def test_sub_models_have_a_router_to_train(experts: int, top_k: int) -> None:
     assert experts // cell(experts=experts, top_k=top_k).groups >= top_k
-
-
-@pytest.mark.parametrize("name", pieces.ARMS)
-@pytest.mark.parametrize("scale", ["cpu", "gpu"])
-def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str) -> None:
-    shape = cells.GPU_SHAPE if scale == "gpu" else cells.SHAPES[0]
-    own = cell(corpus="embedded", experts=shape[0], top_k=shape[1], scale=scale)
-    base = cells.base_config(own, 0, None, Path("runs"))
-    config = arm_config(base, name, ARMS[name], Path("runs"), "tokens", base.tokens.total)
-    assert build_plan(config).tokens == own.tokens
-    experts_of_seed = own.experts // config.clusters.count
-    group = own.experts // own.groups
-    seeded = {"joint": 0, "disco": group, "parallel-seed": group, "expert-upcycling": group, "upcycle": 1, "spes": 0}
-    members = {"parallel-seed": own.groups}
-    assert (experts_of_seed if config.tokens.seed else 0) == seeded[name]
-    assert config.tokens.decoupled == (name in ("disco", "parallel-seed", "spes"))
-    if config.tokens.seed:      # all arms make as many steps in the seed phase: members share the batch
-        assert config.seed_members == members.get(name, 1)
-        assert config.seed_members * config.submodels.optimizer.batch_tokens == base.finetune.optimizer.batch_tokens
-    assert config.pools.low_memory.max_workers == own.groups
-    if name == "spes":
-        assert experts_of_seed >= own.top_k
-        assert 50 <= (config.submodels.sync_every or 0) <= 100
-
-
-@pytest.mark.parametrize(("name", "changes"), [
-    ("small-groups", {"clusters.count": 4}), ("private-from-53", {"tokens.seed_share": 0.5}),
-    ("private-from-95", {"tokens.seed_share": 0.9}),
-    ("disco-adamw", {
-        "submodels.optimizer.name": "adamw", "submodels.optimizer.schedule": "constant", "finetune.optimizer.name": "adamw",
-        "finetune.optimizer.schedule": "cosine", "finetune.optimizer.warmup": 0.03, "finetune.optimizer.lr": 2e-3}),
-    ("longer-finetune", {"tokens.seed_share": 0.65, "tokens.finetune_share": 0.2})])
-def test_a_lever_changes_its_settings_alone(name: str, changes: dict[str, Any]) -> None:
-    base = cells.base_config(cell(corpus="embedded", scale="cpu"), 0, None, Path("runs"))
-    ours, lever = (
-        recipe(arm_config(base, each, levers.KNOWN[each], Path("runs"), "tokens", base.tokens.total)) for each in ("disco", name))
-    assert {path: value for path, value in lever.items() if ours[path] != value} == changes
-
-
-def test_levers_of_the_rivals_are_the_rivals_with_one_change() -> None:
-    base = cells.base_config(cell(corpus="embedded", scale="cpu"), 0, None, Path("runs"))
-    with_adamw = ((name, name.removesuffix("-adamw")) for name in levers.WITH_ADAMW)
-    for lever, rival in (("early-growth", "expert-upcycling"), *with_adamw):
-        one, other = (
-            arm_config(base, each, levers.KNOWN[each], Path("runs"), "tokens", base.tokens.total) for each in (lever, rival))
-        assert build_plan(one).tokens == build_plan(other).tokens == base.tokens.total
-        assert one.tokens.decoupled == other.tokens.decoupled
-        assert one.seed_members == other.seed_members
-        assert other.finetune.optimizer.name == "muon"
-        assert (one.finetune.optimizer.name == "adamw") == lever.endswith("adamw")
 
 
 @pytest.mark.usefixtures("_one_thread")
@@ -254,20 +202,26 @@ def test_every_arm_is_tuned_by_the_same_sweep(tmp_path: Path, corpora: Path, mon
         "finetune.optimizer.schedule"}
 
 
-@pytest.mark.parametrize("rate", [4e-3, 8e-3])
-def test_a_result_without_the_values_of_the_sweep_is_measured_again(tmp_path: Path, corpora: Path, rate: float) -> None:
+@pytest.mark.parametrize(("rate", "share", "done", "is_tuned"), [
+    (4e-3, 1.0, True, True), (8e-3, 1.0, False, False),
+    (8e-3, 0.5, True, False)])      # the sweep is of another recipe
+def test_a_result_without_the_values_of_the_sweep_is_measured_again(
+    tmp_path: Path, corpora: Path, rate: float, share: float, done: bool, is_tuned: bool,
+) -> None:
     there = places(tmp_path, corpora)
     report = pieces.reporting(smoke_axes())[0]
-    before = piece(REFERENCE, 4.0).model_copy(update={"recipe": {"finetune.optimizer.lr": 4e-3}})
+    before = piece(REFERENCE, 4.0).model_copy(update={"recipe": {"finetune.optimizer.lr": 4e-3, "tokens.finetune_share": 1.0}})
     files.write(report.path(there.results), before)
     assert run.is_done(report, there)
     values = {"finetune.optimizer.lr": rate, "submodels.optimizer.lr": rate}    # joint training has no sub-models
-    sweep = TunedArm(cell=report.cell.recipe, seed=7, arm=REFERENCE, values=values, settings=TUNED, made=MADE)
+    sweep = TunedArm(
+        cell=report.cell.recipe, seed=7, arm=REFERENCE, values=values, recipe={"tokens.finetune_share": share}, settings=TUNED,
+        made=MADE)
     files.write(there.results / "tune-1.json", sweep)
-    assert run.is_done(report, there) == (rate == 4e-3)
+    assert run.is_done(report, there) == done
     files.publish(there.results, tmp_path / "published")
     (published,) = files.published(tmp_path / "published")
-    assert published == before.model_copy(update={"tuned": TUNED if rate == 4e-3 else None})
+    assert published == before.model_copy(update={"tuned": TUNED if is_tuned else None})
 
 
 def by_arm(results: list[PieceResult]) -> dict[tuple[str, int], Figures]:

@@ -7,7 +7,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.study.quality import corpora
+from benchmarks.study import corpora
 
 LINES = st.lists(st.text("ab \u00e9", max_size=30), max_size=40)
 

@@ -1,1 +1,0 @@
-"""The quality benchmark: `run.py` measures, `section.py` reports."""
