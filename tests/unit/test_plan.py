@@ -29,6 +29,7 @@ from moedisco_ray.plan import (
     planned_vocab_size,
     submodel_architecture,
     tokenizer_vocab_size,
+    with_cluster_count,
     worker_memory,
 )
 from moedisco_ray.plan import memory as memory_module
@@ -527,6 +528,22 @@ def test_the_hours_of_seed_and_sub_models_divide_by_the_slots(slots):
     for stage in ("seed", "submodels"):
         assert some[stage].memory == one[stage].memory
         assert some[stage].cost.dollars == pytest.approx(one[stage].cost.dollars)
+
+
+@pytest.mark.parametrize(("batch_tokens", "workers", "most"), [(65_536, 1, 1.9), (1_048_576, 2, 1.15), (4_194_304, 2, 1.05)])
+def test_the_default_uses_two_cards_throughout_where_batches_are_large(batch_tokens, workers, most):
+    def hours(slots):
+        default = yaml.safe_load(preset_text("default"))
+        default["pools"]["low_memory"]["max_workers"] = slots
+        default["tokens"]["total"] = 2000 * batch_tokens
+        for section in ("submodels", "finetune"):
+            default[section]["optimizer"]["batch_tokens"] = batch_tokens
+        stages = {stage.stage: stage for stage in build_plan(with_cluster_count(check_config(default))).stages}
+        return sum(stages[stage].cost.hours for stage in ("seed", "submodels")), stages["seed"].workers
+
+    (alone, _), (both, together) = hours(1), hours(2)
+    assert together == workers      # over 10 Gbit/s
+    assert alone / 2 < both <= most * alone / 2
 
 
 def test_a_parallel_seed_stores_one_model_and_every_member_reads_its_text():

@@ -158,7 +158,8 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
         raw[section]["optimizer"] |= {"batch_tokens": scale.batch_tokens, "micro_batch": scale.micro_batch, "lr": scale.lr}
     for pool in raw["pools"].values():
         pool["gpu"] = int(cell.scale == "gpu")
-    raw["pools"]["low_memory"] |= {"max_workers": cell.groups, "seed_workers": cell.groups}
+    # Models for CPUs are too small to exchange gradients over a network; a card's cell takes what its plan finds.
+    raw["pools"]["low_memory"] |= {"max_workers": cell.groups, "seed_workers": "auto" if cell.scale == "gpu" else cell.groups}
     raw["pools"]["high_memory"]["workers"] = 1
     return check_config(raw if cell.start == "random" else _from_seed(raw, scale, work))
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from grid_example import cell
 
-from benchmarks.study.compare.arms import ARMS, arm_config
+from benchmarks.study.compare.arms import ARMS, REFERENCE, arm_config
 from benchmarks.study.grid import cells, levers, pieces
 from benchmarks.study.recipe import recipe
 from moedisco_ray.core.config import RunConfig, check_config
@@ -99,6 +99,9 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
         assert config.seed_members == members.get(name, 1)
         assert config.seed_members * config.submodels.optimizer.batch_tokens == base.finetune.optimizer.batch_tokens
     assert config.pools.low_memory.max_workers == own.groups
+    flops = sum(stage.cost.flops for stage in build_plan(config).stages)
+    joint = arm_config(base, REFERENCE, ARMS[REFERENCE], Path("runs"), "tokens", base.tokens.total)
+    assert flops <= sum(stage.cost.flops for stage in build_plan(joint).stages)     # waiting for a network would add to them
     if name == "spes":
         assert experts_of_seed >= own.top_k
         assert 50 <= (config.submodels.sync_every or 0) <= 100
