@@ -104,9 +104,10 @@ def grid() -> str:
         exp(gap / slope of joint training's loss over the log of the tokens). A dash means that one budget was measured, from
         which no slope follows, or that more than four times the tokens would be needed; the dollars for the same tokens are
         next to them. Both slopes compare the seeds that two budgets share. Hours are those for the same tokens, with one cheap
-        card per sub-model. Communication between the cards is not counted, which favours joint training on the cheap pool, and
-        arms whose seed all cards train together with exact gradients, as all with Muon do. Those with AdamW are older: there
-        one card trains the seed. With *seed on all cards*, members average their weights at syncs and exchange no gradients.
+        card per sub-model. All of these cards train a seed together and exchange gradients in every step; with AdamW, which is
+        older, one card does, and with *seed on all cards* members average their weights at syncs instead. Communication between
+        cards is not counted, which favours joint training on the cheap pool and arms whose cards exchange gradients. Other text
+        is that of another corpus, and its perplexity relative to joint training's.
         Where arms are tuned, it is on another corpus and seed than they are reported on; else a table or its row says so.""",
         *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
 

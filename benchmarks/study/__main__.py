@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.study.compare.figures import drawing, plot_comparison
+from benchmarks.study.compare.figures import plot_comparison
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
 from benchmarks.study.grid.command import advise_on, measure_grid
@@ -52,7 +52,7 @@ def compare_arms(
     slices = checked.tokens.total // 4 if slice_tokens is None else slice_tokens
     result = compare(checked, place, names, budgets=budgets, view=view, slice_tokens=slices)
     store = RunStore.of(place)
-    figures = plot_comparison(drawing(result.name, result.target_loss, result.rows), store.directory / "figures")
+    figures = plot_comparison(result, store.directory / "figures")
     store.publish(*figures)
     if as_json:
         console.file.write(f"{result.model_dump_json(indent=2)}\n")

@@ -147,17 +147,17 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
-def chosen(names: Sequence[str], arms: Mapping[str, Arm] = ARMS) -> dict[str, Arm]:
+def chosen(names: Sequence[str]) -> dict[str, Arm]:
     """The named arms, the reference first; all arms if no name is given.
 
     Raises:
         ConfigError: There is no such arm.
     """
     for name in names:
-        if name not in arms:
-            raise ConfigError("--arms", name, f"no such arm; there are {', '.join(arms)}")
-    wanted = {REFERENCE, *(names or arms)}
-    return {name: arm for name, arm in arms.items() if name in wanted}
+        if name not in ARMS:
+            raise ConfigError("--arms", name, f"no such arm; there are {', '.join(ARMS)}")
+    wanted = {REFERENCE, *(names or ARMS)}
+    return {name: arm for name, arm in ARMS.items() if name in wanted}
 
 
 def run_name(arm: str, budget: Budget) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.study.compare.records import Budget, Point, Row
+from benchmarks.study.compare.records import Budget, Comparison
 from moedisco_ray.cli.figures import INK, PALETTE, STYLE, blank_figure
-from moedisco_ray.core.records import Record
 
 Axis = Literal["tokens", "dollars", "hours"]
 _AXES: Mapping[Axis, tuple[Budget, str]] = {
@@ -27,105 +26,51 @@ _BUDGETS = {budget for budget, _ in _AXES.values()}
 _DASHES = {"seed": (2, 1.5), "finetune": (None, None)}
 
 
-class Line(Record):
-    """Held-out loss of one model of a run, column by column."""
-
-    stage: str
-    """`seed` or `finetune`."""
-    tokens: tuple[int, ...]
-    dollars: tuple[float, ...]
-    hours: tuple[float, ...]
-    loss: tuple[float, ...]
-
-
-class RunLines(Record):
-    """The lines of one run."""
-
-    arm: str
-    budget: Budget
-    lines: tuple[Line, ...]
-
-
-class Drawing(Record):
-    """What the figures of a comparison show."""
-
-    name: str
-    target_loss: float
-    """Joint training's last held-out loss."""
-    runs: tuple[RunLines, ...]
-    """Runs, joint training first."""
-
-
-def drawing(name: str, target_loss: float, rows: Iterable[Row]) -> Drawing:
-    """What the figures of a comparison show.
-
-    Args:
-        name: Title of the figures.
-        target_loss: Joint training's last held-out loss.
-        rows: Rows of `compare.json`, joint training first.
-    """
-    runs = []
-    for row in rows:
-        if row.budget in _BUDGETS:
-            lines = tuple(_line(stage, tuple(points)) for stage, points in itertools.groupby(row.curve, lambda point: point.stage))
-            runs.append(RunLines(arm=row.arm, budget=row.budget, lines=lines))
-    return Drawing(name=name, target_loss=target_loss, runs=tuple(runs))
-
-
-def _line(stage: str, points: Sequence[Point]) -> Line:
-    return Line(
-        stage=stage, tokens=tuple(point.tokens for point in points), dollars=tuple(point.dollars for point in points),
-        hours=tuple(point.hours for point in points), loss=tuple(point.loss for point in points))
-
-
-def plot_comparison(drawn: Drawing, folder: Path) -> list[Path]:
+def plot_comparison(compared: Comparison, folder: Path) -> list[Path]:
     """Draw `loss-over-tokens.png`, `-dollars` and `-hours`.
 
     Args:
-        drawn: Lines to draw.
+        compared: The comparison.
         folder: Output folder; created if absent.
 
     Returns:
         Paths of the PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = figure_paths(folder)
+    paths = [folder / f"loss-over-{axis}.png" for axis in _AXES]
     with mpl.rc_context(STYLE):
         for axis, path in zip(_AXES, paths, strict=True):
-            draw_losses(drawn, axis).savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+            draw_losses(compared, axis).savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
     return paths
 
 
-def figure_paths(folder: Path) -> list[Path]:
-    """Paths of a comparison's figures in a folder."""
-    return [folder / f"loss-over-{axis}.png" for axis in _AXES]
-
-
-def draw_losses(drawn: Drawing, axis: Axis) -> Figure:
+def draw_losses(compared: Comparison, axis: Axis) -> Figure:
     """Draw one line per arm: dashed for the seed, a gap while sub-models train, solid for the whole model."""
     budget, label = _AXES[axis]
-    joint = drawn.runs[0]
-    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(run.arm for run in drawn.runs[1:]))}
-    runs = [joint, *(run for run in drawn.runs[1:] if run.budget == budget)]
+    joint, *others = compared.rows
+    drawn = [row for row in others if row.budget in _BUDGETS]
+    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(row.arm for row in drawn))}
+    rows = [joint, *(row for row in drawn if row.budget == budget)]
     figure = blank_figure(6.4, 4.2)
     axes = figure.subplots()
     ends = []
-    for run in runs:
+    for row in rows:
         # An arm has the same colour in all figures of a comparison, even if some arms have no run in one of them.
-        colour = INK if run is joint else PALETTE[numbers[run.arm] % len(PALETTE)]
-        for line in run.lines:
+        colour = INK if row is joint else PALETTE[numbers[row.arm] % len(PALETTE)]
+        for stage, points in itertools.groupby(row.curve, lambda point: point.stage):
+            line = list(points)
             axes.plot(
-                getattr(line, axis), line.loss, color=colour, dashes=_DASHES[line.stage], zorder=3 if run is joint else 2,
-                marker="o" if len(line.loss) == 1 else None, markersize=5)
-        last = run.lines[-1]
-        ends.append((getattr(last, axis)[-1], last.loss[-1], run.arm, colour))
-    axes.axhline(drawn.target_loss, color="#999999", linewidth=1, linestyle=":")
+                [getattr(point, axis) for point in line], [point.loss for point in line], color=colour, dashes=_DASHES[stage],
+                zorder=3 if row is joint else 2, marker="o" if len(line) == 1 else None, markersize=5)
+        last = row.curve[-1]
+        ends.append((getattr(last, axis), last.loss, row.arm, colour))
+    axes.axhline(compared.target_loss, color="#999999", linewidth=1, linestyle=":")
     # The first losses are far above the range of interest.
-    low = min(loss for run in runs for line in run.lines if line.stage == "finetune" for loss in line.loss)
-    high = joint.lines[0].loss[0]
+    low = min(point.loss for row in rows for point in row.curve if point.stage == "finetune")
+    high = joint.curve[0].loss
     axes.set_ylim(low - 0.05 * (high - low), high)
     axes.set(xlabel=label, ylabel="held-out loss (nats per token)")
-    axes.set_title(f"{drawn.name}: at equal {budget}", loc="left")
+    axes.set_title(f"{compared.name}: at equal {budget}", loc="left")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     label_ends(axes, ends)
     return figure

@@ -92,8 +92,6 @@ class Row(Record):
     phases: tuple[PhaseCost, ...]
     """The planned cost by phase."""
     metered_dollars: float
-    joint_metered_dollars: float | None = None
-    """Metered dollars of joint training in the same comparison: on another day or machine it takes another time."""
     worker_seconds: dict[str, float]
     """Metered worker-seconds by pool."""
     loss: float = Field(gt=0, allow_inf_nan=False)
@@ -112,8 +110,6 @@ class Row(Record):
     """Measurements of the held-out loss; an ensemble's last one is its evaluation."""
     dollars_to_target: float | None = None
     """Planned dollars to joint training's last held-out loss; null if it was not reached."""
-    hours_to_target: float | None = None
-    """Planned hours to the same loss."""
     tuned: TunedSettings | None = None
     """Settings that the arm's sweep chose; null without a sweep."""
 

@@ -54,7 +54,7 @@ _BUDGET_WORDS = {"tokens": "equal tokens", "dollars": "equal planned dollars", "
 
 def compare(
     base: RunConfig, output: Location, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
-    view: Callable[[], View] | None = None, backend: Backend | None = None, known: Mapping[str, Arm] = ARMS, slice_tokens: int = 0,
+    view: Callable[[], View] | None = None, backend: Backend | None = None, slice_tokens: int = 0,
 ) -> Comparison:
     """Train every arm, once at joint training's tokens and once at its planned dollars, and compare the results.
 
@@ -72,7 +72,6 @@ def compare(
         budgets: Quantities that are made equal to joint training's, `loss` last.
         view: Creates the view of a run, which is closed when the run ends; None shows nothing.
         backend: Backend that runs the work; None uses Ray.
-        known: Arms to choose from.
         slice_tokens: Tokens of each short training that tunes an arm's learning rate and batch size (`tuning`); 0 trains with the
             configured values.
 
@@ -83,7 +82,7 @@ def compare(
         ConfigError: There is no such arm, or the configuration does not allow it.
         RunError: A run failed; the same call resumes.
     """
-    requested = chosen(names, known)
+    requested = chosen(names)
     corpus = _store(output, run_name(REFERENCE, "tokens")).directory / "corpus"
 
     def reads(config: RunConfig, arm: Arm) -> Reads:
@@ -91,8 +90,8 @@ def compare(
 
     tuned = {
         **_tune(base, requested, output, slice_tokens, view, backend),
-        **_stored_results(base, known, requested, output, slice_tokens)}
-    known = {**known, **{name: found.arm for name, found in tuned.items()}}
+        **_stored_results(base, requested, output, slice_tokens)}
+    known = {**ARMS, **{name: found.arm for name, found in tuned.items()}}
 
     def length(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
         return tokens_for(base, arm, budget, reads, known[REFERENCE])
@@ -185,11 +184,11 @@ def _delete(store: RunStore) -> None:
 
 
 def _stored_results(
-    base: RunConfig, known: Mapping[str, Arm], requested: Mapping[str, Arm], output: Location, slice_tokens: int,
+    base: RunConfig, requested: Mapping[str, Arm], output: Location, slice_tokens: int,
 ) -> dict[str, Tuned]:
     """Results of earlier sweeps for arms that this comparison does not train but may have finished runs of."""
     found: dict[str, Tuned] = {}
-    for name, arm in known.items() if slice_tokens else ():
+    for name, arm in ARMS.items() if slice_tokens else ():
         if name not in requested:
             with contextlib.suppress(ConfigError):
                 tuned = stored_result(base, name, arm, joined(output, "slices"), slice_tokens)
@@ -233,16 +232,13 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig, tuned: Tune
 
 
 def with_reference(rows: Sequence[Row]) -> Iterator[Row]:
-    """The rows, each with joint training's metered dollars and its own cost to reach joint training's last held-out loss.
+    """The rows, each with its cost to reach joint training's last held-out loss.
 
     Args:
         rows: Rows of a comparison, joint training first.
     """
-    joint = rows[0]
     for row in rows:
-        dollars, hours = (first_reach(row.curve, joint.curve[-1].loss, axis) for axis in ("dollars", "hours"))
-        yield row.model_copy(update={
-            "joint_metered_dollars": joint.metered_dollars, "dollars_to_target": dollars, "hours_to_target": hours})
+        yield row.model_copy(update={"dollars_to_target": first_reach(row.curve, rows[0].curve[-1].loss, "dollars")})
 
 
 def _note_quality(output: Location, rows: Sequence[Row]) -> None:

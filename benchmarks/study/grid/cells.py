@@ -62,7 +62,7 @@ CPU = Scale(
     held_out=40_000, calibration_tokens=4096, sync_every=16, model={
         **_COMMON, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "moe_intermediate_size": 128})
-"""About 2 million active parameters at the smallest budget of 1.5 million tokens."""
+"""0.7 of 2.8 million parameters are active with 16 experts; the smallest budget has 1.5 million tokens."""
 GPU = Scale(
     name="gpu", tokens=400_000_000, sequence_length=1024, batch_tokens=65_536, micro_batch=16, lr=1e-3, vocab_size=16_384,
     held_out=1_000_000, calibration_tokens=65_536, sync_every=25, model={

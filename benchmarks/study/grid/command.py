@@ -11,13 +11,23 @@ from typing import Annotated, TypeVar
 import typer
 
 from benchmarks.study.compare.arms import REFERENCE
-from benchmarks.study.corpus_files import EMBEDDED
+from benchmarks.study.corpus_files import EMBEDDED, known_corpora
 from benchmarks.study.grid.advice import advise
-from benchmarks.study.grid.cells import BUDGETS, FAMILIES, REPORT_SEEDS, SHAPES, STARTS, corpora_folder, report_corpora
+from benchmarks.study.grid.cells import (
+    BUDGETS,
+    FAMILIES,
+    REPORT_SEEDS,
+    SHAPES,
+    STARTS,
+    TUNING_CORPUS,
+    corpora_folder,
+    report_corpora,
+)
 from benchmarks.study.grid.files import PUBLISHED, publish, published
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
 from benchmarks.study.grid.run import Places, run_pieces
+from benchmarks.study.grid.summary import JOINT_LOW
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display.formatting import plain_table
@@ -63,12 +73,16 @@ def measure_grid(
         corpora=reported, families=_chosen("--families", families, {name: name for name in FAMILIES}),
         starts=_chosen("--starts", starts, {name: name for name in STARTS}), shapes=_chosen("--shapes", shapes, _SHAPES),
         budgets=_chosen("--budgets", budgets, _BUDGETS),
-        arms=tuple(dict.fromkeys([REFERENCE, *_chosen("--arms", arms, {name: name for name in KNOWN})])),
+        arms=tuple(dict.fromkeys([REFERENCE, *_chosen("--arms", arms, {name: name for name in KNOWN if name != JOINT_LOW})])),
         seeds=_chosen("--seeds", seeds, _SEEDS))
     pieces = reporting(axes)
     places = Places(folder, work, work / "results")
     command = shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]])
     tunes = not (as_configured or gpu)      # three sweeps on the card would take four times as long as the cell
+    if tunes and TUNING_CORPUS not in known_corpora(folder):
+        raise ConfigError("--corpus", None if folder is None else str(folder), (
+            f"has no folder {TUNING_CORPUS!r}, on whose text arms are tuned; make one of other text with "
+            "`python -m benchmarks.study.corpora cut`, or add --as-configured"))
     left = run_pieces(with_tuning(pieces) if tunes else pieces, places, command, hours=hours)
     if publishes:
         publish(places.results, PUBLISHED)

@@ -110,7 +110,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 def _with_sweep(piece: PieceResult, sweeps: Iterable[TunedArm]) -> PieceResult:
     sweep = next((each for each in sweeps if (each.cell, each.arm) == (piece.cell.recipe, piece.arm)), None)
-    if sweep is None:
+    if sweep is None or not sweep.applies_to(piece.recipe):
         return piece
     return piece.model_copy(update={"tuned": sweep.settings if sweep.chose(piece.recipe) else None})
 

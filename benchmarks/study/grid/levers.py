@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.study.compare.arms import ARMS, OWN_DECAY, REFERENCE, Arm
+from moedisco_ray.core.config import RunConfig
 
-_SMALL: Mapping[str, Any] = {"clusters.count": lambda base: 2 * base.cluster_count}
+
+def _twice(base: RunConfig) -> int:
+    return 2 * base.cluster_count
+
+
+_SMALL: Mapping[str, Any] = {
+    "clusters.count": _twice, "pools.low_memory.max_workers": _twice, "pools.low_memory.seed_workers": _twice}
 _ADAMW: Mapping[str, Any] = {
     f"{section}.optimizer.{name}": value
     for section, values in OWN_DECAY.items() for name, value in {"name": "adamw", **values}.items()}
@@ -19,9 +26,6 @@ LEVERS: Mapping[str, Arm] = {
     "joint-wsd": Arm("joint, rate falls in its last fifth", {
         **ARMS[REFERENCE].settings, "finetune.optimizer.schedule": "wsd", "finetune.optimizer.warmup": 0.03}),
     "small-groups": Arm("ours, twice as many sub-models of half as many experts", _SMALL),
-    "small-parallel-seed": Arm("ours, twice as many sub-models, seed on all cards", {**ARMS["parallel-seed"].settings, **_SMALL}),
-    "private-from-53": Arm("ours, private from 53 % of the sub-model phase on", {"tokens.seed_share": 0.5}),
-    "private-from-95": Arm("ours, private from 95 % of the sub-model phase on", {"tokens.seed_share": 0.9}),
     "longer-finetune": Arm("ours, a fifth of the tokens in the fine-tune", {
         "tokens.seed_share": 0.65, "tokens.finetune_share": 0.2}),
     "no-syncs": Arm("ours, sub-models never sync", {"submodels.sync_every": None}),
@@ -35,7 +39,7 @@ WITH_ADAMW: Mapping[str, Arm] = {
     f"{name}-adamw": Arm(f"{title}, AdamW", {**arm.settings, **_ADAMW, **(_ALONE if name == REFERENCE else _HALF)})
     for name, title, arm in (
         (REFERENCE, "joint", ARMS[REFERENCE]), ("disco", "ours", ARMS["disco"]),
-        *((name, LEVERS[name].title, LEVERS[name]) for name in ("small-groups", "small-parallel-seed")),
+        ("small-groups", LEVERS["small-groups"].title, LEVERS["small-groups"]),
         *((name, ARMS[name].title, ARMS[name]) for name in ("expert-upcycling", "upcycle", "spes")))}
 """Arms with AdamW for all parameters and a constant rate before the fine-tune, the default before Muon."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.study.compare.records import TunedSettings
-from benchmarks.study.grid.cells import Cell, Start
+from benchmarks.study.grid.cells import Cell, ScaleName, Start
 from moedisco_ray.core.config import FamilyName, PoolName
 from moedisco_ray.core.records import Record
 
@@ -117,6 +117,11 @@ class Figures(Entry):
 
     loss: float
     """Loss on the validation documents (nats per token), median over the seeds."""
+    scale: ScaleName
+    bits_per_byte: float | None
+    """The same in bits per byte of text; null if a piece has none."""
+    unseen: float | None
+    """Perplexity on text of other corpora relative to joint training's, median over the seeds; null if a piece has none."""
     gaps: dict[int, float]
     """Loss at equal tokens minus joint training's (nats per token), by seed."""
     dollars_equal_tokens: Dollars

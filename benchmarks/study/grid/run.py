@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from benchmarks.study.compare.reading import evaluated
 from benchmarks.study.compare.records import PhaseCost
 from benchmarks.study.compare.run import measured, share_corpus
 from benchmarks.study.compare.tuning import tune
+from benchmarks.study.corpus_files import EMBEDDED
 from benchmarks.study.grid.cells import base_config
 from benchmarks.study.grid.files import PUBLISHED, published_tuned, read_piece, read_tuned, write
 from benchmarks.study.grid.levers import KNOWN
@@ -96,8 +98,7 @@ def is_done(piece: Piece, places: Places) -> bool:
     path = piece.path(places.results)
     if not path.exists():
         return False
-    done = read_piece(path).recipe
-    return tuned is None or not tuned.applies_to(done) or tuned.chose(done)
+    return tuned is None or tuned.chose(read_piece(path).recipe)
 
 
 def measure(piece: Piece, places: Places, command: str) -> None:
@@ -120,19 +121,24 @@ def measure(piece: Piece, places: Places, command: str) -> None:
 
 
 def tuned_arm(piece: Piece, places: Places) -> TunedArm | None:
-    """The result of the sweep in the piece's tuning cell; None if there is none."""
+    """The result of a sweep in the piece's tuning cell that applies to the arm as it is now; None if there is none."""
     known = [*read_tuned(places.results), *published_tuned(places.published)]
-    return next((each for each in known if (each.cell, each.arm) == (piece.cell.recipe, piece.arm)), None)
+    own, settings = (piece.cell.recipe, piece.arm), _before_tuning(piece)
+    return next((each for each in known if (each.cell, each.arm) == own and each.applies_to(settings)), None)
+
+
+def _before_tuning(piece: Piece) -> dict[str, Any]:
+    """Settings of the arm in the piece's cell without tuned values; neither corpus nor start changes them."""
+    cell = piece.cell.model_copy(update={"corpus": EMBEDDED, "start": "random"})
+    base = base_config(cell, piece.seed, None, Path("runs"))
+    return recipe(arm_config(base, piece.arm, KNOWN[piece.arm], base.output, "tokens", base.tokens.total))
 
 
 def _report(piece: Piece, base: RunConfig, work: Path, places: Places) -> PieceResult:
     arm, tuned = KNOWN[piece.arm], tuned_arm(piece, places)
-    config = arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total)
-    if tuned is not None and not tuned.applies_to(recipe(config)):
-        tuned = None
     if tuned is not None:
         arm = dataclasses.replace(arm, settings={**arm.settings, **tuned.values})
-        config = arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total)
+    config = arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total)
     _run(config)
     row = measured(piece.arm, arm, "tokens", config, None if tuned is None else tuned.settings)
     return PieceResult(
@@ -142,21 +148,21 @@ def _report(piece: Piece, base: RunConfig, work: Path, places: Places) -> PieceR
 
 
 def _tune(piece: Piece, base: RunConfig, work: Path) -> TunedArm:
+    arm: Arm = KNOWN[piece.arm]
+
     def train(config: RunConfig) -> float | None:
         try:
             _run(config)
         except DivergedError:
             return None
-        loss = evaluated(config.directory, "finetune").loss
+        loss = evaluated(config.directory, arm.measured).loss
         _remove(config.directory)
         return loss
 
-    arm: Arm = KNOWN[piece.arm]
     found = tune(base, piece.arm, arm, work, base.tokens.total // SLICES_PER_BUDGET, train)
-    swept = recipe(arm_config(base, piece.arm, arm, work, "tokens", base.tokens.total))
     return TunedArm(
         cell=piece.cell, seed=piece.seed, arm=piece.arm, values=dict(found.values), settings=found.settings, made=_UNKNOWN,
-        recipe={path: value for path, value in swept.items() if path not in found.values})
+        recipe={path: value for path, value in _before_tuning(piece).items() if path not in found.values})
 
 
 def _run(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from benchmarks.study.compare.arms import REFERENCE
+from benchmarks.study.compare.arms import ARMS, REFERENCE
 from benchmarks.study.grid.cells import SHAPES
 from benchmarks.study.grid.files import PUBLISHED, published
 from benchmarks.study.grid.levers import LEVERS, WITH_ADAMW
@@ -20,14 +20,15 @@ ROWS: Mapping[str, str] = {
     OURS: "ours", "parallel-seed": "ours, seed on all cards", "expert-upcycling": "Expert Upcycling, grown at 95 % of the tokens",
     "upcycle": "sparse upcycling at 95 %",
     "spes": "SPES, router live", JOINT_LOW: "joint on the cheap pool",
-    **{arm: each.title for arm, each in {**LEVERS, **WITH_ADAMW}.items()}}
+    **{arm: each.title for arm, each in {**LEVERS, **WITH_ADAMW}.items()},
+    **{arm: ARMS[arm].title for arm in ("paper", "btx", "random-clusters", "ensemble")}}
 """Rows of a table, by arm; arms without a result have none."""
 FOUR = (OURS, "expert-upcycling", "upcycle", JOINT_LOW)
 """Arms of the README's table."""
 _MARKETS = tuple(books())
 HEAD = [
     "arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), *(f"equal tokens, {name}" for name in _MARKETS),
-    "hours"]
+    "hours", "perplexity on other text"]
 HEADLINE = ["arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), "hours"]
 _UNKNOWN = "-"
 
@@ -46,7 +47,7 @@ def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
 
 
 def headline() -> tuple[str, list[list[str]]]:
-    """The README's table: four arms at the largest budget that ours was measured with.
+    """The README's table: four arms at the largest budget of ours, in the cell in which most of them were measured.
 
     Returns:
         The title, and the rows under `HEADLINE`; arms without a result have a row that says so.
@@ -54,7 +55,9 @@ def headline() -> tuple[str, list[list[str]]]:
     every = entries()
     table = max(
         (table for table in _tables(every) if any(each.arm == OURS for each in table)),
-        key=lambda table: (table[0].budget_tokens, -_importance(table[0])))
+        key=lambda table: (
+            table[0].budget_tokens, len({each.arm for each in table} & set(FOUR)), -_importance(table[0]),
+            len(_joint(table).seeds)))
     to_loss = all(None not in each.dollars_to_joint_loss.model_dump().values() for each in table if each.arm in FOUR)
     rows = []
     for arm in FOUR:
@@ -77,7 +80,7 @@ def title(table: Sequence[Figures]) -> str:
     return (
         f"{joint.corpus}, {joint.family}, start {joint.start}, {joint.experts} experts, top-{joint.top_k} ({entry_share(joint)} "
         f"active), {joint.budget_tokens:,} tokens, {_seeds(joint)}, {how}; joint training's "
-        f"loss {joint.loss:.3f}")
+        f"loss {joint.loss:.3f}{'' if joint.bits_per_byte is None else f' ({joint.bits_per_byte:.3f} bits per byte)'}")
 
 
 def slope_of_gap(every: Iterable[Figures], figures: Figures) -> str:
@@ -100,7 +103,7 @@ def _tables(every: Iterable[Figures]) -> list[list[Figures]]:
 
 
 def _cell(figures: Figures) -> tuple[str | int | float, ...]:
-    return (figures.corpus, figures.family, figures.start, figures.active_share, figures.experts)
+    return (figures.scale, figures.corpus, figures.family, figures.start, figures.active_share, figures.experts)
 
 
 def _importance(figures: Figures) -> int:
@@ -147,7 +150,8 @@ def _seeds(figures: Figures) -> str:
 def _row(figures: Figures, slope: str, joint: Figures) -> list[str]:
     return [
         _name(figures, joint), _gap(figures), slope, *_figures(figures.dollars_to_joint_loss),
-        *_figures(figures.dollars_equal_tokens), f"{figures.hours_ratio:.2f}"]
+        *_figures(figures.dollars_equal_tokens), f"{figures.hours_ratio:.2f}",
+        _UNKNOWN if figures.unseen is None else f"{figures.unseen:.3f}"]
 
 
 def _gap(figures: Figures) -> str:

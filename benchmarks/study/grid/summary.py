@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.grid.cells import Cell
@@ -74,11 +74,22 @@ def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceRes
     return Figures(
         corpus=cell.corpus, family=cell.family, start=cell.start, experts=cell.experts, top_k=cell.top_k,
         active_share=cell.active_share, budget_tokens=cell.tokens, arm=arm, seeds=tuple(piece.seed for piece in pieces),
-        loss=statistics.median(piece.loss for piece in pieces), loss_gap=gap, gaps=gaps,
+        loss=statistics.median(piece.loss for piece in pieces), loss_gap=gap, gaps=gaps, scale=cell.scale,
+        bits_per_byte=_median(piece.bits_per_byte for piece in pieces),
+        unseen=_median(_ratio(piece.unseen_perplexity, joint[piece.seed].unseen_perplexity) for piece in pieces),
         loss_gap_spread=Spread(min=min(gaps.values()), max=max(gaps.values())),
         dollars_to_joint_loss=dollars(phases, reference, more), dollars_equal_tokens=dollars(phases, reference),
         hours_ratio=hours_ratio(phases, reference, book),
         tuned=all(piece.tuned and joint[piece.seed].tuned for piece in pieces))
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    return None if None in found else statistics.median(value for value in found if value is not None)
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or reference is None else value / reference
 
 
 def _more_tokens(gap: float, slope: float | None) -> float | None:

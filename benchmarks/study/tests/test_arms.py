@@ -108,8 +108,9 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
 
 
 @pytest.mark.parametrize(("name", "changes"), [
-    ("small-groups", {"clusters.count": 4}), ("private-from-53", {"tokens.seed_share": 0.5}),
-    ("private-from-95", {"tokens.seed_share": 0.9}),
+    ("small-groups", {"clusters.count": 4}), ("random-router", {"merge.router": "random"}),
+    ("no-syncs", {"submodels.sync_every": None}),
+    ("fresh-states", {"submodels.keep_optimizer_state": False, "finetune.keep_optimizer_state": False}),
     ("disco-adamw", {
         "submodels.optimizer.name": "adamw", "submodels.optimizer.schedule": "constant", "finetune.optimizer.name": "adamw",
         "finetune.optimizer.schedule": "cosine", "finetune.optimizer.warmup": 0.03, "finetune.optimizer.lr": 2e-3}),

@@ -42,6 +42,16 @@ def test_a_grid_takes_only_values_that_are_on_its_axes(tmp_path):
     result = invoke("grid", "--corpus", tmp_path, "--shapes", "16x2,12x2")
     assert result.exit_code == 2
     assert "--shapes: '12x2': is not on this axis; there are 16x2, 8x2, 32x2, 4x2" in " ".join(result.output.split())
+    result = invoke("grid", "--corpus", tmp_path, "--arms", "joint-low")      # it is derived from joint training
+    assert (result.exit_code, "--arms: 'joint-low': is not on this axis" in " ".join(result.output.split())) == (2, True)
+
+
+def test_a_grid_without_text_to_tune_on_says_what_to_do(tmp_path):
+    result = invoke("grid", "--corpus", tmp_path)
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert "has no folder 'small8'" in said
+    assert "--as-configured" in said
 
 
 def test_a_grid_measures_its_pieces_and_publishes_them(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from small_run import DOMAINS, small_config
 
 from benchmarks.study.compare.accounting import Reads, account, curve, dollars_of, first_reach, wall_hours
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, predicted, tokens_for
-from benchmarks.study.compare.figures import drawing, label_ends, plot_comparison
+from benchmarks.study.compare.figures import label_ends, plot_comparison
 from benchmarks.study.compare.records import Comparison, Point
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
@@ -229,7 +229,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert "sparse upcycling" in text
     assert "At equal tokens" in text
     assert "At equal planned dollars" not in text
-    assert len(plot_comparison(drawing(result.name, result.target_loss, result.rows), tmp_path / "figures")) == 3
+    assert len(plot_comparison(result, tmp_path / "figures")) == 3
     phases = {row.arm: {phase.stage: phase for phase in row.phases} for row in result.rows}
     assert phases["joint"].keys() == {"finetune", "evaluate"}
     assert phases["upcycle"].keys() == {"seed", "merge", "finetune", "evaluate"}

@@ -307,6 +307,16 @@ def test_a_table_has_a_row_for_each_arm_at_the_largest_budget_and_the_slope_of_t
     assert rows[-1][1:3] == ["+0.000", "+0.000"]
 
 
+def test_a_table_says_bits_per_byte_and_what_other_text_costs() -> None:
+    measured = [(REFERENCE, 0, 50.0), (REFERENCE, 1, 40.0), ("disco", 0, 55.0), ("disco", 1, 36.0), ("upcycle", 0, None)]
+    results = [
+        piece(arm, 4.0, seed=seed).model_copy(update={"bits_per_byte": 1.25 + seed / 2, "unseen_perplexity": unseen})
+        for arm, seed, unseen in measured]
+    ((title, rows),) = section.tables(summary.summarise(results)).items()
+    assert title.endswith("joint training's loss 4.000 (1.500 bits per byte)")
+    assert [row[-1] for row in rows] == ["1.000", "-", "1.000"]
+
+
 def test_a_row_says_what_it_lacks_of_its_tables_title() -> None:
     measured = ((REFERENCE, 0), (REFERENCE, 1), ("disco", 0), ("disco", 1), ("upcycle", 1))
     results = [piece(arm, 4.0, seed=seed) for arm, seed in measured]
@@ -334,6 +344,8 @@ def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(tmp_path: Path, 
     assert "Dollars are those for the same tokens" in title
     assert [row[0] for row in rows] == ["ours", *RIVALS, "joint on the cheap pool"]
     assert rows[0][1:4] == ["+0.100", "-", "0.29"]
+    elsewhere = [piece(arm, 2.0, corpus="another", phases=OURS) for arm in (REFERENCE, "disco")]     # with fewer arms
+    assert publish(elsewhere) == (title, rows)
     large = [piece(REFERENCE, 3.0, budget=4), piece("disco", 3.2, budget=4, phases=OURS), piece(REFERENCE, 2.0, budget=16)]
     title, rows = publish(large)
     assert f"{4 * cells.SMOKE.tokens:,} tokens" in title
@@ -352,4 +364,5 @@ def test_the_section_appears_only_with_a_summary(tmp_path: Path, monkeypatch: py
     files.publish(tmp_path / "raw", tmp_path)
     page = document.page()
     assert "| ours | +0.100 | - | - | - | - | 0.29 |" in page
+    assert "joint training's loss 4.000**" in page
     assert "`grid`; commit a1" in page
