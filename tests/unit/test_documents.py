@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
+from benchmarks.study.__main__ import app as study
 from docs import generate
 from moedisco_ray.core.config import RunConfig
 from service.cli import app
@@ -70,6 +72,19 @@ def test_every_setting_that_a_document_names_exists(text):
 def test_every_command_that_a_document_names_exists(text):
     named = set(re.findall(r"(?:`|\$ |&& |')moedisco ([a-z][a-z-]*)", text))
     assert named <= set(command_names(app))
+
+
+def test_every_option_of_a_command_in_a_document_exists(text):
+    programs = {"moedisco": typer.main.get_command(app), "python -m benchmarks.study": typer.main.get_command(study)}
+    lines = re.findall(r"^\$ (.+?)(?:#.*)?$", text, flags=re.MULTILINE)
+    for line in (part for whole in lines for part in re.split(r"&&|\|", whole)):
+        for name, program in programs.items():
+            command, words = program, line.partition(f"{name} ")[2].split()
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]
+            known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            named = {word.partition("=")[0] for word in words if word.startswith("-")}
+            assert command is program or named <= known | {"--help"}, line
 
 
 def test_every_yaml_block_is_a_part_of_a_configuration(text):

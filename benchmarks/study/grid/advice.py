@@ -15,8 +15,9 @@ from typing import Any
 
 from benchmarks.study.compare.arms import REFERENCE, planned
 from benchmarks.study.grid.cells import Cell, Start
-from benchmarks.study.grid.levers import KNOWN
+from benchmarks.study.grid.levers import KNOWN, WITH_ADAMW
 from benchmarks.study.grid.records import Phase, PieceResult
+from benchmarks.study.grid.section import ROWS
 from benchmarks.study.grid.summary import JOINT_LOW, on_cheap_cards
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.pools import AnyPool
@@ -191,12 +192,12 @@ def _options(config: RunConfig, own: _Measured, price: float) -> list[Option]:
     tokens = config.tokens.total
     options = []
     for arm in own.arms:
-        if not _covers(own, arm, tokens):
+        if arm in WITH_ADAMW or not _covers(own, arm, tokens):
             continue
         gap, piece = own.gap(tokens, arm), own.nearest(tokens, arm)
         cost = _cost(piece.phases, price) / _cost(own.nearest(piece.cell.tokens, REFERENCE).phases, price)
         options.append(Option(
-            arm=arm, title=KNOWN[arm].title, gap=gap, dollars=cost * math.exp(gap / own.slope(tokens)),
+            arm=arm, title=ROWS[arm], gap=gap, dollars=cost * math.exp(gap / own.slope(tokens)),
             settings=_settings(config, piece), tuned=piece.tuned is not None))
     return sorted(options, key=lambda each: each.dollars)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -27,11 +29,12 @@ from benchmarks.study.grid.files import PUBLISHED, publish, published
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
 from benchmarks.study.grid.run import Places, run_pieces
+from benchmarks.study.grid.section import ROWS
 from benchmarks.study.grid.summary import JOINT_LOW
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display.formatting import plain_table
-from moedisco_ray.core.config import load_config
+from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import with_cluster_count
 
@@ -91,32 +94,41 @@ def measure_grid(
 
 def advise_on(
     config: ConfigPath, overrides: Overrides = None,
-    serving: Annotated[float, typer.Option(
+    serving_tokens: Annotated[float, typer.Option(
         metavar="N", min=0, help="Tokens that the finished model will read and write, at the high-memory pool's price.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Recommend an arm with its settings, and a number of experts, from the published grid; refuses outside its range."""
     checked = with_cluster_count(load_config(config, overrides or ()))
-    advice = advise(checked, published(PUBLISHED), serving)
+    advice = advise(checked, published(PUBLISHED), serving_tokens)
     console = output_console()
     if as_json:
         console.file.write(f"{advice.model_dump_json(indent=2)}\n")
         return
-    table = plain_table("", "dollars", "gap, nats", "settings")
+    table = plain_table("", "dollars", "gap, nats", "tuned")
     for each in advice.options:
-        settings = ", ".join(f"{path}={value}" for path, value in each.settings.items())
-        table.add_row(each.title, f"{each.dollars:.2f}", f"{each.gap:+.3f}", settings if each.tuned else f"{settings} (not tuned)")
+        table.add_row(each.title, f"{each.dollars:.2f}", f"{each.gap:+.3f}", "yes" if each.tuned else "no")
     console.print(table)
+    console.print("What differs from your settings, as --set takes it:")
+    for each in advice.options:
+        console.print(f"  {each.title}: {' '.join(_changes(checked, each.settings)) or 'nothing'}", soft_wrap=True)
     if len(advice.shapes) > 1:
         table = plain_table("experts", "top-k", "dollars with serving", "arm")
         for shape in advice.shapes:
-            table.add_row(str(shape.experts), str(shape.top_k), f"{shape.dollars:.2f}", KNOWN[shape.arm].title)
+            table.add_row(str(shape.experts), str(shape.top_k), f"{shape.dollars:.2f}", ROWS[shape.arm])
         console.print(table)
     else:
         console.print("One number of experts is measured at these tokens, so none is recommended.")
     console.print(
         f"Dollars are those until joint training's loss; joint training on the high-memory pool is 1. Fewest seeds behind a "
         f"figure: {advice.seeds}. Joint training on the low-memory pool needs a fast network between its cards.")
+
+
+def _changes(config: RunConfig, settings: Mapping[str, Any]) -> Iterator[str]:
+    raw = config.model_dump(mode="json")
+    for path, value in settings.items():
+        if functools.reduce(lambda section, name: section[name], path.split("."), raw) != value:
+            yield f"{path}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _large(corpora: Sequence[str]) -> Sequence[str]:

@@ -17,6 +17,7 @@ from benchmarks.study.grid.records import Dollars, Figures
 from benchmarks.study.grid.summary import JOINT_LOW, summarise
 
 ROWS: Mapping[str, str] = {
+    REFERENCE: "joint on the large card",
     OURS: "ours", "parallel-seed": "ours, seed on all cards", "expert-upcycling": "Expert Upcycling, grown at 95 % of the tokens",
     "upcycle": "sparse upcycling at 95 %",
     "spes": "SPES, router live", JOINT_LOW: "joint on the cheap pool",
@@ -42,7 +43,8 @@ def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
     """The rows of the tables by their titles, one table per cell and budget, the cell's largest budget first."""
     every = list(found)
     return {
-        title(table): [_row(each, slope_of_gap(every, each), _joint(table)) for arm in ROWS for each in table if each.arm == arm]
+        title(table): [
+            _row(each, slope_of_gap(every, each), _joint(table)) for arm in ROWS for each in table if arm == each.arm != REFERENCE]
         for table in _tables(every)}
 
 

@@ -139,8 +139,9 @@ def test_the_command_prints_options_and_refusals(tmp_path: Path, monkeypatch: py
     def invoke(*options: str) -> str:
         return CliRunner().invoke(command_line.app, ["advise", str(path), *options], prog_name="study").output
 
-    shown = " ".join(invoke().split())
-    assert "clusters.count=4" in shown
+    shown = " ".join(invoke("--serving-tokens", "1e9").split())
+    assert "ours: submodels.sync_every=16 clusters.count=4 joint on" in shown      # the rest is configured so
+    assert "joint on the cheap pool: finetune.pool=low_memory" in shown
     assert "One number of experts is measured at these tokens, so none is recommended." in shown
     assert Advice.model_validate(json.loads(invoke("--json"))).options[0].arm == "disco"
     assert "tokens.total" in invoke("--set", "tokens.total=51200")
