@@ -92,29 +92,37 @@ def makespan() -> str:
         "\n".join(arrivals), "\n".join(made))
 
 
+_COLUMNS = (
+    """*gap*: the loss at equal tokens minus joint training's, in nats per token; below 0 is better. *Its slope*: the change of the
+    gap for four times the tokens, over the seeds that both budgets share.""",
+    """*dollars*: what an arm pays until its loss is joint training's, at three price books; joint training on the large card is 1.
+    They are the dollars for *equal tokens* times exp(gap / slope), where the slope is that of joint training's loss over the log
+    of the tokens. A dash: one budget was measured, which has no slope, or more than four times the tokens would be needed.""",
+    """*hours, paper*: for the same tokens, at the paper's speeds, with one cheap card per sub-model against one large card. With
+    Muon all cheap cards train a seed together and exchange gradients in every step, which takes no time here; this favours these
+    arms, and joint training on the cheap pool. With AdamW, which is older, one card trains the seed. Cards that train it apart
+    average their weights at syncs instead.""",
+    """*perplexity on other text*: on a corpus that is not trained on, relative to joint training's.""",
+)
+
+
 def grid() -> str:
     tables = [
         part for title, rows in grid_section.tables(grid_section.entries()).items()
         for part in (f"**{title}**", table(grid_section.HEAD, rows))]
     return section(
         "Where MoEs are sparse",
-        """The gap is the held-out loss at equal tokens minus joint training's, in nats per token; below 0 is better than joint
-        training. Its slope is the change of the gap for four times the tokens. Dollars are those until an arm reaches joint
-        training's loss, joint training on the large card being 1, at three price books: the dollars for the same tokens times
-        exp(gap / slope of joint training's loss over the log of the tokens). A dash means that one budget was measured, from
-        which no slope follows, or that more than four times the tokens would be needed; the dollars for the same tokens are
-        next to them. Both slopes compare the seeds that two budgets share. Hours are those for the same tokens, with one cheap
-        card per sub-model. All of these cards train a seed together and exchange gradients in every step; with AdamW, which is
-        older, one card does, and with *seed on all cards* members average their weights at syncs instead. Communication between
-        cards is not counted, which favours joint training on the cheap pool and arms whose cards exchange gradients. Other text
-        is that of another corpus, and its perplexity relative to joint training's.
-        Where arms are tuned, it is on another corpus and seed than they are reported on; else a table or its row says so.""",
+        """Held-out figures of each arm, in cells of one corpus, model family, start, number of experts and budget of tokens. Rows
+        are named in docs/results.md. Where arms are tuned, it is on another corpus and seed than they are reported on; else the
+        title or the row says so.""",
+        "\n".join(f"* {' '.join(text.split())}" for text in _COLUMNS),
         *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
 
 
 _INTRODUCTION = """The machines that measured these are noisy: read ratios and medians, not single figures. Arms take turns, and
         each
-is a whole process. `python -m benchmarks.document` writes this page from `benchmarks/results/`; `make bench` measures again."""
+is a whole process. `python -m benchmarks.document` writes this page from `benchmarks/results/`, which `make bench` measures
+again, and its last section from the grid's results (`python -m benchmarks.study grid`)."""
 
 
 def page() -> str:

@@ -134,7 +134,7 @@ def storage_rows() -> Iterator[list[str]]:
             _gb(sum(each.stored for each in plan.storage)), _gb(peak),
             *(_gb(max(figures)) for figures in zip(*((_disk(each), each.worker_memory) for each in plan.storage), strict=True)),
             _gb(sum(each.moved for each in plan.storage)), _gb(sum(each.exchanged for each in plan.storage) / 1024)]
-        joint = plan.full_training_storage
+        joint = plan.joint_training_storage
         hours = "" if baseline is None else _hours(baseline.seconds)
         large = "" if baseline is None else _hours(sum(each.worker_seconds or 0 for each in baseline.lines))
         yield [name, "joint", hours, "0.0", large, *_figures(joint)]

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.study.compare.arms import ARMS
 from benchmarks.study.compare.figures import plot_comparison
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
@@ -32,7 +33,7 @@ app = typer.Typer(
 def compare_arms(
     config: ConfigPath, overrides: Overrides = None,
     arms: Annotated[str, typer.Option(
-        metavar="A,B,...", help="Arms to train; omitted: all. Joint training is always included.")] = "",
+        metavar="A,B,...", help=f"Arms to train, of {', '.join(ARMS)}; omitted: all. Joint training is always included.")] = "",
     output: Annotated[str | None, typer.Option(
         metavar="DIR", help="Directory or URI for the results; omitted: OUTPUT/NAME-compared.")] = None,
     to_loss: Annotated[bool, typer.Option("--to-loss", help="Also train each arm until it reaches joint training's loss.")] = False,

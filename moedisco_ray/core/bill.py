@@ -4,12 +4,12 @@ A bill's total is the cost of every stage at the price of the slots that it hold
 a worker cost money too if they are rented for this run alone. They have lines of their own, and only the second total,
 `dollars_with_idle`, includes them.
 
-The baseline is full training: the same model, trained as a whole on the same number of tokens on the high-memory pool. Its
+The baseline is joint training: the same model, trained as a whole on the same number of tokens on the high-memory pool. Its
 worker-seconds per token are those of the fine-tune (measured or planned; scaled by the pools' `speed` if the fine-tune runs on the
 low-memory pool). Added to that are one start-up per worker at the pool's minimum size, and the evaluation and export of the
 finished model. The baseline has no seed, sub-models, clusters or merge.
 
-Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is itself full training, or not complete,
+Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is itself joint training, or not complete,
 has no saving.
 
 The plan, `report.json`, the REST API, the tables, the web page, the model card and the trackers all read this one structure.
@@ -27,7 +27,7 @@ from moedisco_ray.core.metering import Meter, Work
 from moedisco_ray.core.stages import STAGES
 
 QUALITY_UNKNOWN = (
-    "The quality of full training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")
+    "The quality of joint training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")
 """What a bill says about the model's quality, unless a comparison has measured it."""
 
 _TRAINING = ("seed", "submodels", "finetune")
@@ -48,7 +48,7 @@ class Line(BaseModel, frozen=True):
 
 
 class Baseline(BaseModel, frozen=True):
-    """Estimated cost of full training: the same model, trained as a whole on the same number of tokens, on the high-memory pool."""
+    """Estimated cost of joint training: the same model, trained as a whole on as many tokens, on the high-memory pool."""
 
     lines: tuple[Line, ...]
     dollars: float
@@ -78,7 +78,7 @@ class Bill(BaseModel, frozen=True):
     seconds: float | None
     """Wall-clock seconds of the run, over all attempts; null if a plan cannot estimate them."""
     baseline: Baseline | None
-    """What the saving is measured against; null if the run itself is full training, and as long as the fine-tune's speed is
+    """What the saving is measured against; null if the run itself is joint training, and as long as the fine-tune's speed is
     unknown."""
     saving: float | None
     """1 - `dollars` / the baseline's dollars; a value below 0 means that the run costs more. Never show it without `verdict`. Null
@@ -99,7 +99,7 @@ def make_bill(
         lines: Lines of the run's work.
         idle: Lines of the slots that existed without a worker.
         seconds: Wall-clock seconds of the run; None if unknown.
-        baseline: Full training on the same number of tokens; None if there is nothing to compare with.
+        baseline: Joint training on the same number of tokens; None if there is nothing to compare with.
         quality: What is known of the model's quality at this cost; None stands for `QUALITY_UNKNOWN`.
         planned: Whether the bill belongs to a plan.
         complete: Whether the lines include all stages.
@@ -151,7 +151,7 @@ def make_baseline(
     config: RunConfig, *, tokens: int, seconds_per_token: float, start_up: float, evaluate: float, export: float,
     rate: Literal["measured", "planned"],
 ) -> Baseline:
-    """Estimate time and cost of full training on the high-memory pool, from those of the run's fine-tune.
+    """Estimate time and cost of joint training on the high-memory pool, from those of the run's fine-tune.
 
     Args:
         config: The run's configuration.
@@ -173,7 +173,7 @@ def make_baseline(
         seconds=start_up + training / high.fewest_workers + (evaluate + export) * scale)
 
 
-def is_full_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
+def is_joint_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
     """Whether a run trains nothing but the whole model on the high-memory pool.
 
     Args:
@@ -211,7 +211,7 @@ def format_dollars(dollars: float | None) -> str:
 def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
     tokens = {stage: meter.work[stage].tokens for stage in _TRAINING if stage in meter.work}
     whole = meter.work.get("finetune", Work())
-    if not whole.tokens or not whole.loop_seconds or is_full_training(config, tokens):
+    if not whole.tokens or not whole.loop_seconds or is_joint_training(config, tokens):
         return None
     evaluated, exported = meter.work.get("evaluate", Work()), meter.work.get("export", Work())
     return make_baseline(
@@ -223,7 +223,7 @@ def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
 def _in_words(saving: float, baseline: Baseline) -> str:
     change = f"{100 * saving:.0f} % cheaper than" if saving >= 0 else f"Costs {-100 * saving:.0f} % more than"
     return (
-        f"{change} full training on as many tokens on the high-memory pool, {format_dollars(baseline.dollars)}, "
+        f"{change} joint training on as many tokens on the high-memory pool, {format_dollars(baseline.dollars)}, "
         f"an estimate from the fine-tune's {baseline.rate} speed")
 
 

@@ -181,7 +181,7 @@ def thin(values: Sequence[T], most: int) -> Sequence[T]:
 
 
 def report_table(report: RunReport) -> list[tuple[str, ...]]:
-    """The run's cost table, as text: stages, total, idle machines, total with idle machines, and full training.
+    """The run's cost table, as text: stages, total, idle machines, total with idle machines, and joint training.
 
     The time of idle machines is summed over their slots.
 
@@ -204,7 +204,7 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
         rows.append(("total with idle machines", "", "", "", "", format_dollars(bill.dollars_with_idle), "", ""))
     if bill.complete and bill.baseline is not None:
         rows.append((
-            "full training (estimate)", "high-memory", "", tokens, format_seconds(bill.baseline.seconds),
+            "joint training (estimate)", "high-memory", "", tokens, format_seconds(bill.baseline.seconds),
             format_dollars(bill.baseline.dollars), "", ""))
     return rows
 

@@ -100,7 +100,7 @@ class Plan(BaseModel, frozen=True):
     machine. The time and cost of the run are in the bill."""
     training_dollars: float
     """Cost of training alone in dollars, computed from operation counts like `training_hours`."""
-    full_training: StagePlan
+    joint_training: StagePlan
     """Training the whole model on as many tokens on the high-memory pool, with the settings of the fine-tune."""
     finetune_elsewhere: StagePlan | None = None
     """The fine-tune on all workers of the pool that does not run it, for comparison; null without a fine-tune, or if that pool has
@@ -113,8 +113,8 @@ class Plan(BaseModel, frozen=True):
     """The planned bill of all stages."""
     storage: tuple[StageStorage, ...]
     """Bytes that each stage stores and transfers, in pipeline order."""
-    full_training_storage: StageStorage
-    """Bytes that `full_training` stores and transfers."""
+    joint_training_storage: StageStorage
+    """Bytes that `joint_training` stores and transfers."""
     assumptions: str
 
 
@@ -149,7 +149,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family_name, whole, vocab_size)
-    full_training = _plan_stage(config, _gang(config, config.pools.high_memory, config.tokens.total), whole, vocab_size)
+    joint_training = _plan_stage(config, _gang(config, config.pools.high_memory, config.tokens.total), whole, vocab_size)
     return Plan(
         name=config.name,
         family=config.model.family_name,
@@ -165,14 +165,14 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         tokens=config.tokens.total,
         training_hours=sum(stage.cost.hours for stage in stages),
         training_dollars=sum(stage.cost.dollars for stage in stages),
-        full_training=full_training,
+        joint_training=joint_training,
         finetune_elsewhere=_finetune_elsewhere(config, whole, vocab_size),
         estimates=estimates,
         speeds=tuple(speed_of(pool, machine) for each, _ in config.needed_pools for pool in each.node_types),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
         storage=plan_storage(
             config, {stage.stage: _trained(stage) for stage in stages}, inference, vocab_size, machine.text_bytes),
-        full_training_storage=joint_storage(config, _trained(full_training), vocab_size),
+        joint_training_storage=joint_storage(config, _trained(joint_training), vocab_size),
         assumptions=_ASSUMPTIONS + "".join(
             f"; time and cost of {setting} are not known and not included" for setting in left_out(config)),
     )

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.bill import Baseline, Bill, Line, is_full_training, line, make_baseline, make_bill, sum_dollars
+from moedisco_ray.core.bill import Baseline, Bill, Line, is_joint_training, line, make_baseline, make_bill, sum_dollars
 from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token
@@ -100,7 +100,7 @@ def left_out(config: RunConfig) -> tuple[str, ...]:
 
 def _baseline(config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine) -> Baseline | None:
     whole = trainings.get("finetune")
-    if whole is None or is_full_training(config, {stage: each.cost.tokens for stage, each in trainings.items()}):
+    if whole is None or is_joint_training(config, {stage: each.cost.tokens for stage, each in trainings.items()}):
         return None
     pool, high = config.finetune_pool, config.pools.high_memory
     reading = _Reading(config, vocab_size, machine)

@@ -137,7 +137,7 @@ def joint_storage(config: RunConfig, whole: Trained, vocab_size: int) -> StageSt
         vocab_size: Entries of the vocabulary.
     """
     found = _Planner(config, {"finetune": whole}, {}, vocab_size, None).training("finetune", whole)
-    return found.model_copy(update={"stage": "full training"})
+    return found.model_copy(update={"stage": "joint training"})
 
 
 def checkpoint_count(steps: int, hours: float, every: int | None, size: int, workers: int) -> int:

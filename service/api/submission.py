@@ -107,7 +107,7 @@ def _planned(config: RunConfig, here: bool) -> Plan:
         plan = build_plan(config, known_machine(config, here=here))
     except ArithmeticError as error:
         raise _too_large() from error
-    full = plan.full_training.cost
+    full = plan.joint_training.cost
     if not all(map(math.isfinite, (plan.training_dollars, plan.training_hours, full.dollars, full.hours))):
         raise _too_large()
     return plan

@@ -16,7 +16,7 @@ from moedisco_ray.core.bill import (
     Line,
     format_dollars,
     idle_in_words,
-    is_full_training,
+    is_joint_training,
     make_baseline,
     make_bill,
     metered_bill,
@@ -86,12 +86,12 @@ def test_a_saving_is_never_without_its_baseline_and_what_is_known_of_quality(pai
     assert Bill.model_validate(json.loads(found.model_dump_json())) == found
 
 
-def test_a_run_that_costs_more_than_full_training_says_so():
+def test_a_run_that_costs_more_than_joint_training_says_so():
     baseline = make_baseline(
         CONFIG, tokens=1000, seconds_per_token=0.036, start_up=0, evaluate=0, export=0, rate="measured")
     assert baseline.dollars == pytest.approx(0.036)
     verdict = bill([Line(stage="finetune", pool="high_memory", worker_seconds=1.0, dollars=0.0432)], baseline=baseline).verdict
-    assert verdict.startswith("Costs 20 % more than full training on as many tokens on the high-memory pool, $0.0360, an estimate")
+    assert verdict.startswith("Costs 20 % more than joint training on as many tokens on the high-memory pool, $0.0360, an estimate")
 
 
 def test_what_a_comparison_measured_takes_the_place_of_what_is_not_known():
@@ -149,15 +149,15 @@ def test_figures_that_make_no_sense_change_no_bill():
     assert metered_bill(meter, CONFIG).baseline is None
 
 
-def test_full_training_itself_saves_nothing():
+def test_joint_training_itself_saves_nothing():
     low = CONFIG.model_copy(update={"finetune": CONFIG.finetune.model_copy(update={"pool": "low_memory"})})
-    assert is_full_training(CONFIG, {"finetune": 5, "seed": 0})
-    assert not is_full_training(CONFIG, {"finetune": 5, "seed": 1})
-    assert not is_full_training(low, {"finetune": 5})
+    assert is_joint_training(CONFIG, {"finetune": 5, "seed": 0})
+    assert not is_joint_training(CONFIG, {"finetune": 5, "seed": 1})
+    assert not is_joint_training(low, {"finetune": 5})
 
 
 def test_the_measured_baseline_starts_the_high_memory_pool_s_workers_not_the_fine_tune_s():
-    """Eight low-memory workers wait a minute to begin; full training would start one."""
+    """Eight low-memory workers wait a minute to begin; joint training would start one."""
     config = RunConfig.model_validate(CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}})
     meter = Meter()
     unit = {"tokens": 800, "seconds": 100.0, "workers": 8}

@@ -157,7 +157,7 @@ def test_run_shows_its_lines_then_the_table(demo, pipeline):
     (config, redo), = pipeline.calls
     assert (config.seed, redo) == (7, True)
     assert "submodels: started" in result.stdout
-    assert "full training (estimate)" in result.stdout
+    assert "joint training (estimate)" in result.stdout
     assert result.stdout.rstrip().endswith("/runs/demo/model")
 
 

@@ -209,7 +209,7 @@ def test_the_live_view_restores_the_terminal():
 def test_show_has_the_table_the_clusters_the_measurements_and_the_samples():
     text = text_of(report_view(run_report()))
     for part in (
-            "full training (estimate)", "65 % cheaper than full training",
+            "joint training (estimate)", "65 % cheaper than joint training",
             "license, import, return", "bits per byte", "licences", "41.25",
             "The license of the [bold]software[/bold] is"):
         assert part in text
@@ -221,7 +221,7 @@ def test_show_leaves_out_what_was_not_measured():
     bare["bill"] |= {"saving": None, "verdict": None, "baseline": None}
     text = text_of(report_view(RunReport.model_validate(bare)))
     assert "total" in text
-    for part in ("Clusters", "Validation", "cheaper", "full training"):
+    for part in ("Clusters", "Validation", "cheaper", "joint training"):
         assert part not in text
 
 

@@ -224,7 +224,7 @@ def test_joint_training_is_a_share_of_all(tmp_path: Path) -> None:
     report = read_json(directory / "report.json")
     stages = {stage["name"]: stage for stage in report["stages"]}
     assert (stages["submodels"]["tokens"], stages["seed"]["tokens"]) == (0, 0)
-    assert report["bill"]["saving"] is None        # it is full training itself
+    assert report["bill"]["saving"] is None        # it is joint training itself
     assert report["clusters"] == {}
     assert report["evaluation"]["clusters"] == []
     assert [source["source"] for source in report["evaluation"]["sources"]] == ["asyncio", "email", "unittest"]

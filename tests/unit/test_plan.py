@@ -461,8 +461,8 @@ def test_hours_and_dollars_by_hand():
     whole = 6 * plan.parameters.multiplied + 12 * 24 * 2048 * 1024
     assert finetune.cost.worker_hours == pytest.approx(whole * 250_000_000 / per_second / 3600)
     assert finetune.cost.hours == pytest.approx(finetune.cost.worker_hours / 2)
-    assert plan.full_training.cost.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
-    assert plan.full_training.memory == finetune.memory
+    assert plan.joint_training.cost.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
+    assert plan.joint_training.memory == finetune.memory
     assert plan.training_dollars == pytest.approx(sum(stage.cost.dollars for stage in plan.stages))
     elsewhere = plan.finetune_elsewhere      # on three cards of half the speed, for a quarter of the price
     assert elsewhere.cost.worker_hours == pytest.approx(2 * finetune.cost.worker_hours)

@@ -66,15 +66,15 @@ def test_a_plan_has_time_and_money_of_every_stage_with_start_ups():
 def test_a_plan_has_memory_disk_and_traffic_of_every_stage_and_of_joint_training():
     plan = build_plan(with_gpus(pools__high_memory={"gpu": 1, "price_per_hour": 2.28, "workers": 2}), HERE)
     assert [each.stage for each in plan.storage] == [stage.name for stage in STAGES]
-    for each in (*plan.storage, plan.full_training_storage):
+    for each in (*plan.storage, plan.joint_training_storage):
         assert each.moved > 0
         assert each.node_disk + each.worker_disk > 0
         assert each.device_memory + each.worker_memory > 0
         assert (each.stored > 0) == (each.stage != "evaluate")
-    joint, finetune = plan.full_training_storage, next(each for each in plan.storage if each.stage == "finetune")
+    joint, finetune = plan.joint_training_storage, next(each for each in plan.storage if each.stage == "finetune")
     assert (joint.stored, joint.checkpoints, joint.device_memory) == (finetune.stored, finetune.checkpoints, finetune.device_memory)
     steps = next(each.steps for each in plan.stages if each.stage == "finetune")
-    assert joint.exchanged == finetune.exchanged // steps * plan.full_training.steps > finetune.exchanged > 0
+    assert joint.exchanged == finetune.exchanged // steps * plan.joint_training.steps > finetune.exchanged > 0
     assert joint.moved > finetune.moved
 
 

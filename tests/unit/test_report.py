@@ -268,7 +268,7 @@ def test_the_table(report):
     assert rows[0] == ("corpus", "head", "1", "-", "5.0 s", "$0.00", "-", "-")
     assert rows[1] == ("seed", "low-memory", "1", "1,000", "20.0 s", "$0.0018", "4.0000", "50.00")
     assert rows[-2] == ("total", "", "", "5,500", "2 min 06 s", "$0.0678", "", "")
-    assert rows[-1] == ("full training (estimate)", "high-memory", "", "5,500", "4 min 12 s", "$0.5020", "", "")
+    assert rows[-1] == ("joint training (estimate)", "high-memory", "", "5,500", "4 min 12 s", "$0.5020", "", "")
 
 
 def progress(log, name, step, loss, stage_name="submodels", **more):

@@ -132,7 +132,8 @@ ARMS: Mapping[str, Arm] = {
         **_FRESH,
         **_RESTARTED,
     }),
-    "parallel-seed": Arm("MoE-DisCo, seed on all cards", {     # the members share the batch, so that they make as many steps
+    "parallel-seed": Arm("MoE-DisCo, cards train the seed apart", {
+        # The members share the batch, so that they make as many steps.
         "submodels.seed_members": None,
         "pools.low_memory.seed_workers": 1,
         "submodels.optimizer.batch_tokens": lambda base: max(

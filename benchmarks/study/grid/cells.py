@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from benchmarks.study.corpus_files import EMBEDDED, known_corpora, sources, unseen_sources
+from benchmarks.study.grid.find_corpus import EMBEDDED, known_corpora, sources, unseen_sources
 from moedisco_ray.core.config import FamilyName, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.records import Record

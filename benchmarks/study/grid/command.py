@@ -13,7 +13,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from benchmarks.study.compare.arms import REFERENCE
-from benchmarks.study.corpus_files import EMBEDDED, known_corpora
 from benchmarks.study.grid.advice import advise
 from benchmarks.study.grid.cells import (
     BUDGETS,
@@ -26,6 +25,7 @@ from benchmarks.study.grid.cells import (
     report_corpora,
 )
 from benchmarks.study.grid.files import PUBLISHED, publish, published
+from benchmarks.study.grid.find_corpus import EMBEDDED, known_corpora
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
 from benchmarks.study.grid.run import Places, run_pieces
@@ -51,8 +51,9 @@ def measure_grid(
     families: Annotated[str, typer.Option(metavar="A,B,...", help="Model families.")] = ",".join(FAMILIES),
     starts: Annotated[str, typer.Option(metavar="A,B,...", help="Starts: random weights, or a dense seed.")] = ",".join(STARTS),
     shapes: Annotated[str, typer.Option(metavar="ExK,...", help="Experts and top-k.")] = ",".join(_SHAPES),
-    budgets: Annotated[str, typer.Option(metavar="1,4,...", help="Multiples of the smallest budget.")] = ",".join(_BUDGETS),
-    arms: Annotated[str, typer.Option(metavar="A,B,...", help="Arms; joint training is always included.")] = ",".join(ARMS),
+    budgets: Annotated[str, typer.Option(metavar="1,4,...", help="Multiples of 1.5 million tokens.")] = ",".join(_BUDGETS),
+    arms: Annotated[str, typer.Option(metavar="A,B,...", help=(
+        "Arms, or levers of benchmarks/study/grid/levers.py; joint training is always included."))] = ",".join(ARMS),
     seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds to report.")] = ",".join(_SEEDS),
     hours: Annotated[float | None, typer.Option(metavar="H", min=0, help="Start no further piece after H hours.")] = None,
     gpu: Annotated[bool, typer.Option(
@@ -85,7 +86,7 @@ def measure_grid(
     if tunes and TUNING_CORPUS not in known_corpora(folder):
         raise ConfigError("--corpus", None if folder is None else str(folder), (
             f"has no folder {TUNING_CORPUS!r}, on whose text arms are tuned; make one of other text with "
-            "`python -m benchmarks.study.corpora cut`, or add --as-configured"))
+            "`python -m benchmarks.study.grid.build_corpus cut`, or add --as-configured"))
     left = run_pieces(with_tuning(pieces) if tunes else pieces, places, command, hours=hours)
     if publishes:
         publish(places.results, PUBLISHED)

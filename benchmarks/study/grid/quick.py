@@ -11,8 +11,8 @@ import typer
 
 from benchmarks.study.compare.arms import ARMS, REFERENCE, arm_config
 from benchmarks.study.compare.reading import evaluated
-from benchmarks.study.corpus_files import EMBEDDED
 from benchmarks.study.grid.cells import Cell, base_config
+from benchmarks.study.grid.find_corpus import EMBEDDED
 from benchmarks.study.grid.pieces import OURS
 from moedisco_ray.cli.console import output_console
 from moedisco_ray.execution import pipeline

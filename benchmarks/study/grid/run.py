@@ -22,9 +22,9 @@ from benchmarks.study.compare.reading import evaluated
 from benchmarks.study.compare.records import PhaseCost
 from benchmarks.study.compare.run import measured, share_corpus
 from benchmarks.study.compare.tuning import tune
-from benchmarks.study.corpus_files import EMBEDDED
 from benchmarks.study.grid.cells import base_config
 from benchmarks.study.grid.files import PUBLISHED, published_tuned, read_piece, read_tuned, write
+from benchmarks.study.grid.find_corpus import EMBEDDED
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import Piece
 from benchmarks.study.grid.records import Made, Phase, PieceResult, TunedArm

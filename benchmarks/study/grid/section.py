@@ -18,9 +18,10 @@ from benchmarks.study.grid.summary import JOINT_LOW, summarise
 
 ROWS: Mapping[str, str] = {
     REFERENCE: "joint on the large card",
-    OURS: "ours", "parallel-seed": "ours, seed on all cards", "expert-upcycling": "Expert Upcycling, grown at 95 % of the tokens",
+    OURS: "ours", "parallel-seed": "ours, cards train the seed apart",
+    "expert-upcycling": "Expert Upcycling, grown at 95 % of the tokens",
     "upcycle": "sparse upcycling at 95 %",
-    "spes": "SPES, router live", JOINT_LOW: "joint on the cheap pool",
+    "spes": ARMS["spes"].title, JOINT_LOW: "joint on the cheap pool",
     **{arm: each.title for arm, each in {**LEVERS, **WITH_ADAMW}.items()},
     **{arm: ARMS[arm].title for arm in ("paper", "btx", "random-clusters", "ensemble")}}
 """Rows of a table, by arm; arms without a result have none."""
@@ -29,8 +30,8 @@ FOUR = (OURS, "expert-upcycling", "upcycle", JOINT_LOW)
 _MARKETS = tuple(books())
 HEAD = [
     "arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), *(f"equal tokens, {name}" for name in _MARKETS),
-    "hours", "perplexity on other text"]
-HEADLINE = ["arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), "hours"]
+    "hours, paper", "perplexity on other text"]
+HEADLINE = ["arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), "hours, paper"]
 _UNKNOWN = "-"
 
 

@@ -46,6 +46,11 @@ def test_a_grid_takes_only_values_that_are_on_its_axes(tmp_path):
     assert (result.exit_code, "--arms: 'joint-low': is not on this axis" in " ".join(result.output.split())) == (2, True)
 
 
+def test_a_grid_without_its_folder_of_corpora_says_so(tmp_path):
+    result = invoke("grid", "--corpus", tmp_path / "none")
+    assert (result.exit_code, "is no folder" in " ".join(result.output.split())) == (2, True)
+
+
 def test_a_grid_without_text_to_tune_on_says_what_to_do(tmp_path):
     result = invoke("grid", "--corpus", tmp_path)
     assert result.exit_code == 2

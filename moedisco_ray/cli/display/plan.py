@@ -33,7 +33,7 @@ def plan_view(plan: Plan) -> RenderableType:
         for stage in (*plan.stages, *plan.inference) if stage.remedy is not None]
     parts += [
         Text(_synced(stage.stage, stage.sync, over_network=stage.fits_known)) for stage in plan.stages if stage.sync is not None]
-    parts.append(Text(_full_training(plan.full_training)))
+    parts.append(Text(_joint_training(plan.joint_training)))
     parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
     if plan.finetune_elsewhere is not None and plan.finetune_elsewhere.fits_known:
         parts.append(Text(_elsewhere(plan.stages[-1], plan.finetune_elsewhere)))
@@ -87,8 +87,8 @@ def _elsewhere(here: StagePlan, there: StagePlan) -> str:
     return f"{where}: the fine-tune would cost {costs}{chosen}, instead of {now}{sent}"
 
 
-def _full_training(stage: StagePlan) -> str:
-    what = f"full training needs {gigabytes(stage.memory.total)} of {stage.pool_gb:g} GB per high-memory worker"
+def _joint_training(stage: StagePlan) -> str:
+    what = f"joint training needs {gigabytes(stage.memory.total)} of {stage.pool_gb:g} GB per high-memory worker"
     if stage.remedy is not None:
         return f"{what}: {stage.remedy}"
     return what if stage.choice is None else f"{what}, with {stage.choice}"
@@ -153,7 +153,7 @@ def _cost(plan: Plan) -> Table:
     if bill.baseline is not None:
         full = bill.baseline
         table.add_row(
-            Text("full training (estimate)", "dim"), "high-memory", "", "", count(plan.tokens), format_seconds(full.seconds), "",
+            Text("joint training (estimate)", "dim"), "high-memory", "", "", count(plan.tokens), format_seconds(full.seconds), "",
             format_dollars(full.dollars))
     return table
 
@@ -167,7 +167,7 @@ def _storage(plan: Plan) -> Table:
     table.add_row(
         Text("run directory", "bold"), gigabytes(sum(stage.stored for stage in plan.storage)), gigabytes(peak), "", "", "", "",
         gigabytes(sum(stage.moved for stage in plan.storage)), gigabytes(sum(stage.exchanged for stage in plan.storage)))
-    table.add_row(Text("full training", "dim"), *_stored(plan.full_training_storage))
+    table.add_row(Text("joint training", "dim"), *_stored(plan.joint_training_storage))
     return table
 
 

@@ -1,4 +1,4 @@
-"""Finds the text of a benchmark's corpus: the embedded text, or a folder with one file per domain."""
+"""Finds the text of a corpus: the embedded text, or a folder with one file per domain."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ def unseen_sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
 
 
 def known_corpora(corpora: Path | None) -> list[str]:
-    """Names of the corpora in the folder."""
+    """Names of the corpora in the folder.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    if corpora is not None and not corpora.is_dir():
+        raise ConfigError("--corpus", str(corpora), "is no folder")
     folders = sorted(corpora.iterdir()) if corpora is not None else []
     return [folder.name for folder in folders if _domains(folder)]
 
