@@ -3,7 +3,7 @@
 # make test-slow     run the tests that take long, or that repeat with other settings what others show
 # make docs          write the reference pages anew and build build/docs, with every link checked
 # make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
-# make check         run what CI runs: lint, types, import contracts, tests
+# make check         run lint, types, import contracts and tests
 # make test-ecosystem   run other programs on what the project writes, and it on what they write; fill in docs/ecosystem.md
 # make test-fake     measure the memory of published checkpoints on FakeTensors
 # make test-gpu      compare training on one NVIDIA GPU with the CPU and the plan; without one, skip

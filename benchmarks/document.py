@@ -102,7 +102,8 @@ _COLUMNS = (
     Muon all cheap cards train a seed together and exchange gradients in every step, which takes no time here; this favours these
     arms, and joint training on the cheap pool. With AdamW, which is older, one card trains the seed. Cards that train it apart
     average their weights at syncs instead.""",
-    """*perplexity on other text*: on a corpus that is not trained on, relative to joint training's.""",
+    """*perplexity on other text*: on a corpus that is not trained on, relative to joint training's. A dash: not measured with every
+    seed.""",
 )
 
 
@@ -113,8 +114,8 @@ def grid() -> str:
     return section(
         "Where MoEs are sparse",
         """Held-out figures of each arm, in cells of one corpus, model family, start, number of experts and budget of tokens. Rows
-        are named in docs/results.md. Where arms are tuned, it is on another corpus and seed than they are reported on; else the
-        title or the row says so.""",
+        are explained in docs/results.md; those that change one setting are levers (`benchmarks/study/grid/levers.py`). Where arms
+        are tuned, it is on another corpus and seed than they are reported on; else the title or the row says so.""",
         "\n".join(f"* {' '.join(text.split())}" for text in _COLUMNS),
         *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
 

@@ -62,7 +62,7 @@ class Work:
         loop_seconds: Worker-seconds of the training loops, without start-ups.
         held_seconds: Worker-seconds for which slots were held.
         extra_seconds: Seconds that the evaluate stage spent on models other than the finished one, such as the seed and the
-            sub-models. Full training would not spend them.
+            sub-models. Joint training would not spend them.
     """
 
     tokens: int = 0

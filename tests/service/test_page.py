@@ -141,7 +141,7 @@ def test_a_wrong_token_is_refused_with_a_message(open_page):
 def test_a_run_is_submitted_after_its_estimate_was_shown(site, page):
     page.get_by_role("link", name="New run").first.click()
     expect(page.get_by_text("Fits the pools")).to_be_visible()
-    expect(page.get_by_role("region", name="Estimate")).to_contain_text("Full training")
+    expect(page.get_by_role("region", name="Estimate")).to_contain_text("Joint training")
     page.get_by_label("Budget, dollars").fill("2.5")
     page.get_by_label("Priority").fill("7")
     with page.expect_request(lambda asked: asked.method == "POST" and asked.url.endswith("/v1/runs")) as asked:

@@ -26,9 +26,10 @@ from moedisco_ray.core.records import Record
 
 SIZE_FACTOR = 2.0
 """Largest ratio of a model's operations per token to those of the measured models."""
-_SETTINGS = (
-    "tokens.seed_share", "tokens.finetune_share", "submodels.sync_every", "submodels.optimizer.name",
-    "submodels.optimizer.batch_tokens", "finetune.optimizer.name", "finetune.optimizer.schedule", "finetune.optimizer.batch_tokens")
+_OF_THE_SIZE = (
+    "clusters.count", "clusters.restarts", "clusters.sample", "merge.calibration_tokens", "submodels.optimizer.lr",
+    "finetune.optimizer.lr")
+"""Settings that suit the measured models and their text, which are no advice for others."""
 
 
 class Option(Record):
@@ -41,7 +42,7 @@ class Option(Record):
     dollars: float
     """Dollars until joint training's loss; joint training on the high-memory pool is 1."""
     settings: dict[str, Any]
-    """The arm's measured settings by dotted path: number of sub-models, shares, steps between syncs, optimizers, batch sizes."""
+    """The arm's measured settings by dotted path, with its number of sub-models, without learning rates."""
     tuned: bool
     """Whether a sweep chose its learning rate, schedule and batch size."""
 
@@ -209,7 +210,7 @@ def _covers(own: _Measured, arm: str, tokens: int) -> bool:
 
 def _settings(config: RunConfig, piece: PieceResult) -> dict[str, Any]:
     """The settings of an arm; the number of sub-models keeps the number of experts of each."""
-    found = {path: piece.recipe[path] for path in _SETTINGS if path in piece.recipe}
+    found = {path: value for path, value in piece.recipe.items() if path not in _OF_THE_SIZE} | {"finetune.pool": "high_memory"}
     if "clusters.count" in piece.recipe:
         group = piece.cell.experts // piece.recipe["clusters.count"]
         if config.model.architecture.num_experts % group == 0:

@@ -28,7 +28,7 @@ from benchmarks.study.grid.files import PUBLISHED, publish, published
 from benchmarks.study.grid.find_corpus import EMBEDDED, known_corpora
 from benchmarks.study.grid.levers import KNOWN
 from benchmarks.study.grid.pieces import ARMS, Axes, gpu_axes, reporting, with_tuning
-from benchmarks.study.grid.run import Places, run_pieces
+from benchmarks.study.grid.run import Places, is_done, run_pieces
 from benchmarks.study.grid.section import ROWS
 from benchmarks.study.grid.summary import JOINT_LOW
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
@@ -83,11 +83,12 @@ def measure_grid(
     places = Places(folder, work, work / "results")
     command = shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]])
     tunes = not (as_configured or gpu)      # three sweeps on the card would take four times as long as the cell
-    if tunes and TUNING_CORPUS not in known_corpora(folder):
+    ordered = with_tuning(pieces) if tunes else pieces
+    if TUNING_CORPUS not in known_corpora(folder) and any(each.kind == "tune" and not is_done(each, places) for each in ordered):
         raise ConfigError("--corpus", None if folder is None else str(folder), (
             f"has no folder {TUNING_CORPUS!r}, on whose text arms are tuned; make one of other text with "
             "`python -m benchmarks.study.grid.build_corpus cut`, or add --as-configured"))
-    left = run_pieces(with_tuning(pieces) if tunes else pieces, places, command, hours=hours)
+    left = run_pieces(ordered, places, command, hours=hours)
     if publishes:
         publish(places.results, PUBLISHED)
     output_console().print(f"{len(left)} pieces are left" if left else "all pieces are measured")
@@ -122,7 +123,8 @@ def advise_on(
         console.print("One number of experts is measured at these tokens, so none is recommended.")
     console.print(
         f"Dollars are those until joint training's loss; joint training on the high-memory pool is 1. Fewest seeds behind a "
-        f"figure: {advice.seeds}. Joint training on the low-memory pool needs a fast network between its cards.")
+        f"figure: {advice.seeds}. Joint training on the low-memory pool needs a card that the whole MoE fits "
+        "(pools.low_memory.max_workers=1), or a fast network between its cards.")
 
 
 def _changes(config: RunConfig, settings: Mapping[str, Any]) -> Iterator[str]:

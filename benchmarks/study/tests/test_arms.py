@@ -120,6 +120,11 @@ def test_a_lever_changes_its_settings_alone(name: str, changes: dict[str, Any]) 
     assert {path: value for path, value in lever.items() if ours[path] != value} == changes
 
 
+def test_each_small_group_has_a_card() -> None:
+    pool = of(BASE, "small-groups").pools.low_memory
+    assert (pool.max_workers, pool.seed_workers) == (4, 4)
+
+
 def test_levers_of_the_rivals_are_the_rivals_with_one_change() -> None:
     with_adamw = ((name, name.removesuffix("-adamw")) for name in levers.WITH_ADAMW)
     for lever, rival in (("early-growth", "expert-upcycling"), *with_adamw):

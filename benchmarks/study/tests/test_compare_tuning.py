@@ -165,8 +165,7 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     real = comparison.pipeline.run
     monkeypatch.setattr(comparison.pipeline, "run", lambda config, *rest, **named: runs.append(config.name) or real(
         config, *rest, **named))
-    again = compare(base, tmp_path / "again", [], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000, known={
-        REFERENCE: ARMS[REFERENCE]})
+    again = compare(base, tmp_path / "again", [REFERENCE], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
     assert runs == ["joint-tokens"]
     assert again.rows[0].tuned == result.rows[0].tuned
 
