@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from benchmarks.study import __main__ as command_line
 from benchmarks.study.compare.arms import ARMS, REFERENCE, planned
-from benchmarks.study.grid import cells, command
+from benchmarks.study.grid import cells, command, files
 from benchmarks.study.grid.advice import Advice, advise
 from benchmarks.study.grid.records import Phase, PieceResult
 from moedisco_ray.core.config import RunConfig, check_config
@@ -130,6 +130,12 @@ def test_a_model_of_another_size_gets_no_advice() -> None:
 
 def test_an_arm_with_one_budget_is_left_out() -> None:
     assert [each.arm for each in advise(config(), [*grid()[:3], *grid()[3:5]]).options] == ["joint-low", "disco", REFERENCE]
+
+
+def test_every_published_setting_can_be_compared_with_a_configuration() -> None:
+    for each in files.published(files.PUBLISHED):
+        changes = list(command._changes(config(), each.recipe))
+        assert len(changes) < len(each.recipe)
 
 
 def test_the_command_prints_options_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
