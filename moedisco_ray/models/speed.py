@@ -23,15 +23,22 @@ from moedisco_ray.models.expert_parallel import divided_experts, group_of
 from moedisco_ray.models.hf import family_of, moe_blocks, routers
 
 _IMPLEMENTATION = "moedisco_sorted"
+_NOISE = ("attention_dropout", "jitter_noise", "input_jitter_noise")
+"""Attributes of transformers' modules that draw random numbers in training, from torch's global generator."""
 
 
 def specialise(model: PreTrainedModel) -> PreTrainedModel:
     """Choose the fastest forward for each MoE block of a model, in place; return the model.
 
     A block with one expert skips its router. The router is frozen, because its gradient is zero and only weight decay would change
-    it; the block records no router logits. Blocks with more experts use `sorted_experts`. A router that samples in training runs as
-    it does without: so a training can be repeated and resumed exactly.
+    it; the block records no router logits. Blocks with more experts use `sorted_experts`. Nothing is drawn at random in training,
+    whatever the checkpoint's `config.json` says: there is no dropout and no jitter, and a router that samples runs as it does
+    without training. So a training can be repeated and resumed exactly.
     """
+    for module in model.modules():
+        for name in _NOISE:
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
     model.set_experts_implementation(_IMPLEMENTATION)
     family, fields = family_of(model), model.config.to_dict()
     forward = _OnlyExpert(family, family.router.scaling(fields)).forward   # one object, so that one compiled graph fits all layers
@@ -41,8 +48,6 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
             router.requires_grad_(requires_grad=False)
             block.forward = types.MethodType(forward, block)
         elif family.router.scores == "sparse_mixer":
-            for module in (block, router):
-                module.input_jitter_noise = 0.0     # type: ignore[assignment]  # transformers' modules are untyped
             router.eval().train = types.MethodType(_stay, router)   # type: ignore[method-assign]
     return model
 

@@ -108,7 +108,7 @@ def _train_in_turns(
         stepper.restore(progress.fractions_NE)
         restored = progress.step
         metrics = TrainingMetrics(job, world, emit, progress)
-        evaluate = HeldOutLoss(job, model, world, emit)
+        evaluate = HeldOutLoss(job, model, world, metrics, emit)
         sync = SyncMember(job, model, metrics, world)
         agree = Consensus((stop, saver.is_due), world)
 

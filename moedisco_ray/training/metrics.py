@@ -90,7 +90,7 @@ class TrainingMetrics:
         self._updated_at = now
 
     def exclude(self, seconds: float) -> None:
-        """Exclude waiting time in seconds from the training time; call this method after `update`."""
+        """Exclude seconds in which nothing was trained from the training time; call this method after `update`."""
         self._updated_at += seconds
         self._logged_at += seconds
 
@@ -137,13 +137,14 @@ def _peak_flops(world: World) -> float | None:
 class HeldOutLoss:
     """Evaluates the loss on `job.held_out`, if any, during training; the evaluation does not change the training's result.
 
-    Its events count the tokens of all members that share the data order (`job.share`).
+    Its time is no training time. Its events count the tokens of all members that share the data order (`job.share`).
     Every worker evaluates all of the text, because a forward pass of a sharded model needs all workers.
     """
 
-    def __init__(self, job: TrainJob, model: PreTrainedModel, world: World, emit: Emit) -> None:
+    def __init__(self, job: TrainJob, model: PreTrainedModel, world: World, metrics: TrainingMetrics, emit: Emit) -> None:
         self._job = job
         self._model = model
+        self._metrics = metrics
         self._world = world
         self._emit = emit
 
@@ -152,7 +153,10 @@ class HeldOutLoss:
         held_out = self._job.held_out
         if held_out is None or not (ended or (step % held_out.every == 0 and step < self._job.steps)):
             return
+        self._metrics.update()
+        began = time.monotonic()
         loss = self._loss(held_out)
+        self._metrics.exclude(time.monotonic() - began)
         if self._world.rank == 0:
             self._emit(Event("evaluation", self._job.stage, self._job.name, {
                 "step": step, "tokens": step * self._job.step_tokens * self._job.share.members, "held_out_loss": loss}))

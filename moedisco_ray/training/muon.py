@@ -68,29 +68,32 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
+        rounding: dict[torch.device, torch.Generator] = {}
         for group in self.param_groups:
             if group["halves"] is not None:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._update(parameter, group)
+                        self._update(parameter, group, rounding)
         # `load_state_dict` replaces the state and the groups of this optimizer, so they are passed to AdamW in each step.
         self._adamw.state = self.state
         for own, group in zip(self._adamw.param_groups, (g for g in self.param_groups if g["halves"] is None), strict=True):
             own.update(params=group["params"], lr=group["lr"])
         self._adamw.step()
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any], rounding: dict[torch.device, torch.Generator]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
         state["step"] += 1
         weight, gradient, momentum = local(parameter), local(parameter.grad), local(state["exp_avg"])
-        rounding = generator(weight.device, f"muon {self._seed}", int(state["step"]), self._rank)
+        # One generator for all matrices of a step: with the same bits in each, their rounding errors would be alike.
+        if weight.device not in rounding:
+            rounding[weight.device] = generator(weight.device, f"muon {self._seed}", int(state["step"]), self._rank)
         # A stack of matrices is sharded between matrices, so every worker has whole matrices and can handle a few at a time.
         at_once = len(weight) if weight.ndim == 2 else max(1, _ELEMENTS // max(1, weight[0].numel()))
         for parts in zip(*(torch.split(each, at_once) for each in (weight, gradient, momentum)), strict=True):
-            self._update_part(*parts, parameter=parameter, group=group, rounding=rounding)
+            self._update_part(*parts, parameter=parameter, group=group, rounding=rounding[weight.device])
 
     @staticmethod
     def _update_part(

@@ -159,6 +159,22 @@ def test_joint_training_itself_saves_nothing():
 def test_the_measured_baseline_starts_the_high_memory_pool_s_workers_not_the_fine_tune_s():
     """Eight low-memory workers wait a minute to begin; joint training would start one."""
     config = RunConfig.model_validate(CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}})
+    baseline = metered_bill(metered_finetune(), config).baseline
+    scale = config.pools.low_memory.speed
+    assert {line.stage: line.worker_seconds for line in baseline.lines} == pytest.approx(
+        {"start-up": 60, "finetune": 800 * scale, "evaluate": 0, "export": 0})
+    assert baseline.seconds == pytest.approx(60 + 800 * scale)
+
+
+def test_the_measured_baseline_measures_the_held_out_loss_as_often_as_the_run():
+    """Reading 3,000 tokens takes the time of training 1,000, after each 2,000 that are trained."""
+    evaluation = {"every_tokens": 2000, "max_tokens": 3000}
+    config = RunConfig.model_validate(CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}, "evaluation": evaluation})
+    seconds = {line.stage: line.worker_seconds for line in metered_bill(metered_finetune(), config).baseline.lines}
+    assert seconds["finetune"] == pytest.approx(1.5 * 800 * config.pools.low_memory.speed)
+
+
+def metered_finetune():
     meter = Meter()
     unit = {"tokens": 800, "seconds": 100.0, "workers": 8}
     for event in (
@@ -168,11 +184,7 @@ def test_the_measured_baseline_starts_the_high_memory_pool_s_workers_not_the_fin
         Event("stage_finished", "finetune", data={"summary": {"units": [unit]}}, time=160.0), Event("run_finished", time=160.0),
     ):
         meter.update(event)
-    baseline = metered_bill(meter, config).baseline
-    scale = config.pools.low_memory.speed
-    assert {line.stage: line.worker_seconds for line in baseline.lines} == pytest.approx(
-        {"start-up": 60, "finetune": 800 * scale, "evaluate": 0, "export": 0})
-    assert baseline.seconds == pytest.approx(60 + 800 * scale)
+    return meter
 
 
 @given(st.integers(1, 16), st.integers(1, 16), st.floats(0, 1e3))

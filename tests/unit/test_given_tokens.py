@@ -344,10 +344,12 @@ def test_the_tokenizer_must_suit_the_sources(tmp_path: Path) -> None:
     usual = {"tokenizer": {"path": str(tmp_path / "chat")}}
     check(chat, **usual)
     within = {"optimizer": {"within_documents": True}}
-    check(chat, finetune=within, **usual)
+    ids = {"path": path, "ids_column": "input_ids"}
+    for source in (chat, ids):
+        check(source, finetune=within, **usual)
     settings = tmp_path / "chat" / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace('"eos_token": "<|endoftext|>"', '"eos_token": "<|im_end|>"'))
-    for source in (chat, {"path": path, "completion_column": "completion"}):
+    for source in (chat, ids, {"path": path, "completion_column": "completion"}):
         with pytest.raises(ConfigError, match=r"finetune\.optimizer\.within_documents"):
             check(source, finetune=within, **usual)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import BATCH, RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
+from torch import nn
 
 from moedisco_ray.core.config import FAMILIES, Architecture, Optimizer, RunConfig
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import check_same, hf_config, load_model, skeleton
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state
 from moedisco_ray.training import TrainJob, World
-from moedisco_ray.training.muon import MOMENTUM, is_matrix, orthogonalised
-from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.muon import MOMENTUM, Muon, is_matrix, orthogonalised
+from moedisco_ray.training.optimizer import adamw, make_optimizer
 
 MUON = RECIPE.model_copy(update={"name": "muon", "lr": 1e-3})
 
@@ -144,6 +146,22 @@ def test_it_learns_with_a_smaller_state_and_resumes_bit_for_bit(job: TrainJob, p
     assert resumed.restored_step == 5
     assert resumed.losses == whole.losses
     check_same(weights(job.output), weights(again.output))
+
+
+def test_equal_matrices_are_rounded_with_bits_of_their_own() -> None:
+    torch.manual_seed(0)
+    weight_AB, gradient_AB = torch.randn(2, 32, 32).bfloat16()
+    pair = [nn.Parameter(weight_AB.clone()) for _ in range(2)]
+    recipe = MUON.model_copy(update={"precision": "pure_bf16"})
+    optimizer = Muon(
+        [{"params": pair, "halves": 1}, {"params": [nn.Parameter(torch.ones(2))]}], recipe,
+        functools.partial(adamw, recipe=recipe, seed=0), 0, 0)
+    for each in pair:
+        each.grad = gradient_AB.clone()
+    optimizer.step()
+    one, other = (each.detach().float() - weight_AB.float() for each in pair)
+    assert not torch.equal(one, other)
+    assert (one - other).abs().max() <= weight_AB.float().abs().max() / 64   # two neighbours of the same exact value
 
 
 def test_the_next_training_continues_from_the_momentum(job: TrainJob) -> None:

@@ -4,10 +4,12 @@ import dataclasses
 import errno
 import functools
 import itertools
+import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import BATCH, RECIPE, L, V, ignore, never, run, stop_after, variant, weights, write_shard, write_tiny
+from training_worker import Counting
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.artifacts import read_json
@@ -35,6 +38,7 @@ from moedisco_ray.training import (
     TrainResult,
     World,
     learning_rate,
+    metrics,
     read_partial_result,
     results,
     steps_for,
@@ -335,6 +339,34 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     resumed = run(job)
     assert (resumed.finished, resumed.restored_step, resumed.losses) == (True, step, whole.losses)
     check_same(weights(job.output), weights(other.output))
+
+
+@pytest.mark.parametrize("noise", ["attention_dropout", "router_jitter_noise"])
+def test_noise_that_a_checkpoint_asks_for_is_left_out_but_kept_in_its_settings(job: TrainJob, home: Path, noise: str) -> None:
+    write_tiny(home / noise, 4, family="mixtral")
+    plain = variant(job, f"without-{noise}", model=home / noise, steps=4)
+    run(plain)
+    path = home / noise / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {noise: 0.2}), encoding="utf-8")
+    noisy = variant(job, noise, model=home / noise, steps=4)
+    run(noisy)
+    check_same(weights(noisy.output), weights(plain.output))
+    assert json.loads((noisy.output / "config.json").read_text())[noise] == 0.2
+
+
+def test_time_in_which_the_held_out_loss_is_measured_is_no_training_time(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that goes on in measurements alone."""
+    clock = [0.0]
+
+    @dataclasses.dataclass(frozen=True)
+    class Slow(Counting):
+        def batches(self, batch_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            clock[0] += 100.0
+            return super().batches(batch_tokens)
+
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    assert run(dataclasses.replace(job, held_out=Slow(every=2), log_every=3)).seconds == 0
+    assert clock[0] == 100.0 * math.ceil(job.steps / 2)
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob, undisturbed: Undisturbed) -> None:

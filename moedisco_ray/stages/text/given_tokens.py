@@ -236,7 +236,7 @@ def check_sources(config: RunConfig) -> None:
 
     Raises:
         ConfigError: The run trains its own tokenizer, or the tokenizer has no chat template, or its chat template writes the token
-            between documents inside conversations, and tokens are to attend within documents.
+            between documents inside conversations (which token ids may hold too), and tokens are to attend within documents.
     """
     sources = [source for source in (*config.corpus.sources, *config.evaluation.sources) if source.has_given_tokens]
     if not sources:
@@ -246,11 +246,9 @@ def check_sources(config: RunConfig) -> None:
         raise ConfigError(
             "tokenizer.path", None, f"is not set, but {sources[0].path!r} holds conversations, completions or token ids; name the "
             "directory of their tokenizer")
-    if not any(source.messages_column or source.completion_column for source in sources):
-        return
     if _template(load_pretrained(directory)) is None:
         if not any(source.messages_column for source in sources):
-            return      # completions of text need none
+            return      # token ids and completions of text need none
         raise ConfigError(
             "tokenizer.path", str(directory), "has no chat template, which sources with messages_column need; name the tokenizer "
             "of a chat model, or add chat_template.jinja to the directory")
