@@ -68,7 +68,7 @@ GPU = Scale(
     held_out=1_000_000, calibration_tokens=65_536, sync_every=25, model={
         **_COMMON, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
         "moe_intermediate_size": 512})
-"""Three arms take 45 minutes of one large card."""
+"""Three arms are planned to take 45 minutes of one large card; this was not measured."""
 SMOKE = Scale(
     name="smoke", tokens=20 * 256, sequence_length=32, batch_tokens=256, micro_batch=None, lr=4e-3, vocab_size=400, held_out=2000,
     calibration_tokens=512, sync_every=2, model={

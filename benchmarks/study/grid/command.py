@@ -57,7 +57,7 @@ def measure_grid(
     seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds to report.")] = ",".join(_SEEDS),
     hours: Annotated[float | None, typer.Option(metavar="H", min=0, help="Start no further piece after H hours.")] = None,
     gpu: Annotated[bool, typer.Option(
-        "--gpu", help="Measure one cell on a large card instead, not tuned: three arms in 45 minutes.")] = False,
+        "--gpu", help="Measure one cell on a large card instead, not tuned: three arms, planned for 45 minutes.")] = False,
     as_configured: Annotated[bool, typer.Option(
         "--as-configured", help="Do not tune; arms without a stored sweep run at the starting values.")] = False,
     corpus: Annotated[Path | None, typer.Option(

@@ -85,7 +85,7 @@ class Axes:
 
 
 def gpu_axes(corpora: Sequence[str]) -> Axes:
-    """The grid's GPU form: three arms in one cell, in 45 minutes of one large card."""
+    """The grid's GPU form: three arms in one cell, planned for 45 minutes of one large card."""
     return Axes(
         corpora[:1], FAMILIES[:1], STARTS[:1], (GPU_SHAPE,), BUDGETS[:1], GPU_ARMS, REPORT_SEEDS[:1], scale="gpu")
 
