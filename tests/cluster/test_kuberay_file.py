@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
-from cluster_files import kubernetes_objects
+from cluster_files import FOLDER, kubernetes_objects
 from ray._private.label_utils import validate_node_label_syntax
 
 SCHEMAS = yaml.safe_load(Path(__file__).with_name("kuberay_schema.yaml").read_text())
@@ -153,6 +154,13 @@ def test_the_service_is_started_again_in_a_pod_that_is_not(cluster):
     assert (service["name"], service["restartPolicy"]) == ("service", "Always")
     # The second autoscaler's pods end with their Ray container, and the operator refuses any other policy of theirs.
     assert all("restartPolicy" not in pod for pod in pods(cluster))
+
+
+def test_the_heads_service_has_the_ports_that_are_forwarded(cluster):
+    # The operator makes that Kubernetes Service of the first container's ports, and `kubectl port-forward svc/` knows no others.
+    forward, = re.findall(r"kubectl port-forward svc/moedisco-head-svc (.+)", (FOLDER / "kuberay.yaml").read_text())
+    ports = {str(port["containerPort"]) for port in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert set(forward.split()) <= ports
 
 
 def test_only_the_cluster_itself_and_the_operator_reach_it(cluster):
