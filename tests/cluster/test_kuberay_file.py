@@ -180,8 +180,8 @@ def test_what_the_service_remembers_outlives_the_head(cluster):
 def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
     service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert [word for word in service["args"] if "-root=" in word] == [
-        "--output-root=gs://MY_BUCKET/moedisco/runs", "--input-root=gs://MY_BUCKET/moedisco/data",
-        "--output-root=/moedisco/requests"]
+        "--output-root=gs://MY_BUCKET/moedisco/runs", "--input-root=gs://MY_BUCKET/moedisco/data"]
+    assert "--home-dir=/moedisco/requests" in service["args"]
     assert "--set output=gs://MY_BUCKET/moedisco/runs " in of_kind("RayJob")["spec"]["entrypoint"]
     for pod in pods(cluster):
         assert {"name": "cache", "emptyDir": {}} in pod["volumes"]
