@@ -183,6 +183,21 @@ def test_curves_and_figures_move_while_events_come_in(site, page):
     page.wait_for_function(f"before => {drawn} !== before", arg=before)
 
 
+def test_trainings_of_a_driver_that_was_lost_are_restarting_as_the_service_says(site, page):
+    run_id = begin(site)
+    train(site, run_id, "submodel-0", 1, 40)
+    train(site, run_id, "submodel-1", 1, 40)
+    site.service.report(run_id, Event("unit_finished", "submodels", "submodel-1", {"steps": 400}))
+    page.goto(f"/#/runs/{run_id}")
+    expect(unit_row(page, "submodel-0")).to_contain_text(re.compile("running.*10.2k"))
+    site.service.report(run_id, Event("run_started", data={"stages": run_example.STAGES}))
+    expect(unit_row(page, "submodel-0")).to_contain_text("restarting")
+    expect(unit_row(page, "submodel-0")).not_to_contain_text("10.2k")
+    expect(unit_row(page, "submodel-1")).to_contain_text("done")
+    units = site.service.ann.get(f"/v1/runs/{run_id}/submodels").json()["items"]
+    assert {unit["unit"]: unit["status"] for unit in units} == {"submodel-0": "restarting", "submodel-1": "done"}
+
+
 def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
     run_id = begin(site)
     page.goto(f"/#/runs/{run_id}")
