@@ -317,6 +317,25 @@ def test_the_list_filters_and_follows(site, page):
     assert page.url.endswith(second)
 
 
+def test_older_runs_follow_too_and_none_is_left_out(site, page):
+    oldest, *_ = [site.service.submit(name=f"run-{i}")["id"] for i in range(52)]
+    page.goto("/#/runs")
+    rows = page.get_by_role("row")
+    expect(rows).to_have_count(1 + 50)
+    refused = {"status": 503, "json": {"title": "Service Unavailable", "detail": "try again"}}
+    page.route("**/v1/runs?*", lambda route: route.fulfill(**refused))
+    page.get_by_role("button", name="Older runs").click()
+    expect(page.get_by_text("try again")).to_be_visible()
+    page.unroute_all()
+    expect(rows).to_have_count(1 + 52, timeout=10_000)
+    expect(page.get_by_role("button", name="Older runs")).to_have_count(0)
+    site.service.start(oldest)
+    expect(rows.last).to_contain_text("running", timeout=10_000)
+    site.service.submit(name="new")
+    expect(rows.filter(has_text="new")).to_be_visible(timeout=10_000)
+    expect(rows).to_have_count(1 + 53)
+
+
 def test_a_keyboard_signs_in_and_submits(site, open_page):
     page = open_page(who=None)
     page.goto("/")
