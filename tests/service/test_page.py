@@ -75,6 +75,15 @@ def unit_row(page, unit):
     return page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=unit))
 
 
+def turn(page, *, hidden):
+    """As if another tab came to the front, or this one: in a headless browser, every tab is visible."""
+    page.evaluate(
+        """hidden => {
+          Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""", hidden)
+
+
 def tab_to(page, selector):
     """Go there as a keyboard does."""
     for _ in range(60):
@@ -299,6 +308,37 @@ def test_what_happened_while_the_service_was_away_is_caught_up(site, page):
     site.start()
     expect(page.get_by_text("The service cannot be reached.")).to_have_count(0, timeout=15_000)
     expect(unit_row(page, "seed")).to_contain_text("49 / 400", timeout=15_000)
+
+
+def test_hidden_tabs_hold_no_connection_and_catch_up(site, page):
+    """A browser opens six connections per host, and a visible tab of an active run holds two: events and log."""
+    run_id = begin(site)
+    log = site.service.directory(run_id) / "ray.log"
+    log.write_text("the driver began\n")
+    train(site, run_id, "seed", 1, 10, stage="seed")
+    tabs = [page, *(page.context.new_page() for _ in range(2))]
+    for tab in tabs:
+        tab.goto(f"/#/runs/{run_id}")
+        expect(unit_row(tab, "seed")).to_contain_text("9 / 400")
+        expect(tab.get_by_label("Log text")).to_contain_text("the driver began")
+        turn(tab, hidden=True)
+    train(site, run_id, "seed", 10, 50, stage="seed")
+    site.service.bring(run_id, RunState.STOPPING)
+    with log.open("a") as file:
+        file.write("the driver saved\n")
+    further = page.context.new_page()
+    further.goto("/#/runs")
+    expect(further.get_by_role("row").filter(has_text="demo")).to_contain_text("stopping")
+    expect(unit_row(page, "seed")).to_contain_text("9 / 400")
+    turn(page, hidden=False)
+    expect(unit_row(page, "seed")).to_contain_text("49 / 400")
+    expect(state_pill(page)).to_have_text("stopping")
+    expect(page.get_by_label("Log text")).to_contain_text("the driver saved")
+    turn(page, hidden=True)
+    site.service.report(run_id, Event("run_stopped", data={"reason": "cancelled"}))
+    site.service.bring(run_id, RunState.CANCELLED)
+    turn(page, hidden=False)
+    expect(state_pill(page)).to_have_text("cancelled")
 
 
 def test_the_list_filters_and_follows(site, page):
