@@ -177,6 +177,12 @@ def test_what_the_service_remembers_outlives_the_head(cluster):
     assert {"name": "state", "persistentVolumeClaim": {"claimName": "moedisco-state"}} in pods(cluster)[0]["volumes"]
 
 
+def test_a_driver_has_a_minute_to_end_as_the_page_says(cluster):
+    driver, = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "60"} in driver["env"]
+    assert "\nexport RAY_JOB_STOP_WAIT_TIME_S=60 " in (FOLDER / "node" / "environment.sh").read_text()
+
+
 def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
     service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert [word for word in service["args"] if "-root=" in word] == [

@@ -215,6 +215,9 @@ def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
     page.get_by_role("button", name="Cancel the run").click()
     expect(state_pill(page)).to_have_text("stopping")
     assert stored(site, run_id).stop == "cancelled"
+    page.get_by_role("button", name="Kill").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The driver is ended within a minute, without a checkpoint")
+    page.keyboard.press("Escape")
     site.service.report(run_id, Event("run_stopped", data={"reason": "cancelled"}))
     site.service.bring(run_id, RunState.CANCELLED)
     expect(state_pill(page)).to_have_text("cancelled")
