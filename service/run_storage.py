@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -95,13 +96,13 @@ def read(storage: RunStorage, path: str, most: int = MOST_BYTES) -> bytes | None
         file = storage.open(path)
     except FileNotFoundError:
         return None
-    content = bytearray()
+    content = io.BytesIO()
     with contextlib.closing(file):
-        while len(content) <= most and (block := file.read_at(len(content), min(2**20, most + 1 - len(content)))):
-            content += block
-    if len(content) > most:
+        while (size := content.tell()) <= most and (block := file.read_at(size, min(2**20, most + 1 - size))):
+            content.write(block)
+    if size > most:
         raise NotFound(f"{path} is larger than {most >> 20} MiB and is not shown; download it instead")
-    return bytes(content)
+    return content.getvalue()       # without a copy
 
 
 @dataclasses.dataclass(frozen=True)

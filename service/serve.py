@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import signal
 import socket
 import threading
@@ -107,7 +108,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
                 # A thread measures the machine; until it is done, estimates are "unknown".
                 threading.Thread(target=measure, name="probe", daemon=True).start()
             if local is not None:
-                checking = Loop(local.ensure_running, CHECK_RAY_SECONDS, "local ray")
+                checking = Loop(functools.partial(local.ensure_running, dashboard), CHECK_RAY_SECONDS, "local ray")
                 checking.start()
                 loops.callback(checking.stop)
             _run(settings, database, RayJobs(jobs), dashboard, listener=listener, announce=listening)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
 
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.config.sources import FunctionName
@@ -40,13 +40,16 @@ class Settings(BaseModel):
     """URL that accepts the Ray cluster's jobs, such as `http://HEAD:8265`; with null, the service starts a local cluster."""
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """URL at which the service reaches the Ray dashboard; null uses `ray_address`. Browsers reach it at `/ray/`."""
-    driver_user: str | None = None
-    """Unprivileged user that the local Ray and its drivers run as; null uses the service's user. If it is set, the service must run
-    as root."""
     input_roots: tuple[str, ...] = (".",)
     """Directories and URIs such as `s3://BUCKET/PREFIX` or `hf://ORG` that runs may read. The built-in text is always allowed."""
     output_roots: Annotated[tuple[Location, ...], Field(min_length=1)] = (Path("runs"),)
     """Directories and URIs such as `s3://BUCKET/PREFIX` in which run directories are created; the first is the default."""
+    home_dir: Path | None = None
+    """Directory of the service's own files of runs at URIs, which their drivers read; null uses the first output root that is a
+    directory, or else `state_dir`."""
+    driver_user: str | None = None
+    """Unprivileged user that the local Ray and its drivers run as; null uses the service's user. If it is set, the service must run
+    as root."""
     storage_roots: tuple[str, ...] = ()
     """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Without any, checkpoints stay
     in run directories."""
@@ -82,7 +85,8 @@ class Settings(BaseModel):
     def roots(self) -> Roots:
         """Directories and buckets that runs may read and write."""
         # Even for runs at URIs, the service keeps its own files, such as stop files, on this machine.
-        homes = (*(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
+        first = () if self.home_dir is None else (self.home_dir,)
+        homes = (*first, *(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
         return Roots(self.input_roots, self.output_roots, self.storage_roots, homes, self.map_functions)
 
     @property
@@ -90,13 +94,14 @@ class Settings(BaseModel):
         """Whether the service starts its own Ray cluster on this machine."""
         return self.ray_address is None
 
-    @model_validator(mode="after")
-    def _drivers_reach_their_homes(self) -> Self:
-        if self.driver_user is not None and all(map(is_uri, self.output_roots)):
-            raise ValueError("driver_user needs an output root that is a directory, for files that its drivers read; add one")
-        return self
+    @field_validator("driver_user", mode="after")
+    @classmethod
+    def _drivers_reach_their_homes(cls, user: str | None, info: ValidationInfo) -> str | None:
+        if user is not None and info.data.get("home_dir") is None and all(map(is_uri, info.data.get("output_roots", ["."]))):
+            raise ValueError("cannot read the service's files of its runs; name a directory for them with --home-dir")
+        return user
 
-    @field_validator("state_dir", "admin_token_file", mode="after")
+    @field_validator("state_dir", "home_dir", "admin_token_file", mode="after")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()

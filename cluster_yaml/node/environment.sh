@@ -4,7 +4,7 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PATH="$project/.venv/bin:$PATH"
 export RAY_AUTH_MODE=token                 # the token is ~/.ray/auth_token on every node
 export RAY_TRAIN_ENABLE_STATE_TRACKING=1   # lets the dashboard show trainings
-export RAY_JOB_STOP_WAIT_TIME_S=60         # time for a driver's last checkpoint (s)
+export RAY_JOB_STOP_WAIT_TIME_S=60         # time for a driver to upload its last events (s)
 # State of the head, on the persistent disk if there is one.
 MOEDISCO_HOME=$( [ -d /moedisco ] && echo /moedisco || echo "$HOME/moedisco-state" )
 export MOEDISCO_HOME

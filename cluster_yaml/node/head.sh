@@ -28,11 +28,13 @@ for word in "$@"; do
     case $word in --*) serve+=("$word") ;; *) serve+=("--input-root=$word") ;; esac
 done
 
+# Drivers inherit Ray's environment; the database's password is only for the service.
+without_password=(env --unset=MOEDISCO_DATABASE_URL)
 if [ -d /run/systemd/system ]; then
-    "$here/keep.sh" moedisco-ray "${ray[@]}" --block
+    "${without_password[@]}" "$here/keep.sh" moedisco-ray "${ray[@]}" --block
     MOEDISCO_AFTER=moedisco-ray.service "$here/keep.sh" moedisco "${serve[@]}"
 else
-    "${ray[@]}"
+    "${without_password[@]}" "${ray[@]}"
     MOEDISCO_GCS=${RAY_HEAD_IP:-127.0.0.1}/6379 "$here/keep.sh" moedisco "${serve[@]}"
 fi
 

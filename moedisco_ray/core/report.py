@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
-import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from moedisco_ray.core.artifacts import Manifest, parse_manifest, versions
 from moedisco_ray.core.bill import Bill, format_dollars, format_seconds, metered_bill
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
-from moedisco_ray.core.events import Event, EventLog, EventType
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.event_totals import EventTotals
+from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.records import (
     ClusterReport,
     ClusterSummary,
@@ -33,15 +32,12 @@ from moedisco_ray.core.records import (
     UnitRecord,
 )
 from moedisco_ray.core.run_models import model_name
-from moedisco_ray.core.run_record import SCHEMA_VERSION, Curve, RunReport, StageReport, StartRecord, UnfinishedUnit
+from moedisco_ray.core.run_record import SCHEMA_VERSION, RunReport, StageReport, StartRecord, UnfinishedUnit
 from moedisco_ray.core.stages import STAGES
 
-T = TypeVar("T")
 PoolName = Literal["low_memory", "high_memory", "head"]
 ReadFile = Callable[[str], bytes | None]
 """Function that takes a relative path in a run directory and returns the file's content, or None if the file does not exist."""
-
-CURVE_POINTS = 400
 
 TABLE_COLUMNS = ("stage", "pool", "workers", "tokens", "time", "cost", "loss", "perplexity")
 
@@ -70,9 +66,10 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     summaries = {name: manifest.summary for name, manifest in manifests.items()}
     config = _with_cluster_count(config, summaries)
     evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))
-    events = [*EventLog.parse(read("events.jsonl") or b""), *([] if last is None else [last])]
-    stalls, utilisation = _stalls(events), _mfu(events)
-    bill = _bill(events, config, _document(read("comparison.json")).get("quality"))
+    owners = {f"submodel-{k}": config.owner_of(k) for k in range(config.shared_clusters, config.cluster_count)}
+    events = EventTotals(itertools.chain(EventLog.parse(read("events.jsonl") or b""), [] if last is None else [last]), owners)
+    stalls, utilisation = events.stalls, events.mfu
+    bill = metered_bill(events.meter, config, _document(read("comparison.json")).get("quality"))
     stages = [
         _stage(
             name, manifest, evaluation.stages.get(name, Figures()), stalls.get(name, 0.0), mfu=utilisation.get(name), config=config,
@@ -95,9 +92,9 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         clusters=ClusterReport.model_validate(_document(read("clusters/report.json"))),
         evaluation=evaluation,
         samples=[Sample.model_validate(sample) for sample in summaries.get("export", {}).get("samples", [])],
-        curves=read_curves(events),
-        held_out=read_curves(events, "evaluation", "held_out_loss"),
-        left=_departures(summaries, events, config),
+        curves=events.losses.curves(),
+        held_out=events.held_out.curves(),
+        left=_departures(summaries, events.sizes, owners, config),
         versions=newest.versions if newest is not None else versions(),
     )
 
@@ -111,19 +108,16 @@ def _with_cluster_count(config: RunConfig, summaries: Mapping[str, Mapping[str, 
     return config.model_copy(update={"clusters": clusters})
 
 
-def _departures(summaries: Mapping[str, Mapping[str, Any]], events: Iterable[Event], config: RunConfig) -> list[Departure]:
+def _departures(
+    summaries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], owners: Mapping[str, str | None], config: RunConfig,
+) -> list[Departure]:
     """What left each data owner's storage, by owner: what the stages have noted, and the events of its training."""
-    owners = {f"submodel-{k}": config.owner_of(k) for k in range(config.shared_clusters, config.cluster_count)}
-    sizes: Counter[str] = Counter()
-    for event in events:
-        if event.unit in owners:
-            sizes[event.unit] += len(event.to_json())
     noted = [
         Departure.model_validate(each) for stage in ("corpus", "submodels", "merge", "evaluate")
         for each in summaries.get(stage, {}).get("left", [])]
     noted += [
         Departure(owner=owner, what=f"{unit}: loss and speed of its training, in events.jsonl", bytes=sizes[unit])
-        for unit, owner in owners.items() if owner is not None and sizes[unit]]
+        for unit, owner in owners.items() if owner is not None and unit in sizes]
     return sorted(noted, key=lambda each: config.owners.index(each.owner))
 
 
@@ -138,46 +132,6 @@ def _start(model: Model) -> StartRecord:
     if isinstance(model.init, LocalInit):
         return StartRecord(kind=model.init.KEY, name=model_name(model.init.place))
     return StartRecord(kind=model.init, name=None)
-
-
-def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str = "loss") -> dict[str, Curve]:
-    """Loss over tokens of every unit that reported it; by default the training loss.
-
-    If a unit went back to an earlier step (resumed from a checkpoint, or begun again), its earlier reports from that step on
-    are dropped: a curve holds each step once, as it was last trained.
-
-    Args:
-        events: Events of a run, in order.
-        kind: Type of the events with the loss.
-        key: Key of the loss in the data of these events.
-
-    Returns:
-        A curve of at most `CURVE_POINTS` points for each unit.
-    """
-    points: dict[str, list[tuple[int, int, float]]] = {}
-    stages: dict[str, str | None] = {}
-    for event in events:
-        if event.type != kind or event.unit is None or event.data.get(key) is None:
-            continue
-        step = int(event.data["step"])
-        curve = points.setdefault(event.unit, [])
-        while curve and curve[-1][0] >= step:
-            curve.pop()
-        curve.append((step, int(event.data["tokens"]), float(event.data[key])))
-        stages[event.unit] = event.stage
-    curves = {}
-    for unit, curve in points.items():
-        kept = thin(curve, CURVE_POINTS)
-        curves[unit] = Curve(
-            stage=stages[unit], tokens=[tokens for _, tokens, _ in kept], loss=[loss for _, _, loss in kept])
-    return curves
-
-
-def thin(values: Sequence[T], most: int) -> Sequence[T]:
-    """At most `most` of the values, evenly spaced, including the first and the last."""
-    if len(values) <= most:
-        return values
-    return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
 
 
 def report_table(report: RunReport) -> list[tuple[str, ...]]:
@@ -236,24 +190,6 @@ def _speed(stage: StageReport) -> str:
     return f"{stage.name} trained {stage.tokens_per_second_per_worker or 0:,.0f} tokens/s per worker{share}"
 
 
-def _stalls(events: Iterable[Event]) -> dict[str, float]:
-    """Seconds for which each stage's trainings stood still for checkpoints."""
-    stalls: defaultdict[str, float] = defaultdict(float)
-    for event in events:
-        if event.type == "checkpoint" and event.stage is not None:
-            stalls[event.stage] += event.data["stall"]
-    return stalls
-
-
-def _mfu(events: Iterable[Event]) -> dict[str, float]:
-    """Mean model FLOPs utilisation (MFU) of each stage, over the progress events of its trainings."""
-    shares: defaultdict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event.type == "progress" and event.stage is not None and event.data.get("mfu") is not None:
-            shares[event.stage].append(event.data["mfu"])
-    return {stage: statistics.fmean(each) for stage, each in shares.items()}
-
-
 def _stage(
     name: str, manifest: Manifest, measured: Figures, stall: float, *, mfu: float | None, config: RunConfig, bill: Bill,
 ) -> StageReport:
@@ -301,13 +237,6 @@ def _workers(name: str, units: list[UnitRecord], config: RunConfig) -> float:
     if name == "seed" and len(units) > 1:
         return min(len(units), config.pools.low_memory.max_workers)
     return round(units[0].workers, 1) if name in ("seed", "finetune") and units else 1
-
-
-def _bill(events: Iterable[Event], config: RunConfig, quality: str | None) -> Bill:
-    meter = Meter()
-    for event in events:
-        meter.update(event)
-    return metered_bill(meter, config, quality)
 
 
 def _file(run_dir: Path, path: str) -> bytes | None:

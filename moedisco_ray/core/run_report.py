@@ -43,7 +43,7 @@ def current_report(location: Location) -> RunReport:
     stored, config = store.read("report.json"), store.read("config.json")
     if stored is None and config is None:
         raise RunDirError("RUN_DIR", str(location), _NO_RUN)
-    events = EventLog.parse(store.read("events.jsonl") or b"")
+    events = list(EventLog.parse(store.read("events.jsonl") or b""))
     # A report that was copied without its events belongs to a finished run.
     state, reason = run_state(store, events) if events or stored is None else ("finished", None)
     try:

@@ -54,7 +54,7 @@ def status(run: RunName, as_json: AsJson = False) -> None:
 @commands.command(rich_help_panel=RUNS_PANEL)
 def cancel(
     run: RunName,
-    force: Annotated[bool, typer.Option("--force", help="Stop at once, without a checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Stop within a minute, without a checkpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Stop a run after a checkpoint; `resume` continues from there."""

@@ -52,6 +52,9 @@ def serve(
     output_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX in which runs are stored; may be repeated, the first is the default.",
         show_default="runs")] = None,
+    home_dir: Annotated[Path | None, typer.Option(
+        help="Directory of the service's own files of runs at URIs; their drivers must be able to read it.",
+        show_default="the first output root that is a directory, or the state directory")] = None,
     storage_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX that checkpoint.storage may name; may be repeated.",
         show_default="run directories only")] = None,
@@ -77,10 +80,11 @@ def serve(
     given: dict[str, Any] = {
         "host": host, "port": port, "ray_address": ray_address, "dashboard_url": dashboard_url, "database_url": database_url,
         "state_dir": state_dir or _state_dir(), "admin_token_file": admin_token_file, "driver_user": driver_user,
-        "input_roots": input_root or None, "output_roots": output_root or None, "storage_roots": storage_root or None,
-        "map_functions": map_function or None, "max_active_runs": max_active_runs, "policies": policies, "public_url": public_url,
-        "requests_per_minute": requests_per_minute, "allow_private_webhooks": allow_private_webhooks or None,
-        "forwarded_allow_ips": forwarded_allow_ips, "log_format": log_format}
+        "input_roots": input_root or None, "output_roots": output_root or None, "home_dir": home_dir,
+        "storage_roots": storage_root or None, "map_functions": map_function or None, "max_active_runs": max_active_runs,
+        "policies": policies, "public_url": public_url, "requests_per_minute": requests_per_minute,
+        "allow_private_webhooks": allow_private_webhooks or None, "forwarded_allow_ips": forwarded_allow_ips,
+        "log_format": log_format}
     from service.settings import Settings
 
     try:

@@ -44,7 +44,7 @@ class Roots:
         outputs: Absolute directories without symbolic links, and URIs; the first is the default.
         storage: Absolute directories without symbolic links, and buckets, for checkpoints; empty allows run directories only.
         homes: Directories in which the service creates the folders of its own files of each run, the homes. The first directory has
-            the homes of runs at URIs.
+            the homes of runs at URIs; runs may write to it only if it is an output too.
         functions: Functions that runs may call (`corpus.sources.*.map`), as MODULE:FUNCTION.
     """
 

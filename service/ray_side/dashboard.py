@@ -28,10 +28,15 @@ class Dashboard:
     """
 
     def __init__(self, url: str, token_path: Path | None = None, transport: httpx.BaseTransport | None = None) -> None:
+        # Ignore HTTP_PROXY and similar variables: the cluster is reached directly.
+        self._client = httpx.Client(timeout=TIMEOUT, trust_env=False, transport=transport)
+        self.move(url, token_path)
+
+    def move(self, url: str, token_path: Path | None) -> None:
+        """Send all further requests to another dashboard; the arguments are those of the class."""
         self.url = url.rstrip("/")
         self._token_path = token_path
-        # Ignore HTTP_PROXY and similar variables: the cluster is reached directly.
-        self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=transport)
+        self._client.base_url = self.url
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """The JSON at a path.

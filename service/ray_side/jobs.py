@@ -79,7 +79,11 @@ class RayJobs:
             for job in jobs if job.submission_id is not None}
 
     def kill(self, submission_id: str) -> None:
-        """Kill the driver of a job, if it runs: Ray sends SIGTERM, and SIGKILL three seconds later."""
+        """End the driver of a job, if it runs.
+
+        Ray sends SIGTERM, at which the driver uploads its last events and exits, and SIGKILL if it still runs after
+        RAY_JOB_STOP_WAIT_TIME_S. That is 60 s in our cluster files, and 3 s by default, as in a local Ray.
+        """
         self._end("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
 
     def delete(self, submission_id: str) -> None:

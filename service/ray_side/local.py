@@ -109,15 +109,20 @@ class LocalRay:
             ports = (before.dashboard_port, before.gcs_port) if before is not None else ()
             return self._launch(ports if ports and all(map(_is_free, ports)) else _free_ports(2))
 
-    def ensure_running(self, now: float) -> None:
-        """Restart the cluster at its old address if its head process has died; called by a `background.loop`.
+    def ensure_running(self, dashboard: Dashboard, now: float) -> None:
+        """Restart the cluster if its head process has died; called by a `background.loop`.
+
+        Args:
+            dashboard: The service's client of the cluster. It gets the new token, and the new URL if the old port is used by now.
+            now: Ignored.
 
         Raises:
             RayUnavailable: The cluster did not start.
         """
         del now
         if self.find() is None:
-            self.start()
+            cluster = self.start()
+            dashboard.move(cluster.dashboard_url, cluster.token_path)
 
     def find(self) -> LocalCluster | None:
         """The recorded cluster, if its head process is alive."""

@@ -7,6 +7,7 @@ of Ray's autoscaler. The summary gives usage as text, about five seconds old.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,8 @@ _USE = re.compile(
     r"\s*(?P<used>[\d.]+)/[\d.]+ (?P<name>\S+)( \((?P<used_of_reserved>[\d.]+) used of (?P<reserved>[\d.]+) reserved)?")
 _ALL = {"detail": "1", "limit": "10000"}
 _DAY = 24 * 3600.0
+_FRESH_SECONDS = 1.0
+"""Maximum age of an answer that callers share, in seconds."""
 
 
 class RayPools:
@@ -33,12 +36,31 @@ class RayPools:
     def __init__(self, dashboard: Dashboard, clock: Callable[[], float] = time.time) -> None:
         self._dashboard = dashboard
         self._clock = clock
+        self._reading = threading.Lock()
+        self._read = float("-inf")
+        self._shared = PoolList(connected=False, items=[])
 
-    def read(self, resources: Collection[str] = ()) -> PoolList:
-        """Read all pools; a pool that is named in `resources` is included even if no node offers it.
+    def read(self, resources: Collection[str] | None = None) -> PoolList:
+        """Read all pools.
 
         Never raises: `connected` is false if Ray does not answer. `price_per_hour` is null because Ray does not know it.
+
+        Args:
+            resources: Pools to include even if no node offers them. None includes no such pools and shares an answer of the last
+                second. While Ray takes its time, one caller waits, and the others get the answer before.
         """
+        if resources is not None:
+            return self._pools(resources)
+        if self._reading.acquire(blocking=False):
+            try:
+                if time.monotonic() - self._read >= _FRESH_SECONDS:
+                    self._shared = self._pools(())
+                    self._read = time.monotonic()
+            finally:
+                self._reading.release()
+        return self._shared
+
+    def _pools(self, resources: Collection[str]) -> PoolList:
         try:
             nodes = read_as(NodeList, self._dashboard.get("/api/v0/nodes", _ALL)).items
             used, pending = self._used(), self._pending()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
-from cluster_files import kubernetes_objects
+from cluster_files import FOLDER, kubernetes_objects
 from ray._private.label_utils import validate_node_label_syntax
 
 SCHEMAS = yaml.safe_load(Path(__file__).with_name("kuberay_schema.yaml").read_text())
@@ -155,6 +156,13 @@ def test_the_service_is_started_again_in_a_pod_that_is_not(cluster):
     assert all("restartPolicy" not in pod for pod in pods(cluster))
 
 
+def test_the_heads_service_has_the_ports_that_are_forwarded(cluster):
+    # The operator makes that Kubernetes Service of the first container's ports, and `kubectl port-forward svc/` knows no others.
+    forward, = re.findall(r"kubectl port-forward svc/moedisco-head-svc (.+)", (FOLDER / "kuberay.yaml").read_text())
+    ports = {str(port["containerPort"]) for port in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert set(forward.split()) <= ports
+
+
 def test_only_the_cluster_itself_and_the_operator_reach_it(cluster):
     policy = of_kind("NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress"]
@@ -169,11 +177,17 @@ def test_what_the_service_remembers_outlives_the_head(cluster):
     assert {"name": "state", "persistentVolumeClaim": {"claimName": "moedisco-state"}} in pods(cluster)[0]["volumes"]
 
 
+def test_a_driver_has_a_minute_to_end_as_the_page_says(cluster):
+    driver, = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "60"} in driver["env"]
+    assert "\nexport RAY_JOB_STOP_WAIT_TIME_S=60 " in (FOLDER / "node" / "environment.sh").read_text()
+
+
 def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
     service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert [word for word in service["args"] if "-root=" in word] == [
-        "--output-root=gs://MY_BUCKET/moedisco/runs", "--input-root=gs://MY_BUCKET/moedisco/data",
-        "--output-root=/moedisco/requests"]
+        "--output-root=gs://MY_BUCKET/moedisco/runs", "--input-root=gs://MY_BUCKET/moedisco/data"]
+    assert "--home-dir=/moedisco/requests" in service["args"]
     assert "--set output=gs://MY_BUCKET/moedisco/runs " in of_kind("RayJob")["spec"]["entrypoint"]
     for pod in pods(cluster):
         assert {"name": "cache", "emptyDir": {}} in pod["volumes"]

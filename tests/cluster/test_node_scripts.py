@@ -77,6 +77,18 @@ def test_the_head_stores_runs_in_its_place_and_reads_what_else_it_is_given(tmp_p
     assert not (tmp_path / "s3:").exists()
 
 
+def test_the_service_alone_gets_the_databases_password(tmp_path):
+    node = shutil.copytree(FOLDER / "node", tmp_path / "moedisco" / "cluster_yaml" / "node")
+    note = f'echo "$1 ${{MOEDISCO_DATABASE_URL-none}}" >>{tmp_path}/started'
+    (node / "keep.sh").write_text(f"#!/bin/bash\n{note}\n")
+    environment = os.environ | {
+        "HOME": str(tmp_path), "PATH": stubbed(tmp_path / "bin", ray=note, moedisco=""), "MOEDISCO_DATABASE_URL": "postgresql://me:word@host"}
+    subprocess.run(["bash", node / "head.sh", tmp_path / "shared"], env=environment, check=True)
+    ray, service = (tmp_path / "started").read_text().splitlines()
+    assert ray in ("start none", "moedisco-ray none")       # the latter where systemd keeps it
+    assert service == "moedisco postgresql://me:word@host"
+
+
 @pytest.mark.parametrize(("mounted", "expected"), [
     ("/opt/dlami/nvme", "/opt/dlami/nvme/moedisco 90"), ("/mnt/nvme", "/mnt/nvme/moedisco 90"),
     ("none", "{home}/.cache/moedisco 50")])

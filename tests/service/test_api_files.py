@@ -3,6 +3,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 
 import pytest
 import run_example
@@ -11,7 +12,7 @@ from service.api import logs
 from service.api.files import open_file
 from service.domain.states import RunState
 from service.errors import NotFound
-from service.run_storage import DirectoryRun
+from service.run_storage import DirectoryRun, read
 
 DATA = bytes(range(256)) * 8
 
@@ -238,3 +239,16 @@ def test_reports_are_built_while_a_run_is_under_way(api, run, directory):
     assert ask(api, run, "report").json() == report
     (directory / "report.json").write_text('{"name": "broken"}')
     assert ask(api, run, "report").status_code == 404
+
+
+def test_a_file_is_read_whole_without_a_copy_and_not_beyond_the_limit(tmp_path):
+    size = 8 * 2**20
+    (tmp_path / "log").write_bytes(bytes(size))
+    tracemalloc.start()
+    content = read(DirectoryRun(tmp_path), "log", size)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert content == bytes(size)
+    assert most < 1.5 * size
+    with pytest.raises(NotFound, match="larger than 7 MiB"):
+        read(DirectoryRun(tmp_path), "log", size - 1)

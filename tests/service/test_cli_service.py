@@ -459,10 +459,12 @@ def served(monkeypatch, tmp_path):
 def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
     out = ran(
         "serve", "--port", "0", "--output-root", "a", "--output-root", "b", "--input-root", "s3://bucket",
+        "--home-dir", str(tmp_path / "homes"),
         "--storage-root", "gs://checkpoints/moe", "--map-function", "clean:keep", "--max-active-runs", "7",
         "--allow-private-webhooks", "--log-format", "json", "--public-url", "https://moe.test")
     assert served.settings == [Settings(
         state_dir=tmp_path / "state" / "moedisco", port=0, output_roots=("a", "b"), input_roots=("s3://bucket",),
+        home_dir=tmp_path / "homes",
         storage_roots=("gs://checkpoints/moe",), map_functions=("clean:keep",), max_active_runs=7, allow_private_webhooks=True,
         log_format="json", public_url="https://moe.test")]
     assert "mdk_first" not in out
@@ -484,6 +486,8 @@ def test_serve_refuses_mistakes_in_one_line(served):
     assert mistake("serve", "--port", "70000").startswith("moedisco: --port: 70000: ")
     assert mistake("serve", "--input-root", "ftp://x").startswith("moedisco: --input-root: ")
     assert mistake("serve", "--map-function", "keep").startswith("moedisco: --map-function: ")
+    said = mistake("serve", "--driver-user", "nobody", "--output-root", "s3://x")
+    assert said.startswith("moedisco: --driver-user: 'nobody': cannot read the service's files of its runs; ")
     assert not served.settings
 
 

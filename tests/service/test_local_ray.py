@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from service.domain.jobs import JobPhase
+from service.driver_user import DriverUser
 from service.errors import RayUnavailable
 from service.ray_side import local
 from service.ray_side.dashboard import Dashboard
@@ -94,9 +95,9 @@ def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(sta
 
     os.kill(json.loads((state_dir / "ray" / "cluster.json").read_text())["pid"], signal.SIGKILL)
     eventually(lambda: tiny(state_dir).find() is None)     # a killed process of many threads takes its time
-    tiny(state_dir).ensure_running(0.0)
-    assert tiny(state_dir).find() == found, "it came back elsewhere"
     with contextlib.closing(Dashboard(found.dashboard_url, found.token_path)) as dashboard:
+        tiny(state_dir).ensure_running(dashboard, 0.0)
+        assert tiny(state_dir).find() == found, "it came back elsewhere"
         assert RayJobs(dashboard).statuses() == {}
 
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "raylet gcs_server"])
@@ -199,6 +200,35 @@ def test_a_process_that_ended_at_once_is_not_waited_for() -> None:
     local._await_environment(ended.pid)     # a zombie
     ended.wait()
     local._await_environment(ended.pid)     # nobody
+
+
+def test_the_services_client_follows_a_cluster_that_starts_again_with_another_token(tmp_path, monkeypatch):
+    alive: list[int] = []
+    monkeypatch.setattr(LocalRay, "_spawn", lambda *_: alive.append(-1 - len(alive)) or alive[-1])
+    monkeypatch.setattr(LocalRay, "_answers", lambda *_: True)
+    monkeypatch.setattr(local, "_await_environment", lambda _pid: None)
+    monkeypatch.setattr(local, "_bears", lambda pid, _mark: pid == alive[-1])
+    cluster = LocalRay(tmp_path, user=DriverUser("driver", os.getuid(), os.getgid(), tmp_path, "setpriv"))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        now = cluster.find()
+        assert str(request.url).startswith(now.dashboard_url)
+        known = request.headers["authorization"] == "Bearer " + now.token_path.read_text()
+        return httpx.Response(200 if known else 401, json=[])
+
+    first = cluster.start()
+    with contextlib.closing(Dashboard(first.dashboard_url, first.token_path, httpx.MockTransport(answer))) as dashboard:
+        assert RayJobs(dashboard).statuses() == {}
+        cluster.ensure_running(dashboard, 0.0)
+        assert cluster.find() == first
+        alive.append(0)         # the head dies, and another program takes its port
+        monkeypatch.setattr(local, "_is_free", lambda _port: False)
+        cluster.ensure_running(dashboard, 0.0)
+        assert not first.token_path.exists()
+        assert RayJobs(dashboard).statuses() == {}
+        assert dashboard.url != first.dashboard_url
+    alive.append(0)
+    cluster.stop()
 
 
 @pytest.mark.ray

@@ -75,6 +75,15 @@ def unit_row(page, unit):
     return page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=unit))
 
 
+def turn(page, *, hidden):
+    """As if another tab came to the front, or this one: in a headless browser, every tab is visible."""
+    page.evaluate(
+        """hidden => {
+          Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""", hidden)
+
+
 def tab_to(page, selector):
     """Go there as a keyboard does."""
     for _ in range(60):
@@ -183,6 +192,21 @@ def test_curves_and_figures_move_while_events_come_in(site, page):
     page.wait_for_function(f"before => {drawn} !== before", arg=before)
 
 
+def test_trainings_of_a_driver_that_was_lost_are_restarting_as_the_service_says(site, page):
+    run_id = begin(site)
+    train(site, run_id, "submodel-0", 1, 40)
+    train(site, run_id, "submodel-1", 1, 40)
+    site.service.report(run_id, Event("unit_finished", "submodels", "submodel-1", {"steps": 400}))
+    page.goto(f"/#/runs/{run_id}")
+    expect(unit_row(page, "submodel-0")).to_contain_text(re.compile("running.*10.2k"))
+    site.service.report(run_id, Event("run_started", data={"stages": run_example.STAGES}))
+    expect(unit_row(page, "submodel-0")).to_contain_text("restarting")
+    expect(unit_row(page, "submodel-0")).not_to_contain_text("10.2k")
+    expect(unit_row(page, "submodel-1")).to_contain_text("done")
+    units = site.service.ann.get(f"/v1/runs/{run_id}/submodels").json()["items"]
+    assert {unit["unit"]: unit["status"] for unit in units} == {"submodel-0": "restarting", "submodel-1": "done"}
+
+
 def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
     run_id = begin(site)
     page.goto(f"/#/runs/{run_id}")
@@ -191,6 +215,9 @@ def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
     page.get_by_role("button", name="Cancel the run").click()
     expect(state_pill(page)).to_have_text("stopping")
     assert stored(site, run_id).stop == "cancelled"
+    page.get_by_role("button", name="Kill").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The driver is ended within a minute, without a checkpoint")
+    page.keyboard.press("Escape")
     site.service.report(run_id, Event("run_stopped", data={"reason": "cancelled"}))
     site.service.bring(run_id, RunState.CANCELLED)
     expect(state_pill(page)).to_have_text("cancelled")
@@ -286,6 +313,37 @@ def test_what_happened_while_the_service_was_away_is_caught_up(site, page):
     expect(unit_row(page, "seed")).to_contain_text("49 / 400", timeout=15_000)
 
 
+def test_hidden_tabs_hold_no_connection_and_catch_up(site, page):
+    """A browser opens six connections per host, and a visible tab of an active run holds two: events and log."""
+    run_id = begin(site)
+    log = site.service.directory(run_id) / "ray.log"
+    log.write_text("the driver began\n")
+    train(site, run_id, "seed", 1, 10, stage="seed")
+    tabs = [page, *(page.context.new_page() for _ in range(2))]
+    for tab in tabs:
+        tab.goto(f"/#/runs/{run_id}")
+        expect(unit_row(tab, "seed")).to_contain_text("9 / 400")
+        expect(tab.get_by_label("Log text")).to_contain_text("the driver began")
+        turn(tab, hidden=True)
+    train(site, run_id, "seed", 10, 50, stage="seed")
+    site.service.bring(run_id, RunState.STOPPING)
+    with log.open("a") as file:
+        file.write("the driver saved\n")
+    further = page.context.new_page()
+    further.goto("/#/runs")
+    expect(further.get_by_role("row").filter(has_text="demo")).to_contain_text("stopping")
+    expect(unit_row(page, "seed")).to_contain_text("9 / 400")
+    turn(page, hidden=False)
+    expect(unit_row(page, "seed")).to_contain_text("49 / 400")
+    expect(state_pill(page)).to_have_text("stopping")
+    expect(page.get_by_label("Log text")).to_contain_text("the driver saved")
+    turn(page, hidden=True)
+    site.service.report(run_id, Event("run_stopped", data={"reason": "cancelled"}))
+    site.service.bring(run_id, RunState.CANCELLED)
+    turn(page, hidden=False)
+    expect(state_pill(page)).to_have_text("cancelled")
+
+
 def test_the_list_filters_and_follows(site, page):
     first, second = site.service.submit(name="alpha")["id"], site.service.submit(name="beta")["id"]
     page.goto("/#/runs")
@@ -300,6 +358,25 @@ def test_the_list_filters_and_follows(site, page):
     expect(page.get_by_role("row")).to_have_count(2)
     page.get_by_role("link", name="beta").click()
     assert page.url.endswith(second)
+
+
+def test_older_runs_follow_too_and_none_is_left_out(site, page):
+    oldest, *_ = [site.service.submit(name=f"run-{i}")["id"] for i in range(52)]
+    page.goto("/#/runs")
+    rows = page.get_by_role("row")
+    expect(rows).to_have_count(1 + 50)
+    refused = {"status": 503, "json": {"title": "Service Unavailable", "detail": "try again"}}
+    page.route("**/v1/runs?*", lambda route: route.fulfill(**refused))
+    page.get_by_role("button", name="Older runs").click()
+    expect(page.get_by_text("try again")).to_be_visible()
+    page.unroute_all()
+    expect(rows).to_have_count(1 + 52, timeout=10_000)
+    expect(page.get_by_role("button", name="Older runs")).to_have_count(0)
+    site.service.start(oldest)
+    expect(rows.last).to_contain_text("running", timeout=10_000)
+    site.service.submit(name="new")
+    expect(rows.filter(has_text="new")).to_be_visible(timeout=10_000)
+    expect(rows).to_have_count(1 + 53)
 
 
 def test_a_keyboard_signs_in_and_submits(site, open_page):

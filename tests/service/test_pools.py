@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,31 @@ def test_where_ray_does_not_answer_there_is_nothing(ray, path):
     ray.broken = path
     there = pools(ray).read(["low_mem_gpu"])
     assert (there.connected, there.items) == (False, [])
+
+
+def test_callers_without_a_token_share_an_answer_and_do_not_wait_for_each_other(ray, monkeypatch):
+    """`/readyz` is open to everyone, and each of its requests holds a thread."""
+    now, slow, asked, go_on = [0.0], [False], threading.Semaphore(0), threading.Event()
+    monkeypatch.setattr("service.ray_side.pools.time.monotonic", lambda: now[0])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.release()
+        if slow[0]:
+            assert go_on.wait(20)
+        return ray(request)
+
+    shared = RayPools(Dashboard("http://ray", Path("/nowhere"), httpx.MockTransport(answer)))
+    assert shared.read().connected
+    assert shared.read().connected
+    assert [asked.acquire(blocking=False) for _ in range(4)] == [True, True, True, False]
+    now[0], slow[0], ray.broken = 2.0, True, "/nodes"
+    first = threading.Thread(target=shared.read)
+    first.start()
+    assert asked.acquire(timeout=20)
+    assert shared.read().connected      # while the first one waits for Ray
+    go_on.set()
+    first.join(20)
+    assert not shared.read().connected
 
 
 def test_an_answer_of_another_form_is_none(ray):

@@ -169,8 +169,20 @@ def test_a_service_without_directories_keeps_runs_in_the_bucket(here: Service):
 
 
 def test_drivers_of_another_user_need_a_directory(tmp_path: Path):
-    with pytest.raises(ValidationError, match="driver_user needs an output root that is a directory"):
+    with pytest.raises(ValidationError, match="name a directory for them with --home-dir"):
         Settings(state_dir=tmp_path, output_roots=(OUTPUT,), driver_user="nobody")
+    Settings(state_dir=tmp_path, output_roots=(OUTPUT,), driver_user="nobody", home_dir=tmp_path / "homes")
+
+
+def test_the_directory_of_the_services_own_files_is_no_place_for_runs(tmp_path: Path):
+    homes = tmp_path / "homes"
+    with service(tmp_path, output_roots=(OUTPUT,), home_dir=homes) as made:
+        run = made.submit()
+        assert run["config"]["output"] == f"{OUTPUT}/{run['id']}"
+        assert made.directory(run["id"]).parent == homes / run["id"]
+        for output in ("results", str(homes), str(homes / "x")):
+            answer = made.ann.post("/v1/runs", json={"config": demo(output=output)})
+            assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "config.output")
 
 
 def test_a_retry_goes_to_the_same_place(here: Service):
@@ -208,7 +220,7 @@ def test_the_files_of_a_hostile_model_are_not_written_elsewhere(here: Service, t
 
 
 def test_a_driver_finds_the_documents_its_working_copy_and_its_place(database: Database, tmp_path: Path):
-    scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
+    scene = Scene.on(database, tmp_path, output_roots=(OUTPUT,), home_dir=tmp_path / "runs")
     first = scene.submit(output=OUTPUT)
     fill(store_of(f"{OUTPUT}/{first}/demo"))
     scene.change(first, RunState.STARTING, attempt=1)

@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -13,19 +14,11 @@ from moedisco_ray.cli.display import report_view
 from moedisco_ray.core.artifacts import Manifest, write_json
 from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.event_totals import CURVE_POINTS, EventTotals, thin
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.findings import cluster_rows, evaluation_rows, expert_note, start_note, task_table
 from moedisco_ray.core.records import EvaluationRecord, ExportSummary
-from moedisco_ray.core.report import (
-    CURVE_POINTS,
-    TABLE_COLUMNS,
-    build_report,
-    read_curves,
-    report_notes,
-    report_speeds,
-    report_table,
-    thin,
-)
+from moedisco_ray.core.report import TABLE_COLUMNS, build_report, report_notes, report_of, report_speeds, report_table
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.stages.export.card import model_card
@@ -285,7 +278,7 @@ def test_curves_follow_the_unit_that_went_back(tmp_path):
         progress(log, "submodel-0", step, 20.0 - step)
     progress(log, "finetune", 2, 1.5, stage_name="finetune")
     log.close()
-    curves = read_curves(EventLog.read(tmp_path / "events.jsonl"))
+    curves = EventTotals(EventLog.read(tmp_path / "events.jsonl")).losses.curves()
     assert {name: curve.to_json() for name, curve in curves.items()} == {
         "submodel-0": {"stage": "submodels", "tokens": [10, 20, 30, 50], "loss": [9.0, 8.0, 17.0, 15.0]},
         "submodel-1": {"stage": "submodels", "tokens": [10], "loss": [7.0]},
@@ -298,9 +291,25 @@ def test_long_curves_are_thinned(tmp_path):
     for step in range(1, 1202):
         progress(log, "seed", step, float(step), stage_name="seed")
     log.close()
-    curve = read_curves(EventLog.read(tmp_path / "events.jsonl"))["seed"]
+    curve = EventTotals(EventLog.read(tmp_path / "events.jsonl")).losses.curves()["seed"]
     assert len(curve.tokens) == len(curve.loss) == CURVE_POINTS
     assert (curve.tokens[0], curve.tokens[-1]) == (10, 12_010)
+
+
+def test_a_long_log_needs_little_more_memory_than_its_file():
+    """The service has a gigabyte, and reads logs of up to 256 MiB."""
+    figures = {"steps": 50_000, "loss": 3.2, "lr": 1e-4, "grad_norm": 1.2, "tokens_per_second": 12_345.0, "mfu": 0.25}
+    lines = [
+        Event("progress", "submodels", "submodel-0", {"step": step, "tokens": 2000 * step, **figures}).to_json()
+        for step in range(10_000)]
+    files = {"events.jsonl": "\n".join(lines).encode()}
+    report_of(files.get, run_config())     # what is computed once is not counted below
+    tracemalloc.start()
+    report = report_of(files.get, run_config())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(report.curves["submodel-0"].tokens) == CURVE_POINTS
+    assert most < len(files["events.jsonl"]) / 3
 
 
 def test_the_share_for_which_trainings_stood_still_to_save(tmp_path):

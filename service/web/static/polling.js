@@ -1,4 +1,4 @@
-/** Hooks for data that is requested periodically while the page is visible. */
+/** Requests that are made, and kept open, while the page is visible. */
 
 import { watchConnection } from "./connection.js";
 import { useEffect, useReducer, useRef, useState } from "./lib.js";
@@ -48,6 +48,28 @@ export function usePolled(load, seconds, inputs) {
     };
   }, inputs);
   return { value, problem, reload: () => reload.current() };
+}
+
+/**
+ * Keep something open while the page is visible: a browser has six connections per host for all its tabs.
+ * @param {() => () => void} open Opens it, now and whenever the page becomes visible again, and returns what closes it.
+ * @returns {() => void} Closes it for good.
+ */
+export function whileVisible(open) {
+  let close = null;
+  const turned = () => {
+    if (!document.hidden) close ??= open();
+    else {
+      close?.();
+      close = null;
+    }
+  };
+  document.addEventListener("visibilitychange", turned);
+  turned();
+  return () => {
+    document.removeEventListener("visibilitychange", turned);
+    close?.();
+  };
 }
 
 /** The current time, updated periodically to show ages. @param {number} seconds Interval (s). */

@@ -52,6 +52,7 @@ function foldUnit(progress, { type, stage, unit: name, data, time }) {
 function startAgain(progress, { data }) {
   const names = data.stages ?? progress.stages.map((stage) => stage.name);
   progress.stages = names.map((name) => ({ name, status: "waiting", started: null, seconds: null }));
+  for (const [name, unit] of progress.units) if (unit.status === "running") progress.units.set(name, { ...unit, status: "restarting" });
 }
 
 function stopStages(progress, { type, time }) {

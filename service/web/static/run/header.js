@@ -11,7 +11,7 @@ import { isTerminal } from "./live.js";
 const CONSEQUENCES = {
   queued: "The run has not started; it leaves the queue.",
   running: "The run finishes its step, writes a checkpoint, and can be resumed later.",
-  stopping: "The driver is killed at once; training since the last checkpoint is lost.",
+  stopping: "The driver is ended within a minute, without a checkpoint; training since the last one is lost.",
 };
 
 /** @param {{run: any, acted: () => void}} props `acted`: called after an action that changes the run. */
@@ -63,7 +63,7 @@ export function RunHeader({ run, acted }) {
         <p>${CONSEQUENCES[run.state] ?? CONSEQUENCES.running}</p>
         ${run.state !== "queued" && !stopping && html`
           <label><input type="checkbox" checked=${force} onChange=${(event) => setForce(event.target.checked)} />
-            Kill the driver at once; training since the last checkpoint is lost</label>`}
+            End the driver within a minute, without a checkpoint; training since the last one is lost</label>`}
       </${Question}>`}`;
 }
 

@@ -10,7 +10,7 @@ import { followEvents } from "./stream.js";
 const BACKFILL = 1000;
 const KEPT_EVENTS = 1000;
 const REFRESH_MILLISECONDS = 5000;
-const ENDED_REFRESH_MILLISECONDS = 30_000;
+const RARE_REFRESH_MILLISECONDS = 30_000;
 const SETTLE_MILLISECONDS = 300;
 const TERMINAL = ["succeeded", "failed", "cancelled"];
 
@@ -52,6 +52,7 @@ export class LiveRun {
   /** Load the run and follow its events. */
   async start() {
     this._unwatch = watchConnection((reached) => reached && this.refresh());
+    document.addEventListener("visibilitychange", () => document.hidden || this.refresh(), { signal: this._ending.signal });
     await this.refresh();
     this._refreshLater();
   }
@@ -148,14 +149,14 @@ export class LiveRun {
     this._changed();
   }
 
-  /** Refresh periodically, also after the end, because another user can resume the run. */
+  /** Refresh periodically: while hidden, for the title; after the end, because another user can resume the run. */
   _refreshLater() {
     if (this._ending.signal.aborted) return;
-    const ended = this.run && isTerminal(this.run.state);
+    const rarely = document.hidden || (this.run && isTerminal(this.run.state));
     this._timer = setTimeout(async () => {
-      if (!document.hidden) await this.refresh();
+      await this.refresh();
       this._refreshLater();
-    }, ended ? ENDED_REFRESH_MILLISECONDS : REFRESH_MILLISECONDS);
+    }, rarely ? RARE_REFRESH_MILLISECONDS : REFRESH_MILLISECONDS);
   }
 
   /** Reload curves that have grown too long, downsampled. */

@@ -3,7 +3,7 @@
 import { ask, askText, followText } from "../api.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
 import { Notice, Sheet } from "../parts/small.js";
-import { usePolled } from "../polling.js";
+import { usePolled, whileVisible } from "../polling.js";
 
 const EMPTY = "The log is empty so far.";
 const TAIL = 200;
@@ -44,9 +44,12 @@ function LogText({ path, follow, stick }) {
   const box = useRef(null);
   const atEnd = useRef(true);
   useEffect(() => {
-    const ending = new AbortController();
-    read(path, follow, ending.signal, setText).catch((error) => error.name !== "AbortError" && setProblem(error));
-    return () => ending.abort();
+    const begin = () => {
+      const ending = new AbortController();
+      read(path, follow, ending.signal, setText).catch((error) => error.name !== "AbortError" && setProblem(error));
+      return () => ending.abort();
+    };
+    return follow ? whileVisible(begin) : begin();
   }, []);
   useLayoutEffect(() => {
     if (stick && atEnd.current && box.current) box.current.scrollTop = box.current.scrollHeight;
@@ -59,7 +62,7 @@ function LogText({ path, follow, stick }) {
     <pre class="log" ref=${box} tabindex="0" role="group" aria-label="Log text" onScroll=${scrolled}>${text || EMPTY}</pre>`;
 }
 
-/** Read the tail and follow the log; after a lost connection, start from the tail again. */
+/** Read the tail and follow the log; after a lost connection or a hidden page, start from the tail again. */
 async function read(path, follow, signal, show) {
   if (!follow) {
     show(tidy(await askText(`${path}?tail=${TAIL}`, { signal })));

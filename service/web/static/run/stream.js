@@ -1,6 +1,7 @@
-/** Event stream of a run without gaps; after a lost connection the browser continues at its last event. */
+/** Event stream of a run without gaps; after a lost connection or a hidden page the browser continues at its last event. */
 
 import { ask } from "../api.js";
+import { whileVisible } from "../polling.js";
 
 const TYPES = [
   "run_started", "run_finished", "run_failed", "run_stopped", "stage_started", "stage_skipped", "stage_finished", "stage_progress",
@@ -11,7 +12,7 @@ const GATHER_MILLISECONDS = 100;
 const RETRY_MILLISECONDS = 2000;
 
 /**
- * Follow the stream. Events come in batches, so that a burst causes one redraw.
+ * Follow the stream while the page is visible. Events come in batches, so that a burst causes one redraw.
  * @param {string} id
  * @param {number} after Position of the last known event; -1 for none.
  * @param {(events: import("./fold.js").RunEvent[]) => void} take
@@ -52,12 +53,16 @@ export function followEvents(id, after, take, ended) {
     for (const type of TYPES) source.addEventListener(type, receive);
     source.addEventListener("end", finish);
     source.addEventListener("error", failed);
+    return close;
   };
-  const stop = () => {
+  const close = () => {
     clearTimeout(retrying);
-    clearTimeout(gathering);
     source.close();
   };
-  open();
+  const leave = whileVisible(open);
+  const stop = () => {
+    clearTimeout(gathering);
+    leave();
+  };
   return stop;
 }

@@ -8,25 +8,21 @@ import { age, dollars, moment, plural } from "../words.js";
 
 const REFRESH_SECONDS = 3;
 const PAGE = 50;
+/** Maximum number of runs in one response. */
+const MOST = 200;
 const STATES = ["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"];
 const STATE_CHOICES = [["", "all"], ...STATES.map((state) => [state, state])];
 
 export function RunsView() {
   const [state, setState] = useState("");
   const [name, setName] = useState("");
-  const [older, setOlder] = useState({ items: [], cursor: undefined });
-  const path = (cursor) => "/v1/runs" + query({ state, name: name.trim(), limit: PAGE, cursor });
-  const { value: page, problem } = usePolled((signal) => ask(path(), { signal }), REFRESH_SECONDS, [state, name]);
+  const [wanted, setWanted] = useState(PAGE);
+  const load = (signal) => newest(wanted, { state, name: name.trim() }, signal);
+  const { value: list, problem } = usePolled(load, REFRESH_SECONDS, [state, name, wanted]);
   const now = useNow(5);
   const choose = (set) => (value) => {
-    setOlder({ items: [], cursor: undefined });
+    setWanted(PAGE);
     set(value);
-  };
-  const shown = merged(page?.items ?? [], older.items);
-  const cursor = older.cursor === undefined ? page?.next_cursor : older.cursor;
-  const loadOlder = async () => {
-    const next = await ask(path(cursor));
-    setOlder({ items: [...older.items, ...next.items], cursor: next.next_cursor });
   };
   const filtered = state !== "" || name.trim() !== "";
   return html`
@@ -42,11 +38,11 @@ export function RunsView() {
       <${Choices} label="State" options=${STATE_CHOICES} value=${state} choose=${choose(setState)} />
     </div>
     <${Notice} problem=${problem} />
-    <section class="sheet" aria-label="List of runs" aria-busy=${page === null}>
-      ${page === null && html`<p class="empty">Loading…</p>`}
-      ${page && shown.length === 0 && (filtered ? html`<p class="empty">No run matches.</p>` : html`<${NoRuns} />`)}
-      ${shown.length > 0 && html`<${RunTable} runs=${shown} now=${now} />`}
-      ${cursor && html`<div class="more"><button onClick=${loadOlder}>Older runs</button></div>`}
+    <section class="sheet" aria-label="List of runs" aria-busy=${list === null}>
+      ${list === null && html`<p class="empty">Loading…</p>`}
+      ${list?.runs.length === 0 && (filtered ? html`<p class="empty">No run matches.</p>` : html`<${NoRuns} />`)}
+      ${list?.runs.length > 0 && html`<${RunTable} runs=${list.runs} now=${now} />`}
+      ${list?.more && html`<div class="more"><button onClick=${() => setWanted(wanted + PAGE)}>Older runs</button></div>`}
     </section>`;
 }
 
@@ -115,8 +111,14 @@ function stageWords(run) {
   return run.stages.length ? `${done} of ${plural(run.stages.length, "stage")}` : "";
 }
 
-/** The current first page of runs, followed by older pages without repeated runs. */
-function merged(first, older) {
-  const fresh = new Set(first.map((run) => run.id));
-  return [...first, ...older.filter((run) => !fresh.has(run.id))];
+/** The newest runs that match, and whether there are older ones. */
+async function newest(count, filter, signal) {
+  const runs = [];
+  let cursor;
+  do {
+    const page = await ask("/v1/runs" + query({ ...filter, limit: Math.min(MOST, count - runs.length), cursor }), { signal });
+    runs.push(...page.items);
+    cursor = page.next_cursor;
+  } while (cursor && runs.length < count);
+  return { runs, more: Boolean(cursor) };
 }
