@@ -22,6 +22,7 @@ from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import CACHE, parent
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.stages.corpus.files import list_files
+from service import run_storage
 from service.background.housekeeping import Housekeeping
 from service.database import policies, runs
 from service.database.session import Database
@@ -238,6 +239,21 @@ def test_events_that_were_not_reported_come_from_the_uri(database: Database, tmp
     scene.jobs.ends(scene.job(run_id))
     scene.round()
     assert scene.run(run_id).state == "succeeded"
+
+
+def test_a_run_whose_bucket_is_gone_can_be_killed(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
+    run_id = scene.running(output=OUTPUT)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    run_storage._store.cache_clear()
+    scene.change(run_id, RunState.STOPPING, stop="cancelled")
+    scene.jobs.ends(scene.job(run_id), exit_code=1)
+    scene.round()
+    assert (scene.run(run_id).state, "does not answer" in scene.run(run_id).reason) == ("stopping", True)
+    with scene.database.write() as session:
+        runs.amend(session, runs.lock(session, run_id), now=scene.now, stop="killed")
+    scene.round()
+    assert (scene.run(run_id).state, scene.run(run_id).reason) == ("cancelled", "cancelled; its driver was killed")
 
 
 @pytest.mark.parametrize("started", [True, False])
