@@ -172,6 +172,7 @@ def submit(
         The run, and whether it is new.
 
     Raises:
+        ConfigError: A run that the new run starts from was deleted since it was checked.
         KeyReused: The idempotency key was used before with another request.
         Conflict: The run that the key created was deleted.
         AgainstPolicy: The priority is too high, or the owner's quota is used up.
@@ -180,6 +181,7 @@ def submit(
     with context.database.write() as session:
         if key is not None and (known := idempotency.find(session, caller.owner, key, now)) is not None:
             return _repeated(session, caller, known, body_hash), False
+        _hold_starts(session, run.config)
         check_priority(run.priority, policy)
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
         run_id = new_id()
@@ -215,6 +217,13 @@ def _with_visible_runs(session: Session, caller: Caller, config: RunConfig) -> R
             several finished runs have this name.
     """
     return with_ids(config, {place.field: _finished(session, caller, place).id for place in run_places(config)})
+
+
+def _hold_starts(session: Session, config: RunConfig) -> None:
+    """Lock the runs that a configuration reads until this transaction ends, so that none is deleted before the run is stored."""
+    for run_id, place in sorted({parse(place)[0]: place for place in run_places(config)}.items()):
+        if runs.lock(session, run_id) is None:
+            raise ConfigError(place.field, words(place.value), "this run was deleted; choose another one")
 
 
 def _finished(session: Session, caller: Caller, place: Place) -> tables.RunRow:

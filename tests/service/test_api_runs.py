@@ -4,7 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from api_client import demo
 
+from moedisco_ray.core.errors import ConfigError
+from service.api import submission
+from service.api.security import Caller
 from service.domain.states import RunState
+from service.schemas import RunRequest
 
 
 def states(api, run_id):
@@ -221,6 +225,52 @@ def test_a_run_with_a_driver_is_not_deleted(api):
     api.start(run)
     assert api.ann.delete(f"/v1/runs/{run}").status_code == 409
     assert states(api, run) == "running"
+
+
+def run_with_text(api):
+    run = api.submit()["id"]
+    api.start(run)
+    api.bring(run, RunState.SUCCEEDED)
+    text = api.directory(run) / "corpus" / "train" / "0.parquet"
+    text.parent.mkdir(parents=True)
+    text.write_bytes(b"x")
+    return run, {"sources": [{"path": f"run://{run}/corpus"}]}
+
+
+def test_a_run_is_not_deleted_while_another_may_still_start_from_it(api):
+    first, corpus = run_with_text(api)
+    second = api.submit(name="second", corpus=corpus)["id"]
+
+    def refusal():
+        answer = api.ann.delete(f"/v1/runs/{first}")
+        return answer.json()["detail"] if answer.status_code == 409 else answer.status_code
+
+    refused = f"run {second} starts from this run and has not succeeded; delete {second} first"
+    for state in (RunState.STARTING, RunState.RUNNING, RunState.FAILED, RunState.QUEUED):
+        assert refusal() == refused
+        api.bring(second, state)
+    api.bring(second, RunState.CANCELLED)
+    assert refusal() == refused
+    assert api.ann.delete(f"/v1/runs/{second}").status_code == 204
+    assert refusal() == 204
+
+
+def test_a_run_that_has_succeeded_needs_its_start_no_longer(api):
+    first, corpus = run_with_text(api)
+    second = api.submit(name="second", corpus=corpus)["id"]
+    api.bring(second, RunState.STARTING, RunState.SUCCEEDED)
+    assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
+
+
+def test_a_start_that_is_deleted_while_a_request_is_checked_is_refused(api):
+    first, corpus = run_with_text(api)
+    context, caller = api.app.state.context, Caller("ann", frozenset({"read", "submit"}), "token", None)
+    policy = submission.policy_of(context, caller)
+    run = submission.new_run(context, caller, RunRequest.model_validate({"config": demo(corpus=corpus)}), policy)
+    assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
+    with pytest.raises(ConfigError, match=r"corpus\.sources\.0\.path: .*this run was deleted"):
+        submission.submit(context, caller, run, policy, key=None, body_hash=b"")
+    assert api.ann.get("/v1/runs").json()["items"] == []
 
 
 def test_an_administrator_finds_the_job_through_the_service_once_there_is_one(api):

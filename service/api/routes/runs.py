@@ -108,12 +108,17 @@ def delete_run(
     run_id: RunId, caller: Submitter, context: InContext,
     keep_artifacts: Annotated[Flag, Query(description="Whether to keep the run's files.")] = False,
 ) -> None:
-    """Delete a run with its history and files; an active run must be cancelled first."""
+    """Delete a run with its history and files.
+
+    An active run must be cancelled first. Runs that start from this run and have not succeeded must be deleted first.
+    """
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
         if RunState(run.state) in ACTIVE:
             raise Conflict(f"the run is {run.state}; cancel it, then delete it")
+        if (reader := runs.starts(session, run_id).get(run_id)) is not None:
+            raise Conflict(f"run {reader} starts from this run and has not succeeded; delete {reader} first")
         if keep_artifacts and policies.of(session, run.owner).disk_bytes is not None and not caller.admin:
             raise AgainstPolicy("keep_artifacts", "true", "is not allowed while your disk is limited; leave it out")
         runs.delete(session, run)
