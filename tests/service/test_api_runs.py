@@ -1,4 +1,5 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,12 +8,24 @@ from api_client import demo
 from moedisco_ray.core.errors import ConfigError
 from service.api import submission
 from service.api.security import Caller
+from service.database import policies
+from service.domain.policies import Policy
 from service.domain.states import RunState
 from service.schemas import RunRequest
 
 
 def states(api, run_id):
     return api.ann.get(f"/v1/runs/{run_id}").json()["state"]
+
+
+def run_with_text(api):
+    run = api.submit()["id"]
+    api.start(run)
+    api.bring(run, RunState.SUCCEEDED)
+    text = api.directory(run) / "corpus" / "train" / "0.parquet"
+    text.parent.mkdir(parents=True)
+    text.write_bytes(b"x")
+    return run, {"sources": [{"path": f"run://{run}/corpus"}]}
 
 
 def test_a_submitted_run_is_queued_under_its_own_directory(api):
@@ -49,6 +62,21 @@ def test_an_idempotency_key_makes_one_run(api):
     assert (first.status_code, again.status_code) == (201, 201)
     assert again.headers["idempotency-replayed"] == "true"
     assert len(api.ann.get("/v1/runs").json()["items"]) == 1
+
+
+@pytest.mark.parametrize("path", ["", "/{first}/retry"])
+def test_a_repeated_request_gets_its_run_though_it_would_be_refused_by_now(api, path):
+    first, corpus = run_with_text(api)
+    document = {} if path else {"config": demo(name="second", corpus=corpus)}
+    request = {"url": f"/v1/runs{path.format(first=first)}", "json": document, "headers": {"Idempotency-Key": "k"}}
+    made = api.ann.post(**request)
+    api.bring(made.json()["id"], RunState.STARTING, RunState.SUCCEEDED)
+    assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
+    with api.database.write() as session:
+        policies.put(session, "ann", Policy(resources=["other"]), time.time())
+    again = api.ann.post(**request)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (201, "true"), again.text
+    assert again.json()["id"] == made.json()["id"]
 
 
 def test_an_idempotency_key_with_another_body_is_a_conflict(api):
@@ -227,16 +255,6 @@ def test_a_run_with_a_driver_is_not_deleted(api):
     assert states(api, run) == "running"
 
 
-def run_with_text(api):
-    run = api.submit()["id"]
-    api.start(run)
-    api.bring(run, RunState.SUCCEEDED)
-    text = api.directory(run) / "corpus" / "train" / "0.parquet"
-    text.parent.mkdir(parents=True)
-    text.write_bytes(b"x")
-    return run, {"sources": [{"path": f"run://{run}/corpus"}]}
-
-
 def test_a_run_is_not_deleted_while_another_may_still_start_from_it(api):
     first, corpus = run_with_text(api)
     second = api.submit(name="second", corpus=corpus)["id"]
@@ -265,11 +283,15 @@ def test_a_run_that_has_succeeded_needs_its_start_no_longer(api):
 def test_a_start_that_is_deleted_while_a_request_is_checked_is_refused(api):
     first, corpus = run_with_text(api)
     context, caller = api.app.state.context, Caller("ann", frozenset({"read", "submit"}), "token", None)
-    policy = submission.policy_of(context, caller)
-    run = submission.new_run(context, caller, RunRequest.model_validate({"config": demo(corpus=corpus)}), policy)
-    assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
+    request = RunRequest.model_validate({"config": demo(corpus=corpus)})
+
+    def make(policy):
+        run = submission.new_run(context, caller, request, policy)
+        assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
+        return run
+
     with pytest.raises(ConfigError, match=r"corpus\.sources\.0\.path: .*this run was deleted"):
-        submission.submit(context, caller, run, policy, key=None, body_hash=b"")
+        submission.submit(context, caller, make, key=None, body_hash=b"")
     assert api.ann.get("/v1/runs").json()["items"] == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -46,10 +48,8 @@ def submit_run(
 ) -> RunDetail:
     """Queue a run. With an Idempotency-Key the request can be repeated and returns the same run."""
     asked = digest("submit", body.model_dump_json())
-    policy = policy_of(context, caller)
-    return _made(
-        context, caller, new_run(context, caller, body, policy), policy, key=idempotency_key, asked=asked, request=request,
-        response=response)
+    make = partial(new_run, context, caller, body)
+    return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
 
 
 @router.get("", responses=problems())
@@ -179,19 +179,16 @@ def retry_run(
 ) -> RunDetail:
     """Queue a new run with the configuration of an existing one and the requested changes."""
     body = body or RetryRequest()
-    with context.database.read() as session:
-        parent = visible_run(session, caller, run_id)
     asked = digest("retry", run_id, body.model_dump_json())
-    policy = policy_of(context, caller)
-    run = retried_run(context, caller, parent, body, policy)
-    return _made(context, caller, run, policy, key=idempotency_key, asked=asked, request=request, response=response)
+    make = partial(retried_run, context, caller, run_id, body)
+    return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
 
 
 def _made(
-    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, *, key: str | None, asked: bytes, request: Request,
+    context: ServiceContext, caller: Caller, make: Callable[[Policy], NewRun], *, key: str | None, asked: bytes, request: Request,
     response: Response,
 ) -> RunDetail:
-    row, new = submit(context, caller, run, policy, key=key, body_hash=asked)
+    row, new = submit(context, caller, make, key=key, body_hash=asked)
     response.headers["Location"] = str(request.app.url_path_for("get_run", run_id=row.id))
     if not new:
         response.headers["Idempotency-Replayed"] = "true"
