@@ -147,7 +147,7 @@ def retried_run(context: ServiceContext, caller: Caller, run_id: str, request: R
     check_pools(again, policy)
     config, plan, notes = checked(context, caller, again, policy.prices)
     priority = min(parent.priority, policy.highest_priority) if request.priority is None else request.priority
-    budget = parent.budget_dollars if request.budget_dollars is None else request.budget_dollars
+    budget = request.budget_dollars if "budget_dollars" in request.model_fields_set else parent.budget_dollars
     return NewRun(config, plan, priority=priority, budget_dollars=budget, parent=parent.id, notes=notes)
 
 

@@ -164,6 +164,22 @@ def test_what_is_left_out_of_a_change_stays(api):
     assert api.ann.patch(f"/v1/runs/{run}", json={}).status_code == 200
 
 
+def test_a_budget_is_removed_by_null(api):
+    run = api.ann.post("/v1/runs", json={"config": demo(), "budget_dollars": 5}).json()["id"]
+
+    def budget_of_retry(key, **document):
+        answer = api.ann.post(f"/v1/runs/{run}/retry", json=document, headers={"Idempotency-Key": key})
+        return answer.json()["money"]["budget_dollars"] if answer.status_code == 201 else answer.status_code
+
+    assert budget_of_retry("a") == 5
+    assert budget_of_retry("b", budget_dollars=None) is None
+    assert budget_of_retry("b") == 409      # it is another request
+    assert budget_of_retry("c", budget_dollars=7) == 7
+    assert api.ann.patch(f"/v1/runs/{run}", json={"priority": 1, "name": None}).json()["money"]["budget_dollars"] == 5
+    assert api.ann.patch(f"/v1/runs/{run}", json={"budget_dollars": None}).json()["money"]["budget_dollars"] is None
+    assert api.ann.get(f"/v1/runs/{run}").json()["name"] == "demo"
+
+
 def test_a_queued_run_is_cancelled_at_once_and_may_be_resumed(api):
     run = api.submit()["id"]
     assert api.ann.post(f"/v1/runs/{run}/cancel").json()["state"] == "cancelled"

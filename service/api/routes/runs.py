@@ -82,11 +82,13 @@ def get_run(run_id: RunId, caller: Reader, context: InContext) -> RunDetail:
 
 @router.patch("/{run_id}", responses=problems(404, 409, body=True))
 def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InContext) -> RunDetail:
-    """Change a run. The priority only matters while the run is queued; a new budget applies at once.
+    """Change a run. The priority only matters while the run is queued; a new budget applies at once, and null removes it.
 
     `kept: true` exempts a run from retention.
     """
     changes = {name: value for name, value in body if value is not None}
+    if "budget_dollars" in body.model_fields_set:
+        changes["budget_dollars"] = body.budget_dollars
     now = context.now()
     policy = policy_of(context, caller)
     with context.database.write() as session:
@@ -179,7 +181,8 @@ def retry_run(
 ) -> RunDetail:
     """Queue a new run with the configuration of an existing one and the requested changes."""
     body = body or RetryRequest()
-    asked = digest("retry", run_id, body.model_dump_json())
+    # An omitted budget is another request than null.
+    asked = digest("retry", run_id, body.model_dump_json(exclude_unset=True))
     make = partial(retried_run, context, caller, run_id, body)
     return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
 
