@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import socket
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ from moedisco_ray.core.locations import CACHE, parent
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.stages.corpus.files import list_files
 from service import run_storage
+from service.api import live_reports
 from service.background.housekeeping import Housekeeping
 from service.database import policies, runs
 from service.database.session import Database
@@ -143,6 +146,23 @@ def test_a_uri_that_does_not_answer_is_a_temporary_error(here: Service, server: 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     answer = get(here, run_id, "clusters")
     assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (503, "storage-unavailable")
+
+
+def test_a_bucket_that_hangs_holds_up_its_own_report_alone(here: Service, monkeypatch: pytest.MonkeyPatch):
+    slow, other = submitted(here)[0], submitted(here)[0]
+    monkeypatch.setattr(live_reports, "PATIENCE_SECONDS", 0.2, raising=False)
+    with ThreadPoolExecutor(2) as readers, socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        run_storage._store.cache_clear()
+        waiting = readers.submit(get, here, slow, "report")
+        connection, _ = silent.accept()
+        with connection:
+            connection.recv(1)
+            answer = readers.submit(get, here, other, "report").result(10)
+            silent.close()
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (503, "overloaded")
+    assert (waiting.result().status_code, waiting.result().json()["type"].rpartition(":")[2]) == (503, "storage-unavailable")
 
 
 @pytest.mark.parametrize("output", [
