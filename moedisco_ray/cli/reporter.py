@@ -3,10 +3,15 @@
 `events.jsonl` is the spool: every line of it is delivered once, in order. The service responds to each report with the number of
 the line that it wants next, so neither side stores how much the other has seen. While the service is unreachable, the file grows
 and nothing is lost.
+
+A run at a URI that continues on another machine finds the file as it was last uploaded, without the last lines that the service
+has. So each report has the number of the driver's own first line: the service takes the lines from there on, whatever it had stored
+under their numbers.
 """
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 import os
@@ -42,7 +47,9 @@ class Reporter:
     def __init__(self, url: str, token: str, events: Path, stop: StopFile) -> None:
         self._url = url
         self._stop = stop
+        self._events = events
         self._spool = Spool(events)
+        self._opened: int | None = None
         self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=30.0)
         self._news = threading.Event()
         self._ending = threading.Event()
@@ -52,6 +59,9 @@ class Reporter:
     def __call__(self, event: Event) -> None:
         """Wake the sending thread, which reads the event from the file."""
         del event
+        if self._opened is None:
+            # Only now is the log open: before, a run at a URI may have replaced the file. It ends with the driver's first line.
+            self._opened = self._events.stat().st_size
         self._news.set()
 
     def close(self) -> None:
@@ -62,14 +72,18 @@ class Reporter:
         self._client.close()
 
     def _work(self) -> None:
-        pause, wanted, deadline = 0.0, 0, float("inf")
+        self._news.wait()
+        if self._opened is None:
+            return      # closed before the first event
+        begin = self._spool.count(self._opened) - 1
+        pause, wanted, deadline = 0.0, begin, float("inf")
         while True:
             # Read this flag before the file: an event that is written in between is then sent by the next round.
             ending = self._ending.is_set()
             if ending:
                 deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS)
             try:
-                wanted = self._deliver(wanted)
+                wanted = self._deliver(begin, wanted)
                 pause = 0.0
             except (httpx.TransportError, _AwayError):
                 pause = min(_LONGEST_PAUSE, max(0.2, 2 * pause))
@@ -86,19 +100,14 @@ class Reporter:
                 self._news.wait()
                 self._news.clear()
 
-    def _deliver(self, wanted: int) -> int:
+    def _deliver(self, begin: int, wanted: int) -> int:
         """Send until the service has every line; returns the number of the line that it wants next."""
-        while True:
-            lines = self._spool.read(wanted, _BATCH)
-            if not lines and wanted:
-                return wanted
-            answered = self._send(wanted, lines)
-            if not lines and answered == wanted:
-                return wanted
-            wanted = answered
+        while lines := self._spool.read(wanted, _BATCH):
+            wanted = self._send({"begin": begin, "first": wanted, "events": lines})
+        return wanted
 
-    def _send(self, first: int, lines: list[dict[str, Any]]) -> int:
-        answer = self._client.post(self._url, json={"first": first, "events": lines})
+    def _send(self, report: dict[str, Any]) -> int:
+        answer = self._client.post(self._url, json=report)
         if answer.status_code in _REFUSED:
             raise _RefusedError
         if answer.status_code != httpx.codes.OK:
@@ -133,6 +142,12 @@ class Spool:
                 file.seek(offset)
                 events.append(portable(json.loads(file.readline())))
         return events
+
+    def count(self, end: int) -> int:
+        """Number of events whose lines end at or before a byte of the file."""
+        with self._path.open("rb") as file:
+            self._scan(file)
+        return bisect.bisect_left(self._offsets, end)
 
     def _scan(self, file: Any) -> None:
         file.seek(self._end)

@@ -10,10 +10,13 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.locations import Location, is_uri
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_record import RunReport
+from service.errors import Overloaded
 from service.run_storage import read, storage_of
 
 FRESH_SECONDS = 3.0
 """Maximum age of a cached report, in seconds."""
+PATIENCE_SECONDS = 3.0
+"""Maximum wait for the report of another run, in seconds. A request that waits holds a thread that drivers' reports need too."""
 _MOST = 64
 
 
@@ -29,15 +32,24 @@ class LiveReports:
 
         Raises:
             NotFound: A file of the run is too large to be read whole.
+            Overloaded: The report of another run takes too long, such as from a slow bucket.
             StorageUnavailable: The run's URI cannot be reached.
         """
-        with self._locks[is_uri(location)]:
-            made, kept = self._kept.get(location, (float("-inf"), None))
-            if kept is not None and time.monotonic() - made < FRESH_SECONDS:
-                return kept
-            report = report_of(functools.partial(read, storage_of(location)), config)
-            if len(self._kept) >= _MOST:
-                self._kept.pop(next(iter(self._kept)), None)
-            self._kept.pop(location, None)
-            self._kept[location] = (time.monotonic(), report)
-            return report
+        lock = self._locks[is_uri(location)]
+        if not lock.acquire(timeout=PATIENCE_SECONDS):
+            raise Overloaded("the report of another run takes long; try again later")
+        try:
+            return self._fresh(location, config)
+        finally:
+            lock.release()
+
+    def _fresh(self, location: Location, config: RunConfig) -> RunReport:
+        made, kept = self._kept.get(location, (float("-inf"), None))
+        if kept is not None and time.monotonic() - made < FRESH_SECONDS:
+            return kept
+        report = report_of(functools.partial(read, storage_of(location)), config)
+        if len(self._kept) >= _MOST:
+            self._kept.pop(next(iter(self._kept)), None)
+        self._kept.pop(location, None)
+        self._kept[location] = (time.monotonic(), report)
+        return report

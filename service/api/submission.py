@@ -8,7 +8,7 @@ import functools
 import hashlib
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +125,18 @@ def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy
     return NewRun(config, plan, priority=request.priority, budget_dollars=request.budget_dollars, parent=None, notes=notes)
 
 
-def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, request: RetryRequest, policy: Policy) -> NewRun:
+def retried_run(context: ServiceContext, caller: Caller, run_id: str, request: RetryRequest, policy: Policy) -> NewRun:
     """Check and plan a retry: a new run with the configuration of an existing run and the requested changes.
 
     A priority taken from the existing run is capped at the owner's highest.
 
     Raises:
+        NotFound: There is no such run, or the caller may not see it.
         UserError: A change is not valid, or `checked` refuses the configuration.
         AgainstPolicy: The owner may not use the pools.
     """
+    with context.database.read() as session:
+        parent = visible_run(session, caller, run_id)
     raw = {**parent.config, "tags": parent.tags, "output": str(home_of(home_of(parent.location)))}
     for path, value in request.changes.items():
         raw = changed(raw, path, value)
@@ -144,7 +147,7 @@ def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, 
     check_pools(again, policy)
     config, plan, notes = checked(context, caller, again, policy.prices)
     priority = min(parent.priority, policy.highest_priority) if request.priority is None else request.priority
-    budget = parent.budget_dollars if request.budget_dollars is None else request.budget_dollars
+    budget = request.budget_dollars if "budget_dollars" in request.model_fields_set else parent.budget_dollars
     return NewRun(config, plan, priority=priority, budget_dollars=budget, parent=parent.id, notes=notes)
 
 
@@ -156,15 +159,16 @@ def policy_of(context: ServiceContext, caller: Caller) -> Policy:
 
 
 def submit(
-    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, *, key: str | None, body_hash: bytes,
+    context: ServiceContext, caller: Caller, make: Callable[[Policy], NewRun], *, key: str | None, body_hash: bytes,
 ) -> tuple[tables.RunRow, bool]:
     """Store a run, or find the run that an earlier request with the same idempotency key created.
+
+    The key is searched before `make` is called: a repeated request gets its run even if the same request would be refused by now.
 
     Args:
         context: Context of the application.
         caller: Caller, whose owner becomes the owner of the run.
-        run: Run to store.
-        policy: Policy of the owner.
+        make: Checks and plans the run under its owner's policy.
         key: Idempotency-Key of the request.
         body_hash: Hash of the request; a repeated request must have the same hash.
 
@@ -172,14 +176,24 @@ def submit(
         The run, and whether it is new.
 
     Raises:
+        ConfigError: A run that the new run starts from was deleted since it was checked.
         KeyReused: The idempotency key was used before with another request.
         Conflict: The run that the key created was deleted.
         AgainstPolicy: The priority is too high, or the owner's quota is used up.
     """
     now = context.now()
+    with context.database.read() as session:
+        earlier = _repeated(session, caller, key, body_hash, now)
+    if earlier is not None:
+        return earlier, False
+    policy = policy_of(context, caller)
+    run = make(policy)
     with context.database.write() as session:
-        if key is not None and (known := idempotency.find(session, caller.owner, key, now)) is not None:
-            return _repeated(session, caller, known, body_hash), False
+        # Again, because an equal request may have been stored since.
+        earlier = _repeated(session, caller, key, body_hash, now)
+        if earlier is not None:
+            return earlier, False
+        _hold_starts(session, run.config)
         check_priority(run.priority, policy)
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
         run_id = new_id()
@@ -215,6 +229,13 @@ def _with_visible_runs(session: Session, caller: Caller, config: RunConfig) -> R
             several finished runs have this name.
     """
     return with_ids(config, {place.field: _finished(session, caller, place).id for place in run_places(config)})
+
+
+def _hold_starts(session: Session, config: RunConfig) -> None:
+    """Lock the runs that a configuration reads until this transaction ends, so that none is deleted before the run is stored."""
+    for run_id, place in sorted({parse(place)[0]: place for place in run_places(config)}.items()):
+        if runs.lock(session, run_id) is None:
+            raise ConfigError(place.field, words(place.value), "this run was deleted; choose another one")
 
 
 def _finished(session: Session, caller: Caller, place: Place) -> tables.RunRow:
@@ -259,7 +280,10 @@ def _too_large() -> ConfigError:
     return ConfigError("model", None, "is too large to plan; choose smaller sizes")
 
 
-def _repeated(session: Session, caller: Caller, known: tables.IdempotencyKey, body_hash: bytes) -> tables.RunRow:
+def _repeated(session: Session, caller: Caller, key: str | None, body_hash: bytes, now: float) -> tables.RunRow | None:
+    known = None if key is None else idempotency.find(session, caller.owner, key, now)
+    if known is None:
+        return None
     if known.body_hash != body_hash:
         raise KeyReused("this Idempotency-Key was used with another request; use a new key")
     try:

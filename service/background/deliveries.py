@@ -28,8 +28,6 @@ AT_ONCE = 8
 """Maximum number of deliveries sent in parallel."""
 AT_ONCE_PER_WEBHOOK = 2
 """Maximum number of deliveries sent to one webhook in parallel, so that a slow receiver delays only its own messages."""
-LOOK_AHEAD = 200
-"""Maximum number of due deliveries loaded per round."""
 FIRST_DELAY = 5.0
 """Delay after the first failed attempt, in seconds. It doubles with each further failure."""
 LONGEST_DELAY = 3600.0
@@ -67,9 +65,10 @@ class Deliveries:
         self._workers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="delivery")
         self._lock = threading.Lock()
         self._under_way: dict[str, str] = {}
+        self._turns: dict[str, float] = {}
 
     def round(self, now: float) -> None:
-        """Start sending all due deliveries; does not wait for them to finish.
+        """Start sending due deliveries; does not wait for them to finish.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
@@ -81,25 +80,27 @@ class Deliveries:
                 _Message(
                     id=each.id, webhook_id=hook.id, url=hook.url, secret=hook.secret, body=each.body, created=each.created,
                     attempts=each.attempts)
-                for each, hook in webhooks.due(session, now, LOOK_AHEAD) if each.id not in before]
+                for each, hook in webhooks.due(session, now, AT_ONCE_PER_WEBHOOK, before)]
         for message in self._taken(due):
             self._workers.submit(self._deliver, message)
 
     def close(self) -> None:
         """Wait for the deliveries that are being sent."""
         self._workers.shutdown(wait=True)
-        self._outgoing.close()
 
     def _taken(self, due: list[_Message]) -> list[_Message]:
+        """Choose what to send now: webhooks take turns, so that those that do not answer hold up no others."""
         with self._lock:
             busy = Counter(self._under_way.values())
-            taken = []
-            for message in due:
-                if len(self._under_way) == AT_ONCE:
+            self._turns = {message.webhook_id: self._turns.get(message.webhook_id, 0.0) for message in due}
+            taken: list[_Message] = []
+            while due and len(self._under_way) < AT_ONCE:
+                message = min(due, key=lambda each: (busy[each.webhook_id], self._turns[each.webhook_id]))
+                if busy[message.webhook_id] == AT_ONCE_PER_WEBHOOK:
                     break
-                if message.id in self._under_way or busy[message.webhook_id] == AT_ONCE_PER_WEBHOOK:
-                    continue
+                due.remove(message)
                 self._under_way[message.id] = message.webhook_id
+                self._turns[message.webhook_id] = time.monotonic()
                 busy[message.webhook_id] += 1
                 taken.append(message)
         return taken

@@ -15,9 +15,9 @@ from service.database.session import Database
 from service.database.tables import RunRow
 from service.domain.jobs import submission_id
 from service.domain.path_sandbox import Roots
-from service.domain.retention import Due, FinishedRun, announced, due_runs, named_runs
+from service.domain.retention import Due, FinishedRun, announced, due_runs
 from service.domain.run_paths import RunPaths, home_of
-from service.domain.states import ACTIVE, TERMINAL, RunState
+from service.domain.states import TERMINAL
 from service.errors import RayUnavailable, StorageUnavailable
 from service.observability import logger
 from service.ray_side.jobs import RayJobs
@@ -97,7 +97,7 @@ class Housekeeping:
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             gone = run is None or run.state not in TERMINAL or run.kept or run.expires_at is None or run.expires_at > now
-            if run is None or gone or run_id in _named(session):
+            if run is None or gone or run_id in runs.starts(session, run_id):
                 return
             webhooks.enqueue(session, run, now, "run.removed", why=due.why)
             audit.note(
@@ -129,7 +129,7 @@ class Housekeeping:
 
 def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
     """Compute the changed expiry times, by run id, and the runs that have expired."""
-    named, rules = _named(session), policies.load(session)
+    named, rules = runs.starts(session), policies.load(session)
     by_owner: dict[str, list[RunRow]] = defaultdict(list)
     for run in runs.finished(session):
         by_owner[run.owner].append(run)
@@ -145,9 +145,3 @@ def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None,
             elif time != run.expires_at:
                 changes[run.id] = due, time
     return changes, expired
-
-
-def _named(session: Session) -> set[str]:
-    """Ids of the runs whose model or text a queued or active run uses; retention does not remove them."""
-    waiting = runs.in_states(session, [RunState.QUEUED, *ACTIVE])
-    return {run_id for run in waiting for run_id in named_runs(run.config) - {run.id}}

@@ -6,6 +6,7 @@ redirect it. HTTP redirects are not followed.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping
@@ -16,6 +17,11 @@ Resolve = Callable[[str, int], list[str]]
 """Function that returns the IP addresses of a host name and port; raises OSError if there are none."""
 
 TIMEOUT = httpx.Timeout(10, connect=5)
+"""Maximum time for one step of a request, such as to receive a part of the response, in seconds."""
+DEADLINE = 15.0
+"""Maximum time of a request, in seconds, without the search for the host's address. A receiver that sends its response byte by byte
+keeps to `TIMEOUT`, and would hold a worker for as long as it likes."""
+_HIGHEST_PORT = 65_535
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -33,11 +39,12 @@ class Outgoing:
     """
 
     def __init__(
-        self, *, allow_private: bool = False, resolve: Resolve | None = None, transport: httpx.BaseTransport | None = None,
+        self, *, allow_private: bool = False, resolve: Resolve | None = None, transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._allow_private = allow_private
         self._resolve = _resolve if resolve is None else resolve
-        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False, transport=transport)
+        self._transport = transport
+        self._tls = httpx.create_ssl_context(trust_env=False)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         """Post a body and return the status of the response; the response's body is not read.
@@ -48,26 +55,27 @@ class Outgoing:
         try:
             target = httpx.URL(url)
             address = self._address(target)
-            request = self._client.build_request(
-                "POST", target.copy_with(host=address), content=body,
-                # The certificate must match the host name, not the address.
-                headers={**headers, "Host": target.netloc.decode()}, extensions={"sni_hostname": target.host})
-            answer = self._client.send(request, stream=True)
-        except httpx.HTTPError as error:
+            return asyncio.run(self._post(target, address, body, headers))
+        except TimeoutError as error:
+            raise Undeliverable(f"no response within {DEADLINE:g} s") from error
+        except (httpx.HTTPError, OSError) as error:
             raise Undeliverable(f"{type(error).__name__}: {error}") from error
         except (httpx.InvalidURL, ValueError) as error:
             raise Undeliverable(f"not a URL: {error}") from error
-        answer.close()
-        return answer.status_code
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._client.close()
+    async def _post(self, target: httpx.URL, address: str, body: bytes, headers: Mapping[str, str]) -> int:
+        client = httpx.AsyncClient(verify=self._tls, timeout=TIMEOUT, trust_env=False, transport=self._transport)
+        async with asyncio.timeout(DEADLINE), client, client.stream(
+            "POST", target.copy_with(host=address), content=body, follow_redirects=False,
+            # The certificate must match the host name, not the address.
+            headers={**headers, "Host": target.netloc.decode()}, extensions={"sni_hostname": target.host},
+        ) as answer:
+            return answer.status_code
 
     def _address(self, target: httpx.URL) -> str:
-        if target.scheme not in ("http", "https") or not target.host:
-            raise Undeliverable("not an http or https URL")
         port = target.port or (443 if target.scheme == "https" else 80)
+        if target.scheme not in ("http", "https") or not target.host or port > _HIGHEST_PORT:
+            raise Undeliverable("not an http or https URL")
         try:
             addresses = self._resolve(target.host, port)
         except OSError as error:

@@ -5,12 +5,13 @@ depends only on the database and Ray, so the next round completes a round that w
 
 queued ─► starting       one transaction: attempt + 1, token of the driver
 starting                 the job is submitted, again in each round until Ray lists it
-stopping                 the stop file is written if it is missing
+stopping                 the stop file is written if it is missing; if it cannot be, the run still ends with its driver
 job ended or unknown     events that the driver left in events.jsonl are stored; then the next state is decided
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -81,7 +82,7 @@ class Reconciler:
                 except UnusableRun as error:
                     self._fail(run.id, str(error), now)
                 except OSError as error:
-                    self._explain(run.id, f"its directory cannot be used: {error.strerror or error}", now)
+                    self._explain(run.id, _unusable(error), now)
         if jobs is not None:
             self._end_orphans(jobs)
         self._admit(known, now, connected=jobs is not None)
@@ -99,7 +100,9 @@ class Reconciler:
             return
         job = jobs.get(submission_id(run.id, run.attempt))
         if job is None or job.phase.ended:
-            self._ingest_spool(run, now)
+            # A killed run waits for nothing: it ends even if its last events cannot be read.
+            with contextlib.suppress(*((OSError,) if run.stop == "killed" else ())):
+                self._ingest_spool(run, now)
         self._apply(run.id, run.attempt, job, now)
 
     def _apply(self, run_id: str, attempt: int, job: JobState | None, now: float) -> None:
@@ -143,6 +146,8 @@ class Reconciler:
             self._launcher.request_stop(run)
         except ConfigError as error:    # the run ends anyway
             self._explain(run.id, str(error)[:REASON_LENGTH], now)
+        except OSError as error:        # the driver may end nevertheless, and can be killed
+            self._explain(run.id, _unusable(error), now)
 
     def _store_outcome(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Outcome:
         """Lock the run, decide on its outcome again, and store the outcome in the same transaction."""
@@ -233,7 +238,7 @@ class Reconciler:
         try:
             self._launch(run, now)
         except OSError as error:
-            self._explain(run_id, f"its directory cannot be used: {error.strerror or error}", now)
+            self._explain(run_id, _unusable(error), now)
         except UnusableRun as error:
             self._fail(run_id, str(error), now)
 
@@ -280,3 +285,7 @@ class Reconciler:
     def _runs(self, *states: RunState) -> list[RunRow]:
         with self._database.read() as session:
             return runs.in_states(session, states)
+
+
+def _unusable(error: OSError) -> str:
+    return f"its directory cannot be used: {error.strerror or error}"

@@ -14,6 +14,7 @@ from moedisco_ray.core.metering import Meter
 from service.database import policies, quotas, runs, stream
 from service.database.fold import Fold, meterable
 from service.database.tables import Point, RunRow, UnitRow
+from service.domain.outcome import AWAITED
 from service.errors import NotFound
 
 
@@ -63,6 +64,23 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
         row.version += 1
     session.flush()
     return row.next_seq
+
+
+def rewind(session: Session, run: RunRow, begin: int) -> None:
+    """On the first report of an attempt, continue at the driver's first line, even if an earlier driver has used its number.
+
+    A driver on a new machine continues the log that it finds at the run's URI, which may lack the newest lines that were reported.
+
+    Args:
+        session: Writing transaction.
+        run: Row of this session, which is updated.
+        begin: Number of the new driver's first line.
+    """
+    ended = run.progress.get("ended") or {}
+    if ended.get("type") == AWAITED and "begin" not in ended:
+        run.next_seq = min(run.next_seq, begin)
+        run.progress = run.progress | {"ended": ended | {"begin": begin}}
+        session.flush()
 
 
 def _store_points(session: Session, run_id: str, fold: Fold) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, cast, exists, func, or_, select, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
@@ -17,6 +17,7 @@ from moedisco_ray.core.locations import Location
 from moedisco_ray.core.stages import STAGES
 from service.database import stream, values, webhooks
 from service.database.tables import RunRow, UnitRow
+from service.domain.retention import named_runs
 from service.domain.run_paths import is_id, location_of
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
@@ -126,6 +127,18 @@ def resources(rows: Iterable[RunRow]) -> set[str]:
 def in_states(session: Session, states: Sequence[RunState]) -> list[RunRow]:
     """All runs in any of the states, oldest first."""
     return list(session.scalars(select(RunRow).where(RunRow.state.in_([state.value for state in states])).order_by(RunRow.id)))
+
+
+def starts(session: Session, run_id: str | None = None) -> dict[str, str]:
+    """Runs whose model or text another run reads that has not succeeded: their ids, each with the id of such a run.
+
+    A failed or cancelled run counts too, because it can be resumed. With `run_id`, only runs that read that run are searched.
+    """
+    query = select(RunRow.id, RunRow.config).where(RunRow.state != RunState.SUCCEEDED.value)
+    if run_id is not None:
+        query = query.where(cast(RunRow.config, Text).contains(run_id, autoescape=True))
+    found = session.execute(query.order_by(RunRow.id))
+    return {named: reader for reader, config in found for named in named_runs(config) - {reader}}
 
 
 def queue_order(session: Session) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import delete as delete_from
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from service.database import values
@@ -60,11 +60,20 @@ def enqueue(session: Session, run: RunRow, now: float, message_type: MessageType
     session.flush()
 
 
-def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhook]]:
-    """Due deliveries with their webhooks, the earliest due first."""
+def due(session: Session, now: float, most: int, under_way: Collection[str] = ()) -> list[tuple[Delivery, Webhook]]:
+    """Due deliveries with their webhooks, the earliest due first.
+
+    Args:
+        session: Any transaction.
+        now: Seconds since the epoch.
+        most: Maximum number of deliveries of one webhook.
+        under_way: Ids of deliveries to leave out.
+    """
+    place = func.row_number().over(partition_by=Delivery.webhook_id, order_by=(Delivery.due, Delivery.id)).label("place")
+    first = select(Delivery.id, place).where(Delivery.due <= now, Delivery.id.not_in(under_way)).subquery()
     rows = session.execute(
-        select(Delivery, Webhook).join(Webhook, Webhook.id == Delivery.webhook_id)
-        .where(Delivery.due <= now).order_by(Delivery.due, Delivery.id).limit(limit))
+        select(Delivery, Webhook).join(Webhook, Webhook.id == Delivery.webhook_id).join(first, first.c.id == Delivery.id)
+        .where(first.c.place <= most).order_by(Delivery.due, Delivery.id))
     return [(delivery, webhook) for delivery, webhook in rows]
 
 

@@ -29,7 +29,8 @@ STOP_REASONS: Mapping[str, str] = {
 }
 
 AWAITED = "awaited"
-"""Placeholder for a driver's final event, stored while a new attempt's driver has not reported yet."""
+"""Placeholder for a driver's final event, stored while a new attempt's driver has not reported its start yet; it holds the number
+of that driver's first line, `begin`, once it is known."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Decides which finished runs are removed and when.
 
-A removal is announced a day ahead. Runs that are marked as kept, and runs that another run starts from, are never removed.
+A removal is announced a day ahead. Runs that are marked as kept are never removed, and neither are runs from which another run
+starts that has not succeeded.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ class RunChange(Document):
     tags: Tags | None = None
     priority: Priority | None = None
     budget_dollars: Dollars | None = None
+    """Cost at which the run stops with a checkpoint (dollars); null removes the budget."""
     kept: bool | None = None
     """Whether the run is exempt from retention."""
 
@@ -69,6 +70,7 @@ class RetryRequest(Document):
     """New values by dotted path of the setting, such as {"tokens.total": 1000000}."""
     priority: Priority | None = None
     budget_dollars: Dollars | None = None
+    """Cost at which the run stops with a checkpoint (dollars): null means no budget, and if omitted, that of the existing run."""
 
 
 class CancelRequest(Document):

@@ -28,6 +28,8 @@ class Report(Document):
     first: Annotated[int, Field(ge=0, le=2**53)]
     """Number of the first line in this report, counted from 0."""
     events: Annotated[list[DriverEvent], Field(max_length=5000)]
+    begin: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    """Number of the driver's own first line. Lines from there on are new, even if an earlier driver has used their numbers."""
 
 
 class ReportAnswer(Document):

@@ -9,11 +9,14 @@ import httpx
 import pytest
 from api_client import service
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.cli.reporter import Reporter
+from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.stop_file import StopFile
 from service.api import streams
 from service.api.limits import raise_descriptor_limit
 from service.api.server import Server
-from service.database import runs
+from service.background import observed
+from service.database import runs, stream, tokens
 from service.domain.states import RunState
 
 
@@ -249,6 +252,35 @@ def test_a_report_is_taken_once_and_a_gap_asked_for_again(api):
     curve = api.ann.get(f"/v1/runs/{run}/metrics", params={"figure": "loss"}).json()["series"][0]
     assert (curve["step"], curve["value"]) == ([1, 2, 3], [2.0, 2.0, 2.0])
     assert api.ann.get(f"/v1/runs/{run}/submodels").json()["items"][0]["unit"] == "seed"
+
+
+def test_a_driver_that_finds_a_shorter_log_than_was_reported_is_heard_from_its_first_line(api):
+    """As on a new head: the log at the run's URI lacks the last seconds."""
+    run = api.submit()["id"]
+    log_file = api.directory(run) / "events.jsonl"
+    started, held = Event("run_started", data={"stages": ["seed"]}), {"pool": "low_memory", "workers": 1}
+
+    def drive(url, token, *events):
+        reporter = Reporter(f"{url}/v1/runs/{run}/report", token, log_file, StopFile())
+        log = EventLog(log_file, (reporter,))
+        for event in events:
+            log(event)
+        log.close()
+        reporter.close()
+
+    with listening(api) as url:
+        drive(url, api.start(run), started, Event("workers_held", "seed", data=held | {"hold": "a"}), *map(progress, range(20)))
+        log_file.write_text("".join(log_file.read_text().splitlines(keepends=True)[:10]))
+        with api.database.read() as session:
+            waiting = observed.awaiting(runs.get(session, run).progress)
+        api.bring(run, RunState.QUEUED)
+        api.bring(run, RunState.STARTING, attempt=2, token_hash=tokens.digest("mdr_new"), progress=waiting)
+        drive(url, "mdr_new", started, Event("workers_held", "seed", data=held | {"hold": "b"}), progress(5))
+    with api.database.read() as session:
+        row = runs.get(session, run)
+        kinds = [event.type for event in stream.read(session, run, -1, 1000) if event.type != "state"]
+    assert kinds == ["run_started", "workers_held", *["progress"] * 20, "run_started", "workers_held", "progress"]
+    assert (observed.observed_state(row).began, list(row.meter["open"]), row.next_seq) == (True, ["b"], 13)
 
 
 def test_only_the_present_attempts_driver_reports(api):

@@ -175,6 +175,14 @@ def test_an_archive_is_resumed_only_while_it_is_the_same(api, run, directory):
     assert head.headers["content-type"] == "application/x-tar"
 
 
+def test_a_new_name_of_the_run_does_not_reach_the_archive(filled):
+    api, run = filled
+    before = ask(api, run, "model.tar")
+    assert api.ann.patch(f"/v1/runs/{run}", json={"name": "../../../tmp/x"}).status_code == 200
+    after = ask(api, run, "model.tar")
+    assert (after.content, after.headers["content-disposition"]) == (before.content, before.headers["content-disposition"])
+
+
 def test_long_and_foreign_names_survive_the_archive(api, run, directory):
     name = "ü" * 80 + ".json"
     (directory / "model" / ("d" * 120)).mkdir()

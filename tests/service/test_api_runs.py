@@ -1,14 +1,31 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from api_client import demo
 
+from moedisco_ray.core.errors import ConfigError
+from service.api import submission
+from service.api.security import Caller
+from service.database import policies
+from service.domain.policies import Policy
 from service.domain.states import RunState
+from service.schemas import RunRequest
 
 
 def states(api, run_id):
     return api.ann.get(f"/v1/runs/{run_id}").json()["state"]
+
+
+def run_with_text(api):
+    run = api.submit()["id"]
+    api.start(run)
+    api.bring(run, RunState.SUCCEEDED)
+    text = api.directory(run) / "corpus" / "train" / "0.parquet"
+    text.parent.mkdir(parents=True)
+    text.write_bytes(b"x")
+    return run, {"sources": [{"path": f"run://{run}/corpus"}]}
 
 
 def test_a_submitted_run_is_queued_under_its_own_directory(api):
@@ -45,6 +62,21 @@ def test_an_idempotency_key_makes_one_run(api):
     assert (first.status_code, again.status_code) == (201, 201)
     assert again.headers["idempotency-replayed"] == "true"
     assert len(api.ann.get("/v1/runs").json()["items"]) == 1
+
+
+@pytest.mark.parametrize("path", ["", "/{first}/retry"])
+def test_a_repeated_request_gets_its_run_though_it_would_be_refused_by_now(api, path):
+    first, corpus = run_with_text(api)
+    document = {} if path else {"config": demo(name="second", corpus=corpus)}
+    request = {"url": f"/v1/runs{path.format(first=first)}", "json": document, "headers": {"Idempotency-Key": "k"}}
+    made = api.ann.post(**request)
+    api.bring(made.json()["id"], RunState.STARTING, RunState.SUCCEEDED)
+    assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
+    with api.database.write() as session:
+        policies.put(session, "ann", Policy(resources=["other"]), time.time())
+    again = api.ann.post(**request)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (201, "true"), again.text
+    assert again.json()["id"] == made.json()["id"]
 
 
 def test_an_idempotency_key_with_another_body_is_a_conflict(api):
@@ -130,6 +162,22 @@ def test_what_is_left_out_of_a_change_stays(api):
     assert (changed["name"], changed["tags"], changed["money"]["budget_dollars"]) == ("Better name", {"a": "b"}, 2.5)
     assert api.ann.patch(f"/v1/runs/{run}", json={"tags": {}}).json()["tags"] == {}
     assert api.ann.patch(f"/v1/runs/{run}", json={}).status_code == 200
+
+
+def test_a_budget_is_removed_by_null(api):
+    run = api.ann.post("/v1/runs", json={"config": demo(), "budget_dollars": 5}).json()["id"]
+
+    def budget_of_retry(key, **document):
+        answer = api.ann.post(f"/v1/runs/{run}/retry", json=document, headers={"Idempotency-Key": key})
+        return answer.json()["money"]["budget_dollars"] if answer.status_code == 201 else answer.status_code
+
+    assert budget_of_retry("a") == 5
+    assert budget_of_retry("b", budget_dollars=None) is None
+    assert budget_of_retry("b") == 409      # it is another request
+    assert budget_of_retry("c", budget_dollars=7) == 7
+    assert api.ann.patch(f"/v1/runs/{run}", json={"priority": 1, "name": None}).json()["money"]["budget_dollars"] == 5
+    assert api.ann.patch(f"/v1/runs/{run}", json={"budget_dollars": None}).json()["money"]["budget_dollars"] is None
+    assert api.ann.get(f"/v1/runs/{run}").json()["name"] == "demo"
 
 
 def test_a_queued_run_is_cancelled_at_once_and_may_be_resumed(api):
@@ -221,6 +269,46 @@ def test_a_run_with_a_driver_is_not_deleted(api):
     api.start(run)
     assert api.ann.delete(f"/v1/runs/{run}").status_code == 409
     assert states(api, run) == "running"
+
+
+def test_a_run_is_not_deleted_while_another_may_still_start_from_it(api):
+    first, corpus = run_with_text(api)
+    second = api.submit(name="second", corpus=corpus)["id"]
+
+    def refusal():
+        answer = api.ann.delete(f"/v1/runs/{first}")
+        return answer.json()["detail"] if answer.status_code == 409 else answer.status_code
+
+    refused = f"run {second} starts from this run and has not succeeded; delete {second} first"
+    for state in (RunState.STARTING, RunState.RUNNING, RunState.FAILED, RunState.QUEUED):
+        assert refusal() == refused
+        api.bring(second, state)
+    api.bring(second, RunState.CANCELLED)
+    assert refusal() == refused
+    assert api.ann.delete(f"/v1/runs/{second}").status_code == 204
+    assert refusal() == 204
+
+
+def test_a_run_that_has_succeeded_needs_its_start_no_longer(api):
+    first, corpus = run_with_text(api)
+    second = api.submit(name="second", corpus=corpus)["id"]
+    api.bring(second, RunState.STARTING, RunState.SUCCEEDED)
+    assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
+
+
+def test_a_start_that_is_deleted_while_a_request_is_checked_is_refused(api):
+    first, corpus = run_with_text(api)
+    context, caller = api.app.state.context, Caller("ann", frozenset({"read", "submit"}), "token", None)
+    request = RunRequest.model_validate({"config": demo(corpus=corpus)})
+
+    def make(policy):
+        run = submission.new_run(context, caller, request, policy)
+        assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
+        return run
+
+    with pytest.raises(ConfigError, match=r"corpus\.sources\.0\.path: .*this run was deleted"):
+        submission.submit(context, caller, make, key=None, body_hash=b"")
+    assert api.ann.get("/v1/runs").json()["items"] == []
 
 
 def test_an_administrator_finds_the_job_through_the_service_once_there_is_one(api):

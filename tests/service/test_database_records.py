@@ -154,6 +154,22 @@ def test_a_delivery_is_tried_until_it_is_settled_and_can_be_asked_for_again(data
         webhooks.record_attempt(session, delivery, delivered=None, answer="late", due=None)
 
 
+def test_due_deliveries_are_the_earliest_of_each_webhook_without_those_under_way(database):
+    first = hook(database)
+    for _ in range(5):
+        insert_run(database)
+    second = hook(database)
+    insert_run(database)
+    with database.read() as session:
+        own = {where.id: [row.id for row in reversed(webhooks.deliveries(session, where.id))] for where in (first, second)}
+        for most, under_way, expected in (
+            (2, [], own[first.id][:2]), (2, own[first.id][:1], own[first.id][1:3]), (9, own[first.id][1:4], [
+                own[first.id][0], *own[first.id][4:]]),
+        ):
+            found = [row.id for row, _ in webhooks.due(session, T0, most, under_way)]
+            assert found == [*expected, own[second.id][0]], (most, under_way)
+
+
 def test_a_webhook_goes_with_its_deliveries(database):
     where = hook(database)
     insert_run(database)

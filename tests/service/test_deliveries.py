@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ import httpx
 import pytest
 from reconciling import Scene
 
-from service.background.deliveries import AT_ONCE_PER_WEBHOOK, DELIVERY_HEADER, Deliveries
+from service.background import outgoing as outgoing_requests
+from service.background.deliveries import AT_ONCE, AT_ONCE_PER_WEBHOOK, DELIVERY_HEADER, Deliveries
 from service.background.housekeeping import Housekeeping
 from service.background.loop import Loop
 from service.background.outgoing import Outgoing, Undeliverable
@@ -211,6 +213,56 @@ def test_a_slow_receiver_holds_up_only_itself(scene, receiver):
     assert len(receiver.got) == 6
 
 
+def test_a_receiver_that_answers_byte_by_byte_is_cut_off(scene, monkeypatch):
+    monkeypatch.setattr(outgoing_requests, "DEADLINE", 0.5, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hook_id = hook(scene, f"http://127.0.0.1:{server.getsockname()[1]}/")
+        scene.submit()
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                for _ in range(100):
+                    time.sleep(0.05)
+                    connection.sendall(b"x")
+                connection.sendall(b"\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        deliver(scene)
+        thread.join()
+    assert kept(scene, hook_id) == [(1, "no response within 0.5 s", False)]
+
+
+def test_a_backlog_of_one_receiver_hides_no_other(scene, receiver):
+    away = hook(scene, "http://127.0.0.1:1/")
+    run = scene.run(scene.submit())
+    with scene.database.write() as session:
+        for _ in range(300):
+            webhooks.enqueue(session, run, scene.now)
+    quick = hook(scene, receiver.url)
+    scene.submit()
+    deliver(scene)
+    assert kept(scene, quick) == [(1, "204", True)]
+    assert sum(attempts for attempts, _, _ in kept(scene, away)) <= AT_ONCE_PER_WEBHOOK
+
+
+def test_receivers_take_turns(scene, receiver):
+    away = [hook(scene, "http://127.0.0.1:1/") for _ in range(AT_ONCE + 1)]
+    for _ in range(3):
+        scene.submit()
+    scene.now += 1
+    quick = hook(scene, receiver.url)
+    scene.submit()
+    with contextlib.closing(Deliveries(scene.database, Outgoing(allow_private=True), clock=lambda: scene.now)) as deliveries:
+        for rounds in range(1, 3):
+            deliveries.round(scene.now + 3600)      # what has failed is due again too
+            eventually(lambda rounds=rounds: AT_ONCE * rounds == sum(
+                attempts for each in (*away, quick) for attempts, _, _ in kept(scene, each)))
+    assert kept(scene, quick) == [(1, "204", True)]
+
+
 def test_the_connection_goes_to_the_address_that_was_checked():
     """A name that means another address a moment later gains nothing; the certificate asked for is still the name's."""
     answers = [["93.184.215.14"], ["127.0.0.1"]]
@@ -221,10 +273,9 @@ def test_the_connection_goes_to_the_address_that_was_checked():
         return httpx.Response(200)
 
     outgoing = Outgoing(resolve=lambda *_: answers.pop(0), transport=httpx.MockTransport(answer))
-    with contextlib.closing(outgoing):
-        assert outgoing.post("https://hooks.example.org:8443/a?b=c", b"{}", {}) == 200
-        with pytest.raises(Undeliverable, match="not a public address"):
-            outgoing.post("https://hooks.example.org:8443/a?b=c", b"{}", {})
+    assert outgoing.post("https://hooks.example.org:8443/a?b=c", b"{}", {}) == 200
+    with pytest.raises(Undeliverable, match="not a public address"):
+        outgoing.post("https://hooks.example.org:8443/a?b=c", b"{}", {})
     [request] = seen
     assert str(request.url) == "https://93.184.215.14:8443/a?b=c"
     assert request.headers["Host"] == "hooks.example.org:8443"
@@ -236,8 +287,8 @@ def test_the_connection_goes_to_the_address_that_was_checked():
     "http://localhost/", "http://169.254.169.254/latest/meta-data/", "http://0/", "http://user:secret@127.0.0.1/", "ftp://1.1.1.1/",
     "http://", "http:///x", "file:///etc/passwd", "http://exa mple/", "http://[::1", "no url", "http://1.1.1.1:99999/"])
 def test_no_spelling_of_an_address_of_ours_gets_through(url):
-    with contextlib.closing(Outgoing()) as outgoing, pytest.raises(Undeliverable):
-        outgoing.post(url, b"{}", {})
+    with pytest.raises(Undeliverable):
+        Outgoing().post(url, b"{}", {})
 
 
 def test_ipv6_addresses_are_reached_as_such():
@@ -247,8 +298,7 @@ def test_ipv6_addresses_are_reached_as_such():
         seen.append(str(request.url))
         return httpx.Response(200)
 
-    with contextlib.closing(Outgoing(resolve=lambda *_: ["2606:4700::1"], transport=httpx.MockTransport(answer))) as outgoing:
-        outgoing.post("http://example.org/", b"", {})
+    Outgoing(resolve=lambda *_: ["2606:4700::1"], transport=httpx.MockTransport(answer)).post("http://example.org/", b"", {})
     assert seen == ["http://[2606:4700::1]/"]
 
 

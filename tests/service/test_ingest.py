@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from moedisco_ray.core.events import Event
+from service.background import observed
 from service.database import ingest, metrics, policies, runs, stream
 from service.database.tables import Point, UnitRow
 from service.domain.policies import Policy
@@ -105,6 +106,26 @@ def test_a_line_after_a_gap_waits_until_the_gap_is_filled(database):
     assert report(database, run, 2, [step(3)]) == 1
     assert report(database, run, 1, [step(2), step(3)]) == 3
     assert [number for _, number, _ in points(database, run)] == [1, 2, 3]
+
+
+def test_a_new_driver_begins_again_at_its_first_line_once(database):
+    run = insert_run(database)
+    assert report(database, run, 0, [started(), step(1), step(2), step(3)]) == 4
+
+    def begin(line, *events):
+        with database.write() as session:
+            row = runs.lock(session, run.id)
+            ingest.rewind(session, row, line)
+            return ingest.take(session, row, line, events, T0)
+
+    assert begin(2, step(2)) == 4       # the driver of this attempt has begun
+    with database.write() as session:
+        row = runs.lock(session, run.id)
+        row.progress = observed.awaiting(row.progress)
+    warning = Event("warning", data={"message": "x"}, time=T0)
+    assert [begin(2, warning), begin(2, warning), begin(2, warning, started(), step(2))] == [3, 3, 5]
+    assert [event.type for event in whole_stream(database, run)][5:] == ["warning", "run_started", "progress"]
+    assert begin(2, warning) == 5
 
 
 def test_the_same_report_from_many_threads_is_stored_once(database):

@@ -269,6 +269,21 @@ def test_a_kill_reaches_the_job_though_ray_was_away(scene):
     assert scene.run(run_id).state == "cancelled"
 
 
+@pytest.mark.parametrize("stop", ["cancelled", "killed"])
+def test_a_run_whose_stop_file_cannot_be_written_ends_with_its_driver(scene, stop):
+    run_id = scene.running()
+    home = scene.place(run_id).home
+    home.rename(home.with_name("aside"))
+    home.write_text("in the way")
+    scene.change(run_id, RunState.STOPPING, stop=stop)
+    scene.round()
+    assert scene.run(run_id).reason == "its directory cannot be used: Not a directory"
+    assert scene.jobs.killed == ([scene.job(run_id)] if stop == "killed" else [])
+    scene.jobs.ends(scene.job(run_id), exit_code=3)
+    scene.round()
+    assert scene.run(run_id).state == "cancelled"
+
+
 def test_the_stop_file_of_one_attempt_does_not_stop_the_next(scene):
     run_id = scene.running()
     scene.change(run_id, RunState.STOPPING, stop="cancelled")

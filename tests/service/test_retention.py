@@ -119,22 +119,30 @@ def test_a_kept_run_stays(scene):
 
 
 @pytest.mark.parametrize("place", ["{home}/demo/model", "run://{run}/model"])
-def test_a_run_that_a_queued_run_starts_from_stays_until_that_has_ended(scene, place):
+@pytest.mark.parametrize("ended", [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED])
+def test_a_start_stays_until_the_run_that_reads_it_has_succeeded_or_is_gone(scene, place, ended):
     limit(scene, days=1)
     start = finished(scene)
     tidy(scene)
     path = place.format(home=scene.place(start).home, run=start)
     follower = scene.submit(evaluation={"lm_eval": [path]})
-    scene.now += 30 * DAY
-    for _ in range(2):
-        tidy(scene)
-        scene.now += 2 * DAY
-    assert exists(scene, start)
-    scene.change(follower, RunState.CANCELLED)
-    for _ in range(2):
-        tidy(scene)
-        scene.now += 2 * DAY
-    assert not exists(scene, start)
+
+    def days(count):
+        for _ in range(count):
+            tidy(scene)
+            scene.now += DAY
+        return exists(scene, start)
+
+    assert days(30)
+    scene.change(follower, RunState.STARTING)
+    assert days(3)
+    scene.change(follower, ended)
+    if ended is not RunState.SUCCEEDED:     # it can be resumed
+        assert days(1)
+        assert scene.run(start).expires_at is None
+        days(1)
+        assert not exists(scene, follower)
+    assert not days(3)
 
 
 def test_a_run_that_is_resumed_is_no_longer_announced(scene):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import socket
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +24,8 @@ from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import CACHE, parent
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.stages.corpus.files import list_files
+from service import run_storage
+from service.api import live_reports
 from service.background.housekeeping import Housekeeping
 from service.database import policies, runs
 from service.database.session import Database
@@ -144,6 +148,23 @@ def test_a_uri_that_does_not_answer_is_a_temporary_error(here: Service, server: 
     assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (503, "storage-unavailable")
 
 
+def test_a_bucket_that_hangs_holds_up_its_own_report_alone(here: Service, monkeypatch: pytest.MonkeyPatch):
+    slow, other = submitted(here)[0], submitted(here)[0]
+    monkeypatch.setattr(live_reports, "PATIENCE_SECONDS", 0.2, raising=False)
+    with ThreadPoolExecutor(2) as readers, socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        run_storage._store.cache_clear()
+        waiting = readers.submit(get, here, slow, "report")
+        connection, _ = silent.accept()
+        with connection:
+            connection.recv(1)
+            answer = readers.submit(get, here, other, "report").result(10)
+            silent.close()
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (503, "overloaded")
+    assert (waiting.result().status_code, waiting.result().json()["type"].rpartition(":")[2]) == (503, "storage-unavailable")
+
+
 @pytest.mark.parametrize("output", [
     "s3://runs", "s3://runs/team2", "s3://runs/team/../x", "s3://runs/team/%2e%2e/x", "s3://other/x", "gs://runs/team", "file:///etc",
     "s3://runs/team/.removed", "s3://runs/team//x", "s3://runs/team/a*", "s3://runs/team?region=us-east-1",
@@ -250,6 +271,21 @@ def test_events_that_were_not_reported_come_from_the_uri(database: Database, tmp
     scene.jobs.ends(scene.job(run_id))
     scene.round()
     assert scene.run(run_id).state == "succeeded"
+
+
+def test_a_run_whose_bucket_is_gone_can_be_killed(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
+    run_id = scene.running(output=OUTPUT)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    run_storage._store.cache_clear()
+    scene.change(run_id, RunState.STOPPING, stop="cancelled")
+    scene.jobs.ends(scene.job(run_id), exit_code=1)
+    scene.round()
+    assert (scene.run(run_id).state, "does not answer" in scene.run(run_id).reason) == ("stopping", True)
+    with scene.database.write() as session:
+        runs.amend(session, runs.lock(session, run_id), now=scene.now, stop="killed")
+    scene.round()
+    assert (scene.run(run_id).state, scene.run(run_id).reason) == ("cancelled", "cancelled; its driver was killed")
 
 
 @pytest.mark.parametrize("started", [True, False])

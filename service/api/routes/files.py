@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -58,4 +59,5 @@ def head_model_archive(run: VisibleRun, request: Request) -> Response:
 
 
 def _archive(run: tables.RunRow) -> Archive:
-    return Archive(storage_of(run.location), "model", run.name)
+    # The display name can be changed to anything, such as "../x", and a download that is resumed must not change.
+    return Archive(storage_of(run.location), "model", Path(run.directory).name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -46,10 +48,8 @@ def submit_run(
 ) -> RunDetail:
     """Queue a run. With an Idempotency-Key the request can be repeated and returns the same run."""
     asked = digest("submit", body.model_dump_json())
-    policy = policy_of(context, caller)
-    return _made(
-        context, caller, new_run(context, caller, body, policy), policy, key=idempotency_key, asked=asked, request=request,
-        response=response)
+    make = partial(new_run, context, caller, body)
+    return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
 
 
 @router.get("", responses=problems())
@@ -82,11 +82,13 @@ def get_run(run_id: RunId, caller: Reader, context: InContext) -> RunDetail:
 
 @router.patch("/{run_id}", responses=problems(404, 409, body=True))
 def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InContext) -> RunDetail:
-    """Change a run. The priority only matters while the run is queued; a new budget applies at once.
+    """Change a run. The priority only matters while the run is queued; a new budget applies at once, and null removes it.
 
     `kept: true` exempts a run from retention.
     """
     changes = {name: value for name, value in body if value is not None}
+    if "budget_dollars" in body.model_fields_set:
+        changes["budget_dollars"] = body.budget_dollars
     now = context.now()
     policy = policy_of(context, caller)
     with context.database.write() as session:
@@ -108,12 +110,17 @@ def delete_run(
     run_id: RunId, caller: Submitter, context: InContext,
     keep_artifacts: Annotated[Flag, Query(description="Whether to keep the run's files.")] = False,
 ) -> None:
-    """Delete a run with its history and files; an active run must be cancelled first."""
+    """Delete a run with its history and files.
+
+    An active run must be cancelled first. Runs that start from this run and have not succeeded must be deleted first.
+    """
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
         if RunState(run.state) in ACTIVE:
             raise Conflict(f"the run is {run.state}; cancel it, then delete it")
+        if (reader := runs.starts(session, run_id).get(run_id)) is not None:
+            raise Conflict(f"run {reader} starts from this run and has not succeeded; delete {reader} first")
         if keep_artifacts and policies.of(session, run.owner).disk_bytes is not None and not caller.admin:
             raise AgainstPolicy("keep_artifacts", "true", "is not allowed while your disk is limited; leave it out")
         runs.delete(session, run)
@@ -174,19 +181,17 @@ def retry_run(
 ) -> RunDetail:
     """Queue a new run with the configuration of an existing one and the requested changes."""
     body = body or RetryRequest()
-    with context.database.read() as session:
-        parent = visible_run(session, caller, run_id)
-    asked = digest("retry", run_id, body.model_dump_json())
-    policy = policy_of(context, caller)
-    run = retried_run(context, caller, parent, body, policy)
-    return _made(context, caller, run, policy, key=idempotency_key, asked=asked, request=request, response=response)
+    # An omitted budget is another request than null.
+    asked = digest("retry", run_id, body.model_dump_json(exclude_unset=True))
+    make = partial(retried_run, context, caller, run_id, body)
+    return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
 
 
 def _made(
-    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, *, key: str | None, asked: bytes, request: Request,
+    context: ServiceContext, caller: Caller, make: Callable[[Policy], NewRun], *, key: str | None, asked: bytes, request: Request,
     response: Response,
 ) -> RunDetail:
-    row, new = submit(context, caller, run, policy, key=key, body_hash=asked)
+    row, new = submit(context, caller, make, key=key, body_hash=asked)
     response.headers["Location"] = str(request.app.url_path_for("get_run", run_id=row.id))
     if not new:
         response.headers["Idempotency-Replayed"] = "true"

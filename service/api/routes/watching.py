@@ -84,6 +84,8 @@ def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], requ
     with context.database.write() as session:
         # Check again: another attempt may have begun since the first check.
         run = check_driver(request, context, runs.lock(session, run_id))
+        if report.begin is not None:
+            ingest.rewind(session, run, report.begin)
         before = run.next_seq
         following = ingest.take(session, run, report.first, events, now)
     context.prometheus.reported.inc(following - before)
