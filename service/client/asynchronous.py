@@ -112,7 +112,7 @@ class AsyncClient:
         await self._connection.read(Request("DELETE", _run_path(run_id), {"keep_artifacts": keep_artifacts}))
 
     async def cancel(self, run_id: str, *, force: bool = False) -> schemas.RunDetail:
-        """Stop a run after a checkpoint; with `force`, at once without a checkpoint."""
+        """Stop a run after a checkpoint; with `force`, within a minute and without one."""
         return await self._post(schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force))
 
     async def resume(self, run_id: str) -> schemas.RunDetail:

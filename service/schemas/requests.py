@@ -79,7 +79,7 @@ class CancelRequest(Document):
     model_config = example(force=False)
 
     force: bool = False
-    """Kill the driver at once, without a checkpoint."""
+    """End the driver within a minute, without a checkpoint."""
 
 
 class EstimateRequest(Document):

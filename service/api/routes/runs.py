@@ -136,7 +136,7 @@ def delete_run(
 
 @router.post("/{run_id}/cancel", status_code=202, responses=problems(404, 409, body=True))
 def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: CancelRequest | None = None) -> RunDetail:
-    """Stop a run with a checkpoint after its current step; with `force`, stop it at once. The request can be repeated."""
+    """Stop a run after a checkpoint; with `force`, within a minute and without one. The request can be repeated."""
     force = body is not None and body.force
     now = context.now()
     with context.database.write() as session:
