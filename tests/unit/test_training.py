@@ -355,7 +355,7 @@ def test_noise_that_a_checkpoint_asks_for_is_left_out_but_kept_in_its_settings(j
 
 
 def test_time_in_which_the_held_out_loss_is_measured_is_no_training_time(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that goes on in measurements alone."""
+    """The clock advances in measurements alone."""
     clock = [0.0]
 
     @dataclasses.dataclass(frozen=True)
