@@ -112,7 +112,7 @@ def _baseline(config: RunConfig, trainings: Mapping[str, Training], vocab_size: 
     seconds += measuring * high.fewest_workers
     crowd = _crowd(high, high.fewest_workers, machine)
     return make_baseline(
-        config, tokens=config.tokens.total, seconds_per_token=crowd * seconds / whole.cost.tokens,
+        config, tokens=sum(each.cost.tokens for each in trainings.values()), seconds_per_token=crowd * seconds / whole.cost.tokens,
         start_up=crowd * starting, evaluate=evaluated, export=exported, rate="planned")
 
 
@@ -224,7 +224,7 @@ class _Reading:
         batch = (self._config.finetune if whole else self._config.submodels).optimizer.batch_tokens
         if stage == "seed":     # its members make their steps at the same time
             batch *= self._config.seed_members
-        count = -(-max(1, tokens // batch) // max(1, evaluation.every_tokens // batch))
+        count = -(-tokens // batch // max(1, evaluation.every_tokens // batch))
         pool = self._config.finetune_pool if whole else self._config.pools.low_memory
         return self._read(count * evaluation.slice_tokens, whole=whole, pool=pool)
 

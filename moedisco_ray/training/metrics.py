@@ -155,7 +155,7 @@ class HeldOutLoss:
         loss = self._loss(held_out)
         if self._world.rank == 0:
             self._emit(Event("evaluation", self._job.stage, self._job.name, {
-                "step": step, "tokens": step * self._job.step_tokens * self._job.share.members, "held_out_loss": loss}))
+                "step": step, "tokens": self._job.share.taken(step) * self._job.step_tokens, "held_out_loss": loss}))
 
     @torch.no_grad()
     def _loss(self, held_out: HeldOut) -> float:

@@ -119,7 +119,7 @@ def test_the_baseline_counts_the_same_things_as_the_run():
     plan = build_plan(DEMO, HERE)
     baseline = {line.stage: line for line in plan.bill.baseline.lines}
     finetune, estimates = next(stage for stage in plan.stages if stage.stage == "finetune"), by_stage(plan)
-    assert baseline["finetune"].worker_seconds == pytest.approx(5 * finetune.cost.flops / 50e9)
+    assert baseline["finetune"].worker_seconds == pytest.approx(plan.tokens / finetune.cost.tokens * finetune.cost.flops / 50e9)
     assert baseline["start-up"].worker_seconds == 4.0
     assert 0 < baseline["evaluate"].worker_seconds < estimates["evaluate"].worker_seconds
     assert baseline["export"].worker_seconds == pytest.approx(estimates["export"].worker_seconds)
