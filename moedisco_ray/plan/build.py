@@ -131,6 +131,7 @@ class _Training:
     sharded: bool
     spread: Spread
     lora: Lora = FULL
+    owned: tuple[float, ...] = ()
 
 
 def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
@@ -247,7 +248,8 @@ def _trainings(config: RunConfig, whole: Architecture, vocab_size: int) -> list[
             tokens=config.tokens.seed, sharded=False, spread=split),
         _Training(
             "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
-            sharded=False, spread=split, lora=config.submodels.lora),
+            sharded=False, spread=split, lora=config.submodels.lora,
+            owned=tuple(config.pools.owner(name).price_per_hour for name in config.owners)),
         _gang(config, config.finetune_pool, config.tokens.finetune),
     ]
     return [training for training in trainings if training.tokens]
@@ -311,10 +313,10 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     tokens = sum(steps) * optimizer.batch_tokens
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:
-        cost, types = mixed_cost(flops, tokens, pool, memory.total / GIB, units=units)
+        cost, types = mixed_cost(flops, tokens, pool, memory.total / GIB, units=units, owned=training.owned)
     else:
         cost = training_cost(
-            flops, tokens, pool, units=units, at_once=1 if training.sharded else training.workers,
+            flops, tokens, pool, units=units, owned=training.owned, at_once=1 if training.sharded else training.workers,
             workers_per_unit=training.workers if training.sharded else together)
     return StagePlan(
         stage=training.stage,
