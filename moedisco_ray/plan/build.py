@@ -16,13 +16,14 @@ from moedisco_ray.plan.cluster_count import low_memory_slots, with_cluster_count
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, left_out, planned_bill
 from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
-from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, GangTraffic, gang_traffic, planned_layout
+from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, GangTraffic, gang_traffic, planned_layout, with_exchange
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND, exchange_flops, member_memory, seed_traffic, seed_workers
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
 from moedisco_ray.plan.stage_memory import InferencePlan, WorkerPlan, plan_inference
+from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.plan.storage import StageStorage, Trained, joint_storage, plan_storage
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
@@ -51,7 +52,7 @@ class StagePlan(WorkerPlan, frozen=True):
     parameters: Parameters
     """Parameter counts of the model that each training trains."""
     steps: int
-    """Optimizer steps of each training."""
+    """Optimizer steps of each training, or of the longest one; sub-models count as equally long."""
     choice: Choice | None
     """Settings that the run uses because the model does not fit with those in the configuration; `memory` and `cost` are with them.
     Null if it fits as it is, or if no settings without a value of the user's make it fit."""
@@ -95,6 +96,7 @@ class Plan(BaseModel, frozen=True):
     fits_known: bool
     """Whether `fits` is reliable for all stages."""
     tokens: int
+    """Tokens that the run trains on: the whole batches of its phases."""
     training_hours: float
     """Wall-clock hours of training alone, computed from operation counts, so that comparisons and remedies are the same on every
     machine. The time and cost of the run are in the bill."""
@@ -129,6 +131,7 @@ class _Training:
     sharded: bool
     spread: Spread
     lora: Lora = FULL
+    owned: tuple[float, ...] = ()
 
 
 def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
@@ -149,7 +152,8 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family_name, whole, vocab_size)
-    joint_training = _plan_stage(config, _gang(config, config.pools.high_memory, config.tokens.total), whole, vocab_size)
+    tokens = sum(stage.cost.tokens for stage in stages)
+    joint_training = _plan_stage(config, _gang(config, config.pools.high_memory, tokens), whole, vocab_size)
     return Plan(
         name=config.name,
         family=config.model.family_name,
@@ -162,7 +166,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         inference=inference,
         fits=all(stage.fits for stage in (*stages, *inference)),
         fits_known=all(stage.fits_known for stage in (*stages, *inference)),
-        tokens=config.tokens.total,
+        tokens=tokens,
         training_hours=sum(stage.cost.hours for stage in stages),
         training_dollars=sum(stage.cost.dollars for stage in stages),
         joint_training=joint_training,
@@ -244,7 +248,8 @@ def _trainings(config: RunConfig, whole: Architecture, vocab_size: int) -> list[
             tokens=config.tokens.seed, sharded=False, spread=split),
         _Training(
             "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
-            sharded=False, spread=split, lora=config.submodels.lora),
+            sharded=False, spread=split, lora=config.submodels.lora,
+            owned=tuple(config.pools.owner(name).price_per_hour for name in config.owners)),
         _gang(config, config.finetune_pool, config.tokens.finetune),
     ]
     return [training for training in trainings if training.tokens]
@@ -300,17 +305,18 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     waiting = copy_seconds(memory) / step_seconds * flops
     flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
     traffic = _traffic(config, pool, optimizer, whole, vocab_size) if training.sharded else None
-    flops = _with_exchange(flops, traffic, pool, optimizer.batch_tokens) + waiting
+    flops = with_exchange(flops, traffic, pool, optimizer.batch_tokens) + waiting
     if together > 1:
         traffic = seed_traffic(config, shape, vocab_size, together)
         flops += exchange_flops(config, traffic, together)
-    steps = max(1, training.tokens // units // optimizer.batch_tokens)
+    steps = unit_steps(training.tokens, optimizer, [1] * units)
+    tokens = sum(steps) * optimizer.batch_tokens
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:
-        cost, types = mixed_cost(flops, training.tokens, pool, memory.total / GIB, units=units)
+        cost, types = mixed_cost(flops, tokens, pool, memory.total / GIB, units=units, owned=training.owned)
     else:
         cost = training_cost(
-            flops, training.tokens, pool, units=units, at_once=1 if training.sharded else training.workers,
+            flops, tokens, pool, units=units, owned=training.owned, at_once=1 if training.sharded else training.workers,
             workers_per_unit=training.workers if training.sharded else together)
     return StagePlan(
         stage=training.stage,
@@ -318,7 +324,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         units=units,
         workers=training.workers,
         parameters=parameters,
-        steps=steps,
+        steps=steps[0],
         memory=memory,
         pool_gb=pool_gb,
         fits=fits,
@@ -330,7 +336,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         cost=cost,
         types=types,
         sync=None if training.sharded else plan_sync(
-            config.submodels, steps, units, parameters, scope="all" if training.stage == "seed" else "backbone"),
+            config.submodels, steps[-1], units, parameters, scope="all" if training.stage == "seed" else "backbone"),
         replicas=planned_layout(config, optimizer, workers).replicate if training.sharded else together,
         traffic=traffic,
     )
@@ -388,11 +394,3 @@ def _traffic(
         config.model.family_name, whole, vocab_size, optimizer, sequence_length=config.corpus.sequence_length, gpu=pool.gpu,
         layout=planned_layout(config, optimizer, workers),
         exchange=_gang_memory(config, pool, optimizer, whole, vocab_size, workers=workers)[1])
-
-
-def _with_exchange(flops: float, traffic: GangTraffic | None, pool: AnyPool, batch_tokens: int) -> float:
-    """Operations per token, raised to those of the time that a step's exchange of data takes if that is longer."""
-    if traffic is None or not pool.gpu:
-        return flops
-    seconds = traffic.bytes / LINK_BYTES_PER_SECOND
-    return max(flops, seconds * pool.fewest_workers * PEAK_FLOPS * UTILISATION * pool.speed / batch_tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Sequence
 
 from pydantic import BaseModel
 
@@ -50,6 +51,7 @@ def flops_per_token(
 
 def training_cost(
     flops_each_token: float, tokens: int, pool: Pool, *, units: int = 1, at_once: int = 1, workers_per_unit: int = 1,
+    owned: Sequence[float] = (),
 ) -> Cost:
     """Cost of training `units` models that share the tokens evenly.
 
@@ -60,13 +62,14 @@ def training_cost(
         units: Number of models that train independently.
         at_once: Number of models that train at the same time.
         workers_per_unit: Number of workers per model; they divide its time evenly.
+        owned: Price of each data owner's seat ($/h). Each trains one of the models, at the pool's speed.
     """
     flops = flops_each_token * tokens
     worker_hours = flops / (PEAK_FLOPS * UTILISATION * pool.speed) / 3600
     waves = -(-units // at_once)
     return Cost(
         tokens=tokens, flops=flops, waves=waves, hours=waves * worker_hours / units / workers_per_unit,
-        worker_hours=worker_hours, dollars=worker_hours * pool.price_per_hour)
+        worker_hours=worker_hours, dollars=worker_hours * (pool.price_per_hour * (units - len(owned)) + sum(owned)) / units)
 
 
 class TypeShare(BaseModel, frozen=True):
@@ -84,9 +87,11 @@ class TypeShare(BaseModel, frozen=True):
 
 
 def mixed_cost(
-    flops_each_token: float, tokens: int, pool: LowMemoryPool, need_gb: float, *, units: int = 1,
+    flops_each_token: float, tokens: int, pool: LowMemoryPool, need_gb: float, *, units: int = 1, owned: Sequence[float] = (),
 ) -> tuple[Cost, tuple[TypeShare, ...]]:
     """Cost of training `units` equal models on a mixed pool, each on the cheapest free node type with enough memory.
+
+    The shares leave out the models of data owners, which train on seats of their own.
 
     Args:
         flops_each_token: Operations per token.
@@ -94,11 +99,13 @@ def mixed_cost(
         pool: The pool; at least one of its node types has enough memory.
         need_gb: Memory of a worker (GB).
         units: Number of models that train independently.
+        owned: Price of each data owner's seat ($/h). Each trains one of the models, at the pool's own speed.
     """
     kinds = {kind.key: kind for kind in pool.node_types}
     flops = flops_each_token * tokens
     hours = {key: training_cost(flops_each_token, tokens, kind).worker_hours / units for key, kind in kinds.items()}
-    begun, makespan = _schedule(_slots(pool, kinds, need_gb), hours, units)
+    own_hours = training_cost(flops_each_token, tokens, pool).worker_hours / units if owned else 0.0
+    begun, makespan = _schedule(_slots(pool, kinds, need_gb), hours, units - len(owned))
     shares = tuple(
         TypeShare(
             name=each.name, resource=each.resource, memory_gb=each.memory_gb, fits=each.memory_gb >= need_gb, units=begun[key],
@@ -106,8 +113,9 @@ def mixed_cost(
         for key, each in zip(kinds, pool.types, strict=True))
     at_once = min(pool.max_workers, sum(each.max_workers for each in pool.types if each.memory_gb >= need_gb))
     cost = Cost(
-        tokens=tokens, flops=flops, waves=-(-units // at_once), hours=makespan,
-        worker_hours=sum(share.worker_hours for share in shares), dollars=sum(share.dollars for share in shares))
+        tokens=tokens, flops=flops, waves=-(-(units - len(owned)) // at_once), hours=max(makespan, own_hours),
+        worker_hours=sum(share.worker_hours for share in shares) + own_hours * len(owned),
+        dollars=sum(share.dollars for share in shares) + own_hours * sum(owned))
     return cost, shares
 
 

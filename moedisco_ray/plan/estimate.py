@@ -112,7 +112,7 @@ def _baseline(config: RunConfig, trainings: Mapping[str, Training], vocab_size: 
     seconds += measuring * high.fewest_workers
     crowd = _crowd(high, high.fewest_workers, machine)
     return make_baseline(
-        config, tokens=config.tokens.total, seconds_per_token=crowd * seconds / whole.cost.tokens,
+        config, tokens=sum(each.cost.tokens for each in trainings.values()), seconds_per_token=crowd * seconds / whole.cost.tokens,
         start_up=crowd * starting, evaluate=evaluated, export=exported, rate="planned")
 
 
@@ -127,17 +127,17 @@ def _training(config: RunConfig, stage: str, training: Training, measuring: floa
     crowd = _crowd(pool, training.at_once * training.workers_per_unit, machine)
     syncing = training.sync_seconds if pool.gpu else 0.0
     waiting = syncing if training.units <= training.at_once else 0.0
-    shares = training.types or (None,)
-    lines = []
-    for share in shares:
-        units = training.units if share is None else share.units
-        if not units:
-            continue
-        working = seconds * units / training.units
-        if pool.gpu:    # in a mixed pool, each node type has its own speed
-            working = 3600 * (cost.worker_hours if share is None else share.worker_hours)
-        held = working + (starting + measuring + waiting) * units * training.workers_per_unit
-        lines.append(line(stage, pool.key if share is None else f"{pool.key}.{share.name}", held * crowd, config))
+    owners = config.owners if stage == "submodels" else ()
+    shared = training.units - len(owners)
+    working = 3600 * cost.worker_hours if pool.gpu else seconds     # in a mixed pool, each node type has its own speed
+    parts = [
+        (f"{pool.key}.{share.name}", share.units, 3600 * share.worker_hours if pool.gpu else seconds * share.units / training.units)
+        for share in training.types] or [(pool.key, shared, working * shared / training.units)]
+    owned = working - sum(each for _, _, each in parts)
+    parts += [(f"owners.{name}", 1, owned / len(owners)) for name in owners]
+    lines = [
+        line(stage, key, (each + (starting + measuring + waiting) * units * training.workers_per_unit) * crowd, config)
+        for key, units, each in parts if units]
     wall = 3600 * cost.hours if pool.gpu else cost.waves * seconds / training.units / training.workers_per_unit
     return _priced(stage, pool, (wall + cost.waves * (starting + measuring) + syncing) * crowd + cost.waves * controller, lines)
 
@@ -224,7 +224,7 @@ class _Reading:
         batch = (self._config.finetune if whole else self._config.submodels).optimizer.batch_tokens
         if stage == "seed":     # its members make their steps at the same time
             batch *= self._config.seed_members
-        count = -(-max(1, tokens // batch) // max(1, evaluation.every_tokens // batch))
+        count = -(-tokens // batch // max(1, evaluation.every_tokens // batch))
         pool = self._config.finetune_pool if whole else self._config.pools.low_memory
         return self._read(count * evaluation.slice_tokens, whole=whole, pool=pool)
 

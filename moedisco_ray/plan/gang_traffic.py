@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.config import Architecture, Optimizer, RunConfig
+from moedisco_ray.core.config import AnyPool, Architecture, Optimizer, RunConfig
 from moedisco_ray.core.families import DECLARATIONS, FamilyName
+from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 from moedisco_ray.plan.memory import Exchange, compute_bytes, micro_batch_sequences, worker_sequences
 from moedisco_ray.plan.parameters import Parameters, count_parameters
 from moedisco_ray.policies.parallel import Layout, Sharing
@@ -104,3 +105,11 @@ def _sharded(count: float, shards: int, replicas: int, *, gathered: int, reduced
         reduced: Bytes per parameter of the gradients that all reductions of a step together have as their input.
     """
     return count * ((1 - 1 / shards) * (gathered + reduced) + 2 * (1 - 1 / replicas) * reduced / shards)
+
+
+def with_exchange(flops: float, traffic: GangTraffic | None, pool: AnyPool, batch_tokens: int) -> float:
+    """Operations per token, raised to those of the time that a step's exchange of data takes if that is longer."""
+    if traffic is None or not pool.gpu:
+        return flops
+    seconds = traffic.bytes / LINK_BYTES_PER_SECOND
+    return max(flops, seconds * pool.fewest_workers * PEAK_FLOPS * UTILISATION * pool.speed / batch_tokens)

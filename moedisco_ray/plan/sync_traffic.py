@@ -28,7 +28,7 @@ class Sync(BaseModel, frozen=True):
 
 
 def plan_sync(settings: Submodels, steps: int, members: int, parameters: Parameters, *, scope: Scope = "backbone") -> Sync | None:
-    """Plan the syncs of `members` trainings with `steps` steps each; None if they do not synchronise.
+    """Plan the syncs of `members` trainings with `steps` steps or more; None if they do not synchronise.
 
     At a sync each member writes its weights and reads the common ones. The outer step reads the weights of all members. In 7 more
     passes it reads the last common weights twice, their momentum twice and the new momentum once, and writes the new weights and
@@ -36,7 +36,7 @@ def plan_sync(settings: Submodels, steps: int, members: int, parameters: Paramet
 
     Args:
         settings: Settings of the sub-models, which hold for the seed too.
-        steps: Optimizer steps of each member.
+        steps: Optimizer steps of the member with the fewest.
         members: Number of members.
         parameters: Parameter counts of one member.
         scope: Weights that are exchanged: the backbone of sub-models, or all weights of the seed, whose last sync is after the

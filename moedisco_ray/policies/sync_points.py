@@ -46,9 +46,15 @@ def sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
     return [tuple(own * point * every // longest for point in range(1, number + 1)) for own in steps]
 
 
-def common_sync_steps(steps: int, every: int) -> tuple[int, ...]:
-    """The sync points of members that train one model: those of sub-models with as many steps, and one after the last."""
-    return (*sync_steps([steps], every)[0], steps)
+def common_sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
+    """The sync points of each member that trains one common model: the same ones, and one after its own last step.
+
+    Args:
+        steps: Steps of each member, which differ by at most one.
+        every: Steps between two sync points.
+    """
+    [common] = sync_steps([min(steps)], every)
+    return [(*common, own) for own in steps]
 
 
 def sync_count(steps: int, every: int) -> int:

@@ -1,6 +1,6 @@
 """The training engine: one loop for the seed model, the sub-models and the merged model."""
 
-from moedisco_ray.training.job import DataShare, HeldOut, SyncPlan, TrainJob, TrainResult, World, steps_for
+from moedisco_ray.training.job import DataShare, HeldOut, SyncPlan, TrainJob, TrainResult, World
 from moedisco_ray.training.loop import train, train_in_turns
 from moedisco_ray.training.optimizer import learning_rate
 from moedisco_ray.training.results import read_partial_result, write_partial_result
@@ -16,7 +16,6 @@ __all__ = [
     "World",
     "learning_rate",
     "read_partial_result",
-    "steps_for",
     "train",
     "train_in_turns",
     "write_partial_result",

@@ -49,14 +49,20 @@ class DataShare:
     Attributes:
         member: Number of the training, counted from 0.
         members: Number of trainings that share the order.
+        batches: Number of batches that all of them take together; None if each takes equally many.
     """
 
     member: int = 0
     members: int = 1
+    batches: int | None = None
 
     def batch(self, number: int) -> int:
         """Position of a batch in the data order that all members share; `number` counts this training's own batches."""
         return number * self.members + self.member
+
+    def taken(self, steps: int) -> int:
+        """Number of batches that all members together have taken once each of them has made `steps` steps or its last one."""
+        return min(steps * self.members, steps * self.members if self.batches is None else self.batches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +256,3 @@ class World:
     def shard(self) -> int:
         """Number of this worker within its replica of the model; replicas round alike."""
         return self.rank if self.layout is None else self.rank % self.layout.shards
-
-
-def steps_for(tokens: int, optimizer: Optimizer) -> int:
-    """Optimizer steps in a budget of tokens, at least one."""
-    return max(1, tokens // optimizer.batch_tokens)

@@ -159,7 +159,7 @@ class HeldOutLoss:
         self._metrics.exclude(time.monotonic() - began)
         if self._world.rank == 0:
             self._emit(Event("evaluation", self._job.stage, self._job.name, {
-                "step": step, "tokens": step * self._job.step_tokens * self._job.share.members, "held_out_loss": loss}))
+                "step": step, "tokens": self._job.share.taken(step) * self._job.step_tokens, "held_out_loss": loss}))
 
     @torch.no_grad()
     def _loss(self, held_out: HeldOut) -> float:

@@ -123,7 +123,7 @@ def test_plan_as_table_and_as_json(demo):
     assert "GB per worker" in invoke("plan", demo).stdout
     plan = json.loads(invoke("plan", demo, "--json", "--set", "tokens.seed_share=0.1").stdout)
     assert plan["fits"]
-    assert plan["stages"][0]["cost"]["tokens"] == 160_000
+    assert plan["stages"][0]["cost"]["tokens"] == 160_000 // 1024 * 1024
 
 
 @pytest.mark.parametrize(("gpus", "preset"), [(0, "demo"), (2, "default")])

@@ -57,7 +57,7 @@ def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetu
     assert code == 0, output
     context = export_run._context(in_finetune, export_run.RunStore.of(in_finetune.location))
     job = make_job(
-        context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards", tokens=1000, seed=0)
+        context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards", steps=1, seed=0)
     reference = dataclasses.replace(job, output=job.output.with_name("reference"))
     write_partial_result(reference)
     check_same(open_checkpoint(tmp_path / "model"), open_checkpoint(reference.output))

@@ -86,7 +86,7 @@ def context(tmp_path: Path, **changes: Any) -> Context:
 
 def finetune_of(context: Context) -> TrainJob:
     return make_job(
-        context, "finetune", "finetune", model=Path("model"), shards=Path("shards"), tokens=context.config.tokens.finetune, seed=0)
+        context, "finetune", "finetune", model=Path("model"), shards=Path("shards"), steps=10, seed=0)
 
 
 def by_hand(run: Finished) -> TrainJob:
@@ -167,7 +167,7 @@ def test_router_losses_are_of_all_that_have_routers_to_learn(tmp_path: Path) -> 
 
     def losses(name: str, experts: int, stage: str) -> tuple[float, float]:
         there = context(tmp_path / name, finetune=weights, model={"config": {**sizes, "num_experts": experts}})
-        job = make_job(there, stage, stage, model=Path("model"), shards=Path("shards"), tokens=10_000, seed=0)
+        job = make_job(there, stage, stage, model=Path("model"), shards=Path("shards"), steps=10, seed=0)
         return job.load_balance, job.z_loss
 
     # Two clusters: of four experts a sub-model has two, of two one.

@@ -23,6 +23,7 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, load_model
 from moedisco_ray.packed_tokens import batch_indices
+from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.policies.sync_points import common_sync_steps
 from moedisco_ray.training import DataShare, SyncCoordinator, SyncPlan, TrainJob, World, train
 from moedisco_ray.training.optimizer import make_optimizer
@@ -45,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def members(
     home: Path, directory: Path, *, recipe: Optimizer = RECIPE, every: int = EVERY, outer: Outer = OUTER,
 ) -> list[TrainJob]:
-    plan = SyncPlan(directory / "sync", common_sync_steps(STEPS, every), outer, scope="all")
+    plan = SyncPlan(directory / "sync", common_sync_steps([STEPS], every)[0], outer, scope="all")
     return [
         TrainJob(
             stage="seed", name=f"seed-{k}", model=home / "start", packed_dirs=(home / "shard",),
@@ -78,13 +79,26 @@ def test_the_members_of_a_step_take_the_batch_of_one_training_with_their_batches
     assert np.array_equal(np.concatenate(taken), batch_indices(seed, step, members * batch, windows))
 
 
-@given(steps=st.integers(1, 500), every=st.integers(1, 600))
-def test_sync_points_are_regular_and_the_last_one_is_after_the_last_step(steps: int, every: int) -> None:
-    found = (0, *common_sync_steps(steps, every))
-    gaps = [after - before for before, after in itertools.pairwise(found)]
-    assert found[-1] == steps
-    assert gaps[:-1] == [every] * (len(gaps) - 1)
-    assert 0 < gaps[-1] < 2 * every
+@given(batches=st.integers(1, 500), members=st.integers(1, 9))
+def test_the_members_take_the_batches_of_a_phase_each_once(batches: int, members: int) -> None:
+    steps = unit_steps(batches * RECIPE.batch_tokens, RECIPE, [1] * min(members, batches))
+    shares = [DataShare(k, len(steps), sum(steps)) for k in range(len(steps))]
+    taken = sorted(share.batch(step) for share, own in zip(shares, steps, strict=True) for step in range(own))
+    assert taken == list(range(batches))
+    assert [shares[0].taken(step) for step in range(steps[0] + 1)] == [
+        sum(min(step, own) for own in steps) for step in range(steps[0] + 1)]
+
+
+@given(batches=st.integers(1, 500), members=st.integers(1, 9), every=st.integers(1, 600))
+def test_sync_points_are_regular_and_the_last_one_is_after_the_last_step(batches: int, members: int, every: int) -> None:
+    steps = unit_steps(batches * RECIPE.batch_tokens, RECIPE, [1] * min(members, batches))
+    found = common_sync_steps(steps, every)
+    assert len({at[:-1] for at in found}) == 1
+    for at, own in zip(found, steps, strict=True):
+        gaps = [after - before for before, after in itertools.pairwise((0, *at))]
+        assert at[-1] == own
+        assert gaps[:-1] == [every] * (len(gaps) - 1)
+        assert 0 < gaps[-1] <= 2 * every
 
 
 def plain_adamw(model: PreTrainedModel, _: TrainJob) -> torch.optim.Optimizer:

@@ -14,6 +14,7 @@ from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models import check_same, open_checkpoint
+from moedisco_ray.plan import build_plan
 
 BATCH, MEMBERS = 256, 3
 SETTINGS: dict[str, Any] = {
@@ -27,7 +28,9 @@ SETTINGS: dict[str, Any] = {
     "merge": {"calibration_tokens": 1024},
     "checkpoint": {"every": 5},
     "evaluation": {"max_tokens": 3000, "sample_tokens": 4, "every_tokens": 3 * MEMBERS * BATCH}}
-STEPS = 9_600 // MEMBERS // BATCH
+BATCHES = 9_600 // BATCH
+STEPS = [13, 12, 12]
+"""Steps of the members: together they take all batches of the phase."""
 
 
 def config_at(output: Path, **changes: Any) -> RunConfig:
@@ -49,7 +52,7 @@ def test_the_summary_has_a_unit_per_member_and_the_sync_points(directory: Path) 
     summary = seed_summary(directory)
     names = [f"seed-{k}" for k in range(MEMBERS)]
     assert [(unit["name"], unit["steps"], unit["tokens"]) for unit in summary["units"]] == [
-        (name, STEPS, STEPS * BATCH) for name in names]
+        (name, steps, steps * BATCH) for name, steps in zip(names, STEPS, strict=True)]
     assert [list(sync["members"]) for sync in summary["syncs"]] == [names] * 3
     seed = open_checkpoint(directory / "seed")
     assert all(sync["bytes"][names[0]] > sum(4 * seed[key].numel() for key in seed) for sync in summary["syncs"])
@@ -59,23 +62,33 @@ def test_the_summary_has_a_unit_per_member_and_the_sync_points(directory: Path) 
 def test_sub_models_start_from_the_common_model_and_the_first_members_optimizer_state(directory: Path) -> None:
     seed, decomposed = open_checkpoint(directory / "seed"), open_checkpoint(directory / "decomposed" / "0")
     assert all((decomposed[key] == seed[key]).all() for key in seed if "gate.weight" not in key)
-    assert read_json(directory / "seed" / "optimizer_state" / "steps.json") == {"steps": STEPS}
-    assert read_json(directory / "submodels" / "0" / "optimizer_state" / "steps.json")["steps"] > STEPS
+    assert read_json(directory / "seed" / "optimizer_state" / "steps.json") == {"steps": STEPS[0]}
+    assert read_json(directory / "submodels" / "0" / "optimizer_state" / "steps.json")["steps"] > STEPS[0]
 
 
 def test_the_report_counts_all_members(directory: Path) -> None:
     report = read_json(directory / "report.json")
     row = next(stage for stage in report["stages"] if stage["name"] == "seed")
-    assert (row["workers"], row["tokens"]) == (2, MEMBERS * STEPS * BATCH)      # the pool has two slots
+    assert (row["workers"], row["tokens"]) == (2, BATCHES * BATCH)      # the pool has two slots
     assert {unit for unit, curve in report["curves"].items() if curve["stage"] == "seed"} == {
         f"seed-{k}" for k in range(MEMBERS)}
+
+
+def test_the_plan_prices_the_tokens_that_every_phase_trains(directory: Path) -> None:
+    config = RunConfig.model_validate(read_json(directory / "config.json"))
+    trained = {stage["name"]: stage["tokens"] for stage in read_json(directory / "report.json")["stages"] if stage["tokens"]}
+    plan = build_plan(config)
+    assert {stage.stage: stage.cost.tokens for stage in plan.stages} == trained
+    assert trained == {"seed": BATCHES * BATCH, "submodels": 7_200 // BATCH * BATCH, "finetune": 7_200 // BATCH * BATCH}
+    assert plan.tokens == sum(stage.cost.tokens for stage in plan.stages)
 
 
 def test_only_the_first_member_measures_the_held_out_loss_over_the_tokens_of_all(directory: Path) -> None:
     measured = [
         (event.unit, event.data["step"], event.data["tokens"])
         for event in EventLog.read(directory / "events.jsonl") if event.type == "evaluation" and event.stage == "seed"]
-    assert measured == [("seed-0", step, step * MEMBERS * BATCH) for step in (3, 6, 9, STEPS)]
+    assert measured == [
+        ("seed-0", step, tokens * BATCH) for step, tokens in ((3, 9), (6, 18), (9, 27), (12, 36), (STEPS[0], BATCHES))]
 
 
 def test_the_bill_has_the_seconds_of_all_members(directory: Path) -> None:
@@ -84,7 +97,7 @@ def test_the_bill_has_the_seconds_of_all_members(directory: Path) -> None:
         meter.update(event)
     held = sum(unit["held"]["low_memory"] for unit in seed_summary(directory)["units"])
     assert meter.usage["seed"]["low_memory"] == pytest.approx(held, abs=0.5)
-    assert meter.work["seed"].tokens == MEMBERS * STEPS * BATCH
+    assert meter.work["seed"].tokens == BATCHES * BATCH
 
 
 class Killed(Exception):  # noqa: N818 - what happens to the process, not an error of ours
@@ -93,7 +106,7 @@ class Killed(Exception):  # noqa: N818 - what happens to the process, not an err
 
 @pytest.mark.parametrize("moment", [
     ("sync", None, 2), *(pytest.param(moment, marks=pytest.mark.slow) for moment in (
-        ("progress", "seed-1", 6), ("progress", "seed-2", STEPS), ("sync", None, 3), ("evaluation", "seed-0", STEPS)))])
+        ("progress", "seed-1", 6), ("progress", "seed-2", STEPS[2]), ("sync", None, 3), ("evaluation", "seed-0", STEPS[0])))])
 def test_killed_in_the_seed_it_ends_as_the_undisturbed_run(
     directory: Path, tmp_path: Path, moment: tuple[str, str | None, int],
 ) -> None:
@@ -118,7 +131,7 @@ def test_one_member_is_a_training_of_one_card(directory: Path, tmp_path: Path) -
     with pytest.raises(Killed):
         pipeline.run(config.model_copy(update={"submodels": alone}), (stop_after_seed,), backend=OneCorpus())
     summary = seed_summary(config.directory)
-    assert [(unit["name"], unit["steps"]) for unit in summary["units"]] == [("seed", 9_600 // BATCH)]
+    assert [(unit["name"], unit["steps"]) for unit in summary["units"]] == [("seed", BATCHES)]
     assert "syncs" not in summary
     ours, theirs = (dict(open_checkpoint(run / "seed")) for run in (config.directory, directory))
     assert any(not ours[key].equal(theirs[key]) for key in ours)

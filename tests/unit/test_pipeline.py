@@ -23,7 +23,7 @@ from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.merge.backbone import combine
-from moedisco_ray.training import TrainJob, World, steps_for, train
+from moedisco_ray.training import TrainJob, World, train
 
 FEW_TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
 
@@ -211,7 +211,8 @@ def trained_whole(directory: Path) -> Any:
     recipe = config.finetune.optimizer
     job = TrainJob(
         stage="finetune", name="again", model=directory / "merged", packed_dirs=(directory / "corpus" / "shards",),
-        output=directory.parent / "again", checkpoints=directory.parent / "steps", steps=steps_for(config.tokens.finetune, recipe),
+        output=directory.parent / "again", checkpoints=directory.parent / "steps",
+        steps=config.tokens.finetune // recipe.batch_tokens,
         sequence_length=config.corpus.sequence_length, optimizer=recipe, checkpoint_every=1000,
         load_balance=config.finetune.load_balance, z_loss=config.finetune.z_loss, seed=config.seed + 1 + config.clusters.count)
     return train(job, World(), lambda _: None, lambda: False)

@@ -445,21 +445,21 @@ def test_applying_a_remedy_makes_every_stage_fit(cards, clusters, precision, seq
 
 def test_hours_and_dollars_by_hand():
     plan = build_plan(config(
-        tokens={"total": 1_000_000_000, "seed_share": 0.25, "finetune_share": 0.25},
+        tokens={"total": 4 * 16_384_000, "seed_share": 0.25, "finetune_share": 0.25},
         pools={
             "low_memory": {"price_per_hour": 0.5, "speed": 0.5, "max_workers": 3},
             "high_memory": {"price_per_hour": 2.0, "speed": 1.0, "workers": 2}}))
     seed, submodels, finetune = plan.stages
     per_second = 312e12 * 0.35
     flops = 6 * seed.parameters.multiplied + 12 * 24 * 2048 * 1024
-    hours = flops * 250_000_000 / (per_second * 0.5) / 3600
+    hours = flops * 16_384_000 / (per_second * 0.5) / 3600
     assert seed.cost.hours == pytest.approx(hours)
     assert seed.cost.dollars == pytest.approx(hours * 0.5)
     assert submodels.cost.worker_hours == pytest.approx(2 * hours)
     assert submodels.cost.waves == 2  # four sub-models, three at once
     assert submodels.cost.hours == pytest.approx(2 * (2 * hours / 4))
     whole = 6 * plan.parameters.multiplied + 12 * 24 * 2048 * 1024
-    assert finetune.cost.worker_hours == pytest.approx(whole * 250_000_000 / per_second / 3600)
+    assert finetune.cost.worker_hours == pytest.approx(whole * 16_384_000 / per_second / 3600)
     assert finetune.cost.hours == pytest.approx(finetune.cost.worker_hours / 2)
     assert plan.joint_training.cost.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
     assert plan.joint_training.memory == finetune.memory

@@ -23,6 +23,7 @@ from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan, machine
+from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK
 from moedisco_ray.plan.measured_speed import with_measured_speed
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
@@ -119,10 +120,42 @@ def test_the_baseline_counts_the_same_things_as_the_run():
     plan = build_plan(DEMO, HERE)
     baseline = {line.stage: line for line in plan.bill.baseline.lines}
     finetune, estimates = next(stage for stage in plan.stages if stage.stage == "finetune"), by_stage(plan)
-    assert baseline["finetune"].worker_seconds == pytest.approx(5 * finetune.cost.flops / 50e9)
+    assert baseline["finetune"].worker_seconds == pytest.approx(plan.tokens / finetune.cost.tokens * finetune.cost.flops / 50e9)
     assert baseline["start-up"].worker_seconds == 4.0
     assert 0 < baseline["evaluate"].worker_seconds < estimates["evaluate"].worker_seconds
     assert baseline["export"].worker_seconds == pytest.approx(estimates["export"].worker_seconds)
+
+
+@pytest.mark.parametrize("types", [(), ("small",)])
+@pytest.mark.parametrize("gpu", [0, 1])
+def test_the_plan_has_the_price_of_the_owners_machines(gpu, types):
+    def planned(price):
+        owners = {
+            "alice": {"storage": "/a", "resource": "a_gpu", "price_per_hour": price}, "bob": {"storage": "/b", "resource": "b_gpu"}}
+        low = {"gpu": gpu, "price_per_hour": 0.5, "max_workers": 2, "types": [
+            {"name": name, "resource": name, "memory_gb": 80, "price_per_hour": 0.2, "speed": 0.1} for name in types]}
+        sources = [{"path": "embedded"}, *({"path": f"/text/{name}.jsonl", "owner": name} for name in owners)]
+        return build_plan(check_config({
+            "name": "x", "corpus": {"sources": sources}, "clusters": {"count": 4}, "finetune": {"keep_optimizer_state": False},
+            "pools": {"low_memory": low, "high_memory": {"gpu": gpu}, "owners": owners}}), HERE)
+
+    def lines(plan):
+        return {line.pool: line for line in plan.bill.lines if line.stage == "submodels"}
+
+    paid, free = planned(3.0), planned(0.0)
+    pool = "low_memory.small" if types else "low_memory"
+    assert list(lines(paid)) == [pool, "owners.alice", "owners.bob"]
+    alice, bob = lines(paid)["owners.alice"], lines(paid)["owners.bob"]
+    assert alice.worker_seconds == pytest.approx(bob.worker_seconds)
+    assert alice.dollars == pytest.approx(3.0 * alice.worker_seconds / 3600)
+    assert bob.dollars == pytest.approx(0.5 * bob.worker_seconds / 3600)        # the price of the low-memory pool
+    assert lines(free)["owners.alice"].dollars == 0
+    assert paid.bill.dollars - free.bill.dollars == pytest.approx(alice.dollars)
+    [stage] = (stage for stage in paid.stages if stage.stage == "submodels")
+    hours = stage.cost.flops / stage.units / (PEAK_FLOPS * UTILISATION * 0.72) / 3600      # at the low-memory pool's own speed
+    assert paid.training_dollars - free.training_dollars == pytest.approx(3.0 * hours)
+    assert lines(paid)[pool].worker_seconds / 2 == pytest.approx(bob.worker_seconds, rel=0.01) or (gpu and types)
+    assert [share.units for share in stage.types] == ([2] if types else [])
 
 
 def test_a_plan_and_a_report_have_the_same_structure(tmp_path):

@@ -41,7 +41,6 @@ from moedisco_ray.training import (
     metrics,
     read_partial_result,
     results,
-    steps_for,
     train,
     write_partial_result,
 )
@@ -163,10 +162,6 @@ def test_the_last_rate_of_a_run_is_a_tenth_whatever_the_batches() -> None:
     recipe = Optimizer(lr=1.0, schedule="run_cosine")
     assert learning_rate(999, 1000, recipe, (0.95, 1.0)) == pytest.approx(0.1, abs=1e-6)
     assert learning_rate(0, 10, recipe, (0.5, 0.95)) == pytest.approx(0.55, abs=0.05)
-
-
-def test_steps_for_a_token_budget() -> None:
-    assert [steps_for(n, Optimizer(batch_tokens=100)) for n in (1, 99, 100, 250)] == [1, 1, 1, 2]
 
 
 # --- the loop

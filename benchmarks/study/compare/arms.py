@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from benchmarks.study.compare.accounting import Reads, account, dollars_of
+from benchmarks.study.compare.accounting import Reads, account
 from benchmarks.study.compare.records import Budget, Measured
 from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.run import divisors
@@ -188,6 +188,8 @@ def tokens_for(
 ) -> int:
     """Tokens with which the arm has the same tokens, or the same planned dollars, as joint training on `base.tokens.total` tokens.
 
+    Both hold up to the batch that each phase rounds down to.
+
     Dollars include everything in the account: joint training's dollars first pay the arm's clustering, merge and evaluation, and
     the rest pays its training tokens.
 
@@ -223,8 +225,12 @@ def tokens_for(
 
 
 def _dollars(base: RunConfig, arm: Arm, tokens: int, reads: Callable[[RunConfig, Arm], Reads]) -> float:
+    # A run trains whole batches, so its dollars rise in steps, which a secant cannot follow: price the tokens before rounding.
     config = _at(base, arm, tokens)
-    return dollars_of(account(config, build_plan(config), reads(config, arm)))
+    phases = account(config, build_plan(config), reads(config, arm))
+    return sum(
+        phase.dollars if phase.steps is None else phase.dollars * getattr(config.tokens, phase.stage) / phase.tokens
+        for phase in phases)
 
 
 def predicted(runs: Sequence[tuple[int, float]], loss: float) -> int | None:

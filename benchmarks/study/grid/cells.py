@@ -70,11 +70,11 @@ GPU = Scale(
         "moe_intermediate_size": 512})
 """Three arms are planned to take 45 minutes of one large card; this was not measured."""
 SMOKE = Scale(
-    name="smoke", tokens=20 * 256, sequence_length=32, batch_tokens=256, micro_batch=None, lr=4e-3, vocab_size=400, held_out=2000,
+    name="smoke", tokens=160 * 32, sequence_length=32, batch_tokens=32, micro_batch=None, lr=4e-3, vocab_size=400, held_out=2000,
     calibration_tokens=512, sync_every=2, model={
         **_COMMON, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
         "moe_intermediate_size": 32})
-"""Twenty steps of a tiny model, to test the grid itself."""
+"""160 steps of a tiny model, to test the grid itself. In a slice for tuning, each sub-model still has a batch of twice the size."""
 SCALES: Mapping[str, Scale] = {scale.name: scale for scale in (CPU, GPU, SMOKE)}
 GPU_SHAPE = (32, 4)
 """Experts and top-k of the cell on a GPU."""

@@ -25,7 +25,7 @@ from moedisco_ray.core.errors import ConfigError
 TOKENS = cells.SMOKE.tokens
 RECIPE = {
     "tokens.seed_share": 0.8, "tokens.finetune_share": 0.05, "clusters.count": 4, "submodels.sync_every": 16,
-    "submodels.optimizer.batch_tokens": 256, "submodels.optimizer.lr": 1e-3, "finetune.optimizer.name": "muon"}
+    "submodels.optimizer.batch_tokens": cells.SMOKE.batch_tokens, "submodels.optimizer.lr": 1e-3, "finetune.optimizer.name": "muon"}
 
 
 def config(*, experts: int = 16, tokens: int = TOKENS, **changes: Any) -> RunConfig:
@@ -85,7 +85,7 @@ def test_the_cheapest_option_is_first_and_has_its_measured_settings() -> None:
     assert [each.arm for each in advice.options] == ["disco", "joint-low", "upcycle", REFERENCE]
     assert advice.options[0].settings == {
         "tokens.seed_share": 0.8, "tokens.finetune_share": 0.05, "submodels.sync_every": 16,
-        "submodels.optimizer.batch_tokens": 256, "finetune.optimizer.name": "muon", "clusters.count": 4,
+        "submodels.optimizer.batch_tokens": cells.SMOKE.batch_tokens, "finetune.optimizer.name": "muon", "clusters.count": 4,
         "finetune.pool": "high_memory"}
     assert not advice.options[0].tuned
     assert advice.options[1].settings == {"finetune.pool": "low_memory"}

@@ -262,6 +262,20 @@ class RunConfig(Section):
                 check_division(self.model.family_name, self.model.architecture, self.clusters.count)
         return self
 
+    @model_validator(mode="after")
+    def _every_training_has_a_batch(self) -> Self:
+        count = 1 if self.clusters.count == "auto" else self.clusters.count     # checked again with the number of clusters
+        for phase, whose, section, units in (
+                ("seed", "the seed", "submodels", 1), ("submodels", "the sub-models", "submodels", count),
+                ("finetune", "the fine-tune", "finetune", 1)):
+            tokens, batch = getattr(self.tokens, phase), getattr(self, section).optimizer.batch_tokens
+            if 0 < tokens < units * batch:
+                least, other = (f"{units} batches", " or clusters.count") if units > 1 else ("one batch", "")
+                raise ValueError(
+                    f"tokens.total {self.tokens.total} leaves {tokens:,} tokens to {whose}, less than {least} of {batch:,}; "
+                    f"raise it, or lower {section}.optimizer.batch_tokens{other}")
+        return self
+
 
 def _place(source: Source) -> str:
     """Normalise a source's path without accessing the disk, which the caller may not be allowed to read."""

@@ -76,6 +76,8 @@ class Tokens(Section):
     """Number of training tokens, and how the phases share them."""
 
     total: int = Field(20_000_000, gt=0, le=LARGEST)
+    """Number of training tokens of all phases together. A phase trains as many whole batches as its share holds; sub-models divide
+    theirs in proportion to the tokens of their clusters. Each training needs at least one batch."""
     seed_share: Share = 0.2
     """Share of the tokens that first trains one common model of a sub-model's shape on the whole corpus; the paper uses 0."""
     finetune_share: float = Field(0.15, ge=0, le=1)
@@ -174,7 +176,7 @@ class Submodels(Section):
     outer: Outer = Outer()
     seed_members: Annotated[int | None, Resolved("seed_members")] = Field(1, ge=1, le=MOST_CLUSTERS)
     """Number of members that train the seed at the same time, one worker each. More members take fewer hours and reach a higher
-    loss (`docs/results.md`). They start from the same model, share the tokens of the seed phase evenly, and combine all weights
+    loss (`docs/results.md`). They start from the same model, share the batches of the seed phase evenly, and combine all weights
     every `sync_every` steps and after the last step. Each member trains on `batch_tokens` in every step, so 8 members make an
     eighth of the steps that one would make; dividing `batch_tokens` by 8 restores the number of steps.
     Null means one member for each cluster of text without an owner. There are never more members than the seed phase has batches.

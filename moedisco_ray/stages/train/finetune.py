@@ -10,6 +10,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.plan.gang_traffic import planned_layout
 from moedisco_ray.plan.memory import GIB, exchange_of, model_memory
+from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.stages.context import Context, finetune_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, unit_records
@@ -25,9 +26,10 @@ def run(context: Context, draft: Draft) -> None:
         context.store.link(context.of("merge"), draft.path)
         return
     blocks = bool(config.finetune.optimizer.block_steps)
+    [steps] = unit_steps(config.tokens.finetune, config.finetune.optimizer)
     job = make_job(
-        context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards",
-        tokens=config.tokens.finetune, seed=finetune_seed(config))
+        context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards", steps=steps,
+        seed=finetune_seed(config))
     state = None if blocks else restored_optimizer_state(context, "merge")
     job = dataclasses.replace(_distributed(job, config), optimizer_state=state)
     trained = context.backend.train_gang(

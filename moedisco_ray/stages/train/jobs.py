@@ -17,12 +17,12 @@ from moedisco_ray.policies.sync_points import common_sync_steps, sync_steps
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.train.validation_slice import ValidationSlice
-from moedisco_ray.training import HeldOut, SyncPlan, TrainJob, steps_for
+from moedisco_ray.training import HeldOut, SyncPlan, TrainJob
 from moedisco_ray.training.checkpoints import checkpoint
 
 
 def make_job(
-    context: Context, stage: TrainingStage, name: str, *, model: Path, shards: Path, tokens: int, seed: int,
+    context: Context, stage: TrainingStage, name: str, *, model: Path, shards: Path, steps: int, seed: int,
     owner: str | None = None,
 ) -> TrainJob:
     """Job of one training of a stage, from the run's configuration; `owner` is the data owner of the packed tokens."""
@@ -30,7 +30,6 @@ def make_job(
     tuning = config.finetune if stage == "finetune" else None
     routes = tuning is not None or config.model.architecture.num_experts > config.cluster_count
     section = tuning or config.submodels
-    steps = steps_for(tokens, section.optimizer)
     text_store = context.store if owner is None else context.owner_store(owner)
     context.store.fetch(model / "config.json")      # it is read when a node type is chosen
     job = TrainJob(
@@ -109,15 +108,17 @@ def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path, store
     return [SyncPlan(where, at, outer, patience, late_weight=settings.late_weight, store=store) if at else None for at in points]
 
 
-def seed_sync_plan(
-    job: TrainJob, members: int, settings: Submodels, directory: Path, store: RunStore = SHARED,
-) -> SyncPlan | None:
-    """Sync plan of each of the members that train the seed together; None if there is one member."""
-    if members == 1 or settings.sync_every is None:
-        return None
-    return SyncPlan(
-        directory.absolute(), common_sync_steps(job.steps, settings.sync_every), settings.outer, settings.sync_patience,
-        late_weight=settings.late_weight, scope="all", store=store)
+def seed_sync_plans(
+    steps: Sequence[int], settings: Submodels, directory: Path, store: RunStore = SHARED,
+) -> list[SyncPlan | None]:
+    """Sync plan of each member that trains the seed, from its number of steps; None if there is one member."""
+    if len(steps) == 1 or settings.sync_every is None:
+        return [None] * len(steps)
+    return [
+        SyncPlan(
+            directory.absolute(), at, settings.outer, settings.sync_patience, late_weight=settings.late_weight, scope="all",
+            store=store)
+        for at in common_sync_steps(steps, settings.sync_every)]
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

@@ -21,10 +21,11 @@ from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.plan import planned_vocab_size
 from moedisco_ray.plan.seed_workers import seed_workers
+from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.stages.context import Context, dense_seed
 from moedisco_ray.stages.start import Start
-from moedisco_ray.stages.train.jobs import make_job, seed_sync_plan, train, unit_records
+from moedisco_ray.stages.train.jobs import make_job, seed_sync_plans, train, unit_records
 from moedisco_ray.training import DataShare, TrainJob
 from moedisco_ray.training.sync.exchange import history
 
@@ -63,17 +64,18 @@ def _jobs(context: Context, start: Path, sync_directory: Path) -> list[TrainJob]
     """One job per member. Only the first one measures the held-out loss and writes its optimizer state."""
     config, members = context.config, context.config.seed_members
     names = ["seed"] if members == 1 else [f"seed-{k}" for k in range(members)]
+    # Members with one step more come first, so together the members take the first batches of the common order, each once.
+    steps = unit_steps(config.tokens.seed, config.submodels.optimizer, [1] * members)
     jobs = [
         make_job(
-            context, "seed", name, model=start, shards=context.of("corpus") / "shards", tokens=config.tokens.seed // members,
-            seed=dense_seed(config))
-        for name in names]
-    plan = seed_sync_plan(jobs[0], members, config.submodels, sync_directory, context.store)
+            context, "seed", name, model=start, shards=context.of("corpus") / "shards", steps=own, seed=dense_seed(config))
+        for name, own in zip(names, steps, strict=True)]
+    plans = seed_sync_plans(steps, config.submodels, sync_directory, context.store)
     return [
         dataclasses.replace(
-            job, share=DataShare(k, members), sync=plan, held_out=None if k else job.held_out, drop_checkpoints=members > 1,
-            with_optimizer_state=not k and not config.submodels.optimizer.block_steps)
-        for k, job in enumerate(jobs)]
+            job, share=DataShare(k, members, sum(steps)), sync=plan, held_out=None if k else job.held_out,
+            drop_checkpoints=members > 1, with_optimizer_state=not k and not config.submodels.optimizer.block_steps)
+        for k, (job, plan) in enumerate(zip(jobs, plans, strict=True))]
 
 
 def _write(context: Context, write_common_start: Callable[..., None], directory: Path) -> None:

@@ -13,6 +13,7 @@ from moedisco_ray.core.locations import CORPUS
 from moedisco_ray.core.manifests import MANIFEST, files_in
 from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.core.run_work import Files
+from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, submodel_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, sync_plans, train, unit_records
@@ -26,18 +27,18 @@ def run(context: Context, draft: Draft) -> None:
     if not config.tokens.decoupled:
         draft.summary.update(TrainingSummary(units=[]).to_json())
         return
-    sizes = cluster_tokens(context)
+    steps = unit_steps(config.tokens.submodels, config.submodels.optimizer, cluster_tokens(context))
     jobs = [
         make_job(
             context, "submodels", f"submodel-{k}", model=context.of("decompose") / str(k),
             shards=context.of("cluster") / "shards" / str(k) if (owner := config.owner_of(k)) is None else _shards(context, owner),
-            tokens=config.tokens.submodels * sizes[k] // sum(sizes), seed=submodel_seed(config, k), owner=owner)
-        for k in range(config.cluster_count)
+            steps=own, seed=submodel_seed(config, k), owner=owner)
+        for k, own in enumerate(steps)
     ]
     sync_directory = context.checkpoints("submodels") / "sync"
     in_parts = bool(config.submodels.optimizer.block_steps or config.submodels.lora.rank)    # no state of all weights exists
     seed_state = restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state and not in_parts else None
-    plans = sync_plans([job.steps for job in jobs], config.submodels, sync_directory, context.store)
+    plans = sync_plans(steps, config.submodels, sync_directory, context.store)
     # Only the weights of a data owner's sub-model come to the run.
     jobs = [dataclasses.replace(
                 job, sync=plan, optimizer_state=seed_state, with_optimizer_state=job.owner is None and not in_parts,
