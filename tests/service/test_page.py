@@ -226,6 +226,11 @@ def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
     page.get_by_label("Budget, dollars").fill("5")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("region", name="Cost")).to_contain_text("$5.00")
+    page.get_by_role("button", name="Change the budget").click()
+    page.get_by_label("Budget, dollars").fill("")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("button", name="Set a budget")).to_be_visible()
+    assert stored(site, run_id).budget_dollars is None
     page.get_by_role("button", name="Resume").click()
     expect(state_pill(page)).to_have_text("queued")
 

@@ -50,7 +50,8 @@ function BudgetQuestion({ run, answered }) {
   const [problem, setProblem] = useState(null);
   const answer = async (yes) => {
     try {
-      if (yes) await ask(`/v1/runs/${run.id}`, { method: "PATCH", body: { budget_dollars: Number(budget) } });
+      const given = budget.trim() === "" ? null : Number(budget);
+      if (yes) await ask(`/v1/runs/${run.id}`, { method: "PATCH", body: { budget_dollars: given } });
       answered();
     } catch (error) {
       setProblem(error);
@@ -59,7 +60,7 @@ function BudgetQuestion({ run, answered }) {
   return html`
     <${Question} title=${`Budget of ${run.name}`} yes="Save" answer=${answer}>
       <${Notice} problem=${problem} />
-      <p>The run stops with a checkpoint when its cost reaches the budget. Cost so far: ${dollars(run.bill.dollars)}.</p>
+      <p>The run stops with a checkpoint when its cost reaches the budget; an empty field removes it. Cost so far: ${dollars(run.bill.dollars)}.</p>
       <div class="field asked">
         <label for="new-budget">Budget, dollars</label>
         <input
