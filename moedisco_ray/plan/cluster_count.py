@@ -1,8 +1,8 @@
 """The number of clusters for `clusters.count: auto`: the fewest sub-models, at least two, that fit the low-memory pool.
 
 With few sub-models, each has many experts, and the seed model too. At the same operations and dollars that lowers the loss: where 2
-of 16 experts are active, two sub-models of 8 experts end 0.02 nats below four of 4 (median of three seeds, 0.004 to 0.07, with
-AdamW; `benchmarks/study/grid`). More sub-models take fewer hours, and train on smaller cards.
+of 16 experts are active, two sub-models of 8 experts end 0.07 nats below four of 4 with Muon (one seed), and 0.02 with AdamW
+(median of three, 0.004 to 0.07; docs/results.md). More sub-models take fewer hours, and train on smaller cards.
 
 A candidate C divides the number of experts N, is allowed by the family's router, and is larger than the number of data owners. The
 first candidate whose sub-models fit the low-memory pool is chosen, in this order:
