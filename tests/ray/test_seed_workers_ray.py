@@ -21,7 +21,7 @@ from moedisco_ray.models import open_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 STEPS, BATCH = 120, 256
-OPTIMIZER = {"name": "muon", "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
+OPTIMIZER = {"name": "muon", "batch_tokens": BATCH, "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
 
 
 def config_at(output: Path, workers: int | tuple[int, int]) -> RunConfig:
@@ -30,7 +30,7 @@ def config_at(output: Path, workers: int | tuple[int, int]) -> RunConfig:
         model={"config": {
             "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 48, "num_experts": 4,
             "num_experts_per_tok": 2}},
-        submodels={"optimizer": {**OPTIMIZER, "batch_tokens": BATCH}, "sync_every": 4}, finetune={"optimizer": OPTIMIZER},
+        submodels={"optimizer": OPTIMIZER, "sync_every": 4}, finetune={"optimizer": OPTIMIZER},
         pools={"low_memory": {"max_workers": 2, "seed_workers": workers}, "high_memory": {"workers": 1}},
         evaluation={"max_tokens": 3000, "sample_tokens": 4, "every_tokens": 50 * BATCH})
 
