@@ -60,7 +60,7 @@ def test_what_a_config_file_claims_is_held_to_the_same_limits(api: Service, tmp_
     if kind == "upcycle" and "num_experts" in claim:
         family, base = "qwen3_moe", MOE
     start = stored(tmp_path, base | claim)
-    tokens = {"total": 100_000, "seed_share": 0}
+    tokens = {"total": 1_000_000, "seed_share": 0}
     status, text = estimated(api, model={"family": family, "init": {kind: start}}, clusters={"count": 2}, tokens=tokens)
     assert status == 422, text
     assert "config.json cannot be used" in text or "experts of" in text
@@ -91,7 +91,7 @@ def test_the_most_clusters_on_the_most_types_are_estimated_quickly(api: Service,
     model: dict[str, Any] = {"config": sizes}
     if upcycled:
         model = {"init": {"upcycle": stored(tmp_path, DENSE), "num_experts": 65_536}}
-    status, text = estimated(api, model=model, clusters={"count": 4096}, pools={"low_memory": low})
+    status, text = estimated(api, model=model, clusters={"count": 4096}, pools={"low_memory": low}, tokens={"total": 10**9})
     assert status == 200, text
 
 

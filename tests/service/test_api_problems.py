@@ -112,7 +112,7 @@ def test_sizes_without_measure_are_answered_soon(api, sizes):
 
 
 def test_a_batch_without_measure_is_refused(api):
-    found = mistake(post(api, {"config": demo(finetune={"optimizer": {"batch_tokens": 2**50}})}))
+    found = mistake(post(api, {"config": demo(tokens={"total": 2**53 - 1}, finetune={"optimizer": {"batch_tokens": 2**50}})}))
     assert found["field"] == "config.finetune.optimizer.batch_tokens"
 
 

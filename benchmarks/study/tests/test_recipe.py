@@ -25,7 +25,7 @@ def base(tmp_path: Path) -> RunConfig:
     ("ensemble", {"tokens.finetune_share": 0.0}, ("finetune.",)),
 ])
 def test_a_recipe_holds_what_has_a_say(base: RunConfig, tmp_path: Path, arm: str, there: dict, not_there: tuple) -> None:
-    found = recipe(arm_config(base, arm, ARMS[arm], tmp_path, "tokens", 100_000))
+    found = recipe(arm_config(base, arm, ARMS[arm], tmp_path, "tokens", 1_000_000))
     assert found.items() >= there.items()
     assert not [path for path in found if path.startswith(not_there)]
 
@@ -45,6 +45,6 @@ def test_an_upcycled_seed_is_rescaled_only_where_the_weights_of_the_chosen_exper
     sizes = base.model.architecture.model_copy(update={"norm_topk_prob": False})
     other = base.model_copy(update={"model": base.model.model_copy(update={"config": sizes})})
     scale = {"merge.router", "merge.calibration_tokens"}
-    assert recipe(arm_config(other, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 100_000)).keys() >= scale
-    assert not recipe(arm_config(base, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 100_000)).keys() & scale
-    assert not recipe(arm_config(other, "joint", ARMS["joint"], tmp_path, "tokens", 100_000)).keys() & scale
+    assert recipe(arm_config(other, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 1_000_000)).keys() >= scale
+    assert not recipe(arm_config(base, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 1_000_000)).keys() & scale
+    assert not recipe(arm_config(other, "joint", ARMS["joint"], tmp_path, "tokens", 1_000_000)).keys() & scale
