@@ -18,7 +18,7 @@ from moedisco_ray.core.records import Record
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
-ScaleName = Literal["cpu", "gpu", "smoke"]
+ScaleName = Literal["cpu", "small", "gpu", "smoke"]
 Start = Literal["random", "seed"]
 """`random` weights, or a common dense `seed` model from which every arm builds its MoE."""
 STARTS: tuple[Start, ...] = ("random", "seed")
@@ -63,6 +63,11 @@ CPU = Scale(
         **_COMMON, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "moe_intermediate_size": 128})
 """0.7 of 2.8 million parameters are active with 16 experts; the smallest budget has 1.5 million tokens."""
+SMALL = CPU.model_copy(update={
+    "name": "small", "tokens": 1_150_000,
+    "model": {**CPU.model, "hidden_size": 64, "num_hidden_layers": 2, "moe_intermediate_size": 64}})
+"""0.2 of 0.55 million parameters are active with 16 experts. The middle budget has as many tokens per parameter as the largest one
+of `CPU`, in a twentieth of its time, so that all arms and seeds can be measured there."""
 GPU = Scale(
     name="gpu", tokens=400_000_000, sequence_length=1024, batch_tokens=65_536, micro_batch=16, lr=1e-3, vocab_size=16_384,
     held_out=1_000_000, calibration_tokens=65_536, sync_every=25, model={
@@ -75,7 +80,7 @@ SMOKE = Scale(
         **_COMMON, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
         "moe_intermediate_size": 32})
 """160 steps of a tiny model, to test the grid itself. In a slice for tuning, each sub-model still has a batch of twice the size."""
-SCALES: Mapping[str, Scale] = {scale.name: scale for scale in (CPU, GPU, SMOKE)}
+SCALES: Mapping[str, Scale] = {scale.name: scale for scale in (CPU, SMALL, GPU, SMOKE)}
 GPU_SHAPE = (32, 4)
 """Experts and top-k of the cell on a GPU."""
 

@@ -51,11 +51,13 @@ def measure_grid(
     families: Annotated[str, typer.Option(metavar="A,B,...", help="Model families.")] = ",".join(FAMILIES),
     starts: Annotated[str, typer.Option(metavar="A,B,...", help="Starts: random weights, or a dense seed.")] = ",".join(STARTS),
     shapes: Annotated[str, typer.Option(metavar="ExK,...", help="Experts and top-k.")] = ",".join(_SHAPES),
-    budgets: Annotated[str, typer.Option(metavar="1,4,...", help="Multiples of 1.5 million tokens.")] = ",".join(_BUDGETS),
+    budgets: Annotated[str, typer.Option(metavar="1,4,...", help="Multiples of the smallest budget.")] = ",".join(_BUDGETS),
     arms: Annotated[str, typer.Option(metavar="A,B,...", help=(
         "Arms, or levers of benchmarks/study/grid/levers.py; joint training is always included."))] = ",".join(ARMS),
     seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds to report.")] = ",".join(_SEEDS),
     hours: Annotated[float | None, typer.Option(metavar="H", min=0, help="Start no further piece after H hours.")] = None,
+    small: Annotated[bool, typer.Option(
+        "--small", help="Measure a model of a fifth of the parameters: more tokens per parameter in less time.")] = False,
     gpu: Annotated[bool, typer.Option(
         "--gpu", help="Measure one cell on a large card instead, not tuned: three arms, planned for 45 minutes.")] = False,
     as_configured: Annotated[bool, typer.Option(
@@ -78,7 +80,7 @@ def measure_grid(
         starts=_chosen("--starts", starts, {name: name for name in STARTS}), shapes=_chosen("--shapes", shapes, _SHAPES),
         budgets=_chosen("--budgets", budgets, _BUDGETS),
         arms=tuple(dict.fromkeys([REFERENCE, *_chosen("--arms", arms, {name: name for name in KNOWN if name != JOINT_LOW})])),
-        seeds=_chosen("--seeds", seeds, _SEEDS))
+        seeds=_chosen("--seeds", seeds, _SEEDS), scale="small" if small else "cpu")
     pieces = reporting(axes)
     places = Places(folder, work, work / "results")
     command = shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]])
