@@ -43,6 +43,7 @@ from moedisco_ray.models import (
 )
 from moedisco_ray.models.layer_stream import Step, layer_step
 from moedisco_ray.models.streamed import EMBEDDING, device_of_model, loaded, streamed_model
+from moedisco_ray.stages.merge.group_strength import group_strength
 from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new
 from moedisco_ray.stages.merge.refit import add_to_down, down_changes, routed_outputs
 from moedisco_ray.stages.merge.router_init import (
@@ -56,8 +57,9 @@ from moedisco_ray.stages.merge.router_init import (
 )
 from moedisco_ray.stages.merge.router_load import Measured
 
-RouterMethod = Literal["ridge", "random", "concat"]
-"""How router rows are computed; `concat` keeps the rows that the model has, for example those of an upcycled seed."""
+RouterMethod = Literal["ridge", "principal", "random", "concat"]
+"""How router rows are computed; `concat` keeps the rows that the model has. `principal` is for a seed that is copied into every
+group: no cluster's text is that of a group, so the inputs themselves are divided."""
 Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
 """Tokens [B, L] and the cluster of each document [B]."""
 
@@ -223,6 +225,10 @@ class _Layers:
         fits = self._kind.hidden is not None and stored_ED.shape[1] >= len(stored_ED)
         computes_both = fits and group == 1 and settings.method != "concat"
         inputs = self._labelled_inputs(layer, step) if computes_both else self._row_inputs(layer, step)
+        for name in filter(None, (self._kind.bias, self._kind.correction)) if group == 1 and settings.method != "concat" else ():
+            tensors[self._names.router_key(layer, name)].zero_()
+            router.state_dict()[name].zero_()
+        measured = Measured(self._kind, self._whole, self._part, router, self._clusters)
         own_ED = stored_ED.to(self._device, torch.float64)
         if computes_both:
             own_ED = torch.zeros(len(stored_ED), inputs[0][0].shape[1], dtype=torch.float64, device=self._device)
@@ -230,15 +236,14 @@ class _Layers:
             total = _total(inputs, self._clusters)
             carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
             direction_CD = directions(settings.method, total, settings.seed + layer)
-            for name in () if group > 1 else filter(None, (self._kind.bias, self._kind.correction)):
-                tensors[self._names.router_key(layer, name)].zero_()
-                router.state_dict()[name].zero_()
+            if settings.method != "random":
+                direction_CD *= group_strength(measured, carried_ED, direction_CD, inputs)
             if settings.match_load:
                 bias_E = 0.0 if self._kind.bias is None else getattr(router, self._kind.bias).double()
-                direction_CD = _load_matched(direction_CD, carried_ED, bias_E, inputs, total)
+                count_C = torch.ones_like(total.count_C) if settings.method == "principal" else total.count_C
+                direction_CD = _load_matched(direction_CD, carried_ED, bias_E, inputs, dataclasses.replace(total, count_C=count_C))
             rows_ED = (carried_ED + direction_CD.repeat_interleave(group, dim=0)).to("cpu", stored_ED.dtype)
             self._set_rows(layer, rows_ED, tensors, both=computes_both)
-        measured = Measured(self._kind, self._whole, self._part, router, self._clusters)
         entry = measured.on(inputs, rows_ED.to(self._device, torch.float64), own_ED)
         scaled = settings.match_scale and not _normalises(self._model)
         scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if scaled else 1.0

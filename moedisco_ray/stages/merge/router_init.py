@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-DataMethod = Literal["ridge", "random"]
+DataMethod = Literal["ridge", "principal", "random"]
+_TINY = 1e-30
 _SWEEPS = 100
 """Maximum number of sweeps over the offsets: if many logits are equal, no offsets give the target loads."""
 _SLOPE = 1 / 8
@@ -64,6 +65,25 @@ def ridge_directions(total: Statistics) -> Tensor:
         w_CD, normalised.
     """
     return normalised(ridge_solution(total, ridge_strength(total)).T, total)
+
+
+def principal_directions(total: Statistics, clusters: int) -> Tensor:
+    """Directions w_CD that divide the inputs themselves, without labels, along their principal components.
+
+    The directions are the corners of a regular simplex in the first C - 1 components, each scaled to variance 1. So two clusters
+    are the two sides of the first component. The inputs' mean has the same logit for all clusters.
+
+    Returns:
+        w_CD, normalised.
+    """
+    tokens = total.count_C.sum()
+    mean_D = total.xy_DC.sum(1) / tokens
+    value_D, vector_DD = torch.linalg.eigh(total.xx_DD / tokens - torch.outer(mean_D, mean_D))
+    used = min(clusters - 1, len(value_D))
+    scaled_DU = vector_DD[:, -used:].flip(1) / value_D[-used:].flip(0).clamp(min=_TINY).sqrt() if used else vector_DD[:, :0]
+    corner_CC = torch.eye(clusters, dtype=torch.float64, device=mean_D.device) - 1 / clusters
+    w_CD = torch.linalg.eigh(corner_CC).eigenvectors[:, -used:] @ scaled_DU.T if used else torch.zeros_like(total.xy_DC.T)
+    return normalised(w_CD - torch.outer(w_CD @ mean_D, constant_direction(total)), total)
 
 
 def ridge_solution(total: Statistics, lam: float) -> Tensor:
@@ -134,7 +154,9 @@ def random_directions(total: Statistics, seed: int) -> Tensor:
 
 
 def directions(method: DataMethod, total: Statistics, seed: int) -> Tensor:
-    """Direction of each cluster, w_CD, by the given method; only `random` uses `seed`."""
+    """Direction of each cluster, w_CD, by the given method; only `random` uses `seed`, and `principal` no labels."""
+    if method == "principal":
+        return principal_directions(total, len(total.count_C))
     return ridge_directions(total) if method == "ridge" else random_directions(total, seed)
 
 

@@ -24,6 +24,11 @@ class Measured:
         self._bias_E, self.correction_E = (
             None if name is None else stored[name].double().flatten() for name in (kind.bias, kind.correction))
 
+    @property
+    def top_k(self) -> int:
+        """Selected experts per token, K."""
+        return self._whole.top_k
+
     def on(self, inputs: Sequence[tuple[Tensor, Tensor]], rows_ED: Tensor, own_ED: Tensor) -> dict[str, Any]:
         """Measure the merged router on these inputs.
 
@@ -45,7 +50,7 @@ class Measured:
             hits += int((first_T == cluster_T).sum())
             tokens += len(x_TD)
             weight_sum += float(weight_TK.sum())
-            branch_TCg = scores(self._logits(x_TD, own_ED).view(-1, clusters, group), self._kind)
+            branch_TCg = scores(self.logits(x_TD, own_ED).view(-1, clusters, group), self._kind)
             branch_Tg = branch_TCg[torch.arange(len(x_TD), device=x_TD.device), cluster_T]
             own_Tg = None if self.correction_E is None else self.correction_E.view(clusters, group)[cluster_T]
             branch_sum += float(self._part(branch_Tg, own_Tg)[1].sum())
@@ -61,9 +66,13 @@ class Measured:
 
     def selected(self, x_TD: Tensor, rows_ED: Tensor) -> tuple[Tensor, Tensor]:
         """The experts that the router selects with these rows, and their scores [T, K]."""
-        x_TD = x_TD.to(rows_ED.device, torch.float64)
-        return self._whole(scores(self._logits(x_TD, rows_ED), self._kind), self.correction_E)
+        return self.selected_by(self.logits(x_TD.to(rows_ED.device, torch.float64), rows_ED))
 
-    def _logits(self, x_TD: Tensor, rows_ED: Tensor) -> Tensor:
+    def selected_by(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Like `selected`, from the router's logits."""
+        return self._whole(scores(logits_TE, self._kind), self.correction_E)
+
+    def logits(self, x_TD: Tensor, rows_ED: Tensor) -> Tensor:
+        """The router's logits with these rows, and its biases if it has some."""
         logits_TE = x_TD @ rows_ED.T
         return logits_TE if self._bias_E is None else logits_TE + self._bias_E

@@ -19,6 +19,7 @@ from moedisco_ray.models import (
     BACKBONE,
     ModelMap,
     canonical_shapes,
+    expert_count,
     write_checkpoint,
 )
 from moedisco_ray.models.initial_weights import with_seed
@@ -120,8 +121,9 @@ def write_whole(
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
     Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts into every group. Router rows are random if
-    the seed has one expert, and else copied with noise (Expert Upcycling, arXiv 2604.19835). Unless `settings.router` is `random`,
-    experts are rescaled as in a merge; see the module `calibrate`.
+    the seed has one expert, and else copied: with a direction per group that divides the router's inputs, so that a token selects
+    experts of one group, or, if `settings.router` is `random`, with noise (Expert Upcycling, arXiv 2604.19835). Unless it is,
+    experts are also rescaled as in a merge; see the module `calibrate`.
 
     Args:
         start: Settings and files of the untrained MoE.
@@ -136,13 +138,14 @@ def write_whole(
     Returns:
         `layers`: figures per router, if there is a seed.
     """
-    whole, config = whole_moe(start, trained_seed, distinct_rows=True)
+    whole, config = whole_moe(start, trained_seed, distinct_rows=not settings.from_data)
     if trained_seed is None:
         write_checkpoint(directory, whole.items(), config)
         return {"layers": []}
     names = ModelMap(start.model.family_name)
     layers: list[dict[str, Any]] = []
-    router = RouterSettings("concat", match_scale=settings.from_data, seed=start.seed)
+    divides = settings.from_data and expert_count(config) > clusters
+    router = RouterSettings("principal" if divides else "concat", match_scale=settings.from_data, seed=start.seed)
     write_checkpoint(directory, calibrated(
         whole.items(), config, clusters, batches, settings=router, report=layers, device=device, dtype=default_dtype(device),
     ), config)
