@@ -64,7 +64,7 @@ CPU = Scale(
         "moe_intermediate_size": 128})
 """0.7 of 2.8 million parameters are active with 16 experts; the smallest budget has 1.5 million tokens."""
 SMALL = CPU.model_copy(update={
-    "name": "small", "tokens": 1_150_000,
+    "name": "small", "tokens": 1_150_000, "lr": 8e-3,
     "model": {**CPU.model, "hidden_size": 64, "num_hidden_layers": 2, "moe_intermediate_size": 64}})
 """0.2 of 0.55 million parameters are active with 16 experts. The middle budget has as many tokens per parameter as the largest one
 of `CPU`, in a twentieth of its time, so that all arms and seeds can be measured there."""
