@@ -214,8 +214,9 @@ class Merge(Section):
     on."""
     router: Literal["ridge", "random"] = "ridge"
     """How the merge makes the routers. `ridge` computes them from data: each cluster's experts begin with the cluster's share of
-    the tokens, and if top-k weights are not normalised, experts keep their output scale. `random` initialises them randomly, as in
-    the paper, and adjusts neither the shares nor the scale."""
+    the tokens, nine tokens of ten select experts of one cluster only, where groups have enough of them, and if top-k weights are
+    not normalised, experts keep their output scale. `random` initialises them randomly, as in the paper, and adjusts none of
+    these."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Number of training tokens from which the routers are computed."""
 
