@@ -170,8 +170,10 @@ def test_unnormalised_weights_keep_the_branches_output_scale_only_when_matched(f
     parts = experts_of_one_seed(config, group, tmp_path / "parts")
     tokens = np.concatenate([tokens for tokens, _ in data])
     branch = routed_norm(load_model(parts[0]).eval(), tokens, 0)
-    matched, report = merged(config, parts, tmp_path / "matched", data)
-    left, _ = merged(config, parts, tmp_path / "left", data, match_scale=False)
+    # Groups of several experts that are computed from data keep their tokens, whose weights then sum as in the sub-model.
+    method = "ridge" if group == 1 else "random"
+    matched, report = merged(config, parts, tmp_path / "matched", data, method=method)
+    left, _ = merged(config, parts, tmp_path / "left", data, method=method, match_scale=False)
     assert report["layers"][0]["scale"] > 1.1
     assert routed_norm(left, tokens, 0) < 0.9 * branch
     # With one expert per group all experts are equal and the scale is the only difference; with more, which of the
@@ -183,6 +185,14 @@ def test_unnormalised_weights_keep_the_branches_output_scale_only_when_matched(f
         error = {name: float((logits(model, tokens) - reference).norm() / reference.norm())
                  for name, model in (("matched", matched), ("left", left))}
         assert error["matched"] < 0.75 * error["left"]
+
+
+@pytest.mark.parametrize("family", SCALED)
+def test_tokens_that_stay_in_one_group_keep_the_output_scale_by_themselves(family, tmp_path):
+    config = tiny_config(family, CLUSTERS * 2, **({"norm_topk_prob": False} if family in NORMALISED else {}))
+    data, parts = batches(48), experts_of_one_seed(config, 2, tmp_path / "parts")
+    _, report = merged(config, parts, tmp_path / "merged", data)
+    assert [entry["scale"] for entry in report["layers"]] == pytest.approx([1, 1], abs=0.1)
 
 
 def separate_branches(config, path):
