@@ -195,6 +195,19 @@ def test_tokens_that_stay_in_one_group_keep_the_output_scale_by_themselves(famil
     assert [entry["scale"] for entry in report["layers"]] == pytest.approx([1, 1], abs=0.1)
 
 
+@pytest.mark.parametrize(("family", "is_stronger"), [("qwen3_moe", True), ("deepseek_v3", False), ("phimoe", False)])
+def test_only_a_softmax_gets_stronger_directions(family, is_stronger, tmp_path):
+    config, data = tiny_config(family, CLUSTERS * 2), batches(48)
+    parts = experts_of_one_seed(config, 2, tmp_path / "parts")
+    model, _ = merged(config, parts, tmp_path / "merged", data, match_load=False)
+    layer = min(routers(model))
+    own = routers(load_model(parts[0]))[layer].get_parameter("weight").repeat(CLUSTERS, 1)
+    inputs, _ = router_inputs(model, data, layer)
+    change = (routers(model)[layer].get_parameter("weight") - own).detach()
+    size = float((inputs @ change.T).square().mean().sqrt())
+    assert size > 1.4 if is_stronger else size == pytest.approx(1, rel=1e-3)
+
+
 def separate_branches(config, path):
     """Sub-models with a common backbone and experts of their own, one per cluster."""
     return submodels(random_tensors(config, seed=2), config, CLUSTERS, path)

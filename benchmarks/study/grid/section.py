@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.study.compare.arms import ARMS, REFERENCE
-from benchmarks.study.grid.cells import SHAPES
+from benchmarks.study.grid.cells import SCALES, SHAPES
 from benchmarks.study.grid.files import PUBLISHED, published
 from benchmarks.study.grid.levers import LEVERS, WITH_ADAMW
 from benchmarks.study.grid.pieces import OURS
@@ -50,7 +50,7 @@ def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
 
 
 def headline() -> tuple[str, list[list[str]]]:
-    """The README's table: four arms at the largest budget of ours, in the cell in which most of them were measured.
+    """The README's table: four arms at the largest multiple of tokens of ours, in the cell in which most of them were measured.
 
     Returns:
         The title, and the rows under `HEADLINE`; arms without a result have a row that says so.
@@ -59,8 +59,8 @@ def headline() -> tuple[str, list[list[str]]]:
     table = max(
         (table for table in _tables(every) if any(each.arm == OURS for each in table)),
         key=lambda table: (
-            table[0].budget_tokens, len({each.arm for each in table} & set(FOUR)), -_importance(table[0]),
-            len(_joint(table).seeds)))
+            table[0].budget_tokens // SCALES[table[0].scale].tokens, len({each.arm for each in table} & set(FOUR)),
+            -_importance(table[0]), len(_joint(table).seeds)))
     to_loss = all(None not in each.dollars_to_joint_loss.model_dump().values() for each in table if each.arm in FOUR)
     rows = []
     for arm in FOUR:
@@ -81,7 +81,8 @@ def title(table: Sequence[Figures]) -> str:
     joint = _joint(table)
     how = "tuned" if joint.tuned else "at the starting values, not tuned"
     return (
-        f"{joint.corpus}, {joint.family}, start {joint.start}, {joint.experts} experts, top-{joint.top_k} ({entry_share(joint)} "
+        f"{'smaller model, ' if joint.scale == 'small' else ''}{joint.corpus}, {joint.family}, start {joint.start}, "
+        f"{joint.experts} experts, top-{joint.top_k} ({entry_share(joint)} "
         f"active), {joint.budget_tokens:,} tokens, {_seeds(joint)}, {how}; joint training's "
         f"loss {joint.loss:.3f}{'' if joint.bits_per_byte is None else f' ({joint.bits_per_byte:.3f} bits per byte)'}")
 

@@ -77,3 +77,6 @@ def test_a_grid_measures_its_pieces_and_publishes_them(tmp_path, monkeypatch):
     pieces, _, _ = asked.pop()
     assert [(piece.kind, piece.arm) for piece in pieces] == [("report", arm) for arm in ("joint", "disco", "expert-upcycling")]
     assert {(piece.cell.corpus, piece.cell.scale, piece.cell.tokens) for piece in pieces} == {("large", "gpu", 400_000_000)}
+    assert invoke("grid", "--corpus", tmp_path, "--small", "--corpora", "large", "--budgets", "4", "--as-configured").exit_code == 0
+    pieces, _, _ = asked.pop()
+    assert {(piece.cell.scale, piece.cell.tokens) for piece in pieces} == {("small", 4_600_000)}

@@ -236,7 +236,7 @@ class _Layers:
             total = _total(inputs, self._clusters)
             carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
             direction_CD = directions(settings.method, total, settings.seed + layer)
-            if settings.method != "random":
+            if settings.method != "random" and self._kind.scores == "softmax":
                 direction_CD *= group_strength(measured, carried_ED, direction_CD, inputs)
             if settings.match_load:
                 bias_E = 0.0 if self._kind.bias is None else getattr(router, self._kind.bias).double()

@@ -4,7 +4,9 @@ Copies of one expert have nearly the same rows: those of a grown seed, and those
 time. If the directions that tell groups apart are weaker than what tells experts apart, a token's top K are copies of one expert,
 which compute the same. With 16 experts, top-2, and directions of root mean square 1, 40 % of the tokens selected the same expert
 twice, and 97 % of a grown seed's. So directions are multiplied by a strength with which most tokens stay in one group, where they
-select the experts that the sub-model selected.
+select the experts that the sub-model selected, with its weights.
+
+That is for routers with a softmax, which depends on the differences of logits alone. Sigmoid scores would all be close to 1.
 
 Shapes: T tokens, D hidden, E experts, C clusters, g = E / C, K top-k.
 """
