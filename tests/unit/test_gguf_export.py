@@ -81,7 +81,8 @@ def test_llama_cpp_computes_what_the_model_computes(
         if found:
             with torch.no_grad():
                 expected = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-            assert torch.allclose(torch.tensor([found[token] for token in range(config["vocab_size"])]), expected, atol=1e-4)
+            # Up to 0.00017 apart on an Intel processor, where recurrent layers add up other rounding than on AMD ones.
+            assert torch.allclose(torch.tensor([found[token] for token in range(config["vocab_size"])]), expected, atol=3e-4)
             compared += 1
     assert compared >= 3
     ids = prompts[-1]

@@ -1,8 +1,8 @@
 """How strongly a merged router's rows prefer one group of experts.
 
 Copies of one expert have nearly the same rows: those of a grown seed, and those in sub-models that have trained apart for a short
-time. If the directions that tell groups apart are weaker than what tells experts apart, a token's top K are copies of one expert,
-which compute the same. With 16 experts, top-2, and directions of root mean square 1, 40 % of the tokens selected the same expert
+time. If the directions that separate groups are weaker than what separates experts, a token's top K are copies of one expert, which
+compute the same. With 16 experts, top-2, and directions of root mean square 1, 40 % of the tokens selected the same expert
 twice, and 97 % of a grown seed's. So directions are multiplied by a strength with which most tokens stay in one group, where they
 select the experts that the sub-model selected, with its weights.
 
