@@ -116,5 +116,6 @@ def _with_sweep(piece: PieceResult, sweeps: Iterable[TunedArm]) -> PieceResult:
 
 
 def _merged(before: Iterable[Result], measured: Iterable[Result]) -> Mapping[str, Result]:
-    found = {f"{each.cell} {each.arm} {each.seed}": each for each in itertools.chain(before, measured)}
+    # By arm first: pieces of one arm share most of their recipe, which is then written once.
+    found = {f"{each.arm} {each.cell} {each.seed}": each for each in itertools.chain(before, measured)}
     return {key: found[key] for key in sorted(found)}
