@@ -39,11 +39,13 @@ def group_strength(measured: Measured, own_ED: Tensor, direction_CD: Tensor, inp
     if len(direction_CD) == 1 or group < measured.top_k:
         return _STRENGTHS[0]
     logits = [
-        (measured.logits(x_TD, own_ED), (x_TD @ direction_CD.T).repeat_interleave(group, dim=1))
+        (measured.logits(x_TD, own_ED), x_TD @ direction_CD.T)
         for x_TD in (input_TD.to(own_ED.device, torch.float64) for input_TD, _ in inputs)]
     tokens = sum(len(own_TE) for own_TE, _ in logits)
     for strength in _STRENGTHS:
-        groups = (measured.selected_by(own_TE + strength * toward_TE)[0] // group for own_TE, toward_TE in logits)
+        groups = (
+            measured.selected_by(own_TE + (strength * toward_TC).repeat_interleave(group, dim=1))[0] // group
+            for own_TE, toward_TC in logits)
         if sum(int((group_TK == group_TK[:, :1]).all(1).sum()) for group_TK in groups) >= SHARE * tokens:
             return strength
     return _STRENGTHS[-1]
