@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -186,9 +185,11 @@ def test_tasks_import_a_function_of_the_user_and_its_mistakes_arrive_as_one_line
     pq.write_table(pa.table({"body": sentences("table", 120)}), tmp_path / "table.parquet", row_group_size=7)
 
     def settings(function):
+        # One file fails: of two that are read at once, either may be the first.
+        names = ("rows.jsonl",) if function == "broken" else ("rows.jsonl", "table.parquet")
         sources = [
             {"path": str(tmp_path / name), "text_column": "body", "name": name, "map": f"rows_of_a_user:{function}"}
-            for name in ("rows.jsonl", "table.parquet")]
+            for name in names]
         return {
             "name": function, "output": str(tmp_path), "tokenizer": {"train_vocab_size": 350}, "clusters": {"count": 2},
             "corpus": {"sequence_length": 32, "validation_fraction": 0.1, "sources": sources}}
@@ -207,7 +208,5 @@ def test_tasks_import_a_function_of_the_user_and_its_mistakes_arrive_as_one_line
     assert build(check_config(settings("shouted")), tmp_path / "pure") == summary
     assert contents(tmp_path / "shouted" / "corpus") == contents(tmp_path / "pure")
     assert {name: source["dropped_rows"] for name, source in summary["sources"].items()} == {"rows.jsonl": 40, "table.parquet": 60}
-    # Both files fail, and either may be the first.
-    assert re.match(
-        r"corpus\.sources\.[01]\.map: 'rows_of_a_user:broken': raises ValueError at rows_of_a_user\.py:6 for a row of ", error)
+    assert error.startswith("corpus.sources.0.map: 'rows_of_a_user:broken': raises ValueError at rows_of_a_user.py:6 for a row of ")
     assert "\n" not in error
