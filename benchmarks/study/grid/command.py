@@ -73,6 +73,8 @@ def measure_grid(
 
     A killed grid continues where it was. The order of the pieces makes a part of the grid useful.
     """
+    if small and gpu:
+        raise ConfigError("--small", None, "is a model for a CPU; leave it out with --gpu")
     folder = corpus or corpora_folder(_REPOSITORY)
     reported = _chosen("--corpora", corpora or ",".join(report_corpora(folder)), {name: name for name in report_corpora(folder)})
     axes = gpu_axes(_large(reported)) if gpu else Axes(

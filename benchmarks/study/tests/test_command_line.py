@@ -80,3 +80,4 @@ def test_a_grid_measures_its_pieces_and_publishes_them(tmp_path, monkeypatch):
     assert invoke("grid", "--corpus", tmp_path, "--small", "--corpora", "large", "--budgets", "4", "--as-configured").exit_code == 0
     pieces, _, _ = asked.pop()
     assert {(piece.cell.scale, piece.cell.tokens) for piece in pieces} == {("small", 4_600_000)}
+    assert "--small: is a model for a CPU" in " ".join(invoke("grid", "--corpus", tmp_path, "--small", "--gpu").output.split())
