@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -20,7 +20,7 @@ from service import schemas
 from service.client import downloading, streams
 from service.client.address import find_address
 from service.client.downloading import Progress, no_progress
-from service.client.http import DEFAULT, IDEMPOTENCY_KEY, Connection, Request, RetryPolicy, json_body
+from service.client.http import DEFAULT, IDEMPOTENCY_KEY, NULL, Connection, Request, RetryPolicy, json_body
 from service.domain.policies import Policies, Policy
 from service.domain.states import TERMINAL, RunState
 
@@ -101,11 +101,21 @@ class AsyncClient:
 
     async def change(
         self, run_id: str, *, name: str | None = None, tags: Mapping[str, str] | None = None, priority: int | None = None,
-        budget_dollars: float | None = None, kept: bool | None = None,
+        budget_dollars: float | Literal["none"] | None = None, kept: bool | None = None,
     ) -> schemas.RunDetail:
-        """Change a run's name, tags, priority, budget, or protection from retention (`kept`); None leaves a value unchanged."""
+        """Change a run; None leaves a value as it is.
+
+        Args:
+            run_id: The run.
+            name: The new name.
+            tags: The new tags, instead of all present ones.
+            priority: The new priority; it matters while the run is queued.
+            budget_dollars: The new cost at which the run stops with a checkpoint; "none" removes the budget.
+            kept: Whether retention spares the run.
+        """
         return await self._connection.ask(schemas.RunDetail, Request("PATCH", _run_path(run_id), body=json_body(
-            name=name, tags=None if tags is None else dict(tags), priority=priority, budget_dollars=budget_dollars, kept=kept)))
+            name=name, tags=None if tags is None else dict(tags), priority=priority, budget_dollars=_budget(budget_dollars),
+            kept=kept)))
 
     async def delete(self, run_id: str, *, keep_artifacts: bool = False) -> None:
         """Delete an ended run and its files."""
@@ -121,10 +131,13 @@ class AsyncClient:
 
     async def retry(
         self, run_id: str, changes: Mapping[str, JsonValue] | None = None, *, priority: int | None = None,
-        budget_dollars: float | None = None, idempotency_key: str | None = None,
+        budget_dollars: float | Literal["none"] | None = None, idempotency_key: str | None = None,
     ) -> schemas.RunDetail:
-        """Create a new run from an old run's configuration with changed settings, such as `{"tokens.total": 1000000}`."""
-        body = json_body(changes=dict(changes or {}), priority=priority, budget_dollars=budget_dollars)
+        """Create a new run from an old run's configuration with changed settings, such as `{"tokens.total": 1000000}`.
+
+        Priority and budget are the old run's if they are None; the budget "none" means no budget.
+        """
+        body = json_body(changes=dict(changes or {}), priority=priority, budget_dollars=_budget(budget_dollars))
         return await self._post(schemas.RunDetail, _run_path(run_id, "retry"), body, _key(idempotency_key))
 
     def events(self, run_id: str, after: int | None = None, *, follow: bool = True) -> AsyncGenerator[tuple[int, Event]]:
@@ -277,6 +290,10 @@ def _segment(text: str) -> str:
 
 def _key(key: str | None) -> dict[str, str]:
     return {IDEMPOTENCY_KEY: key or uuid.uuid4().hex}
+
+
+def _budget(dollars: float | Literal["none"] | None) -> object:
+    return NULL if dollars == "none" else dollars
 
 
 def _plain(config: Configuration) -> dict[str, Any]:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 IDEMPOTENCY_KEY = "Idempotency-Key"
 PASSING = frozenset({429, 502, 503, 504})
 """HTTP statuses of temporary failures, after which a request is repeated."""
+NULL = object()
+"""The value of a field that a request sends as null."""
 _CONNECT_SECONDS = 10.0
 """Timeout for opening a connection, in seconds."""
 _STABLE_SECONDS = 1.0
@@ -212,5 +214,6 @@ class Connection:
 
 
 def json_body(**fields: object) -> bytes:
-    """Encode fields as a JSON object; fields that are None are left out. The service validates the values."""
-    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+    """Encode fields as a JSON object: without those that are None, and with null for NULL. The service validates the values."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps({name: None if value is NULL else value for name, value in given.items()}).encode()

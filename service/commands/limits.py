@@ -1,4 +1,4 @@
-"""Commands about limits: policies, quotas, and runs that retention keeps."""
+"""Commands about limits: policies and quotas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from moedisco_ray.cli.arguments import AsJson
 from moedisco_ray.core.config.load import apply_override
 from moedisco_ray.core.errors import UserError
-from service.commands.connection import RUNS_PANEL, SERVICE_PANEL, RunName, connected, find_run
+from service.commands.connection import RUNS_PANEL, SERVICE_PANEL, connected
 from service.commands.output import say, write_json, write_table
 from service.commands.views import policies_table, quota_view
 
@@ -89,19 +89,6 @@ def quota(
     with connected() as client:
         found = client.quota(owner)
     write_json(found) if as_json else write_table(quota_view(found))
-
-
-@commands.command(rich_help_panel=RUNS_PANEL)
-def keep(
-    run: RunName,
-    undo: Annotated[bool, typer.Option("--undo", help="Allow retention to remove the run again.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Protect a finished run from retention."""
-    with connected() as client:
-        found = client.change(find_run(client, run), kept=not undo)
-    words = "retention may remove it" if undo else "kept"
-    write_json(found) if as_json else say(f"{found.id}  {found.name}: {words}")
 
 
 def _show(changed: Policies, as_json: bool) -> None:

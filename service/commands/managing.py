@@ -1,4 +1,4 @@
-"""Commands for existing runs: list, status, cancel, resume, delete, download."""
+"""Commands for existing runs: list, status, change, cancel, resume, delete, download."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import itertools
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from moedisco_ray.cli.arguments import AsJson
+from moedisco_ray.core.bill import format_dollars
 from moedisco_ray.core.errors import UserError
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
 from service.commands.output import interruptible, say, write_json, write_table
@@ -49,6 +50,31 @@ def status(run: RunName, as_json: AsJson = False) -> None:
         found = client.run(find_run(client, run))
         units = [] if as_json else client.units(found.id)
     write_json(found) if as_json else write_table(run_view(found, units))
+
+
+@commands.command(rich_help_panel=RUNS_PANEL)
+def change(
+    run: RunName,
+    budget: Annotated[str | None, typer.Option(
+        metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this many dollars; none: never.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Queued runs with a higher priority start first.")] = None,
+    name: Annotated[str | None, typer.Option(help="The new name.")] = None,
+    keep: Annotated[bool | None, typer.Option(
+        "--keep/--no-keep", help="Protect the finished run from retention, or no longer.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a run's budget, priority, name or protection from retention."""
+    if (budget, priority, name, keep) == (None, None, None, None):
+        raise UserError("change", None, "names no new value; give --budget, --priority, --name, --keep or --no-keep")
+    dollars = None if budget is None else _budget(budget)
+    with connected() as client:
+        found = client.change(find_run(client, run), budget_dollars=dollars, priority=priority, name=name, kept=keep)
+    if as_json:
+        write_json(found)
+        return
+    limit = found.money.budget_dollars
+    facts = ["no budget" if limit is None else f"budget {format_dollars(limit)}", f"priority {found.priority}"]
+    say(f"{found.id}  {found.name}: {', '.join([*facts, *(['kept'] if found.kept else [])])}")
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
@@ -105,6 +131,15 @@ def download(
         target = client.download(
             found.id, directory or _directory(found), lambda done, total: bar.update(task, completed=done, total=total))
     write_json({"directory": target}) if as_json else say(f"The model is in {target}")
+
+
+def _budget(text: str) -> float | Literal["none"]:
+    if text == "none":
+        return "none"
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError("--budget", text, "must be a number of dollars, or none") from None
 
 
 def _directory(run: Run) -> Path:

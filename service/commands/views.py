@@ -54,7 +54,8 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
         parts.append(Padding(_units(units), (1, 0, 0, 0)))
     parts.append(Padding(Text(_money(run)), (1, 0, 0, 0)))
     if run.expires_at is not None:
-        parts.append(Text(f"Removed with its files after {moment(run.expires_at)}; to keep it: moedisco keep {run.id}", "yellow"))
+        parts.append(Text(
+            f"Removed with its files after {moment(run.expires_at)}; to keep it: moedisco change {run.id} --keep", "yellow"))
     parts += [Text(note, "dim") for note in getattr(run, "notes", ())]
     if run.job_url:
         parts.append(Text(f"Ray job: {run.job_url}", "dim", overflow="fold"))

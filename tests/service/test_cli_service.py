@@ -161,7 +161,7 @@ def test_every_command_has_help():
         "endpoint"}
     ours = {
         "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
-        "estimate", "tokens", "webhooks", "policies", "quota", "keep"}
+        "estimate", "tokens", "webhooks", "policies", "quota", "change"}
     shown = ran("--help")
     for command in commands | ours:
         assert f"│ {command} " in shown
@@ -372,15 +372,21 @@ def test_policies_come_from_a_file(fake, tmp_path):
     assert "cannot be read" in mistake("policies", "apply", tmp_path / "absent.yaml")
 
 
-def test_quota_and_keep(fake):
+def test_quota(fake):
     for words in ("Quota of ann", "low_mem_gpu $0.35", "12", "$500", "30 days"):
         assert words in ran("quota")
     assert json.loads(ran("quota", "--json"))["month"] == "2026-11"
-    fake.answers["PATCH", f"/v1/runs/{ID}"] = RUN | {"kept": True}
-    assert ran("keep", ID) == f"{ID}  demo: kept\n"
-    assert fake.sent == {"kept": True}
-    ran("keep", ID, "--undo")
-    assert fake.sent == {"kept": False}
+
+
+def test_change(fake):
+    fake.answers["PATCH", f"/v1/runs/{ID}"] = RUN | {"kept": True, "priority": 3, "money": RUN["money"] | {"budget_dollars": 12.5}}
+    for given, sent in (
+        (("--keep",), {"kept": True}), (("--no-keep",), {"kept": False}), (("--budget", "none"), {"budget_dollars": None}),
+        (("--budget", "12.5", "--priority", "0"), {"budget_dollars": 12.5, "priority": 0}), (("--name", "b"), {"name": "b"})):
+        assert ran("change", ID, *given) == f"{ID}  demo: budget $12.50, priority 3, kept\n"
+        assert fake.sent == sent
+    assert "no new value" in mistake("change", ID)
+    assert mistake("change", ID, "--budget", "much") == "moedisco: --budget: 'much': must be a number of dollars, or none"
 
 
 def test_tokens(fake):

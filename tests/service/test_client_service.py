@@ -38,10 +38,16 @@ def test_runs_are_made_found_changed_and_ended(client):
     assert [run.id for run in client.runs(page_size=1)] == [second.id, first.id]
     assert [run.id for run in client.runs(tags={"team": "a"}, states=[RunState.QUEUED], name="demo")] == [second.id]
     assert client.change(first.id, name="other", priority=-3).name == "other"
+    assert client.change(first.id, budget_dollars=7).money.budget_dollars == 7
+    assert client.change(first.id, priority=-2).money.budget_dollars == 7
+    assert client.change(first.id, budget_dollars="none").money.budget_dollars is None
+    assert client.change(first.id, budget_dollars=7).money.budget_dollars == 7
     assert client.cancel(first.id).state == RunState.CANCELLED
     assert client.resume(first.id).state == RunState.QUEUED
     again = client.retry(first.id, {"tokens.total": 7_000_000}, priority=1)
     assert (again.parent, again.config["tokens"]["total"], again.priority) == (first.id, 7_000_000, 1)
+    assert again.money.budget_dollars == 7
+    assert client.retry(first.id, budget_dollars="none").money.budget_dollars is None
     client.delete(first.id)
     with pytest.raises(RequestRefused) as caught:
         client.run(first.id)

@@ -165,7 +165,9 @@ def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetai
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
         if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
-            raise Conflict(f"the run has spent its budget of ${run.budget_dollars:g}; raise budget_dollars first")
+            raise Conflict(
+                f"the run has spent its budget of ${run.budget_dollars:g}; raise budget_dollars first "
+                "(`moedisco change RUN --budget DOLLARS`)")
         check_queue(policies.of(session, run.owner), quotas.use_to_change(session, run.owner, now))
         runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
         note(session, caller, "run.resume", run_id, now=now, detail={})
