@@ -73,6 +73,7 @@ class _Measured:
 
     def __init__(self, pieces: Sequence[PieceResult]) -> None:
         self.cell: Cell = pieces[0].cell
+        self.pieces = len(pieces)
         self._by_arm: dict[str, dict[int, dict[int, PieceResult]]] = {}
         for each in (*pieces, *(on_cheap_cards(each) for each in pieces if each.arm == REFERENCE)):
             self._by_arm.setdefault(each.arm, {}).setdefault(each.cell.tokens, {})[each.seed] = each
@@ -130,13 +131,8 @@ def advise(config: RunConfig, pieces: Iterable[PieceResult], serving_tokens: flo
         ConfigError: The configuration is outside the range of what was measured.
     """
     tokens, price = config.tokens.total, _price(config.pools.low_memory) / _paid(config.pools.high_memory)
-    similar = _similar(config, pieces)
     flops = planned(config, KNOWN[REFERENCE]).stages[-1].cost.flops / tokens
-    sizes = [each.flops_per_token for each in similar]
-    if not min(sizes) / SIZE_FACTOR <= flops <= max(sizes) * SIZE_FACTOR:
-        raise ConfigError("model", None, (
-            f"has {flops:.3g} operations per token in training; measured are models with {min(sizes):.3g} to {max(sizes):.3g}, and "
-            f"nothing is advised beyond {SIZE_FACTOR:g} times that; compare on your own text instead"))
+    similar = _similar(config, pieces, flops)
     own = _nearest_shape(config, similar)
     _check_tokens(own, tokens)
     options = _options(config, own, price)
@@ -154,18 +150,43 @@ def advise(config: RunConfig, pieces: Iterable[PieceResult], serving_tokens: flo
         seeds=min(len(own.seeds(option.arm)) for option in options))
 
 
-def _similar(config: RunConfig, pieces: Iterable[PieceResult]) -> list[_Measured]:
-    """What was measured with the configuration's family and kind of start, by shape; the corpus and the scale with most pieces."""
+def _similar(config: RunConfig, pieces: Iterable[PieceResult], flops: float) -> list[_Measured]:
+    """What was measured with the configuration's family and kind of start, by shape, on one corpus and scale.
+
+    They are those with models of about its size, where possible at its number of tokens, and then with the most pieces.
+
+    Args:
+        config: The configuration.
+        pieces: The measured pieces.
+        flops: Operations per token when the configuration's whole MoE trains.
+    """
     start: Start = "random" if config.model.init == "random" else "seed"
-    known = [each for each in pieces if (each.cell.family, each.cell.start) == (config.model.family_name, start)]
-    if not any(each.arm == REFERENCE for each in known):
+    subjects: dict[tuple[str, str], list[PieceResult]] = {}
+    for each in pieces:
+        if (each.cell.family, each.cell.start) == (config.model.family_name, start):
+            subjects.setdefault((each.cell.corpus, each.cell.scale), []).append(each)
+    measured = [shapes for found in subjects.values() if (shapes := _by_shape(found))]
+    if not measured:
         raise ConfigError("model.family", config.model.family_name, f"was not measured with the start {start!r}")
-    subject = statistics.mode((each.cell.corpus, each.cell.scale) for each in known)
-    by_shape: dict[tuple[int, int], list[PieceResult]] = {}
-    for each in known:
-        if (each.cell.corpus, each.cell.scale) == subject:
-            by_shape.setdefault((each.cell.experts, each.cell.top_k), []).append(each)
-    return [_Measured(found) for found in by_shape.values() if any(each.arm == REFERENCE for each in found)]
+    sizes = [(min(each.flops_per_token for each in shapes), max(each.flops_per_token for each in shapes)) for shapes in measured]
+    near = [
+        shapes for shapes, (least, most) in zip(measured, sizes, strict=True)
+        if least / SIZE_FACTOR <= flops <= most * SIZE_FACTOR]
+    if not near:
+        raise ConfigError("model", None, (
+            f"has {flops:.3g} operations per token in training; measured are models with "
+            f"{', '.join(f'{least:.3g} to {most:.3g}' for least, most in sorted(sizes))}, and "
+            f"nothing is advised beyond {SIZE_FACTOR:g} times that; compare on your own text instead"))
+    return max(near, key=lambda shapes: (
+        any(_covers(each, REFERENCE, config.tokens.total) for each in shapes), sum(each.pieces for each in shapes)))
+
+
+def _by_shape(pieces: Iterable[PieceResult]) -> list[_Measured]:
+    """Pieces of one corpus and scale by number of experts and top-k, where joint training was measured."""
+    shapes: dict[tuple[int, int], list[PieceResult]] = {}
+    for each in pieces:
+        shapes.setdefault((each.cell.experts, each.cell.top_k), []).append(each)
+    return [_Measured(found) for found in shapes.values() if any(each.arm == REFERENCE for each in found)]
 
 
 def _nearest_shape(config: RunConfig, similar: Sequence[_Measured]) -> _Measured:

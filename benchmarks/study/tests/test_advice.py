@@ -128,6 +128,23 @@ def test_a_model_of_another_size_gets_no_advice() -> None:
         advise(config(), tiny)
 
 
+def test_advice_comes_from_models_of_the_size_and_then_from_text_that_was_measured_at_the_tokens() -> None:
+    def times(each: PieceResult, factor: float, **cell: Any) -> PieceResult:
+        phases = tuple(phase.model_copy(update={"flops": factor * phase.flops}) for phase in each.phases)
+        return each.model_copy(update={"phases": phases, "cell": each.cell.model_copy(update=cell)})
+
+    small = [times(each, 0.4, corpus="small").model_copy(update={"seed": seed}) for each in grid(gap=0.3) for seed in range(3)]
+    longer = [times(each, 4.0, corpus="longer", budget=4 * each.cell.budget) for each in grid(gap=0.2)]
+    pieces = [*small, *longer, *grid(), *(each.model_copy(update={"seed": 1}) for each in grid())]
+
+    def gap(tokens: int) -> float:
+        return next(each.gap for each in advise(config(tokens=tokens), pieces).options if each.arm == "disco")
+
+    assert gap(TOKENS) == pytest.approx(0.1)
+    assert gap(16 * TOKENS) == pytest.approx(0.2)
+    assert gap(4 * TOKENS) == pytest.approx(0.1)
+
+
 def test_an_arm_with_one_budget_is_left_out() -> None:
     assert [each.arm for each in advise(config(), [*grid()[:3], *grid()[3:5]]).options] == ["joint-low", "disco", REFERENCE]
 
