@@ -58,13 +58,14 @@ def options(hosts):
 
 
 def configuration(output, options):
-    """Four sub-models for two or three slots, so that some wait."""
+    """Four sub-models for two or three slots, so that some wait; each takes 10 s on a fast machine."""
     sizes = {
         "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128, "num_experts": 4,
         "num_experts_per_tok": 2}
     source = {"path": f"s3://text/code/*.py?{options}", "documents": "paragraph", "format": "text", "name": "code"}
     return small_config(
         output, clusters={"count": 4}, model={"config": sizes}, corpus={"sources": [source]},
+        tokens={"total": 2_200_000, "finetune_share": 0.05},
         pools={"low_memory": {"max_workers": 4}, "high_memory": {"workers": 1}}, checkpoint={"every": INTERVAL})
 
 
