@@ -41,7 +41,9 @@ ABSENT: Mapping[str, Mapping[str, str]] = {
     "vLLM": {"llama_moe": UNKNOWN},
     "llama.cpp": {name: family.not_in_gguf for name, family in DECLARATIONS.items() if family.gguf is None}}
 """Families that a program does not compute, with the reason, as the end of a sentence with the program as subject."""
-_LATENTS = "on a CPU only with `kv_lora_rank` 512 and `qk_rope_head_dim` 64, and without `--enforce-eager`"
+_LATENTS = (
+    "on a CPU only with `kv_lora_rank` 512 and `qk_rope_head_dim` 64, without `--enforce-eager`, and in fp32 on one with AMX only "
+    "with `--attention-backend CPU_MLA`")
 _RECURRENT = "on a CPU only with `--dtype bfloat16` and heads of the recurrent layers from 64"
 ONLY: Mapping[str, Mapping[str, str]] = {
     "transformers 5": {"llama_moe": "after `import moedisco_ray.models`"},
