@@ -281,7 +281,7 @@ def test_a_machine_that_is_lost_in_training_costs_an_interval_at_most(places, ra
     with joined(places, ray, places.token(), "--grace=20") as after:
         code, shown = finished(run, 900)
         assert code == 0, shown
-        events = EventLog.parse(run.log.read_bytes())
+        events = list(EventLog.parse(run.log.read_bytes()))
         (restart,) = [event for event in events if event.type == "worker_restarted"]
         steps_lost = {unit: sum(lost(each)) for unit, each in attempts(events).items()}
         assert restart.data["kind"] in ("preempted", "died")
@@ -294,7 +294,7 @@ def test_a_machine_that_is_lost_in_training_costs_an_interval_at_most(places, ra
 def trained_steps(run):
     """Steps of the sub-model that has trained most."""
     assert run.poll() is None, run.log.read_text()
-    events = EventLog.parse(run.log.read_bytes())
+    events = list(EventLog.parse(run.log.read_bytes()))
     return max((event.data["step"] for event in events if event.type == "progress" and event.stage == "submodels"), default=0)
 
 

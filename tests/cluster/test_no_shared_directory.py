@@ -88,7 +88,7 @@ class Started:
 
     def events(self):
         assert self._process.poll() in (None, 0), self.log()
-        return EventLog.parse(self._process.log.read_bytes())
+        return list(EventLog.parse(self._process.log.read_bytes()))
 
     def nodes(self):
         """Address of the node of each unit's newest attempt."""
