@@ -14,7 +14,7 @@ from benchmarks.study.grid.levers import LEVERS, WITH_ADAMW
 from benchmarks.study.grid.pieces import OURS
 from benchmarks.study.grid.prices import books
 from benchmarks.study.grid.records import Dollars, Figures
-from benchmarks.study.grid.summary import JOINT_LOW, summarise
+from benchmarks.study.grid.summary import FURTHEST, JOINT_LOW, summarise
 
 ROWS: Mapping[str, str] = {
     REFERENCE: "joint on the large card",
@@ -61,16 +61,16 @@ def headline() -> tuple[str, list[list[str]]]:
         key=lambda table: (
             table[0].budget_tokens // SCALES[table[0].scale].tokens, len({each.arm for each in table} & set(FOUR)),
             -_importance(table[0]), len(_joint(table).seeds)))
-    to_loss = all(None not in each.dollars_to_joint_loss.model_dump().values() for each in table if each.arm in FOUR)
+    to_loss = all(None not in each.dollars_to_joint_loss.model_dump().values() for each in table if each.arm == OURS)
     rows = []
     for arm in FOUR:
         found = next((each for each in table if each.arm == arm), None)
         if found is None:
             rows.append([ROWS[arm], "not measured", *[_UNKNOWN] * (len(HEADLINE) - 2)])
             continue
-        dollars = found.dollars_to_joint_loss if to_loss else found.dollars_equal_tokens
+        dollars = _to_joint_loss(found) if to_loss else _figures(found.dollars_equal_tokens)
         name = _name(found, _joint(table))
-        rows.append([name, _gap(found), slope_of_gap(every, found), *_figures(dollars), f"{found.hours_ratio:.2f}"])
+        rows.append([name, _gap(found), slope_of_gap(every, found), *dollars, f"{found.hours_ratio:.2f}"])
     meant = "to reach joint training's loss" if to_loss else "for the same tokens"
     about = f"Dollars are those {meant}, hours those for the same tokens; joint training on one large card is 1."
     return f"{title(table)}. {about}", rows
@@ -156,6 +156,16 @@ def _row(figures: Figures, slope: str, joint: Figures) -> list[str]:
         _name(figures, joint), _gap(figures), slope, *_figures(figures.dollars_to_joint_loss),
         *_figures(figures.dollars_equal_tokens), f"{figures.hours_ratio:.2f}",
         _UNKNOWN if figures.unseen is None else f"{figures.unseen:.3f}"]
+
+
+def _to_joint_loss(figures: Figures) -> list[str]:
+    """Dollars to joint training's loss; bounds for an arm that needs more than `FURTHEST` times its tokens, or less than a part."""
+    if None not in figures.dollars_to_joint_loss.model_dump().values():
+        return _figures(figures.dollars_to_joint_loss)
+    sign, factor = (">", FURTHEST) if figures.loss_gap > 0 else ("<", 1 / FURTHEST)
+    return [
+        _UNKNOWN if value is None else f"{sign} {factor * value:.2f}"
+        for value in map(functools.partial(getattr, figures.dollars_equal_tokens), _MARKETS)]
 
 
 def _gap(figures: Figures) -> str:

@@ -353,6 +353,11 @@ def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(tmp_path: Path, 
     assert rows[0][1:3] == ["+0.200", "+0.100"]
     assert float(rows[0][3]) == pytest.approx(0.29 * math.exp(0.2 / (1.0 / math.log(4))), abs=0.01)
     assert rows[1] == [RIVALS[0], "not measured", "-", "-", "-", "-", "-"]
+    far = [piece("upcycle", 4.1, budget=4, phases=OURS), piece("expert-upcycling", 1.9, budget=4, phases=OURS)]
+    title, rows = publish(far)
+    assert "Dollars are those to reach joint training's loss" in title
+    assert (rows[1][3][:2], rows[2][3][:2]) == ("< ", "> ")
+    assert (float(rows[1][3][2:]), float(rows[2][3][2:])) == (pytest.approx(0.29 / 4, abs=0.01), pytest.approx(0.29 * 4, abs=0.03))
     assert {len(row) for row in rows} == {len(section.HEADLINE)}
 
 
