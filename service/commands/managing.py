@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import re
 import sys
 from pathlib import Path
@@ -136,10 +138,10 @@ def download(
 def _budget(text: str) -> float | Literal["none"]:
     if text == "none":
         return "none"
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError("--budget", text, "must be a number of dollars, or none") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(found := float(text)):
+            return found
+    raise UserError("--budget", text, "must be a number of dollars, or none")
 
 
 def _directory(run: Run) -> Path:

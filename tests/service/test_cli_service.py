@@ -386,7 +386,8 @@ def test_change(fake):
         assert ran("change", ID, *given) == f"{ID}  demo: budget $12.50, priority 3, kept\n"
         assert fake.sent == sent
     assert "no new value" in mistake("change", ID)
-    assert mistake("change", ID, "--budget", "much") == "moedisco: --budget: 'much': must be a number of dollars, or none"
+    for text in ("much", "nan", "inf"):
+        assert mistake("change", ID, "--budget", text) == f"moedisco: --budget: '{text}': must be a number of dollars, or none"
 
 
 def test_tokens(fake):
