@@ -66,7 +66,7 @@ def divided_experts(
     y_SD = all_to_all_single_autograd(y_ZD, to_each, from_each, group) * weight_TK.reshape(-1)[order_S, None]
     inverse_S = torch.empty_like(order_S)
     inverse_S[order_S] = torch.arange(T * K, device=order_S.device)
-    return y_SD[inverse_S].view(T, K, -1).sum(dim=1).to(x_TD.dtype)
+    return y_SD[inverse_S].view(T, K, x_TD.shape[1]).sum(dim=1).to(x_TD.dtype)
 
 
 class _OwnExperts:

@@ -93,7 +93,7 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     y_SD = torch.cat([_expert(self, *each) for each in zip(pieces, *stacks, strict=True)]) * weight_TK.reshape(-1)[order_S, None]
     inverse_S = torch.empty_like(order_S)
     inverse_S[order_S] = torch.arange(T * K, device=order_S.device)
-    return y_SD[inverse_S].view(T, K, -1).sum(dim=1).to(x_TD.dtype)
+    return y_SD[inverse_S].view(T, K, x_TD.shape[1]).sum(dim=1).to(x_TD.dtype)
 
 
 def grouped_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:

@@ -329,6 +329,19 @@ def test_the_path_of_gpus_computes_what_the_path_of_cpus_computes(autocast):
     assert torch.allclose(found[1][0], exact_TD, rtol=1e-5) is not autocast, "bf16 rounds"
 
 
+@pytest.mark.parametrize("path", [sorted_experts, grouped_experts])
+def test_experts_that_no_token_selects_compute_nothing(path):
+    """A worker of divided experts may have a step in which all tokens select the others' experts."""
+    model = specialise(build(tiny_config("qwen3_moe", 4)))
+    experts = model.model.layers[0].mlp.experts
+    x_TD = torch.empty(0, model.config.hidden_size, requires_grad=True)
+    y_TD = path(experts, x_TD, torch.empty(0, 1, dtype=torch.long), torch.empty(0, 1))
+    assert y_TD.shape == x_TD.shape
+    y_TD.sum().backward()
+    assert not experts.gate_up_proj.grad.any()
+    assert not experts.down_proj.grad.any()
+
+
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize(("family", "experts"), [*((family, 4) for family in FAMILIES), *((family, 1) for family in ALONE)])
 def test_specialised_models_compute_what_stock_models_compute(family, experts, normalised):
