@@ -65,17 +65,18 @@ class AsyncClient:
         await self._connection.close()
 
     async def submit(
-        self, config: Configuration, *, priority: int = 0, budget_dollars: float | None = None, idempotency_key: str | None = None,
+        self, config: Configuration, *, priority: int = 0, budget_dollars: float | Literal["none"] | None = None,
+        idempotency_key: str | None = None,
     ) -> schemas.RunDetail:
         """Create a run.
 
         Args:
             config: The run's configuration, as `moedisco run` takes it.
             priority: Priority in the queue; runs with a higher priority start first.
-            budget_dollars: Cost at which the run stops with a checkpoint.
+            budget_dollars: Cost at which the run stops with a checkpoint; None and "none" mean no budget.
             idempotency_key: Requests with the same key create only one run. None uses a new key for this call and its repetitions.
         """
-        body = json_body(config=_plain(config), priority=priority, budget_dollars=budget_dollars)
+        body = json_body(config=_plain(config), priority=priority, budget_dollars=_budget(budget_dollars))
         return await self._post(schemas.RunDetail, "/v1/runs", body, _key(idempotency_key))
 
     async def runs(

@@ -1,11 +1,12 @@
-"""Helpers of all commands: connect to the service, and find the run that a user names."""
+"""Helpers of all commands: connect to the service, and read the run and the budget that a user names."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +20,9 @@ RUNS_PANEL, SERVICE_PANEL = "Runs of a service", "The service"
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="The run's id, the first letters of its id, or its name if only one run has it.")]
+
+Budget = Annotated[str | None, typer.Option(
+    metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this many dollars; none: never.")]
 
 DEFAULT_URL = "http://127.0.0.1:8300"
 """Default address of `moedisco serve`."""
@@ -73,6 +77,22 @@ def find_run(client: Client, text: str) -> str:
     if begun:
         raise UserError("RUN", text, f"begins the ids of {len(begun)} runs; give more letters: {_some(begun)}")
     raise UserError("RUN", text, "no such run; `moedisco list` shows your runs")
+
+
+def budget_dollars(text: str | None) -> float | Literal["none"] | None:
+    """The dollars, "none", or nothing that `--budget` names.
+
+    Raises:
+        UserError: The text is no number, or not a finite one.
+    """
+    if text is None:
+        return None
+    if text == "none":
+        return "none"
+    with contextlib.suppress(ValueError):
+        if math.isfinite(found := float(text)):
+            return found
+    raise UserError("--budget", text, "must be a number of dollars, or none")
 
 
 def _with_prefix(client: Client, prefix: str) -> Iterator[str]:

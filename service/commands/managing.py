@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import math
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from moedisco_ray.cli.arguments import AsJson
 from moedisco_ray.core.bill import format_dollars
 from moedisco_ray.core.errors import UserError
-from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
+from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
 from service.commands.output import interruptible, say, write_json, write_table
 from service.commands.views import run_view, runs_table
 from service.domain.states import RunState
@@ -57,8 +55,7 @@ def status(run: RunName, as_json: AsJson = False) -> None:
 @commands.command(rich_help_panel=RUNS_PANEL)
 def change(
     run: RunName,
-    budget: Annotated[str | None, typer.Option(
-        metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this many dollars; none: never.")] = None,
+    budget: Budget = None,
     priority: Annotated[int | None, typer.Option(help="Queued runs with a higher priority start first.")] = None,
     name: Annotated[str | None, typer.Option(help="The new name.")] = None,
     keep: Annotated[bool | None, typer.Option(
@@ -68,7 +65,7 @@ def change(
     """Change a run's budget, priority, name or protection from retention."""
     if (budget, priority, name, keep) == (None, None, None, None):
         raise UserError("change", None, "names no new value; give --budget, --priority, --name, --keep or --no-keep")
-    dollars = None if budget is None else _budget(budget)
+    dollars = budget_dollars(budget)
     with connected() as client:
         found = client.change(find_run(client, run), budget_dollars=dollars, priority=priority, name=name, kept=keep)
     if as_json:
@@ -133,15 +130,6 @@ def download(
         target = client.download(
             found.id, directory or _directory(found), lambda done, total: bar.update(task, completed=done, total=total))
     write_json({"directory": target}) if as_json else say(f"The model is in {target}")
-
-
-def _budget(text: str) -> float | Literal["none"]:
-    if text == "none":
-        return "none"
-    with contextlib.suppress(ValueError):
-        if math.isfinite(found := float(text)):
-            return found
-    raise UserError("--budget", text, "must be a number of dollars, or none")
 
 
 def _directory(run: Run) -> Path:

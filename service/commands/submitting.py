@@ -14,7 +14,7 @@ from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.places import Place, names_a_run, with_places
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import ConfigError
-from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
+from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
 from service.commands.output import say, write_json, write_table
 from service.commands.watching import watch_run
 
@@ -26,8 +26,6 @@ commands = typer.Typer()
 
 _DEFAULT_OUTPUT = RunConfig.model_fields["output"].default
 
-Budget = Annotated[
-    float | None, typer.Option(metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this many dollars.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show the run's progress until it ends.")]
 
 
@@ -41,8 +39,9 @@ def submit(
 ) -> None:
     """Submit a run to the service, which queues and runs it."""
     asked = _absolute(config, [*(overrides or ()), *([f"name={name}"] if name is not None else [])])
+    dollars = budget_dollars(budget)
     with connected(outlasts_restarts=watch) as client:
-        _show(client, client.submit(asked, priority=priority, budget_dollars=budget), watch, as_json)
+        _show(client, client.submit(asked, priority=priority, budget_dollars=dollars), watch, as_json)
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
@@ -68,8 +67,9 @@ def retry(
 ) -> None:
     """Create a new run from an old run's configuration, with changed settings."""
     changes = dict(_change(override) for override in overrides or ())
+    dollars = budget_dollars(budget)
     with connected(outlasts_restarts=watch) as client:
-        made = client.retry(find_run(client, run), changes, priority=priority, budget_dollars=budget)
+        made = client.retry(find_run(client, run), changes, priority=priority, budget_dollars=dollars)
         _show(client, made, watch, as_json)
 
 

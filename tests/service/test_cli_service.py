@@ -311,6 +311,8 @@ def test_cancel_resume_retry_delete(fake):
     assert ran("retry", "demo", "--set", "tokens.total=5", "--set", "name=b", "--budget", "3") == (
         f"{ID}  demo: queued; next: moedisco watch {ID}\n")
     assert fake.sent == {"changes": {"tokens.total": 5, "name": "b"}, "budget_dollars": 3.0}
+    ran("retry", "demo", "--budget", "none")
+    assert fake.sent == {"changes": {}, "budget_dollars": None}
     assert "must read key.sub=value" in mistake("retry", "demo", "--set", "tokens")
     assert ran("delete", "demo", "--keep-artifacts") == f"{ID}  demo: deleted\n"
     assert fake.requests[-1].url.params["keep_artifacts"] == "true"
@@ -386,8 +388,13 @@ def test_change(fake):
         assert ran("change", ID, *given) == f"{ID}  demo: budget $12.50, priority 3, kept\n"
         assert fake.sent == sent
     assert "no new value" in mistake("change", ID)
-    for text in ("much", "nan", "inf"):
-        assert mistake("change", ID, "--budget", text) == f"moedisco: --budget: '{text}': must be a number of dollars, or none"
+
+
+@pytest.mark.parametrize("command", ["submit", "retry", "change"])
+@pytest.mark.parametrize("text", ["much", "nan", "inf"])
+def test_a_budget_is_a_number_or_none(fake, config, command, text):
+    given = config if command == "submit" else ID
+    assert mistake(command, given, "--budget", text) == f"moedisco: --budget: '{text}': must be a number of dollars, or none"
 
 
 def test_tokens(fake):
