@@ -55,7 +55,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            _complain(str(error))
+            for mistake in (error, *error.others):
+                _complain(str(mistake))
             raise typer.Exit(_USER_ERROR) from error
         except RunStopped as error:
             _complain(str(error))

@@ -29,7 +29,7 @@ class Chat:
     Args:
         model: The model, on its device.
         tokenizer: Its tokenizer.
-        max_tokens: Maximum tokens per answer.
+        max_tokens: Maximum tokens per answer; in a long conversation, at most half of the model's positions.
         temperature: Sampling temperature; 0 takes the likeliest token, None is what the model's `generation_config.json` says.
         shows_experts: Whether to print which experts compute the tokens of an answer.
     """
@@ -41,8 +41,8 @@ class Chat:
         self.messages: list[Message] = []
         self._model = model
         self._tokenizer = tokenizer
-        self._most = int(model.config.max_position_embeddings)
-        self._new = min(max_tokens, self._most - 1)
+        self._max_tokens = max_tokens
+        self._positions = int(model.config.max_position_embeddings)
         self._sampling = sampling(temperature)
         self._use = ExpertUse(model) if shows_experts else None
 
@@ -56,11 +56,12 @@ class Chat:
         if self.has_template:
             self.messages.append({"role": "user", "content": line})
         ids = torch.tensor([self._prompt(line)], device=self._model.device)
+        new = min(self._max_tokens, self._positions - ids.shape[1])
         printer = _Printer(self._tokenizer)
         with contextlib.nullcontext() if self._use is None else self._use:
             try:
                 self._model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=self._new, streamer=printer,
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, streamer=printer,
                     pad_token_id=self._tokenizer.eos_token_id, **self._sampling)
             except KeyboardInterrupt:
                 printer.end()
@@ -71,7 +72,7 @@ class Chat:
         return printer.text
 
     def _prompt(self, line: str) -> list[int]:
-        most = self._most - self._new
+        most = self._positions - min(self._max_tokens, self._positions // 2)
         if not self.has_template:
             return document_ids(self._tokenizer, line)[-most:]
         while True:

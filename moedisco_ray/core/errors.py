@@ -18,6 +18,7 @@ MoeDiscoError
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _OPTION = re.compile(r"([?&;](?!(?:region|anonymous|scheme)=)[^=?&;\s]+=)[^&;'\"]+")
@@ -43,7 +44,12 @@ class UserError(MoeDiscoError, ValueError):
         field: Place of the mistake: a dotted configuration path, a file or a command-line option.
         value: The value found there, with credentials masked.
         remedy: What to do.
+
+    Attributes:
+        others: Further mistakes that were found together with this one.
     """
+
+    others: tuple[UserError, ...] = ()
 
     def __init__(self, field: str, value: Any, remedy: str) -> None:
         # All three go to Exception.args, so that the error survives pickling between Ray processes.
@@ -56,6 +62,14 @@ class UserError(MoeDiscoError, ValueError):
     def __str__(self) -> str:
         parts = [self.field, None if self.value is None else masked(repr(self.value)), self.remedy]
         return ": ".join(part for part in parts if part is not None).replace("\n", " ")
+
+
+def raise_together(mistakes: Iterable[UserError]) -> None:
+    """Raise the first mistake with the others; do nothing if there is none."""
+    found = list(mistakes)
+    if found:
+        found[0].others += tuple(found[1:])
+        raise found[0]
 
 
 class ConfigError(UserError):

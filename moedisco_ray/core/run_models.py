@@ -100,7 +100,7 @@ def model_name(place: Location) -> str:
     if is_hub(place):
         return hub_parts(str(place))[0]
     folder, name = parent(place)
-    return parent(folder)[1] if is_uri(place) else name.removesuffix(".gguf")
+    return parent(folder)[1] if is_uri(place) and name == "model" else name.removesuffix(".gguf")
 
 
 def _is_model(store: RunStore) -> bool:

@@ -55,8 +55,10 @@ def problem_response(error: ServiceError, request: Request) -> Response:
 
 
 def mistakes_in(error: UserError) -> list[Mistake]:
-    """The mistake that a `UserError` reports in a run's configuration; its field in the request begins with `config`."""
-    return [Mistake(field=f"config.{error.field}" if error.field else "config", message=_words(error.value, error.remedy))]
+    """The mistakes that a `UserError` reports in a run's configuration; their fields in the request begin with `config`."""
+    return [
+        Mistake(field=f"config.{each.field}" if each.field else "config", message=_words(each.value, each.remedy))
+        for each in (error, *error.others)]
 
 
 def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[Mistake]:

@@ -65,6 +65,9 @@ def test_mistakes_name_their_field(client):
     assert caught.value.field.startswith("config.clusters")
     with pytest.raises(RequestRefused, match="no such setting; did you mean 'seed'"):
         client.submit(CONFIG | {"sed": 1})
+    with pytest.raises(RequestRefused) as caught:
+        client.submit(CONFIG | {"sed": 1, "seed": "x"})
+    assert [mistake.field for mistake in caught.value.problem.errors] == ["config.sed", "config.seed"]
 
 
 def test_tokens_decide_who_may_do_what(running):

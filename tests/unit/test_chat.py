@@ -109,6 +109,13 @@ def test_a_long_chat_forgets_its_beginning(model: PreTrainedModel, tokenizer: Pr
     assert chat.messages[0]["content"] != "the quick brown fox"
 
 
+def test_a_short_models_prompt_keeps_half_of_its_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    model.config.max_position_embeddings = 64
+    ids = [tokenizer.eos_token_id, *tokenizer("the quick brown fox")["input_ids"]]
+    expected = greedy(model, tokenizer, ids, 64 - len(ids))
+    assert chat_of(model, tokenizer, None, max_tokens=512).answer("the quick brown fox") == expected
+
+
 def test_empty_lines_and_commands_reach_no_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     chat = chat_of(model, tokenizer, TEMPLATE)
     converse(chat, typed("", "  ", "fox", ""))

@@ -1,5 +1,6 @@
 """What a user reads of a mistake is ours: field, value, and plain words."""
 
+import pickle
 import re
 
 import pytest
@@ -92,3 +93,30 @@ def test_a_kind_of_mistake_without_words_of_its_own_still_has_plain_ones():
 def test_only_plain_data_is_read():
     with pytest.raises(yaml.YAMLError):
         parse_yaml("!!python/object/apply:os.system ['true']")
+
+
+def test_every_setting_with_a_mistake_is_told_once():
+    raw = parse_yaml(preset_text("demo"))
+    raw |= {"tokns": 1, "seed": "x"}
+    raw["corpus"]["sequence_length"] = -3
+    raw["pools"]["low_memory"]["seed_workers"] = [4, "x"]       # a union of a number, a pair and a word
+    raw["model"] |= {"init": {"upcycel": "x"}}                  # a union of kinds of starts
+    raw["model"]["config"]["num_expert"] = 4
+    with pytest.raises(ConfigError) as caught:
+        check_config(raw)
+    found = {mistake.field: mistake.remedy for mistake in (caught.value, *caught.value.others)}
+    assert len(found) == 1 + len(caught.value.others)
+    assert set(found) == {
+        "tokns", "seed", "corpus.sequence_length", "pools.low_memory.seed_workers.1", "model.init.upcycel",
+        "model.config.num_expert"}
+    assert pickle.loads(pickle.dumps(caught.value)).others[0].field == caught.value.others[0].field
+
+
+def test_every_missing_file_is_told(tmp_path):
+    raw = parse_yaml(preset_text("demo"))
+    raw["corpus"]["sources"] = [{"path": str(tmp_path / name), "name": "same"} for name in "ab"]
+    raw["tokenizer"] |= {"path": str(tmp_path / "c")}
+    with pytest.raises(ConfigError) as caught:
+        check_config(raw)
+    assert [mistake.field for mistake in (caught.value, *caught.value.others)] == [
+        "corpus.sources.0.path", "corpus.sources.1.path", "corpus.sources", "tokenizer.path"]

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.cli.endpoint import Endpoint, create_app, listening
 from moedisco_ray.cli.generation import open_model
+from moedisco_ray.core.run_models import model_name
 from moedisco_ray.models.hf import moe_blocks
 
 TEMPLATE = (
@@ -240,3 +241,10 @@ def test_ctrl_c_ends_it_while_it_answers(directory: Path) -> None:
             next(answer.iter_lines())
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(("place", "name"), [
+    ("s3://bucket/runs/demo/model", "demo"), ("s3://bucket/runs/demo", "demo"), ("hf://ORG/NAME@main", "ORG/NAME"),
+    (Path("runs/demo"), "demo"), (Path("weights.gguf"), "weights")])
+def test_a_model_has_the_name_of_its_run(place: str | Path, name: str) -> None:
+    assert model_name(place) == name

@@ -75,10 +75,10 @@ class CheckpointInit(LocalInit):
     checkpoint: ModelPlace
     """A Hugging Face directory, a GGUF file, a model of the Hugging Face hub, or the URI of the model of a finished run:
     `OUTPUT/NAME/model`. The weights of a GGUF file (`FILE.gguf`, which needs moedisco-ray[gguf]) are dequantised to fp32, into the
-    machine's cache; transformers reads those of qwen2_moe and qwen3_moe only. A model of the hub is written `hf://ORG/NAME`;
-    `ORG/NAME` suffices if there is no directory of this name. The token for it is in the environment variable HF_TOKEN of each
-    machine. A control service reads no GGUF files, and also accepts `run://RUN/model`: the model of the finished run with this id
-    or name."""
+    machine's cache; transformers reads those of qwen2_moe, qwen3_moe and qwen3_5_moe_text only. A model of the hub is written
+    `hf://ORG/NAME`; `ORG/NAME` suffices if there is no directory of this name. The token for it is in the environment variable
+    HF_TOKEN of each machine. A control service reads no GGUF files, and also accepts `run://RUN/model`: the model of the finished
+    run with this id or name."""
 
 
 class UpcycleInit(LocalInit):

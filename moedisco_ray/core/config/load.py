@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.config.starts import pinned, with_hub_names, with_recorded_count
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.config.yaml_text import parse_yaml
-from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.errors import ConfigError, UserError, raise_together
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool = False) -> RunConfig:
@@ -34,7 +34,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
         for_service: Whether a control service will receive the configuration; only a service can look up `run://RUN/model`.
 
     Raises:
-        ConfigError: The configuration has a mistake; the error names field, value and remedy.
+        ConfigError: The configuration has a mistake; the error names field, value and remedy, and its `others` further mistakes.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunCon
     """Validate a configuration that is given as plain data, as `load_config` does for a file.
 
     Raises:
-        ConfigError: The configuration has a mistake; the error names the first one.
+        ConfigError: The configuration has a mistake; the error names the first one, and its `others` the rest.
     """
     try:
         config = with_hub_names(RunConfig.model_validate(raw))
@@ -76,32 +76,10 @@ def check_files(config: RunConfig) -> None:
     """Check the local files that the configuration names, before anything starts.
 
     Raises:
-        ConfigError: A path does not exist.
+        ConfigError: A path does not exist; the error names the first one, and its `others` the rest.
         CheckpointError: The directory in `model.init` holds no model that `model.family` can start from.
     """
-    for place in places(config):
-        if names_a_run(place.value):
-            raise ConfigError(
-                place.field, words(place.value),
-                "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by name; "
-                "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
-    _check_sources("corpus.sources", config.corpus.sources)
-    check_evaluation(config.evaluation)
-    if config.tokenizer.directory is not None and not os.path.isdir(config.tokenizer.directory):  # noqa: PTH112 - see `_check_sources`
-        raise ConfigError(
-            "tokenizer.path", str(config.tokenizer.path),
-            "no such directory; leave it out to use the tokenizer of model.init, or to train one")
-    if isinstance(config.model.init, LocalInit) and (setting := lost_documents(config)) is not None:
-        raise ConfigError(setting, value=True, remedy=CARRIES_STATE)
-    if isinstance(config.model.init, LocalInit) and config.clusters.count != "auto":
-        try:
-            architecture = config.model.architecture
-        except ValidationError as error:
-            raise first_mistake(error.errors()) from error
-        try:
-            check_division(config.model.family_name, architecture, config.clusters.count, config.model.experts_together)
-        except ValueError as error:
-            raise ConfigError("clusters.count", None, str(error)) from error
+    raise_together(_file_mistakes(config))
 
 
 def check_evaluation(evaluation: Evaluation) -> None:
@@ -110,28 +88,66 @@ def check_evaluation(evaluation: Evaluation) -> None:
     Raises:
         ConfigError: A path does not exist, a name occurs twice, a task file holds no tasks, or lm-eval is missing.
     """
-    _check_sources("evaluation.sources", evaluation.sources)
-    _check_names("evaluation.lm_eval", "task files", [path.stem for path in evaluation.lm_eval])
+    raise_together(_evaluation_mistakes(evaluation))
+
+
+def _file_mistakes(config: RunConfig) -> Iterator[UserError]:
+    for place in places(config):
+        if names_a_run(place.value):
+            yield ConfigError(
+                place.field, words(place.value),
+                "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by name; "
+                "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
+    yield from _source_mistakes("corpus.sources", config.corpus.sources)
+    yield from _evaluation_mistakes(config.evaluation)
+    if config.tokenizer.directory is not None and not os.path.isdir(config.tokenizer.directory):  # noqa: PTH112 - see `_source_mistakes`
+        yield ConfigError(
+            "tokenizer.path", str(config.tokenizer.path),
+            "no such directory; leave it out to use the tokenizer of model.init, or to train one")
+    if isinstance(config.model.init, LocalInit):
+        if (setting := lost_documents(config)) is not None:
+            yield ConfigError(setting, value=True, remedy=CARRIES_STATE)
+        elif config.clusters.count != "auto":
+            yield from _division_mistakes(config, config.clusters.count)
+
+
+def _division_mistakes(config: RunConfig, clusters: int) -> Iterator[UserError]:
+    try:
+        check_division(config.model.family_name, config.model.architecture, clusters, config.model.experts_together)
+    except ValidationError as error:
+        yield first_mistake(error.errors())
+    except UserError as error:
+        yield error
+    except ValueError as error:
+        yield ConfigError("clusters.count", None, str(error))
+
+
+def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[UserError]:
+    yield from _source_mistakes("evaluation.sources", evaluation.sources)
+    yield from _name_mistakes("evaluation.lm_eval", "task files", [path.stem for path in evaluation.lm_eval])
     for i, path in enumerate(evaluation.lm_eval):
-        read_task_file(f"evaluation.lm_eval.{i}", path)
+        try:
+            read_task_file(f"evaluation.lm_eval.{i}", path)
+        except ConfigError as error:
+            yield error
     if evaluation.lm_eval and importlib.util.find_spec("lm_eval") is None:
         files = [str(path) for path in evaluation.lm_eval]
-        raise ConfigError("evaluation.lm_eval", files, "lm-eval is not installed; pip install 'moedisco-ray[lm-eval]'")
+        yield ConfigError("evaluation.lm_eval", files, "lm-eval is not installed; pip install 'moedisco-ray[lm-eval]'")
 
 
-def _check_sources(field: str, sources: Sequence[Source]) -> None:
+def _source_mistakes(field: str, sources: Sequence[Source]) -> Iterator[UserError]:
     for i, source in enumerate(sources):
         if source.owner is not None:    # only the owner's nodes may see it
             continue
         local = "://" not in source.path and source.path != "embedded" and not set("*?[") & set(source.path)
         if local and not os.path.exists(source.path):  # noqa: PTH110 - it also returns False for an invalid name
-            raise ConfigError(f"{field}.{i}.path", source.path, "no such file or folder")
-    _check_names(field, "sources", [source.name for source in sources if source.name is not None])
+            yield ConfigError(f"{field}.{i}.path", source.path, "no such file or folder")
+    yield from _name_mistakes(field, "sources", [source.name for source in sources if source.name is not None])
 
 
-def _check_names(field: str, things: str, names: Sequence[str]) -> None:
+def _name_mistakes(field: str, things: str, names: Sequence[str]) -> Iterator[UserError]:
     for name in sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(field, name, f"two {things} have this name; name each once")
+        yield ConfigError(field, name, f"two {things} have this name; name each once")
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

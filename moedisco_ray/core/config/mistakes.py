@@ -1,4 +1,4 @@
-"""Turns pydantic's validation errors into one line: field, value, remedy."""
+"""Turns pydantic's validation errors into one line per setting: field, value, remedy."""
 
 from __future__ import annotations
 
@@ -15,39 +15,70 @@ from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
 
 _INITS = tuple(init.__name__ for init in LocalInit.__subclasses__())
+_UNION_TAGS = frozenset({"Architecture", "int", "constrained-int", "literal['random']", "literal['auto']"})
 
 
-def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
-    """The one mistake to show to a user, as field, value and remedy.
+def first_mistake(found: Sequence[Mapping[str, Any]]) -> ConfigError:
+    """The mistake to show to a user first, as field, value and remedy; `others` has those of other settings.
 
     Args:
-        mistakes: `ValidationError.errors()`, at least one.
+        found: `ValidationError.errors()`, at least one.
     """
+    first = _meant(found)
+    settings: list[list[Mapping[str, Any]]] = []
+    for each in found:
+        # The members of a union report mistakes at one setting, and at what is in it.
+        same = next((group for group in settings if _is_within(_setting(each), _setting(group[0]))), None)
+        settings.append([each]) if same is None else same.append(each)
+    shown = _shown(first)
+    shown.others = tuple(_shown(_meant(group)) for group in settings if first not in group)
+    return shown
+
+
+def _meant(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     # A union reports the mistakes of every member. The user most likely meant the member with the fewest
     # mistakes, then the one with the longest path, then one that breaks a rule of ours.
-    section = Counter(_section(mistake) for mistake in mistakes)
+    section = Counter(_section(mistake) for mistake in found)
     fewest = min((count for name, count in section.items() if name is not None), default=0)
-    meant = [mistake for mistake in mistakes if _section(mistake) is None or section[_section(mistake)] == fewest]
+    meant = [mistake for mistake in found if _section(mistake) is None or section[_section(mistake)] == fewest]
     unknown = [m for m in meant if m["type"] == "extra_forbidden"]
-    first = unknown[0] if unknown else max(meant, key=lambda m: (len(m["loc"]), m["type"] == "value_error"))
-    known_union_tags = {"Architecture", "int", "constrained-int", "literal['random']", "literal['auto']"}
-    parts = [
-        str(part) for part in first["loc"]
-        if str(part) not in known_union_tags and not str(part).startswith("literal[") and _init_in(part) is None]
+    return unknown[0] if unknown else max(meant, key=lambda m: (len(m["loc"]), m["type"] == "value_error"))
+
+
+def _shown(mistake: Mapping[str, Any]) -> ConfigError:
+    parts = _parts(mistake["loc"])
     field = ".".join(parts)
-    if first["type"] == "extra_forbidden":
+    if mistake["type"] == "extra_forbidden":
         close = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "remove it; `moedisco schema` lists every setting"
         return ConfigError(field, None, f"no such setting; {hint}")
-    if first["type"] == "missing":
+    if mistake["type"] == "missing":
         return ConfigError(field, None, "is missing; `moedisco init` writes a configuration with every setting")
-    message = plain_words(first)
+    message = plain_words(mistake)
     if not field:  # a rule across sections: its message begins with the field
         field, _, message = message.partition(" ")
         return ConfigError(field, None, message)
-    if isinstance(first["input"], (dict, BaseModel)):
+    if isinstance(mistake["input"], (dict, BaseModel)):
         return ConfigError(field, None, message)
-    return ConfigError(field, first["input"], message)
+    return ConfigError(field, mistake["input"], message)
+
+
+def _parts(place: Sequence[object]) -> list[str]:
+    """The keys in a mistake's place, without pydantic's tags for the members of a union."""
+    return [
+        str(part) for part in place
+        if str(part) not in _UNION_TAGS and not str(part).startswith(("literal[", "tuple[")) and _init_in(part) is None]
+
+
+def _setting(mistake: Mapping[str, Any]) -> list[str]:
+    """The keys of a mistake's setting; whatever is wrong in `model.init` is one setting."""
+    place = mistake["loc"]
+    return _parts(place[:next((i for i, part in enumerate(place) if _init_in(part) is not None), len(place))])
+
+
+def _is_within(one: list[str], other: list[str]) -> bool:
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
 
 
 def _section(mistake: Mapping[str, Any]) -> str | None:
