@@ -24,7 +24,7 @@ from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models.shard_file import ShardFile
 from moedisco_ray.policies.parallel import Layout
-from moedisco_ray.training import TrainJob, World, consensus, sharding, stepper, train
+from moedisco_ray.training import TrainJob, World, consensus, sharded_files, sharding, stepper, train
 from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.sharded_files import local_part
 
@@ -122,7 +122,7 @@ def before(function: Callable[..., Any], strike: Callable[[], None]) -> Callable
 def inject(fault: Fault) -> Callable[[int], None]:
     """Make loading and saving go wrong; returns a function that makes steps go wrong."""
     if "load" in fault.places:
-        sharding.read_tensors = before(sharding.read_tensors, fault.strike)     # type: ignore[attr-defined]
+        sharded_files.read_tensors = before(sharded_files.read_tensors, fault.strike)
     if "save" in fault.places:
         ShardFile.put = before(ShardFile.put, fault.strike)  # type: ignore[method-assign]
     return lambda step: fault.strike() if step == 5 and "step" in fault.places else None
