@@ -170,6 +170,8 @@ def init(
         raise ConfigError("PATH", str(path), f"cannot be written ({error.strerror})") from error
     if preset is None and chosen == "demo":
         print("no GPU found here: the `demo` preset runs on CPU cores; `--preset default` is for GPUs, here or on a cluster")
+    if chosen == "default" and local_gpus() == 1:
+        print("one GPU found here: to run all stages on it, set pools.high_memory.workers to 1")
     print(f"wrote {path} (preset {chosen}); next: moedisco plan {path}")
 
 

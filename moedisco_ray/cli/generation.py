@@ -18,6 +18,21 @@ from moedisco_ray.models.tokenizer_directories import load_pretrained
 Message = dict[str, str]
 
 
+def checked_device(device: str) -> str:
+    """The device that `--device` names: cpu, cuda, cuda:N, or auto, which is a GPU if one is visible.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    gpus = torch.cuda.device_count()
+    if device == "auto":
+        return "cuda" if gpus else "cpu"
+    if device in ("cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))):
+        return device
+    found = f"{gpus} GPU{'s are' if gpus > 1 else ' is'} visible here" if gpus else "no GPU is visible here"
+    raise ConfigError("--device", device, f"{found}; use --device cpu{', cuda or cuda:N' if gpus else ''}")
+
+
 def open_model(
     directory: Path, *, device: str, experts_on: Place = "device", resident_experts: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -33,10 +48,7 @@ def open_model(
         CheckpointError: Experts are not on the device, and the model's family is not supported or its tensors do not fit.
         ConfigError: The device does not exist here, the directory holds no tokenizer, or the options contradict each other.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device", device, "no GPU is visible here; use --device cpu")
+    device = checked_device(device)
     if resident_experts is not None and experts_on == "device":
         raise ConfigError(
             "--resident-experts", resident_experts, "all experts are on the device; add --experts-on cpu or --experts-on disk")

@@ -144,11 +144,12 @@ def evaluate(
         sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
         max_tokens=max_tokens)
     check_evaluation(settings)
+    from moedisco_ray.cli.generation import checked_device
     from moedisco_ray.execution.given_models import open_model
     from moedisco_ray.stages.corpus.unseen import read_unseen
     from moedisco_ray.stages.evaluate.stage import judge
 
-    opened, directory = open_model("MODEL", model, device)
+    opened, directory = open_model("MODEL", model, checked_device(device))
     result = judge(opened, directory, settings, read_unseen=read_unseen)
     if as_json:
         print(json.dumps(result, indent=2))
@@ -171,11 +172,12 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge dense fine-tunes of one model into an MoE: one expert per fine-tune, and routers computed from text."""
+    from moedisco_ray.cli.generation import checked_device
     from moedisco_ray.execution.merge_models import merge_models
 
     result = merge_models(
         models, base, output, texts=calibration or (), backbone=backbone, experts_per_token=experts_per_token,
-        max_tokens=max_tokens, device=device)
+        max_tokens=max_tokens, device=checked_device(device))
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -206,11 +208,12 @@ def experts(
     as_json: AsJson = False,
 ) -> None:
     """Write a model with some of its experts, with experts of other models, or both: to remove, replace or add experts."""
+    from moedisco_ray.cli.generation import checked_device
     from moedisco_ray.execution.choose_experts import choose_experts
 
     result = choose_experts(
         run_dir, chosen, output, top_k=top_k, own_texts=own_text or (), texts=calibration or (), max_tokens=max_tokens,
-        device=device)
+        device=checked_device(device))
     if as_json:
         print(json.dumps(result, indent=2))
     else:

@@ -95,7 +95,7 @@ def _worse(evaluation: EvaluationRecord) -> Iterable[str]:
     rows = dict(evaluation_rows(evaluation))
     for name, entry in rows.items():
         before = rows.get(f"{name}, {WITH_START}", Figures()).loss
-        if before is not None and entry.loss is not None and entry.loss > before and not name.startswith("all"):
+        if before is not None and entry.loss is not None and entry.loss > before and name not in ("all", f"all{_UNSEEN}"):
             yield name.removesuffix(_UNSEEN)
 
 

@@ -11,6 +11,7 @@ from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.locations import Location, parent
 from moedisco_ray.core.run_models import finished_model, has_finished_model
 from moedisco_ray.execution.export_run import export_run
+from moedisco_ray.execution.validation import check_output
 from moedisco_ray.stages.export.gguf_file import write_gguf
 
 
@@ -33,6 +34,7 @@ def export_gguf(location: Location, target: Path, *, from_checkpoint: bool) -> d
     """
     if target.exists():
         raise RunDirError("--output", str(target), "exists already; choose another file")
+    check_output(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as draft:
         step, model, file = None, Path(draft) / "model", Path(draft) / "model.gguf"

@@ -10,7 +10,7 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ to it here."""
 
 _STORAGE = "checkpoints/storage.json"
 """File of a run that names its folder in `checkpoint.storage`."""
+_EVENTS = "events.jsonl"
 _LOCK_SECONDS = 60.0
 """Seconds that a run waits for its own earlier process to release the run directory."""
 
@@ -114,16 +115,17 @@ def run(
     directory = store.directory
     with contextlib.ExitStack() as stack:
         check = _taken_over(store, seconds, stack)
-        claim(config, redo)
-        store.publish(directory / "config.json")
+        _check_directory(config, redo)
+        _create(directory)
         stack.enter_context(_locked(directory, seconds))
-        stack.enter_context(LiveFiles(store, ("events.jsonl", "ray.log"), check))
-        log = EventLog(directory / "events.jsonl", listeners)
+        claim(config, redo)     # checks again: another process may have worked on the run until now
+        store.publish(directory / "config.json")
+        stack.enter_context(LiveFiles(store, (_EVENTS, "ray.log"), check))
+        log = EventLog(directory / _EVENTS, listeners)
         try:
-            for name, settings in _chosen(given, config):
-                log(Event("warning", data={"message": f"{name} do not fit their cards as configured; the run uses {settings}"}))
             with reporting_full_disk(directory):
-                _complete(config, store, log, backend=backend, stop=stop, given_id=given_id, check=check)
+                _complete(
+                    config, store, log, backend=backend, stop=stop, given_id=given_id, check=check, remarks=_chosen(given, config))
         except RunStopped as error:
             log(Event("run_stopped", data={"reason": error.reason}))
             raise
@@ -149,13 +151,13 @@ def _taken_over(store: RunStore, seconds: float, stack: contextlib.ExitStack) ->
     return lease.check
 
 
-def _chosen(given: RunConfig, used: RunConfig) -> Iterator[tuple[str, str]]:
-    """Trainings with other settings than the configuration has, and these settings."""
+def _chosen(given: RunConfig, used: RunConfig) -> Iterator[str]:
+    """A sentence about each training with other settings than the configuration has."""
     for name, section in (("sub-models", "submodels"), ("the fine-tune's weights", "finetune")):
         before, after = getattr(given, section).optimizer, getattr(used, section).optimizer
         settings = changes(before, after, f"{section}.optimizer")
         if settings:
-            yield name, ", ".join(settings)
+            yield f"{name} do not fit their cards as configured; the run uses {', '.join(settings)}"
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -171,13 +173,15 @@ def _is_made(store: RunStore, digests: dict[str, str]) -> bool:
 
 def _complete(
     config: RunConfig, store: RunStore, log: EventLog, *, backend: Backend | None, stop: StopFile, given_id: str | None,
-    check: Callable[[], None],
+    check: Callable[[], None], remarks: Iterable[str],
 ) -> None:
     started, directory = time.time(), store.directory
     make_all = functools.partial(_make_all, config, store, log=log, stop=stop, check=check)
     log(Event("run_started", data={
         "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
         "stages": [stage.name for stage in STAGES]}))
+    for message in remarks:     # after the start: what an interrupted attempt held is paid until its last event
+        log(Event("warning", data={"message": message}))
     digests = stages.fingerprints(config, input_identity(config))
     store.publish(directory / "run.json")
     if not _is_made(store, digests):
@@ -214,7 +218,9 @@ def _locked(directory: Path, seconds: float) -> Iterator[None]:
     Raises:
         RunDirError: Another process still holds the lock when the wait is over.
     """
-    with (directory / "events.jsonl").open("a", encoding="utf-8") as lock:
+    with _reporting_unwritable(directory):
+        file = (directory / _EVENTS).open("a", encoding="utf-8")
+    with file as lock:
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -234,6 +240,15 @@ def claim(config: RunConfig, redo: bool) -> Path:
     Raises:
         RunDirError: The directory holds a run with other settings, or cannot be written.
     """
+    _check_directory(config, redo)
+    directory = config.directory
+    _create(directory)
+    with _reporting_unwritable(directory):
+        write_json(directory / "config.json", config.model_dump(mode="json"))
+    return directory
+
+
+def _check_directory(config: RunConfig, redo: bool) -> None:
     directory = config.directory
     path = directory / "config.json"
     if path.exists():
@@ -243,16 +258,23 @@ def claim(config: RunConfig, redo: bool) -> Path:
                 "output", str(directory),
                 f"holds a run with other settings ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}); "
                 "choose another name, or pass --redo to repeat what they change")
-    elif directory.exists() and any(directory.iterdir()):
+    elif directory.exists() and any(found.name != _EVENTS for found in directory.iterdir()):
         raise RunDirError("output", str(directory), "is not empty and holds no run; choose another name")
-    try:
+
+
+def _create(directory: Path) -> None:
+    with _reporting_unwritable(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, config.model_dump(mode="json"))
+
+
+@contextlib.contextmanager
+def _reporting_unwritable(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(directory) from error
         raise RunDirError("output", str(directory), f"cannot be written ({error.strerror})") from error
-    return directory
 
 
 def _stored(path: Path) -> RunConfig:

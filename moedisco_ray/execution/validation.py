@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config import LowMemoryPool, RunConfig
 from moedisco_ray.core.config.presets import local_gpus
 from moedisco_ray.core.errors import PoolError, RunDirError, UserError
 from moedisco_ray.plan import Plan, build_plan
@@ -92,7 +93,10 @@ def _waits(config: RunConfig) -> Iterator[str]:
     if os.environ.get("RAY_ADDRESS"):
         return
     for pool, needed in config.needed_pools:
-        if pool.gpu and local_gpus() < min(needed, pool.gpu):
+        gpus = math.ceil(needed * pool.gpu)
+        if local_gpus() < gpus:
+            size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
+            fewer = f", lower pools.{pool.name}.{size}" if gpus > 1 else ""
             yield (
-                f"pools.{pool.name}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for a node that has "
-                f"one; run it on a Ray cluster (RAY_ADDRESS, or `moedisco submit`), or set pools.{pool.name}.gpu=0")
+                f"pools.{pool.name}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for {gpus}; run it on "
+                f"a Ray cluster (RAY_ADDRESS, or `moedisco submit`){fewer}, or set pools.{pool.name}.gpu=0")

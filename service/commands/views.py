@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moedisco_ray.cli.display.formatting import count, plain_table
+from moedisco_ray.cli.display.formatting import PlainTable, count
 from moedisco_ray.core.bill import format_dollars, format_seconds, idle_in_words
 from service.commands.output import moment
 from service.domain.states import RunState
@@ -46,7 +46,7 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     if run.reason:
         parts.append(Text(run.reason))
     if run.stages:
-        table = plain_table("stage", "", "time")
+        table = PlainTable("stage", "", "time")
         for stage in run.stages:
             _row(table, stage.name, stage.status, "" if stage.seconds is None else format_seconds(stage.seconds))
         parts.append(Padding(table, (1, 0, 0, 0)))
@@ -70,7 +70,7 @@ def state_text(run: Run) -> Text:
 
 def pools_view(pools: PoolList) -> RenderableType:
     """A table of pools, with a warning if Ray does not answer."""
-    table = plain_table("pool", "free", "slots", "GPUs", "nodes", "lost in 24 h", "requested", "dollars per hour")
+    table = PlainTable("pool", "free", "slots", "GPUs", "nodes", "lost in 24 h", "requested", "dollars per hour")
     for pool in pools.items:
         alive = sum(node.alive for node in pool.nodes)
         _row(
@@ -156,7 +156,7 @@ def _kept_for(retention: Retention) -> str:
 
 
 def _units(units: Iterable[Unit]) -> Table:
-    table = plain_table("unit", "", "step", "loss", "tokens", "tokens/s", "restarts", "node")
+    table = PlainTable("unit", "", "step", "loss", "tokens", "tokens/s", "restarts", "node")
     for unit in units:
         _row(
             table, unit.unit, unit.status, f"{unit.step}/{unit.steps}", "" if unit.loss is None else f"{unit.loss:.4f}",
@@ -179,7 +179,7 @@ def _row(table: Table, *cells: str | Text) -> None:
 
 
 def _table(*titles: str) -> Table:
-    table = plain_table(titles[0], *titles[1:])
+    table = PlainTable(titles[0], *titles[1:])
     for column in table.columns:
         column.justify, column.overflow = "left", "fold"
     return table

@@ -23,8 +23,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from typer.testing import CliRunner
 
+from moedisco_ray.cli.app import app
 from moedisco_ray.cli.chat import Chat, converse
+from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.expert_use import ExpertUse
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import ConfigError
@@ -221,3 +224,23 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_alone(directory: Path) -> None:
     terminal.type("/bye\n")
     assert terminal.process.wait(60) == 0
     os.close(terminal.ours)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda"])
+@pytest.mark.parametrize("command", ["chat", "evaluate", "merge", "experts"])
+def test_a_device_that_is_not_here_is_one_line(
+    command: str, device: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    arguments = {
+        "chat": [], "evaluate": ["--sources", "embedded"], "merge": ["--base", str(directory), "--output", str(tmp_path / "new")],
+        "experts": ["0,1", "--output", str(tmp_path / "new")]}[command]
+    result = CliRunner().invoke(app, [command, str(directory), *arguments, "--device", device])
+    assert (result.exit_code, result.stderr) == (
+        2, f"moedisco: --device: '{device}': no GPU is visible here; use --device cpu\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_brackets_in_a_path_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    output_console().print("runs [old]/model")
+    assert capsys.readouterr().out == "runs [old]/model\n"

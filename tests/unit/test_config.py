@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moedisco_ray.core.config import FAMILIES, RunConfig, load_config
+from moedisco_ray.core.config import FAMILIES, RunConfig, check_config, load_config
 from moedisco_ray.core.config.presets import PRESETS, preset_text
+from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import ConfigError, UserError
 from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.plan import build_plan
@@ -125,6 +126,8 @@ def test_the_last_override_wins(tmp_path):
     ("- a\n", (), "CONFIG: .*must hold a mapping"),
     ("", (), "CONFIG: .*must hold a mapping"),
     ("a: [\n", (), "CONFIG: .*is not YAML at line 2"),
+    ("name: 2024-13-45\n", (), "CONFIG: .*is not YAML: month must be in"),
+    (BASE, ("name=2024-13-45",), "--set: 'name=2024-13-45': the value is not YAML; quote it"),
     (BASE, ("model.init.checkpoint=no/such/place", "tokens.seed_share=0"),
      "model.init.checkpoint: 'no/such/place': no readable config.json"),
     (BASE, ("model.init.chekpoint=x",), "model.init.chekpoint: no such setting; did you mean 'checkpoint'?"),
@@ -232,3 +235,13 @@ def test_a_round_waits_for_ever_only_where_the_merge_does(tmp_path):
     assert load(tmp_path).submodels.sync_patience is None
     assert load(tmp_path, BASE, "submodels.quorum=2", "submodels.sync_every=10").submodels.sync_patience == 600
     assert load(tmp_path, BASE, "submodels.late_weight=0.5", "submodels.sync_every=10").submodels.sync_patience == 60
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "phimoe", "qwen3_moe"])
+def test_what_a_run_stores_is_valid_when_it_is_read_again(family):
+    config = check_config({"name": "x", "model": {"family": family}, "corpus": {"sources": [{"path": "embedded"}]}})
+    assert stored_config(config.model_dump(mode="json")) == config
+    config = check_config({
+        "name": "x", "model": {"family": family, "config": {"hidden_size": 32}}, "corpus": {"sources": [{"path": "embedded"}]}})
+    assert stored_config(config.model_dump(mode="json")) == config
+    assert config.model.config.norm_topk_prob == (family == "qwen3_moe") == config.model.architecture.norm_topk_prob

@@ -236,6 +236,18 @@ def test_a_plan_shows_what_fits_and_with_which_settings(tmp_path, state, verdict
     assert "Planned: $" in text
 
 
+@pytest.mark.parametrize("width", [80, 90, 100, 120])
+def test_a_narrow_terminal_takes_no_digit(tmp_path, width):
+    path = tmp_path / "run.yaml"
+    path.write_text(preset_text("default"))
+    plan = build_plan(load_config(path))
+    text = text_of(plan_view(plan), width)
+    assert "…" not in text
+    for stage in plan.stages:
+        assert all(word in text.split() for word in (count(stage.cost.tokens), gigabytes(stage.memory.total)))
+    assert format_dollars(plan.bill.dollars) in text.split()
+
+
 @pytest.mark.parametrize(("number", "text"), [
     (0, "0"), (999, "999"), (1000, "1.00k"), (10_240, "10.2k"), (999_960, "1.00M"), (123_456_789, "123M"), (1.5e9, "1.50B")])
 def test_counts(number, text):

@@ -111,3 +111,8 @@ def test_a_password_is_masked_whatever_its_characters(secret: str) -> None:
 def test_a_place_has_a_bounded_length() -> None:
     with pytest.raises(ConfigError, match="4096"):
         check_config({"name": "x", "corpus": {"sources": [{"path": "a" * 5000}]}})
+
+
+def test_a_revision_at_the_hub_is_shown() -> None:
+    assert masked("hf://datasets/ORG/NAME@v1/x.csv") == "hf://datasets/ORG/NAME@v1/x.csv"
+    assert masked("hf://ORG/NAME@main or s3://user:word@bucket/x") == "hf://ORG/NAME@main or s3://***@bucket/x"

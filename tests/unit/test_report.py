@@ -162,20 +162,21 @@ def test_text_by_name_tasks_and_experts_as_they_are_shown():
 def test_the_start_stands_next_to_the_result_and_a_sentence_says_whether_the_run_helped():
     figures = {"loss": 4.0, "perplexity": 54.6, "documents": 9, "tokens": 90}
     measured = EvaluationRecord.model_validate({
-        **figures, "loss": 3.25, "sources": [{"source": "wiki", "loss": 3.0}, {"source": "law", "loss": 5.5}],
+        **figures, "loss": 3.25, "sources": [{"source": "wiki", "loss": 3.0}, {"source": "allenai", "loss": 5.5}],
         "clusters": [{"cluster": 1, "loss": 3.5}],
         "start": {
-            **figures, "sources": [{"source": "wiki", "loss": 4.5}, {"source": "law", "loss": 5.0}],
+            **figures, "sources": [{"source": "wiki", "loss": 4.5}, {"source": "allenai", "loss": 5.0}],
             "clusters": [{"cluster": 1, "loss": 3.75}]},
         "unseen": {"sources": [{"source": "news", "loss": 6.0}], "start": {"sources": [{"source": "news", "loss": 5.75}]}}})
     assert [(name, entry.loss) for name, entry in evaluation_rows(measured)] == [
-        ("all", 3.25), ("all, with the start model", 4.0), ("wiki", 3.0), ("wiki, with the start model", 4.5), ("law", 5.5),
-        ("law, with the start model", 5.0), ("news, never trained on", 6.0), ("news, never trained on, with the start model", 5.75)]
+        ("all", 3.25), ("all, with the start model", 4.0), ("wiki", 3.0), ("wiki, with the start model", 4.5), ("allenai", 5.5),
+        ("allenai, with the start model", 5.0), ("news, never trained on", 6.0),
+        ("news, never trained on, with the start model", 5.75)]
     assert [(name, entry.loss) for name, entry in cluster_rows(measured)] == [
         ("cluster 1", 3.5), ("cluster 1, with the start model", 3.75)]
     assert start_note(measured) == (
         "the held-out loss is 3.2500 nats per token, 0.7500 below the 4.0000 of the model that the run started from; "
-        "law, news got worse")
+        "allenai, news got worse")
     assert "0.2500 above the 4.0000" in str(start_note(measured.model_copy(update={"loss": 4.25, "sources": []})))
     assert start_note(EvaluationRecord.model_validate(figures)) is None
 

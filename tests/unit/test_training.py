@@ -588,3 +588,8 @@ def test_mfu_is_the_share_of_the_cards_peak(job: TrainJob, monkeypatch: pytest.M
 def test_peaks_are_those_of_the_data_sheets(name: str, tflops: float) -> None:
     assert peak_flops(name) == tflops * 1e12
     assert peak_flops("Card of the future") is None
+
+
+@pytest.mark.parametrize("name", ["NVIDIA RTX A4000", "NVIDIA RTX A1000", "NVIDIA T400"])
+def test_a_card_whose_name_contains_anothers_has_no_known_peak(name: str) -> None:
+    assert peak_flops(name) is None

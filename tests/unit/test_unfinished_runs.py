@@ -114,3 +114,29 @@ def test_a_trainers_checkpoint_is_work_that_is_kept(tmp_path: Path) -> None:
     (config.directory / "checkpoints" / "seed-x").mkdir(parents=True)
     with pytest.raises(RunDirError, match="holds a run with other settings"):
         pipeline.claim(config, redo=False)
+
+
+def test_a_second_process_changes_nothing_of_a_run_that_another_works_on(tmp_path: Path) -> None:
+    config = small_config(tmp_path, **FEW)
+    pipeline.claim(config, redo=False)
+    before = (config.directory / "config.json").read_bytes()
+    with (config.directory / "events.jsonl").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunDirError, match="another process works on this run"):
+            pipeline.run(config.model_copy(update={"seed": 1}), backend=OneCorpus())
+    assert (config.directory / "config.json").read_bytes() == before
+
+
+def test_every_attempt_begins_with_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event before it would count the time since an attempt that was killed as held."""
+    monkeypatch.setattr(pipeline, "_chosen", lambda *_: ["the run uses other settings"])
+    config, seen = small_config(tmp_path, **FEW), list[Event]()
+
+    def stop(event: Event) -> None:
+        seen.append(event)
+        if event.type == "stage_started":
+            raise RunStopped("cancelled")
+
+    with pytest.raises(RunStopped):
+        pipeline.run(config, (stop,), backend=OneCorpus())
+    assert [event.type for event in seen[:2]] == ["run_started", "warning"]

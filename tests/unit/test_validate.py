@@ -109,3 +109,12 @@ def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         check_output(tmp_path / "file" / "x")
     with pytest.raises(RunDirError, match=r"cannot be (made|written)"):
         check_output(Path("/proc/1/moedisco"))
+
+
+def test_too_few_gpus_for_a_gang_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(tmp_path, pools={"low_memory": {"gpu": 1}, "high_memory": {"workers": 2, "gpu": 1}})
+    monkeypatch.setattr("moedisco_ray.execution.validation.local_gpus", lambda: 1)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    line = next(line for line in validate(config).warnings if "GPU" in line)
+    assert line.startswith("pools.high_memory.gpu: this machine has 1 GPU, and the run would wait for 2; ")
+    assert "lower pools.high_memory.workers" in line

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from benchmarks.study.compare.records import Comparison, Row
-from moedisco_ray.cli.display.formatting import count, plain_table
+from moedisco_ray.cli.display.formatting import PlainTable, count
 
 _BUDGETS = {
     "tokens": "At equal tokens", "dollars": "At equal planned dollars", "loss": "To about the same loss"}
@@ -22,7 +22,7 @@ def compare_view(result: Comparison) -> RenderableType:
         rows = [row for row in result.rows[1:] if row.budget == budget]
         if not rows:
             continue
-        table = plain_table(
+        table = PlainTable(
             "", "tokens", "FLOP", "planned $", "hours", "metered", "loss", "perplexity", "vs joint", "to its loss",
             "batch, rate, schedule")
         for row in (joint, *rows):

@@ -33,7 +33,7 @@ from benchmarks.study.grid.section import ROWS
 from benchmarks.study.grid.summary import JOINT_LOW
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
-from moedisco_ray.cli.display.formatting import plain_table
+from moedisco_ray.cli.display.formatting import PlainTable
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import with_cluster_count
@@ -111,7 +111,7 @@ def advise_on(
     if as_json:
         console.file.write(f"{advice.model_dump_json(indent=2)}\n")
         return
-    table = plain_table("", "dollars", "gap, nats", "tuned")
+    table = PlainTable("", "dollars", "gap, nats", "tuned")
     for each in advice.options:
         table.add_row(each.title, f"{each.dollars:.2f}", f"{each.gap:+.3f}", "yes" if each.tuned else "no")
     console.print(table)
@@ -119,7 +119,7 @@ def advise_on(
     for each in advice.options:
         console.print(f"  {each.title}: {' '.join(_changes(checked, each.settings)) or 'nothing'}", soft_wrap=True)
     if len(advice.shapes) > 1:
-        table = plain_table("experts", "top-k", "dollars with serving", "arm")
+        table = PlainTable("experts", "top-k", "dollars with serving", "arm")
         for shape in advice.shapes:
             table.add_row(str(shape.experts), str(shape.top_k), f"{shape.dollars:.2f}", ROWS[shape.arm])
         console.print(table)

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+
+_ANY_WIDTH = 10_000
+_LEAST_WIDTH = 4
+"""Least width of a column, so that its title is readable."""
 
 
 def count(number: float) -> str:
@@ -30,13 +37,26 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def plain_table(first: str, *others: str) -> Table:
-    """A table without a frame: names on the left, numbers on the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim", show_edge=False)
-    table.add_column(first, no_wrap=True)
-    for title in others:
-        table.add_column(title, justify="right")
-    return table
+class PlainTable(Table):
+    """A table without a frame: names on the left, numbers on the right.
+
+    Where the terminal is too narrow, titles, names and durations wrap, and numbers lose no digit.
+    """
+
+    def __init__(self, first: str, *others: str) -> None:
+        super().__init__(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", show_edge=False)
+        self.add_column(first, overflow="fold")
+        for title in others:
+            self.add_column(title, justify="right", overflow="fold")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render the table; if it is wider than the terminal, columns of single words get the width of the longest one."""
+        if Measurement.get(console, options.update(max_width=_ANY_WIDTH), self).maximum > options.max_width:
+            for column in self.columns[1:]:
+                cells = [str(cell) for cell in column.cells]
+                if not any(" " in cell for cell in cells):
+                    column.width = max(_LEAST_WIDTH, *map(cell_len, cells), 0)
+        yield from super().__rich_console__(console, options)
 
 
 def let_go(data: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moedisco_ray.cli.display.formatting import count, gigabytes, plain_table
+from moedisco_ray.cli.display.formatting import PlainTable, count, gigabytes
 from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
 from moedisco_ray.plan.capacity import ClusterNeeds
@@ -50,7 +50,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
 def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bool) -> RenderableType:
     """View of a cluster file: its node types, the head's memory and disk, the price of traffic, and whether the pools match it."""
-    table = plain_table("node type", "workers", "of", "GB per GPU", "dollars per worker-hour")
+    table = PlainTable("node type", "workers", "of", "GB per GPU", "dollars per worker-hour")
     for node in cluster.types:
         for tag, slots in node.slots.items():
             memory = f"{node.gpu_memory_gb:g}" if node.gpus else ""
@@ -113,14 +113,14 @@ def _parameters(plan: Plan) -> Table:
     roles = ["total", "active", "embedding", "attention", "norms", "router", "experts", "shared_expert", "dense", "head"]
     if not plan.parameters.dense:
         roles.remove("dense")
-    table = plain_table("parameters", *(role.partition("_")[0] for role in roles))
+    table = PlainTable("parameters", *(role.partition("_")[0] for role in roles))
     for name, model in models.items():
         table.add_row(name, *(count(getattr(model, role)) for role in roles))
     return table
 
 
 def _memory(plan: Plan) -> Table:
-    table = plain_table(
+    table = PlainTable(
         "GB per worker", "weights", "gradients", "optimizer", "activations", "copies", "step", "overhead", "total", "pool", "")
     for stage in (*plan.stages, *plan.inference):
         verdict = Text("does not fit", "bold red")
@@ -133,7 +133,7 @@ def _memory(plan: Plan) -> Table:
 
 
 def _cost(plan: Plan) -> Table:
-    table = plain_table("stage", "pool", "models x workers", "steps", "tokens", "time", "worker time", "dollars")
+    table = PlainTable("stage", "pool", "models x workers", "steps", "tokens", "time", "worker time", "dollars")
     trained: dict[str, StagePlan] = {stage.stage: stage for stage in plan.stages}
     for each in plan.estimates:
         stage = trained.get(each.stage)
@@ -159,7 +159,7 @@ def _cost(plan: Plan) -> Table:
 
 
 def _storage(plan: Plan) -> Table:
-    table = plain_table("GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved", "exchanged")
+    table = PlainTable("GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved", "exchanged")
     for stage in plan.storage:
         table.add_row(stage.stage, *_stored(stage))
     table.add_section()
@@ -182,7 +182,7 @@ def _stored(stage: StageStorage) -> tuple[str, ...]:
 
 
 def _types(plan: Plan) -> Table:
-    table = plain_table("low-memory type", "stage", "tag", "GB", "", "models", "worker-hours", "dollars")
+    table = PlainTable("low-memory type", "stage", "tag", "GB", "", "models", "worker-hours", "dollars")
     for stage in plan.stages:
         for share in stage.types:
             verdict = Text("fits", "green") if share.fits else Text("too small", "yellow")

@@ -15,7 +15,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from moedisco_ray.cli.display.formatting import count, plain_table
+from moedisco_ray.cli.display.formatting import PlainTable, count
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, start_note, task_table
 from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import ClusterEntry, Departure, EvaluationRecord, Sample
@@ -58,7 +58,7 @@ def _section(title: str, content: RenderableType) -> RenderableType:
 
 
 def _stages(report: RunReport) -> Table:
-    table = plain_table(*TABLE_COLUMNS)
+    table = PlainTable(*TABLE_COLUMNS)
     for row in report_table(report):
         if row[0] == "total":
             table.add_section()
@@ -67,7 +67,7 @@ def _stages(report: RunReport) -> Table:
 
 
 def _left(left: Sequence[Departure]) -> Table:
-    table = plain_table("owner", "bytes")
+    table = PlainTable("owner", "bytes")
     table.add_column("what", overflow="fold")
     for each in left:
         table.add_row(each.owner, f"{each.bytes:,}", each.what)
@@ -100,7 +100,7 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
     """A model's results on text and tasks; parts that were not measured are left out."""
     parts: list[RenderableType] = []
     if rows := evaluation_rows(evaluation):
-        table = plain_table("", "loss", "perplexity", "bits per byte", "documents", "tokens")
+        table = PlainTable("", "loss", "perplexity", "bits per byte", "documents", "tokens")
         for name, figures in rows:
             table.add_row(
                 name, _number(figures.loss, 4), _number(figures.perplexity, 2), _number(figures.bits_per_byte, 3),
@@ -111,7 +111,7 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
     if (note := expert_note(evaluation)) is not None:
         parts.append(Text(note, style="dim"))
     if tasks := task_table(evaluation):
-        table = plain_table(*TASK_COLUMNS)
+        table = PlainTable(*TASK_COLUMNS)
         for row in tasks:
             table.add_row(*row)
         parts.append(Padding(table, (1, 0, 0, 0)) if parts else table)
@@ -121,7 +121,7 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
 def losses_view(losses: Sequence[Mapping[str, Any]], texts: Sequence[str], *, perplexity: bool = False) -> RenderableType:
     """The held-out losses, or perplexities, of models on some texts, as `merge_models` and `choose_experts` return them."""
     title = "held-out perplexity" if perplexity else "held-out loss"
-    table = plain_table(title, *(parent(text)[1] for text in texts), "mixture")
+    table = PlainTable(title, *(parent(text)[1] for text in texts), "mixture")
     for row in losses:
         if row is losses[-1]:
             table.add_section()

@@ -44,7 +44,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
         raise ConfigError("CONFIG", str(path), "is not a text file") from error
     try:
         raw = parse_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:      # ValueError: a date that does not exist
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
         raise ConfigError("CONFIG", str(path), f"is not YAML{where}: {getattr(error, 'problem', error)}") from error
@@ -172,7 +172,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             raise ConfigError("--set", override, f"{part!r} is not a section")
     try:
         parsed = parse_yaml(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError("--set", override, "the value is not YAML; quote it") from error
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = parsed

@@ -121,7 +121,11 @@ class Model(Section):
             raise ValueError(
                 f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove model.config")
         if self.config is not None:
-            _check_sizes(self.config, DECLARATIONS[self.family or _RANDOM_FAMILY])
+            family = DECLARATIONS[self.family or _RANDOM_FAMILY]
+            _check_sizes(self.config, family)
+            normalised = family.router.normalised(self.config.norm_topk_prob)
+            if normalised != self.config.norm_topk_prob:    # the default; what is stored must be valid when it is read again
+                object.__setattr__(self, "config", self.config.model_copy(update={"norm_topk_prob": normalised}))
         return self
 
     @property
@@ -148,7 +152,6 @@ class Model(Section):
             return read_dense_architecture(self.init, self.family_name)
         sizes = self.config or Architecture()
         return sizes.model_copy(update={"norm_topk_prob": DECLARATIONS[self.family_name].router.normalised(sizes.norm_topk_prob)})
-
 
     @property
     def experts_together(self) -> int:
