@@ -105,14 +105,14 @@ class Checkpoint(Mapping[str, Tensor]):
         """Shape and dtype of every canonical tensor, in order, from the headers of the files.
 
         Args:
-            dtype: Dtype to return for all tensors instead of the stored dtypes.
+            dtype: Dtype to return instead of the stored ones, except for tensors that `ModelMap.keeps_dtype`.
 
         Raises:
             CheckpointError: A tensor's dtype is not in `STORED_DTYPES`.
         """
         found = {}
         for key in self:
-            stored = dtype or self.dtype(key)
+            stored = self.dtype(key) if dtype is None or self.model_map.keeps_dtype(key) else dtype
             if stored is None:
                 raise CheckpointError("tensor", key, f"of {self.directory} is none of {', '.join(STORED_DTYPES)}; convert it")
             found[key] = Stored(self.shape(key), stored)

@@ -18,7 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from moedisco_ray.core.config import EXPERT_COUNTS, Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.core.families import Family
+from moedisco_ray.core.families import DECLARATIONS, Family
 from moedisco_ray.core.read_roots import check_folder, check_inside
 from moedisco_ray.models.checkpoint import read_config, weight_files
 from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint
@@ -125,7 +125,13 @@ def skeleton(config: Mapping[str, Any] | PretrainedConfig) -> PreTrainedModel:
     """A model on the meta device: it has all modules and shapes, but its weights take no memory."""
     found = config if isinstance(config, PretrainedConfig) else from_values(config)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(found)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(found)
+    correction = DECLARATIONS[model.config.model_type].router.correction if model.config.model_type in DECLARATIONS else None
+    if correction is not None:      # transformers 5.21 makes it in the dtype of the weights, in which it selects other experts
+        for name, tensor in (*model.named_buffers(), *model.named_parameters()):
+            if name.endswith(f".{correction}"):
+                tensor.data = tensor.data.float()
+    return model
 
 
 def with_parameters_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -108,6 +108,11 @@ class ModelMap:
                     return TensorRole(role, int(layer[1]), None, layer[2], axis)
         raise CheckpointError("tensor", key, f"is no tensor of family {self.family.name}; use a model of this family")
 
+    def keeps_dtype(self, key: str) -> bool:
+        """Whether a canonical tensor is not rounded with the weights: with a rounded correction, a router selects other experts."""
+        correction = self.family.router.correction
+        return correction is not None and key.endswith(f".{correction}")
+
     def expert_key(self, layer: int, expert: int, part: Part) -> str:
         """Canonical name of a projection of an expert, in families without stacks."""
         name = self.family.expert_name.format(expert=expert, projection=self.family.projection(part))

@@ -87,6 +87,8 @@ class Muon(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter)
         state["step"] += 1
         weight, gradient, momentum = local(parameter), local(parameter.grad), local(state["exp_avg"])
+        if weight.ndim > 2 and not len(weight):     # more workers than experts: this worker has none
+            return
         # One generator for all matrices of a step: with the same bits in each, their rounding errors would be alike.
         if weight.device not in rounding:
             rounding[weight.device] = generator(weight.device, f"muon {self._seed}", int(state["step"]), self._rank)

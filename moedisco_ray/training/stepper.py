@@ -85,7 +85,8 @@ class Stepper:
             loss_tokens = micro.loss_tokens
         if self._probe is not None and self._world.size > 1:
             dist.all_reduce(self._selections_NE)
-        if self._probe is not None and not self._checked:
+        # Where the loss leaves tokens out, the last layer's experts of those tokens have no gradient.
+        if self._probe is not None and not self._checked and loss_tokens == self._job.step_tokens:
             check_experts(self._model, self._selections_NE, self._world)
             self._checked = True
         norm = _clip(self._parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from clustering_corpus import VOCABULARY, WORDS, write_model
+from moe_models import tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.errors import CheckpointError, CorpusError
-from moedisco_ray.models import layer_stream, streamed
+from moedisco_ray.models import layer_stream, skeleton, streamed
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.vectors import load_vectoriser
 from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
@@ -79,14 +81,28 @@ def test_mean_token_is_the_mean_of_the_embeddings(model_dir, documents):
 
 def test_mean_token_reads_a_sharded_checkpoint_and_refuses_one_without_embedding(model_dir, documents, tmp_path):
     tensors = load_file(model_dir / "model.safetensors")
-    save_file({"model.embed_tokens.weight": tensors["model.embed_tokens.weight"]}, tmp_path / "a.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"model.embed_tokens.weight": "a.safetensors"}}))
-    np.testing.assert_array_equal(
-        MeanToken.of_model(tmp_path).transform(*documents), MeanToken.of_model(model_dir).transform(*documents))
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    shutil.copy(model_dir / "config.json", tmp_path)
+    table = tensors.pop("model.embed_tokens.weight")
+    for name, part in (("a", {"model.embed_tokens.weight": table}), ("b", tensors)):
+        save_file(part, tmp_path / f"{name}.safetensors", metadata={"format": "pt"})
+    places = {"model.embed_tokens.weight": "a.safetensors", **dict.fromkeys(tensors, "b.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    expected = MeanToken.of_model(model_dir).transform(*documents)
+    np.testing.assert_array_equal(MeanToken.of_model(tmp_path).transform(*documents), expected)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "b.safetensors")}))
     with pytest.raises(CheckpointError, match="embed_tokens"):
         MeanToken.of_model(tmp_path)
+
+
+def test_mean_token_reads_the_text_part_of_a_composite_model(tmp_path):
+    model = AutoModelForCausalLM.from_config(skeleton(tiny_config("qwen3_5_moe_text")).config)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    composite = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in stored.items()}
+    save_file(composite, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    table_VD = model.get_input_embeddings().weight.detach().numpy()
+    found = MeanToken.of_model(tmp_path).transform([""], [np.array([3, 5], np.int32)])
+    np.testing.assert_allclose(found[0], table_VD[[3, 5]].mean(0), atol=1e-6)
 
 
 def test_hidden_state_is_the_mean_last_hidden_state_of_the_first_tokens(model_dir, documents):

@@ -363,6 +363,26 @@ def test_weights_are_written_in_the_dtype_that_is_asked_for(exported, tokenizer_
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {stored}  # noqa: SIM118 - no mapping
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if DECLARATIONS[name].router.correction])
+def test_a_routers_correction_is_not_rounded(family, tokenizer_dir, tmp_path):
+    model, correction = tiny_model(family, torch.bfloat16), DECLARATIONS[family].router.correction
+    found = {name: tensor for name, tensor in model.state_dict().items() if name.endswith(correction)}
+    assert found
+    for tensor in found.values():
+        tensor.copy_(1 + 0.05 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)))
+    save_model(model, tmp_path / "trained")
+    trained = open_checkpoint(tmp_path / "trained")
+    export(tmp_path / "trained", tokenizer_dir, tmp_path / "model", REPORT, dtype="bf16")
+    exported = open_checkpoint(tmp_path / "model")
+    for key in exported:
+        if key.endswith(correction):
+            assert exported.dtype(key) == trained.dtype(key) == torch.float32
+            assert torch.equal(exported[key], trained[key])
+        else:
+            assert exported.dtype(key) == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16
+
+
 def test_a_replaced_tokenizer_s_tokens_end_a_text_and_other_generation_settings_stay(exported, tokenizer_dir, tmp_path):
     root, _ = exported
     start = tmp_path / "start"

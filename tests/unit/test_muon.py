@@ -164,6 +164,18 @@ def test_equal_matrices_are_rounded_with_bits_of_their_own() -> None:
     assert (one - other).abs().max() <= weight_AB.float().abs().max() / 64   # two neighbours of the same exact value
 
 
+def test_a_worker_without_experts_makes_steps() -> None:
+    """With more workers than experts, sharding gives some of them a stack of no matrices."""
+    stack = nn.Parameter(torch.empty(0, 8, 4))
+    optimizer = Muon(
+        [{"params": [stack], "halves": 2}, {"params": [nn.Parameter(torch.ones(2))]}], MUON,
+        functools.partial(adamw, recipe=MUON, seed=0), 0, 0)
+    for _ in range(2):
+        stack.grad = torch.empty_like(stack)
+        optimizer.step()
+    assert int(optimizer.state[stack]["step"]) == 2
+
+
 def test_the_next_training_continues_from_the_momentum(job: TrainJob) -> None:
     first = dataclasses.replace(job, with_optimizer_state=True)
     run(first)

@@ -219,6 +219,17 @@ def test_equals_a_plain_pytorch_loop_where_the_loss_leaves_out_tokens(job: Train
     assert run(masked).losses == pytest.approx(reference_losses(masked, job.model), rel=1e-5)
 
 
+def test_an_expert_whose_tokens_the_loss_leaves_out_is_no_error(job: TrainJob, home: Path) -> None:
+    """Experts of the last layer get no gradient from them."""
+    ids, lengths = np.arange(1600) % (V - 1) + 1, np.full(20, 80)
+    path = home / "mostly-masked"
+    path.mkdir()
+    mask = LossMask(np.arange(1600) % 80 == 40, np.zeros(20, dtype=bool))
+    write_index(path, [write_piece(path / "part-00000.npy", ids, lengths, eos=0, vocab_size=V, mask=mask)], V)
+    masked = variant(job, path.name, packed_dirs=(path,), steps=1)
+    assert run(masked).losses == pytest.approx(reference_losses(masked, job.model), rel=1e-5)
+
+
 def test_equals_a_plain_pytorch_loop_on_a_one_expert_submodel(job: TrainJob, home: Path) -> None:
     dense = dataclasses.replace(job, model=home / "dense", load_balance=0.0, z_loss=0.0)
     assert run(dense).losses == pytest.approx(reference_losses(dense, home / "dense"), rel=1e-5)

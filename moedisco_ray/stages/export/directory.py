@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from moedisco_ray.models import (
     Checkpoint,
     ModelMap,
     Role,
+    Stored,
     config_values,
     open_checkpoint,
     same_bits,
@@ -86,7 +87,7 @@ def export(
     directory.mkdir(parents=True, exist_ok=True)
     trained = open_checkpoint(model_dir)
     stored_in = _DTYPES.get(dtype) or (trained["model.norm.weight"].dtype if origin is None else origin.dtype())
-    as_they_are = all(trained.dtype(key) == stored_in for key in trained)
+    as_they_are = all(trained.dtype(key) == stored_in for key in trained if not trained.model_map.keeps_dtype(key))
     write_weights(trained, directory, None if as_they_are else stored_in)
     advance(weight_files := _files(directory))
     weights = open_checkpoint(directory)
@@ -172,19 +173,19 @@ def write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | Non
     else:
         same, checks = open_checkpoint(trained.directory), []
         with contextlib.closing(trained.stream()) as stored, ThreadPoolExecutor(1, "compare") as thread:
-            tensors = ((key, tensor if dtype is None else tensor.to(dtype)) for key, tensor in stored)
+            layout = trained.layout(dtype)
+            tensors = ((key, tensor.to(layout[key].dtype)) for key, tensor in stored)
             write_checkpoint(
-                directory, tensors, trained.config, layout=trained.layout(dtype),
-                written=lambda path, keys: checks.append(thread.submit(_compare, open_file(path), keys, same, dtype)))
+                directory, tensors, trained.config, layout=layout,
+                written=lambda path, keys: checks.append(thread.submit(_compare, open_file(path), keys, same, layout)))
         for check in checks:
             check.result()
     check_classic(stored_names(directory), trained.model_map)
 
 
-def _compare(file: Any, keys: Sequence[str], trained: Checkpoint, dtype: torch.dtype | None) -> None:
+def _compare(file: Any, keys: Sequence[str], trained: Checkpoint, layout: Mapping[str, Stored]) -> None:
     for key in keys:
-        expected = map_pages(trained[key])
-        if not same_bits(map_pages(file.get_tensor(key)), expected if dtype is None else expected.to(dtype)):
+        if not same_bits(map_pages(file.get_tensor(key)), map_pages(trained[key]).to(layout[key].dtype)):
             raise RunError(f"the exported tensor {key}, read again, is not the trained model's; is the disk broken?")
 
 

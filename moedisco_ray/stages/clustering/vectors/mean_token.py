@@ -13,12 +13,11 @@ from typing import Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.models import open_checkpoint
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, write_settings
 
@@ -50,14 +49,10 @@ class MeanToken(Vectoriser):
         Raises:
             CheckpointError: The directory has no readable embedding tensor.
         """
-        index = directory / "model.safetensors.index.json"
-        try:
-            name = read_json(index)["weight_map"][_EMBEDDING] if index.exists() else "model.safetensors"
-            with safe_open(str(directory / name), framework="pt") as file:
-                return cls(file.get_tensor(_EMBEDDING).to(torch.float32).numpy())
-        except (KeyError, OSError, ValueError) as error:
-            raise CheckpointError(
-                str(directory), _EMBEDDING, f"cannot be read ({error}); name a model directory in Hugging Face format") from error
+        model = open_checkpoint(directory)
+        if _EMBEDDING not in model:
+            raise CheckpointError(str(directory), _EMBEDDING, "is missing; name a complete model")
+        return cls(model[_EMBEDDING].to(torch.float32).numpy())
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
         """Mean token embeddings, float32 [N, D]. A row does not depend on the other documents, to the last bit."""
