@@ -219,6 +219,13 @@ def test_submit_sends_absolute_paths_and_leaves_the_output_to_the_service(fake, 
     assert fake.sent["config"]["output"] == str(tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize("name", ["123", "2026-10-01", "null", "a𐐀"])
+def test_a_name_is_text(fake, config, name):
+    ran("submit", config, "--name", name)
+    assert fake.sent["config"]["name"] == name
+    assert mistake("submit", config, "--name", f"{name} #2").startswith(f"moedisco: name: '{name} #2': ")
+
+
 def test_submit_refuses_a_mistake_before_anything_is_sent(fake, config):
     assert mistake("submit", config, "--set", "clusters.count=3").startswith("moedisco: clusters.count: 3 does not divide")
     assert not fake.requests
@@ -311,6 +318,8 @@ def test_cancel_resume_retry_delete(fake):
     assert ran("retry", "demo", "--set", "tokens.total=5", "--set", "name=b", "--budget", "3") == (
         f"{ID}  demo: queued; next: moedisco watch {ID}\n")
     assert fake.sent == {"changes": {"tokens.total": 5, "name": "b"}, "budget_dollars": 3.0}
+    for value in ("2026-10-01", "[2026-10-01]", ".inf", "!!binary aa=="):
+        assert f"--set: 'name={value}': JSON has no such value" in mistake("retry", "demo", "--set", f"name={value}")
     ran("retry", "demo", "--budget", "none")
     assert fake.sent == {"changes": {}, "budget_dollars": None}
     assert "must read key.sub=value" in mistake("retry", "demo", "--set", "tokens")
