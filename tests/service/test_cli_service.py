@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import service.client
 from moedisco_ray.cli.app import app as training
 from moedisco_ray.core.config.presets import preset_text
+from service import process
 from service.cli import app
 from service.client import Client, load_address
 from service.commands import connection
@@ -387,6 +388,10 @@ def test_quota(fake):
     for words in ("Quota of ann", "low_mem_gpu $0.35", "12", "$500", "30 days"):
         assert words in ran("quota")
     assert json.loads(ran("quota", "--json"))["month"] == "2026-11"
+    fake.answers["GET", "/v1/quota"] = QUOTA | {
+        "dollars": {"used": 1, "limit": 12_345.67}, "queued_runs": {"used": 1_234_567, "limit": 1_000_000}}
+    for words in ("$12,345.67", "1,234,567", "1,000,000"):
+        assert words in ran("quota")
 
 
 def test_change(fake):
@@ -503,6 +508,17 @@ def test_a_further_start_keeps_the_token(served):
     served.announcement.url, served.announcement.token = "http://127.0.0.1:9000", None
     assert "To sign in: http://127.0.0.1:9000, with your token\n" in ran("serve")
     assert (load_address().url, load_address().token) == ("http://127.0.0.1:9000", "mdk_first")
+
+
+def test_detaching_a_second_service_is_refused(served, tmp_path):
+    state = tmp_path / "its"
+    state.mkdir()
+    remedy = f"stop it first with `moedisco stop --state-dir {state}`"
+    with process.locked(state) as listening:
+        start = ("serve", "--detach", "--port", "0", "--state-dir", state)
+        assert mistake(*start) == f"moedisco: --state-dir: '{state}': a service already runs; {remedy}"
+        listening("http://127.0.0.1:8301")
+        assert mistake(*start) == f"moedisco: --state-dir: '{state}': a service already runs at http://127.0.0.1:8301; {remedy}"
 
 
 def test_serve_refuses_mistakes_in_one_line(served):
