@@ -1,16 +1,21 @@
-"""What the forms of the page send: a new budget, and the changes of a retry."""
+"""What the forms of the page send, and the time that a run's header shows."""
 
 import re
+import time
 
 import pytest
+import run_example
 from browser import browser
 from page_runs import begin
 from page_server import site as serve
 from playwright.sync_api import expect
 from s3_standin import s3_server
+from sqlalchemy import update
 from test_page import open_page, page, site, state_pill, stored
 
 from moedisco_ray.core.config import Clusters
+from moedisco_ray.core.events import Event
+from service.database.tables import RunRow
 from service.domain.states import RunState
 
 __all__ = ["browser", "open_page", "page", "site"]
@@ -94,3 +99,40 @@ def test_a_run_at_a_uri_is_retried_unchanged(browser, tmp_path):
         again = page.url.rsplit("/", 1)[1]
         assert stored(site, again).config["output"] == f"s3://runs/team/moe/{again}"
         page.context.close()
+
+
+def test_an_estimate_that_was_lost_is_asked_for_again(site, page):
+    page.goto("/#/submit")
+    button = page.get_by_role("button", name="Submit")
+    expect(button).to_be_enabled()
+    site.stop()
+    text = page.get_by_label("Configuration, YAML")
+    text.fill(text.input_value().replace("name: demo", "name: other"))
+    expect(page.get_by_text("The service cannot be reached.")).to_be_visible(timeout=15_000)
+    expect(button).to_be_disabled()
+    site.start()
+    expect(button).to_be_enabled(timeout=15_000)
+
+
+def test_the_time_of_a_run_is_that_of_its_attempts(site, page):
+    run_id = begin(site)
+    began = time.time()
+    site.service.report(run_id, Event("run_started", data={"stages": run_example.STAGES}, time=began))
+    site.service.report(run_id, Event("run_stopped", data={"reason": "cancelled"}, time=began + 3600))
+    site.service.bring(run_id, RunState.STOPPING, RunState.CANCELLED)
+    with site.service.database.write() as session:
+        session.execute(update(RunRow).where(RunRow.id == run_id).values(started=began - 90_000))
+    page.goto(f"/#/runs/{run_id}")
+    facts = page.locator(".facts")
+    expect(facts).to_contain_text("took 1 h 00 min")
+    page.get_by_role("button", name="Resume").click()
+    expect(facts).to_contain_text("queued")
+    expect(facts).not_to_contain_text("running for")
+
+
+def test_a_run_that_this_version_refuses_is_shown(site, page):
+    run_id = begin(site)
+    with site.service.database.write() as session:
+        session.execute(update(RunRow).where(RunRow.id == run_id).values(config={"everything": 1}))
+    page.goto(f"/#/runs/{run_id}")
+    expect(page.get_by_role("region", name="Cost")).to_contain_text("unknown")
