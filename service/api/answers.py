@@ -26,7 +26,7 @@ def run_answers(context: ServiceContext, caller: Caller, session: Session, rows:
 
 
 def run_detail(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow) -> RunDetail:
-    """Response body for a run, with its stored configuration and its bill.
+    """Response body for a run, with its configuration and its bill.
 
     If this version of the service rejects the stored configuration, the bill has only the metered total, no lines.
     """
@@ -35,7 +35,7 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
     except UnusableRun:
         bill = _bare_bill(row.dollars, planned=False)
     return RunDetail.model_validate({
-        **_run(context, caller, row, _places(session, [row])), "config": row.config, "notes": row.notes or [], "bill": bill,
+        **_run(context, caller, row, _places(session, [row])), "config": row.document, "notes": row.notes or [], "bill": bill,
         "estimate": row.estimate.get("bill") or _bare_bill(None, planned=True)})
 
 

@@ -137,7 +137,7 @@ def retried_run(context: ServiceContext, caller: Caller, run_id: str, request: R
     """
     with context.database.read() as session:
         parent = visible_run(session, caller, run_id)
-    raw = {**parent.config, "tags": parent.tags, "output": str(home_of(home_of(parent.location)))}
+    raw = {**parent.document, "tags": parent.tags, "output": str(home_of(home_of(parent.location)))}
     for path, value in request.changes.items():
         raw = changed(raw, path, value)
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moedisco_ray.core.errors import RunError
+from moedisco_ray.core.errors import ConfigError, RunError
 from service.commands.output import say
 
 if TYPE_CHECKING:
@@ -19,6 +19,20 @@ ADDRESS_FILE = "address.json"
 """File in a state directory with the address of its service."""
 _START_SECONDS = 180.0
 """Maximum time for a service to start, in seconds. Starting a local Ray takes most of this time."""
+
+
+def refuse_second(state_dir: Path) -> None:
+    """Refuse to start a service in a state directory whose service runs, because that one has other options.
+
+    Raises:
+        ConfigError: A service runs.
+    """
+    from service import process
+
+    if (found := process.find(state_dir)) is not None:
+        place = "" if found.url is None else f" at {found.url}"
+        remedy = f"a service already runs{place}; stop it first with `moedisco stop --state-dir {state_dir}`"
+        raise ConfigError("--state-dir", str(state_dir), remedy)
 
 
 def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:

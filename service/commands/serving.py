@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
 from service.commands.connection import SERVICE_PANEL
-from service.commands.daemon import ADDRESS_FILE, say_how_to_sign_in, sign_in_link, start_daemon
+from service.commands.daemon import ADDRESS_FILE, refuse_second, say_how_to_sign_in, sign_in_link, start_daemon
 from service.commands.output import say
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def serve(
     except ValidationError as error:
         raise _option_error(error) from error
     if detach:
+        refuse_second(settings.state_dir)
         address = start_daemon(settings.state_dir, [word for word in sys.argv[2:] if word != "--detach"])
         say(f"MoE-DisCo is at {address.url}")
         say_how_to_sign_in(address, settings.admin_token_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +39,7 @@ def submit(
     budget: Budget = None, watch: Watch = False, as_json: AsJson = False,
 ) -> None:
     """Submit a run to the service, which queues and runs it."""
-    asked = _absolute(config, [*(overrides or ()), *([f"name={name}"] if name is not None else [])])
+    asked = _absolute(config, [*(overrides or ()), *([f"name={json.dumps(name, ensure_ascii=False)}"] if name is not None else [])])
     dollars = budget_dollars(budget)
     with connected(outlasts_restarts=watch) as client:
         _show(client, client.submit(asked, priority=priority, budget_dollars=dollars), watch, as_json)
@@ -112,6 +113,11 @@ def _change(override: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise ConfigError("--set", override, "must read key.sub=value, such as tokens.total=1000000")
     try:
-        return key.strip(), parse_yaml(value)
+        parsed = parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError("--set", override, "the value is not YAML; quote it") from error
+    try:
+        json.dumps(parsed, allow_nan=False)
+    except (TypeError, ValueError) as error:    # YAML has dates and infinities, the request has not
+        raise ConfigError("--set", override, "JSON has no such value; for a text, quote it: name='\"2026-10-01\"'") from error
+    return key.strip(), parsed

@@ -103,7 +103,7 @@ def policies_table(policies: Policies) -> Table:
     for name, policy in (("default", policies.default), *((name, policies.of(name)) for name in policies.owners)):
         _row(
             table, name, _resources(policy.resources), _prices(policy.prices), str(policy.highest_priority),
-            _limit(policy.queued_runs), _limit(policy.active_runs), _limit(policy.dollars_per_month, "$"),
+            _limit(policy.queued_runs), _limit(policy.active_runs), _dollars(policy.dollars_per_month),
             "any" if policy.disk_bytes is None else gigabytes(policy.disk_bytes), _kept_for(policy.retention))
     return table
 
@@ -111,9 +111,9 @@ def policies_table(policies: Policies) -> Table:
 def quota_view(quota: Quota) -> RenderableType:
     """Limits of an owner and their usage."""
     table = _table("", "used", "limit")
-    _row(table, "queued runs", f"{quota.queued_runs.used:g}", _limit(quota.queued_runs.limit))
-    _row(table, "active runs", f"{quota.active_runs.used:g}", _limit(quota.active_runs.limit))
-    _row(table, f"dollars in {quota.month}", format_dollars(quota.dollars.used), _limit(quota.dollars.limit, "$"))
+    _row(table, "queued runs", f"{quota.queued_runs.used:,.0f}", _limit(quota.queued_runs.limit))
+    _row(table, "active runs", f"{quota.active_runs.used:,.0f}", _limit(quota.active_runs.limit))
+    _row(table, f"dollars in {quota.month}", format_dollars(quota.dollars.used), _dollars(quota.dollars.limit))
     most = quota.disk_bytes.limit
     _row(table, "disk", gigabytes(quota.disk_bytes.used), "any" if most is None else gigabytes(most))
     facts = [
@@ -137,8 +137,12 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB"
 
 
-def _limit(most: float | None, unit: str = "") -> str:
-    return "any" if most is None else f"{unit}{most:,g}"
+def _limit(most: float | None) -> str:
+    return "any" if most is None else f"{most:,.0f}"
+
+
+def _dollars(most: float | None) -> str:
+    return "any" if most is None else format_dollars(most)
 
 
 def _resources(names: Sequence[str] | None) -> str:

@@ -120,6 +120,14 @@ class RunRow(Table):
             raise _unusable(error) from error
 
     @property
+    def document(self) -> dict[str, Any]:
+        """The run's configuration as plain data in the form of this version, or as it was stored if this version refuses it."""
+        try:
+            return self.settings.model_dump(mode="json")
+        except UnusableRun:
+            return self.config
+
+    @property
     def pools(self) -> Pools:
         """The pools of the run's configuration.
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import service.client
 from moedisco_ray.cli.app import app as training
 from moedisco_ray.core.config.presets import preset_text
+from service import process
 from service.cli import app
 from service.client import Client, load_address
 from service.commands import connection
@@ -219,6 +220,13 @@ def test_submit_sends_absolute_paths_and_leaves_the_output_to_the_service(fake, 
     assert fake.sent["config"]["output"] == str(tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize("name", ["123", "2026-10-01", "null", "a𐐀"])
+def test_a_name_is_text(fake, config, name):
+    ran("submit", config, "--name", name)
+    assert fake.sent["config"]["name"] == name
+    assert mistake("submit", config, "--name", f"{name} #2").startswith(f"moedisco: name: '{name} #2': ")
+
+
 def test_submit_refuses_a_mistake_before_anything_is_sent(fake, config):
     assert mistake("submit", config, "--set", "clusters.count=3").startswith("moedisco: clusters.count: 3 does not divide")
     assert not fake.requests
@@ -311,6 +319,8 @@ def test_cancel_resume_retry_delete(fake):
     assert ran("retry", "demo", "--set", "tokens.total=5", "--set", "name=b", "--budget", "3") == (
         f"{ID}  demo: queued; next: moedisco watch {ID}\n")
     assert fake.sent == {"changes": {"tokens.total": 5, "name": "b"}, "budget_dollars": 3.0}
+    for value in ("2026-10-01", "[2026-10-01]", ".inf", "!!binary aa=="):
+        assert f"--set: 'name={value}': JSON has no such value" in mistake("retry", "demo", "--set", f"name={value}")
     ran("retry", "demo", "--budget", "none")
     assert fake.sent == {"changes": {}, "budget_dollars": None}
     assert "must read key.sub=value" in mistake("retry", "demo", "--set", "tokens")
@@ -378,6 +388,10 @@ def test_quota(fake):
     for words in ("Quota of ann", "low_mem_gpu $0.35", "12", "$500", "30 days"):
         assert words in ran("quota")
     assert json.loads(ran("quota", "--json"))["month"] == "2026-11"
+    fake.answers["GET", "/v1/quota"] = QUOTA | {
+        "dollars": {"used": 1, "limit": 12_345.67}, "queued_runs": {"used": 1_234_567, "limit": 1_000_000}}
+    for words in ("$12,345.67", "1,234,567", "1,000,000"):
+        assert words in ran("quota")
 
 
 def test_change(fake):
@@ -494,6 +508,17 @@ def test_a_further_start_keeps_the_token(served):
     served.announcement.url, served.announcement.token = "http://127.0.0.1:9000", None
     assert "To sign in: http://127.0.0.1:9000, with your token\n" in ran("serve")
     assert (load_address().url, load_address().token) == ("http://127.0.0.1:9000", "mdk_first")
+
+
+def test_detaching_a_second_service_is_refused(served, tmp_path):
+    state = tmp_path / "its"
+    state.mkdir()
+    remedy = f"stop it first with `moedisco stop --state-dir {state}`"
+    with process.locked(state) as listening:
+        start = ("serve", "--detach", "--port", "0", "--state-dir", state)
+        assert mistake(*start) == f"moedisco: --state-dir: '{state}': a service already runs; {remedy}"
+        listening("http://127.0.0.1:8301")
+        assert mistake(*start) == f"moedisco: --state-dir: '{state}': a service already runs at http://127.0.0.1:8301; {remedy}"
 
 
 def test_serve_refuses_mistakes_in_one_line(served):

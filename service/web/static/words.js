@@ -24,8 +24,9 @@ export const decimal = (number, digits) =>
     ? "–"
     : number.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
-/** A duration: `8.2 s`, `3 min 05 s`, `2 h 10 min`, `3 d 4 h`. @param {number} seconds */
+/** A duration: `8.2 s`, `3 min 05 s`, `2 h 10 min`, `3 d 4 h`. @param {number | null} seconds */
 export function duration(seconds) {
+  if (seconds === null) return "unknown";
   if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
   const minutes = Math.floor(whole / 60);

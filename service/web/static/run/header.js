@@ -76,12 +76,13 @@ function pathOf(address) {
 /** Owner, times, attempts, priority and tags. */
 function Facts({ run }) {
   const now = useNow();
-  const seconds = Math.max(0, Math.floor((run.ended ?? now) - run.started));
+  const { seconds } = run.bill;     // without the time between attempts
+  const timed = run.started !== null && run.state !== "queued" && seconds !== null;
   const parts = [
     run.owner,
     html`<span title=${moment(run.created)}>created ${age(now - run.created)} ago</span>`,
     run.position !== null && `queued (#${run.position})`,
-    run.started !== null && `${run.ended === null ? "running for" : "took"} ${duration(seconds)}`,
+    timed && `${run.ended === null ? "running for" : "took"} ${duration(seconds)}`,
     run.attempt > 1 && `attempt ${run.attempt}`,
     run.priority !== 0 && `priority ${run.priority}`,
     run.parent && html`<a href=${`#/runs/${run.parent}`}>retry of an earlier run</a>`,

@@ -1,7 +1,7 @@
 /** Cost of a run compared with its plan, its budget and joint training. All numbers come from the service. */
 
 import { ask } from "../api.js";
-import { html, useState } from "../lib.js";
+import { html, useRef, useState } from "../lib.js";
 import { Question } from "../parts/question.js";
 import { Meter, Notice, Sheet } from "../parts/small.js";
 import { dollars, duration } from "../words.js";
@@ -48,7 +48,10 @@ export function Money({ run, changed }) {
 function BudgetQuestion({ run, answered }) {
   const [budget, setBudget] = useState(String(run.money.budget_dollars ?? ""));
   const [problem, setProblem] = useState(null);
+  const field = useRef(null);
   const answer = async (yes) => {
+    // The value of a number that cannot be read is "", like that of an empty field
+    if (yes && !field.current.reportValidity()) return;
     try {
       const given = budget.trim() === "" ? null : Number(budget);
       if (yes) await ask(`/v1/runs/${run.id}`, { method: "PATCH", body: { budget_dollars: given } });
@@ -64,7 +67,7 @@ function BudgetQuestion({ run, answered }) {
       <div class="field asked">
         <label for="new-budget">Budget, dollars</label>
         <input
-          id="new-budget" type="number" min="0.0001" step="any"
+          ref=${field} id="new-budget" type="number" min="0.0001" step="any"
           value=${budget} onInput=${(event) => setBudget(event.target.value)}
         />
       </div>

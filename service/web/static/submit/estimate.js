@@ -1,6 +1,7 @@
 /** Live estimate of a configuration: fit, memory, time and cost. */
 
 import { ask } from "../api.js";
+import { watchConnection } from "../connection.js";
 import { html, useEffect, useState } from "../lib.js";
 import { Meter, NumberHeads, Scroll, Sheet } from "../parts/small.js";
 import { Verdict } from "../run/money.js";
@@ -10,7 +11,7 @@ const PAUSE_MILLISECONDS = 350;
 const GIB = 2 ** 30;
 
 /**
- * The service's estimate of a configuration, requested when the user stops typing.
+ * The service's estimate of a configuration, requested when the user stops typing and when the connection is back.
  * @param {Record<string, any> | null} config @param {string} text Text of the configuration, which identifies changes.
  * @returns {{plan: any, problem: Error | null, busy: boolean}} `plan` keeps the old estimate while the next one loads.
  */
@@ -19,16 +20,19 @@ export function useEstimate(config, text) {
   useEffect(() => {
     if (config === null) return undefined;
     const ending = new AbortController();
-    const timer = setTimeout(async () => {
+    const load = async () => {
       try {
         const plan = await ask("/v1/estimates", { method: "POST", body: { config }, signal: ending.signal });
         setAnswer({ plan, problem: null, of: text });
       } catch (error) {
         if (error.name !== "AbortError") setAnswer((before) => ({ plan: before.plan, problem: error, of: text }));
       }
-    }, PAUSE_MILLISECONDS);
+    };
+    const timer = setTimeout(load, PAUSE_MILLISECONDS);
+    const unwatch = watchConnection((reached) => reached && load());
     return () => {
       clearTimeout(timer);
+      unwatch();
       ending.abort();
     };
   }, [text]);
@@ -49,7 +53,7 @@ export function Estimate({ plan, stale }) {
           ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits the pools by memory_gb; the memory of the host is unknown"}
         </p>
         <dl class="figures">
-          <div><dt>Time</dt><dd>${bill.seconds === null ? "unknown" : duration(bill.seconds)}</dd></div>
+          <div><dt>Time</dt><dd>${duration(bill.seconds)}</dd></div>
           <div><dt>Cost</dt><dd>${bill.dollars === null ? "unknown" : dollars(bill.dollars)}</dd></div>
           ${bill.baseline && html`<div><dt>Joint training</dt><dd>${dollars(bill.baseline.dollars)}</dd></div>`}
         </dl>
@@ -102,7 +106,7 @@ const StageCosts = ({ plan }) => html`
         <tr key=${stage.stage}>
           <th scope="row">${stage.stage}</th>
           <td class="soft">${stage.pool.replace("_", "-")}</td>
-          <td class="number">${stage.seconds === null ? "unknown" : duration(stage.seconds)}</td>
+          <td class="number">${duration(stage.seconds)}</td>
           <td class="number">${stage.dollars === null ? "unknown" : dollars(stage.dollars)}</td>
         </tr>`)}</tbody>
     </table>

@@ -85,17 +85,23 @@ function linesOf(text) {
 const join = (path, key) => (path ? `${path}.${key}` : key);
 
 /**
- * Changes from one configuration to another, as values by dotted path. Lists, and sections from which a setting was removed, are
- * replaced as a whole.
+ * Changes from one configuration to another, as values by dotted path. Lists, sections from which a setting was removed, and those
+ * with a dot in a key, such as tags, are replaced as a whole.
  * @param {any} before @param {any} after @returns {Record<string, any>}
+ * @throws {Error} A setting outside of all sections was removed.
  */
 export function changesBetween(before, after, path = "") {
   const changes = {};
+  for (const key of Object.keys(before).filter((each) => !(each in after))) {
+    if (!isSection(before[key])) throw new Error(`${key}: a retry needs a value; write one.`);
+    changes[key] = {};
+  }
   for (const [key, value] of Object.entries(after)) {
     const old = before[key];
     const here = join(path, key);
     if (same(old, value)) continue;
-    const sections = isSection(old) && isSection(value) && Object.keys(old).every((each) => each in value);
+    const sections = isSection(old) && isSection(value) && Object.keys(old).every((each) => each in value)
+      && !Object.keys(value).some((each) => each.includes("."));
     Object.assign(changes, sections ? changesBetween(old, value, here) : { [here]: value });
   }
   return changes;

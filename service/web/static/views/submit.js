@@ -61,9 +61,9 @@ export function RetryView({ id }) {
     const load = async () => {
       try {
         const found = await ask(`/v1/runs/${id}`);
-        // The service chooses the output directory; an output at a URI stays.
+        // The service puts the retry beside the run. Tags may have changed since the run was submitted.
         const { output, ...others } = found.config;
-        const config = String(output).includes("://") ? found.config : others;
+        const config = { ...others, tags: found.tags };
         setRun(found);
         setBefore(config);
         setText(write(config));
