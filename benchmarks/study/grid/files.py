@@ -17,6 +17,8 @@ PUBLISHED = Path(__file__).resolve().parent / "results"
 """Folder of the published results, which git keeps."""
 PIECES, TUNED, SUMMARY = "pieces.jsonl", "tuned.jsonl", "summary.json"
 
+_DECIMALS = 6
+"""Decimals of the numbers in the summary; pieces have all."""
 _IN_PARTS = frozenset({"made", "recipe"})
 """Fields whose entries are published only where they differ from the line before."""
 _LEFT_OUT = "left_out"
@@ -64,7 +66,8 @@ def publish(raw: Path, folder: Path) -> None:
     if tuned:
         write_text(folder / TUNED, "".join(f"{record.model_dump_json()}\n" for record in tuned.values()))
     fields = set(Entry.model_fields)
-    entries = [json.dumps(each.model_dump(mode="json", include=fields)) for each in summarise(list(pieces.values()))]
+    dumped = (each.model_dump_json(include=fields) for each in summarise(list(pieces.values())))
+    entries = [json.dumps(json.loads(entry, parse_float=lambda number: round(float(number), _DECIMALS))) for entry in dumped]
     write_text(folder / SUMMARY, "[\n" + ",\n".join(entries) + "\n]\n")
 
 
