@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-_SCHEME = re.compile(r"([\w+.-]*):/")
+_HUB = re.compile(r"(?:[^\w+.-])?hf")
 _OPTION = re.compile(r"([?&;](?!(?:region|anonymous|scheme)=)[^=?&;\s]+=)[^&;'\"]+")
 
 
@@ -31,8 +31,9 @@ class MoeDiscoError(Exception):
 
 def masked(text: str) -> str:
     """The text with possible credentials in a URI (user, password, option values) replaced by `***`."""
-    # In a URI of the hub, what follows `@` is a revision; it holds no credentials.
-    start, end = next((found.end(1) for found in _SCHEME.finditer(text) if found[1] != "hf"), -1), text.rfind("@")
+    start, end = text.find(":/"), text.rfind("@")
+    while start >= 0 and _HUB.fullmatch(text, max(0, start - 3), start):    # what follows `@` is a revision
+        start = text.find(":/", start + 1)
     if 0 <= start < end:
         scheme = start + (3 if text.startswith("://", start) else 2)
         text = f"{text[:scheme]}***{text[end:]}"

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import time
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from moedisco_ray.core.config import check_config, load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.config.yaml_text import parse_yaml
-from moedisco_ray.core.errors import ConfigError, UserError
+from moedisco_ray.core.errors import ConfigError, UserError, masked
 
 PYDANTIC = re.compile(r"[Ii]nput should|valid (integer|number|string|boolean|tuple|dictionary|list)|unable to parse|instance of|"
                       r"Value error|is not valid here|ctx|pydantic|Traceback")
@@ -120,3 +121,19 @@ def test_every_missing_file_is_told(tmp_path):
         check_config(raw)
     assert [mistake.field for mistake in (caught.value, *caught.value.others)] == [
         "corpus.sources.0.path", "corpus.sources.1.path", "corpus.sources", "tokenizer.path"]
+
+
+def test_thousands_of_mistakes_are_told_in_bounded_time():
+    raw = parse_yaml(preset_text("demo")) | {f"setting{i}": i for i in range(8000)}
+    started = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        check_config(raw)
+    assert time.process_time() - started < 2
+    assert len(caught.value.others) == 19
+
+
+def test_credentials_are_found_in_bounded_time():
+    started = time.process_time()
+    for text in ("a" * 1_000_000, "a:/" * 300_000, "hf:/" * 250_000 + "@"):
+        masked(text)
+    assert time.process_time() - started < 2

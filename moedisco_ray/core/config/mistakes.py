@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,23 +16,25 @@ from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
 
 _INITS = tuple(init.__name__ for init in LocalInit.__subclasses__())
+_MOST_GROUPED, _MOST_SHOWN = 200, 20
+"""Most mistakes to look at and to show, so that the time of an answer is bounded."""
 _UNION_TAGS = frozenset({"Architecture", "int", "constrained-int", "literal['random']", "literal['auto']"})
 
 
 def first_mistake(found: Sequence[Mapping[str, Any]]) -> ConfigError:
-    """The mistake to show to a user first, as field, value and remedy; `others` has those of other settings.
+    """The mistake to show to a user first, as field, value and remedy; `others` has those of up to 20 other settings.
 
     Args:
         found: `ValidationError.errors()`, at least one.
     """
     first = _meant(found)
     settings: list[list[Mapping[str, Any]]] = []
-    for each in found:
+    for each in found[:_MOST_GROUPED]:
         # The members of a union report mistakes at one setting, and at what is in it.
         same = next((group for group in settings if _is_within(_setting(each), _setting(group[0]))), None)
         settings.append([each]) if same is None else same.append(each)
     shown = _shown(first)
-    shown.others = tuple(_shown(_meant(group)) for group in settings if first not in group)
+    shown.others = tuple(_shown(_meant(group)) for group in settings[:_MOST_SHOWN] if first not in group)
     return shown
 
 
@@ -90,8 +93,13 @@ def _init_in(part: object) -> str | None:
     return next((name for name in _INITS if name in str(part)), None)
 
 
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return RunConfig.model_json_schema()
+
+
 def _known_keys(path: list[str]) -> list[str]:
-    schema: dict[str, Any] = RunConfig.model_json_schema()
+    schema = _schema()
     nodes: list[dict[str, Any]] = [schema]
     for part in path:
         found = [node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {}) for node in nodes]
