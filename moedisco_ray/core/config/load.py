@@ -92,12 +92,14 @@ def check_evaluation(evaluation: Evaluation) -> None:
 
 
 def _file_mistakes(config: RunConfig) -> Iterator[UserError]:
-    for place in places(config):
-        if names_a_run(place.value):
-            yield ConfigError(
-                place.field, words(place.value),
-                "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by name; "
-                "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
+    named = [place for place in places(config) if names_a_run(place.value)]
+    for place in named:
+        yield ConfigError(
+            place.field, words(place.value),
+            "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by name; "
+            "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
+    if named:   # the checks below would open them
+        return
     yield from _source_mistakes("corpus.sources", config.corpus.sources)
     yield from _evaluation_mistakes(config.evaluation)
     if config.tokenizer.directory is not None and not os.path.isdir(config.tokenizer.directory):  # noqa: PTH112 - see `_source_mistakes`
