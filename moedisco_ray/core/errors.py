@@ -21,7 +21,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-_HUB = re.compile(r"(?:[^\w+.-])?hf")
+_HUB_SCHEME = re.compile(r"(?:[^\w+.-])?hf")
+_WITHOUT_PASSWORD = re.compile(r":/+[^:@\s]*(?:[@\s]|$)")
 _OPTION = re.compile(r"([?&;](?!(?:region|anonymous|scheme)=)[^=?&;\s]+=)[^&;'\"]+")
 
 
@@ -32,7 +33,8 @@ class MoeDiscoError(Exception):
 def masked(text: str) -> str:
     """The text with possible credentials in a URI (user, password, option values) replaced by `***`."""
     start, end = text.find(":/"), text.rfind("@")
-    while start >= 0 and _HUB.fullmatch(text, max(0, start - 3), start):    # what follows `@` is a revision
+    # In a URI of the hub, what follows `@` is a revision.
+    while start >= 0 and _HUB_SCHEME.fullmatch(text, max(0, start - 3), start) and _WITHOUT_PASSWORD.match(text, start):
         start = text.find(":/", start + 1)
     if 0 <= start < end:
         scheme = start + (3 if text.startswith("://", start) else 2)

@@ -126,7 +126,8 @@ def skeleton(config: Mapping[str, Any] | PretrainedConfig) -> PreTrainedModel:
     found = config if isinstance(config, PretrainedConfig) else from_values(config)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(found)
-    correction = DECLARATIONS[model.config.model_type].router.correction if model.config.model_type in DECLARATIONS else None
+    family = DECLARATIONS.get(model.config.model_type)
+    correction = None if family is None else family.router.correction
     if correction is not None:      # transformers 5.21 makes it in the dtype of the weights, in which it selects other experts
         for name, tensor in (*model.named_buffers(), *model.named_parameters()):
             if name.endswith(f".{correction}"):

@@ -126,13 +126,14 @@ def test_plan_as_table_and_as_json(demo):
     assert plan["stages"][0]["cost"]["tokens"] == 160_000 // 1024 * 1024
 
 
-@pytest.mark.parametrize(("gpus", "preset"), [(0, "demo"), (2, "default")])
+@pytest.mark.parametrize(("gpus", "preset"), [(0, "demo"), (1, "default"), (2, "default")])
 def test_init_without_a_preset_writes_what_this_machine_can_run(tmp_path, monkeypatch, gpus, preset):
     monkeypatch.setattr("moedisco_ray.cli.app.local_gpus", lambda: gpus)
     path = tmp_path / "my.yaml"
     said = invoke("init", path).stdout
     assert path.read_text() == preset_text(preset)
     assert ("no GPU found here" in said) == (preset == "demo")
+    assert ("set pools.high_memory.workers to 1" in said) == (gpus == 1)
     assert f"(preset {preset})" in said
 
 

@@ -19,7 +19,7 @@ from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.families import DECLARATIONS, PARTS
 from moedisco_ray.core.run_record import RunReport
-from moedisco_ray.models import ModelMap, Role, hf_config, open_checkpoint, save_model, write_config
+from moedisco_ray.models import ModelMap, Role, hf_config, open_checkpoint, save_model, skeleton, write_config
 from moedisco_ray.models.shard_file import ShardFile
 from moedisco_ray.models.streamed import streamed_model
 from moedisco_ray.stages.export import directory as export_directory
@@ -361,6 +361,16 @@ def test_weights_are_written_in_the_dtype_that_is_asked_for(exported, tokenizer_
     export(root / "trained" / "olmoe", tokenizer_dir, tmp_path / "model", REPORT, dtype=dtype)
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {stored}  # noqa: SIM118 - no mapping
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if DECLARATIONS[name].router.correction])
+def test_a_skeleton_in_bf16_has_its_corrections_in_fp32(family):
+    model = skeleton(tiny_model(family, torch.bfloat16).config)
+    assert model.dtype == torch.bfloat16
+    tensors = dict([*model.named_buffers(), *model.named_parameters()])
+    found = [tensor.dtype for name, tensor in tensors.items() if name.endswith(DECLARATIONS[family].router.correction)]
+    assert found
+    assert set(found) == {torch.float32}
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if DECLARATIONS[name].router.correction])

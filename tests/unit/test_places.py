@@ -116,3 +116,5 @@ def test_a_place_has_a_bounded_length() -> None:
 def test_a_revision_at_the_hub_is_shown() -> None:
     assert masked("hf://datasets/ORG/NAME@v1/x.csv") == "hf://datasets/ORG/NAME@v1/x.csv"
     assert masked("hf://ORG/NAME@main or s3://user:word@bucket/x") == "hf://ORG/NAME@main or s3://***@bucket/x"
+    assert masked("hf://ORG/NAME or s3://user:word@bucket/x") == "hf://ORG/NAME or s3://***@bucket/x"
+    assert masked("hf://user:word@ORG/NAME") == "hf://***@ORG/NAME"

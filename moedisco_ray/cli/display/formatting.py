@@ -55,7 +55,7 @@ class PlainTable(Table):
             for column in self.columns[1:]:
                 cells = [str(cell) for cell in column.cells]
                 if not any(" " in cell for cell in cells):
-                    column.width = max(_LEAST_WIDTH, *map(cell_len, cells), 0)
+                    column.width = max([_LEAST_WIDTH, *map(cell_len, cells)])
         yield from super().__rich_console__(console, options)
 
 
