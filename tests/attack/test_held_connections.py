@@ -24,8 +24,6 @@ STREAMS_OF_A_TOKEN = 100
 LOG_BYTES = 100_000
 LONGEST_ANSWER = 1.0
 """Seconds from a request to its answer."""
-QUIET = os.getloadavg()[0] < (os.cpu_count() or 1)
-"""Where others use the machine, a clock on the wall measures them: there it is the time that the service computed meanwhile."""
 
 
 class Target:
@@ -82,12 +80,12 @@ class Target:
         found, over, logged = [], threading.Event(), self.log.stat().st_size
 
         def once():
-            began = self.clock()
+            wall, computed = time.monotonic(), self.computed()
             try:
                 status = self.ask("GET", "/v1/identity")[0]
             except OSError as error:
                 status = repr(error)
-            found.append((status, self.clock() - began))
+            found.append((status, time.monotonic() - wall, self.computed() - computed))
 
         def keep_asking():
             while not over.wait(0.05):
@@ -102,21 +100,25 @@ class Target:
             other.join()
         once()
         assert len(found) > 1
-        assert {status for status, _ in found} == {200}
-        assert max(seconds for _, seconds in found) < LONGEST_ANSWER
+        statuses, walls, computed_meanwhile = zip(*found, strict=True)
+        assert set(statuses) == {200}
+        # Where others use the machine, a clock on the wall measures them too.
+        busy = os.getloadavg()[0] > (os.cpu_count() or 1)
+        assert max(computed_meanwhile if busy else walls) < LONGEST_ANSWER
         assert self.log.stat().st_size - logged < LOG_BYTES
 
-    def clock(self):
-        """Seconds on the wall, or of the service's own computing."""
+    def computed(self):
+        """Seconds of processor time that the service has used."""
         spent = psutil.Process(self.process.pid).cpu_times()
-        return time.monotonic() if QUIET else spent.user + spent.system
+        return spent.user + spent.system
 
     def close(self):
         self.process.send_signal(signal.SIGINT)
         self.process.wait(60)
 
 
-@pytest.fixture(scope="module", params=[None, 512], ids=["all descriptors", "512 descriptors"])
+@pytest.fixture(scope="module", params=[
+    pytest.param(512, id="512 descriptors"), pytest.param(None, id="all descriptors", marks=pytest.mark.slow)])
 def target(request, tmp_path_factory):
     raise_descriptor_limit()
     home = tmp_path_factory.mktemp("held")

@@ -7,17 +7,14 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from small_run import small_config
+from small_run import undisturbed_run
 
-from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run in one plain process, which other ways of running it are held against. To be read, not written."""
-    return pipeline.run(small_config(tmp_path_factory.mktemp("undisturbed")), backend=LocalBackend())
+def undisturbed() -> Path:
+    return undisturbed_run()
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,18 @@ def _built(corpus: _Corpus) -> _Built:
     return _Built(directory, summary, events)
 
 
+def undisturbed_run() -> Path:
+    """The small run in one plain process, made once, which other ways of running it are held against. To be read, not written."""
+    return small_config(Path(_undisturbed().name)).directory
+
+
+@functools.cache
+def _undisturbed() -> tempfile.TemporaryDirectory[str]:
+    output = tempfile.TemporaryDirectory()
+    pipeline.run(small_config(Path(output.name)), backend=LocalBackend())
+    return output
+
+
 def begin_at(stage: str, config: RunConfig, done: Path) -> None:
     """Put what another run made before a stage into this one's directory."""
     pipeline.claim(config, redo=False)

@@ -37,8 +37,8 @@ class Killer:
             self.killed = True
 
 
-@pytest.mark.parametrize(("stage", "unit"), [
-    ("finetune", "finetune"), pytest.param("submodels", "submodel-1", marks=pytest.mark.chaos)])
+@pytest.mark.chaos  # the service's end-to-end test kills a driver with its workers in every run of the suite
+@pytest.mark.parametrize(("stage", "unit"), [("finetune", "finetune"), ("submodels", "submodel-1")])
 def test_a_killed_worker_goes_on_from_its_checkpoint(
     ray_cluster: None, undisturbed: Path, tmp_path: Path, stage: str, unit: str,
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     same_outcome(directory, undisturbed)
 
 
-@pytest.mark.chaos  # the service's end-to-end test kills a driver in every run of the suite
+@pytest.mark.chaos
 def test_a_killed_pipeline_goes_on_where_it_was(undisturbed: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path)
     path = tmp_path / "config.yaml"
@@ -78,6 +78,7 @@ def test_a_killed_pipeline_goes_on_where_it_was(undisturbed: Path, tmp_path: Pat
     same_outcome(config.directory, undisturbed)
 
 
+@pytest.mark.slow   # it starts Ray twice; the tests of stopping do the same in one process
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path, checkpoint={"every": 100_000})
     begin_at("finetune", config, undisturbed)

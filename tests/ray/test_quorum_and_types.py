@@ -58,7 +58,7 @@ class HeldUp:
 def held_up(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> HeldUp:
     """A run of three sub-models on two slots that needs two of them; the one that started first hangs."""
     config = small_config(
-        tmp_path_factory.mktemp("held_up"), model={"family": "qwen3_moe", "config": SIZES},
+        tmp_path_factory.mktemp("held_up"), tokens={"total": 200_000}, model={"family": "qwen3_moe", "config": SIZES},
         clusters={"count": 3, "vectors": "tfidf_svd", "dimensions": 16, "restarts": 2},
         submodels={"optimizer": {"batch_tokens": 1024, "lr": 2e-3}, "quorum": 2},
         pools={"low_memory": {"max_workers": 3}, "high_memory": {"workers": 1}})

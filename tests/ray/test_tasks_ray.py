@@ -36,7 +36,7 @@ class Occupant:
         """Answers once it lives."""
 
 
-@pytest.fixture(params=[HighMemoryPool, LowMemoryPool], ids=["high_memory", "low_memory"])
+@pytest.fixture(params=[HighMemoryPool, pytest.param(LowMemoryPool, marks=pytest.mark.slow)], ids=["high_memory", "low_memory"])
 def pool(request: pytest.FixtureRequest) -> Pool:
     """A pool on whose seats the functions run."""
     made: Pool = request.param()

@@ -79,14 +79,15 @@ def sent(api, case, seen, real=None):
     seen[operation].add(answer.status_code)
 
 
-def test_every_operation_answers_as_documented_with_a_finished_run_present(api, document, real):
+@pytest.mark.parametrize("requests", [6, pytest.param(30, marks=pytest.mark.slow)])
+def test_every_operation_answers_as_documented_with_a_finished_run_present(api, document, real, requests):
     seen = collections.defaultdict(set)
     for found in document.get_all_operations():
         operation = found.ok()
         right, wrong = (operation.as_strategy(generation_mode=mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE))
 
         @seed(1)
-        @settings(max_examples=15, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], database=None)
+        @settings(max_examples=requests, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], database=None)
         @given(right | wrong, st.booleans())
         def ask(case, named):
             sent(api, case, seen, real if named else None)

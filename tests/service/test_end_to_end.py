@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 from real_service import RealService, real_service
-from small_run import same_outcome, small_config
+from small_run import same_outcome, small_config, undisturbed_run
 from watched_run import Watcher
 
 from moedisco_ray.core.events import Event
-from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 from service.client import Client
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.local import LocalRay
@@ -30,7 +28,6 @@ def service(tmp_path: Path) -> Iterator[RealService]:
 
 
 def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path) -> None:
-    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed"), backend=LocalBackend())
     with service.client() as client:
         run = client.submit(small_config(tmp_path / "ignored").model_copy(update={"output": Path("runs")}))
         watcher = Watcher(client, run.id)
@@ -44,7 +41,7 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
         assert finished.state == "succeeded", (finished.reason, service.output.read_text())
         assert finished.attempt == 2
         assert [position for position, _ in seen] == list(range(finished.events))
-        same_outcome(next((service.home / "runs").glob(f"{run.id}/small")), undisturbed)
+        same_outcome(next((service.home / "runs").glob(f"{run.id}/small")), undisturbed_run())
         check_story(client, run.id, [event for _, event in seen])
         check_dashboard(service, run.id)
         model = client.download(run.id, tmp_path / "model")

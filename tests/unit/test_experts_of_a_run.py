@@ -94,8 +94,9 @@ def changes(before: Mapping[str, float], output: Path) -> dict[str, float]:
 
 @pytest.mark.ecosystem("Use: models of four sizes out of one run in transformers", "transformers")
 @pytest.mark.parametrize(("name", "arguments", "size", "most_worse"), [
-    ("all experts", ["0-3"], (4, 2), 0.0), ("half of them", ["0,2"], (2, 2), 0.03), ("one dense expert", ["0"], (1, 1), 0.06),
-    ("top-1", ["0-3", "--top-k", "1"], (4, 1), MOST_WORSE),
+    ("half of them", ["0,2"], (2, 2), 0.03), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+        ("all experts", ["0-3"], (4, 2), 0.0), ("one dense expert", ["0"], (1, 1), 0.06),
+        ("top-1", ["0-3", "--top-k", "1"], (4, 1), MOST_WORSE))),
 ])
 def test_models_of_other_sizes_come_out_of_one_run(
     name: str, arguments: list[str], size: tuple[int, int], most_worse: float, home: Path, before: dict[str, float], tmp_path: Path,

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = """
 import dataclasses
@@ -42,16 +44,15 @@ assert ModelMap(config.model.family_name).family.gguf is None
 PROOFS = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_families.py", "-k", "lab_moe", "-m", "not slow"]
 
 
-def test_an_installed_package_adds_a_family_and_can_run_the_proofs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arguments", "line"), [(["-c", KNOWN], ""), pytest.param(PROOFS, " passed", marks=pytest.mark.slow)])
+def test_an_installed_package_adds_a_family_and_can_run_the_proofs(arguments: list[str], line: str, tmp_path: Path) -> None:
     (tmp_path / "lab_family.py").write_text(MODULE)
     installed = tmp_path / "lab_family-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-family\nVersion: 1.0\n")
     (installed / "entry_points.txt").write_text(ENTRY_POINTS)
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    for arguments, line in ((["-c", KNOWN], ""), (PROOFS, " passed")):
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=False, capture_output=True,
-            text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert line in done.stdout
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert line in done.stdout

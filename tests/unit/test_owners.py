@@ -172,6 +172,7 @@ def test_an_owners_cluster_is_its_own_and_gets_its_part_of_the_tokens(config: Ru
     assert sum(tokens[2:]) / sum(tokens) == pytest.approx(owned / (owned + report.corpus.tokens), abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_gives_the_same_bits(config: RunConfig, finished: Path, tmp_path: Path) -> None:
     again = config.model_copy(update={"output": tmp_path / "runs", "pools": config.pools.model_copy(update={"owners": {
         name: owner.model_copy(update={"storage": str(tmp_path / name)}) for name, owner in config.pools.owners.items()}})})
