@@ -37,8 +37,8 @@ class Killer:
             self.killed = True
 
 
-@pytest.mark.chaos  # the service's end-to-end test kills a driver with its workers in every run of the suite
-@pytest.mark.parametrize(("stage", "unit"), [("finetune", "finetune"), ("submodels", "submodel-1")])
+@pytest.mark.parametrize(("stage", "unit"), [
+    ("finetune", "finetune"), pytest.param("submodels", "submodel-1", marks=pytest.mark.chaos)])
 def test_a_killed_worker_goes_on_from_its_checkpoint(
     ray_cluster: None, undisturbed: Path, tmp_path: Path, stage: str, unit: str,
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     same_outcome(directory, undisturbed)
 
 
-@pytest.mark.chaos
+@pytest.mark.chaos  # the service's end-to-end test kills a driver in every run of the suite
 def test_a_killed_pipeline_goes_on_where_it_was(undisturbed: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path)
     path = tmp_path / "config.yaml"

@@ -79,7 +79,7 @@ def sent(api, case, seen, real=None):
     seen[operation].add(answer.status_code)
 
 
-@pytest.mark.parametrize("requests", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [15, pytest.param(30, marks=pytest.mark.slow)])
 def test_every_operation_answers_as_documented_with_a_finished_run_present(api, document, real, requests):
     seen = collections.defaultdict(set)
     for found in document.get_all_operations():
