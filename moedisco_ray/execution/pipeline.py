@@ -189,7 +189,7 @@ def _complete(
         if backend is not None:
             make_all(digests, backend=backend)
         else:
-            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config) as messages:
+            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config, log) as messages:
                 for message in messages:
                     log(Event("warning", data={"message": message}))
                 log.listen(Gauges(config))
