@@ -20,6 +20,7 @@ from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import (
     Draft,
+    Manifest,
     commit,
     disk_full,
     is_done,
@@ -40,6 +41,7 @@ from moedisco_ray.core.heartbeat import heartbeats
 from moedisco_ray.core.lease import leased
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
@@ -167,8 +169,12 @@ def is_finished(config: RunConfig) -> bool:
 
 
 def _is_made(store: RunStore, digests: dict[str, str]) -> bool:
-    found = {stage.name: parse_manifest(store.read(f"{stage.directory}/manifest.json") or b"") for stage in STAGES}
+    found = {stage.name: _manifest(stage, store) for stage in STAGES}
     return all(manifest is not None and manifest.fingerprint == digests[name] for name, manifest in found.items())
+
+
+def _manifest(stage: Stage, store: RunStore) -> Manifest | None:
+    return parse_manifest(store.read(f"{stage.directory}/{MANIFEST}"), stage.directory, str(store.location))
 
 
 def _complete(
@@ -348,7 +354,7 @@ def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
         context.emit(Event("stage_skipped", stage.name))
         return
     context.emit(Event("stage_started", stage.name))
-    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check)) as draft:
+    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check), stage.name) as draft:
         RUN[stage.name](context, draft)
     check()
     # Trainers' checkpoints are kept until the artifact made from them is committed.
