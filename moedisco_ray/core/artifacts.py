@@ -37,7 +37,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.errors import DiskFullError
 
 _PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-learn", "tokenizers")
 
@@ -138,7 +138,7 @@ def commit(directory: Path, fingerprint: str, store: Committing = OnDisk()) -> I
     After an error the draft is deleted, and the old directory stays.
 
     Raises:
-        RunDirError: The disk is full.
+        DiskFullError: The disk is full.
         StorageError: The run's URI does not respond.
     """
     draft = Draft(store.draft(directory))
@@ -156,10 +156,10 @@ def commit(directory: Path, fingerprint: str, store: Committing = OnDisk()) -> I
 
 @contextlib.contextmanager
 def reporting_full_disk(path: Path) -> Iterator[None]:
-    """Turn the operating system's error for a full disk into a `RunDirError`.
+    """Turn the operating system's error for a full disk into a `DiskFullError`.
 
     Raises:
-        RunDirError: The block ran out of space.
+        DiskFullError: The block ran out of space.
     """
     try:
         yield
@@ -169,9 +169,9 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
         raise
 
 
-def disk_full(path: Path) -> RunDirError:
+def disk_full(path: Path) -> DiskFullError:
     """The error for a full file system."""
-    return RunDirError("output", str(path), "the disk is full; free some space and run the same command again: it resumes")
+    return DiskFullError("output", str(path), "the disk is full; free some space and run the command again")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -39,7 +39,7 @@ EventType = Literal[
     "warning",          # message
     "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`)
     "run_failed",       # message
-    "run_stopped",      # reason; the same command resumes from a checkpoint
+    "run_stopped",      # reason
     "state",            # state, reason, attempt: added by the control service to the stream that it serves
 ]
 

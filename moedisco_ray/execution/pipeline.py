@@ -106,7 +106,7 @@ def run(
 
     Raises:
         UserError: A mistake that the user can correct; no partial output is left.
-        RunError: The run failed; the same call continues from the last checkpoint.
+        RunError: The run failed; the same call continues from what is stored.
         RunStopped: The run was asked to end.
     """
     given = with_cluster_count(settled(config))

@@ -71,7 +71,7 @@ def test_a_mapping_is_read_exactly_if_its_keys_differ(keys):
     if len(set(keys)) == len(keys):
         assert parse_yaml(text) == yaml.safe_load(text)
     else:
-        with pytest.raises(YamlError, match="has the key .* in line .* and again in line"):
+        with pytest.raises(YamlError, match=r"has the key .* in line .* and again in line"):
             parse_yaml(text)
 
 
