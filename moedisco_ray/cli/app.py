@@ -28,6 +28,7 @@ from moedisco_ray.cli.arguments import (
     StopPath,
 )
 from moedisco_ray.cli.console import output_console
+from moedisco_ray.cli.continuing import Continuation
 from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view, report_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
@@ -56,16 +57,16 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             for mistake in (error, *error.others):
-                _complain(str(mistake))
+                _complain(_with_notes(str(mistake), mistake))
             raise typer.Exit(_USER_ERROR) from error
         except RunStopped as error:
-            _complain(str(error))
+            _complain(_with_notes(str(error), error))
             raise typer.Exit(_STOPPED) from error
         except MoeDiscoError as error:
             _complain(" ".join(str(error).split()))
             raise typer.Exit(_RUN_ERROR) from error
         except KeyboardInterrupt as error:
-            _complain("interrupted; the same command continues from the last checkpoint")
+            _complain(_with_notes("interrupted", error))
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -108,8 +109,11 @@ def run(
         views: list[View] = [listener_for(console, as_json, checked, planned), *trackers(checked)]
         if report_to is not None:
             views.append(_reporter(report_to, checked, stop))
+        continuation = Continuation(redo, stop)
+        views.append(continuation)
         for view in views:
             stack.callback(view.close)
+        stack.enter_context(continuation.noted())
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
         directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id)
@@ -236,6 +240,10 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     from moedisco_ray.cli.reporter import Reporter
 
     return Reporter(url, token, config.directory / "events.jsonl", stop)
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _complain(line: str) -> None:

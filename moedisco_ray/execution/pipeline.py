@@ -42,6 +42,7 @@ from moedisco_ray.core.lease import leased
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
@@ -108,7 +109,7 @@ def run(
 
     Raises:
         UserError: A mistake that the user can correct; no partial output is left.
-        RunError: The run failed; the same call continues from the last checkpoint.
+        RunError: The run failed; the same call continues from what is stored.
         RunStopped: The run was asked to end.
     """
     given = with_cluster_count(settled(config))
@@ -123,7 +124,7 @@ def run(
         claim(config, redo)     # checks again: another process may have worked on the run until now
         store.publish(directory / "config.json")
         stack.enter_context(LiveFiles(store, (_EVENTS, "ray.log"), check))
-        log = EventLog(directory / _EVENTS, listeners)
+        log = EventLog(directory / _EVENTS, listeners, PriceTag(config.pools))
         try:
             with reporting_full_disk(directory):
                 _complete(
@@ -198,7 +199,7 @@ def _complete(
             with reporting_full_disk_of_a_task(directory), session.ray_cluster(config, log) as messages:
                 for message in messages:
                     log(Event("warning", data={"message": message}))
-                log.listen(Gauges(config))
+                log.listen(Gauges(config, EventLog.read(directory / _EVENTS)))
                 with RayBackend(config) as ray_backend, reporting_idle_slots(config, log, ray_backend.idle_seats):
                     make_all(digests, backend=ray_backend)
     else:
