@@ -229,7 +229,7 @@ def plot(run_dir: RunDir) -> None:
         print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
-for command in (models.export, models.push, models.chat, models.endpoint, models.evaluate, models.merge, models.experts):
+for command in (models.export, models.push, models.chat, models.evaluate, models.merge, models.experts):
     app.command()(command)
 
 
