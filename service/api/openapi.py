@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from service.api.problems import MEDIA_TYPE
-from service.schemas import Problem, Report
+from service.schemas import EstimateRequest, Problem, Report, RetryRequest, RunRequest
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -35,7 +35,7 @@ _MEANINGS = {
     500: "An error in the service.",
     503: "The database or Ray does not answer, or the service is overloaded.",
 }
-_REFERRED = (Problem, Report)
+_REFERRED = (EstimateRequest, Problem, Report, RetryRequest, RunRequest)
 """Schemas that routes refer to only by name, so that FastAPI does not find them."""
 _ALWAYS = (401, 403, 422, 429, 500, 503)
 _WITH_BODY = (400, 413)
@@ -48,6 +48,12 @@ def problems(*statuses: int, body: bool = False) -> Responses:
     """
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
+
+
+def body_of(schema: str, *, required: bool = True) -> dict[str, Any]:
+    """Documentation of a JSON body that the route itself parses."""
+    return {"requestBody": {
+        "required": required, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}}
 
 
 def content(media_type: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import Header, Path, Query
 from pydantic import BeforeValidator
 
-from service.api.bodies import LARGEST
 from service.domain.run_paths import ULID_PATTERN
+from service.schemas.mistakes import LARGEST
 
 
 def _truth(value: object) -> object:

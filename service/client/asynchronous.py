@@ -26,6 +26,9 @@ from service.domain.states import TERMINAL, RunState
 
 T = TypeVar("T")
 
+_PLANNING_SECONDS = 60.0
+"""Maximum time for the answer to an estimate, in seconds: it may wait for an earlier one, and each may take 20 s."""
+
 Configuration = RunConfig | Mapping[str, Any]
 """Configuration of a run: a validated `RunConfig`, or a mapping that the service validates."""
 
@@ -33,7 +36,8 @@ Configuration = RunConfig | Mapping[str, Any]
 class AsyncClient:
     """The service's API as coroutines. Each raises `ServiceProblem` or `ServiceAway` when it fails.
 
-    GET requests and requests with an idempotency key are repeated while the service restarts or is overloaded; others are not.
+    GET requests, estimates and requests with an idempotency key are repeated while the service restarts or is overloaded; others are
+    not.
     stamina logs each repetition; `stamina.instrumentation` changes that.
 
     Args:
@@ -202,8 +206,13 @@ class AsyncClient:
         return await downloading.download(self._connection, run_id, _run_path(run_id), directory, progress)
 
     async def estimate(self, config: Configuration) -> schemas.Estimate:
-        """Resources that a run needs, and its cost at the operator's prices."""
-        return await self._post(schemas.Estimate, "/v1/estimates", json_body(config=_plain(config)))
+        """Resources that a run needs, and its cost at the operator's prices.
+
+        The service computes one estimate of an owner at a time. One that a newer one displaces is asked for again.
+        """
+        body = json_body(config=_plain(config))
+        return await self._connection.ask(
+            schemas.Estimate, Request("POST", "/v1/estimates", body=body, silence=_PLANNING_SECONDS, changes_nothing=True))
 
     async def pools(self) -> schemas.PoolList:
         """The pools and their nodes."""

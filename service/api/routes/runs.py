@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from service import run_homes
 from service.api.answers import owner_filter, run_answers, run_detail
-from service.api.bodies import StrictRoute
+from service.api.bodies import RawBody, StrictRoute
 from service.api.context import InContext, ServiceContext
-from service.api.openapi import Responses, links, problems
+from service.api.openapi import Responses, body_of, links, problems
 from service.api.parameters import Cursor, Flag, IdempotencyKey, Limit, RunId
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
-from service.api.submission import NewRun, digest, new_run, note, policy_of, retried_run, submit
+from service.api.submission import note, policy_of, submit
 from service.database import policies, quotas, runs, tables
 from service.domain.jobs import submission_id
 from service.domain.outcome import STOP_REASONS, Stop
-from service.domain.policies import Policy
 from service.domain.quotas import check_priority, check_queue
 from service.domain.run_paths import RunPaths, home_of
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
 from service.observability import logger
-from service.schemas import CancelRequest, RetryRequest, RunChange, RunDetail, RunPage, RunRequest
+from service.schemas import CancelRequest, RunChange, RunDetail, RunPage
 
 _log = logger(__name__)
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute, dependencies=SIGNED_IN)
@@ -41,15 +39,14 @@ _MADE: Responses = {201: {
 _TagFilter = Annotated[str, Query(max_length=321, pattern=r"^[^:]{1,64}:.*$")]
 
 
-@router.post("", status_code=201, responses=_MADE | problems(409, body=True))
-def submit_run(
-    body: RunRequest, request: Request, response: Response, caller: Submitter, context: InContext,
+@router.post("", status_code=201, responses=_MADE | problems(409, body=True), openapi_extra=body_of("RunRequest"))
+async def submit_run(
+    body: RawBody, request: Request, response: Response, caller: Submitter, context: InContext,
     idempotency_key: IdempotencyKey = None,
 ) -> RunDetail:
     """Queue a run. With an Idempotency-Key the request can be repeated and returns the same run."""
-    asked = digest("submit", body.model_dump_json())
-    make = partial(new_run, context, caller, body)
-    return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
+    row, new = await submit(context, caller, body, key=idempotency_key)
+    return await _made(context, caller, row, new=new, request=request, response=response)
 
 
 @router.get("", responses=problems())
@@ -176,27 +173,28 @@ def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetai
     return answer
 
 
-@router.post("/{run_id}/retry", status_code=201, responses=_MADE | problems(404, 409, body=True))
-def retry_run(
-    run_id: RunId, request: Request, response: Response, caller: Submitter, context: InContext,
-    body: RetryRequest | None = None, idempotency_key: IdempotencyKey = None,
+@router.post(
+    "/{run_id}/retry", status_code=201, responses=_MADE | problems(404, 409, body=True),
+    openapi_extra=body_of("RetryRequest", required=False))
+async def retry_run(
+    run_id: RunId, body: RawBody, request: Request, response: Response, caller: Submitter, context: InContext,
+    idempotency_key: IdempotencyKey = None,
 ) -> RunDetail:
     """Queue a new run with the configuration of an existing one and the requested changes."""
-    body = body or RetryRequest()
-    # An omitted budget is another request than null.
-    asked = digest("retry", run_id, body.model_dump_json(exclude_unset=True))
-    make = partial(retried_run, context, caller, run_id, body)
-    return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
+    row, new = await submit(context, caller, body, retry_of=run_id, key=idempotency_key)
+    return await _made(context, caller, row, new=new, request=request, response=response)
 
 
-def _made(
-    context: ServiceContext, caller: Caller, make: Callable[[Policy], NewRun], *, key: str | None, asked: bytes, request: Request,
-    response: Response,
+async def _made(
+    context: ServiceContext, caller: Caller, row: tables.RunRow, *, new: bool, request: Request, response: Response,
 ) -> RunDetail:
-    row, new = submit(context, caller, make, key=key, body_hash=asked)
     response.headers["Location"] = str(request.app.url_path_for("get_run", run_id=row.id))
     if not new:
         response.headers["Idempotency-Replayed"] = "true"
+    return await run_in_threadpool(_detail, context, caller, row)
+
+
+def _detail(context: ServiceContext, caller: Caller, row: tables.RunRow) -> RunDetail:
     with context.database.read() as session:
         return run_detail(context, caller, session, row)
 
