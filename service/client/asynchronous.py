@@ -36,8 +36,8 @@ Configuration = RunConfig | Mapping[str, Any]
 class AsyncClient:
     """The service's API as coroutines. Each raises `ServiceProblem` or `ServiceAway` when it fails.
 
-    GET requests, estimates and requests with an idempotency key are repeated while the service restarts or is overloaded; others are
-    not.
+    GET requests, estimates and requests with an idempotency key are repeated while the service restarts or is overloaded; others
+    are not.
     stamina logs each repetition; `stamina.instrumentation` changes that.
 
     Args:
