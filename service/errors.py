@@ -120,6 +120,14 @@ class KeyReused(Conflict):
     slug = "key-reused"
 
 
+class PreconditionFailed(ServiceError):
+    """The run has another version than the request is about."""
+
+    status = 412
+    title = "Another version"
+    slug = "precondition-failed"
+
+
 class TooLarge(ServiceError):
     """The body of the request is larger than allowed."""
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from service.api.bodies import BodyLimit
@@ -19,6 +19,7 @@ from service.api.envelope import Envelope
 from service.api.limits import RateLimiter, StreamSlots, capacity, descriptor_limit
 from service.api.live_reports import LiveReports
 from service.api.openapi import document, operation_id
+from service.api.parameters import check_query
 from service.api.problems import handle_problems
 from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching, webhooks
 from service.api.security import check_known
@@ -36,7 +37,7 @@ from service.web import STATIC
 
 ROUTERS = (
     runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sign_ins,
-    webhooks.router, operations.router, pages.router)
+    webhooks.router, operations.router)
 
 _GUESSES_PER_MINUTE = 20
 """Maximum number of failed sign-ins per minute from one address."""
@@ -53,7 +54,9 @@ def api_routes() -> APIRouter:
     """All routes. They depend on no application, and building them takes longer than a request."""
     routes = APIRouter(generate_unique_id_function=operation_id)
     for router in ROUTERS:
-        routes.include_router(router)
+        routes.include_router(router, dependencies=[Depends(check_query)])
+    # The Ray dashboard has queries of its own, and people's links to pages may have any.
+    routes.include_router(pages.router)
     return routes
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem_response
 from service.errors import BadRequest, InvalidRequest, Overloaded, TooLarge, TooMany, Unauthorised
-from service.schemas.mistakes import NO_OBJECT, strict_json
+from service.schemas.mistakes import NO_OBJECT, converted, strict_json
 
 MOST_READ = 256 * 2**20
 """Limit on the total size of large bodies that are read at the same time (bytes)."""
@@ -87,26 +89,37 @@ class BodyLimit:
 
 
 class StrictRoute(APIRoute):
-    """A route that parses JSON with `strict_json`."""
+    """A route that parses JSON with `strict_json`, and refuses values that validation would convert to another type."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, called with a request that parses JSON strictly."""
         handler = super().get_route_handler()
+        document = None if self.body_field is None else self.body_field.field_info.annotation
+        schema: TypeAdapter[Any] | None = None if document is None else TypeAdapter(document)
 
         async def strict(request: Request) -> Response:
-            return await handler(_StrictRequest(request.scope, request.receive))
+            return await handler(_StrictRequest(request, schema))
 
         return strict
 
 
 class _StrictRequest(Request):
+    def __init__(self, request: Request, schema: TypeAdapter[Any] | None) -> None:
+        super().__init__(request.scope, request.receive)
+        self._schema = schema
+
     async def json(self) -> Any:
         try:
-            return strict_json(await self.body())
+            raw = strict_json(await self.body())
         except BadRequest as error:     # FastAPI turns any other error raised here into a 400 without the detail
             raise HTTPException(400, error.detail) from error
         except InvalidRequest as error:
             raise HTTPException(422, error.mistakes) from error
+        # FastAPI reports other mistakes, when it validates the value in the same way.
+        with contextlib.suppress(ValidationError):
+            if self._schema is not None and (found := converted(self._schema, raw)):
+                raise HTTPException(422, found)
+        return raw
 
 
 async def _json_body(request: Request) -> bytes:

@@ -28,6 +28,7 @@ _MEANINGS = {
     403: "The token does not allow this.",
     404: "The object does not exist or belongs to another owner.",
     409: "The current state does not allow this.",
+    412: "The run has another version than `If-Match` names.",
     413: "The body is too large.",
     416: "None of the requested bytes are in the file.",
     422: "A field is not valid; `errors` names it and says what to do.",
@@ -48,6 +49,15 @@ def problems(*statuses: int, body: bool = False) -> Responses:
     """
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
+
+
+ETAG: dict[str, Any] = {"ETag": {"description": "Version of the run, for `If-Match`.", "schema": {"type": "string"}}}
+"""Documentation of the header of answers with one run."""
+
+
+def versioned(status: int, description: str) -> Responses:
+    """Documentation of a successful answer with one run."""
+    return {status: {"description": description, "headers": ETAG}}
 
 
 def body_of(schema: str, *, required: bool = True) -> dict[str, Any]:

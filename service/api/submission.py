@@ -19,6 +19,7 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import is_uri
 from service.api.answers import owner_filter
 from service.api.context import ServiceContext
+from service.api.parameters import check_match
 from service.api.security import Caller, visible_run
 from service.database import audit, idempotency, policies, quotas, runs, tables
 from service.database.ids import new_id
@@ -47,14 +48,10 @@ async def estimated(context: ServiceContext, caller: Caller, body: bytes) -> byt
     return found
 
 
-def parent_of(context: ServiceContext, caller: Caller, run_id: str) -> Parent:
-    """The run that a retry repeats.
-
-    Raises:
-        NotFound: There is no such run, or the caller may not see it.
-    """
+def _parent(context: ServiceContext, caller: Caller, run_id: str, if_match: str | None) -> Parent:
     with context.database.read() as session:
         run = visible_run(session, caller, run_id)
+    check_match(if_match, run.version)
     document = {**run.document, "tags": run.tags, "output": str(home_of(home_of(run.location)))}
     return Parent(run.id, document, run.priority, run.budget_dollars)
 
@@ -81,6 +78,7 @@ def policy_of(context: ServiceContext, caller: Caller) -> Policy:
 
 async def submit(
     context: ServiceContext, caller: Caller, body: bytes, *, retry_of: str | None = None, key: str | None,
+    if_match: str | None = None,
 ) -> tuple[tables.RunRow, bool]:
     """Store a run, or find the run that an earlier request with the same idempotency key created.
 
@@ -92,12 +90,14 @@ async def submit(
         body: JSON of a `RunRequest` or, for a retry, of a `RetryRequest`.
         retry_of: Id of the run to retry.
         key: Idempotency-Key of the request; a repeated request must be the same JSON.
+        if_match: If-Match of the request, about the run to retry.
 
     Returns:
         The run, and whether it is new.
 
     Raises:
         NotFound: There is no such run to retry, or the caller may not see it.
+        PreconditionFailed: The run to retry has another version.
         UserError: The configuration is not valid, or a run that it starts from was deleted since it was checked.
         KeyReused: The idempotency key was used before with another request.
         Conflict: The run that the key created was deleted.
@@ -108,7 +108,7 @@ async def submit(
     if key is not None and (earlier := await run_in_threadpool(_found_again, context, caller, key, body_hash)) is not None:
         return earlier, False
     policy = await run_in_threadpool(policy_of, context, caller)
-    parent = None if retry_of is None else await run_in_threadpool(parent_of, context, caller, retry_of)
+    parent = None if retry_of is None else await run_in_threadpool(_parent, context, caller, retry_of, if_match)
     run = await planned(context, caller, Task("submission", body, policy, context.roots, context.settings.is_local, parent))
     assert isinstance(run, NewRun)  # noqa: S101 - the outcome of a submission
     row, new = await run_in_threadpool(store, context, caller, run, policy, key=key, body_hash=body_hash)

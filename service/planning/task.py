@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
 from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
 from moedisco_ray.core.config.load import check_files
@@ -29,7 +29,7 @@ from service.domain.starts import located, run_places, with_ids
 from service.errors import InvalidRequest
 from service.run_storage import copy_model_files, documents_at
 from service.schemas import Estimate, EstimateRequest, RetryRequest, RunRequest
-from service.schemas.mistakes import conversions, mistakes_of, strict_json
+from service.schemas.mistakes import converted, mistakes_of, strict_json
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -37,8 +37,6 @@ MOST_SEQUENCES = 65_536
 """Maximum number of sequences per training step, because planning tries all divisors of the requested number."""
 MOST_BYTES = 32 * 2**20
 """Maximum total size of the files that are read to plan one request (bytes): enough for the largest public tokenizers."""
-_MOST_SHOWN = 20
-"""Maximum number of mistakes in an answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +156,12 @@ def _parsed(model: type[T], body: bytes) -> T:
         raise InvalidRequest([("body", "is missing")])
     raw = strict_json(body)
     try:
-        found = model.model_validate(raw)
+        if mistakes := converted(TypeAdapter(model), raw):
+            raise InvalidRequest(mistakes)
+        return model.model_validate(raw)
     except ValidationError as error:
-        mistakes = [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors(include_url=False)]
-        raise InvalidRequest(mistakes_of(mistakes)) from error
-    if converted := list(conversions(raw, found.model_dump(mode="json", exclude_unset=True))):
-        raise InvalidRequest(converted[:_MOST_SHOWN])
-    return found
+        found = [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors(include_url=False)]
+        raise InvalidRequest(mistakes_of(found)) from error
 
 
 def _retried(task: Task, parent: Parent, request: RetryRequest) -> NewRun | NeedsStarts:
@@ -173,11 +170,11 @@ def _retried(task: Task, parent: Parent, request: RetryRequest) -> NewRun | Need
     for path, value in request.changes.items():
         raw = changed(raw, path, value)
     try:
+        if mistakes := converted(TypeAdapter(RunRequest), {"config": raw}):
+            raise InvalidRequest(mistakes)
         again = RunRequest.model_validate({"config": raw}).config
     except ValidationError as error:
         raise first_mistake([{**mistake, "loc": mistake["loc"][1:]} for mistake in error.errors()]) from error
-    if converted := list(conversions({"config": raw}, {"config": again.model_dump(mode="json", exclude_unset=True)})):
-        raise InvalidRequest(converted[:_MOST_SHOWN])
     priority = min(parent.priority, task.policy.highest_priority) if request.priority is None else request.priority
     budget = request.budget_dollars if "budget_dollars" in request.model_fields_set else parent.budget_dollars
     return _new_run(task, again, priority=priority, budget_dollars=budget)

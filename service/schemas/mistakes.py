@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pydantic_core
+from pydantic import TypeAdapter
 
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.wording import plain_words
@@ -19,6 +21,7 @@ LARGEST = 2**53
 NO_OBJECT = "must be a JSON object, with the header Content-Type: application/json"
 
 _LONGEST_VALUE = 200
+_MOST_SHOWN = 20
 _LONGEST_SEARCHED = 10_000
 _SUSPECT = tuple(re.compile(pattern) for pattern in (rb"\\u0000", rb"\d{16}", rb"[eE]\+?\d{3}"))
 """Patterns of values that may be invalid; a body without them needs no check. One combined pattern would take twice as long."""
@@ -51,24 +54,20 @@ def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[FieldAndMessage]:
     return [*(_mistake({**mistake, "loc": ("body", "config")}) for mistake in config), *others]
 
 
-def conversions(raw: Any, read: Any, place: str = "") -> Iterator[FieldAndMessage]:
-    """Values that validation has converted to another type than the published schema has, such as "1" to 1, or 1 to true.
+def converted(schema: TypeAdapter[Any], raw: Any) -> tuple[FieldAndMessage, ...]:
+    """Up to 20 values that validation would convert to another type than the published schema has, such as "1" to 1, or 1 to true.
 
-    A whole number is also a number. The configuration's own validation converts, because people write it in YAML.
+    A whole number is also a number. Validation itself converts, because people write configurations and policies in YAML.
 
     Args:
-        raw: Value from JSON.
-        read: The validated value as JSON data, without fields that were not set.
-        place: Dotted path of the value.
+        schema: Schema of the document.
+        raw: The document from JSON.
+
+    Raises:
+        ValidationError: The document is not valid.
     """
-    if isinstance(raw, dict) and isinstance(read, dict):
-        for key in raw.keys() & read.keys():
-            yield from conversions(raw[key], read[key], f"{place}.{key}" if place else key)
-    elif isinstance(raw, list) and isinstance(read, list) and len(raw) == len(read):
-        for i, (one, other) in enumerate(zip(raw, read, strict=True)):
-            yield from conversions(one, other, f"{place}.{i}")
-    elif type(raw) in _TYPES and type(read) in _TYPES and type(raw) is not type(read) and (type(raw), type(read)) != (int, float):
-        yield place, in_words(_scalar(raw), f"must be {_TYPES[type(read)]}, not {_TYPES[type(raw)]}")
+    read = schema.dump_python(schema.validate_python(raw), mode="json", exclude_unset=True, warnings=False)
+    return tuple(itertools.islice(_conversions(raw, read, ""), _MOST_SHOWN))
 
 
 def strict_json(body: bytes) -> Any:
@@ -85,6 +84,17 @@ def strict_json(body: bytes) -> Any:
     if any(pattern.search(body) for pattern in _SUSPECT) and (mistake := _unfit(value, ("body",))) is not None:
         raise InvalidRequest(mistakes_of([mistake]))
     return value
+
+
+def _conversions(raw: Any, read: Any, place: str) -> Iterator[FieldAndMessage]:
+    if isinstance(raw, dict) and isinstance(read, dict):
+        for key in raw.keys() & read.keys():
+            yield from _conversions(raw[key], read[key], f"{place}.{key}" if place else key)
+    elif isinstance(raw, list) and isinstance(read, list) and len(raw) == len(read):
+        for i, (one, other) in enumerate(zip(raw, read, strict=True)):
+            yield from _conversions(one, other, f"{place}.{i}")
+    elif type(raw) in _TYPES and type(read) in _TYPES and type(raw) is not type(read) and (type(raw), type(read)) != (int, float):
+        yield place, in_words(_scalar(raw), f"must be {_TYPES[type(read)]}, not {_TYPES[type(raw)]}")
 
 
 def _unfit(value: Any, place: tuple[str | int, ...]) -> dict[str, Any] | None:
