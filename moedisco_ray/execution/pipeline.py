@@ -10,7 +10,7 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.user_code import check_allowed
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
@@ -92,7 +93,7 @@ _LOCK_SECONDS = 60.0
 
 def run(
     config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, backend: Backend | None = None, stop: StopFile = NEVER,
-    given_id: str | None = None,
+    given_id: str | None = None, functions: Collection[str] = (),
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
 
@@ -103,6 +104,7 @@ def run(
         backend: Runs the work of the stages. If it is None, Ray runs the work, on an existing Ray cluster or a local one.
         stop: File that, once it exists, makes the run save checkpoints and end.
         given_id: Id for a new run, such as the one that a service gave it; random by default. A resumed run keeps its id.
+        functions: Functions of the user that the run may call, as MODULE or MODULE:FUNCTION; calling them runs their code.
 
     Returns:
         The run directory.
@@ -112,6 +114,7 @@ def run(
         RunError: The run failed; the same call continues from what is stored.
         RunStopped: The run was asked to end.
     """
+    check_allowed(config, functions)
     given = with_cluster_count(settled(config))
     config = fitted(given)
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
@@ -163,8 +166,9 @@ def _chosen(given: RunConfig, used: RunConfig) -> Iterator[str]:
             yield f"{name} do not fit their cards as configured; the run uses {', '.join(settings)}"
 
 
-def is_finished(config: RunConfig) -> bool:
-    """Whether all artifacts of the configuration exist in its directory."""
+def is_finished(config: RunConfig, functions: Collection[str] = ()) -> bool:
+    """Whether all artifacts of the configuration exist in its directory; `functions` is that of `run`."""
+    check_allowed(config, functions)
     config = fitted(with_cluster_count(with_recorded_count(pinned(config))))
     return _is_made(RunStore.of(config.location), stages.fingerprints(config, input_identity(config)))
 
