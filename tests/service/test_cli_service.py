@@ -377,7 +377,8 @@ def test_policies_come_from_a_file(fake, tmp_path):
     assert fake.sent == {"default": {"dollars_per_month": 10.0}, "owners": {"ann": {"dollars_per_month": None}}}
     for text, words in (
         ("default: [", "is not YAML"), ("- 1", "must contain the sections"), ("owner: {}", "no such setting"),
-        ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf")):
+        ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf"),
+        ("default: {queued_runs: 1}\n\ndefault: {}\n", "has the key 'default' in line 1 and again in line 3")):
         file.write_text(text)
         assert words in mistake("policies", "apply", file)
     assert "cannot be read" in mistake("policies", "apply", tmp_path / "absent.yaml")

@@ -66,9 +66,10 @@ class Source(Section):
     text is tokenized."""
     map: FunctionName | None = None
     """Function that changes or drops rows, as MODULE:FUNCTION. It gets a row as a dict, with all columns of a table, or with `text`
-    for a document of plain text, and returns the row to read, or None to drop it. It must depend on the row alone. All machines
-    that read text import it: install its package, or set PYTHONPATH. If the file that defines it changes, the corpus is made again.
-    A control service allows only the functions that its operator names (`moedisco serve --map-function`)."""
+    for a document of plain text, and returns the row to read, or None to drop it. It must depend on the row alone. A `def`
+    in a file next to the configuration, or in a package on all machines that read text, defines it. `moedisco run` calls it
+    only if `--allow-code` lists it, or after a question. If the file that defines it changes, the corpus is made again. A
+    control service allows only the functions that its operator names (`moedisco serve --map-function`)."""
     documents: Literal["auto", "file", "paragraph", "line"] = "auto"
     """What one document of plain text is. With `auto` it is about as long as one training sequence, and is cut at blank lines, or
     inside longer paragraphs at line ends, sentence ends or words. With `file` it is a whole file, with `paragraph` the text between
