@@ -83,11 +83,11 @@ class Architecture(Section):
         """`head_dim` with its default resolved."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
-    @field_validator("rope_scaling")
+    @field_validator("rope_scaling", mode="before")
     @classmethod
-    def _scaling_is_complete(cls, scaling: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
-        if scaling is None:
-            return None
+    def _scaling_is_complete(cls, scaling: Any, info: ValidationInfo) -> Any:
+        if not isinstance(scaling, dict):
+            return scaling      # the validation of its type handles it
         hidden, heads, head = (info.data.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
         return checked_scaling(scaling, head or (hidden // heads if hidden and heads else None))
 
