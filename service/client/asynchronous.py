@@ -127,7 +127,7 @@ class AsyncClient:
         return await self._post(schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force))
 
     async def resume(self, run_id: str) -> schemas.RunDetail:
-        """Queue a failed or cancelled run again; it continues from its last checkpoint."""
+        """Queue a failed or cancelled run again; it continues from what it has stored."""
         return await self._post(schemas.RunDetail, _run_path(run_id, "resume"))
 
     async def retry(

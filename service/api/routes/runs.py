@@ -160,7 +160,7 @@ def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: Cance
 
 @router.post("/{run_id}/resume", status_code=202, responses=problems(404, 409))
 def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetail:
-    """Queue a failed or cancelled run again; it continues from its last checkpoint."""
+    """Queue a failed or cancelled run again; it continues from what it has stored."""
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
