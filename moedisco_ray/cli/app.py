@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 
 from moedisco_ray import __version__
 from moedisco_ray.cli import models
+from moedisco_ray.cli.allowed_code import allowed_functions
 from moedisco_ray.cli.arguments import (
+    AllowCode,
     AsJson,
     ClusterFile,
     ConfigPath,
@@ -97,10 +99,12 @@ def options(
 @app.command()
 def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Redo = False, stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
+    redo: Redo = False, allow_code: AllowCode = None, stop_file: StopPath = None, report_to: ReportTo = None,
+    run_id: RunId = None,
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
+    functions = allowed_functions(checked, config.parent, allow_code or ())
     # Plan first, so that a vocabulary that does not fit the model is reported before anything starts.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
     console = output_console()
@@ -116,7 +120,7 @@ def run(
         stack.enter_context(continuation.noted())
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
-        directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id)
+        directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions)
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -185,7 +189,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     checked = with_cluster_count(load_config(config, overrides or ()))
     from moedisco_ray.execution.validation import validate as find_problems
 
-    findings = find_problems(checked)
+    findings = find_problems(checked, config.parent)
     for problem in findings.problems:
         _complain(str(problem))
     if not findings.problems:
@@ -229,7 +233,7 @@ def plot(run_dir: RunDir) -> None:
         print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
-for command in (models.export, models.push, models.chat, models.endpoint, models.evaluate, models.merge, models.experts):
+for command in (models.export, models.push, models.chat, models.evaluate, models.merge, models.experts):
     app.command()(command)
 
 

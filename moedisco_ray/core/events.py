@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 EventType = Literal[
     "run_started",      # id, name, directory, stages
+    "ray_starting",     # a Ray cluster starts on this machine
     "stage_started",    # stage
     "stage_skipped",    # stage: its artifact already exists
     "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; emitted at most once a second

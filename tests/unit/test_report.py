@@ -13,6 +13,7 @@ from rich.console import Console
 from moedisco_ray.cli.display import report_view
 from moedisco_ray.core.artifacts import Manifest, write_json
 from moedisco_ray.core.bill import format_dollars, format_seconds
+from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.event_totals import CURVE_POINTS, EventTotals, thin
 from moedisco_ray.core.events import Event, EventLog
@@ -69,7 +70,7 @@ def write_run(directory, stages=tuple(SUMMARIES)):
         seconds, summary = SUMMARIES[name]
         (directory / name).mkdir(parents=True)
         manifest = Manifest("f", seconds, summary, {"maker": name}, float(number))
-        write_json(directory / name / "manifest.json", dataclasses.asdict(manifest))
+        write_json(directory / name / "manifest.json", with_checksum(dataclasses.asdict(manifest)))
         stage_name = next(each.name for each in STAGES if each.directory == name)
         log(Event("stage_started", stage_name, time=now))
         began = now
@@ -252,7 +253,8 @@ def test_an_empty_run_has_a_report(tmp_path):
 
 def test_a_seed_without_training_costs_nothing_but_its_time(tmp_path):
     (tmp_path / "seed").mkdir()
-    write_json(tmp_path / "seed" / "manifest.json", dataclasses.asdict(Manifest("f", 2.0, {"units": []}, {}, 0.0)))
+    manifest = Manifest("f", 2.0, {"units": []}, {}, 0.0)
+    write_json(tmp_path / "seed" / "manifest.json", with_checksum(dataclasses.asdict(manifest)))
     seed = build_report(tmp_path, run_config()).stages[0]
     assert seed.tokens == 0
     assert seed.loss is None
