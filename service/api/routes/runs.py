@@ -169,7 +169,7 @@ def cancel_run(
 def resume_run(
     run_id: RunId, response: Response, caller: Submitter, context: InContext, if_match: IfMatch = None,
 ) -> RunDetail:
-    """Queue a failed or cancelled run again; it continues from its last checkpoint."""
+    """Queue a failed or cancelled run again; it continues from what it has stored."""
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)

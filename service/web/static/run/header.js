@@ -93,7 +93,7 @@ function Facts({ run }) {
 }
 
 const AFTERWARDS = {
-  cancelled: "It can be resumed from its last checkpoint.",
+  cancelled: "It can be resumed.",
   stopping: "The run finishes its step and writes a checkpoint.",
 };
 
