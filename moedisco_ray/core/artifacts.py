@@ -48,7 +48,7 @@ from moedisco_ray.core.checksums import (
     with_checksum,
     without_checksum,
 )
-from moedisco_ray.core.errors import DamagedError, RunDirError
+from moedisco_ray.core.errors import DamagedError, DiskFullError
 from moedisco_ray.core.manifests import FILES, MANIFEST, entries_of
 
 _PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-learn", "tokenizers")
@@ -219,7 +219,7 @@ def commit(
         inputs: Checksum of each artifact from which this one is made; see `Manifest`.
 
     Raises:
-        RunDirError: The disk is full.
+        DiskFullError: The disk is full.
         StorageError: The run's URI does not respond.
     """
     draft = Draft(store.draft(directory))
@@ -238,10 +238,10 @@ def commit(
 
 @contextlib.contextmanager
 def reporting_full_disk(path: Path) -> Iterator[None]:
-    """Turn the operating system's error for a full disk into a `RunDirError`.
+    """Turn the operating system's error for a full disk into a `DiskFullError`.
 
     Raises:
-        RunDirError: The block ran out of space.
+        DiskFullError: The block ran out of space.
     """
     try:
         yield
@@ -251,9 +251,9 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
         raise
 
 
-def disk_full(path: Path) -> RunDirError:
+def disk_full(path: Path) -> DiskFullError:
     """The error for a full file system."""
-    return RunDirError("output", str(path), "the disk is full; free some space and run the same command again: it resumes")
+    return DiskFullError("output", str(path), "the disk is full; free some space and run the command again")
 
 
 def write_json(path: Path, value: Any) -> None:

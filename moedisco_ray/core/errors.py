@@ -6,7 +6,8 @@ MoeDiscoError
 │   ├── CorpusError      the text is empty, binary, unreadable or too small
 │   ├── CheckpointError  a model directory is of another family, or holds an unknown tensor
 │   ├── PoolError        no node offers what a pool asks for
-│   └── RunDirError      the output holds another run, or the disk is full
+│   └── RunDirError      the output holds another run, or cannot be written
+│       └── DiskFullError    the disk is full
 ├── RunError             the run itself failed: exit code 1
 │   ├── StorageError     the checkpoint storage did not respond for minutes, or a checkpoint is damaged
 │   ├── DamagedError     a file of a finished stage is not what the stage wrote
@@ -101,6 +102,10 @@ class RunDirError(UserError):
     """The output directory holds another run, or cannot be written."""
 
 
+class DiskFullError(RunDirError):
+    """The disk, or the quota on it, is full."""
+
+
 class RunError(MoeDiscoError, RuntimeError):
     """The run failed for a reason other than the user's settings."""
 
@@ -167,4 +172,4 @@ class RunStopped(MoeDiscoError):  # noqa: N818 - an end, not an error
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"stopped ({self.reason}); run the same command again to resume from the last checkpoint"
+        return f"stopped ({self.reason})"

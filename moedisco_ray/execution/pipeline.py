@@ -9,7 +9,7 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ from moedisco_ray.core.lease import leased
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.user_code import check_allowed
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
@@ -95,7 +97,7 @@ _LOCK_SECONDS = 60.0
 
 def run(
     config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, backend: Backend | None = None, stop: StopFile = NEVER,
-    given_id: str | None = None, *, verifies: bool = True, repairs: bool = False,
+    given_id: str | None = None, functions: Collection[str] = (), *, verifies: bool = True, repairs: bool = False,
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
 
@@ -106,6 +108,7 @@ def run(
         backend: Runs the work of the stages. If it is None, Ray runs the work, on an existing Ray cluster or a local one.
         stop: File that, once it exists, makes the run save checkpoints and end.
         given_id: Id for a new run, such as the one that a service gave it; random by default. A resumed run keeps its id.
+        functions: Functions of the user that the run may call, as MODULE or MODULE:FUNCTION; calling them runs their code.
         verifies: Whether stages verify the files that they read.
         repairs: Whether to make damaged stages again, and those after them unless the result is the same.
 
@@ -115,9 +118,10 @@ def run(
     Raises:
         DamagedError: A file of the run is damaged.
         UserError: A mistake that the user can correct; no partial output is left.
-        RunError: The run failed; the same call continues from the last checkpoint.
+        RunError: The run failed; the same call continues from what is stored.
         RunStopped: The run was asked to end.
     """
+    check_allowed(config, functions)
     given = with_cluster_count(settled(config))
     config = fitted(given)
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
@@ -133,7 +137,7 @@ def run(
         if not adopts_later:
             store.publish(write_config(config))
         stack.enter_context(LiveFiles(store, (EVENTS, "ray.log"), check))
-        log = EventLog(directory / EVENTS, listeners)
+        log = EventLog(directory / EVENTS, listeners, PriceTag(config.pools))
         if adopts_later:
             log.listen(Adoption(config, store))
         try:
@@ -175,8 +179,9 @@ def _chosen(given: RunConfig, used: RunConfig) -> Iterator[str]:
             yield f"{name} do not fit their cards as configured; the run uses {', '.join(settings)}"
 
 
-def is_finished(config: RunConfig) -> bool:
-    """Whether all artifacts of the configuration exist in its directory."""
+def is_finished(config: RunConfig, functions: Collection[str] = ()) -> bool:
+    """Whether all artifacts of the configuration exist in its directory; `functions` is that of `run`."""
+    check_allowed(config, functions)
     config = fitted(with_cluster_count(with_recorded_count(pinned(config))))
     return _is_made(RunStore.of(config.location), stages.fingerprints(config, input_identity(config)))
 
@@ -213,10 +218,10 @@ def _complete(
         if backend is not None:
             make_all(digests, backend=backend)
         else:
-            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config) as messages:
+            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config, log) as messages:
                 for message in messages:
                     log(Event("warning", data={"message": message}))
-                log.listen(Gauges(config))
+                log.listen(Gauges(config, EventLog.read(directory / EVENTS)))
                 with RayBackend(config) as ray_backend, reporting_idle_slots(config, log, ray_backend.idle_seats):
                     make_all(digests, backend=ray_backend)
     else:
