@@ -17,6 +17,8 @@ from moedisco_ray.core.run_store import RunStore
 _WEIGHTS = ".safetensors"
 ENSEMBLE_CODE = "modeling_ensemble.py"
 """File of code in the directory of an ensemble, and in no other directory of a model."""
+ADAPTER = "adapter_config.json"
+"""File that makes transformers apply an adapter when it loads the model in the directory."""
 
 
 def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
@@ -46,6 +48,21 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
     return directory
 
 
+def whole_model(setting: str, directory: Path) -> Path:
+    """The directory of a model, after a check that its weights are all of the model; every command opens its models through this.
+
+    transformers applies an adapter in the directory when it loads the model, and other programs ignore it.
+
+    Raises:
+        CheckpointError: The directory also holds an adapter.
+    """
+    if (directory / ADAPTER).exists():
+        raise CheckpointError(
+            setting, str(directory), f"holds an adapter of PEFT ({ADAPTER}); merge it into the model first (`merge_and_unload` and "
+            "`save_pretrained` of PEFT), or remove it")
+    return directory
+
+
 def has_finished_model(location: Location) -> bool:
     """Whether a location is a finished run, or the directory of a model that was exported.
 
@@ -64,17 +81,18 @@ def finished_model(location: Location) -> Path:
 
     Raises:
         RunDirError: The location holds no finished run and no model.
+        CheckpointError: The directory also holds an adapter.
         StorageError: The URI does not respond.
     """
     store = RunStore.of(location)
     if _is_model(store):
-        return store.directory
+        return whole_model("RUN_DIR", store.directory)
     model = store.directory / "model"
     if not has_finished_model(location):
         raise RunDirError(
             "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
     store.fetch(model)
-    return model
+    return whole_model("RUN_DIR", model)
 
 
 def model_to_push(location: Location) -> Path:
