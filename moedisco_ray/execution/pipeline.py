@@ -37,6 +37,7 @@ from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.starts import pinned, settled, with_recorded_count
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
+from moedisco_ray.core.findings import worse_than_start
 from moedisco_ray.core.heartbeat import heartbeats
 from moedisco_ray.core.lease import leased
 from moedisco_ray.core.live_files import LiveFiles
@@ -217,7 +218,9 @@ def _complete(
     check()
     store.amend(model / "README.md")
     store.publish(directory / "report.json")
-    log(dataclasses.replace(last, data=last.data | {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}))
+    worse = worse_than_start(report.evaluation, report.evaluation.start)
+    totals = {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}
+    log(dataclasses.replace(last, data=last.data | totals | ({} if worse is None else {"worse_than_start": worse})))
     # Trackers write their last files when they receive the last event.
     store.publish(*(path for path in (directory / "tensorboard", *directory.glob("figures/*.png")) if path.exists()))
 

@@ -1,6 +1,7 @@
 import functools
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -288,6 +289,21 @@ def test_watch_shows_a_run_as_a_local_run_is_shown(fake):
 def test_watch_of_a_run_that_does_not_succeed(fake, state, reason, line):
     fake.final = RUN | {"state": state, "reason": reason}
     assert mistake("watch", ID, code=1) == line
+
+
+def test_watch_and_status_say_first_that_a_run_ended_worse_than_its_start(fake):
+    """The verdict stands above the report, and next to the state.
+
+    Before (af276e38): the report began with `demo  qwen3_moe`, and a succeeded run had no reason.
+    """
+    worse = "WORSE THAN ITS START: perplexity 94.50, the start had 67.30 on the same text"
+    figures = {"loss": math.log(94.5), "documents": 4, "tokens": 50, "start": {"loss": math.log(67.3)}}
+    path = f"/v1/runs/{ID}/report"
+    fake.answers["GET", path] = fake.answers["GET", path] | {"evaluation": figures}
+    out = ran("watch", "demo").splitlines()
+    assert next(line for line in out[out.index("") + 1:] if line) == worse
+    fake.final |= {"reason": worse}
+    assert ran("status", "demo").splitlines()[2] == worse
 
 
 def test_ctrl_c_ends_watching_and_not_the_run(fake):

@@ -54,7 +54,7 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
 def check_sockets(service: RealService) -> None:
     """Other machines reach no process of the service, of its Ray and of a run, as docs/security.md says.
 
-    Before (af276e38): 16 sockets of Ray and of the run listened on all addresses.
+    Before (af276e38): 8 programs, `gcs_server` and `raylet` among them, listened on all addresses or on one of the network.
     """
     rows = list(documented())
     found = {

@@ -137,8 +137,8 @@ class RunConfig(Section):
 
     @property
     def measures_start(self) -> bool:
-        """Whether the evaluation also measures the model that the run starts from, whose loss is comparable if its tokens stay."""
-        return self.evaluation.stages and isinstance(self.model.init, LocalInit) and not self.tokenizer.replace
+        """Whether the evaluation measures the model that the run starts from: a trained one, whose tokens stay the same."""
+        return isinstance(self.model.init, LocalInit) and not self.tokenizer.replace
 
     @property
     def vectors_pool(self) -> LowMemoryPool | None:
