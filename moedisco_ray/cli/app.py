@@ -22,8 +22,10 @@ from moedisco_ray.cli.arguments import (
     ConfigPath,
     MeasuredIn,
     NewFile,
+    NoVerify,
     Overrides,
     Redo,
+    Repair,
     ReportTo,
     RunDir,
     RunId,
@@ -37,6 +39,7 @@ from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
 from moedisco_ray.core.locations import is_uri, joined
+from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
@@ -99,8 +102,8 @@ def options(
 @app.command()
 def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Redo = False, allow_code: AllowCode = None, stop_file: StopPath = None, report_to: ReportTo = None,
-    run_id: RunId = None,
+    redo: Redo = False, repair: Repair = False, no_verify: NoVerify = False, allow_code: AllowCode = None,
+    stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
@@ -120,7 +123,8 @@ def run(
         stack.enter_context(continuation.noted())
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
-        directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions)
+        directory = run_pipeline(
+            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, verifies=not no_verify, repairs=repair)
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -216,6 +220,18 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
         print(report.model_dump_json(indent=2, exclude_unset=True))
     else:
         output_console().print(report_view(report))
+
+
+@app.command()
+def verify(run_dir: Annotated[str, typer.Argument(
+    metavar="RUN_DIR", help="Directory or URI of a run, or the directory of an exported model.")],
+) -> None:
+    """Read all files of a run, finished or not, and list what a disk or a copy has damaged; exit code 1 if anything is."""
+    damage = dict(damage_of(run_dir))
+    for name, files in damage.items():
+        print(f"{name}: {'damaged: ' + ', '.join(files) if files else 'ok'}")
+    if any(damage.values()):
+        raise typer.Exit(_RUN_ERROR)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moedisco_ray.core.artifacts import commit, read_manifest
 from moedisco_ray.core.checksums import with_checksum, without_checksum
 from moedisco_ray.core.errors import DamagedError
-from moedisco_ray.core.verification import damage_in, verify
+from moedisco_ray.core.verification import Verifier, damage_in
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -40,7 +40,7 @@ def test_every_file_of_a_committed_directory_has_a_checksum(stage: Path) -> None
     assert manifest is not None
     assert manifest.files.keys() == {"optimizer/state", "empty"}
     assert damage_in(stage) == []
-    verify(stage)
+    Verifier().verify(stage)
 
 
 @given(place=st.integers(0, 256 * 64 * 8 - 1))
@@ -50,7 +50,7 @@ def test_any_flipped_bit_of_a_file_is_found(tmp_path_factory: pytest.TempPathFac
         (draft.path / "weights").write_bytes(bytes(range(256)) * 64)
     flip(directory / "weights", place)
     with pytest.raises(DamagedError, match=r"seed/weights in .* is damaged: it is not what stage seed wrote; .*--repair"):
-        verify(directory)
+        Verifier().verify(directory)
 
 
 def test_any_flipped_bit_of_a_manifest_is_found(stage: Path) -> None:

@@ -34,8 +34,8 @@ def pipeline(monkeypatch, tmp_path):
     module = types.ModuleType("moedisco_ray.execution.pipeline")
     module.calls = []
 
-    def run(config, listeners, redo, stop, given_id, functions):
-        del stop, given_id, functions
+    def run(config, listeners, redo, **options):
+        del options
         module.calls.append((config, redo))
         for event in events():
             for listener in listeners:

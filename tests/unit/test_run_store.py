@@ -17,7 +17,7 @@ from machine import Machine
 from s3_standin import s3_server
 
 from moedisco_ray.core import cache
-from moedisco_ray.core.artifacts import commit, is_done
+from moedisco_ray.core.artifacts import commit, is_done, read_manifest
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import ConfigError, RunDirError, StorageError
 from moedisco_ray.core.live_files import LiveFiles
@@ -85,7 +85,7 @@ def test_an_artifact_holds_what_all_machines_wrote_and_nothing_of_the_one_before
         assert read(reader, "corpus") == before
     assert read(reader, "corpus") == theirs | ours
     assert read(driver, "corpus") == theirs | ours
-    assert is_done(artifact, "2")
+    assert is_done(read_manifest(artifact), "2", {})
     collect(store)
     shutil.rmtree(reader.folder)
     assert read(reader, "corpus") == theirs | ours
@@ -181,7 +181,7 @@ def test_one_file_of_an_artifact_is_replaced_and_the_others_stay(machines: list[
     (store.directory / "model" / "README.md").write_bytes(b"new")
     store.amend(store.directory / "model" / "README.md")
     assert read(reader, "model") == {"README.md": b"new", "weights": b"w"}
-    assert is_done(store.directory / "model", "1")
+    assert is_done(read_manifest(store.directory / "model"), "1", {})
 
 
 def test_another_machine_begins_with_the_state_at_the_uri(machines: list[Machine]) -> None:
@@ -192,7 +192,7 @@ def test_another_machine_begins_with_the_state_at_the_uri(machines: list[Machine
         write(draft.path, {"text": b"words"})
     write(other.directory, {"corpus/manifest.json": b"{}", "events.jsonl": b"stale", "seed/manifest.json": b"{}"})
     begin(other, ["corpus", "seed"], fresh=True)
-    assert is_done(other.directory / "corpus", "1")
+    assert is_done(read_manifest(other.directory / "corpus"), "1", {})
     assert not (other.directory / "seed").exists()
     assert {path.name for path in other.directory.rglob("*.json*")} == {"config.json", "progress.json", "manifest.json"}
     write(other.directory, {"events.jsonl": b"ours"})
@@ -255,7 +255,7 @@ def test_what_was_not_used_for_longest_is_dropped_and_fetched_again(
             cache.make_room(store.home.parent)
     assert [(path / "data").exists() for path in (*names, store.directory / "new")] == [False, True, True, True]
     assert unsent[0].exists()
-    assert is_done(names[0], "1")
+    assert is_done(read_manifest(names[0]), "1", {})
     monkeypatch.setenv(cache.LIMIT, "1")
     store.fetch(names[0])
     assert (names[0] / "data").stat().st_size == 100_000

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
+from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.run_record import RunReport
 from service.api import streams
@@ -163,10 +164,12 @@ async def get_log(
 
 def _read_report(document: dict[str, Any]) -> RunReport:
     try:
-        return RunReport.model_validate(document)
+        return RunReport.model_validate(checked(document))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise NotFound(f"this version cannot read the run's report ({where}); download its file instead") from error
+    except ValueError as error:
+        raise NotFound("the run's report is damaged: it is not what the run wrote; run it again to make it again") from error
 
 
 def _report(body: bytes) -> Report:
