@@ -19,6 +19,8 @@ _WEIGHTS = ".safetensors"
 _EXPORT_AGAIN = "export it again, or copy it again from where it is intact"
 ENSEMBLE_CODE = "modeling_ensemble.py"
 """File of code in the directory of an ensemble, and in no other directory of a model."""
+ADAPTER = "adapter_config.json"
+"""File that makes transformers apply an adapter when it loads the model in the directory."""
 
 
 def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
@@ -51,6 +53,21 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
     return directory
 
 
+def whole_model(setting: str, directory: Path) -> Path:
+    """The directory of a model, after a check that its weights are all of the model; every command opens its models through this.
+
+    transformers applies an adapter in the directory when it loads the model, and other programs ignore it.
+
+    Raises:
+        CheckpointError: The directory also holds an adapter.
+    """
+    if (directory / ADAPTER).exists():
+        raise CheckpointError(
+            setting, str(directory), f"holds an adapter of PEFT ({ADAPTER}); merge it into the model first (`merge_and_unload` and "
+            "`save_pretrained` of PEFT), or remove it")
+    return directory
+
+
 def has_finished_model(location: Location) -> bool:
     """Whether a location is a finished run, or the directory of a model that was exported.
 
@@ -70,18 +87,19 @@ def finished_model(location: Location) -> Path:
     Raises:
         DamagedError: A file of the model is damaged.
         RunDirError: The location holds no finished run and no model.
+        CheckpointError: The directory also holds an adapter.
         StorageError: The URI does not respond.
     """
     store = RunStore.of(location)
     if _is_model(store):
         Verifier().verify(store.directory, remedy=_EXPORT_AGAIN)
-        return store.directory
+        return whole_model("RUN_DIR", store.directory)
     model = store.directory / "model"
     if not has_finished_model(location):
         raise RunDirError(
             "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
     store.fetch(model)
-    return model
+    return whole_model("RUN_DIR", model)
 
 
 def model_to_push(location: Location) -> Path:
