@@ -24,6 +24,7 @@ from service.api.problems import handle_problems
 from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching, webhooks
 from service.api.security import check_known
 from service.api.streams import Streams
+from service.api.sub_path import SubPath
 from service.database.session import Database
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
@@ -104,7 +105,8 @@ def create_app(
         title="MoEDisCo control service", version=_release(), docs_url=None, redoc_url=None, redirect_slashes=False,
         lifespan=lifespan, generate_unique_id_function=operation_id, separate_input_output_schemas=False)
     app.state.context = context
-    app.openapi = _openapi  # type: ignore[method-assign]
+    served = {"servers": [{"url": settings.path}]} if settings.path else {}
+    app.openapi = lambda: _openapi() | served  # type: ignore[method-assign]
     handle_problems(app)
     app.router.routes.extend(api_routes().routes)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -119,4 +121,6 @@ def create_app(
     app.add_middleware(BodyLimit, limit_of=limit_of, check=lambda request: check_known(request, context))
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, prometheus=prometheus)
+    if settings.path:
+        app.add_middleware(SubPath, path=settings.path)
     return app

@@ -55,7 +55,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         address = find_address(url, token)
-        self.url = address.url
+        self.url, self.state_dir = address.url, address.state_dir
         self._connection = Connection(address, retry, transport)
 
     async def __aenter__(self) -> Self:

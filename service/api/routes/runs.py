@@ -201,7 +201,7 @@ async def retry_run(
 async def _made(
     context: ServiceContext, caller: Caller, row: tables.RunRow, *, new: bool, request: Request, response: Response,
 ) -> RunDetail:
-    response.headers["Location"] = str(request.app.url_path_for("get_run", run_id=row.id))
+    response.headers["Location"] = context.settings.path + str(request.app.url_path_for("get_run", run_id=row.id))
     if not new:
         response.headers["Idempotency-Replayed"] = "true"
     return await run_in_threadpool(_stored, context, caller, row, response)
