@@ -94,7 +94,7 @@ def checked(
     check_links(config, context.roots)
     with tempfile.TemporaryDirectory() as scratch:
         found, read = located(config, locations.get, documents_at, functools.partial(copy_model_files, folder=Path(scratch)))
-        with reading_within([*context.roots.directories, *read]):
+        with reading_within(context.roots.readable(*read)):
             return config, _planned(at_newest(found), context.settings.is_local), notes
 
 
