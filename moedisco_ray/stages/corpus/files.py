@@ -140,11 +140,11 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
         system, place, pattern = _resolve(path, root)
         confined = None if own else confinement()
         excluded = _excluder(place, source.exclude)
-        walked = _walk(system, place, pattern, confined) if root is None else _walk_uri(system, root, place, pattern, confined)
-        infos = [info for info in walked if not excluded(info.path)]
-        if root is None and confined is not None:
-            for info in infos:
-                confined.check(Path(info.path))
+        if root is None:
+            folders = None if pattern is None else _folders(str(Path(path).absolute()))
+            infos = _Walk(system, pattern, folders, excluded, confined).files(place)
+        else:
+            infos = [info for info in _walk_uri(system, root, place, pattern, confined) if not excluded(info.path)]
         opener = system if root is not None or own else ConfinedFiles(system)
         if source.split is not None:
             infos = _of_split(opener, place, infos, source.split, source.subset)
@@ -200,11 +200,70 @@ def _before_wildcard(uri: str) -> str:
     return pattern[:min(pattern.index(wildcard) for wildcard in "*[" if wildcard in pattern)] + sign + options
 
 
-def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, confined: Confinement | None) -> list[Any]:
-    """The local files of a source. Hidden and denied places are left out; links out of the read roots are not."""
-    if confined is not None:
-        confined.check(Path(place))
-    return _chosen(system.get_file_info(place), pattern, lambda: _below(system, place, confined))
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """How to list the local files of a source.
+
+    Attributes:
+        pattern: The glob that files match; None for all files.
+        folders: Patterns of the folders below which the glob may match a file; None for all folders.
+        excluded: Whether a path is left out.
+        confined: The places that may be read; None for all. Hidden and denied places are left out, but a link that leads out of the
+            roots is an error: the text behind it would be missed.
+    """
+
+    system: fs.LocalFileSystem
+    pattern: re.Pattern[str] | None
+    folders: Sequence[re.Pattern[str]] | None
+    excluded: Callable[[str], bool]
+    confined: Confinement | None
+
+    def files(self, place: str) -> list[Any]:
+        """The files at a place or below it.
+
+        Raises:
+            OSError: The place does not exist, or the place or a link leads out of the read roots.
+        """
+        self._check(place)
+        found = _chosen(self.system.get_file_info(place), self.pattern, lambda: self._below(place))
+        infos = [info for info in found if not self.excluded(info.path)]
+        for info in infos:
+            self._check(info.path)
+        return infos
+
+    def _below(self, folder: str, above: Sequence[Path] = ()) -> Iterator[Any]:
+        """The files below a folder, also through links to other folders."""
+        real = Path(os.path.realpath(folder))
+        if real in above:       # a link to a folder above it would be followed for ever
+            return
+        for info in self.system.get_file_info(fs.FileSelector(folder)):
+            if info.base_name.startswith(".") or (
+                    self.confined is not None and is_passed_over(Path(info.path), real, self.confined)):
+                continue
+            if info.type == fs.FileType.File:
+                yield info
+            elif info.type == fs.FileType.Directory and self._enters(info.path):
+                yield from self._below(info.path, (*above, real))
+
+    def _enters(self, folder: str) -> bool:
+        if self.folders is not None and not any(each.fullmatch(folder) for each in self.folders):
+            return False
+        try:
+            self._check(folder)
+        except OSError:
+            if self.excluded(f"{folder}/_"):      # as any file in the folder would be
+                return False
+            raise
+        return True
+
+    def _check(self, path: str) -> None:
+        if self.confined is not None:
+            self.confined.check(Path(path))
+
+
+def _folders(pattern: str) -> list[re.Pattern[str]]:
+    """Patterns of the folders that a glob may enter: its beginnings up to each slash, and up to each `**`."""
+    return [glob(pattern[:match.start() if match[0] == "/" else match.end()]) for match in re.finditer(r"/|\*\*", pattern)]
 
 
 def _walk_uri(
@@ -235,20 +294,6 @@ def _chosen(top: Any, pattern: re.Pattern[str] | None, below: Callable[[], Itera
         if info.type == fs.FileType.File
         and (info is top or info.base_name not in _MARKERS)
         and (pattern is None or pattern.fullmatch(info.path))]
-
-
-def _below(system: Any, folder: str, confined: Confinement | None, above: Sequence[Path] = ()) -> Iterator[Any]:
-    """The files and special files below a local folder, also through links to other folders."""
-    real = Path(os.path.realpath(folder))
-    if real in above:       # a link to a folder above it would be followed for ever
-        return
-    for info in system.get_file_info(fs.FileSelector(folder)):
-        if info.base_name.startswith(".") or (confined is not None and is_passed_over(Path(info.path), real, confined)):
-            continue
-        if info.type == fs.FileType.Directory:
-            yield from _below(system, info.path, confined, (*above, real))
-        else:
-            yield info
 
 
 def _of_split(opener: Any, place: str, infos: Sequence[Any], split: str, subset: str | None) -> list[Any]:
