@@ -219,7 +219,7 @@ def _check_below(place: Place, path: Path, roots: Roots) -> None:
     """Refuse a path below a root that is hidden, or denied whatever the roots are."""
     field, value = place.field, words(place.value)
     reads = isinstance(place.marker, ReadsFrom)
-    above = [root for root in _directories(place, roots) if path.is_relative_to(root)]
+    above = sorted((root for root in _directories(place, roots) if path.is_relative_to(root)), key=lambda root: -len(root.parts))
     parts = [hidden_part(path, root) for root in above]
     if None not in parts:
         raise ConfigError(
@@ -227,7 +227,7 @@ def _check_below(place: Place, path: Path, roots: Roots) -> None:
             f"ask the operator to name this folder itself (`{_option(place)}`)")
     denied = [*KERNEL, *(Path(os.path.realpath(each)) for each in roots.denied if not is_uri(each))]
     if not reads:
-        root = max(above, key=lambda each: len(each.parts))
+        root = above[0]
         run = next((part for part in path.relative_to(root).parts if is_id(part.upper())), None)
         if run is not None:
             raise ConfigError(field, value, f"{run!r} is the name of a run's directory; name another directory")

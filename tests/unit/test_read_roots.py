@@ -211,3 +211,92 @@ def test_the_uri_of_a_run_stands_for_its_working_copy(tmp_path: Path, monkeypatc
         refusal = contextlib.nullcontext() if allowed else pytest.raises(OSError, match="leads out")
         with refusal, opened(directory / "config.json") as path:
             assert path.read_text() == "{}"
+
+
+@pytest.fixture
+def kept(data: Path) -> ReadRoots:
+    """Roots above places that are denied: other runs and a token. The own run's model is among the other runs."""
+    for name in ("a.txt", "runs/other/a.txt", "runs/mine/model/a.txt", "token.txt", ".hidden/a.txt", ".hidden/.git/a.txt"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(name)
+    return ReadRoots([data], [data / "runs" / "mine" / "model"], [data / "runs", data / "token.txt"])
+
+
+def test_denied_and_hidden_places_below_a_root_are_left_out_of_listings(data, kept):
+    for path in (data, f"{data}/**/*", f"{data}/*"):
+        with reading_within(kept):
+            assert read(listed(path)) == ["a.txt"]
+    for path in (f"{data}/*/*/a.txt", f"{data}/r*/**/*", f"{data}/t*"):
+        with reading_within(kept), pytest.raises(CorpusError, match="holds no files"):
+            listed(path)
+
+
+@pytest.mark.parametrize("name", ["runs/other/a.txt", "token.txt", ".hidden/a.txt", "link", "linked/other/a.txt"])
+def test_a_denied_or_hidden_file_is_not_opened(data, kept, name):
+    (data / "link").symlink_to("token.txt")
+    (data / "linked").symlink_to("runs")
+    with reading_within(kept), pytest.raises(PermissionError, match="leads out"), opened(data / name):
+        pass
+    with reading_within(kept), pytest.raises(CorpusError, match="leads out"):
+        listed(data / name)
+    with reading_within(kept), pytest.raises(CorpusError, match="leads out"):
+        listed(data)
+
+
+def test_a_file_that_became_a_link_to_a_denied_one_is_refused_when_it_is_opened(data, kept):
+    with reading_within(kept):
+        files = listed(data / "a.txt")
+    (data / "a.txt").unlink()
+    (data / "a.txt").symlink_to("token.txt")
+    with reading_within(kept), pytest.raises(CorpusError, match="leads out"):
+        read(files)
+
+
+def test_the_runs_own_places_are_read_also_where_others_are_denied(data, kept):
+    with reading_within(kept):
+        assert read(listed(data / "runs" / "mine" / "model")) == ["runs/mine/model/a.txt"]
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_root_may_be_hidden_itself(data):
+    with reading_within(ReadRoots([data / ".hidden"])):
+        assert read(listed(data / ".hidden")) == [".hidden/a.txt"]
+        with pytest.raises(CorpusError, match="leads out"):
+            listed(data / ".hidden" / ".git")
+
+
+@pytest.mark.parametrize("path", ["/proc/self/environ", "/sys/kernel/uevent_seqnum", "/dev/null", "/run"])
+def test_the_kernels_files_and_mounted_secrets_are_not_read_below_the_root_directory(path, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    (tmp_path / "cache" / "runs").mkdir(parents=True)
+    (tmp_path / "cache" / "runs" / "a.txt").write_text("another run's copy")
+    with reading_within(ReadRoots([Path("/")])):
+        for each in (Path(path), tmp_path / "cache" / "runs" / "a.txt"):
+            with pytest.raises(OSError, match="leads out"), opened(each):
+                pass
+
+
+@pytest.mark.usefixtures("kept")
+def test_denied_places_at_a_uri_are_left_out_of_listings(data):
+    at_uri = ReadRoots(denied=[f"file://{data}/runs"], own=[f"file://{data}/runs/mine/model"])
+    with reading_within(at_uri):
+        assert sorted(read(listed(f"file://{data}/**/*.txt"))) == ["a.txt", "runs/mine/model/a.txt", "token.txt"]
+        assert read(listed(f"file://{data}/runs/mine/model/*.txt")) == ["runs/mine/model/a.txt"]
+        with pytest.raises(CorpusError, match="name a run as run://RUN/corpus"):
+            listed(f"file://{data}/runs/other/*.txt")
+        with pytest.raises(CorpusError, match="holds no files"):
+            listed(f"file://{data}/r*/other/*.txt")
+
+
+def test_a_link_in_a_folder_of_a_tokenizer_is_refused_before_transformers_follows_it(data):
+    model_and_tokenizer(data / "model")
+    (data / "model" / "additional_chat_templates").mkdir()
+    (data / "model" / "additional_chat_templates" / "x.jinja").symlink_to(data.parent / "secret" / "a.txt")
+    with reading_within(ReadRoots([data])), pytest.raises(UserError, match="leads out"):
+        load_pretrained(data / "model")
+
+
+def test_a_loop_of_folders_is_listed_once(data):
+    fill(data)
+    (data / "loop").symlink_to(data)
+    assert len(read(listed(data))) == 2
