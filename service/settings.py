@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, 
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.config.sources import FunctionName
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location, is_uri, settings_directory
+from moedisco_ray.core.locations import Location, cache_directory, is_uri, settings_directory
 from service.domain.path_sandbox import Roots
 
 MIB = 2**20
@@ -88,7 +88,8 @@ class Settings(BaseModel):
         # Even for runs at URIs, the service keeps its own files, such as stop files, on this machine.
         first = () if self.home_dir is None else (self.home_dir,)
         homes = (*first, *(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
-        private = (self.state_dir, self.admin_token_path, settings_directory().resolve(), *self._database_files)
+        own = (settings_directory().resolve(), cache_directory().resolve())
+        private = (self.state_dir, self.admin_token_path, *own, *self._database_files)
         return Roots(self.input_roots, self.output_roots, self.storage_roots, homes, private, self.map_functions)
 
     @property
