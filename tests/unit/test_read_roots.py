@@ -296,6 +296,23 @@ def test_a_link_in_a_folder_of_a_tokenizer_is_refused_before_transformers_follow
         load_pretrained(data / "model")
 
 
+def test_the_settings_of_a_tokenizer_name_no_file_elsewhere(data):
+    """Before (af276e38): the tokenizer was loaded with the words of the file outside of the roots, zebra among them."""
+    model_and_tokenizer(data / "model")
+    tokenizer = json.loads((data / "model" / "tokenizer.json").read_text())["model"]
+    (data / "model" / "tokenizer.json").unlink()
+    for folder, words in ((data / "model", {}), (data.parent / "secret", {"zebra": len(tokenizer["vocab"])})):
+        (folder / "vocab.json").write_text(json.dumps(tokenizer["vocab"] | words))
+        (folder / "merges.txt").write_text("")
+    elsewhere = {name: str(data.parent / "secret" / file) for name, file in (("vocab", "vocab.json"), ("merges", "merges.txt"))}
+    for named, allowed in (({}, True), ({"name_or_path": elsewhere["vocab"], "vocab_file": "/nowhere"}, True), (elsewhere, False)):
+        settings = {"tokenizer_class": "GPT2Tokenizer", **named}
+        (data / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+        refusal = contextlib.nullcontext() if allowed else pytest.raises(UserError, match="leads out")
+        with reading_within(ReadRoots([data])), refusal:
+            assert "zebra" not in load_pretrained(data / "model").get_vocab()
+
+
 def test_a_loop_of_folders_is_listed_once(data):
     fill(data)
     (data / "loop").symlink_to(data)
