@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -17,11 +16,12 @@ from pyarrow import fs
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.globs import Glob, matches_any
 from moedisco_ray.core.locations import first_line
 from moedisco_ray.core.read_roots import Confinement, confinement, is_passed_over, opened
 from moedisco_ray.core.remote import resolve
 from moedisco_ray.stages.corpus.formats import COMPRESSED, NOTES, FileFormat, data_files, format_of, refusal, unknown
-from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split, glob
+from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split
 from moedisco_ray.stages.text.unseen import Skipped
 
 _CARD_BYTES = 1 << 20
@@ -141,8 +141,7 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
         confined = None if own else confinement()
         excluded = _excluder(place, source.exclude)
         if root is None:
-            folders = None if pattern is None else _folders(str(Path(path).absolute()))
-            infos = _Walk(system, pattern, folders, excluded, confined).files(place)
+            infos = _Walk(system, pattern, excluded, confined).files(place)
         else:
             infos = [info for info in _walk_uri(system, root, place, pattern, confined) if not excluded(info.path)]
         opener = system if root is not None or own else ConfinedFiles(system)
@@ -179,19 +178,19 @@ def digest(files: Iterable[File]) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _resolve(path: str, root: str | None) -> tuple[Any, str, re.Pattern[str] | None]:
+def _resolve(path: str, root: str | None) -> tuple[Any, str, Glob | None]:
     searched, wildcards = (path.partition("?")[0], "*[") if root is not None else (path, "*?[")     # a URI's options follow a `?`
     first = min((searched.index(sign) for sign in wildcards if sign in searched), default=None)
     if root is None:
         full = str(Path(path).absolute())
         base = full if first is None else str(Path(path[:first] + "_").absolute().parent)
-        return (*resolve(Path(base)), None if first is None else glob(full))
+        return (*resolve(Path(base)), None if first is None else Glob.of(full))
     if first is None:
         return (*resolve(root), None)
     pattern, sign, options = path.partition("?")
     stem, slash, last = pattern[:first].rpartition("/")
     system, place = resolve(stem + sign + options)
-    return system, place, glob(place.rstrip("/") + slash + last + pattern[first:])
+    return system, place, Glob.of(place.rstrip("/") + slash + last + pattern[first:])
 
 
 def _before_wildcard(uri: str) -> str:
@@ -206,15 +205,13 @@ class _Walk:
 
     Attributes:
         pattern: The glob that files match; None for all files.
-        folders: Patterns of the folders below which the glob may match a file; None for all folders.
         excluded: Whether a path is left out.
         confined: The places that may be read; None for all. Hidden and denied places are left out, but a link that leads out of the
             roots is an error: the text behind it would be missed.
     """
 
     system: fs.LocalFileSystem
-    pattern: re.Pattern[str] | None
-    folders: Sequence[re.Pattern[str]] | None
+    pattern: Glob | None
     excluded: Callable[[str], bool]
     confined: Confinement | None
 
@@ -246,7 +243,7 @@ class _Walk:
                 yield from self._below(info.path, (*above, real))
 
     def _enters(self, folder: str) -> bool:
-        if self.folders is not None and not any(each.fullmatch(folder) for each in self.folders):
+        if self.pattern is not None and not self.pattern.may_match_below(folder):
             return False
         try:
             self._check(folder)
@@ -261,13 +258,8 @@ class _Walk:
             self.confined.check(Path(path))
 
 
-def _folders(pattern: str) -> list[re.Pattern[str]]:
-    """Patterns of the folders that a glob may enter: its beginnings up to each slash, and up to each `**`."""
-    return [glob(pattern[:match.start() if match[0] == "/" else match.end()]) for match in re.finditer(r"/|\*\*", pattern)]
-
-
 def _walk_uri(
-    system: Any, uri: str, place: str, pattern: re.Pattern[str] | None, confined: Confinement | None,
+    system: Any, uri: str, place: str, pattern: Glob | None, confined: Confinement | None,
 ) -> list[Any]:
     """The files of a source at a URI. Files in denied places, such as other runs, are left out."""
     folder = (uri if pattern is None else _before_wildcard(uri).rpartition("/")[0]).partition("?")[0]
@@ -285,7 +277,7 @@ def _walk_uri(
     return _chosen(system.get_file_info(place), pattern, below)
 
 
-def _chosen(top: Any, pattern: re.Pattern[str] | None, below: Callable[[], Iterable[Any]]) -> list[Any]:
+def _chosen(top: Any, pattern: Glob | None, below: Callable[[], Iterable[Any]]) -> list[Any]:
     """The files that a pattern matches: `top` itself, or those below it."""
     if top.type == fs.FileType.NotFound:
         raise FileNotFoundError("no such file or folder")
@@ -293,7 +285,7 @@ def _chosen(top: Any, pattern: re.Pattern[str] | None, below: Callable[[], Itera
         info for info in ([top] if top.type == fs.FileType.File else below())
         if info.type == fs.FileType.File
         and (info is top or info.base_name not in _MARKERS)
-        and (pattern is None or pattern.fullmatch(info.path))]
+        and (pattern is None or pattern.matches(info.path))]
 
 
 def _of_split(opener: Any, place: str, infos: Sequence[Any], split: str, subset: str | None) -> list[Any]:
@@ -350,12 +342,12 @@ def _excluder(place: str, patterns: Iterable[str]) -> Callable[[str], bool]:
 
     A pattern without a slash is matched with the file's name, any other with the path below the source's folder.
     """
-    names = [glob(pattern) for pattern in patterns if "/" not in pattern]
-    paths = [glob(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
+    names = [Glob.of(pattern) for pattern in patterns if "/" not in pattern]
+    paths = [Glob.of(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
     depth = len(PurePosixPath(place).parts)
 
     def excluded(path: str) -> bool:
         parts = PurePosixPath(path).parts
-        return any(each.fullmatch(parts[-1]) for each in names) or any(each.fullmatch("/".join(parts[depth:])) for each in paths)
+        return matches_any(names, parts[-1]) or matches_any(paths, "/".join(parts[depth:]))
 
     return excluded
