@@ -132,4 +132,7 @@ class PrometheusMetrics:
             registry=self.registry)
         self.reported = Counter("moedisco_reported_events", "Events that drivers reported.", registry=self.registry)
         self.runs = Gauge("moedisco_runs", "Runs by state.", ("state",), registry=self.registry)
+        self.troubled = Gauge(
+            "moedisco_troubled_runs", "Runs that the service cannot process, such as those of an earlier version.",
+            registry=self.registry)
         self.dollars = Gauge("moedisco_metered_dollars", "Dollars metered so far, over all runs.", registry=self.registry)

@@ -139,7 +139,8 @@ def _run(
         Loop(housekeeping.round, TIDY_SECONDS, "housekeeping"),
     )
     app = create_app(
-        settings, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier, wake_reconciler=reconciling.wake)
+        settings, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier, wake_reconciler=reconciling.wake,
+        loops=lambda: {loop.name: loop.state for loop in loops})
     server = Server(app, settings)
     with contextlib.ExitStack() as stack:
         stack.callback(deliveries.close)

@@ -15,6 +15,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stages import STAGES
 
@@ -171,15 +173,12 @@ class Meter:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Meter:
-        """The inverse of `to_dict`; an empty dictionary gives a new meter."""
-        if not values:
-            return cls()
-        return cls(**{
-            **values,
-            "open": {name: Hold(**hold) for name, hold in values["open"].items()},
-            "free": {pool: Free(**free) for pool, free in values["free"].items()},
-            "work": {stage: Work(**work) for stage, work in values["work"].items()},
-        })
+        """The inverse of `to_dict`; an empty dictionary gives a new meter.
+
+        Raises:
+            ValidationError: The values are not those of a meter of this version.
+        """
+        return _FORM.validate_python(values)
 
     def _stage_of(self, event: Event) -> str:
         return event.stage if event.stage in _STAGES else self.stage
@@ -216,6 +215,9 @@ class Meter:
         hold = self.open.pop(name)
         pools = self.closed.setdefault(hold.stage, {})
         pools[hold.pool] = pools.get(hold.pool, 0.0) + hold.workers * max(0.0, end - hold.since)
+
+
+_FORM = TypeAdapter(Meter)
 
 
 def _number(value: object) -> float:

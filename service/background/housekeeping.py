@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from moedisco_ray.core.locations import Location
 from service import run_homes
+from service.background.isolation import isolated
 from service.database import audit, idempotency, policies, runs, sessions, webhooks
 from service.database.session import Database
 from service.database.tables import RunRow
@@ -58,42 +60,51 @@ class Housekeeping:
         self._measure(now)
         for path in run_homes.left_aside(self._roots.homes, self._known):
             self._remove_files(path, run_homes.run_of(path))
-        for run_id, due in self._announce(now):
-            try:
-                self._remove(run_id, due, now)
-            except OSError as error:
-                _log.warning("run %s cannot be removed: %s", run_id, error)
+        for run, due in self._announce(now):
+            isolated(self._database, run, functools.partial(self._remove, run.id, due, now))
 
     def _measure(self, now: float) -> None:
         with self._database.read() as session:
             found = runs.unmeasured(session)
-        for run_id, directory, location in found:
-            try:
-                size = stored_bytes(directory, location)
-            except StorageUnavailable as error:
-                _log.warning("run %s cannot be measured: %s", run_id, error)
-                continue
-            with self._database.write() as session:
-                runs.measured(session, run_id, size, now)
+        for run in found:
+            isolated(self._database, run, functools.partial(self._measure_run, run, now))
 
-    def _announce(self, now: float) -> list[tuple[str, Due]]:
+    def _measure_run(self, run: RunRow, now: float) -> None:
+        try:
+            size = stored_bytes(Path(run.directory), run.location)
+        except StorageUnavailable as error:
+            _log.warning("run %s cannot be measured: %s", run.id, error)
+            return
+        with self._database.write() as session:
+            runs.measured(session, run.id, size, now)
+
+    def _announce(self, now: float) -> list[tuple[RunRow, Due]]:
         """Store and announce new expiry times; returns the runs that have expired."""
         with self._database.read() as session:
             changes, expired = _expiries(session, now)
-        for run_id, (due, time) in changes.items():
-            with self._database.write() as session:
-                run = runs.lock(session, run_id)
-                if run is None or run.state not in TERMINAL or run.kept:
-                    continue
-                runs.amend(session, run, now=now, expires_at=time)
-                if due is not None:
-                    webhooks.enqueue(session, run, now, "run.expiring", expires_at=time, why=due.why)
-                    audit.note(
-                        session, owner="service", token_id=None, action="run.expiring", target=run_id, address=None, now=now,
-                        detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why})
+        for run, due, time in changes:
+            isolated(self._database, run, functools.partial(self._announce_run, run.id, due, time, now))
         return expired
 
+    def _announce_run(self, run_id: str, due: Due | None, time: float | None, now: float) -> None:
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            if run is None or run.state not in TERMINAL or run.kept:
+                return
+            runs.amend(session, run, now=now, expires_at=time)
+            if due is not None:
+                webhooks.enqueue(session, run, now, "run.expiring", expires_at=time, why=due.why)
+                audit.note(
+                    session, owner="service", token_id=None, action="run.expiring", target=run_id, address=None, now=now,
+                    detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why})
+
     def _remove(self, run_id: str, due: Due, now: float) -> None:
+        try:
+            self._remove_run(run_id, due, now)
+        except OSError as error:
+            _log.warning("run %s cannot be removed: %s", run_id, error)
+
+    def _remove_run(self, run_id: str, due: Due, now: float) -> None:
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             gone = run is None or run.state not in TERMINAL or run.kept or run.expires_at is None or run.expires_at > now
@@ -127,21 +138,23 @@ class Housekeeping:
             _log.warning("files of run %s remain: %s", run_id, error)
 
 
-def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
-    """Compute the changed expiry times, by run id, and the runs that have expired."""
+def _expiries(
+    session: Session, now: float,
+) -> tuple[list[tuple[RunRow, Due | None, float | None]], list[tuple[RunRow, Due]]]:
+    """Compute the changed expiry times of runs, and the runs that have expired."""
     named, rules = runs.starts(session), policies.load(session)
     by_owner: dict[str, list[RunRow]] = defaultdict(list)
     for run in runs.finished(session):
         by_owner[run.owner].append(run)
-    changes: dict[str, tuple[Due | None, float | None]] = {}
-    expired: list[tuple[str, Due]] = []
+    changes: list[tuple[RunRow, Due | None, float | None]] = []
+    expired: list[tuple[RunRow, Due]] = []
     for owner, theirs in by_owner.items():
         due_of = due_runs([FinishedRun(run.id, run.ended or run.updated, run.kept) for run in theirs], rules.of(owner).retention)
         for run in theirs:
             due = None if run.id in named else due_of.get(run.id)
             time = announced(None if due is None else due.time, run.expires_at, now)
             if due is not None and time is not None and time <= now:
-                expired.append((run.id, due))
+                expired.append((run, due))
             elif time != run.expires_at:
-                changes[run.id] = due, time
+                changes.append((run, due, time))
     return changes, expired

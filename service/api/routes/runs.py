@@ -164,6 +164,7 @@ def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetai
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
+        run.check_readable()
         if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
             raise Conflict(
                 f"the run has spent its budget of ${run.budget_dollars:g}; raise budget_dollars first "
