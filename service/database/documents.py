@@ -101,11 +101,12 @@ class Stored(TypeDecorator[Any]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's signature
         """Remove the version, or return an `Unreadable`."""
-        if value is None or isinstance(value, Unreadable):
+        if isinstance(value, Unreadable):
             return value
         if self.version is not None:
-            found = value.pop(VERSION, None) if isinstance(value, dict) else self.version
-            if found != self.version and not self.any_version:
+            if not isinstance(value, dict):
+                return Unreadable(DAMAGED, value)
+            if value.pop(VERSION, None) != self.version and not self.any_version:
                 return Unreadable(EARLIER, value)
         try:
             _adapter(self.form).validate_python(value)

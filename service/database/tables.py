@@ -76,7 +76,7 @@ class RunRow(Table):
     `ended`, the driver's final event, exists until the next driver begins."""
     parent: Mapped[str | None] = mapped_column(ULID)
     """Id of the run that this one retries."""
-    notes: Mapped[list[str] | None]
+    notes: Mapped[list[str] | None] = mapped_column(Stored(list[str] | None))
     """Remarks from the submission, such as replaced prices; null in runs of an earlier version."""
     kept: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Whether the run is exempt from retention."""

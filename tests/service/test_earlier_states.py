@@ -9,8 +9,12 @@ import pytest
 from api_client import Service, service
 from frozen_state import RUNS, put_state
 from reconciling import FINISH, Scene
+from running_service import Running
+from typer.testing import CliRunner
 
+from moedisco_ray.cli.app import app as training
 from moedisco_ray.core.events import Event
+from service.cli import app
 from service.domain.jobs import submission_id
 
 SENTENCE = "recorded by an earlier version, cannot be shown in full"
@@ -113,3 +117,26 @@ def test_an_earlier_run_is_retried_with_its_configuration(old: Service):
 def test_an_earlier_run_is_deleted_with_its_files(old: Service, tmp_path: Path):
     assert old.admin.delete(f"/v1/runs/{RUNS['succeeded']}").status_code == 204
     assert not (tmp_path / "runs" / RUNS["succeeded"]).exists()
+
+
+def test_commands_say_what_cannot_be_shown_of_an_earlier_run(old: Service, tmp_path: Path):
+    """Before (af276e38): `moedisco status` and `watch` print that the service failed; `list` says nothing."""
+    behind = Running(old)
+    behind.start()
+    try:
+        environment = {"MOEDISCO_URL": behind.url, "MOEDISCO_TOKEN": old.plain["admin"], "COLUMNS": "200"}
+        printed = {
+            command: CliRunner().invoke(app, [command, *arguments], env=environment).output
+            for command, arguments in {"list": [], "status": [RUNS["running"]], "watch": [RUNS["succeeded"]]}.items()}
+    finally:
+        behind.stop()
+    assert {command: SENTENCE in " ".join(text.split()) for command, text in printed.items()} == dict.fromkeys(printed, True)
+
+
+def test_an_earlier_run_directory_is_refused_in_one_line(tmp_path: Path):
+    put_state("a624334", tmp_path)
+    directory = tmp_path / "runs" / RUNS["succeeded"] / "succeeded"
+    shown = CliRunner().invoke(training, ["show", str(directory)])
+    assert shown.output.count("\n") == 1
+    assert "holds a run of another version" in shown.output
+    assert shown.exit_code == 2
