@@ -15,7 +15,7 @@ from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.metering import Meter
 from service.database.documents import DAMAGED, Planned, Progress, Stored, Unreadable
-from service.domain.run_paths import location_of
+from service.domain.run_paths import home_of, location_of, own_storage
 from service.errors import UnusableRun
 
 ULID = String(26)
@@ -83,7 +83,7 @@ class RunRow(Table):
     expires_at: Mapped[float | None]
     """Announced time of removal by retention; null if no removal is announced."""
     disk_bytes: Mapped[int | None]
-    """Size of the run directory, as last measured (bytes)."""
+    """Size of the run directory and of checkpoints in other storage, as last measured (bytes)."""
     measured: Mapped[float | None]
     """Time of the last measurement of `disk_bytes`."""
     trouble: Mapped[str | None]
@@ -155,12 +155,24 @@ class RunRow(Table):
 
     @property
     def document(self) -> dict[str, Any]:
-        """The run's configuration as plain data in the form of this version, or as it was stored if this version refuses it."""
+        """The run's configuration as plain data in the form of this version, or as it was stored if this version refuses it.
+
+        `checkpoint.storage` is the folder that the owner asked for, not the run's own folder in it.
+        """
         try:
-            return self.settings.model_dump(mode="json")
+            shown = self.settings.model_dump(mode="json")
         except UnusableRun:
             stored = self.config.stored if isinstance(self.config, Unreadable) else self.config
-            return stored if isinstance(stored, dict) else {}
+            shown = stored if isinstance(stored, dict) else {}
+        own = own_storage(shown, self.id)
+        if own is None:
+            return shown
+        return {**shown, "checkpoint": {**shown["checkpoint"], "storage": str(home_of(own))}}
+
+    @property
+    def storage(self) -> str | None:
+        """The run's own folder in `checkpoint.storage`; None if its checkpoints are in the run directory."""
+        return own_storage(self.config, self.id)
 
     @property
     def pools(self) -> Pools:

@@ -132,6 +132,11 @@ def delete_run(
             context.jobs.delete(submission_id(run.id, attempt))
     if not keep_artifacts:
         _delete_files(context, run)
+    if run.storage is not None:     # without the run, checkpoints are of no use
+        try:
+            run_homes.remove_storage(run.storage, run.id, context.roots.storage)
+        except OSError as error:
+            _log.warning("checkpoints of the deleted run %s remain until the next sweep: %s", run.id, error)
 
 
 @router.post("/{run_id}/cancel", status_code=202, responses=problems(404, 409, body=True))
