@@ -14,29 +14,36 @@ from typer.core import TyperGroup
 
 from moedisco_ray import __version__
 from moedisco_ray.cli import models
+from moedisco_ray.cli.allowed_code import allowed_functions
 from moedisco_ray.cli.arguments import (
+    AllowCode,
     AsJson,
     ClusterFile,
     ConfigPath,
     MeasuredIn,
     NewFile,
+    NoVerify,
     Overrides,
     Redo,
+    Repair,
     ReportTo,
     RunDir,
     RunId,
     StopPath,
 )
 from moedisco_ray.cli.console import output_console
+from moedisco_ray.cli.continuing import Continuation
 from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view, report_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
-from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
+from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
+from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.execution.output_checks import small_disks, unwritable_places
 from moedisco_ray.plan import build_plan, with_cluster_count
 from moedisco_ray.plan.capacity import cluster_needs, lacking
 from moedisco_ray.plan.cluster_checks import disagreements
@@ -56,16 +63,16 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             for mistake in (error, *error.others):
-                _complain(str(mistake))
+                _complain(_with_notes(str(mistake), mistake))
             raise typer.Exit(_USER_ERROR) from error
         except RunStopped as error:
-            _complain(str(error))
+            _complain(_with_notes(str(error), error))
             raise typer.Exit(_STOPPED) from error
         except MoeDiscoError as error:
             _complain(" ".join(str(error).split()))
             raise typer.Exit(_RUN_ERROR) from error
         except KeyboardInterrupt as error:
-            _complain("interrupted; the same command continues from the last checkpoint")
+            _complain(_with_notes("interrupted", error))
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -96,23 +103,30 @@ def options(
 @app.command()
 def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Redo = False, stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
+    redo: Redo = False, repair: Repair = False, no_verify: NoVerify = False, allow_code: AllowCode = None,
+    stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
+    functions = allowed_functions(checked, config.parent, allow_code or ())
     # Plan first, so that a vocabulary that does not fit the model is reported before anything starts.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
+    raise_together((*unwritable_places(checked), *small_disks(checked, planned)))
     console = output_console()
     stop = StopFile(stop_file)
     with contextlib.ExitStack() as stack:
         views: list[View] = [listener_for(console, as_json, checked, planned), *trackers(checked)]
         if report_to is not None:
             views.append(_reporter(report_to, checked, stop))
+        continuation = Continuation(redo, stop)
+        views.append(continuation)
         for view in views:
             stack.callback(view.close)
+        stack.enter_context(continuation.noted())
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
-        directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id)
+        directory = run_pipeline(
+            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, verifies=not no_verify, repairs=repair)
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -177,11 +191,11 @@ def init(
 
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a configuration and the files that it names, and list every mistake; nothing is written."""
+    """Check a configuration and the files that it names, and list every mistake; nothing is left behind."""
     checked = with_cluster_count(load_config(config, overrides or ()))
     from moedisco_ray.execution.validation import validate as find_problems
 
-    findings = find_problems(checked)
+    findings = find_problems(checked, config.parent)
     for problem in findings.problems:
         _complain(str(problem))
     if not findings.problems:
@@ -211,6 +225,18 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def verify(run_dir: Annotated[str, typer.Argument(
+    metavar="RUN_DIR", help="Directory or URI of a run, or the directory of an exported model.")],
+) -> None:
+    """Read all files of a run, finished or not, and list what a disk or a copy has damaged; exit code 1 if anything is."""
+    damage = dict(damage_of(run_dir))
+    for name, files in damage.items():
+        print(f"{name}: {'damaged: ' + ', '.join(files) if files else 'ok'}")
+    if any(damage.values()):
+        raise typer.Exit(_RUN_ERROR)
+
+
+@app.command()
 def plot(run_dir: RunDir) -> None:
     """Draw a run's loss curves, clusters and expert load into RUN_DIR/figures."""
     report = current_report(run_dir)
@@ -225,7 +251,7 @@ def plot(run_dir: RunDir) -> None:
         print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
-for command in (models.export, models.push, models.chat, models.endpoint, models.evaluate, models.merge, models.experts):
+for command in (models.export, models.push, models.chat, models.evaluate, models.merge, models.experts):
     app.command()(command)
 
 
@@ -236,6 +262,10 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     from moedisco_ray.cli.reporter import Reporter
 
     return Reporter(url, token, config.directory / "events.jsonl", stop)
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _complain(line: str) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import parse_manifest, reporting_full_disk
+from moedisco_ray.core.artifacts import OnDisk, parse_manifest, reporting_full_disk
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import discard
 from moedisco_ray.core.locations import Location
+from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
@@ -45,7 +45,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
     check_new(target)
     report = current_report(location)
     store = RunStore.of(location)
-    config = stored_config(json.loads(store.read("config.json") or b"{}"))
+    config = read_stored_config(store.read("config.json"), location)
     context = _context(config, store)
     needed = context.of("merge" if from_checkpoint else "finetune")
     if not store.has(needed):
@@ -66,14 +66,15 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
             model, tokenizer=tokenizer, directory=draft, report=report, prompts=(), sample_tokens=1, seed=config.seed,
             start=config.model, own_tokens=not config.tokenizer.replace, dtype=config.export.dtype, device="cpu",
             datasets=datasets_of(config), has_turns=has_turns(config))
-        draft.rename(target)
+        OnDisk().replace(draft, target, {"stage": "export"})
     return {name: value for name, value in figures.items() if name != "samples"} | {"step": step}
 
 
 def _context(config: RunConfig, store: RunStore) -> Context:
     # The text of the run may have changed or be gone, so the fingerprint follows from that of the merged MoE.
     stages = {stage.name: stage for stage in STAGES}
-    merged = parse_manifest(store.read(f"{stages['merge'].directory}/manifest.json") or b"")
+    folder = stages["merge"].directory
+    merged = parse_manifest(store.read(f"{folder}/{MANIFEST}"), folder, str(store.location))
     fingerprint = stages["finetune"].fingerprint(config, {"merge": merged.fingerprint if merged else ""})
     return Context(
         config=config, directory=store.directory, fingerprint=fingerprint, emit=discard, backend=LocalBackend(),

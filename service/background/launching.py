@@ -70,6 +70,7 @@ class Launcher:
             report_url=self._settings.report_url(run.id),
             token=self.token(run.id, run.attempt),
             read_roots=[*self._roots.directories, *read, place.home, *([run.location] if is_uri(run.location) else ())],
+            functions=self._roots.functions,
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 

@@ -28,6 +28,7 @@ class Submission:
         report_url: URL to which the driver posts its events.
         token: Token with which the driver authenticates itself at `report_url`.
         read_roots: Directories that the driver and its workers may read. A run's URI allows the working copies of that run.
+        functions: Functions that the driver may call (`moedisco run --allow-code`), as the operator named them.
         metadata: Metadata that the Ray dashboard shows with the job.
     """
 
@@ -38,6 +39,7 @@ class Submission:
     report_url: str
     token: str = dataclasses.field(repr=False)
     read_roots: Sequence[Location] = ()
+    functions: Sequence[str] = ()
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -97,11 +99,13 @@ class RayJobs:
 
 
 def entrypoint(submission: Submission, python: str = "python") -> str:
-    """Command line of the driver; it contains only fixed words and paths of the service, no text from a user."""
+    """Command line of the driver; it contains only fixed words, and paths and functions of the service's operator."""
     words = [
         python, "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
         "--stop-file", str(submission.stop_file), "--report-to", submission.report_url, "--run-id", submission.run,
     ]
+    for function in submission.functions:
+        words += ["--allow-code", function]
     # `exec` replaces the shell, so that signals reach the driver.
     return f"exec {shlex.join(words)}"
 

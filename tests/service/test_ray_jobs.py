@@ -16,7 +16,7 @@ from service.ray_side.jobs import RayJobs, Submission, entrypoint
 SUBMISSION = Submission(
     id="01ARZ3NDEKTSV4RRFFQ69G5FAV-1", run="01ARZ3NDEKTSV4RRFFQ69G5FAV", config_path=Path("/runs of ours/R/request.json"),
     stop_file=Path("/runs of ours/R/stop-1"), report_url="http://127.0.0.1:8300/v1/runs/R/report", token="mdr_x",
-    read_roots=[Path("/data")], metadata={"run": "R"})
+    read_roots=[Path("/data")], functions=["clean:keep"], metadata={"run": "R"})
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
@@ -38,7 +38,7 @@ def test_the_command_line_is_ours_alone_and_the_token_is_not_in_it():
     assert words == [
         "exec", "python", "-m", "moedisco_ray", "run", "/runs of ours/R/request.json", "--json", "--stop-file",
         "/runs of ours/R/stop-1", "--report-to", "http://127.0.0.1:8300/v1/runs/R/report",
-        "--run-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV"]
+        "--run-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "--allow-code", "clean:keep"]
     assert "mdr_x" not in repr(SUBMISSION)
 
 

@@ -12,15 +12,17 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
+from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.run_record import RunReport
 from service.api import streams
 from service.api.answers import series_answer, unreadable_report
+from service.api.bodies import RawBody
 from service.api.context import InContext, ServiceContext
 from service.api.logs import follow as follow_file
 from service.api.logs import list_logs as logs_in
 from service.api.logs import open_log, tail_start
-from service.api.openapi import content, problems
+from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_driver, still_allowed, visible_run
@@ -54,11 +56,6 @@ def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.RunRow
 VisibleRun = Annotated[tables.RunRow, Depends(find_run)]
 
 
-async def raw_body(request: Request) -> bytes:
-    """The unparsed body: the thread that stores a report also parses it, so that parsing does not block the event loop."""
-    return await request.body()
-
-
 @router.get("/events", response_class=EventStream, dependencies=[STREAM_SLOT], responses=problems(404) | {
     200: content("text/event-stream", "Messages of this form; the last one has the event `end`.", _MESSAGE)})
 async def stream_events(
@@ -72,9 +69,8 @@ async def stream_events(
     return EventStream(messages, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
-@reports.post("/report", responses=problems(400, 404, body=True), openapi_extra={"requestBody": {
-    "required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Report"}}}}})
-def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], request: Request, context: InContext) -> ReportAnswer:
+@reports.post("/report", responses=problems(400, 404, body=True), openapi_extra=body_of("Report"))
+def report_events(run_id: RunId, body: RawBody, request: Request, context: InContext) -> ReportAnswer:
     """Store lines of the driver's `events.jsonl`. Only the driver of the run's current attempt may call this."""
     with context.database.read() as session:
         check_driver(request, context, runs.get(session, run_id))
@@ -129,7 +125,7 @@ def get_report(run: VisibleRun, context: InContext) -> RunReport:
     """
     try:
         if RunState(run.state) is RunState.SUCCEEDED:
-            return RunReport.model_validate(_document(run, "report.json", "report"))
+            return RunReport.model_validate(_checked(_document(run, "report.json", "report")))
         return context.reports.get(run.location, run.settings)
     except UnusableRun as error:
         return unreadable_report(run, str(error))
@@ -174,6 +170,13 @@ async def get_log(
     return ClosedStream(
         follow_file(found.file, start, ended, pause), media_type="text/plain; charset=utf-8",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+def _checked(document: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return checked(document)
+    except ValueError as error:
+        raise NotFound("the run's report is damaged: it is not what the run wrote; run it again to make it again") from error
 
 
 def _report(body: bytes) -> Report:
