@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, ValidationInfo, field_validator
 
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.config.sources import FunctionName
@@ -32,7 +32,7 @@ class Settings(BaseModel):
 
     state_dir: Path
     """Directory for the SQLite database, the files of the local Ray cluster and the service's log."""
-    database_url: str | None = None
+    database_url: SecretStr | None = None
     """URL of the database, `sqlite:///FILE` or `postgresql+psycopg://...`; null uses SQLite in `state_dir`."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8300
@@ -138,7 +138,8 @@ class Settings(BaseModel):
     @property
     def database(self) -> str:
         """`database_url` with its default resolved."""
-        return self.database_url or f"sqlite:///{self.state_dir / 'service.sqlite3'}"
+        stored = f"sqlite:///{self.state_dir / 'service.sqlite3'}"
+        return stored if self.database_url is None else self.database_url.get_secret_value()
 
     @property
     def admin_token_path(self) -> Path:

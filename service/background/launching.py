@@ -91,7 +91,10 @@ class Launcher:
         """Check the paths again, as at submission, and replace run references by paths; see `located`."""
         stored = run.settings
         output = home_of(home_of(run.location))
-        asked = stored.model_copy(update={"output": output if is_uri(output) else Path(os.path.realpath(output))})
+        storage = stored.checkpoint.storage if run.storage is None else str(home_of(run.storage))
+        asked = stored.model_copy(update={
+            "output": output if is_uri(output) else Path(os.path.realpath(output)),
+            "checkpoint": stored.checkpoint.model_copy(update={"storage": storage})})
         check_links(sandboxed(asked, self._roots), self._roots)
         check_parts(stored, self._location_of)
         return located(stored, self._location_of, documents_at)
