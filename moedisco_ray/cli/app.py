@@ -37,13 +37,14 @@ from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
-from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
+from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.outdated import REMEDY
 from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.execution.output_checks import small_disks, unwritable_places
 from moedisco_ray.plan import build_plan, with_cluster_count
 from moedisco_ray.plan.capacity import cluster_needs, lacking
 from moedisco_ray.plan.cluster_checks import disagreements
@@ -111,6 +112,7 @@ def run(
     functions = allowed_functions(checked, config.parent, allow_code or ())
     # Plan first, so that a vocabulary that does not fit the model is reported before anything starts.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
+    raise_together((*unwritable_places(checked), *small_disks(checked, planned)))
     console = output_console()
     stop = StopFile(stop_file)
     with contextlib.ExitStack() as stack:
@@ -190,7 +192,7 @@ def init(
 
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a configuration and the files that it names, and list every mistake; nothing is written."""
+    """Check a configuration and the files that it names, and list every mistake; nothing is left behind."""
     checked = with_cluster_count(load_config(config, overrides or ()))
     from moedisco_ray.execution.validation import validate as find_problems
 

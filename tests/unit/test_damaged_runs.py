@@ -116,7 +116,10 @@ def test_verify_lists_each_stage_and_what_is_damaged(finished: Finished) -> None
 
 
 def test_repair_makes_the_damaged_stage_again_and_keeps_what_fits(finished: Finished) -> None:
-    """The repaired seed is the same, bit for bit, so what was made from it stays."""
+    """The repaired seed is the same, bit for bit, so what was made from it stays.
+
+    Before (af276e38): the damaged merge was fine-tuned without a word.
+    """
     shutil.rmtree(finished.directory / "finetuned")
     flip_bit(finished.directory / "merged" / "model.safetensors")
     flip_bit(finished.directory / "seed" / "model.safetensors")

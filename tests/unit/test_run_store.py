@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -18,14 +19,17 @@ from s3_standin import s3_server
 
 from moedisco_ray.core import cache
 from moedisco_ray.core.artifacts import commit, is_done, read_manifest
+from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import ConfigError, RunDirError, StorageError
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import CACHE, joined
 from moedisco_ray.core.remote import Remote
+from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.run_work import Files, on_each, on_files
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.training import TrainJob
 
 FILES = st.dictionaries(st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.binary(max_size=64), min_size=1)
@@ -144,6 +148,31 @@ def test_a_directory_is_linked_by_its_objects_and_outlives_its_source(machines: 
     assert store.has(store.directory / "submodels" / "0")
     assert not store.has(store.directory / "submodels" / "1")
     assert len(store.remote.list("objects")) == 1
+
+
+def test_a_damaged_working_copy_is_downloaded_again(machines: list[Machine]) -> None:
+    """Before (af276e38): a file of the right size was used as it was."""
+    driver, worker, _ = machines
+    store = driver.store
+    with commit(store.directory / "corpus", "1", store) as draft:
+        write(draft.path, {"text": b"words"})
+    assert read(worker, "corpus") == {"text": b"words"}
+    (worker.store.directory / "corpus" / "text").write_bytes(b"wards")
+    assert read(worker, "corpus") == {"text": b"words"}
+
+
+def test_damage_at_a_uri_is_found_and_named(machines: list[Machine]) -> None:
+    store = machines[0].store
+    write(store.directory, {"run.json": json.dumps(with_checksum({"id": "1"})).encode()})
+    store.publish(store.directory / "run.json")
+    for stage in STAGES[:2]:
+        with commit(store.directory / stage.directory, "1", store) as draft:
+            write(draft.path, {"text": b"words", "more/text": b"words"})
+    assert dict(damage_of(store.location)) == {"run": [], "corpus": [], "seed": []}
+    [damaged] = (name for name in store.remote.list("objects/") if name.startswith("objects/seed-") and name.endswith("more/text"))
+    store.remote.write(damaged, b"wards")
+    store.remote.write("run.json", b"{}")
+    assert dict(damage_of(store.location)) == {"run": ["run.json"], "corpus": [], "seed": ["more/text"]}
 
 
 def test_work_is_sent_with_its_paths_and_runs_on_another_machine(machines: list[Machine]) -> None:
