@@ -174,7 +174,7 @@ def test_every_allowed_path_is_under_a_root(path):
     roots = Roots(("/data", "s3://a/b"), (Path("/runs"),))
     try:
         made = sandboxed(config(path), roots).corpus.sources[0].path
-    except ConfigError:
+    except (ConfigError, ValueError):      # a ValueError if the text is no glob
         return
     assert made.startswith(("/data/", "s3://a/b/")) or made in ("/data", "s3://a/b")
     assert ".." not in made.split("/")
