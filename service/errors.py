@@ -115,6 +115,14 @@ class KeyReused(Conflict):
     slug = "key-reused"
 
 
+class Gone(ServiceError):
+    """The caller's role has ended for good."""
+
+    status = 410
+    title = "Gone"
+    slug = "gone"
+
+
 class TooLarge(ServiceError):
     """The body of the request is larger than allowed."""
 

@@ -131,7 +131,8 @@ def _run(
     """Run the background loops and the server until a signal ends them."""
     pools, notifier = RayPools(dashboard), Notifier()
     deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
-    reconciler = Reconciler(database, jobs, pools, notifier, settings=settings, secret=service_secret(settings.state_dir))
+    secret = service_secret(settings.state_dir)
+    reconciler = Reconciler(database, jobs, pools, notifier, settings=settings, secret=secret)
     housekeeping = Housekeeping(database, jobs, settings.roots, settings.session_idle_seconds)
     loops = (
         reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
@@ -139,7 +140,8 @@ def _run(
         Loop(housekeeping.round, TIDY_SECONDS, "housekeeping"),
     )
     app = create_app(
-        settings, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier, wake_reconciler=reconciling.wake)
+        settings, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier, secret=secret,
+        wake_reconciler=reconciling.wake)
     server = Server(app, settings)
     with contextlib.ExitStack() as stack:
         stack.callback(deliveries.close)

@@ -24,10 +24,8 @@ Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depen
 StopPath = Annotated[
     Path | None, typer.Option("--stop-file", metavar="PATH", help="Once this file exists, save a checkpoint and exit with code 3."),
 ]
-ReportTo = Annotated[
-    str | None,
-    typer.Option("--report-to", metavar="URL", help="Send events to this URL of a service; MOEDISCO_RUN_TOKEN holds the token."),
-]
+ReportTo = Annotated[Path | None, typer.Option(
+    "--report-to", metavar="FILE", help="Send events to the service that wrote this file; it has the URL and a key.")]
 RunId = Annotated[str | None, typer.Option(
     "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
 RunDir = Annotated[

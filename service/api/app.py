@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 
 from service.api.bodies import BodyLimit
 from service.api.compression import CompressedJson
 from service.api.context import ServiceContext
+from service.api.drivers import check_driver, reported_run
 from service.api.envelope import Envelope
 from service.api.limits import RateLimiter, StreamSlots, capacity, descriptor_limit
 from service.api.live_reports import LiveReports
@@ -63,7 +64,7 @@ def _openapi() -> dict[str, Any]:
 
 def create_app(
     settings: Settings, database: Database, jobs: RayJobs, *, pools: RayPools, dashboard: Dashboard, notifier: Notifier,
-    wake_reconciler: Callable[[], None],
+    secret: bytes, wake_reconciler: Callable[[], None],
 ) -> FastAPI:
     """Create the application. It starts no background work and does not close the objects that it gets as arguments.
 
@@ -74,6 +75,7 @@ def create_app(
         pools: Pools of the Ray cluster.
         dashboard: Ray dashboard, whose pages administrators see.
         notifier: Receives a notification of every committed change of a run.
+        secret: Secret from which the drivers' keys are derived.
         wake_reconciler: Starts the next round of the reconciler at once.
     """
     prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
@@ -83,7 +85,7 @@ def create_app(
         streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
         sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
         capacity=limits,
-        prometheus=prometheus, roots=settings.roots)
+        prometheus=prometheus, secret=secret, roots=settings.roots)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -102,9 +104,16 @@ def create_app(
     def limit_of(path: str) -> int:
         if path == "/v1/session":
             return _MOST_OF_A_TOKEN
-        return settings.max_report_bytes if path.startswith("/v1/runs/") and path.endswith("/report") else settings.max_body_bytes
+        return settings.max_body_bytes if reported_run(path) is None else settings.max_report_bytes
 
-    app.add_middleware(BodyLimit, limit_of=limit_of, check=lambda request: check_known(request, context))
+    def check(request: Request) -> None:
+        run_id = reported_run(request.url.path)
+        if run_id is None:
+            check_known(request, context)
+        else:
+            check_driver(request, context, run_id)
+
+    app.add_middleware(BodyLimit, limit_of=limit_of, check=check)
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, prometheus=prometheus)
     return app

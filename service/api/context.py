@@ -39,6 +39,7 @@ class ServiceContext:
         stream_slots: Slots for long responses, by token.
         capacity: Limits derived from the number of file descriptors.
         prometheus: Metrics for Prometheus.
+        secret: Secret from which the drivers' keys are derived.
         roots: Directories and buckets that runs may read and write.
         now: Returns seconds since the epoch.
     """
@@ -57,6 +58,7 @@ class ServiceContext:
     stream_slots: StreamSlots
     capacity: Capacity
     prometheus: PrometheusMetrics
+    secret: bytes = dataclasses.field(repr=False)
     roots: Roots
     now: Callable[[], float] = time.time
 

@@ -28,6 +28,7 @@ _MEANINGS = {
     403: "The token does not allow this.",
     404: "The object does not exist or belongs to another owner.",
     409: "The current state does not allow this.",
+    410: "The run has another driver, has ended or was deleted.",
     413: "The body is too large.",
     416: "None of the requested bytes are in the file.",
     422: "A field is not valid; `errors` names it and says what to do.",

@@ -25,8 +25,7 @@ class Submission:
         run: Id of the run.
         config_path: Configuration of the run, as JSON.
         stop_file: File whose existence makes the driver stop with a checkpoint.
-        report_url: URL to which the driver posts its events.
-        token: Token with which the driver authenticates itself at `report_url`.
+        report_to: Private file from which the driver learns where it reports and with which key.
         read_roots: Directories that the driver and its workers may read. A run's URI allows the working copies of that run.
         metadata: Metadata that the Ray dashboard shows with the job.
     """
@@ -35,8 +34,7 @@ class Submission:
     run: str
     config_path: Path
     stop_file: Path
-    report_url: str
-    token: str = dataclasses.field(repr=False)
+    report_to: Path
     read_roots: Sequence[Location] = ()
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -55,13 +53,12 @@ class RayJobs:
     def submit(self, submission: Submission) -> None:
         """Start a driver, unless a job with this id exists.
 
-        The token is passed in the environment, because every user of a node can read command lines.
+        The job holds no secret: every user of a node can read command lines, and Ray shows environments to all who see its jobs.
         """
         answer = self._dashboard.send("POST", "/api/jobs/", body={
             "submission_id": submission.id,
             "entrypoint": entrypoint(submission, self._python),
             "runtime_env": {"env_vars": {
-                "MOEDISCO_RUN_TOKEN": submission.token,
                 READ_ROOTS: json.dumps([str(root) for root in submission.read_roots]),
                 "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
             }},
@@ -100,7 +97,7 @@ def entrypoint(submission: Submission, python: str = "python") -> str:
     """Command line of the driver; it contains only fixed words and paths of the service, no text from a user."""
     words = [
         python, "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
-        "--stop-file", str(submission.stop_file), "--report-to", submission.report_url, "--run-id", submission.run,
+        "--stop-file", str(submission.stop_file), "--report-to", str(submission.report_to), "--run-id", submission.run,
     ]
     # `exec` replaces the shell, so that signals reach the driver.
     return f"exec {shlex.join(words)}"
