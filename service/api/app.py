@@ -107,7 +107,7 @@ def create_app(
         return settings.max_body_bytes if reported_run(path) is None else settings.max_report_bytes
 
     def check(request: Request) -> None:
-        run_id = reported_run(request.url.path)
+        run_id = reported_run(request.scope["path"])
         if run_id is None:
             check_known(request, context)
         else:

@@ -13,6 +13,7 @@ from service.api.context import ServiceContext
 from service.api.problems import problem_response
 from service.api.security import client_address
 from service.database.tables import RunRow
+from service.domain.run_paths import is_id
 from service.domain.signatures import driver_key
 from service.domain.states import ACTIVE
 from service.errors import Gone, Unauthorised
@@ -68,7 +69,7 @@ def check_driver(request: Request, context: ServiceContext, run_id: str, body: b
         Unauthorised: The proof is missing or wrong, or the body is not the signed one.
     """
     claim = Claim.of(request.headers)
-    if claim is not None:
+    if claim is not None and is_id(run_id):
         key = driver_key(context.secret, run_id, claim.attempt)
         if claim.holds(key) and (body is None or claim.digest == content_digest(body)):
             return Driver(claim.attempt, claim.nonce, key)
