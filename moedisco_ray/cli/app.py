@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 
 from moedisco_ray import __version__
 from moedisco_ray.cli import models
+from moedisco_ray.cli.allowed_code import allowed_functions
 from moedisco_ray.cli.arguments import (
+    AllowCode,
     AsJson,
     ClusterFile,
     ConfigPath,
@@ -28,6 +30,7 @@ from moedisco_ray.cli.arguments import (
     StopPath,
 )
 from moedisco_ray.cli.console import output_console
+from moedisco_ray.cli.continuing import Continuation
 from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view, report_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
@@ -57,16 +60,16 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             for mistake in (error, *error.others):
-                _complain(str(mistake))
+                _complain(_with_notes(str(mistake), mistake))
             raise typer.Exit(_USER_ERROR) from error
         except RunStopped as error:
-            _complain(str(error))
+            _complain(_with_notes(str(error), error))
             raise typer.Exit(_STOPPED) from error
         except MoeDiscoError as error:
             _complain(" ".join(str(error).split()))
             raise typer.Exit(_RUN_ERROR) from error
         except KeyboardInterrupt as error:
-            _complain("interrupted; the same command continues from the last checkpoint")
+            _complain(_with_notes("interrupted", error))
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -97,10 +100,12 @@ def options(
 @app.command()
 def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Redo = False, stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
+    redo: Redo = False, allow_code: AllowCode = None, stop_file: StopPath = None, report_to: ReportTo = None,
+    run_id: RunId = None,
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
+    functions = allowed_functions(checked, config.parent, allow_code or ())
     # Plan first, so that a vocabulary that does not fit the model is reported before anything starts.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
     console = output_console()
@@ -109,11 +114,14 @@ def run(
         views: list[View] = [listener_for(console, as_json, checked, planned), *trackers(checked)]
         if report_to is not None:
             views.append(_reporter(report_to, checked, stop))
+        continuation = Continuation(redo, stop)
+        views.append(continuation)
         for view in views:
             stack.callback(view.close)
+        stack.enter_context(continuation.noted())
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
-        directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id)
+        directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions)
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -182,7 +190,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     checked = with_cluster_count(load_config(config, overrides or ()))
     from moedisco_ray.execution.validation import validate as find_problems
 
-    findings = find_problems(checked)
+    findings = find_problems(checked, config.parent)
     for problem in findings.problems:
         _complain(str(problem))
     if not findings.problems:
@@ -226,7 +234,7 @@ def plot(run_dir: RunDir) -> None:
         print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
-for command in (models.export, models.push, models.chat, models.endpoint, models.evaluate, models.merge, models.experts):
+for command in (models.export, models.push, models.chat, models.evaluate, models.merge, models.experts):
     app.command()(command)
 
 
@@ -241,6 +249,10 @@ def _reporter(address: Path, config: RunConfig, stop: StopFile) -> View:
     from moedisco_ray.cli.reporter import Reporter
 
     return Reporter(address, config.directory / "events.jsonl", stop)
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _complain(line: str) -> None:

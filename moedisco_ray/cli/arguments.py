@@ -24,6 +24,9 @@ Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depen
 StopPath = Annotated[
     Path | None, typer.Option("--stop-file", metavar="PATH", help="Once this file exists, save a checkpoint and exit with code 3."),
 ]
+AllowCode = Annotated[list[str] | None, typer.Option(
+    "--allow-code", metavar="MODULE[:FUNCTION]", help="Code that the run may call, as a source's `map` names it; repeatable.",
+    show_default="asked on a terminal")]
 ReportTo = Annotated[Path | None, typer.Option(
     "--report-to", metavar="FILE", help="Send events to the service that wrote this file; it has the URL and a key.")]
 RunId = Annotated[str | None, typer.Option(

@@ -19,6 +19,7 @@ from moedisco_ray.core.bill import Bill, format_dollars, format_seconds, metered
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.event_totals import EventTotals
 from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.records import (
     ClusterReport,
     ClusterSummary,
@@ -62,7 +63,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     """Build the report like `build_report`, with the caller's function to read files."""
     manifests = {
         stage.name: manifest for stage in STAGES
-        if (content := read(f"{stage.directory}/manifest.json")) is not None and (manifest := parse_manifest(content)) is not None}
+        if (manifest := parse_manifest(read(f"{stage.directory}/{MANIFEST}"), stage.directory)) is not None}
     summaries = {name: manifest.summary for name, manifest in manifests.items()}
     config = _with_cluster_count(config, summaries)
     evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))

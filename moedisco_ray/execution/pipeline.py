@@ -10,7 +10,7 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import (
     Draft,
+    Manifest,
     commit,
     disk_full,
     is_done,
@@ -40,11 +41,14 @@ from moedisco_ray.core.heartbeat import heartbeats
 from moedisco_ray.core.lease import leased
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.user_code import check_allowed
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
@@ -89,7 +93,7 @@ _LOCK_SECONDS = 60.0
 
 def run(
     config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, backend: Backend | None = None, stop: StopFile = NEVER,
-    given_id: str | None = None,
+    given_id: str | None = None, functions: Collection[str] = (),
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
 
@@ -100,15 +104,17 @@ def run(
         backend: Runs the work of the stages. If it is None, Ray runs the work, on an existing Ray cluster or a local one.
         stop: File that, once it exists, makes the run save checkpoints and end.
         given_id: Id for a new run, such as the one that a service gave it; random by default. A resumed run keeps its id.
+        functions: Functions of the user that the run may call, as MODULE or MODULE:FUNCTION; calling them runs their code.
 
     Returns:
         The run directory.
 
     Raises:
         UserError: A mistake that the user can correct; no partial output is left.
-        RunError: The run failed; the same call continues from the last checkpoint.
+        RunError: The run failed; the same call continues from what is stored.
         RunStopped: The run was asked to end.
     """
+    check_allowed(config, functions)
     given = with_cluster_count(settled(config))
     config = fitted(given)
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
@@ -121,7 +127,7 @@ def run(
         claim(config, redo)     # checks again: another process may have worked on the run until now
         store.publish(directory / "config.json")
         stack.enter_context(LiveFiles(store, (_EVENTS, "ray.log"), check))
-        log = EventLog(directory / _EVENTS, listeners)
+        log = EventLog(directory / _EVENTS, listeners, PriceTag(config.pools))
         try:
             with reporting_full_disk(directory):
                 _complete(
@@ -160,15 +166,20 @@ def _chosen(given: RunConfig, used: RunConfig) -> Iterator[str]:
             yield f"{name} do not fit their cards as configured; the run uses {', '.join(settings)}"
 
 
-def is_finished(config: RunConfig) -> bool:
-    """Whether all artifacts of the configuration exist in its directory."""
+def is_finished(config: RunConfig, functions: Collection[str] = ()) -> bool:
+    """Whether all artifacts of the configuration exist in its directory; `functions` is that of `run`."""
+    check_allowed(config, functions)
     config = fitted(with_cluster_count(with_recorded_count(pinned(config))))
     return _is_made(RunStore.of(config.location), stages.fingerprints(config, input_identity(config)))
 
 
 def _is_made(store: RunStore, digests: dict[str, str]) -> bool:
-    found = {stage.name: parse_manifest(store.read(f"{stage.directory}/manifest.json") or b"") for stage in STAGES}
+    found = {stage.name: _manifest(stage, store) for stage in STAGES}
     return all(manifest is not None and manifest.fingerprint == digests[name] for name, manifest in found.items())
+
+
+def _manifest(stage: Stage, store: RunStore) -> Manifest | None:
+    return parse_manifest(store.read(f"{stage.directory}/{MANIFEST}"), stage.directory, str(store.location))
 
 
 def _complete(
@@ -189,10 +200,10 @@ def _complete(
         if backend is not None:
             make_all(digests, backend=backend)
         else:
-            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config) as messages:
+            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config, log) as messages:
                 for message in messages:
                     log(Event("warning", data={"message": message}))
-                log.listen(Gauges(config))
+                log.listen(Gauges(config, EventLog.read(directory / _EVENTS)))
                 with RayBackend(config) as ray_backend, reporting_idle_slots(config, log, ray_backend.idle_seats):
                     make_all(digests, backend=ray_backend)
     else:
@@ -348,7 +359,7 @@ def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
         context.emit(Event("stage_skipped", stage.name))
         return
     context.emit(Event("stage_started", stage.name))
-    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check)) as draft:
+    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check), stage.name) as draft:
         RUN[stage.name](context, draft)
     check()
     # Trainers' checkpoints are kept until the artifact made from them is committed.

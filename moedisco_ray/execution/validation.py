@@ -12,6 +12,7 @@ from typing import TypeVar
 from moedisco_ray.core.config import LowMemoryPool, RunConfig
 from moedisco_ray.core.config.presets import local_gpus
 from moedisco_ray.core.errors import PoolError, RunDirError, UserError
+from moedisco_ray.core.user_code import user_functions
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.stages.corpus import probe
 from moedisco_ray.stages.start import start_problems
@@ -34,22 +35,29 @@ class Findings:
     vocab_size: int | None
 
 
-def validate(config: RunConfig) -> Findings:
+def validate(config: RunConfig, folder: Path = Path()) -> Findings:
     """Check that a configuration's files exist and are consistent, and that the model fits its pools.
 
     It reads the first documents of each source, builds the model on the meta device, compares its tensors with the headers of the
-    checkpoint files, and checks that the output can be written. It writes nothing.
+    checkpoint files, and checks that the output can be written. It writes nothing. It finds the functions that the configuration
+    names, and neither imports nor calls them.
+
+    Args:
+        config: The configuration.
+        folder: Folder of the configuration's file, whose modules it may name.
     """
     problems: list[UserError] = []
     text = _collect(problems, lambda: probe(config))
     if text is not None:
         problems += text.problems
+    functions = _collect(problems, lambda: user_functions(config, folder)) or []
     plan = _collect(problems, lambda: build_plan(config))
     problems += start_problems(config)
     if plan is not None:
         problems += _too_large(plan, config)
     _collect(problems, lambda: check_output(config.directory))
     warnings = [*(text.warnings if text is not None else ()), *_waits(config)]
+    warnings += [f"{each.field}: {each.name} was not called, so what it makes of the rows was not checked" for each in functions]
     first = {(problem.field, str(problem.value)): problem for problem in reversed(problems)}    # the first problem of each setting
     return Findings(tuple(reversed(first.values())), tuple(warnings), None if plan is None else plan.vocab_size)
 

@@ -68,6 +68,7 @@ class Launcher:
             stop_file=place.stop_file(run.attempt),
             report_to=place.report_to(run.attempt),
             read_roots=[*self._roots.directories, *read, place.home, *([run.location] if is_uri(run.location) else ())],
+            functions=self._roots.functions,
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 

@@ -123,13 +123,18 @@ def download(
     """Download a finished run's model. After an interruption, the same command continues where it stopped."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     shown = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-    kept = "the part that has arrived is kept; the same command continues from there"
-    with interruptible(kept), connected(outlasts_restarts=True) as client, shown as bar:
+    with interruptible(lambda: _kept(shown)), connected(outlasts_restarts=True) as client, shown as bar:
         found = client.run(find_run(client, run))
         task = bar.add_task(found.name, total=None)
         target = client.download(
             found.id, directory or _directory(found), lambda done, total: bar.update(task, completed=done, total=total))
     write_json({"directory": target}) if as_json else say(f"The model is in {target}")
+
+
+def _kept(shown: Progress) -> str:
+    if any(task.completed for task in shown.tasks):
+        return "interrupted; the part that has arrived is kept: the same command continues from there"
+    return "interrupted; nothing has arrived yet"
 
 
 def _directory(run: Run) -> Path:

@@ -27,6 +27,7 @@ class Submission:
         stop_file: File whose existence makes the driver stop with a checkpoint.
         report_to: Private file from which the driver learns where it reports and with which key.
         read_roots: Directories that the driver and its workers may read. A run's URI allows the working copies of that run.
+        functions: Functions that the driver may call (`moedisco run --allow-code`), as the operator named them.
         metadata: Metadata that the Ray dashboard shows with the job.
     """
 
@@ -36,6 +37,7 @@ class Submission:
     stop_file: Path
     report_to: Path
     read_roots: Sequence[Location] = ()
+    functions: Sequence[str] = ()
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -94,11 +96,13 @@ class RayJobs:
 
 
 def entrypoint(submission: Submission, python: str = "python") -> str:
-    """Command line of the driver; it contains only fixed words and paths of the service, no text from a user."""
+    """Command line of the driver; it contains only fixed words, and paths and functions of the service's operator."""
     words = [
         python, "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
         "--stop-file", str(submission.stop_file), "--report-to", str(submission.report_to), "--run-id", submission.run,
     ]
+    for function in submission.functions:
+        words += ["--allow-code", function]
     # `exec` replaces the shell, so that signals reach the driver.
     return f"exec {shlex.join(words)}"
 

@@ -94,10 +94,11 @@ class Ray:
         self._thread = threading.Thread(target=lambda: command.main(words[4:], standalone_mode=False))
         self._thread.start()
 
-    def _pipeline(self, config: RunConfig, listeners: Any, _redo: bool, *, stop: StopFile, given_id: str) -> Path:
+    def _pipeline(self, config: RunConfig, listeners: Any, _redo: bool, *, stop: StopFile, given_id: str, **_: Any) -> Path:
         config.directory.mkdir(parents=True, exist_ok=True)
         log = EventLog(config.directory / "events.jsonl", listeners)
-        log(Event("run_started", data={"id": given_id, "stages": ["seed"]}, time=START))
+        begun = {"id": given_id, "name": config.name, "directory": str(config.directory), "stages": ["seed"]}
+        log(Event("run_started", data=begun, time=START))
         while not stop.requested:
             with contextlib.suppress(queue.Empty):
                 log(self.events.get(timeout=0.02))

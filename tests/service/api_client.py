@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -29,6 +30,7 @@ from service.domain.policies import Policy
 from service.domain.signatures import driver_key
 from service.domain.states import RunState
 from service.notifier import Notifier
+from service.planning.pool import PlanningPool
 from service.ray_side.dashboard import Dashboard
 from service.settings import Settings
 
@@ -51,6 +53,7 @@ class Service:
     settings: Settings
     database: Database
     jobs: FakeJobs
+    planning: PlanningPool
     pools: FakePools
     dashboard: Dashboard
     notifier: Notifier
@@ -132,6 +135,23 @@ def signed(address: ReportAddress, report: dict[str, Any] | bytes) -> dict[str, 
     return {"content": body, "headers": headers}
 
 
+class SharedPlanning(PlanningPool):
+    """The processes of all services of a test run, which start again when a test has changed the environment."""
+
+    _environment: dict[str, str] | None = None
+
+    async def run(self, task: Any) -> Any:
+        present = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        if present != self._environment:
+            self.close()
+            self._environment = present
+        return await super().run(task)
+
+
+PLANNING = SharedPlanning()
+atexit.register(PLANNING.close)
+
+
 def demo(**changes: Any) -> dict[str, Any]:
     """The smallest configuration."""
     return {"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}} | changes
@@ -163,6 +183,6 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
             policies.put(session, "ann", Policy(highest_priority=10), time.time())
         jobs, pools, notifier, wakes = FakeJobs(), FakePools(), Notifier(), []
         app = create_app(
-            made, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier, secret=SECRET,
+            made, database, jobs, planning=PLANNING, pools=pools, dashboard=dashboard, notifier=notifier, secret=SECRET,
             wake_reconciler=lambda: wakes.append(time.time()))
-        yield Service(app, made, database, jobs, pools, dashboard, notifier, plain, wakes)
+        yield Service(app, made, database, jobs, PLANNING, pools, dashboard, notifier, plain, wakes)

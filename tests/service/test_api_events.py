@@ -31,6 +31,8 @@ from service.background import observed
 from service.database import runs, stream
 from service.domain.states import RunState
 
+JSON = {"Content-Type": "application/json"}
+
 
 @contextlib.contextmanager
 def listening(api):
@@ -322,7 +324,7 @@ def test_only_answers_to_the_runs_driver_are_signed(api):
     run = api.submit()["id"]
     address = api.start(run)
     body, nonce = b'{"first": 0, "events": []}', "0" * 32
-    path, headers = f"/v1/runs/{run}/report", request_headers(address, nonce, body)
+    path, headers = f"/v1/runs/{run}/report", JSON | request_headers(address, nonce, body)
 
     def proven(answer, nonce=nonce):
         return is_proven(answer.headers.get(PROOF_HEADER, ""), address.key, nonce, answer.status_code, answer.content)
@@ -352,7 +354,7 @@ def test_a_report_that_is_recorded_and_sent_again_changes_nothing(shared, data):
         begin = {"begin": 0} if data.draw(st.booleans()) else {}
         events = [json.loads(progress(step).to_json()) for step in range(first, first + size)]
         body = json.dumps({"first": first, "events": events, **begin}).encode()
-        sent.append((body, request_headers(address, f"{len(sent):032x}", body)))
+        sent.append((body, JSON | request_headers(address, f"{len(sent):032x}", body)))
         first += size
 
     def post(number):

@@ -158,8 +158,7 @@ def mistake(*arguments, code=2):
 def test_every_command_has_help():
     commands = {command.name or command.callback.__name__ for command in training.registered_commands}
     assert commands == {
-        "run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "export", "push", "experts", "merge", "chat",
-        "endpoint"}
+        "run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "export", "push", "experts", "merge", "chat"}
     ours = {
         "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
         "estimate", "tokens", "webhooks", "policies", "quota", "change"}
@@ -378,7 +377,8 @@ def test_policies_come_from_a_file(fake, tmp_path):
     assert fake.sent == {"default": {"dollars_per_month": 10.0}, "owners": {"ann": {"dollars_per_month": None}}}
     for text, words in (
         ("default: [", "is not YAML"), ("- 1", "must contain the sections"), ("owner: {}", "no such setting"),
-        ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf")):
+        ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf"),
+        ("default: {queued_runs: 1}\n\ndefault: {}\n", "has the key 'default' in line 1 and again in line 3")):
         file.write_text(text)
         assert words in mistake("policies", "apply", file)
     assert "cannot be read" in mistake("policies", "apply", tmp_path / "absent.yaml")

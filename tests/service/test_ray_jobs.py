@@ -16,7 +16,7 @@ from service.ray_side.jobs import RayJobs, Submission, entrypoint
 SUBMISSION = Submission(
     id="01ARZ3NDEKTSV4RRFFQ69G5FAV-1", run="01ARZ3NDEKTSV4RRFFQ69G5FAV", config_path=Path("/runs of ours/R/request.json"),
     stop_file=Path("/runs of ours/R/stop-1"), report_to=Path("/runs of ours/R/report-to-1"),
-    read_roots=[Path("/data")], metadata={"run": "R"})
+    read_roots=[Path("/data")], functions=["clean:keep"], metadata={"run": "R"})
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
@@ -37,7 +37,8 @@ def test_the_command_line_is_ours_alone():
     words = shlex.split(entrypoint(SUBMISSION))
     assert words == [
         "exec", "python", "-m", "moedisco_ray", "run", "/runs of ours/R/request.json", "--json", "--stop-file",
-        "/runs of ours/R/stop-1", "--report-to", "/runs of ours/R/report-to-1", "--run-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV"]
+        "/runs of ours/R/stop-1", "--report-to", "/runs of ours/R/report-to-1", "--run-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "--allow-code", "clean:keep"]
 
 
 def test_a_submission_carries_no_secret():

@@ -220,8 +220,7 @@ def test_a_mistake_of_the_function_is_one_line(
     with pytest.raises(kind, match=message) as caught:
         made(config_of([source]), tmp_path / "made")
     assert "\n" not in str(caught.value)
-    problem, = probe(config_of([source])).problems
-    assert str(problem) == str(caught.value)
+    assert probe(config_of([source])).problems == ()    # it calls no function
     if kind is ConfigError:     # a mistake in code is no damaged file
         with pytest.raises(ConfigError, match=message):
             made(config_of([{**source, "on_error": "skip"}]), tmp_path / "skipped")
@@ -246,8 +245,6 @@ def test_a_source_of_which_nothing_is_left_says_so(tmp_path: Path, module: Modul
     config = config_of([{"path": str(tmp_path / "rows.jsonl"), "map": f"{module('def keep(row): pass')}:keep"}])
     with pytest.raises(CorpusError, match=r"holds no documents.*rows_of_a_user:keep dropped 2 rows"):
         made(config, tmp_path / "made")
-    problem, = probe(config).problems
-    assert "rows_of_a_user:keep drops all rows" in str(problem)
 
 
 @pytest.mark.parametrize("section", ["corpus", "evaluate"])

@@ -94,6 +94,7 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "sync": _sync,
     "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",
     "clusters": _clusters,
+    "ray_starting": lambda _unit, _data: "starts Ray",
     "nodes_asked": lambda _, data: (
         f"requests nodes for {data['workers']} {data['pool'].replace('_', '-')} workers, needed in "
         f"{format_seconds(data['seconds'])}"),

@@ -76,6 +76,7 @@ class RunState:
     cluster_documents: list[int] = dataclasses.field(default_factory=list)
     notices: list[str] = dataclasses.field(default_factory=list)
     current: str | None = None
+    starting: bool = False
     meter: Meter = dataclasses.field(default_factory=Meter)
 
     def update(self, event: Event) -> None:
@@ -83,6 +84,7 @@ class RunState:
         data = event.data
         if self.config is not None:
             self.meter.update(event)
+        self.starting = event.type == "ray_starting" or (self.starting and event.stage is None)
         if event.stage is not None and event.type.startswith("stage_"):
             self._stage_event(event, self.stages.setdefault(event.stage, StageState()))
         elif event.unit is not None:
@@ -104,12 +106,12 @@ class RunState:
         return None if self.config is None else idle_in_words(metered_bill(self.meter, self.config))
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimated seconds until the run ends; None after a failure, or if a stage has no estimate.
+        """Estimated seconds until the run ends; None after a failure, while Ray starts, or if a stage has no estimate.
 
         Args:
             now: Current time, in seconds since the epoch.
         """
-        if self.plan is None or not self.stages:
+        if self.plan is None or not self.stages or self.starting:
             return None
         planned = {stage.stage: stage.seconds for stage in self.plan.estimates}
         total = 0.0

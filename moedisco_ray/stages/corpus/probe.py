@@ -29,7 +29,7 @@ class Probe:
         problems: Errors that would fail the run, source by source.
         warnings: Sentences about problems that would make the run's figures uncertain, such as an estimated number of documents
             that is too small.
-        sample: First documents of each corpus source, by the source's name. Embedded text is left out, because it needs no check.
+        sample: First documents of each corpus source, by the source's name. Embedded text and sources with a `map` are left out.
         documents: Estimated number of documents of each source in `sample`, by the source's name.
     """
 
@@ -42,7 +42,8 @@ class Probe:
 def probe(config: RunConfig) -> Probe:
     """Read the first documents of some files of every source of the corpus and the evaluation.
 
-    This reads at most about half a megabyte of text per source, and only the first rows of a Parquet row group.
+    This reads at most about half a megabyte of text per source, and only the first rows of a Parquet row group. Of a source with a
+    function that changes its rows, only the files are listed: calling the function would run code that the user has not read.
     """
     limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
     sources = (*config.corpus.sources, *config.evaluation.sources)
@@ -58,7 +59,8 @@ def probe(config: RunConfig) -> Probe:
         except UserError as error:
             problems.append(error)
         else:
-            sample[source.name], documents[source.name] = found.texts, found.documents
+            if source.settings.map is None:
+                sample[source.name], documents[source.name] = found.texts, found.documents
             skipped += found.skipped
             passed_over += found.passed_over
     for source in _inputs("evaluation.sources", "unseen", config.evaluation.sources, limits, tokenizer):
@@ -88,6 +90,8 @@ def _inputs(setting: str, unnamed: str, sources: Sequence[Source], limits: Limit
 def _look_into(source: Input) -> _Found:
     listing = list_files(source.field, source.settings)
     count = len(listing.files)
+    if source.settings.map is not None:
+        return _Found((), 0, listing.skipped, listing.passed_over)
     chosen = [listing.files[i * count // _FILES] for i in range(_FILES)] if count > _FILES else list(listing.files)
     texts: list[str] = []
     skipped = list(listing.skipped)
@@ -104,8 +108,7 @@ def _look_into(source: Input) -> _Found:
         bytes_read += file.text_bytes if ended else sum(len(text.encode()) for text in first)
         documents_read += len(first)
     if not texts and len(chosen) == count:
-        also = "" if source.settings.map is None else f", or {source.settings.map} drops all rows"
-        raise CorpusError(f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text")
+        raise CorpusError(f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text")
     size = sum(file.text_bytes for file in listing.files)
     return _Found(tuple(texts), documents_read * size // bytes_read if bytes_read else 0, tuple(skipped), listing.passed_over)
 
@@ -128,7 +131,7 @@ def _warnings(
 ) -> list[str]:
     share = config.corpus.validation_fraction
     held_out = {name: max(round(count * share), min(1, count - 1)) for name, count in documents.items()}
-    embedded = any(source.path == "embedded" for source in config.corpus.sources if source.owner is None)
+    unread = any(source.path == "embedded" or source.map for source in config.corpus.sources if source.owner is None)
     summary = {
         "sources": {
             name: {"documents": count - held_out[name], "validation_documents": held_out[name]}
@@ -137,5 +140,5 @@ def _warnings(
         "skipped_files": len(skipped), "passed_over_files": len(passed_over)}
     clusters = config.shared_clusters
     per_cluster = [(sum(documents.values()) - sum(held_out.values())) // clusters] * clusters
-    enough = embedded or not documents or not config.tokens.decoupled
+    enough = unread or not documents or not config.tokens.decoupled
     return [*corpus_warnings(summary), *([] if enough else cluster_warnings(per_cluster))]

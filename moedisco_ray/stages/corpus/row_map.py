@@ -37,7 +37,7 @@ class RowMap:
         except Exception as error:  # importing runs the user's module, which may raise anything
             raise ConfigError(
                 self._field, name, f"cannot be imported ({type(error).__name__}: {first_line(error)}); install its package on all "
-                "machines, or name its folder in PYTHONPATH") from error
+                "machines that read text, or name its folder in PYTHONPATH there") from error
         if not callable(self._function):
             raise ConfigError(self._field, name, f"is a {type(self._function).__name__}, not a function; name one")
 

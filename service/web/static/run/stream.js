@@ -4,7 +4,7 @@ import { ask } from "../api.js";
 import { whileVisible } from "../polling.js";
 
 const TYPES = [
-  "run_started", "run_finished", "run_failed", "run_stopped", "stage_started", "stage_skipped", "stage_finished", "stage_progress",
+  "run_started", "run_finished", "run_failed", "run_stopped", "ray_starting", "stage_started", "stage_skipped", "stage_finished", "stage_progress",
   "unit_started", "progress", "checkpoint", "evaluation", "unit_finished", "unit_let_go", "sync", "clusters", "worker_restarted", "workers_held",
   "workers_released", "slots_free", "nodes_asked", "nodes_let_go", "warning", "heartbeat", "state",
 ];
