@@ -39,7 +39,8 @@ EventType = Literal[
     "nodes_let_go",     # pool: nodes of this pool are no longer requested
     "heartbeat",        # emitted every few seconds: the run is alive, and its workers still hold their slots
     "warning",          # message
-    "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`)
+    "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`); a run that ended worse than its start has worse_than_start,
+                        # a sentence that says so
     "run_failed",       # message
     "run_stopped",      # reason
     "state",            # state, reason, attempt: added by the control service to the stream that it serves

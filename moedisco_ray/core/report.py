@@ -19,6 +19,7 @@ from moedisco_ray.core.bill import Bill, format_dollars, format_seconds, metered
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.event_totals import EventTotals
 from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.findings import against_start
 from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.records import (
     ClusterReport,
@@ -79,6 +80,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
     return RunReport(
         schema_version=SCHEMA_VERSION,
+        against_start=against_start(evaluation, evaluation.start),
         name=config.name,
         seed=config.seed,
         tags=dict(config.tags),

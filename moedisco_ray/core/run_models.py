@@ -13,10 +13,14 @@ from moedisco_ray.core.gguf_files import gguf_directory, is_gguf
 from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, is_uri, parent
 from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.verification import Verifier
 
 _WEIGHTS = ".safetensors"
+_EXPORT_AGAIN = "export it again, or copy it again from where it is intact"
 ENSEMBLE_CODE = "modeling_ensemble.py"
 """File of code in the directory of an ensemble, and in no other directory of a model."""
+ADAPTER = "adapter_config.json"
+"""File that makes transformers apply an adapter when it loads the model in the directory."""
 
 
 def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
@@ -30,11 +34,14 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
     Raises:
         CheckpointError: The URI holds no model of a finished run, the hub has no such model or cannot be reached, or a GGUF file
             cannot be read.
+        DamagedError: The directory is one that a run wrote, and a file in it is damaged.
         StorageError: The URI does not respond.
     """
     if is_gguf(place):
         return gguf_directory(setting, Path(place))
     if not is_uri(place):
+        if weights:
+            Verifier().verify(Path(place), remedy=_EXPORT_AGAIN)
         return Path(place)
     if is_hub(place):
         from moedisco_ray.core.hub_files import hub_directory  # noqa: PLC0415  # the hub's client takes a moment to import
@@ -43,6 +50,21 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
     store, name = _store_of(place)
     directory = store.directory / name
     store.fetch(*(directory / each for each in _files(setting, place) if weights or not each.endswith(_WEIGHTS)))
+    return directory
+
+
+def whole_model(setting: str, directory: Path) -> Path:
+    """The directory of a model, after a check that its weights are all of the model; every command opens its models through this.
+
+    transformers applies an adapter in the directory when it loads the model, and other programs ignore it.
+
+    Raises:
+        CheckpointError: The directory also holds an adapter.
+    """
+    if (directory / ADAPTER).exists():
+        raise CheckpointError(
+            setting, str(directory), f"holds an adapter of PEFT ({ADAPTER}); merge it into the model first (`merge_and_unload` and "
+            "`save_pretrained` of PEFT), or remove it")
     return directory
 
 
@@ -57,29 +79,34 @@ def has_finished_model(location: Location) -> bool:
 
 
 def finished_model(location: Location) -> Path:
-    """Directory on this machine of the model of a finished run, or of a model that was exported, with its weights.
+    """Directory on this machine of the model of a finished run, or of a model that was exported, with its verified weights.
 
     Args:
         location: Directory or URI of the run, or the directory of an exported model.
 
     Raises:
+        DamagedError: A file of the model is damaged.
         RunDirError: The location holds no finished run and no model.
+        CheckpointError: The directory also holds an adapter.
         StorageError: The URI does not respond.
     """
     store = RunStore.of(location)
     if _is_model(store):
-        return store.directory
+        Verifier().verify(store.directory, remedy=_EXPORT_AGAIN)
+        return whole_model("RUN_DIR", store.directory)
     model = store.directory / "model"
     if not has_finished_model(location):
         raise RunDirError(
             "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
     store.fetch(model)
-    return model
+    return whole_model("RUN_DIR", model)
 
 
 def model_to_push(location: Location) -> Path:
     """Like `finished_model`; the location may also be a directory that `moedisco export --to ensemble` wrote."""
     is_ensemble = not is_uri(location) and (Path(location) / ENSEMBLE_CODE).is_file()
+    if is_ensemble:
+        Verifier().verify(Path(location), remedy=_EXPORT_AGAIN)
     return Path(location) if is_ensemble else finished_model(location)
 
 

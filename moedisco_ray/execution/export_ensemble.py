@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import reporting_full_disk
+from moedisco_ray.core.artifacts import OnDisk, reporting_full_disk
 from moedisco_ray.core.config import LocalInit, RunConfig
-from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.locations import Location
@@ -50,7 +50,7 @@ def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
     """
     check_new(target)
     report, store = current_report(location), RunStore.of(location)
-    config = stored_config(json.loads(store.read("config.json") or b"{}"))
+    config = read_stored_config(store.read("config.json"), location)
     artifacts = {stage.name: store.directory / stage.directory for stage in STAGES}
     tokenizer, clusters = artifacts["corpus"] / "tokenizer", artifacts["cluster"] / "cluster_model"
     kind, parameters, size = _check(config, store, location), 0, 0
@@ -84,7 +84,7 @@ def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
             origin.copy_licences(draft)
         card = ensemble_card(report, facts_of(config.model, datasets_of(config)), _CODE.name)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        draft.rename(target)
+        OnDisk().replace(draft, target, {"stage": "export"})
     return {"parameters": parameters, "bytes": size, "submodels": config.cluster_count, "step": None}
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import parse_manifest, reporting_full_disk
+from moedisco_ray.core.artifacts import OnDisk, parse_manifest, reporting_full_disk
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import discard
 from moedisco_ray.core.locations import Location
@@ -46,7 +45,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
     check_new(target)
     report = current_report(location)
     store = RunStore.of(location)
-    config = stored_config(json.loads(store.read("config.json") or b"{}"))
+    config = read_stored_config(store.read("config.json"), location)
     context = _context(config, store)
     needed = context.of("merge" if from_checkpoint else "finetune")
     if not store.has(needed):
@@ -67,7 +66,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
             model, tokenizer=tokenizer, directory=draft, report=report, prompts=(), sample_tokens=1, seed=config.seed,
             start=config.model, own_tokens=not config.tokenizer.replace, dtype=config.export.dtype, device="cpu",
             datasets=datasets_of(config), has_turns=has_turns(config))
-        draft.rename(target)
+        OnDisk().replace(draft, target, {"stage": "export"})
     return {name: value for name, value in figures.items() if name != "samples"} | {"step": step}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -25,6 +25,7 @@ from service.api.problems import handle_problems
 from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching, webhooks
 from service.api.security import check_known
 from service.api.streams import Streams
+from service.api.sub_path import SubPath
 from service.database.session import Database
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
@@ -73,7 +74,7 @@ def _openapi() -> dict[str, Any]:
 
 def create_app(
     settings: Settings, database: Database, jobs: RayJobs, *, planning: PlanningPool, pools: RayPools, dashboard: Dashboard,
-    notifier: Notifier, secret: bytes, wake_reconciler: Callable[[], None],
+    notifier: Notifier, secret: bytes, wake_reconciler: Callable[[], None], loops: Callable[[], Mapping[str, str]] = dict,
 ) -> FastAPI:
     """Create the application. It starts no background work and does not close the objects that it gets as arguments.
 
@@ -87,6 +88,7 @@ def create_app(
         notifier: Receives a notification of every committed change of a run.
         secret: Secret from which the drivers' keys are derived.
         wake_reconciler: Starts the next round of the reconciler at once.
+        loops: Returns the state of each background loop by name; see `ServiceContext`.
     """
     prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
     context = ServiceContext(
@@ -95,7 +97,7 @@ def create_app(
         streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
         sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
         capacity=limits,
-        prometheus=prometheus, secret=secret, roots=settings.roots)
+        prometheus=prometheus, secret=secret, roots=settings.roots, loops=loops)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -106,7 +108,8 @@ def create_app(
         title="MoEDisCo control service", version=_release(), docs_url=None, redoc_url=None, redirect_slashes=False,
         lifespan=lifespan, generate_unique_id_function=operation_id, separate_input_output_schemas=False)
     app.state.context = context
-    app.openapi = _openapi  # type: ignore[method-assign]
+    served = {"servers": [{"url": settings.path}]} if settings.path else {}
+    app.openapi = lambda: _openapi() | served  # type: ignore[method-assign]
     handle_problems(app)
     app.router.routes.extend(api_routes().routes)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -128,4 +131,6 @@ def create_app(
     app.add_middleware(BodyLimit, limit_of=limit_of, check=check)
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, prometheus=prometheus)
+    if settings.path:
+        app.add_middleware(SubPath, path=settings.path)
     return app

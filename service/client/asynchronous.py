@@ -55,7 +55,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         address = find_address(url, token)
-        self.url = address.url
+        self.url, self.state_dir = address.url, address.state_dir
         self._connection = Connection(address, retry, transport)
 
     async def __aenter__(self) -> Self:
@@ -138,7 +138,7 @@ class AsyncClient:
         return await self._post(schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force), _match(if_version))
 
     async def resume(self, run_id: str, *, if_version: int | None = None) -> schemas.RunDetail:
-        """Queue a failed or cancelled run again; it continues from its last checkpoint. For `if_version` see `change`."""
+        """Queue a failed or cancelled run again; it continues from what it has stored. For `if_version` see `change`."""
         return await self._post(schemas.RunDetail, _run_path(run_id, "resume"), headers=_match(if_version))
 
     async def retry(

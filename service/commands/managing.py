@@ -90,7 +90,7 @@ def cancel(
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def resume(run: RunName, as_json: AsJson = False) -> None:
-    """Queue a failed or cancelled run again; it continues from its last checkpoint."""
+    """Queue a failed or cancelled run again; it continues from what it has stored."""
     with connected() as client:
         found = client.resume(find_run(client, run))
     write_json(found) if as_json else say(f"{found.id}  {found.name}: {found.state.value}; next: moedisco watch {found.id}")

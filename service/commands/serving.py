@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
 from service.commands.connection import SERVICE_PANEL
-from service.commands.daemon import ADDRESS_FILE, refuse_second, say_how_to_sign_in, sign_in_link, start_daemon
+from service.commands.daemon import (
+    ADDRESS_FILE,
+    refuse_second,
+    say_how_to_sign_in,
+    say_what_is_left,
+    sign_in_link,
+    start_daemon,
+    used_so_far,
+)
 from service.commands.output import say
 
 if TYPE_CHECKING:
@@ -47,7 +55,7 @@ def serve(
         help="Unprivileged user that the local Ray and its drivers run as; if it is set, the service must run as root.",
     )] = None,
     input_root: Annotated[list[str] | None, typer.Option(
-        help="Directory, s3://BUCKET/PREFIX or hf://ORG that runs may read; may be repeated.", show_default="."),
+        help="Directory, s3://BUCKET/PREFIX or hf://ORG that runs may read; may be repeated.", show_default="none"),
     ] = None,
     output_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX in which runs are stored; may be repeated, the first is the default.",
@@ -85,12 +93,14 @@ def serve(
         "policies": policies, "public_url": public_url, "requests_per_minute": requests_per_minute,
         "allow_private_webhooks": allow_private_webhooks or None, "forwarded_allow_ips": forwarded_allow_ips,
         "log_format": log_format}
+    from service.domain.path_sandbox import check_input_roots
     from service.settings import Settings
 
     try:
         settings = Settings.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise _option_error(error) from error
+    check_input_roots(settings.roots)
     if detach:
         refuse_second(settings.state_dir)
         address = start_daemon(settings.state_dir, [word for word in sys.argv[2:] if word != "--detach"])
@@ -127,10 +137,12 @@ def announce(state_dir: Path, started: Announcement) -> None:
     # Each service keeps its token in its own state directory; the user's commands use the service that was started last.
     own = state_dir / ADDRESS_FILE
     saved = load_address(own)
-    address = Address(started.url, started.token or (saved.token if saved is not None else None))
+    address = Address(started.url, started.token or (saved.token if saved is not None else None), str(state_dir))
+    before = used_so_far()
     save_address(address, own)
     path = save_address(address)
     say(f"MoE-DisCo is at {started.url}; your commands find it through {path}")
+    say_what_is_left(before, address)
     say(f"Ray dashboard, for administrators: {started.url}/ray/")
     say_how_to_sign_in(address, started.token_file, started.sign_in_code)
 

@@ -1,6 +1,7 @@
 import functools
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import tarfile
 import threading
 import types
+from pathlib import Path
 
 import httpx
 import pytest
@@ -290,6 +292,21 @@ def test_watch_of_a_run_that_does_not_succeed(fake, state, reason, line):
     assert mistake("watch", ID, code=1) == line
 
 
+def test_watch_and_status_say_first_that_a_run_ended_worse_than_its_start(fake):
+    """The verdict stands above the report, and next to the state.
+
+    Before (af276e38): the report began with `demo  qwen3_moe`, and a succeeded run had no reason.
+    """
+    worse = "WORSE THAN ITS START: perplexity 94.50, the start had 67.30 on the same text"
+    figures = {"loss": math.log(94.5), "documents": 4, "tokens": 50, "start": {"loss": math.log(67.3)}}
+    path = f"/v1/runs/{ID}/report"
+    fake.answers["GET", path] = fake.answers["GET", path] | {"evaluation": figures}
+    out = ran("watch", "demo").splitlines()
+    assert next(line for line in out[out.index("") + 1:] if line) == worse
+    fake.final |= {"reason": worse}
+    assert ran("status", "demo").splitlines()[2] == worse
+
+
 def test_ctrl_c_ends_watching_and_not_the_run(fake):
     def interrupted():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
@@ -524,6 +541,11 @@ def test_detaching_a_second_service_is_refused(served, tmp_path):
 def test_serve_refuses_mistakes_in_one_line(served):
     assert mistake("serve", "--port", "70000").startswith("moedisco: --port: 70000: ")
     assert mistake("serve", "--input-root", "ftp://x").startswith("moedisco: --input-root: ")
+    here = Path.cwd()
+    for place in ("state/moedisco/runs", "there", "there/deeper", "kept"):
+        said = mistake(
+            "serve", "--state-dir", "state/moedisco", "--output-root", "there", "--storage-root", "kept", "--input-root", place)
+        assert said.startswith(f"moedisco: --input-root: '{here / place}': is in a directory of the service or its runs")
     assert mistake("serve", "--map-function", "keep").startswith("moedisco: --map-function: ")
     said = mistake("serve", "--driver-user", "nobody", "--output-root", "s3://x")
     assert said.startswith("moedisco: --driver-user: 'nobody': cannot read the service's files of its runs; ")

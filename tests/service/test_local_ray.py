@@ -144,7 +144,7 @@ def _jobs_run_and_end(jobs: RayJobs, pools: RayPools, directory: Path, meanwhile
         jobs.submit(submission)
     assert list(jobs.statuses()) == ["R-1"]
     eventually(proof.exists)
-    assert proof.read_text() == "[]"
+    assert proof.read_text() == submission.read_roots.to_json()
     assert jobs.statuses()["R-1"].phase is JobPhase.RUNNING
     meanwhile()
     eventually(lambda: next(pool.free for pool in pools.read().items if pool.resource == "low_mem_gpu") == 1)

@@ -62,7 +62,7 @@ def test_a_change_of_another_version_is_not_made(api: Service, method: str, path
     """Before (af276e38): no answer had an ETag, and each change was made in spite of `If-Match`."""
     run = api.submit()["id"]
     seen = api.ann.get(f"/v1/runs/{run}").headers.get("etag", '"1"')
-    api.ann.patch(f"/v1/runs/{run}", json={"priority": 1})      # by somebody else, meanwhile
+    api.ann.patch(f"/v1/runs/{run}", json={"priority": 1})      # by another client, meanwhile
     if path == "/resume" or method == "DELETE":
         api.ann.post(f"/v1/runs/{run}/cancel")
     before = api.ann.get(f"/v1/runs/{run}").json()

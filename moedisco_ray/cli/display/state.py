@@ -98,8 +98,8 @@ class RunState:
                     stage.status, stage.seconds = "failed", event.time - stage.started
         elif event.type == "clusters":
             self.cluster_tokens, self.cluster_documents = data.get("tokens", []), data.get("documents", [])
-        elif event.type == "warning":
-            self.notices.append(str(data.get("message", "")))
+        elif event.type in ("warning", "run_finished"):
+            self.notices += [str(data[key]) for key in ("message", "worse_than_start") if data.get(key)]
 
     def dollars(self) -> str | None:
         """The run's cost so far, in words; None where prices are unknown."""

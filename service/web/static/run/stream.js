@@ -1,6 +1,6 @@
 /** Event stream of a run without gaps; after a lost connection or a hidden page the browser continues at its last event. */
 
-import { ask } from "../api.js";
+import { ask, here } from "../api.js";
 import { whileVisible } from "../polling.js";
 
 const TYPES = [
@@ -49,7 +49,7 @@ export function followEvents(id, after, take, ended) {
     ask("/v1/identity").catch(() => {});
   };
   const open = () => {
-    source = new EventSource(`/v1/runs/${id}/events${last < 0 ? "" : `?after=${last}`}`);
+    source = new EventSource(here(`/v1/runs/${id}/events${last < 0 ? "" : `?after=${last}`}`));
     for (const type of TYPES) source.addEventListener(type, receive);
     source.addEventListener("end", finish);
     source.addEventListener("error", failed);
