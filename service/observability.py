@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
+
+from moedisco_ray.core.printable import one_line, printed
 
 LogFormat = Literal["console", "json"]
 _MINUTE = 60.0
@@ -20,6 +22,14 @@ _LIBRARIES = frozenset({"uvicorn.error", "asyncio"})
 _KIND_LETTERS = 40
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 408, 413, 422, 429, 499, 503})
 """HTTP statuses that unauthenticated clients can cause in any number."""
+
+
+def _as_one_line(_: object, __: str, record: EventDict) -> EventDict:
+    """Keep the message of a record on one line: it may quote a request or a driver."""
+    record["event"] = one_line(str(record.get("event", "")))
+    return record
+
+
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -27,6 +37,7 @@ _SHARED: tuple[Processor, ...] = (
     structlog.stdlib.PositionalArgumentsFormatter(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.StackInfoRenderer(),
+    _as_one_line,
 )
 
 
@@ -44,8 +55,8 @@ def configure_logging(form: LogFormat) -> None:
     )
     render: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())])
-    handler = logging.StreamHandler(sys.stderr)
+        else [structlog.dev.ConsoleRenderer(colors=False)])     # the log shows escape sequences, and does not write them
+    handler = logging.StreamHandler(printed(sys.stderr))
     handler.addFilter(Bounded())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=list(_SHARED), processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]))
