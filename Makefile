@@ -32,13 +32,15 @@ demo: $(INSTALLED)
 
 # Both at once: tests on Ray wait a good part of their time, and get a processor first. Their output follows that of the others.
 test: $(INSTALLED)
-	@$(MAKE) --no-print-directory -j2 test-units test-ray
+	@rm -f build/test-*.xml; tests/with_postgresql $(MAKE) --no-print-directory -j2 test-units test-ray; found=$$?; \
+	$(BIN)/python tests/skipped.py build/test-*.xml; exit $$found
 
 test-units: $(INSTALLED)
-	nice -n 5 env $(PYTEST) -n 2 --dist worksteal -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
+	nice -n 5 env $(PYTEST) -n 2 --dist worksteal --junitxml build/test-units.xml -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
 
 test-ray: $(INSTALLED)
-	@mkdir -p build; RAY_worker_niceness=0 $(PYTEST) -m "ray and not slow and not chaos and not cluster" tests/ray tests/service >build/test-ray.log 2>&1; \
+	@mkdir -p build; RAY_worker_niceness=0 $(PYTEST) --junitxml build/test-ray.xml -m "ray and not slow and not chaos and not cluster" \
+		tests/ray tests/service >build/test-ray.log 2>&1; \
 	found=$$?; cat build/test-ray.log; exit $$found
 
 test-slow: $(INSTALLED)

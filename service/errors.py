@@ -6,7 +6,8 @@ A `UserError` of `moedisco_ray` becomes 422 with the field that it names.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from moedisco_ray.core.errors import MoeDiscoError
 
@@ -70,6 +71,10 @@ class AgainstPolicy(Forbidden):
         self.value = value
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments, because the exception holds only the message."""
+        return AgainstPolicy, (self.field, self.value, self.remedy)
+
 
 class NotFound(ServiceError):
     """The object does not exist or belongs to another owner."""
@@ -115,6 +120,14 @@ class KeyReused(Conflict):
     slug = "key-reused"
 
 
+class PreconditionFailed(ServiceError):
+    """The run has another version than the request is about."""
+
+    status = 412
+    title = "Another version"
+    slug = "precondition-failed"
+
+
 class TooLarge(ServiceError):
     """The body of the request is larger than allowed."""
 
@@ -137,6 +150,35 @@ class RangeUnsatisfiable(ServiceError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the file has {size} bytes; none of the requested bytes are in it")
         self.size = size
+
+
+class InvalidRequest(ServiceError):
+    """Fields of the request are not valid.
+
+    Args:
+        mistakes: Dotted path and message of each mistake, at least one.
+    """
+
+    status = 422
+    title = "Invalid request"
+    slug = "invalid"
+
+    def __init__(self, mistakes: Sequence[tuple[str, str]]) -> None:
+        first = ": ".join(mistakes[0])
+        super().__init__(first if len(mistakes) == 1 else f"{len(mistakes)} mistakes; the first: {first}")
+        self.mistakes = tuple(mistakes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments, because the exception holds only the message."""
+        return InvalidRequest, (self.mistakes,)
+
+
+class TooCostly(ServiceError):
+    """Planning a configuration takes more time or memory than one request may use."""
+
+    status = 422
+    title = "Too costly to plan"
+    slug = "too-costly"
 
 
 class TooMany(ServiceError):

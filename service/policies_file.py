@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
+from moedisco_ray.core.config.yaml_text import YamlError, parse_yaml
 from moedisco_ray.core.errors import ConfigError
 from service.domain.policies import Policies
 
@@ -20,13 +20,13 @@ def load_policies(path: Path) -> Policies:
         ConfigError: The file cannot be read, is not YAML, or sets something that policies do not have.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("--policies", str(path), f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError("--policies", str(path), "is not a text file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError("--policies", str(path), f"is not YAML: {' '.join(str(error).split())}") from error
+    except YamlError as error:
+        raise ConfigError("--policies", str(path), str(error)) from error
     if not isinstance(raw, dict):
         raise ConfigError("--policies", str(path), f"must contain the sections `default` and `owners`; {_KNOWN}")
     return check_policies(raw, str(path))

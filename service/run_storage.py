@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from moedisco_ray.core.checksums import Entries
 from moedisco_ray.core.errors import ConfigError, StorageError
 from moedisco_ray.core.locations import Location, first_line, is_uri, joined
-from moedisco_ray.core.manifests import LEASE, MANIFEST, OBJECTS, RECEIPTS, Entries, attempt_of, entries_of
+from moedisco_ray.core.manifests import LEASE, MANIFEST, OBJECTS, RECEIPTS, attempt_of, entries_of
 from moedisco_ray.core.run_store import RunStore
 from service import run_files
 from service.domain.run_paths import RunPaths

@@ -31,6 +31,7 @@ from service.domain.states import ACTIVE
 from service.driver_user import DriverUser
 from service.notifier import Notifier
 from service.observability import configure_logging
+from service.planning.pool import PlanningPool
 from service.policies_file import load_policies
 from service.process import locked, make_private
 from service.ray_side.dashboard import Dashboard
@@ -138,10 +139,12 @@ def _run(
         Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),
         Loop(housekeeping.round, TIDY_SECONDS, "housekeeping"),
     )
-    app = create_app(
-        settings, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier, wake_reconciler=reconciling.wake)
-    server = Server(app, settings)
     with contextlib.ExitStack() as stack:
+        planning = stack.enter_context(contextlib.closing(PlanningPool()))
+        app = create_app(
+            settings, database, jobs, planning=planning, pools=pools, dashboard=dashboard, notifier=notifier,
+            wake_reconciler=reconciling.wake)
+        server = Server(app, settings)
         stack.callback(deliveries.close)
         for loop in loops:
             loop.start()

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
 
@@ -17,6 +17,8 @@ from moedisco_ray.core.locations import Location, is_uri
 from service.domain.path_sandbox import Roots
 
 MIB = 2**20
+OWN_PATHS = frozenset({"v1", "static", "ray", "reference", "openapi.json", "healthz", "readyz", "metrics"})
+"""First parts of the paths of the service, with which the path of `public_url` may not begin."""
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 HUB_SCHEME = "hf"
 """Scheme of the Hugging Face hub, from which runs read but to which they do not write."""
@@ -34,8 +36,9 @@ class Settings(BaseModel):
     """URL of the database, `sqlite:///FILE` or `postgresql+psycopg://...`; null uses SQLite in `state_dir`."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8300
-    public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$")] | None = None
-    """URL at which browsers and drivers reach the service; null uses `http://HOST:PORT`."""
+    public_url: Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[\w.~-]+)*/?$")] | None = None
+    """URL at which browsers and drivers reach the service, also with a path, such as `https://HOST/moedisco`; null uses
+    `http://HOST:PORT`."""
     ray_address: str | None = None
     """URL that accepts the Ray cluster's jobs, such as `http://HEAD:8265`; with null, the service starts a local cluster."""
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
@@ -94,6 +97,14 @@ class Settings(BaseModel):
         """Whether the service starts its own Ray cluster on this machine."""
         return self.ray_address is None
 
+    @field_validator("public_url", mode="after")
+    @classmethod
+    def _no_path_of_our_own(cls, url: str | None) -> str | None:
+        first = urlsplit(url or "").path.partition("/")[2].partition("/")[0]
+        if first in OWN_PATHS:
+            raise ValueError(f"begins with a path that the service itself uses (/{first}); choose another one")
+        return url
+
     @field_validator("driver_user", mode="after")
     @classmethod
     def _drivers_reach_their_homes(cls, user: str | None, info: ValidationInfo) -> str | None:
@@ -143,6 +154,11 @@ class Settings(BaseModel):
             return self.public_url.rstrip("/")
         host = "127.0.0.1" if is_any_address(self.host) else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def path(self) -> str:
+        """Path of `url`, without a trailing slash; empty for a service that has a host name of its own."""
+        return urlsplit(self.url).path
 
     def job_url(self, submission_id: str) -> str:
         """URL of a job's page in the Ray dashboard, through the service."""

@@ -30,6 +30,7 @@ from moedisco_ray.cli.arguments import (
     StopPath,
 )
 from moedisco_ray.cli.console import output_console, remark, say, say_text
+from moedisco_ray.cli.continuing import Continuation
 from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view, report_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
@@ -72,16 +73,16 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
         except UserError as error:
             for mistake in (error, *error.others):
-                remark(str(mistake))
+                remark(_with_notes(str(mistake), mistake))
             raise typer.Exit(_USER_ERROR) from error
         except RunStopped as error:
-            remark(str(error))
+            remark(_with_notes(str(error), error))
             raise typer.Exit(_STOPPED) from error
         except MoeDiscoError as error:
             remark(" ".join(str(error).split()))
             raise typer.Exit(_RUN_ERROR) from error
         except KeyboardInterrupt as error:
-            remark("interrupted; the same command continues from the last checkpoint")
+            remark(_with_notes("interrupted", error))
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -136,8 +137,11 @@ def run(
         views: list[View] = [listener_for(console, as_json, checked, planned), *trackers(checked)]
         if report_to is not None:
             views.append(_reporter(report_to, checked, stop))
+        continuation = Continuation(redo, stop)
+        views.append(continuation)
         for view in views:
             stack.callback(view.close)
+        stack.enter_context(continuation.noted())
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
         directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions)
@@ -253,7 +257,7 @@ def plot(run_dir: RunDir) -> None:
         say(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
-for command in (models.export, models.push, models.chat, models.endpoint, models.evaluate, models.merge, models.experts):
+for command in (models.export, models.push, models.chat, models.evaluate, models.merge, models.experts):
     app.command()(command)
 
 
@@ -264,3 +268,7 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     from moedisco_ray.cli.reporter import Reporter
 
     return Reporter(url, token, config.directory / "events.jsonl", stop)
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", ())])

@@ -58,13 +58,6 @@ class ExpertUse:
         shares = [torch.cat([_shares(*each, count) for each in passes[:computed]]) for passes in self._layers if computed]
         return torch.stack(shares).mean(0) if shares else torch.empty(0, 0)
 
-    def newest(self) -> dict[int, list[int]]:
-        """The experts of the last token, by the index of the MoE layer; forgets all that is recorded."""
-        expert_LK = torch.stack([passes[-1][0][-1] for passes in self._layers]).tolist()
-        for passes in self._layers:
-            passes.clear()
-        return dict(zip(self._experts, expert_LK, strict=True))
-
     def _record(self, passes: list[tuple[Tensor, Tensor]]) -> Any:
         def hook(_experts: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             passes.append((inputs[1], inputs[2]))

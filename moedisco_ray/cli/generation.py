@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from moedisco_ray.cli.arguments import Place
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.models.chat_templates import Part, TemplateError, render
 from moedisco_ray.models.hf import no_progress_bar
 from moedisco_ray.models.streamed import Offload, open_offloaded
 from moedisco_ray.models.tokenizer_directories import load_pretrained
@@ -79,6 +80,13 @@ def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def templated_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Tokens of a conversation and of the beginning of its next answer, in the chat template."""
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    """Tokens of a conversation and of the beginning of its next answer, in the chat template.
+
+    Raises:
+        ConfigError: The template refuses the conversation, or takes too much time or memory.
+    """
+    try:
+        text = render(tokenizer, messages, [Part(len(messages), prompt=True)])[0].text
+    except TemplateError as error:
+        raise ConfigError("chat template", tokenizer.name_or_path, f"refuses these messages ({error})") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""The commands that take a finished model: export, push, chat, endpoint, evaluate, merge, experts."""
+"""The commands that take a finished model: export, push, chat, evaluate, merge, experts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.gguf_files import check_packages
 from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.run_models import finished_model, model_name, model_to_push
+from moedisco_ray.core.run_models import finished_model, model_to_push
 
 TaskFiles = Annotated[
     list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable."),
@@ -107,25 +107,6 @@ def chat(
 
     model, tokenizer = open_model(directory, device=device, experts_on=experts_on, resident_experts=resident_experts)
     start_chat(model, tokenizer, max_tokens=max_tokens, temperature=temperature, shows_experts=experts)
-
-
-def endpoint(
-    run_dir: FinishedModel,
-    host: Annotated[str, typer.Option(
-        help="Address to listen on. There is no password: everyone who reaches the address can use the model.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free port.")] = 8000,
-    device: Device = "auto",
-    experts_on: ExpertsOn = "device",
-    resident_experts: ResidentExperts = None,
-) -> None:
-    """Serve the model of a finished run with OpenAI's API, and name the experts that each token selects; Ctrl-C ends it."""
-    directory = finished_model(run_dir)
-    from moedisco_ray.cli.endpoint import listening, serve
-    from moedisco_ray.cli.generation import open_model
-
-    with listening(host, port) as listener:
-        model, tokenizer = open_model(directory, device=device, experts_on=experts_on, resident_experts=resident_experts)
-        serve(model, tokenizer, model_name(run_dir), listener)
 
 
 def evaluate(

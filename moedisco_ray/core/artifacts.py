@@ -17,8 +17,8 @@ RUN_DIR/
 ├── model/           the finished Hugging Face directory
 └── checkpoints/     checkpoints of running trainings, deleted when their stage is finished
 
-E is the number of sub-models. Every committed directory holds a `manifest.json`. A directory without one is unfinished and is made
-again.
+E is the number of sub-models. Every committed directory holds a `manifest.json` with size and SHA-256 of each of its files, and
+with a checksum of itself. A directory without one is unfinished and is made again.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.checksums import Entries, stored_entries, sync, with_checksum, without_checksum
+from moedisco_ray.core.errors import DamagedError, DiskFullError
+from moedisco_ray.core.manifests import FILES, MANIFEST, entries_of
 
 _PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-learn", "tokenizers")
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The manifest of a committed artifact.
+    """The manifest of a committed artifact; that of a training's output has `files` alone.
 
     Attributes:
         fingerprint: Digest of everything the artifact depends on.
@@ -52,13 +54,17 @@ class Manifest:
         summary: The stage's figures for the report.
         versions: Versions of the packages that made the artifact.
         created: Time at which the artifact was made, in seconds since the epoch.
+        stage: Stage that made the artifact.
+        files: Size and SHA-256 of each file, by name.
     """
 
-    fingerprint: str
-    seconds: float
-    summary: dict[str, Any]
-    versions: dict[str, str]
-    created: float
+    fingerprint: str = ""
+    seconds: float = 0.0
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    created: float = 0.0
+    stage: str = ""
+    files: Entries = dataclasses.field(default_factory=dict)
 
 
 @functools.cache
@@ -72,20 +78,39 @@ def versions() -> dict[str, str]:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of a committed directory; None if it has no valid manifest."""
+    """The manifest of a committed directory; None if it has none.
+
+    Raises:
+        DamagedError: The manifest is damaged.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        return None
     try:
-        return parse_manifest((directory / "manifest.json").read_bytes())
+        content = path.read_bytes()
     except OSError:
+        content = b""
+    return parse_manifest(content, directory.name, str(directory.parent))
+
+
+def parse_manifest(content: bytes | None, name: str, location: str = "") -> Manifest | None:
+    """The manifest in a file's content; None if there is no file.
+
+    Args:
+        content: Content of the file.
+        name: Name of the committed directory.
+        location: Directory or URI of the run.
+
+    Raises:
+        DamagedError: The manifest is damaged, or of an earlier version without checksums.
+    """
+    if content is None:
         return None
-
-
-def parse_manifest(content: bytes) -> Manifest | None:
-    """The manifest in a file's content; None if it is not valid."""
     try:
-        values = json.loads(content)
-        return Manifest(**{name: values[name] for name in values if name != "objects"})
-    except (ValueError, TypeError):
-        return None
+        values = without_checksum(content)
+        return Manifest(**{**values, FILES: entries_of(values)})
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{name}/{MANIFEST}", "", location) from error
 
 
 def is_done(directory: Path, fingerprint: str) -> bool:
@@ -120,25 +145,44 @@ class OnDisk:
         return directory.with_name(f".{directory.name}.draft")
 
     def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest into the draft, and rename the draft to `directory`."""
-        write_json(draft / "manifest.json", manifest)
-        # A directory cannot replace a non-empty one, so the old one is renamed first.
-        aside = directory.with_name(f".{directory.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        if directory.exists():
-            directory.rename(aside)
-        draft.rename(directory)
-        shutil.rmtree(aside, ignore_errors=True)
+        """Write the manifest, with a checksum of each file, into the draft, and rename the draft to `directory`.
+
+        After a power cut, the directory has all its files or none: the files are on the disk before the draft is renamed.
+        """
+        write_json(draft / MANIFEST, with_checksum({**manifest, FILES: stored_entries(draft, {})}))
+        sync(draft / MANIFEST)
+        sync(draft)
+        replace_directory(draft, directory)
+        sync(directory.parent)
+
+
+def replace_directory(draft: Path, directory: Path) -> None:
+    """Rename a draft to its directory."""
+    # A directory cannot replace a non-empty one, so the old one is renamed first.
+    aside = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if directory.exists():
+        directory.rename(aside)
+    draft.rename(directory)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def commit(directory: Path, fingerprint: str, store: Committing = OnDisk()) -> Iterator[Draft]:  # noqa: B008  # it has no state
+def commit(
+    directory: Path, fingerprint: str, store: Committing = OnDisk(), stage: str = "",   # noqa: B008  # it has no state
+) -> Iterator[Draft]:
     """Create a directory atomically: the block writes into `draft.path`, which replaces `directory` when the block succeeds.
 
     After an error the draft is deleted, and the old directory stays.
 
+    Args:
+        directory: The directory.
+        fingerprint: Digest of everything the artifact depends on.
+        store: Where the directory is stored.
+        stage: Stage that makes the artifact.
+
     Raises:
-        RunDirError: The disk is full.
+        DiskFullError: The disk is full.
         StorageError: The run's URI does not respond.
     """
     draft = Draft(store.draft(directory))
@@ -148,7 +192,7 @@ def commit(directory: Path, fingerprint: str, store: Committing = OnDisk()) -> I
         draft.path.mkdir(parents=True)
         with reporting_full_disk(directory):
             yield draft
-            manifest = Manifest(fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time())
+            manifest = Manifest(fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time(), stage)
             store.replace(draft.path, directory, dataclasses.asdict(manifest))
     finally:
         shutil.rmtree(draft.path, ignore_errors=True)   # on success, the draft was moved and no longer exists
@@ -156,10 +200,10 @@ def commit(directory: Path, fingerprint: str, store: Committing = OnDisk()) -> I
 
 @contextlib.contextmanager
 def reporting_full_disk(path: Path) -> Iterator[None]:
-    """Turn the operating system's error for a full disk into a `RunDirError`.
+    """Turn the operating system's error for a full disk into a `DiskFullError`.
 
     Raises:
-        RunDirError: The block ran out of space.
+        DiskFullError: The block ran out of space.
     """
     try:
         yield
@@ -169,9 +213,9 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
         raise
 
 
-def disk_full(path: Path) -> RunDirError:
+def disk_full(path: Path) -> DiskFullError:
     """The error for a full file system."""
-    return RunDirError("output", str(path), "the disk is full; free some space and run the same command again: it resumes")
+    return DiskFullError("output", str(path), "the disk is full; free some space and run the command again")
 
 
 def write_json(path: Path, value: Any) -> None:

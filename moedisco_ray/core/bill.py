@@ -1,6 +1,7 @@
 """What a run costs, by one definition for the plan before a run and the meter during and after it.
 
-A bill's total is the cost of every stage at the price of the slots that it holds, including start-ups and lost work. Slots without
+A bill's total is the cost of every stage at the price of the slots that it holds, including start-ups and lost work. Workers pay
+the price at which they took their slots (`prices`), whatever the configuration or the operator says later. Slots without
 a worker cost money too if they are rented for this run alone. They have lines of their own, and only the second total,
 `dollars_with_idle`, includes them.
 
@@ -23,7 +24,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import Evaluation, RunConfig
-from moedisco_ray.core.metering import Meter, Work
+from moedisco_ray.core.metering import Meter, Usage, Work
+from moedisco_ray.core.prices import PriceBook, dollars_of
 from moedisco_ray.core.stages import STAGES
 
 QUALITY_UNKNOWN = (
@@ -44,7 +46,7 @@ class Line(BaseModel, frozen=True):
     worker_seconds: float | None
     """Number of slots times seconds; null if a plan does not know the machines' speed."""
     dollars: float | None
-    """Cost at the pool's price; null if the seconds are unknown."""
+    """Cost at the prices at which the slots were taken, or are planned; null if the seconds are unknown."""
 
 
 class Baseline(BaseModel, frozen=True):
@@ -104,7 +106,7 @@ def make_bill(
         planned: Whether the bill belongs to a plan.
         complete: Whether the lines include all stages.
     """
-    kept = tuple(sorted(lines, key=lambda line: (_ORDER.get(line.stage, len(_ORDER)), line.pool)))
+    kept = _sorted(lines)
     unused = tuple(idle)
     total, spare = sum_dollars(kept), sum_dollars(unused) or 0.0
     saving = 1 - total / baseline.dollars if complete and total is not None and baseline and baseline.dollars > 0 else None
@@ -123,17 +125,25 @@ def metered_bill(meter: Meter, config: RunConfig, quality: str | None = None) ->
         config: The run's configuration: pools with prices and speeds.
         quality: What is known of the model's quality at this cost; None if nothing is known.
     """
-    lines = [
-        line(stage, pool, seconds, config)
-        for stage, pools in meter.usage.items() for pool, seconds in pools.items()]
-    idle = [line("idle", pool, seconds, config) for pool, seconds in meter.idle_seconds.items() if seconds]
+    book = PriceBook(config.pools)
+    idle = [_charged("idle", pool, used, book) for pool, used in meter.idle_charges.items() if used.seconds]
     return make_bill(
-        lines, idle=idle, seconds=meter.wall_seconds, baseline=_measured_baseline(meter, config), quality=quality,
-        planned=False, complete=meter.finished)
+        metered_lines(meter, book), idle=idle, seconds=meter.wall_seconds, baseline=_measured_baseline(meter, config),
+        quality=quality, planned=False, complete=meter.finished)
+
+
+def metered_lines(meter: Meter, book: PriceBook) -> tuple[Line, ...]:
+    """Usage and charges of a run so far, one line per stage and pool, in pipeline order.
+
+    Args:
+        meter: Usage from the run's events.
+        book: Prices for usage whose events state none.
+    """
+    return _sorted(_charged(stage, pool, used, book) for stage, pools in meter.charges.items() for pool, used in pools.items())
 
 
 def line(stage: str, pool: str, worker_seconds: float | None, config: RunConfig) -> Line:
-    """Make a line of a bill, at the pool's price.
+    """Make a line of a bill, at the pool's price in the configuration.
 
     Args:
         stage: Name of the line.
@@ -141,10 +151,19 @@ def line(stage: str, pool: str, worker_seconds: float | None, config: RunConfig)
         worker_seconds: Worker-seconds of the line; None if unknown.
         config: The run's configuration.
     """
-    price = config.pools.at(pool).price_per_hour
-    return Line(
-        stage=stage, pool=pool, worker_seconds=worker_seconds,
-        dollars=None if worker_seconds is None else worker_seconds / 3600 * price)
+    price = PriceBook(config.pools).at(pool)
+    dollars = None if worker_seconds is None else dollars_of(worker_seconds, price)
+    return Line(stage=stage, pool=pool, worker_seconds=worker_seconds, dollars=dollars)
+
+
+def _sorted(lines: Iterable[Line]) -> tuple[Line, ...]:
+    return tuple(sorted(lines, key=lambda line: (_ORDER.get(line.stage, len(_ORDER)), line.pool)))
+
+
+def _charged(stage: str, pool: str, used: Usage, book: PriceBook) -> Line:
+    """A line of metered usage: what was charged, and the book's price for time whose events state none."""
+    dollars = used.dollars + dollars_of(used.unpriced, book.at(pool))
+    return Line(stage=stage, pool=pool, worker_seconds=used.seconds, dollars=dollars)
 
 
 def make_baseline(

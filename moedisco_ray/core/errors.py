@@ -6,9 +6,11 @@ MoeDiscoError
 │   ├── CorpusError      the text is empty, binary, unreadable or too small
 │   ├── CheckpointError  a model directory is of another family, or holds an unknown tensor
 │   ├── PoolError        no node offers what a pool asks for
-│   └── RunDirError      the output holds another run, or the disk is full
+│   └── RunDirError      the output holds another run, or cannot be written
+│       └── DiskFullError    the disk is full
 ├── RunError             the run itself failed: exit code 1
 │   ├── StorageError     the checkpoint storage did not respond for minutes, or a checkpoint is damaged
+│   ├── DamagedError     a file of a finished stage is not what the stage wrote
 │   └── TrainingError    a training failed too often, or diverged
 │       └── DivergedError    training fails because of its state or data, on any machine
 │           └── NotFiniteError   a loss or gradient that is not finite
@@ -20,6 +22,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Any
+
+REPAIR = "run the same command again with --repair to make it again; `moedisco verify` lists all damaged files"
+"""Remedy for a damaged file of a run."""
 
 _HUB_SCHEME = re.compile(r"(?:[^\w+.-])?hf")
 _WITHOUT_PASSWORD = re.compile(r":/+[^:@\s]*(?:[@\s]|$)")
@@ -97,12 +102,38 @@ class RunDirError(UserError):
     """The output directory holds another run, or cannot be written."""
 
 
+class DiskFullError(RunDirError):
+    """The disk, or the quota on it, is full."""
+
+
 class RunError(MoeDiscoError, RuntimeError):
     """The run failed for a reason other than the user's settings."""
 
 
 class StorageError(RunError):
     """The checkpoint storage does not respond, or a checkpoint is damaged; another attempt may succeed."""
+
+
+class DamagedError(RunError):
+    """A file of a finished stage, or another file of a run, is not what was written.
+
+    Args:
+        file: Name of the file, relative to the run or model directory.
+        stage: Stage that wrote the file; empty if no stage did.
+        location: Directory or URI of the run; empty if unknown.
+        remedy: What to do.
+    """
+
+    def __init__(self, file: str, stage: str = "", location: str = "", remedy: str = REPAIR) -> None:
+        # All go to Exception.args, so that the error survives pickling between Ray processes.
+        super().__init__(file, stage, location, remedy)
+        self.file, self.stage, self.remedy = file, stage, remedy
+        self.location = masked(location)
+
+    def __str__(self) -> str:
+        place = f" in {self.location}" if self.location else ""
+        writer = f"stage {self.stage}" if self.stage else "the run"
+        return f"{self.file}{place} is damaged: it is not what {writer} wrote; {self.remedy}"
 
 
 class TrainingError(RunError):
@@ -141,4 +172,4 @@ class RunStopped(MoeDiscoError):  # noqa: N818 - an end, not an error
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"stopped ({self.reason}); run the same command again to resume from the last checkpoint"
+        return f"stopped ({self.reason})"

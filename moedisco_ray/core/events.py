@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 EventType = Literal[
     "run_started",      # id, name, directory, stages
+    "ray_starting",     # a Ray cluster starts on this machine
     "stage_started",    # stage
     "stage_skipped",    # stage: its artifact already exists
     "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; emitted at most once a second
@@ -30,16 +31,18 @@ EventType = Literal[
     "sync",             # stage, sync, syncs, members, late, seconds: the weights of these members were combined
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason
-    "workers_held",     # hold, pool, workers, unit: workers took slots of a pool; unit: the training, if any
+    "workers_held",     # hold, pool, workers, unit, price_per_hour: workers took slots of a pool, and pay this price (dollars per
+                        # worker-hour) until they release them; unit: the training, if any
     "workers_released", # hold
-    "slots_free",       # pool, slots: number of slots that exist and that no worker holds, from now on
+    "slots_free",       # pool, slots, price_per_hour: number of slots that exist and that no worker holds, from now on
     "nodes_asked",      # pool, workers, seconds: nodes for these workers are requested, and needed after these seconds
     "nodes_let_go",     # pool: nodes of this pool are no longer requested
     "heartbeat",        # emitted every few seconds: the run is alive, and its workers still hold their slots
     "warning",          # message
-    "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`)
+    "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`); a run that ended worse than its start has worse_than_start,
+                        # a sentence that says so
     "run_failed",       # message
-    "run_stopped",      # reason; the same command resumes from a checkpoint
+    "run_stopped",      # reason
     "state",            # state, reason, attempt: added by the control service to the stream that it serves
 ]
 
@@ -86,6 +89,10 @@ def no_advance(count: int) -> None:
     del count
 
 
+def _unchanged(event: Event) -> Event:
+    return event
+
+
 class StageProgress:
     """Counts what a stage does and emits `stage_progress` events, at most one a second.
 
@@ -117,9 +124,14 @@ class EventLog:
 
     If the last line is incomplete because the process was killed while writing, it is terminated before anything is appended.
     So each kill leaves at most one unreadable line, which `read` skips.
+
+    Args:
+        path: The file.
+        listeners: Receive each event after it is on disk.
+        complete: Adds to an event what only the driver knows, such as a price.
     """
 
-    def __init__(self, path: Path, listeners: tuple[Emit, ...] = ()) -> None:
+    def __init__(self, path: Path, listeners: tuple[Emit, ...] = (), complete: Callable[[Event], Event] = _unchanged) -> None:
         # Events come from the pipeline, the event mailbox and the heartbeat, each in a thread of its own.
         self._lock = threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,9 +140,11 @@ class EventLog:
         if torn:
             self._file.write("\n")
         self._listeners = list(listeners)
+        self._complete = complete
 
     def __call__(self, event: Event) -> None:
         """Append an event; it is on disk before a listener receives it."""
+        event = self._complete(event)
         with self._lock:
             self._file.write(event.to_json() + "\n")
             self._file.flush()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moedisco_ray.core.records import CorpusSummary, EvaluationRecord, Figures, StartFigures, UnseenFigures
+from moedisco_ray.core.records import CorpusSummary, EvaluationRecord, Figures, StartComparison, StartFigures, UnseenFigures
 
 FEW_DOCUMENTS = 30
 """Number of documents below which the figures of a cluster or a validation set are mostly noise."""
@@ -13,6 +14,8 @@ WITH_START = "with the start model"
 """End of the name of a result of the model that the run started from."""
 _UNSEEN = ", never trained on"
 _NAMED = 8
+_ROUNDING = 1e-4
+"""Difference of two losses that rounding may make (nats per token)."""
 
 TASK_COLUMNS = ("task", "accuracy", "by length", "chance", "examples")
 
@@ -76,6 +79,32 @@ def expert_note(evaluation: EvaluationRecord) -> str | None:
     dead, experts = (sum(router.dead for router in evaluation.routers), sum(len(router.load) for router in evaluation.routers))
     known = f"normalised mutual information of a document's main expert: {shared}; " if shared else ""
     return f"{known}{dead} of {experts} experts are dead (under 1 % of an even load)"
+
+
+def against_start(figures: Figures, start: Figures | None) -> StartComparison | None:
+    """Compare a finished model with the trained model that its run started from.
+
+    Args:
+        figures: Figures of the finished model on held-out text.
+        start: Figures of the start on the same text; None if it was not measured.
+
+    Returns:
+        The comparison; None for a run that starts from random weights, and if one of the two was not measured.
+    """
+    if start is None or start.loss is None or figures.loss is None:
+        return None
+    worse = figures.loss - start.loss > _ROUNDING
+    perplexity, before = math.exp(figures.loss), math.exp(start.loss)
+    words = f"perplexity {perplexity:,.2f}, the start had {before:,.2f} on the same text"
+    return StartComparison(
+        worse=worse, perplexity=perplexity, start_perplexity=before,
+        words=f"WORSE THAN ITS START: {words}" if worse else f"not worse than its start: {words}")
+
+
+def worse_than_start(figures: Figures, start: Figures | None) -> str | None:
+    """The sentence with which every view of a result begins if the run ended worse than its start; None otherwise."""
+    compared = against_start(figures, start)
+    return compared.words if compared is not None and compared.worse else None
 
 
 def start_note(evaluation: EvaluationRecord) -> str | None:

@@ -1,20 +1,22 @@
-"""Committed directories at a URI: manifests, and uploads and downloads of files."""
+"""Committed directories: their manifests, and uploads and downloads of their files for runs at a URI."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from moedisco_ray.core.checksums import Entries, Entry, is_intact
 from moedisco_ray.core.errors import StorageError
 
 if TYPE_CHECKING:
     from moedisco_ray.core.remote import Remote
 
 MANIFEST = "manifest.json"
+FILES = "files"
+"""Key of a manifest with the entry of each file."""
 LEASE = "lease.json"
 CHECKPOINTS, LOGS, OBJECTS, RECEIPTS, STEPS = "checkpoints", "logs", "objects", "receipts", "steps"
 DRAFTS = ".drafts"
@@ -22,18 +24,6 @@ DRAFTS = ".drafts"
 
 _TRANSFERS = 8
 """Number of parallel transfers in one call: at 100 MB/s per stream, as from S3, 8 streams use most of a 10 Gbit/s connection."""
-
-
-class Entry(NamedTuple):
-    """A file of a committed directory: the object that stores it, its size (bytes) and its SHA-256."""
-
-    object: str
-    size: int
-    sha256: str
-
-
-Entries = dict[str, Entry]
-"""Entry of each file of a directory, by the file's name."""
 
 
 def upload(remote: Remote, files: Iterable[Path], root: Path, prefix: str) -> Entries:
@@ -47,7 +37,7 @@ def upload(remote: Remote, files: Iterable[Path], root: Path, prefix: str) -> En
     """
     def one(path: Path) -> tuple[str, Entry]:
         name = path.relative_to(root).as_posix()
-        return name, Entry(f"{prefix}/{name}", *remote.upload(path, f"{prefix}/{name}"))
+        return name, Entry(*remote.upload(path, f"{prefix}/{name}"), f"{prefix}/{name}")
 
     with ThreadPoolExecutor(_TRANSFERS, thread_name_prefix="upload") as threads:
         return dict(threads.map(one, files))
@@ -81,9 +71,10 @@ def attempt_of(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def entries_of(content: bytes) -> Entries:
-    """The file entries in the JSON of a manifest, or of a receipt (a list of one worker's uploads)."""
-    return {name: Entry(*entry) for name, entry in json.loads(content).get("objects", {}).items()}
+def entries_of(document: bytes | Mapping[str, Any]) -> Entries:
+    """The file entries of a manifest or of a receipt (a list of one worker's uploads), from its JSON or from its values."""
+    values = document if isinstance(document, Mapping) else json.loads(document)
+    return {name: Entry(*entry) for name, entry in values.get(FILES, {}).items()}
 
 
 def check_entries(directory: Path, wanted: Mapping[Path, Entry]) -> None:
@@ -116,7 +107,4 @@ def has_size(path: Path, size: int) -> bool:
 def is_uploaded(path: Path, draft: Path, entries: Entries) -> bool:
     """Whether the current content of a draft's file is already uploaded, according to `entries`."""
     entry = entries.get(path.relative_to(draft).as_posix())
-    if entry is None or not has_size(path, entry.size):
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+    return entry is not None and is_intact(path, entry)

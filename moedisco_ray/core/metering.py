@@ -7,6 +7,8 @@ are included. A hold without an end counts up to the newest event, which a heart
 
 A machine is paid for while it exists, whether or not a worker holds it: the time of free slots is counted as idle
 slot-seconds. Free slots are counted for the whole pool, so two runs at the same time on one Ray cluster both count them.
+
+What was counted is never taken back: a hold ends at the time of the newest event, even if the event of its end is a little older.
 """
 
 from __future__ import annotations
@@ -16,11 +18,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.prices import dollars_of
 from moedisco_ray.core.stages import STAGES
 
 _STAGES = frozenset(stage.name for stage in STAGES)
 _MOST = 1e15
 """Numbers in events that are this large or larger are invalid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Time of slots, and what was charged for it.
+
+    Attributes:
+        seconds: Number of slots times seconds.
+        dollars: Charge for the time whose events state a price.
+        unpriced: The part of `seconds` whose events state no price.
+    """
+
+    seconds: float = 0.0
+    dollars: float = 0.0
+    unpriced: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.seconds + other.seconds, self.dollars + other.dollars, self.unpriced + other.unpriced)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +53,18 @@ class Hold:
         workers: Number of workers, each with one slot.
         since: Start of the hold, in seconds since the epoch.
         stage: Stage whose workers hold the slots.
+        price_per_hour: Dollars per worker-hour, as the event of the hold states it; None if it does not.
     """
 
     pool: str
     workers: int
     since: float
     stage: str
+    price_per_hour: float | None = None
+
+    def used(self, end: float) -> Usage:
+        """The usage from the start of the hold to a moment (seconds since the epoch)."""
+        return _usage(self.workers, self.since, end, self.price_per_hour)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +74,16 @@ class Free:
     Attributes:
         slots: Number of free slots.
         since: Time since which the slots are free, in seconds since the epoch.
+        price_per_hour: Dollars per slot-hour, as the event states it; None if it does not.
     """
 
     slots: int
     since: float
+    price_per_hour: float | None = None
+
+    def used(self, end: float) -> Usage:
+        """The usage from `since` to a moment (seconds since the epoch)."""
+        return _usage(self.slots, self.since, end, self.price_per_hour)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +109,10 @@ class Meter:
     """The usage of a run so far, updated by each event; it can be stored as JSON.
 
     Attributes:
-        closed: Worker-seconds of the holds that have ended, per stage and pool.
+        closed: Usage of the holds that have ended, per stage and pool.
         open: Holds that have not ended, by the hold's id.
         newest: Time of the newest event, in seconds since the epoch.
-        idle: Slot-seconds without a worker, up to the last change of `free`, per pool.
+        idle: Usage of slots without a worker, up to the last change of `free`, per pool.
         free: Slots without a worker, as the newest event about them says, per pool.
         stage: The current stage, or the last one.
         before: Worker-seconds that each stage had used, in earlier attempts, when it last started.
@@ -90,10 +123,10 @@ class Meter:
         finished: Whether the newest attempt completed the run.
     """
 
-    closed: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    closed: dict[str, dict[str, Usage]] = dataclasses.field(default_factory=dict)
     open: dict[str, Hold] = dataclasses.field(default_factory=dict)
     newest: float = 0.0
-    idle: dict[str, float] = dataclasses.field(default_factory=dict)
+    idle: dict[str, Usage] = dataclasses.field(default_factory=dict)
     free: dict[str, Free] = dataclasses.field(default_factory=dict)
     stage: str = ""
     before: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -122,26 +155,31 @@ class Meter:
                 waited = sum(hold.workers * max(0.0, event.time - hold.since) for hold in holds)
                 self.start_up[stage] = waited / max(1, sum(hold.workers for hold in holds))
             case "workers_held":
-                stage = self._stage_of(event)
-                self.open[event.data["hold"]] = Hold(event.data["pool"], event.data["workers"], event.time, stage)
-            case "workers_released" if event.data["hold"] in self.open:
-                self._close(event.data["hold"], event.time)
+                stage, hold = self._stage_of(event), event.data["hold"]
+                self._close(hold)
+                self.open[hold] = Hold(event.data["pool"], event.data["workers"], event.time, stage, _price(event))
+            case "workers_released":
+                self._close(event.data["hold"])
             case "slots_free":
                 self._end_idle(event.data["pool"], event.time)
-                self.free[event.data["pool"]] = Free(event.data["slots"], event.time)
+                self.free[event.data["pool"]] = Free(event.data["slots"], event.time, _price(event))
             case "run_finished" | "run_failed" | "run_stopped":
                 self._close_all()
                 self._end_attempt()
                 self.finished = event.type == "run_finished"
 
     @property
-    def usage(self) -> dict[str, dict[str, float]]:
-        """Worker-seconds per stage and pool, up to the newest event."""
+    def charges(self) -> dict[str, dict[str, Usage]]:
+        """Usage per stage and pool, up to the newest event."""
         totals = {stage: dict(pools) for stage, pools in self.closed.items()}
         for hold in self.open.values():
-            pools = totals.setdefault(hold.stage, {})
-            pools[hold.pool] = pools.get(hold.pool, 0.0) + hold.workers * max(0.0, self.newest - hold.since)
+            _add(totals.setdefault(hold.stage, {}), hold.pool, hold.used(self.newest))
         return totals
+
+    @property
+    def usage(self) -> dict[str, dict[str, float]]:
+        """Worker-seconds per stage and pool, up to the newest event."""
+        return {stage: {pool: used.seconds for pool, used in pools.items()} for stage, pools in self.charges.items()}
 
     @property
     def worker_seconds(self) -> dict[str, float]:
@@ -153,12 +191,17 @@ class Meter:
         return totals
 
     @property
-    def idle_seconds(self) -> dict[str, float]:
-        """Slot-seconds without a worker, per pool, up to the newest event."""
+    def idle_charges(self) -> dict[str, Usage]:
+        """Usage of slots without a worker, per pool, up to the newest event."""
         totals = dict(self.idle)
         for pool, free in self.free.items():
-            totals[pool] = totals.get(pool, 0.0) + free.slots * max(0.0, self.newest - free.since)
+            _add(totals, pool, free.used(self.newest))
         return totals
+
+    @property
+    def idle_seconds(self) -> dict[str, float]:
+        """Slot-seconds without a worker, per pool, up to the newest event."""
+        return {pool: used.seconds for pool, used in self.idle_charges.items()}
 
     @property
     def wall_seconds(self) -> float:
@@ -176,6 +219,8 @@ class Meter:
             return cls()
         return cls(**{
             **values,
+            "closed": {stage: _usages(pools) for stage, pools in values["closed"].items()},
+            "idle": _usages(values["idle"]),
             "open": {name: Hold(**hold) for name, hold in values["open"].items()},
             "free": {pool: Free(**free) for pool, free in values["free"].items()},
             "work": {stage: Work(**work) for stage, work in values["work"].items()},
@@ -201,7 +246,7 @@ class Meter:
 
     def _close_all(self) -> None:
         for name in list(self.open):
-            self._close(name, self.newest)
+            self._close(name)
         for pool in list(self.free):
             self._end_idle(pool, self.newest)
 
@@ -209,13 +254,33 @@ class Meter:
         self.elapsed, self.began = self.wall_seconds, None
 
     def _end_idle(self, pool: str, end: float) -> None:
-        free = self.free.pop(pool, Free(0, end))
-        self.idle[pool] = self.idle.get(pool, 0.0) + free.slots * max(0.0, end - free.since)
+        _add(self.idle, pool, self.free.pop(pool, Free(0, end)).used(end))
 
-    def _close(self, name: str, end: float) -> None:
-        hold = self.open.pop(name)
-        pools = self.closed.setdefault(hold.stage, {})
-        pools[hold.pool] = pools.get(hold.pool, 0.0) + hold.workers * max(0.0, end - hold.since)
+    def _close(self, name: str) -> None:
+        """End a hold, if there is one with this id."""
+        hold = self.open.pop(name, None)
+        if hold is not None:
+            _add(self.closed.setdefault(hold.stage, {}), hold.pool, hold.used(self.newest))
+
+
+def _usage(slots: int, since: float, end: float, price_per_hour: float | None) -> Usage:
+    seconds = slots * max(0.0, end - since)
+    if price_per_hour is None:
+        return Usage(seconds, unpriced=seconds)
+    return Usage(seconds, dollars_of(seconds, price_per_hour))
+
+
+def _price(event: Event) -> float | None:
+    price = event.data.get("price_per_hour")
+    return price if isinstance(price, int | float) and 0 <= price < _MOST else None
+
+
+def _usages(pools: Mapping[str, Any]) -> dict[str, Usage]:
+    return {pool: Usage(**used) for pool, used in pools.items()}
+
+
+def _add(totals: dict[str, Usage], pool: str, used: Usage) -> None:
+    totals[pool] = totals.get(pool, Usage()) + used
 
 
 def _number(value: object) -> float:

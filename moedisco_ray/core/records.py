@@ -313,6 +313,19 @@ class EvaluationRecord(Figures):
         return not self.model_fields_set
 
 
+class StartComparison(Record):
+    """A finished model compared with the trained model that its run started from, on the same held-out text."""
+
+    worse: bool
+    """Whether the finished model predicts the text worse than the start: whether the run has harmed what came in."""
+    perplexity: float
+    """Perplexity of the finished model."""
+    start_perplexity: float
+    """Perplexity of the model that the run started from."""
+    words: str
+    """The comparison as a sentence without a full stop."""
+
+
 class EvaluateSummary(Record):
     """Summary of the evaluate stage."""
 

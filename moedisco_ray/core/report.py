@@ -19,6 +19,8 @@ from moedisco_ray.core.bill import Bill, format_dollars, format_seconds, metered
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.event_totals import EventTotals
 from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.findings import against_start
+from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.records import (
     ClusterReport,
     ClusterSummary,
@@ -62,7 +64,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     """Build the report like `build_report`, with the caller's function to read files."""
     manifests = {
         stage.name: manifest for stage in STAGES
-        if (content := read(f"{stage.directory}/manifest.json")) is not None and (manifest := parse_manifest(content)) is not None}
+        if (manifest := parse_manifest(read(f"{stage.directory}/{MANIFEST}"), stage.directory)) is not None}
     summaries = {name: manifest.summary for name, manifest in manifests.items()}
     config = _with_cluster_count(config, summaries)
     evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))
@@ -78,6 +80,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
     return RunReport(
         schema_version=SCHEMA_VERSION,
+        against_start=against_start(evaluation, evaluation.start),
         name=config.name,
         seed=config.seed,
         tags=dict(config.tags),

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moedisco_ray.core.checksums import Entries
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.gguf_files import gguf_directory, is_gguf
 from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, is_uri, parent
-from moedisco_ray.core.manifests import Entries
 from moedisco_ray.core.run_store import RunStore
 
 _WEIGHTS = ".safetensors"

@@ -16,6 +16,7 @@ from moedisco_ray.core.records import (
     MergeSummary,
     Record,
     Sample,
+    StartComparison,
     SyncRecord,
 )
 
@@ -89,6 +90,9 @@ class RunReport(Record):
     """Cost and results of a run; while it runs, the cost so far and the results of its finished stages."""
 
     schema_version: int = SCHEMA_VERSION
+    against_start: StartComparison | None = None
+    """The finished model compared with the trained model that the run started from; null for random weights, and if it was not
+    measured."""
     name: str
     seed: int
     tags: dict[str, str]

@@ -4,7 +4,7 @@ At a URI, most files have the same names as in the run directory. The files of a
 a training) are stored as objects with other names. The directory's manifest, which is written last, lists these objects.
 
     LOCATION/config.json, events.jsonl, ...      loose files, replaced as a whole
-    LOCATION/corpus/manifest.json                {"objects": {NAME: [OBJECT, SIZE, SHA256]}}; its existence commits the directory
+    LOCATION/corpus/manifest.json                {"files": {NAME: [SIZE, SHA256, OBJECT]}}; its existence commits the directory
     LOCATION/objects/corpus-4f1c.../train/...    objects of one attempt to write a directory; never changed
     LOCATION/receipts/corpus-4f1c.../*.json      objects that one worker has uploaded for a directory that is not committed yet
 
@@ -30,15 +30,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moedisco_ray.core.artifacts import OnDisk, write_text
+from moedisco_ray.core.artifacts import OnDisk, replace_directory, write_text
 from moedisco_ray.core.cache import make_room, note_uploaded, pinned
+from moedisco_ray.core.checksums import Entries, with_checksum
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import Location, is_uri, working_directory
 from moedisco_ray.core.manifests import (
+    FILES,
     MANIFEST,
     OBJECTS,
     RECEIPTS,
-    Entries,
     as_json,
     attempt_of,
     cached_unit,
@@ -241,8 +242,8 @@ class RunStore:
         owner = name.partition("/")[0]
         manifest = json.loads(self.remote.read(f"{owner}/{MANIFEST}") or b"{}")
         attempt = f"{OBJECTS}/{owner}-{uuid.uuid4().hex[:12]}"
-        manifest["objects"] |= upload(self.remote, [path], self.directory / owner, attempt)
-        content = as_json(manifest)
+        manifest[FILES] |= upload(self.remote, [path], self.directory / owner, attempt)
+        content = as_json(with_checksum(manifest))
         self.remote.write(f"{owner}/{MANIFEST}", content)
         write_text(self.directory / owner / MANIFEST, content.decode())
         self._record(owner, content)
@@ -299,10 +300,11 @@ class RunStore:
             OnDisk().replace(draft, directory, manifest)
             return
         name, attempt = str(self.name_of(directory)), str(self.name_of(draft))
-        content = as_json({**manifest, "objects": self._gather(attempt, draft)})
+        content = as_json(with_checksum({**manifest, FILES: self._gather(attempt, draft)}))
         check()
         self.remote.write(f"{name}/{MANIFEST}", content)
-        OnDisk().replace(draft, directory, json.loads(content))
+        write_text(draft / MANIFEST, content.decode())
+        replace_directory(draft, directory)
         self._record(name, content)
         self.remote.delete_folder(attempt.replace(OBJECTS, RECEIPTS, 1))
 
@@ -346,7 +348,7 @@ class RunStore:
 
     def _commit_directory(self, name: str, path: Path) -> None:
         attempt = f"{OBJECTS}/{path.name}-{uuid.uuid4().hex[:12]}"
-        content = as_json({"objects": upload(self.remote, files_in(path), path, attempt)})
+        content = as_json(with_checksum({FILES: upload(self.remote, files_in(path), path, attempt)}))
         self.remote.write(f"{name}/{MANIFEST}", content)
         self._record(name, content)
 
@@ -368,7 +370,7 @@ class RunStore:
     def _write_receipt(self, draft: str, entries: Entries) -> None:
         # Names sort by time: if two receipts list the same file, the newer one is valid.
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-        self.remote.write(f"{draft.replace(OBJECTS, RECEIPTS, 1)}/{name}", as_json({"objects": entries}))
+        self.remote.write(f"{draft.replace(OBJECTS, RECEIPTS, 1)}/{name}", as_json({FILES: entries}))
 
     def manifest(self, owner: str) -> Entries | None:
         """Entries of the files of a committed directory; None if the directory is not committed."""

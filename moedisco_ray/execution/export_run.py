@@ -11,6 +11,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import discard
 from moedisco_ray.core.locations import Location
+from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.run_report import current_report, stored_run_config
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
@@ -71,7 +72,8 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
 def _context(config: RunConfig, store: RunStore) -> Context:
     # The text of the run may have changed or be gone, so the fingerprint follows from that of the merged MoE.
     stages = {stage.name: stage for stage in STAGES}
-    merged = parse_manifest(store.read(f"{stages['merge'].directory}/manifest.json") or b"")
+    folder = stages["merge"].directory
+    merged = parse_manifest(store.read(f"{folder}/{MANIFEST}"), folder, str(store.location))
     fingerprint = stages["finetune"].fingerprint(config, {"merge": merged.fingerprint if merged else ""})
     return Context(
         config=config, directory=store.directory, fingerprint=fingerprint, emit=discard, backend=LocalBackend(),

@@ -20,6 +20,7 @@ from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import (
     Draft,
+    Manifest,
     commit,
     disk_full,
     is_done,
@@ -36,10 +37,13 @@ from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.starts import pinned, settled, with_recorded_count
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
+from moedisco_ray.core.findings import worse_than_start
 from moedisco_ray.core.heartbeat import heartbeats
 from moedisco_ray.core.lease import leased
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.report import report_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
@@ -108,7 +112,7 @@ def run(
 
     Raises:
         UserError: A mistake that the user can correct; no partial output is left.
-        RunError: The run failed; the same call continues from the last checkpoint.
+        RunError: The run failed; the same call continues from what is stored.
         RunStopped: The run was asked to end.
     """
     check_allowed(config, functions)
@@ -124,7 +128,7 @@ def run(
         claim(config, redo)     # checks again: another process may have worked on the run until now
         store.publish(directory / "config.json")
         stack.enter_context(LiveFiles(store, (_EVENTS, "ray.log"), check))
-        log = EventLog(directory / _EVENTS, listeners)
+        log = EventLog(directory / _EVENTS, listeners, PriceTag(config.pools))
         try:
             with reporting_full_disk(directory):
                 _complete(
@@ -171,8 +175,12 @@ def is_finished(config: RunConfig, functions: Collection[str] = ()) -> bool:
 
 
 def _is_made(store: RunStore, digests: dict[str, str]) -> bool:
-    found = {stage.name: parse_manifest(store.read(f"{stage.directory}/manifest.json") or b"") for stage in STAGES}
+    found = {stage.name: _manifest(stage, store) for stage in STAGES}
     return all(manifest is not None and manifest.fingerprint == digests[name] for name, manifest in found.items())
+
+
+def _manifest(stage: Stage, store: RunStore) -> Manifest | None:
+    return parse_manifest(store.read(f"{stage.directory}/{MANIFEST}"), stage.directory, str(store.location))
 
 
 def _complete(
@@ -193,10 +201,10 @@ def _complete(
         if backend is not None:
             make_all(digests, backend=backend)
         else:
-            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config) as messages:
+            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config, log) as messages:
                 for message in messages:
                     log(Event("warning", data={"message": message}))
-                log.listen(Gauges(config))
+                log.listen(Gauges(config, EventLog.read(directory / _EVENTS)))
                 with RayBackend(config) as ray_backend, reporting_idle_slots(config, log, ray_backend.idle_seats):
                     make_all(digests, backend=ray_backend)
     else:
@@ -210,7 +218,9 @@ def _complete(
     check()
     store.amend(model / "README.md")
     store.publish(directory / "report.json")
-    log(dataclasses.replace(last, data=last.data | {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}))
+    worse = worse_than_start(report.evaluation, report.evaluation.start)
+    totals = {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}
+    log(dataclasses.replace(last, data=last.data | totals | ({} if worse is None else {"worse_than_start": worse})))
     # Trackers write their last files when they receive the last event.
     store.publish(*(path for path in (directory / "tensorboard", *directory.glob("figures/*.png")) if path.exists()))
 
@@ -352,7 +362,7 @@ def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
         context.emit(Event("stage_skipped", stage.name))
         return
     context.emit(Event("stage_started", stage.name))
-    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check)) as draft:
+    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check), stage.name) as draft:
         RUN[stage.name](context, draft)
     check()
     # Trainers' checkpoints are kept until the artifact made from them is committed.

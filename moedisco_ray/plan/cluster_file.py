@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moedisco_ray.core.config.wording import plain_words
+from moedisco_ray.core.config.yaml_text import YamlError, parse_documents
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.memory import GIB
 
@@ -148,11 +148,11 @@ def load_cluster(path: Path) -> Cluster:
         ConfigError: The file cannot be read, or lacks a part that the checks need.
     """
     try:
-        documents = [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document is not None]
+        documents = [document for document in parse_documents(path.read_text(encoding="utf-8")) if document is not None]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("--cluster", str(path), f"cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError("--cluster", str(path), f"is not YAML ({' '.join(str(error).split())})") from error
+    except YamlError as error:
+        raise ConfigError("--cluster", str(path), str(error)) from error
     return read_cluster(documents, str(path))
 
 

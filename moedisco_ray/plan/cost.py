@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Pool
+from moedisco_ray.core.prices import dollars_of
 from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.policies.placement import Need, NodeType, ranked
 
@@ -69,7 +70,8 @@ def training_cost(
     waves = -(-units // at_once)
     return Cost(
         tokens=tokens, flops=flops, waves=waves, hours=waves * worker_hours / units / workers_per_unit,
-        worker_hours=worker_hours, dollars=worker_hours * (pool.price_per_hour * (units - len(owned)) + sum(owned)) / units)
+        worker_hours=worker_hours, dollars=sum(dollars_of(3600 * worker_hours / units * count, price) for price, count in (
+            (pool.price_per_hour, units - len(owned)), *((each, 1) for each in owned))))
 
 
 class TypeShare(BaseModel, frozen=True):
@@ -109,13 +111,13 @@ def mixed_cost(
     shares = tuple(
         TypeShare(
             name=each.name, resource=each.resource, memory_gb=each.memory_gb, fits=each.memory_gb >= need_gb, units=begun[key],
-            worker_hours=begun[key] * hours[key], dollars=begun[key] * hours[key] * each.price_per_hour)
+            worker_hours=begun[key] * hours[key], dollars=dollars_of(3600 * begun[key] * hours[key], each.price_per_hour))
         for key, each in zip(kinds, pool.types, strict=True))
     at_once = min(pool.max_workers, sum(each.max_workers for each in pool.types if each.memory_gb >= need_gb))
     cost = Cost(
         tokens=tokens, flops=flops, waves=-(-(units - len(owned)) // at_once), hours=max(makespan, own_hours),
         worker_hours=sum(share.worker_hours for share in shares) + own_hours * len(owned),
-        dollars=sum(share.dollars for share in shares) + own_hours * sum(owned))
+        dollars=sum(share.dollars for share in shares) + sum(dollars_of(3600 * own_hours, each) for each in owned))
     return cost, shares
 
 

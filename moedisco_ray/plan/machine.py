@@ -6,13 +6,13 @@ The probe is stored in `MOEDISCO_CACHE_DIR`, by default `moedisco` in the user's
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
 import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from moedisco_ray.core.artifacts import write_text
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.globs import Glob
 from moedisco_ray.core.locations import cache_directory
 from moedisco_ray.plan.speed import Machine, Probe
 
@@ -28,7 +29,7 @@ _PROBE_SECONDS = 120.0
 _EMBEDDED_BYTES = 10_000_000
 """Size of the embedded corpus (bytes); 9.8 MB were measured with the pinned libraries."""
 _MOST_FILES = 10_000
-"""Maximum number of files whose sizes are summed; with more files the size is unknown."""
+"""Maximum number of files and folders below a source's folder; with more, the size of its text is unknown."""
 
 
 def known_machine(config: RunConfig, *, here: bool, read_sizes: bool = False) -> Machine:
@@ -111,9 +112,20 @@ def _text_bytes(config: RunConfig, read_sizes: bool) -> int | None:
 
 
 def _size(path: str) -> int | None:
-    pattern = f"{glob.escape(path)}/**" if Path(path).is_dir() else path
-    found = glob.iglob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    files = list(itertools.islice(found, _MOST_FILES + 1))
-    if not files or len(files) > _MOST_FILES:
+    found = Path(path).absolute()
+    wildcard = min((path.index(sign) for sign in "*?[" if sign in path), default=None)
+    if wildcard is None or found.is_dir():
+        base, pattern = found, None
+    else:
+        base, pattern = Path(path[:wildcard] + "_").absolute().parent, Glob.of(str(found))
+    seen = [base] if base.is_file() else list(itertools.islice(_below(base), _MOST_FILES + 1))
+    files = [each for each in seen if each.is_file() and (pattern is None or pattern.matches(str(each)))]
+    if not files or len(seen) > _MOST_FILES:
         return None
-    return sum(Path(file).stat().st_size for file in files if Path(file).is_file())
+    return sum(file.stat().st_size for file in files)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything below a folder."""
+    for home, folders, files in os.walk(folder, followlinks=True):
+        yield from (Path(home, name) for name in (*folders, *files))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from service.api.bodies import BodyLimit
@@ -18,13 +19,16 @@ from service.api.envelope import Envelope
 from service.api.limits import RateLimiter, StreamSlots, capacity, descriptor_limit
 from service.api.live_reports import LiveReports
 from service.api.openapi import document, operation_id
+from service.api.parameters import check_query
 from service.api.problems import handle_problems
 from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching, webhooks
 from service.api.security import check_known
 from service.api.streams import Streams
+from service.api.sub_path import SubPath
 from service.database.session import Database
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
+from service.planning.pool import PlanningPool
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.jobs import RayJobs
 from service.ray_side.pages import RayPages
@@ -34,12 +38,16 @@ from service.web import STATIC
 
 ROUTERS = (
     runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sign_ins,
-    webhooks.router, operations.router, pages.router)
+    webhooks.router, operations.router)
 
 _GUESSES_PER_MINUTE = 20
 """Maximum number of failed sign-ins per minute from one address."""
 _MOST_OF_A_TOKEN = 4096
 """Maximum size of a sign-in request (bytes); small, because it is read without authentication."""
+_MOST_OF_A_CHANGE = 64 * 2**10
+"""Maximum size of a request that is parsed on the event loop (bytes), which meanwhile answers no other one."""
+_PLANNED = re.compile(r"/v1/(estimates|runs|runs/[^/]+/retry|policies)")
+"""Paths with larger bodies: the first are parsed in other processes, and policies come from administrators."""
 
 
 @functools.cache
@@ -47,7 +55,9 @@ def api_routes() -> APIRouter:
     """All routes. They depend on no application, and building them takes longer than a request."""
     routes = APIRouter(generate_unique_id_function=operation_id)
     for router in ROUTERS:
-        routes.include_router(router)
+        routes.include_router(router, dependencies=[Depends(check_query)])
+    # The Ray dashboard has queries of its own, and people's links to pages may have any.
+    routes.include_router(pages.router)
     return routes
 
 
@@ -62,8 +72,8 @@ def _openapi() -> dict[str, Any]:
 
 
 def create_app(
-    settings: Settings, database: Database, jobs: RayJobs, *, pools: RayPools, dashboard: Dashboard, notifier: Notifier,
-    wake_reconciler: Callable[[], None],
+    settings: Settings, database: Database, jobs: RayJobs, *, planning: PlanningPool, pools: RayPools, dashboard: Dashboard,
+    notifier: Notifier, wake_reconciler: Callable[[], None],
 ) -> FastAPI:
     """Create the application. It starts no background work and does not close the objects that it gets as arguments.
 
@@ -71,6 +81,7 @@ def create_app(
         settings: Settings of the service.
         database: Migrated database.
         jobs: Client for Ray Jobs.
+        planning: Processes that check and plan requested runs.
         pools: Pools of the Ray cluster.
         dashboard: Ray dashboard, whose pages administrators see.
         notifier: Receives a notification of every committed change of a run.
@@ -78,7 +89,7 @@ def create_app(
     """
     prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
     context = ServiceContext(
-        settings=settings, database=database, jobs=jobs, pools=pools,
+        settings=settings, database=database, jobs=jobs, planning=planning, pools=pools,
         ray_pages=RayPages(dashboard), notifier=notifier, wake_reconciler=wake_reconciler,
         streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
         sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
@@ -94,7 +105,8 @@ def create_app(
         title="MoEDisCo control service", version=_release(), docs_url=None, redoc_url=None, redirect_slashes=False,
         lifespan=lifespan, generate_unique_id_function=operation_id, separate_input_output_schemas=False)
     app.state.context = context
-    app.openapi = _openapi  # type: ignore[method-assign]
+    served = {"servers": [{"url": settings.path}]} if settings.path else {}
+    app.openapi = lambda: _openapi() | served  # type: ignore[method-assign]
     handle_problems(app)
     app.router.routes.extend(api_routes().routes)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -102,9 +114,13 @@ def create_app(
     def limit_of(path: str) -> int:
         if path == "/v1/session":
             return _MOST_OF_A_TOKEN
-        return settings.max_report_bytes if path.startswith("/v1/runs/") and path.endswith("/report") else settings.max_body_bytes
+        if path.startswith("/v1/runs/") and path.endswith("/report"):
+            return settings.max_report_bytes
+        return settings.max_body_bytes if _PLANNED.fullmatch(path) else min(_MOST_OF_A_CHANGE, settings.max_body_bytes)
 
     app.add_middleware(BodyLimit, limit_of=limit_of, check=lambda request: check_known(request, context))
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, prometheus=prometheus)
+    if settings.path:
+        app.add_middleware(SubPath, path=settings.path)
     return app

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import re
+import contextlib
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Annotated, Any
 
-import pydantic_core
-from fastapi import HTTPException, Request, Response
+from fastapi import Depends, HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem_response
-from service.errors import Overloaded, TooLarge, TooMany, Unauthorised
+from service.errors import BadRequest, InvalidRequest, Overloaded, TooLarge, TooMany, Unauthorised
+from service.schemas.mistakes import NO_OBJECT, converted, strict_json
 
 MOST_READ = 256 * 2**20
 """Limit on the total size of large bodies that are read at the same time (bytes)."""
 SMALL = 64 * 2**10
 """Maximum size of a body that is read without authentication (bytes). The limit on connections bounds their total size."""
-LARGEST = 2**53
-"""Largest integer that every JSON parser reads exactly."""
-
-_SUSPECT = tuple(re.compile(pattern) for pattern in (rb"\\u0000", rb"\d{16}", rb"[eE]\+?\d{3}"))
-"""Patterns of values that may be invalid; a body without them needs no check. One combined pattern would take twice as long."""
-
 
 class BodyLimit:
     """Middleware that refuses a request body above the limit, and reads a smaller one completely before it calls the application.
@@ -95,53 +89,49 @@ class BodyLimit:
 
 
 class StrictRoute(APIRoute):
-    """A route that parses JSON with `strict_json`."""
+    """A route that parses JSON with `strict_json`, and refuses values that validation would convert to another type."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, called with a request that parses JSON strictly."""
         handler = super().get_route_handler()
+        document = None if self.body_field is None else self.body_field.field_info.annotation
+        schema: TypeAdapter[Any] | None = None if document is None else TypeAdapter(document)
 
         async def strict(request: Request) -> Response:
-            return await handler(_StrictRequest(request.scope, request.receive))
+            return await handler(_StrictRequest(request, schema))
 
         return strict
 
 
 class _StrictRequest(Request):
+    def __init__(self, request: Request, schema: TypeAdapter[Any] | None) -> None:
+        super().__init__(request.scope, request.receive)
+        self._schema = schema
+
     async def json(self) -> Any:
-        return strict_json(await self.body())
+        try:
+            raw = strict_json(await self.body())
+        except BadRequest as error:     # FastAPI turns any other error raised here into a 400 without the detail
+            raise HTTPException(400, error.detail) from error
+        except InvalidRequest as error:
+            raise HTTPException(422, error.mistakes) from error
+        # FastAPI reports other mistakes, when it validates the value in the same way.
+        with contextlib.suppress(ValidationError):
+            if self._schema is not None and (found := converted(self._schema, raw)):
+                raise HTTPException(422, found)
+        return raw
 
 
-def strict_json(body: bytes) -> Any:
-    """Parse JSON.
-
-    Raises:
-        HTTPException: The status is 400 if the body is not JSON, is nested too deeply, or contains a lone surrogate or NaN. It is
-            422, in the form of a validation error, if a text contains a NUL character or a number is beyond `LARGEST`.
-    """
-    try:
-        value = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise HTTPException(400, f"the body is not JSON: {error}") from error
-    if any(pattern.search(body) for pattern in _SUSPECT) and (mistake := _unfit(value, ("body",))) is not None:
-        raise HTTPException(422, [mistake])     # FastAPI turns any other error raised here into a 400
-    return value
+async def _json_body(request: Request) -> bytes:
+    body = await request.body()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and media_type != "application/json" and not media_type.endswith("+json"):
+        raise InvalidRequest([("body", NO_OBJECT)])
+    return body
 
 
-def _unfit(value: Any, place: tuple[str | int, ...]) -> dict[str, Any] | None:
-    if isinstance(value, str) and "\0" in value:
-        return {"type": "nul", "loc": place, "msg": "contains a NUL character", "input": None}
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return {"type": "large", "loc": place, "msg": f"is beyond {LARGEST}", "input": None}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"type": "infinite", "loc": place, "msg": "is too large", "input": None}
-    if isinstance(value, list):
-        return next((found for i, child in enumerate(value) if (found := _unfit(child, (*place, i)))), None)
-    if isinstance(value, dict):
-        names = (_unfit(key, place) for key in value)
-        children = (_unfit(child, (*place, key)) for key, child in value.items())
-        return next((found for part in (names, children) for found in part if found), None)
-    return None
+RawBody = Annotated[bytes, Depends(_json_body)]
+"""A JSON body that is not parsed on the event loop, because that could take long."""
 
 
 def _announced(scope: Scope) -> int:

@@ -16,6 +16,7 @@ from service.database.session import Database
 from service.domain.path_sandbox import Roots
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
+from service.planning.pool import PlanningPool
 from service.ray_side.jobs import RayJobs
 from service.ray_side.pages import RayPages
 from service.ray_side.pools import RayPools
@@ -28,6 +29,7 @@ class ServiceContext:
 
     Attributes:
         jobs: Client for Ray Jobs; used only to delete the jobs of a deleted run.
+        planning: Processes that check and plan requested runs.
         pools: Pools of the Ray cluster.
         ray_pages: Pages of the Ray dashboard, for administrators.
         notifier: Receives a notification of every committed change of a run.
@@ -46,6 +48,7 @@ class ServiceContext:
     settings: Settings
     database: Database
     jobs: RayJobs
+    planning: PlanningPool
     pools: RayPools
     ray_pages: RayPages
     notifier: Notifier

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from service.api.problems import MEDIA_TYPE
-from service.schemas import Problem, Report
+from service.schemas import EstimateRequest, Problem, Report, RetryRequest, RunRequest
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -28,6 +28,7 @@ _MEANINGS = {
     403: "The token does not allow this.",
     404: "The object does not exist or belongs to another owner.",
     409: "The current state does not allow this.",
+    412: "The run has another version than `If-Match` names.",
     413: "The body is too large.",
     416: "None of the requested bytes are in the file.",
     422: "A field is not valid; `errors` names it and says what to do.",
@@ -35,7 +36,7 @@ _MEANINGS = {
     500: "An error in the service.",
     503: "The database or Ray does not answer, or the service is overloaded.",
 }
-_REFERRED = (Problem, Report)
+_REFERRED = (EstimateRequest, Problem, Report, RetryRequest, RunRequest)
 """Schemas that routes refer to only by name, so that FastAPI does not find them."""
 _ALWAYS = (401, 403, 422, 429, 500, 503)
 _WITH_BODY = (400, 413)
@@ -48,6 +49,21 @@ def problems(*statuses: int, body: bool = False) -> Responses:
     """
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
+
+
+ETAG: dict[str, Any] = {"ETag": {"description": "Version of the run, for `If-Match`.", "schema": {"type": "string"}}}
+"""Documentation of the header of answers with one run."""
+
+
+def versioned(status: int, description: str) -> Responses:
+    """Documentation of a successful answer with one run."""
+    return {status: {"description": description, "headers": ETAG}}
+
+
+def body_of(schema: str, *, required: bool = True) -> dict[str, Any]:
+    """Documentation of a JSON body that the route itself parses."""
+    return {"requestBody": {
+        "required": required, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}}
 
 
 def content(media_type: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -15,16 +15,12 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.config.wording import plain_words
-from moedisco_ray.core.errors import UserError, masked
+from moedisco_ray.core.errors import UserError
 from service.api.responses import SECURITY_HEADERS
-from service.errors import AgainstPolicy, BadRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
-from service.schemas import Mistake
+from service.errors import AgainstPolicy, BadRequest, InvalidRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
+from service.schemas.mistakes import in_words, mistakes_in, mistakes_of
 
 MEDIA_TYPE = "application/problem+json"
-_LONGEST_VALUE = 200
-_LONGEST_SEARCHED = 10_000
 
 
 def handle_problems(app: FastAPI) -> None:
@@ -47,29 +43,13 @@ def problem_response(error: ServiceError, request: Request) -> Response:
         headers["Content-Range"] = f"bytes */{error.size}"
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "2"
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: Sequence[tuple[str, str]] = ()
     if isinstance(error, AgainstPolicy):
-        mistakes = (Mistake(field=error.field, message=_words(error.value, error.remedy)),)
+        mistakes = ((error.field, in_words(error.value, error.remedy)),)
+    elif isinstance(error, InvalidRequest):
+        mistakes = error.mistakes
     return _response(
         request, error.status, slug=error.slug, title=error.title, detail=error.detail, errors=mistakes, headers=headers)
-
-
-def mistakes_in(error: UserError) -> list[Mistake]:
-    """The mistakes that a `UserError` reports in a run's configuration; their fields in the request begin with `config`."""
-    return [
-        Mistake(field=f"config.{each.field}" if each.field else "config", message=_words(each.value, each.remedy))
-        for each in (error, *error.others)]
-
-
-def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[Mistake]:
-    """Mistakes for FastAPI's validation errors; for a run's configuration they have the words of `moedisco validate`."""
-    config = [
-        {**mistake, "loc": mistake["loc"][2:]}
-        for mistake in found if mistake["loc"][:2] == ("body", "config")]
-    others = [_mistake(mistake) for mistake in found if mistake["loc"][:2] != ("body", "config")]
-    if config and not (len(config) == 1 and not config[0]["loc"] and config[0]["type"] != "value_error"):
-        return [*mistakes_in(first_mistake(config)), *others]
-    return [*(_mistake({**mistake, "loc": ("body", "config")}) for mistake in config), *others]
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
@@ -79,20 +59,20 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 async def _user_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, UserError)  # noqa: S101 - as registered
-    return _invalid(request, mistakes_in(error))
+    return problem_response(InvalidRequest(mistakes_in(error)), request)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as registered
-    return _invalid(request, mistakes_of(error.errors()))
+    return problem_response(InvalidRequest(mistakes_of(error.errors())), request)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as registered
     status = HTTPStatus(error.status_code)
-    details: Any = error.detail
-    if isinstance(details, list):
-        return _invalid(request, mistakes_of(details))
+    mistakes: Any = error.detail
+    if isinstance(mistakes, tuple):
+        return problem_response(InvalidRequest(mistakes), request)
     if status == HTTPStatus.BAD_REQUEST:
         return problem_response(BadRequest(str(error.detail)), request)
     detail = {
@@ -125,51 +105,16 @@ def _methods(request: Request) -> set[str]:
         and (method in ("GET", "HEAD") or not isinstance(route, Mount))}
 
 
-def _invalid(request: Request, mistakes: list[Mistake]) -> Response:
-    first = f"{mistakes[0].field}: {mistakes[0].message}"
-    detail = first if len(mistakes) == 1 else f"{len(mistakes)} mistakes; the first: {first}"
-    return _response(request, 422, slug="invalid", title="Invalid request", detail=detail, errors=mistakes)
-
-
 def _response(
-    request: Request, status: int, *, slug: str, title: str, detail: str, errors: Sequence[Mistake] = (),
+    request: Request, status: int, *, slug: str, title: str, detail: str, errors: Sequence[tuple[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     problem = {
         "type": f"urn:moedisco:problem:{slug}", "title": title, "status": int(status), "detail": detail,
-        "instance": _plain_path(request), "errors": [{"field": mistake.field, "message": mistake.message} for mistake in errors]}
+        "instance": _plain_path(request), "errors": [{"field": field, "message": message} for field, message in errors]}
     # `json.dumps` escapes all but ASCII, because a request may contain text that UTF-8 cannot encode.
     text = json.dumps(problem)
     return Response(text, status, headers={"Cache-Control": "no-store", **(headers or {})}, media_type=MEDIA_TYPE)
-
-
-def _mistake(found: Mapping[str, Any]) -> Mistake:
-    parts = [str(part) for part in found["loc"]]
-    field = ".".join(parts[1:]) or parts[0]
-    match found["type"]:
-        case "missing":
-            return Mistake(field=field, message="is missing")
-        case "extra_forbidden":
-            return Mistake(field=field, message="no such field; remove it")
-        case "model_attributes_type" | "model_type" if found["loc"] == ("body",):
-            return Mistake(field=field, message="must be a JSON object, with the header Content-Type: application/json")
-        case _:
-            return Mistake(field=field, message=_words(_scalar(found.get("input")), plain_words(found)))
-
-
-def _scalar(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _LONGEST_SEARCHED:
-        return None     # do not quote a value that is too long to be searched for credentials
-    return value if isinstance(value, str | int | float | bool) else None
-
-
-def _words(value: Any, remedy: str) -> str:
-    if value is None:
-        return remedy.replace("\n", " ")
-    shown = masked(repr(value))
-    if len(shown) > _LONGEST_VALUE:
-        shown = shown[:_LONGEST_VALUE] + "..."
-    return f"{shown}: {remedy}".replace("\n", " ")
 
 
 def _plain_path(request: Request) -> str:

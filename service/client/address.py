@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,8 @@ import httpx
 
 from moedisco_ray.core.errors import UserError
 
+_LAST_USED = "last-used.json"
+"""File next to the saved address with the URL and the state directory of the service that the last command used."""
 URL_VARIABLE, TOKEN_VARIABLE = "MOEDISCO_URL", "MOEDISCO_TOKEN"
 
 
@@ -23,10 +26,12 @@ class Address:
     Attributes:
         url: Base URL, without a trailing slash.
         token: Access token; None sends requests without a token.
+        state_dir: State directory of a service that was started on this machine; None if it is not known.
     """
 
     url: str
     token: str | None = dataclasses.field(default=None, repr=False)
+    state_dir: str | None = None
 
 
 def address_file(environment: Mapping[str, str] = os.environ) -> Path:
@@ -63,10 +68,10 @@ def load_address(path: Path | None = None) -> Address | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(str(path), None, "cannot be read; remove it, or start `moedisco serve` again") from error
-    url, token = (raw.get("url"), raw.get("token")) if isinstance(raw, dict) else (None, None)
-    if not isinstance(url, str) or not isinstance(token, str | None):
+    url, token, state_dir = (raw.get(key) if isinstance(raw, dict) else None for key in ("url", "token", "state_dir"))
+    if not isinstance(url, str) or not isinstance(token, str | None) or not isinstance(state_dir, str | None):
         raise UserError(str(path), None, "contains no address; remove it, or start `moedisco serve` again")
-    return Address(url, token)
+    return Address(url, token, state_dir)
 
 
 def find_address(url: str | None = None, token: str | None = None, environment: Mapping[str, str] = os.environ) -> Address:
@@ -82,10 +87,11 @@ def find_address(url: str | None = None, token: str | None = None, environment: 
     """
     url = url or environment.get(URL_VARIABLE) or None
     token = token or environment.get(TOKEN_VARIABLE) or None
+    state_dir = None
     if url is None or token is None:
         saved = load_address(address_file(environment))
         if saved is not None and _base(url or saved.url) == _base(saved.url):  # never send a saved token to another service
-            url, token = saved.url, token or saved.token
+            url, token, state_dir = saved.url, token or saved.token, saved.state_dir
     if url is None:
         raise UserError(
             URL_VARIABLE, None, "is not set and you have started no service here; start one with `moedisco serve`, "
@@ -96,7 +102,21 @@ def find_address(url: str | None = None, token: str | None = None, environment: 
         usable = False
     if not usable:
         raise UserError(URL_VARIABLE, url, "is not a URL of a service, such as http://HOST:PORT")
-    return Address(_base(url), token)
+    return Address(_base(url), token, state_dir)
+
+
+def changed_since_last_use(address: Address, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the previous command of this user used another service; records that this one is used now."""
+    path = address_file(environment).with_name(_LAST_USED)
+    used = json.dumps([address.url, address.state_dir])
+    try:
+        before = path.read_text(encoding="utf-8")
+    except OSError:
+        before = None
+    if before != used:
+        with contextlib.suppress(OSError):      # a home that cannot be written
+            path.write_text(used, encoding="utf-8")
+    return before is not None and before != used
 
 
 def _base(url: str) -> str:

@@ -26,6 +26,9 @@ from service.domain.states import TERMINAL, RunState
 
 T = TypeVar("T")
 
+_PLANNING_SECONDS = 60.0
+"""Maximum time for the answer to an estimate, in seconds: it may wait for an earlier one, and each may take 20 s."""
+
 Configuration = RunConfig | Mapping[str, Any]
 """Configuration of a run: a validated `RunConfig`, or a mapping that the service validates."""
 
@@ -33,7 +36,8 @@ Configuration = RunConfig | Mapping[str, Any]
 class AsyncClient:
     """The service's API as coroutines. Each raises `ServiceProblem` or `ServiceAway` when it fails.
 
-    GET requests and requests with an idempotency key are repeated while the service restarts or is overloaded; others are not.
+    GET requests, estimates and requests with an idempotency key are repeated while the service restarts or is overloaded; others
+    are not.
     stamina logs each repetition; `stamina.instrumentation` changes that.
 
     Args:
@@ -51,7 +55,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         address = find_address(url, token)
-        self.url = address.url
+        self.url, self.state_dir = address.url, address.state_dir
         self._connection = Connection(address, retry, transport)
 
     async def __aenter__(self) -> Self:
@@ -102,7 +106,7 @@ class AsyncClient:
 
     async def change(
         self, run_id: str, *, name: str | None = None, tags: Mapping[str, str] | None = None, priority: int | None = None,
-        budget_dollars: float | Literal["none"] | None = None, kept: bool | None = None,
+        budget_dollars: float | Literal["none"] | None = None, kept: bool | None = None, if_version: int | None = None,
     ) -> schemas.RunDetail:
         """Change a run; None leaves a value as it is.
 
@@ -113,22 +117,29 @@ class AsyncClient:
             priority: The new priority; it matters while the run is queued.
             budget_dollars: The new cost at which the run stops with a checkpoint; "none" removes the budget.
             kept: Whether retention spares the run.
+            if_version: `version` of the run as it was read. If the run has another one, nothing is changed.
+
+        Raises:
+            ServiceProblem: With the status 412, the run has another version than `if_version`.
         """
-        return await self._connection.ask(schemas.RunDetail, Request("PATCH", _run_path(run_id), body=json_body(
+        body = json_body(
             name=name, tags=None if tags is None else dict(tags), priority=priority, budget_dollars=_budget(budget_dollars),
-            kept=kept)))
+            kept=kept)
+        return await self._connection.ask(
+            schemas.RunDetail, Request("PATCH", _run_path(run_id), headers=_match(if_version), body=body))
 
-    async def delete(self, run_id: str, *, keep_artifacts: bool = False) -> None:
-        """Delete an ended run and its files."""
-        await self._connection.read(Request("DELETE", _run_path(run_id), {"keep_artifacts": keep_artifacts}))
+    async def delete(self, run_id: str, *, keep_artifacts: bool = False, if_version: int | None = None) -> None:
+        """Delete an ended run and its files; for `if_version` see `change`."""
+        await self._connection.read(
+            Request("DELETE", _run_path(run_id), {"keep_artifacts": keep_artifacts}, headers=_match(if_version)))
 
-    async def cancel(self, run_id: str, *, force: bool = False) -> schemas.RunDetail:
-        """Stop a run after a checkpoint; with `force`, within a minute and without one."""
-        return await self._post(schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force))
+    async def cancel(self, run_id: str, *, force: bool = False, if_version: int | None = None) -> schemas.RunDetail:
+        """Stop a run after a checkpoint; with `force`, within a minute and without one. For `if_version` see `change`."""
+        return await self._post(schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force), _match(if_version))
 
-    async def resume(self, run_id: str) -> schemas.RunDetail:
-        """Queue a failed or cancelled run again; it continues from its last checkpoint."""
-        return await self._post(schemas.RunDetail, _run_path(run_id, "resume"))
+    async def resume(self, run_id: str, *, if_version: int | None = None) -> schemas.RunDetail:
+        """Queue a failed or cancelled run again; it continues from what it has stored. For `if_version` see `change`."""
+        return await self._post(schemas.RunDetail, _run_path(run_id, "resume"), headers=_match(if_version))
 
     async def retry(
         self, run_id: str, changes: Mapping[str, JsonValue] | None = None, *, priority: int | None = None,
@@ -202,8 +213,13 @@ class AsyncClient:
         return await downloading.download(self._connection, run_id, _run_path(run_id), directory, progress)
 
     async def estimate(self, config: Configuration) -> schemas.Estimate:
-        """Resources that a run needs, and its cost at the operator's prices."""
-        return await self._post(schemas.Estimate, "/v1/estimates", json_body(config=_plain(config)))
+        """Resources that a run needs, and its cost at the operator's prices.
+
+        The service computes one estimate of an owner at a time. One that a newer one displaces is asked for again.
+        """
+        body = json_body(config=_plain(config))
+        return await self._connection.ask(
+            schemas.Estimate, Request("POST", "/v1/estimates", body=body, silence=_PLANNING_SECONDS, changes_nothing=True))
 
     async def pools(self) -> schemas.PoolList:
         """The pools and their nodes."""
@@ -291,6 +307,10 @@ def _segment(text: str) -> str:
 
 def _key(key: str | None) -> dict[str, str]:
     return {IDEMPOTENCY_KEY: key or uuid.uuid4().hex}
+
+
+def _match(version: int | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}
 
 
 def _budget(dollars: float | Literal["none"] | None) -> object:

@@ -94,7 +94,7 @@ class Client:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._asynchronous = AsyncClient(url, token, retry=retry, transport=transport)
-        self.url = self._asynchronous.url
+        self.url, self.state_dir = self._asynchronous.url, self._asynchronous.state_dir
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._open: set[AsyncGenerator[Any]] = set()
         self._thread = threading.Thread(

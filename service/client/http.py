@@ -58,6 +58,7 @@ class Request:
         body: JSON text.
         silence: Maximum time in which no byte of the response arrives, in seconds; None sets no limit.
         expected: HTTP statuses, in addition to 2xx, that are not raised as errors.
+        changes_nothing: Whether a request other than GET has no effect on the service, so that it may be repeated.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -67,11 +68,12 @@ class Request:
     body: bytes | None = None
     silence: float | None = 30.0
     expected: frozenset[int] = frozenset()
+    changes_nothing: bool = False
 
     @property
     def repeatable(self) -> bool:
         """Whether the request is idempotent, so that it may be repeated."""
-        return self.method == "GET" or IDEMPOTENCY_KEY in self.headers
+        return self.method == "GET" or self.changes_nothing or IDEMPOTENCY_KEY in self.headers
 
 
 class _Retries(TypedDict):

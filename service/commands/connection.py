@@ -38,20 +38,23 @@ _MOST_NAMED = 5
 def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
     """Connect to the service at the address in the environment or, without one, at the address that `moedisco serve` saved.
 
-    Several services may run on one machine, so an address that is not the default is printed on standard error.
+    Several services may run on one machine, so an address that is not the default, or not that of the last command, is printed on
+    standard error.
 
     Args:
         outlasts_restarts: Whether to wait while the service restarts; otherwise the command fails after a few seconds.
     """
     import stamina
 
-    from service.client import URL_VARIABLE, Client, RetryPolicy
+    from service.client import URL_VARIABLE, Address, Client, RetryPolicy, changed_since_last_use
 
     stamina.instrumentation.set_on_retry_hooks(())      # do not log repeated requests
     with Client(retry=RetryPolicy() if outlasts_restarts else RetryPolicy(BRIEF_SECONDS, longest_wait=1.0)) as client:
-        if client.url != DEFAULT_URL:
-            chosen = URL_VARIABLE if os.environ.get(URL_VARIABLE) else "started last by this user"
-            remark(f"the service at {client.url} ({chosen})")
+        named = os.environ.get(URL_VARIABLE)
+        if not named and changed_since_last_use(Address(client.url, state_dir=client.state_dir)):
+            remark(f"now using {client.url}" + (f" (state directory {client.state_dir})" if client.state_dir else ""))
+        elif client.url != DEFAULT_URL:
+            remark(f"the service at {client.url} ({URL_VARIABLE if named else 'started last by this user'})")
         yield client
 
 

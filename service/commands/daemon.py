@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moedisco_ray.core.errors import ConfigError, RunError
+from moedisco_ray.core.errors import ConfigError, RunError, UserError
 from service.commands.output import say
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
     from service import process
     from service.client import load_address, save_address
 
+    before = used_so_far()
     if process.find(state_dir) is None:
         _launch(state_dir, arguments)
     address = load_address(state_dir / ADDRESS_FILE)
@@ -55,7 +57,33 @@ def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
         raise RunError(
             f"the service of {state_dir} has not saved its address; stop it with `moedisco stop --state-dir {state_dir}`")
     save_address(address)
+    say_what_is_left(before, address)
     return address
+
+
+def used_so_far() -> Address | None:
+    """Address that this user's commands use; None if there is none, or if its file is damaged."""
+    from service.client import load_address
+
+    with contextlib.suppress(UserError):
+        return load_address()
+    return None
+
+
+def say_what_is_left(before: Address | None, address: Address) -> None:
+    """Say that this user's commands leave a service that still runs.
+
+    Args:
+        before: Address that the commands have used so far.
+        address: Address that they use from now on.
+    """
+    from service import process
+
+    if before is None or before.state_dir is None or before.state_dir == address.state_dir:
+        return
+    if process.find(Path(before.state_dir)) is not None:
+        say(f"Your commands leave {before.url} (state directory {before.state_dir}), which still runs, and use {address.url} "
+            "from now on; MOEDISCO_URL and MOEDISCO_TOKEN choose another service")
 
 
 def say_how_to_sign_in(address: Address, token_file: Path, code: str | None = None) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from moedisco_ray.cli.arguments import Overrides
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.load import apply_override
 from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.plan.machine import measured_machine
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.daemon import say_how_to_sign_in, start_daemon
@@ -31,7 +31,7 @@ def demo(
 
     The service keeps running afterwards, so that you can look at its page; `moedisco stop` stops it.
     """
-    raw = yaml.safe_load(preset_text("demo"))
+    raw = parse_yaml(preset_text("demo"))
     for override in overrides or ():
         apply_override(raw, override)
     config = check_config(raw)

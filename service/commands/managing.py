@@ -91,7 +91,7 @@ def cancel(
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def resume(run: RunName, as_json: AsJson = False) -> None:
-    """Queue a failed or cancelled run again; it continues from its last checkpoint."""
+    """Queue a failed or cancelled run again; it continues from what it has stored."""
     with connected() as client:
         found = client.resume(find_run(client, run))
     write_json(found) if as_json else say(f"{found.id}  {found.name}: {found.state.value}; next: moedisco watch {found.id}")
@@ -124,13 +124,18 @@ def download(
     """Download a finished run's model. After an interruption, the same command continues where it stopped."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     shown = Progress(*columns, console=error_console(), disable=not sys.stderr.isatty())
-    kept = "the part that has arrived is kept; the same command continues from there"
-    with interruptible(kept), connected(outlasts_restarts=True) as client, shown as bar:
+    with interruptible(lambda: _kept(shown)), connected(outlasts_restarts=True) as client, shown as bar:
         found = client.run(find_run(client, run))
         task = bar.add_task(found.name, total=None)
         target = client.download(
             found.id, directory or _directory(found), lambda done, total: bar.update(task, completed=done, total=total))
     write_json({"directory": target}) if as_json else say(f"The model is in {target}")
+
+
+def _kept(shown: Progress) -> str:
+    if any(task.completed for task in shown.tasks):
+        return "interrupted; the part that has arrived is kept: the same command continues from there"
+    return "interrupted; nothing has arrived yet"
 
 
 def _directory(run: Run) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -28,12 +28,12 @@ def write_table(table: RenderableType) -> None:
 
 
 @contextlib.contextmanager
-def interruptible(note: str) -> Iterator[None]:
-    """End the command at Ctrl-C, with a note about what continues to run."""
+def interruptible(note: Callable[[], str]) -> Iterator[None]:
+    """End the command at Ctrl-C, with a note about what continues to run, or what was kept."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        remark(note)
+        remark(note())
         raise typer.Exit(INTERRUPTED) from interrupt
 
 

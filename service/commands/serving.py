@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
 from service.commands.connection import SERVICE_PANEL
-from service.commands.daemon import ADDRESS_FILE, refuse_second, say_how_to_sign_in, sign_in_link, start_daemon
+from service.commands.daemon import (
+    ADDRESS_FILE,
+    refuse_second,
+    say_how_to_sign_in,
+    say_what_is_left,
+    sign_in_link,
+    start_daemon,
+    used_so_far,
+)
 from service.commands.output import say
 
 if TYPE_CHECKING:
@@ -127,10 +135,12 @@ def announce(state_dir: Path, started: Announcement) -> None:
     # Each service keeps its token in its own state directory; the user's commands use the service that was started last.
     own = state_dir / ADDRESS_FILE
     saved = load_address(own)
-    address = Address(started.url, started.token or (saved.token if saved is not None else None))
+    address = Address(started.url, started.token or (saved.token if saved is not None else None), str(state_dir))
+    before = used_so_far()
     save_address(address, own)
     path = save_address(address)
     say(f"MoE-DisCo is at {started.url}; your commands find it through {path}")
+    say_what_is_left(before, address)
     say(f"Ray dashboard, for administrators: {started.url}/ray/")
     say_how_to_sign_in(address, started.token_file, started.sign_in_code)
 

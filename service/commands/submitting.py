@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.display import plan_view
 from moedisco_ray.core.config import RunConfig, load_config
+from moedisco_ray.core.config.load import override_value
 from moedisco_ray.core.config.places import Place, names_a_run, with_places
-from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import ConfigError
 from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
 from service.commands.output import say, write_json, write_table
@@ -112,10 +111,7 @@ def _change(override: str) -> tuple[str, Any]:
     key, sign, value = override.partition("=")
     if not sign or not key.strip():
         raise ConfigError("--set", override, "must read key.sub=value, such as tokens.total=1000000")
-    try:
-        parsed = parse_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError("--set", override, "the value is not YAML; quote it") from error
+    parsed = override_value(override, value)
     try:
         json.dumps(parsed, allow_nan=False)
     except (TypeError, ValueError) as error:    # YAML has dates and infinities, the request has not

@@ -51,7 +51,7 @@ def logs(
             return
         name = "driver" if unit is None else _log_of(client, run_id, unit)
         if follow:
-            with interruptible(f"the log continues: moedisco logs {run_id} --follow"):
+            with interruptible(lambda: f"the log continues: moedisco logs {run_id} --follow"):
                 for line in client.follow_log(run_id, name, tail=tail):
                     write_json({"line": line}) if as_json else say_text(line)
             return
@@ -65,7 +65,7 @@ def watch_run(client: Client, run_id: str, as_json: bool) -> None:
     Raises:
         RunError: The run did not succeed.
     """
-    with interruptible(f"the run continues: moedisco watch {run_id}"):
+    with interruptible(lambda: f"the run continues: moedisco watch {run_id}"):
         _show_events(client, run_id, as_json)
         run = client.run(run_id)
         if run.state != RunState.SUCCEEDED:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
+from moedisco_ray.core.bill import metered_lines, sum_dollars
 from moedisco_ray.core.config import Pools
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
-from service.database import policies, quotas, runs, stream
+from moedisco_ray.core.prices import PRICED_EVENTS, PriceBook
+from service.database import policies, quotas, runs, stream, values
 from service.database.fold import Fold, meterable
 from service.database.tables import Point, RunRow, UnitRow
 from service.domain.outcome import AWAITED
 from service.errors import NotFound
+
+_HIGHEST_PRICE = 1e6
+"""Price above which a driver is not believed (dollars per worker-hour)."""
 
 
 def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now: float) -> int:
@@ -48,6 +54,8 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
     units = {unit.unit: unit for unit in session.scalars(select(UnitRow).where(UnitRow.run_id == row.id))}
     # A copy: if the meter changed the stored document in place, SQLAlchemy would see no change to store.
     fold, meter = Fold(row.id, row.progress, units), Meter.from_dict(copy.deepcopy(row.meter))
+    prices = policies.of(session, row.owner).prices
+    fresh = [_priced(event, pools, prices) for event in fresh]
     for event in fresh:
         fold.update(event)
         if meterable(event, pools.by_key):
@@ -55,7 +63,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
     stream.append(session, row, fresh, now)
     session.add_all(fold.made)
     _store_points(session, row.id, fold)
-    spent = _accrue(row, meter, pools, policies.of(session, row.owner).prices)
+    spent = _charge(row, meter, pools)
     if spent > 0:
         quotas.add_dollars(session, row.owner, spent, now)
     row.next_seq = expected + len(fresh)
@@ -95,27 +103,31 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
     session.execute(insert(Point.__table__), [point for points in fold.points.values() for point in points])  # type: ignore[arg-type]
 
 
-def _accrue(row: RunRow, meter: Meter, pools: Pools, prices: Mapping[str, float]) -> float:
-    """Charge the usage since the last report at the current prices; earlier charges do not change.
+def _priced(event: Event, pools: Pools, prices: Mapping[str, float]) -> Event:
+    """The event of a driver, with a price that can be true.
+
+    A driver states the last price that it knows. A price below both the one at submission and the present one is not believed:
+    the present one replaces it.
 
     Args:
-        row: The run.
-        meter: Meter with the newest events.
-        pools: Pools of the run's configuration, with the prices that hold if the operator has set none.
-        prices: Operator's prices for the run's owner, by custom resource.
-
-    Returns:
-        Dollars that were added.
+        event: The event.
+        pools: Pools of the run's configuration, with the prices at submission.
+        prices: The operator's present prices for the run's owner, by custom resource.
     """
-    used: dict[str, float] = dict(row.worker_seconds)
-    spent = 0.0
-    for key, seconds in meter.worker_seconds.items():
-        added = seconds - used.get(key, 0.0)
-        if added <= 0:
-            continue
-        pool = pools.at(key)
-        spent += added / 3600 * prices.get(pool.resource, pool.price_per_hour)
-        used[key] = seconds
-    row.dollars += spent
-    row.worker_seconds, row.meter = used, meter.to_dict()
+    pool, by_key = event.data.get("pool"), pools.by_key
+    if event.type not in PRICED_EVENTS or "price_per_hour" not in event.data or not isinstance(pool, str) or pool not in by_key:
+        return event
+    found = by_key[pool]
+    present = prices.get(found.resource, found.price_per_hour)
+    stated = values.number(event.data["price_per_hour"])
+    if stated is not None and min(present, found.price_per_hour) <= stated <= _HIGHEST_PRICE:
+        return event
+    return dataclasses.replace(event, data=event.data | {"price_per_hour": present})
+
+
+def _charge(row: RunRow, meter: Meter, pools: Pools) -> float:
+    """Store the meter and what it has charged so far; returns the dollars that this adds."""
+    dollars = sum_dollars(metered_lines(meter, PriceBook(pools))) or 0.0
+    spent = dollars - row.dollars
+    row.dollars, row.worker_seconds, row.meter = dollars, meter.worker_seconds, meter.to_dict()
     return spent

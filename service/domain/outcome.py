@@ -39,7 +39,7 @@ class FinalEvent:
 
     Attributes:
         type: `run_finished`, `run_failed` or `run_stopped`.
-        text: Message of a failure, or reason of a stop.
+        text: Message of a failure, reason of a stop, or a sentence that the finished model is worse than the start.
         time: Seconds since the epoch.
     """
 
@@ -95,7 +95,7 @@ def final_event(progress: Mapping[str, Any]) -> tuple[bool, FinalEvent | None]:
         return True, None
     if ended.get("type") == AWAITED:
         return False, None
-    text = ended.get("message") or ended.get("reason") or ""
+    text = ended.get("message") or ended.get("reason") or ended.get("worse_than_start") or ""
     return True, FinalEvent(str(ended.get("type")), str(text), float(ended.get("time") or 0.0))
 
 
@@ -135,7 +135,7 @@ def _without_final_event(observed: ObservedState, job: JobState | None) -> Outco
 
 def _by_final_event(observed: ObservedState, final: FinalEvent) -> Outcome:
     if final.type == "run_finished":
-        return Outcome(RunState.SUCCEEDED)
+        return Outcome(RunState.SUCCEEDED, final.text[:REASON_LENGTH] or None)
     if final.type == "run_stopped":
         return Outcome(RunState.CANCELLED, _stop_reason(observed) if observed.stop else final.text or "stopped")
     return Outcome(RunState.FAILED, final.text[:REASON_LENGTH] or "failed")

@@ -37,6 +37,8 @@ MARK = "MOEDISCO_LOCAL_RAY"
 """Environment variable with the random mark that identifies the cluster's processes."""
 START_SECONDS = 90.0
 """Maximum wait until a new cluster answers, in seconds."""
+START_PAUSES = (2.0, 10.0)
+"""Pauses before a further start (s): on a busy machine, Ray gives up when one of its processes takes longer than 15 s."""
 TERM_SECONDS = 5.0
 """Maximum wait until processes have ended, in seconds."""
 LONGEST_DIRECTORY = 44
@@ -107,7 +109,11 @@ class LocalRay:
             self._forget_old_sessions()
             # Reuse the old ports, so that drivers and browsers find the new cluster.
             ports = (before.dashboard_port, before.gcs_port) if before is not None else ()
-            return self._launch(ports if ports and all(map(_is_free, ports)) else _free_ports(2))
+            for pause in START_PAUSES:
+                with contextlib.suppress(RayUnavailable):
+                    return self._launch(ports if ports and all(map(_is_free, ports)) else _free_ports(2))
+                time.sleep(pause)
+            return self._launch(_free_ports(2))
 
     def ensure_running(self, dashboard: Dashboard, now: float) -> None:
         """Restart the cluster if its head process has died; called by a `background.loop`.
@@ -165,7 +171,7 @@ class LocalRay:
     def _spawn(self, record: _Record, token_path: Path) -> int:
         words = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
-            "--node-ip-address=127.0.0.1", f"--port={record.gcs_port}",
+            f"--port={record.gcs_port}",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={record.dashboard_port}",
             # With Ray's fixed default ports, two clusters could not run on one machine.
             "--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_ports(1)[0]}",
@@ -185,6 +191,8 @@ class LocalRay:
             words, environment = self._user.command(words, own), self._user.environment(environment, own)
         environment |= {
             MARK: record.mark,
+            # As on macOS and Windows, all processes listen on 127.0.0.1 alone. Ray ignores a --node-ip-address of 127.0.0.1.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path),
             # Drivers start as `python`, which must be this interpreter with its packages.

@@ -36,6 +36,8 @@ class Run(Document):
     """A run in its current state."""
 
     id: str
+    version: int
+    """Version of the run's state and settings, which is also its `ETag`; progress and cost do not change it."""
     name: str
     owner: str
     tags: dict[str, str]

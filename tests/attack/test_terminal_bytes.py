@@ -199,7 +199,6 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "export": [[*each, "--to", kind] for each in RUN_DIRS for kind in ("hf", "ensemble")],
     "push": [[*each, f"ann/{HOSTILE}"] for each in RUN_DIRS],
     "chat": [*RUN_DIRS, [NAME]],
-    "endpoint": [*RUN_DIRS, [NAME]],
     "evaluate": [[NAME, "--sources", NAME], [NAME, "--lm-eval", NAME], ["file", "--sources", "file"], [HOSTILE, "--sources", "x"]],
     "merge": [[NAME, NAME, "--base", NAME, "--output", f"{NAME}-merged"], [HOSTILE, "x", "--base", HOSTILE, "--output", "o"]],
     "experts": [[NAME, HOSTILE, "--output", "o"], [NAME, "0", "--output", NAME], [f"runs/{NAME}", "0", "--output", "o"]],

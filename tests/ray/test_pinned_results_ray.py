@@ -3,8 +3,6 @@
 In the chaos tier for their time, a minute each; test_run.py holds at every change that a run on Ray has the bits of one process.
 """
 
-import json
-
 import pinned_runs
 import pytest
 
@@ -16,6 +14,4 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(360)]
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("family", pinned_runs.RUNS)
 def test_a_run_on_ray_gives_the_results_on_record(tmp_path, family):
-    pinned = json.loads(pinned_runs.FILE.read_text())
-    found = pinned_runs.results(pipeline.run(pinned_runs.config_of(family, tmp_path)))
-    pinned_runs.same(found, pinned["runs"][family], to_the_bit=pinned["surroundings"] == pinned_runs.surroundings())
+    pinned_runs.compare(family, pipeline.run(pinned_runs.config_of(family, tmp_path)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
+import os
 import ssl
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from service.database.session import Database
 from service.domain.policies import Policy
 from service.domain.states import RunState
 from service.notifier import Notifier
+from service.planning.pool import PlanningPool
 from service.ray_side.dashboard import Dashboard
 from service.settings import Settings
 
@@ -46,6 +49,7 @@ class Service:
     settings: Settings
     database: Database
     jobs: FakeJobs
+    planning: PlanningPool
     pools: FakePools
     dashboard: Dashboard
     notifier: Notifier
@@ -112,6 +116,23 @@ class Service:
         return place
 
 
+class SharedPlanning(PlanningPool):
+    """The processes of all services of a test run, which start again when a test has changed the environment."""
+
+    _environment: dict[str, str] | None = None
+
+    async def run(self, task: Any) -> Any:
+        present = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        if present != self._environment:
+            self.close()
+            self._environment = present
+        return await super().run(task)
+
+
+PLANNING = SharedPlanning()
+atexit.register(PLANNING.close)
+
+
 def demo(**changes: Any) -> dict[str, Any]:
     """The smallest configuration."""
     return {"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}} | changes
@@ -143,6 +164,6 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
             policies.put(session, "ann", Policy(highest_priority=10), time.time())
         jobs, pools, notifier, wakes = FakeJobs(), FakePools(), Notifier(), []
         app = create_app(
-            made, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier,
+            made, database, jobs, planning=PLANNING, pools=pools, dashboard=dashboard, notifier=notifier,
             wake_reconciler=lambda: wakes.append(time.time()))
-        yield Service(app, made, database, jobs, pools, dashboard, notifier, plain, wakes)
+        yield Service(app, made, database, jobs, PLANNING, pools, dashboard, notifier, plain, wakes)

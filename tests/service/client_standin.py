@@ -24,7 +24,7 @@ RUN = {
     "reason": None, "position": None, "attempt": 1, "parent": None, "created": 1.0, "queued": 1.0, "started": 2.0,
     "ended": None, "updated": 3.0, "stages": [{"name": "corpus", "status": "done", "started": 2.0, "seconds": 1.0}],
     "money": {"dollars": 0.5, "worker_seconds": {"low_memory": 10.0}, "estimate_dollars": 1.0, "budget_dollars": None},
-    "events": 3, "job_url": None, "config": {"name": "demo"}, "bill": bill(0.5, 0.25, planned=False, complete=False),
+    "version": 1, "events": 3, "job_url": None, "config": {"name": "demo"}, "bill": bill(0.5, 0.25, planned=False, complete=False),
     "estimate": bill(1.0, planned=True, complete=True),
 }
 

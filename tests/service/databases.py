@@ -27,7 +27,7 @@ T0 = 1_800_000_000.0
 def postgresql_database() -> Iterator[str]:
     """URL of a new database, which is dropped afterwards; skips where there is no server."""
     if SERVER is None:
-        pytest.skip("MOEDISCO_TEST_POSTGRES is not set")
+        pytest.skip("no PostgreSQL; on Debian: apt-get install postgresql")
     name = f"moedisco_test_{new_id().lower()}"
     server = create_engine(make_url(SERVER).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
     try:

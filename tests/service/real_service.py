@@ -83,6 +83,12 @@ class RealService:
         address = json.loads((self.home / "config" / "moedisco" / "service.json").read_text())
         return Client(address["url"], address["token"], retry=RetryPolicy(seconds=120))
 
+    @property
+    def pid(self) -> int:
+        """Of the service's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def drivers(self, run_id: str) -> list[psutil.Process]:
         """The processes that drive a run."""
         return [process for process in psutil.process_iter() if _drives(process, run_id)]

@@ -26,8 +26,8 @@ class Running:
     def start(self):
         made = self.made
         app = create_app(
-            made.settings, made.database, made.jobs, pools=made.pools, dashboard=made.dashboard, notifier=made.notifier,
-            wake_reconciler=lambda: None)
+            made.settings, made.database, made.jobs, planning=made.planning, pools=made.pools, dashboard=made.dashboard,
+            notifier=made.notifier, wake_reconciler=lambda: None)
         self.server = Server(app, made.settings.model_copy(update={"port": self.port}))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()

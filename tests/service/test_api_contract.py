@@ -107,8 +107,8 @@ def test_the_reference_is_a_page_of_the_service(api):
     assert policy.startswith("default-src 'self'; ")
     assert "unsafe" not in policy
     for path in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
-        assert path.startswith("/")
-        assert api.anonymous.get(path).status_code == 200
+        assert not path.startswith("/")     # a proxy may serve the page below a path of its own
+        assert api.anonymous.get(f"/{path}").status_code == 200
 
 
 def test_a_report_keeps_what_its_schema_does_not_name(api, run):

@@ -1,3 +1,5 @@
+import asyncio
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from service.api.security import Caller
 from service.database import policies
 from service.domain.policies import Policy
 from service.domain.states import RunState
-from service.schemas import RunRequest
+from service.planning.task import Task
 
 
 def states(api, run_id):
@@ -299,15 +301,12 @@ def test_a_run_that_has_succeeded_needs_its_start_no_longer(api):
 def test_a_start_that_is_deleted_while_a_request_is_checked_is_refused(api):
     first, corpus = run_with_text(api)
     context, caller = api.app.state.context, Caller("ann", frozenset({"read", "submit"}), "token", None)
-    request = RunRequest.model_validate({"config": demo(corpus=corpus)})
-
-    def make(policy):
-        run = submission.new_run(context, caller, request, policy)
-        assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
-        return run
-
+    policy = submission.policy_of(context, caller)
+    task = Task("submission", json.dumps({"config": demo(corpus=corpus)}).encode(), policy, context.roots, here=True)
+    run = asyncio.run(submission.planned(context, caller, task))
+    assert api.ann.delete(f"/v1/runs/{first}").status_code == 204
     with pytest.raises(ConfigError, match=r"corpus\.sources\.0\.path: .*this run was deleted"):
-        submission.submit(context, caller, make, key=None, body_hash=b"")
+        submission.store(context, caller, run, policy, key=None, body_hash=b"")
     assert api.ann.get("/v1/runs").json()["items"] == []
 
 

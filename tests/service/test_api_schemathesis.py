@@ -49,6 +49,7 @@ def real(api, ray):
     site.service = api
     webhook = api.admin.post("/v1/webhooks", json={"url": "https://example.org/"}).json()["id"]
     run = finish(site)
+    api.admin.post(f"/v1/runs/{api.submit('admin')['id']}/cancel").raise_for_status()     # the webhook has a delivery
     return {
         "run_id": lambda _: run,
         "path": lambda _: "clusters/report.json",

@@ -1,6 +1,7 @@
 import functools
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -158,8 +159,7 @@ def mistake(*arguments, code=2):
 def test_every_command_has_help():
     commands = {command.name or command.callback.__name__ for command in training.registered_commands}
     assert commands == {
-        "run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "export", "push", "experts", "merge", "chat",
-        "endpoint"}
+        "run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "export", "push", "experts", "merge", "chat"}
     ours = {
         "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
         "estimate", "tokens", "webhooks", "policies", "quota", "change"}
@@ -291,6 +291,21 @@ def test_watch_of_a_run_that_does_not_succeed(fake, state, reason, line):
     assert mistake("watch", ID, code=1) == line
 
 
+def test_watch_and_status_say_first_that_a_run_ended_worse_than_its_start(fake):
+    """The verdict stands above the report, and next to the state.
+
+    Before (af276e38): the report began with `demo  qwen3_moe`, and a succeeded run had no reason.
+    """
+    worse = "WORSE THAN ITS START: perplexity 94.50, the start had 67.30 on the same text"
+    figures = {"loss": math.log(94.5), "documents": 4, "tokens": 50, "start": {"loss": math.log(67.3)}}
+    path = f"/v1/runs/{ID}/report"
+    fake.answers["GET", path] = fake.answers["GET", path] | {"evaluation": figures}
+    out = ran("watch", "demo").splitlines()
+    assert next(line for line in out[out.index("") + 1:] if line) == worse
+    fake.final |= {"reason": worse}
+    assert ran("status", "demo").splitlines()[2] == worse
+
+
 def test_ctrl_c_ends_watching_and_not_the_run(fake):
     def interrupted():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
@@ -378,7 +393,8 @@ def test_policies_come_from_a_file(fake, tmp_path):
     assert fake.sent == {"default": {"dollars_per_month": 10.0}, "owners": {"ann": {"dollars_per_month": None}}}
     for text, words in (
         ("default: [", "is not YAML"), ("- 1", "must contain the sections"), ("owner: {}", "no such setting"),
-        ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf")):
+        ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf"),
+        ("default: {queued_runs: 1}\n\ndefault: {}\n", "has the key 'default' in line 1 and again in line 3")):
         file.write_text(text)
         assert words in mistake("policies", "apply", file)
     assert "cannot be read" in mistake("policies", "apply", tmp_path / "absent.yaml")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from listening import documented, listeners
 from real_service import RealService, real_service
 from small_run import same_outcome, small_config, undisturbed_run
 from watched_run import Watcher
@@ -35,6 +36,7 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
         service.kill()
         service.start()
         watcher.wait_for(lambda story: story.reached("finetune", 15))
+        check_sockets(service)
         [process.kill() for process in service.drivers(run.id)]
         seen = watcher.join()
         finished = client.wait(run.id)
@@ -47,6 +49,19 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
         model = client.download(run.id, tmp_path / "model")
     assert service.stop() == 0
     reload(model)
+
+
+def check_sockets(service: RealService) -> None:
+    """Other machines reach no process of the service, of its Ray and of a run, as docs/security.md says.
+
+    Before (af276e38): 8 programs, `gcs_server` and `raylet` among them, listened on all addresses or on one of the network.
+    """
+    rows = list(documented())
+    found = {
+        listener: next((i for i, (programs, _) in enumerate(rows) if any(name in listener.program for name in programs)), None)
+        for listener in listeners(service.home / "state", service.pid)}
+    assert {listener: i for listener, i in found.items() if i is None or listener.address != rows[i][1]} == {}
+    assert set(found.values()) == set(range(len(rows)))
 
 
 def check_story(client: Client, run_id: str, events: list[Event]) -> None:

@@ -37,8 +37,8 @@ def started(time=T0):
     return Event("run_started", data={"name": "demo", "stages": STAGES}, time=time)
 
 
-def held(hold, pool, workers, time):
-    return Event("workers_held", "seed", data={"hold": hold, "pool": pool, "workers": workers}, time=time)
+def held(hold, pool, workers, time, **data):
+    return Event("workers_held", "seed", data={"hold": hold, "pool": pool, "workers": workers, **data}, time=time)
 
 
 def points(database, run):
@@ -222,13 +222,23 @@ def test_the_mark_grows_only_with_new_progress(database):
     assert seen[5:] == [seen[5]] * 3
 
 
-def test_worker_seconds_are_charged_at_the_price_of_the_day_they_arrive(database):
+def test_a_hold_keeps_the_price_at_which_it_began(database):
     run = insert_run(database)
-    report(database, run, 0, [held("a", "low_memory", 2, T0), Event("heartbeat", time=T0 + 1800)], price=1.0)
-    report(database, run, 2, [Event("heartbeat", time=T0 + 3600)], price=3.0)
+    report(database, run, 0, [held("a", "low_memory", 2, T0, price_per_hour=1.0), Event("heartbeat", time=T0 + 1800)], price=1.0)
+    later = held("b", "low_memory", 1, T0 + 1800, price_per_hour=3.0), Event("heartbeat", time=T0 + 3600)
+    report(database, run, 2, later, price=3.0)
     now = reload(database, run)
-    assert now.worker_seconds == {"low_memory": 7200.0}
-    assert now.dollars == pytest.approx(1.0 + 3.0)
+    assert now.worker_seconds == {"low_memory": 9000.0}
+    assert now.dollars == pytest.approx(2 * 1.0 + 0.5 * 3.0)
+
+
+@pytest.mark.parametrize("stated", [0.0, 0.34, -1, math.nan, math.inf, 1e300, True, "0.5", None, []])
+def test_a_price_that_cannot_be_true_is_replaced_by_the_present_one(database, stated):
+    """The configuration's price is 0.35; a driver cannot make its hours cheaper with what it writes."""
+    run = insert_run(database)
+    report(database, run, 0, [held("a", "low_memory", 1, T0, price_per_hour=stated), Event("heartbeat", time=T0 + 3600)], price=2.0)
+    assert reload(database, run).dollars == pytest.approx(2.0)
+    assert whole_stream(database, run)[1].data["price_per_hour"] == 2.0
 
 
 def test_where_the_operator_has_set_no_price_the_configurations_holds(database):
@@ -245,9 +255,9 @@ def test_what_was_charged_never_shrinks(database, times):
     charged = 0.0
     for seq, time in enumerate(times):
         kind = [held("a", "low_memory", 1, T0 + time), Event("workers_released", data={"hold": "a"}, time=T0 + time)][seq % 2]
-        report(database, run, seq, [kind], price=1.0)
+        report(database, run, seq, [kind])
         now = reload(database, run).dollars
-        assert now >= charged
+        assert now >= charged - 1e-12     # sums in another order differ by rounding
         charged = now
 
 

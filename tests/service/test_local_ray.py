@@ -233,6 +233,7 @@ def test_the_services_client_follows_a_cluster_that_starts_again_with_another_to
 
 @pytest.mark.ray
 def test_a_failed_start_names_its_log_and_leaves_nothing(state_dir, monkeypatch):
+    monkeypatch.setattr(local, "START_PAUSES", (0.0,))
     broken = LocalRay(state_dir, resources={"CPU": 1})
     with pytest.raises(RayUnavailable, match=r"see .*ray\.log"):
         broken.start()

@@ -260,6 +260,29 @@ def test_the_model_of_a_finished_run_is_downloaded(site, page, tmp_path):
         assert any(name.endswith("config.json") for name in archive.getnames())
 
 
+def test_the_page_of_a_run_says_first_that_it_ended_worse_than_its_start(site, page):
+    """The heading, the report and the list of runs have the verdict; that of a run that helped has none.
+
+    Before (af276e38): no verdict in the report; the losses stood in a small note below the validation table.
+    """
+    worse = "WORSE THAN ITS START: perplexity 94.50, the start had 67.30 on the same text"
+    run_id = finish(site)
+    page.goto(f"/#/runs/{run_id}")
+    expect(page.get_by_role("region", name="Report")).to_be_visible()
+    expect(page.get_by_text("WORSE")).to_have_count(0)
+    path = site.service.directory(run_id) / "report.json"
+    compared = {"worse": True, "perplexity": 94.5, "start_perplexity": 67.3, "words": worse}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"against_start": compared}))
+    with site.service.database.write() as session:
+        run = runs.get(session, run_id)
+        runs.amend(session, run, now=run.updated, reason=worse)
+    page.reload()
+    expect(page.locator("main .notice").first).to_contain_text(worse)
+    expect(page.get_by_role("region", name="Report").get_by_role("alert")).to_contain_text(worse)
+    page.goto("/#/")
+    expect(page.get_by_text(worse)).to_be_visible()
+
+
 def test_a_finished_run_shows_its_report_clusters_samples_and_log(site, page):
     page.goto(f"/#/runs/{finish(site)}")
     expect(page.get_by_role("region", name="Validation")).to_contain_text("letters, never trained on")

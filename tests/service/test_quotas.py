@@ -38,8 +38,13 @@ def limit(scene, owner="ann", **limits):
 
 
 def use(scene, run_id, hours, pool="low_memory"):
-    """Hold a worker for a number of hours."""
-    scene.report(run_id, Event("workers_held", "submodels", data={"hold": str(scene.now), "pool": pool, "workers": 1}))
+    """Hold a worker for a number of hours, at the operator's price of this moment."""
+    with scene.database.read() as session:
+        run = runs.get(session, run_id)
+        found = run.pools.at(pool)
+        price = policies.of(session, run.owner).prices.get(found.resource, found.price_per_hour)
+    held = {"hold": str(scene.now), "pool": pool, "workers": 1, "price_per_hour": price}
+    scene.report(run_id, Event("workers_held", "submodels", data=held))
     scene.now += hours * HOUR
     scene.report(run_id, Event("heartbeat"))
 

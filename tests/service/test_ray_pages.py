@@ -69,7 +69,7 @@ def test_bodies_and_their_descriptions_arrive_as_they_were_sent(api, ray):
 
 def test_the_address_without_a_slash_leads_to_the_one_with(api):
     answer = api.admin.get("/ray", follow_redirects=False)
-    assert (answer.status_code, answer.headers["location"]) == (307, "/ray/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "ray/")
 
 
 def test_a_dashboard_that_is_away_or_moved_is_a_problem_document(api, ray, monkeypatch):

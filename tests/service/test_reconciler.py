@@ -249,6 +249,19 @@ def test_a_cancelled_run_ends_after_its_checkpoint(scene):
     assert scene.states(run_id)[-2:] == ["stopping", "cancelled"]
 
 
+def test_a_run_that_ended_worse_than_its_start_has_that_as_its_reason(scene):
+    """The REST API, the list, the page's heading and webhooks show a run's reason next to its state.
+
+    Before (af276e38): the run was `succeeded`, with the reason None.
+    """
+    worse = "WORSE THAN ITS START: perplexity 94.50, the start had 67.30 on the same text"
+    run_id = scene.running()
+    scene.report(run_id, Event("run_finished", data={"seconds": 1.0, "worse_than_start": worse}))
+    scene.jobs.ends(scene.job(run_id), 0)
+    scene.round()
+    assert (scene.run(run_id).state, scene.run(run_id).reason) == ("succeeded", worse)
+
+
 def test_a_run_that_finishes_while_it_is_cancelled_has_succeeded(scene):
     run_id = scene.running()
     scene.change(run_id, RunState.STOPPING, stop="cancelled")

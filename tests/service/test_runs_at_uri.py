@@ -135,7 +135,7 @@ def test_a_manifest_cannot_name_objects_of_other_runs(here: Service):
     run_id, store = submitted(here)
     store.remote.write("../other/secret", b"secret")
     for number, place in enumerate(["../other/secret", "objects/../../other/secret", "ray.log"]):
-        store.remote.write(f"planted{number}/manifest.json", json.dumps({"objects": {"x": [place, 6, ""]}}).encode())
+        store.remote.write(f"planted{number}/manifest.json", json.dumps({"files": {"x": [6, "", place]}}).encode())
         assert get(here, run_id, f"artifacts/planted{number}/x").status_code == 404
     paths = [item["path"] for item in get(here, run_id, "artifacts").json()["items"]]
     assert not [path for path in paths if path.endswith("/x")]
@@ -230,8 +230,8 @@ def test_a_run_starts_from_the_corpus_and_the_model_at_a_uri(here: Service):
 
 def test_the_files_of_a_hostile_model_are_not_written_elsewhere(here: Service, tmp_path: Path):
     _, store = submitted(here)
-    store.remote.write("model/manifest.json", json.dumps({"objects": {
-        "config.json": ["objects/x/config.json", 2, ""], "../../planted": ["objects/x/config.json", 2, ""]}}).encode())
+    store.remote.write("model/manifest.json", json.dumps({"files": {
+        "config.json": [2, "", "objects/x/config.json"], "../../planted": [2, "", "objects/x/config.json"]}}).encode())
     store.remote.write("objects/x/config.json", b"{}")
     assert copy_model_files(store.location, tmp_path / "scratch").joinpath("config.json").read_text() == "{}"
     assert not list(tmp_path.rglob("planted"))

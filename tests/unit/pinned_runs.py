@@ -1,4 +1,7 @@
-"""Four tiny runs, one per family, whose weights and losses are pinned: code that moves must not change what a run computes.
+"""Four tiny runs, one per family, whose results are pinned: code that moves must not change what a run computes.
+
+On the processor and with the packages of the record, results are equal to the bit; elsewhere, losses are equal up to rounding. For
+that, no document may lie between two clusters: a run has a cluster for each of its three domains, so that rounding moves none.
 
 `python tests/unit/pinned_runs.py` writes `pinned_results.json` anew; do so only for a change that is meant to alter results.
 """
@@ -27,21 +30,26 @@ from moedisco_ray.execution.local_backend import LocalBackend
 
 FILE = Path(__file__).with_name("pinned_results.json")
 DOMAINS, WORDS, DOCUMENTS, LENGTH = 3, 120, 150, 64
+ROUNDING = 1e-3
+"""Largest relative difference of losses between processors: 2e-7 was measured, and 2e-4 where a token selects other experts."""
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_intermediate_size": 48,
     "num_experts": 4, "num_experts_per_tok": 2}
 DENSE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "max_position_embeddings": LENGTH, "initializer_range": 0.1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
+EXPERTS = 2 * DOMAINS
 STARTS = {"mixtral": "mistral", "olmoe": "olmoe"}
 """What a family starts from where it does not start at random."""
 RUNS: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {"model": {"config": SIZES}, "tokens": {"seed_share": 0.4, "finetune_share": 0.3}},
+    "qwen3_moe": {
+        "model": {"config": SIZES | {"num_experts": EXPERTS}}, "tokens": {"seed_share": 0.4, "finetune_share": 0.3}},
     "qwen2_moe": {
-        "model": {"config": SIZES | {"shared_expert_intermediate_size": 24}}, "tokens": {"seed_share": 0.0, "finetune_share": 0.4},
+        "model": {"config": SIZES | {"num_experts": EXPERTS, "shared_expert_intermediate_size": 24}},
+        "tokens": {"seed_share": 0.0, "finetune_share": 0.4},
         "clusters": {"vectors": "mean_token"}, "merge": {"backbone": "uniform", "router": "random"}},
     "mixtral": {
-        "model": {"init": {"upcycle": "START", "num_experts": 4}}, "tokens": {"seed_share": 0.3, "finetune_share": 0.3},
+        "model": {"init": {"upcycle": "START", "num_experts": EXPERTS}}, "tokens": {"seed_share": 0.3, "finetune_share": 0.3},
         "clusters": {"vectors": "tfidf_svd", "dimensions": 8}},
     "olmoe": {
         "model": {"init": {"checkpoint": "START"}}, "tokens": {"seed_share": 0.0, "finetune_share": 0.3},
@@ -75,7 +83,7 @@ def write_tokenizer(directory: Path, text: Path) -> int:
 def write_start(directory: Path, kind: str, text: Path) -> Path:
     """A model with random weights and a tokenizer."""
     vocabulary = write_tokenizer(directory, text)
-    experts = {"num_experts": 4, "num_experts_per_tok": 2} if kind == "olmoe" else {}
+    experts = {"num_experts": EXPERTS, "num_experts_per_tok": 2} if kind == "olmoe" else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sizes = DENSE | experts | {"vocab_size": vocabulary}
@@ -100,7 +108,7 @@ def config_of(family: str, home: Path) -> RunConfig:
             "validation_fraction": 0.05, "sequence_length": LENGTH},
         "tokenizer": {} if family in STARTS else {"train_vocab_size": 400},
         "model": settings["model"], "tokens": {"total": 40_000, **settings["tokens"]},
-        "clusters": {"count": 2, "restarts": 2, **settings.get("clusters", {})},
+        "clusters": {"count": DOMAINS, "capacity": 1.2, "restarts": 2, **settings.get("clusters", {})},
         "submodels": {"optimizer": recipe, "sync_every": 4, "seed_members": 1}, "finetune": {"optimizer": recipe},
         "merge": {"calibration_tokens": 2048, **settings.get("merge", {})},
         "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
@@ -108,12 +116,13 @@ def config_of(family: str, home: Path) -> RunConfig:
 
 
 def results(directory: Path) -> dict[str, Any]:
-    """The SHA-256 of every exported file of weights, and the losses of all trainings and of the evaluation."""
+    """The SHA-256 of every exported file of weights, the clusters' sizes, the losses of all trainings, and the perplexity."""
     report = read_json(directory / "report.json")
     files = sorted((directory / "model").glob("*.safetensors"))
     weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     losses = {unit: curve["loss"] for unit, curve in report["curves"].items()}
-    return {"weights": weights, "losses": losses, "perplexity": report["evaluation"]["perplexity"]}
+    documents = [cluster["documents"] for cluster in report["clusters"]["clusters"]]
+    return {"weights": weights, "documents": documents, "losses": losses, "perplexity": report["evaluation"]["perplexity"]}
 
 
 def surroundings() -> dict[str, str]:
@@ -124,17 +133,18 @@ def surroundings() -> dict[str, str]:
         **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers")}}
 
 
-def same(found: dict[str, Any], pinned: dict[str, Any], *, to_the_bit: bool) -> None:
-    """Assert that a run's results are the pinned ones; on other hardware or libraries, up to rounding."""
+def compare(family: str, directory: Path) -> None:
+    """Assert that a finished run has the results on record; on another processor or with other packages, up to rounding."""
+    record = json.loads(FILE.read_text())
+    pinned, found = record["runs"][family], results(directory)
+    assert found["documents"] == pinned["documents"]
     assert found["losses"].keys() == pinned["losses"].keys()
-    if to_the_bit:
+    if record["surroundings"] == surroundings():
         assert found == pinned
-        return
     for unit, losses in pinned["losses"].items():
-        assert len(found["losses"][unit]) == len(losses)
         for ours, theirs in zip(found["losses"][unit], losses, strict=True):
-            assert math.isclose(ours, theirs, rel_tol=1e-2), unit
-    assert math.isclose(found["perplexity"], pinned["perplexity"], rel_tol=1e-2)
+            assert math.isclose(ours, theirs, rel_tol=ROUNDING), unit
+    assert math.isclose(found["perplexity"], pinned["perplexity"], rel_tol=ROUNDING)
 
 
 def _processor() -> list[str]:
@@ -146,7 +156,16 @@ def _processor() -> list[str]:
 
 
 def main() -> None:
+    """Write the record, or compare the runs of the families that the arguments name with it."""
     torch.set_num_threads(1)
+    for family in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as home:
+            compare(family, pipeline.run(config_of(family, Path(home)), backend=LocalBackend()))
+    if not sys.argv[1:]:
+        _write()
+
+
+def _write() -> None:
     found = {}
     for family in RUNS:
         with tempfile.TemporaryDirectory() as home:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -195,3 +197,15 @@ def test_the_baseline_s_start_up_depends_on_the_high_memory_pool_alone(low, high
         config, tokens=1, seconds_per_token=0, start_up=starting, evaluate=0, export=0, rate="measured")
     assert found.dollars == pytest.approx(starting * high / 3600 * HIGH)
     assert found.seconds == pytest.approx(starting)
+
+
+def test_time_is_multiplied_by_a_price_in_one_place():
+    """A second place would show another cost as soon as prices change."""
+    root = Path(__file__).parents[2]
+    texts = {
+        str(path.relative_to(root)): path.read_text(encoding="utf-8")
+        for folder in ("moedisco_ray", "service") for path in (root / folder).rglob("*.py")}
+    found = {
+        name for name, text in texts.items() if "price_per_hour" in text for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "price_per_hour" in ast.unparse(node)}
+    assert found == {"moedisco_ray/core/prices.py"}

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.families import DECLARATIONS
@@ -136,7 +138,7 @@ def test_models_from_before_a_constant_are_of_the_same_architecture(tmp_path: Pa
 
 def test_another_spelling_of_the_path_is_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("qwen3_moe", tmp_path / "run" / "model")
-    (model / "manifest.json").write_text('{"fingerprint": "f"}')
+    write_json(model / "manifest.json", with_checksum({"fingerprint": "f", "files": {}}))
     (tmp_path / "link").symlink_to(model)
     monkeypatch.chdir(tmp_path)
     spellings = ["run/model", f"{model}/", "link", "run", "run/../link"]

@@ -170,7 +170,7 @@ def test_run_as_json_is_nothing_but_events(demo, pipeline):
 @pytest.mark.parametrize(("outcome", "code", "line"), [
     (RunDirError("output", "runs/demo", "holds another run"), 2, "moedisco: output: 'runs/demo': holds another run"),
     (TrainingError("the loss of step 3\nis nan"), 1, "moedisco: the loss of step 3 is nan"),
-    (KeyboardInterrupt(), 130, "moedisco: interrupted; the same command continues from the last checkpoint"),
+    (KeyboardInterrupt(), 130, "moedisco: interrupted; the same command continues after the stage cluster"),
 ])
 def test_how_a_run_ends(demo, pipeline, outcome, code, line):
     pipeline.outcome = outcome

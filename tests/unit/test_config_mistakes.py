@@ -124,7 +124,7 @@ def test_every_missing_file_is_told(tmp_path):
 
 
 def test_thousands_of_mistakes_are_told_in_bounded_time():
-    raw = parse_yaml(preset_text("demo")) | {f"setting{i}": i for i in range(8000)}
+    raw = parse_yaml(preset_text("demo")) | {f"setting{i}": i for i in range(4000)}
     started = time.process_time()
     with pytest.raises(ConfigError) as caught:
         check_config(raw)

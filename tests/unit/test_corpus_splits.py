@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pa
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.splits import SplitError, files_of_split, glob
+from moedisco_ray.stages.corpus.splits import SplitError, files_of_split
 
 LAYOUTS = [
     ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),
@@ -88,9 +87,3 @@ def test_a_broken_card_is_no_card() -> None:
     assert files_of_split(("train.jsonl",), "train", None, "---\n: [\n---\n") == {"train.jsonl"}
     with pytest.raises(SplitError, match="no subsets"):
         files_of_split(("train.jsonl",), "train", "a", None)
-
-
-def test_sets_of_characters_are_those_of_fnmatch():
-    for pattern in ("[z-a].txt", "[\\].txt", "[!a].txt", "[a-].txt", "[^b].txt", "[[].txt"):
-        for name in ("a.txt", "b.txt", "\\.txt", "-.txt", "^.txt", "[.txt", "[z-a].txt"):
-            assert (glob(pattern).fullmatch(name) is not None) == fnmatch.fnmatchcase(name, pattern), (pattern, name)

@@ -152,6 +152,17 @@ def test_the_trainers_speed_overrules_the_plan_and_waiting_units_follow_in_waves
     assert state.seconds_left(10.0) == pytest.approx(rest + 75.0 + 100.0)
 
 
+def test_no_time_is_left_while_ray_starts(tmp_path):
+    """Before (af276e38): the view counted down the whole run's time while Ray tried to start, and stood still at its end."""
+    state, _ = run_with_plan(tmp_path, Event("ray_starting", time=1.0))
+    assert "starts Ray" in text_of(render(state, 60.0))
+    assert "left" not in text_of(render(state, 60.0))
+    state.update(Event("warning", data={"message": "again"}))
+    assert state.starting
+    state.update(Event("stage_started", "corpus", time=61.0))
+    assert "left" in text_of(render(state, 61.0))
+
+
 def test_the_live_view_shows_dollars_so_far(tmp_path):
     held = Event("workers_held", "seed", data={"hold": "h", "pool": "high_memory", "workers": 2}, time=0.0)
     state, _ = run_with_plan(tmp_path, held, Event("heartbeat", time=1800.0))

@@ -26,8 +26,15 @@ def released(hold: str, time: float) -> Event:
 
 
 def test_workers_are_charged_from_held_to_released() -> None:
-    meter = fold(held("a", "low_memory", 1, 10), held("b", "high_memory", 8, 12), released("a", 20), released("b", 14))
+    meter = fold(held("a", "low_memory", 1, 10), held("b", "high_memory", 8, 12), released("b", 14), released("a", 20))
     assert meter.worker_seconds == {"low_memory": 10, "high_memory": 16}
+
+
+def test_what_was_counted_is_not_taken_back_by_an_end_that_arrives_late() -> None:
+    meter = fold(held("a", "low_memory", 1, 10), Event("heartbeat", time=20))
+    assert meter.worker_seconds == {"low_memory": 10}
+    meter.update(released("a", 19))
+    assert meter.worker_seconds == {"low_memory": 10}
 
 
 def test_a_hold_under_way_counts_up_to_the_last_sign_of_life() -> None:

@@ -7,8 +7,8 @@ import pytest
 from ray.exceptions import RpcError
 from small_run import small_config
 
-from moedisco_ray.core.events import Event
-from moedisco_ray.execution.ray import ray_internals
+from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.execution.ray import monitoring, ray_internals
 from moedisco_ray.execution.ray.monitoring import idle_slots, reporting_idle_slots
 
 GROUP = "8f3b" * 9
@@ -49,3 +49,28 @@ def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with reporting_idle_slots(small_config(tmp_path), emit, lambda tag: 2 * (tag == "high_mem_gpu"), interval=0.001):
         assert done.wait(10)
     assert emitted == [3, 3, 2, 2]      # two more are held by seats without work
+
+
+def test_the_metric_of_dollars_is_what_the_bill_charges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Earlier attempts count, and each hold costs the price at which it began."""
+    values: dict[str, float] = {}
+
+    class Recorded:
+        def __init__(self, name: str, *_: object) -> None:
+            self._name = name
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            values[f"{self._name} {tags.get('pool', '')}"] = value
+
+    monkeypatch.setattr(monitoring, "Gauge", Recorded)
+    config = small_config(tmp_path)
+    log = EventLog(config.directory / "events.jsonl")
+    for attempt, price in enumerate((1.0, 3.0)):
+        log(Event("run_started", data={}, time=1e4 * attempt))
+        held = {"hold": str(attempt), "pool": "low_memory", "workers": 1, "price_per_hour": price}
+        log(Event("workers_held", "seed", data=held, time=1e4 * attempt))
+        log(Event("heartbeat", time=1e4 * attempt + 3600))
+    log.close()
+    gauges = monitoring.Gauges(config, EventLog.read(config.directory / "events.jsonl"))
+    gauges(Event("heartbeat", time=1e4 + 7200))
+    assert values["moedisco_dollars low_memory"] == pytest.approx(1.0 + 2 * 3.0)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import Model
 from moedisco_ray.models import check_same, open_checkpoint, write_checkpoint
 
@@ -41,7 +42,7 @@ def run(tmp_path: Path) -> Path:
     model = tmp_path / "runs" / "tiny" / "model"
     write_checkpoint(model, random_tensors(config).items(), config)
     (model / "README.md").write_text(CARD)
-    write_json(model / "manifest.json", {"fingerprint": "f"})
+    write_json(model / "manifest.json", with_checksum({"fingerprint": "f", "files": {}}))
     write_json(model.parent / "config.json", {"name": "tiny"})
     return model.parent
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from moedisco_ray.cli.display import report_view
 from moedisco_ray.core.artifacts import Manifest, write_json
 from moedisco_ray.core.bill import format_dollars, format_seconds
+from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.event_totals import CURVE_POINTS, EventTotals, thin
 from moedisco_ray.core.events import Event, EventLog
@@ -69,17 +70,19 @@ def write_run(directory, stages=tuple(SUMMARIES)):
         seconds, summary = SUMMARIES[name]
         (directory / name).mkdir(parents=True)
         manifest = Manifest("f", seconds, summary, {"maker": name}, float(number))
-        write_json(directory / name / "manifest.json", dataclasses.asdict(manifest))
+        write_json(directory / name / "manifest.json", with_checksum(dataclasses.asdict(manifest)))
         stage_name = next(each.name for each in STAGES if each.directory == name)
         log(Event("stage_started", stage_name, time=now))
+        began = now
         held = [item for unit in (*summary.get("units", ()), summary) for item in unit.get("held", {}).items()]
         for hold, (pool, worker_seconds) in enumerate(held or HELD_BY_TASKS.get(name, ())):
             workers = 2 if pool == "high_memory" and held else 1
             log(Event("workers_held", stage_name, data={"hold": f"{name}{hold}", "pool": pool, "workers": workers}, time=now))
             if held:
-                log(Event("unit_started", stage_name, "u", {"steps": 1}, time=now + 2.5))
-            log(Event("workers_released", stage_name, data={"hold": f"{name}{hold}"}, time=now + worker_seconds / workers))
-        now += seconds
+                log(Event("unit_started", stage_name, "u", {"steps": 1}, time=now + min(2.5, worker_seconds / workers)))
+            now += worker_seconds / workers
+            log(Event("workers_released", stage_name, data={"hold": f"{name}{hold}"}, time=now))
+        now = max(now, began + seconds)
         log(Event("stage_finished", stage_name, data={"seconds": seconds, "summary": summary}, time=now))
     if len(stages) == len(SUMMARIES):
         log(Event("run_finished", data={"seconds": 0.0}, time=now))
@@ -212,7 +215,7 @@ def test_figures_of_a_stage(report):
 def test_the_bill_has_every_priced_second_and_the_baseline_counts_the_same_things(report):
     bill = report.bill
     assert report.tokens == 5500
-    assert bill.seconds == pytest.approx(126.0)
+    assert bill.seconds == pytest.approx(146.0)
     assert bill.dollars == pytest.approx(sum(entry.dollars for entry in report.stages))
     assert bill.dollars == pytest.approx((98 * LOW + (3 + 50 + 4 + 1) * HIGH) / 3600)
     # The fine-tune made 500 tokens in 45 worker-seconds after 5 of start-up: 5,500 tokens take 495 and 5. Of the evaluation's
@@ -250,7 +253,8 @@ def test_an_empty_run_has_a_report(tmp_path):
 
 def test_a_seed_without_training_costs_nothing_but_its_time(tmp_path):
     (tmp_path / "seed").mkdir()
-    write_json(tmp_path / "seed" / "manifest.json", dataclasses.asdict(Manifest("f", 2.0, {"units": []}, {}, 0.0)))
+    manifest = Manifest("f", 2.0, {"units": []}, {}, 0.0)
+    write_json(tmp_path / "seed" / "manifest.json", with_checksum(dataclasses.asdict(manifest)))
     seed = build_report(tmp_path, run_config()).stages[0]
     assert seed.tokens == 0
     assert seed.loss is None
@@ -261,7 +265,7 @@ def test_the_table(report):
     assert all(len(row) == len(TABLE_COLUMNS) for row in rows)
     assert rows[0] == ("corpus", "head", "1", "-", "5.0 s", "$0.00", "-", "-")
     assert rows[1] == ("seed", "low-memory", "1", "1,000", "20.0 s", "$0.0018", "4.0000", "50.00")
-    assert rows[-2] == ("total", "", "", "5,500", "2 min 06 s", "$0.0678", "", "")
+    assert rows[-2] == ("total", "", "", "5,500", "2 min 26 s", "$0.0678", "", "")
     assert rows[-1] == ("joint training (estimate)", "high-memory", "", "5,500", "4 min 12 s", "$0.5020", "", "")
 
 

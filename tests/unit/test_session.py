@@ -1,15 +1,17 @@
-"""A Ray cluster that does not answer is reported at once, in one line."""
+"""A Ray cluster that does not answer is reported at once, in one line; a local one that does not start is started again."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 from small_run import small_config
 
-from moedisco_ray.core.errors import PoolError
+from moedisco_ray.core.errors import PoolError, RunError
+from moedisco_ray.core.events import Event
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.ray import session
 
@@ -30,3 +32,36 @@ def test_an_address_without_a_cluster_is_refused(address: str | None, tmp_path: 
     with pytest.raises(PoolError, match="no Ray cluster answers there") as caught, session.ray_cluster(config):
         pytest.fail("it has joined something")
     assert (caught.value.field, caught.value.value) == ("RAY_ADDRESS", address)
+
+
+def test_a_ray_that_starts_late_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before (af276e38): ray.init was called once, and its exception ended the run with a traceback of 57 lines."""
+    late = Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup.")
+    starts, events = iter([late, late, None]), list[Event]()
+    _local_ray_that(starts, tmp_path, monkeypatch)
+    with session.ray_cluster(small_config(tmp_path), events.append):
+        assert next(starts, "started") == "started"
+    assert [event.type for event in events] == ["ray_starting", "warning", "ray_starting", "warning", "ray_starting"]
+    assert "Ray did not start (The current node timed out" in events[1].data["message"]
+
+
+def test_a_ray_that_never_starts_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _local_ray_that(iter([Exception("line 1\nline 2")] * 9), tmp_path, monkeypatch)
+    with pytest.raises(RunError, match=r"Ray did not start on this machine, 3 times in a row \(line 1 line 2\); end programs"):
+        session.ray_cluster(small_config(tmp_path)).__enter__()
+
+
+def _local_ray_that(starts: Iterator[Exception | None], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `ray.init` raise what comes next."""
+    def init(**_settings: object) -> None:
+        error = next(starts)
+        if error is not None:
+            raise error
+
+    pipeline.claim(small_config(home), redo=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "_START_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(session, "check_pools", lambda _config: [])
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)

@@ -22,6 +22,7 @@ from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge, Model, RunConfig
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.execution import pipeline
@@ -87,6 +88,10 @@ def test_the_start_is_measured_on_all_text_and_stands_next_to_the_result(exporte
             row = next(line for line in text.splitlines() if f"{name}, with the start model" in line)
             assert f"{figures.loss:.4f}" in row
     assert "cluster 1, with the start model" in card
+    worse = found.loss > found.start.loss + 1e-4
+    assert read_json(exported / "report.json")["against_start"]["worse"] == worse
+    last = EventLog.read(exported / "events.jsonl")[-1]
+    assert (last.type, "worse_than_start" in last.data, "WORSE" in card) == ("run_finished", worse, worse)
     assert "start model" not in card.split("---")[1], "the figures of the model at the hub are its own"
 
 

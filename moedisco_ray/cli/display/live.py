@@ -94,7 +94,7 @@ def cluster_bars(tokens: list[int], documents: list[int]) -> RenderableType:
 
 def _heading(state: RunState, now: float) -> RenderableType:
     left, dollars = state.seconds_left(now), state.dollars()
-    figures = [f"about {format_seconds(left)} left"] if left else []
+    figures = ["starts Ray"] if state.starting else [f"about {format_seconds(left)} left"] if left else []
     figures += [f"{dollars} so far"] if dollars is not None else []
     heading = Text.assemble((one_line(state.name), "bold"), (one_line(f"  {state.directory}") if state.directory else "", "dim"))
     return Group(heading, Text(", ".join(figures))) if figures else heading

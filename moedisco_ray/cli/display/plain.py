@@ -81,6 +81,11 @@ def _sync(stage: str, data: Mapping[str, Any]) -> str:
     return f"{stage}: sync {data.get('sync', 0)}/{data.get('syncs', 0)} of {members} models{late}"
 
 
+def _finished(_: str, data: Mapping[str, Any]) -> str:
+    worse = f"{data['worse_than_start']}; " if data.get("worse_than_start") else ""
+    return f"{worse}finished in {format_seconds(data.get('seconds', 0.0))}"
+
+
 # No line for a failed run: the command itself prints the error.
 _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "run_started": lambda _, data: f"run {data.get('name', '')} in {data.get('directory', '')}",
@@ -95,6 +100,7 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "sync": _sync,
     "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",
     "clusters": _clusters,
+    "ray_starting": lambda _unit, _data: "starts Ray",
     "nodes_asked": lambda _, data: (
         f"requests nodes for {data['workers']} {data['pool'].replace('_', '-')} workers, needed in "
         f"{format_seconds(data['seconds'])}"),
@@ -102,5 +108,5 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
     "warning": lambda _, data: f"warning: {data.get('message', '')}",
     "run_stopped": lambda _, data: f"stopped: {data.get('reason', '')}",
-    "run_finished": lambda _, data: f"finished in {format_seconds(data.get('seconds', 0.0))}",
+    "run_finished": _finished,
 }

@@ -16,7 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count
-from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, start_note, task_table
+from moedisco_ray.core.findings import (
+    TASK_COLUMNS,
+    evaluation_rows,
+    expert_note,
+    left_out,
+    start_note,
+    task_table,
+    worse_than_start,
+)
 from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import ClusterEntry, Departure, EvaluationRecord, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
@@ -28,7 +36,9 @@ _MOST_TERMS = 8
 def report_view(report: RunReport) -> RenderableType:
     """A run's report; parts that were not measured are left out."""
     title = Text.assemble((report.name, "bold"), f"  {report.family}")
-    parts: list[RenderableType] = [title, *_state(report), _stages(report)]
+    worse = worse_than_start(report.evaluation, report.evaluation.start)
+    parts: list[RenderableType] = [] if worse is None else [Text(worse, style="bold red")]
+    parts += [title, *_state(report), _stages(report)]
     parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.corpus))]
     parts += [Text(speed, style="dim") for speed in report_speeds(report)]
     if (verdict := report_verdict(report)) is not None:

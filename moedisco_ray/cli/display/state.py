@@ -76,6 +76,7 @@ class RunState:
     cluster_documents: list[int] = dataclasses.field(default_factory=list)
     notices: list[str] = dataclasses.field(default_factory=list)
     current: str | None = None
+    starting: bool = False
     meter: Meter = dataclasses.field(default_factory=Meter)
 
     def update(self, event: Event) -> None:
@@ -83,6 +84,7 @@ class RunState:
         data = event.data
         if self.config is not None:
             self.meter.update(event)
+        self.starting = event.type == "ray_starting" or (self.starting and event.stage is None)
         if event.stage is not None and event.type.startswith("stage_"):
             self._stage_event(event, self.stages.setdefault(event.stage, StageState()))
         elif event.unit is not None:
@@ -96,20 +98,20 @@ class RunState:
                     stage.status, stage.seconds = "failed", event.time - stage.started
         elif event.type == "clusters":
             self.cluster_tokens, self.cluster_documents = data.get("tokens", []), data.get("documents", [])
-        elif event.type == "warning":
-            self.notices.append(str(data.get("message", "")))
+        elif event.type in ("warning", "run_finished"):
+            self.notices += [str(data[key]) for key in ("message", "worse_than_start") if data.get(key)]
 
     def dollars(self) -> str | None:
         """The run's cost so far, in words; None where prices are unknown."""
         return None if self.config is None else idle_in_words(metered_bill(self.meter, self.config))
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimated seconds until the run ends; None after a failure, or if a stage has no estimate.
+        """Estimated seconds until the run ends; None after a failure, while Ray starts, or if a stage has no estimate.
 
         Args:
             now: Current time, in seconds since the epoch.
         """
-        if self.plan is None or not self.stages:
+        if self.plan is None or not self.stages or self.starting:
             return None
         planned = {stage.stage: stage.seconds for stage in self.plan.estimates}
         total = 0.0

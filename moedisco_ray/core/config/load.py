@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from moedisco_ray.core.config.inits import LocalInit
@@ -19,7 +18,7 @@ from moedisco_ray.core.config.sections import Evaluation
 from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.config.starts import pinned, with_hub_names, with_recorded_count
 from moedisco_ray.core.config.task_files import read_task_file
-from moedisco_ray.core.config.yaml_text import parse_yaml
+from moedisco_ray.core.config.yaml_text import YamlError, parse_yaml
 from moedisco_ray.core.errors import ConfigError, UserError, raise_together
 
 
@@ -44,10 +43,8 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
         raise ConfigError("CONFIG", str(path), "is not a text file") from error
     try:
         raw = parse_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:      # ValueError: a date that does not exist
-        place = getattr(error, "problem_mark", None)
-        where = f" at line {place.line + 1}" if place else ""
-        raise ConfigError("CONFIG", str(path), f"is not YAML{where}: {getattr(error, 'problem', error)}") from error
+    except YamlError as error:
+        raise ConfigError("CONFIG", str(path), str(error)) from error
     if not isinstance(raw, dict):
         raise ConfigError("CONFIG", str(path), "must hold a mapping, such as `name: demo`")
     for override in overrides:
@@ -172,16 +169,25 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             node = node[part]
         else:
             raise ConfigError("--set", override, f"{part!r} is not a section")
-    try:
-        parsed = parse_yaml(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError("--set", override, "the value is not YAML; quote it") from error
+    parsed = override_value(override, value)
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = parsed
     elif isinstance(node, dict):
         node[last] = parsed
     else:
         raise ConfigError("--set", override, f"{last!r} is not a setting")
+
+
+def override_value(override: str, value: str) -> Any:
+    """Plain data from the value of an override.
+
+    Raises:
+        ConfigError: The value is not YAML.
+    """
+    try:
+        return parse_yaml(value)
+    except YamlError as error:
+        raise ConfigError("--set", override, f"the value {error}; quote it if it is a text") from error
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:

@@ -16,8 +16,10 @@ from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
 
 _INITS = tuple(init.__name__ for init in LocalInit.__subclasses__())
-_MOST_GROUPED, _MOST_SHOWN = 200, 20
-"""Most mistakes to look at and to show, so that the time of an answer is bounded."""
+_MOST_SEEN, _MOST_GROUPED, _MOST_SHOWN = 1000, 200, 20
+"""Most mistakes to look at, to compare and to show, so that the time of an answer is bounded."""
+_LONGEST_SHOWN, _MOST_ENTRIES_SHOWN = 300, 16
+"""Maximum characters of a text, and entries of a list, that a message repeats."""
 _UNION_TAGS = frozenset({"Architecture", "int", "constrained-int", "literal['random']", "literal['auto']"})
 
 
@@ -27,6 +29,7 @@ def first_mistake(found: Sequence[Mapping[str, Any]]) -> ConfigError:
     Args:
         found: `ValidationError.errors()`, at least one.
     """
+    found = found[:_MOST_SEEN]
     first = _meant(found)
     settings: list[list[Mapping[str, Any]]] = []
     for each in found[:_MOST_GROUPED]:
@@ -63,7 +66,14 @@ def _shown(mistake: Mapping[str, Any]) -> ConfigError:
         return ConfigError(field, None, message)
     if isinstance(mistake["input"], (dict, BaseModel)):
         return ConfigError(field, None, message)
-    return ConfigError(field, mistake["input"], message)
+    return ConfigError(field, _shortened(mistake["input"]), message)
+
+
+def _shortened(value: Any) -> Any:
+    """The value as a message shows it; None for a list that is too long to be shown."""
+    if isinstance(value, str) and len(value) > _LONGEST_SHOWN:
+        return f"{value[:_LONGEST_SHOWN]}..."
+    return None if isinstance(value, list | tuple) and len(value) > _MOST_ENTRIES_SHOWN else value
 
 
 def _parts(place: Sequence[object]) -> list[str]:

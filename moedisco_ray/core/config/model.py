@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from moedisco_ray.core.config.base import LARGEST, MOST_EXPERTS, Section
 from moedisco_ray.core.config.effects import Resolved
+from moedisco_ray.core.config.extent import MOST_ENTRIES
 from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
 from moedisco_ray.core.config.rope import checked_scaling, read_scaling
 from moedisco_ray.core.config.wording import plain_words
@@ -24,6 +25,11 @@ MOST_LAYERS = 4096
 _LEAST_EXPERT = 8
 LARGEST_DIMENSION = 2**26
 """Maximum dimension of a tensor, so that a plan's numbers stay bounded."""
+LARGEST_CONFIG_BYTES = 1 << 20
+"""Maximum size of a model's `config.json` (bytes); published ones have a few thousand."""
+FieldName = Annotated[str, Field(max_length=64)]
+ScalingValue = bool | int | float | FieldName | Annotated[list[int | float], Field(max_length=MOST_ENTRIES)] | None
+"""A value of `model.config.rope_scaling`; `longrope` has lists with a number for every second element of a head."""
 FieldValue = bool | Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | float | str | None
 """A value of `model.config.fields`; see `families.Value`."""
 
@@ -54,12 +60,12 @@ class Architecture(Section):
     """Maximum sequence length (tokens). Null means corpus.sequence_length."""
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
-    rope_scaling: dict[str, Any] | None = Field(None, max_length=32)
+    rope_scaling: dict[FieldName, ScalingValue] | None = Field(None, max_length=32)
     """Scaling of rotary positions for longer texts, as in `config.json`: `rope_type` (linear, dynamic, yarn, longrope, llama3,
     proportional) and its parameters. Null means no scaling."""
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
-    fields: dict[str, FieldValue] = Field(default_factory=dict, max_length=32)
+    fields: dict[FieldName, FieldValue] = Field(default_factory=dict, max_length=32)
     """Fields of `config.json` that only this family has, such as `kv_lora_rank` of deepseek_v3. Left out: the family's default for
     small models."""
 
@@ -77,11 +83,11 @@ class Architecture(Section):
         """`head_dim` with its default resolved."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
-    @field_validator("rope_scaling")
+    @field_validator("rope_scaling", mode="before")
     @classmethod
-    def _scaling_is_complete(cls, scaling: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
-        if scaling is None:
-            return None
+    def _scaling_is_complete(cls, scaling: Any, info: ValidationInfo) -> Any:
+        if not isinstance(scaling, dict):
+            return scaling      # the validation of its type handles it
         hidden, heads, head = (info.data.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
         return checked_scaling(scaling, head or (hidden // heads if hidden and heads else None))
 
@@ -310,6 +316,8 @@ def _read(setting: str, directory: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     with opened(path) as found:
+        if found.stat().st_size > LARGEST_CONFIG_BYTES:
+            raise ValueError(f"it has more than {LARGEST_CONFIG_BYTES:,} bytes")
         return found.read_text(encoding="utf-8")
 
 

@@ -30,7 +30,7 @@ def _is_a_tag(resource: str) -> str:
 
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$"), AfterValidator(_is_a_tag)]
 """A custom resource that the nodes of a pool offer. Ray's own resources are rejected, because every node offers them."""
-OwnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")]
+OwnerName = Annotated[str, Field(max_length=32, pattern=r"^[A-Za-z0-9][\w-]{0,31}$")]
 Gpus = Annotated[int, Field(ge=0, le=1), Resolved("precision")]
 PricePerHour = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

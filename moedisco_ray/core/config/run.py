@@ -3,12 +3,13 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
+from moedisco_ray.core.config.extent import check_extent
 from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
 from moedisco_ray.core.config.model import Architecture, Model
 from moedisco_ray.core.config.optimizer import Optimizer
@@ -34,7 +35,7 @@ from moedisco_ray.core.locations import Location, is_uri, joined, working_direct
 
 Tags = Annotated[
     dict[
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")],
+        Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")],
         Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")]],
     Field(max_length=16)]
 """Labels of a run: at most 16, with keys and values of at most 63 characters."""
@@ -136,13 +137,18 @@ class RunConfig(Section):
 
     @property
     def measures_start(self) -> bool:
-        """Whether the evaluation also measures the model that the run starts from, whose loss is comparable if its tokens stay."""
-        return self.evaluation.stages and isinstance(self.model.init, LocalInit) and not self.tokenizer.replace
+        """Whether the evaluation measures the model that the run starts from: a trained one, whose tokens stay the same."""
+        return isinstance(self.model.init, LocalInit) and not self.tokenizer.replace
 
     @property
     def vectors_pool(self) -> LowMemoryPool | None:
         """The pool that computes document vectors; None if CPU tasks on any node compute them."""
         return self.pools.low_memory if self._needs_a_trained_model else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_not_too_large(cls, raw: Any) -> Any:
+        return check_extent(raw)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -290,8 +290,8 @@ class Evaluation(Section):
     """Number of training tokens between two measurements of the held-out loss, for the seed and the MoE. Null means no
     measurements."""
     stages: bool = True
-    """Also measure the model that the run starts from, the seed, each sub-model on its own cluster's text, and the merged model.
-    The start is left out if `tokenizer.replace` gives it other tokens."""
+    """Also measure the seed, each sub-model on its own cluster's text, and the merged model. A trained model that the run starts
+    from is always measured, unless `tokenizer.replace` gives it other tokens."""
     ensemble: bool = False
     """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
     sources: Sources = ()

@@ -8,20 +8,28 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.places import ReadsFrom
+from moedisco_ray.core.globs import Glob
 
 FunctionName = Annotated[str, Field(max_length=256, pattern=r"^[\w.]+:\w+$")]
 """Name of a Python function, as MODULE:FUNCTION."""
 MOST_SOURCES = 1000
+LONGEST_GLOB = 1024
+"""Maximum length of a glob of files to leave out (characters)."""
 _GIVEN = ("messages_column", "completion_column", "ids_column")
 """Settings that name a column to read instead of text; they exclude each other."""
 _WITH = {"messages_column": ("tools_column",), "completion_column": ("prompt_column", "tools_column")}
 """Further columns that are read with such a column."""
 
 
+def _is_a_glob(text: str) -> str:
+    Glob.of(text)
+    return text
+
+
 class Source(Section):
     """Text from one place."""
 
-    path: Annotated[str, ReadsFrom(uris=True, run_part="corpus")]
+    path: Annotated[str, ReadsFrom(uris=True, run_part="corpus"), AfterValidator(_is_a_glob)]
     """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `hf://datasets/ORG/NAME` is a data
     set of the Hugging Face hub, and `hf://datasets/ORG/NAME@REVISION` is the same at a branch, tag or commit; a commit keeps the
     text the same. Its files are read in place, without a download; HF_TOKEN holds the token. `embedded` is the text of the
@@ -66,9 +74,9 @@ class Source(Section):
     """What one document of plain text is. With `auto` it is about as long as one training sequence, and is cut at blank lines, or
     inside longer paragraphs at line ends, sentence ends or words. With `file` it is a whole file, with `paragraph` the text between
     two blank lines, and with `line` one line; the validation split may then separate neighbouring lines."""
-    exclude: tuple[str, ...] = Field((), max_length=256)
+    exclude: tuple[Annotated[str, Field(max_length=LONGEST_GLOB), AfterValidator(_is_a_glob)], ...] = Field((), max_length=256)
     """Globs of files to leave out. A glob without a slash (`*.log`) matches file names; one with a slash (`drafts/**`) matches
-    paths below the source's folder."""
+    paths below the source's folder. `**` stands alone between slashes."""
     on_error: Literal["fail", "skip"] = "fail"
     """What to do with a file that is binary, not UTF-8, damaged or has an unknown ending: end the run, or skip the file and list it
     in the report."""

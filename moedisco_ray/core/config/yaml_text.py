@@ -1,15 +1,37 @@
-"""YAML in which 4e5 and 1e-3 are numbers, as in YAML 1.2 and JSON."""
+"""The YAML that users write: 4e5 and 1e-3 are numbers, as in YAML 1.2 and JSON, and a mapping has each key once."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
 
+class YamlError(yaml.YAMLError):
+    """A text that is not YAML, has a key twice, or holds more than plain data; its message can follow the name of a file."""
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads `1e-4` and `1e5` as numbers. YAML 1.1 asks for a point and a signed exponent."""
+    """PyYAML's safe loader, which also reads `1e-4` and `1e5` as numbers, and refuses a mapping that has a key twice.
+
+    YAML 1.1 asks for a point and a signed exponent. PyYAML keeps the last of two equal keys, so that the second of two sections
+    `tokens` would silently replace the first.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[Hashable, int] = {}
+        for key_node, _ in node.value:
+            merges = key_node.tag == "tag:yaml.org,2002:merge"      # `<<`, which stands for the keys of other mappings
+            key = "<<" if merges else self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                continue    # refused by PyYAML, in words of its own
+            if key in lines:
+                raise YamlError(_twice(key, lines[key], line))
+            lines[key] = line
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.add_implicit_resolver(
@@ -17,9 +39,33 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain data from one YAML document.
+    """Plain data from one YAML document; None if it is empty.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, or holds something other than plain data.
+        YamlError: The text is not one YAML document of plain data, or a mapping has a key twice.
     """
-    return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    documents = parse_documents(text)
+    if len(documents) > 1:
+        raise YamlError(f"holds {len(documents)} YAML documents; keep one")
+    return documents[0] if documents else None
+
+
+def parse_documents(text: str) -> list[Any]:
+    """Plain data from all YAML documents of a text.
+
+    Raises:
+        YamlError: The text is not YAML, holds something other than plain data, or a mapping has a key twice.
+    """
+    try:
+        return list(yaml.load_all(text, _Loader))
+    except YamlError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:   # ValueError: a date that does not exist
+        place = getattr(error, "problem_mark", None)
+        where = f" at line {place.line + 1}" if place else ""
+        raise YamlError(f"is not YAML{where}: {getattr(error, 'problem', None) or error}") from error
+
+
+def _twice(key: Hashable, first: int, second: int) -> str:
+    where = f"twice in line {first}" if first == second else f"in line {first} and again in line {second}"
+    return f"has the key {str(key)!r} {where}; keep one of them"

@@ -281,6 +281,9 @@ class Family:
         found = {name: config[name] for name in self.fields if name in config}
         kinds = config.get("layer_types")
         if self.recurrence is not None and kinds is not None:
+            layers = config.get("num_hidden_layers")
+            if not isinstance(kinds, list) or len(kinds) != layers:
+                raise ValueError(f"layer_types: must be a list with a kind for each of {layers} layers; use another model")
             field = self.recurrence.interval_field
             found[field] = self.recurrence.interval(kinds, int(self.value(config, field)))
         return found

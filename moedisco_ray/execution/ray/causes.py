@@ -17,7 +17,7 @@ from ray.exceptions import NodeDiedError, OutOfDiskError, RayActorError, RayErro
 from ray.train import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from moedisco_ray.core.artifacts import disk_full
-from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.errors import DiskFullError
 from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.ray_train_internals import (
     WorkerGroupStartupFailedError,
@@ -38,7 +38,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
 _RAY_DISK = (
     "the disk that Ray keeps its files on is full; free some space there, or name another directory with this variable, and run "
-    "the same command again: it resumes")
+    "the command again")
 
 
 def failures_of(error: TrainingFailedError) -> list[BaseException]:
@@ -124,14 +124,14 @@ def reporting_full_disk_of_a_task(directory: Path) -> Iterator[None]:
     """Turn a Ray error that a full disk caused into a user error.
 
     Raises:
-        RunDirError: The disk of the run directory, or of Ray's own files, is full.
+        DiskFullError: The disk of the run directory, or of Ray's own files, is full.
     """
     try:
         yield
     except RayError as error:
         causes = list(_chain(error))
         if any(isinstance(cause, OutOfDiskError) for cause in causes):
-            raise RunDirError("RAY_TMPDIR", None, _RAY_DISK) from error
+            raise DiskFullError("RAY_TMPDIR", None, _RAY_DISK) from error
         # Ray Data wraps a task's error and keeps only its text.
         if any(getattr(cause, "errno", None) in FULL for cause in causes) or _NO_SPACE.search(str(error)):
             raise disk_full(directory) from error

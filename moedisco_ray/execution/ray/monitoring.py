@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 
+from moedisco_ray.core.bill import metered_bill
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.metering import Meter
@@ -24,24 +25,29 @@ class Gauges:
 
     Args:
         config: The run's configuration. Ray must be connected.
+        earlier: Events of the run so far, whose charges count too.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, earlier: Iterable[Event] = ()) -> None:
         self._config = config
         self._meter = Meter()
+        for event in earlier:
+            self._meter.update(event)
         self._begun: set[str] = set()
         self._loss = Gauge("moedisco_loss", "Training loss, nats per token", ("run", "unit"))
         self._speed = Gauge("moedisco_tokens_per_second", "Training speed", ("run", "unit"))
         self._mfu = Gauge("moedisco_mfu", "Share of the cards' peak FLOP/s that training reaches", ("run", "unit"))
-        self._dollars = Gauge("moedisco_dollars", "Spent since the driver began, at the configuration's prices", ("run", "pool"))
+        self._dollars = Gauge("moedisco_dollars", "Spent so far, over all attempts", ("run", "pool"))
         self._waiting = Gauge("moedisco_submodels_waiting", "Sub-models that no worker has begun yet", ("run",))
 
     def __call__(self, event: Event) -> None:
         """Update the metrics from an event."""
         run = {"run": self._config.name}
         self._meter.update(event)
-        for key, pool in self._config.pools.by_key.items():
-            dollars = self._meter.worker_seconds.get(key, 0.0) / 3600 * pool.price_per_hour
+        spent = dict.fromkeys(self._config.pools.by_key, 0.0)
+        for line in metered_bill(self._meter, self._config).lines:
+            spent[line.pool] = spent.get(line.pool, 0.0) + (line.dollars or 0.0)
+        for key, dollars in spent.items():
             self._dollars.set(dollars, {**run, "pool": key})
         if event.unit is not None and event.type == "progress":
             unit = {**run, "unit": event.unit}

@@ -9,10 +9,12 @@ drains a node in its last seconds, and the autoscaler on a small head node, shou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
 
 from ray._common.network_utils import parse_address
-from ray._private import services, state
+from ray._private import ray_constants, services, state
 
 # Ray's only command for draining, `ray drain-node`, is hidden from `ray --help`, accepts unknown nodes, and lists no draining ones.
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub leaves it out
@@ -36,7 +38,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 __all__ = [
     "CHECKED_WITH", "DRAIN_NODE_REASON_PREEMPTION", "TAG_RAY_LAUNCH_REQUEST", "TAG_RAY_USER_NODE_TYPE", "CloudResourceMonitor",
     "GcsClient", "Instance", "NodeLaunchException", "available_resources_per_node", "cluster_address", "draining_nodes", "kv_get",
-    "kv_put", "kv_put_from_head", "max_cluster_resources", "node_provider_class", "set_cloud_resource_monitor",
+    "kv_put", "kv_put_from_head", "max_cluster_resources", "node_provider_class", "on_loopback", "set_cloud_resource_monitor",
 ]
 
 CHECKED_WITH = "2.60"
@@ -96,6 +98,26 @@ def kv_put_from_head(key: str, value: str, namespace: str) -> None:
     address = services.canonicalize_bootstrap_address_or_die("auto")
     GcsClient(address=address).internal_kv_put(
         key.encode(), value.encode(), overwrite=True, namespace=namespace.encode(), timeout=_KV_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let a Ray cluster that starts in the block listen on 127.0.0.1 alone, as Ray does on macOS and Windows.
+
+    Ray replaces 127.0.0.1 by another address of the machine where a user asks for it (`_node_ip_address`, `--node-ip-address`), and
+    then listens on all interfaces. The processes that it starts keep the variable.
+    """
+    variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    given = os.environ.get(variable)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if given is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = given
 
 
 def node_provider_class(provider: str) -> type:

@@ -20,15 +20,19 @@ import ray
 import ray.data
 
 from moedisco_ray.core.config import LowMemoryPool, Pool, RunConfig
-from moedisco_ray.core.errors import PoolError
+from moedisco_ray.core.errors import PoolError, RunError
+from moedisco_ray.core.events import Emit, Event, discard
 from moedisco_ray.execution.ray import ray_internals
 
+_START_PAUSES = (2.0, 10.0)
+"""Pauses before a local Ray is started again (s): Ray gives up when a busy machine takes over 15 s for one of its processes."""
 _CONNECT_SECONDS = 10.0
 """Seconds in which a Ray cluster must accept a connection."""
 VIEW_SECONDS = 2.0
 """Maximum age of the autoscaler's view of free slots, in seconds: Ray updates the view every second."""
 _FREE_SECONDS = 10.0
 """Maximum time to wait for freed slots, in seconds; it is limited because other work may take them first."""
+_REASON_WORDS = 30
 _FREE_POLL_SECONDS = 0.1
 """Interval between two checks for freed slots, in seconds."""
 
@@ -42,17 +46,22 @@ or assume that the controller is dead and remove its placement group.
 
 
 @contextlib.contextmanager
-def ray_cluster(config: RunConfig) -> Iterator[list[str]]:
+def ray_cluster(config: RunConfig, emit: Emit = discard) -> Iterator[list[str]]:
     """Connect to Ray until the block ends. Output that is printed meanwhile is written to RUN_DIR/ray.log.
 
     A Ray cluster that RAY_ADDRESS names, or that this process is connected to, is used and left running. Otherwise a local one is
-    started, whose custom resources are the pools' tags, and stopped at the end.
+    started, which other machines cannot reach and whose custom resources are the pools' tags. It is stopped at the end.
+
+    Args:
+        config: The run's configuration.
+        emit: Receives an event for each start of a local Ray.
 
     Yields:
         One line for each resource that the run will have to wait for.
 
     Raises:
         PoolError: The Ray cluster will never have room for a pool's workers, or does not respond.
+        RunError: A local Ray did not start, several times in a row.
     """
     with _output_to(config.directory / "ray.log"):
         _quiet()
@@ -61,7 +70,7 @@ def ray_cluster(config: RunConfig) -> Iterator[list[str]]:
         if ours and address != "local":
             _join(address)
         elif ours:
-            _start_local(config)
+            _start_local(config, emit)
         try:
             yield check_pools(config)
         finally:
@@ -211,7 +220,23 @@ def _join(address: str) -> None:
         address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found}}, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def _start_local(config: RunConfig) -> None:
+def _start_local(config: RunConfig, emit: Emit) -> None:
+    for pause in (*_START_PAUSES, None):
+        emit(Event("ray_starting"))
+        try:
+            _init_local(config)
+            break
+        except Exception as error:  # Ray itself raises this type when one of its processes is late
+            reason = " ".join(str(error).split()[:_REASON_WORDS])
+            if pause is None:
+                raise RunError(
+                    f"Ray did not start on this machine, {len(_START_PAUSES) + 1} times in a row ({reason}); end programs that "
+                    f"keep it busy. Ray's output is in {config.directory / 'ray.log'}") from error
+            emit(Event("warning", data={"message": f"Ray did not start ({reason}); it is started again in {pause:g} s"}))
+            time.sleep(pause)
+
+
+def _init_local(config: RunConfig) -> None:
     low, high = config.pools.low_memory, config.pools.high_memory
     cores = os.cpu_count() or 1
     sizes = [low.fewest_workers] if config.finetune_pool is low else local_slots(low, cores)
@@ -220,15 +245,16 @@ def _start_local(config: RunConfig) -> None:
     low_slots += [(owner.resource, 1) for owner in config.pools.owners.values()]
     # The smallest gang must fit, even with more workers than cores.
     high_slots = high.most_workers if high.gpu else min(high.most_workers, max(high.fewest_workers, cores))
-    ray.init(
-        address="local",
-        num_cpus=max(cores, sum(count for _, count in low_slots), high_slots),
-        resources=_sum_by_tag(*low_slots, (high.resource, high_slots)),
-        include_dashboard=False,
-        runtime_env=dict(NO_DASHBOARD),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with ray_internals.on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=max(cores, sum(count for _, count in low_slots), high_slots),
+            resources=_sum_by_tag(*low_slots, (high.resource, high_slots)),
+            include_dashboard=False,
+            runtime_env=dict(NO_DASHBOARD),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 def local_slots(pool: LowMemoryPool, cores: int) -> list[int]:

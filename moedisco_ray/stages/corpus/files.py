@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -15,11 +14,12 @@ from pyarrow import fs
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.globs import Glob, matches_any
 from moedisco_ray.core.locations import first_line
 from moedisco_ray.core.read_roots import check_inside, opened
 from moedisco_ray.core.remote import resolve
 from moedisco_ray.stages.corpus.formats import COMPRESSED, NOTES, FileFormat, data_files, format_of, refusal, unknown
-from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split, glob
+from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split
 from moedisco_ray.stages.text.unseen import Skipped
 
 _CARD_BYTES = 1 << 20
@@ -175,19 +175,19 @@ def digest(files: Iterable[File]) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _resolve(path: str, root: str | None) -> tuple[Any, str, re.Pattern[str] | None]:
+def _resolve(path: str, root: str | None) -> tuple[Any, str, Glob | None]:
     searched, wildcards = (path.partition("?")[0], "*[") if root is not None else (path, "*?[")     # a URI's options follow a `?`
     first = min((searched.index(sign) for sign in wildcards if sign in searched), default=None)
     if root is None:
         full = str(Path(path).absolute())
         base = full if first is None else str(Path(path[:first] + "_").absolute().parent)
-        return (*resolve(Path(base)), None if first is None else glob(full))
+        return (*resolve(Path(base)), None if first is None else Glob.of(full))
     if first is None:
         return (*resolve(root), None)
     pattern, sign, options = path.partition("?")
     stem, slash, last = pattern[:first].rpartition("/")
     system, place = resolve(stem + sign + options)
-    return system, place, glob(place.rstrip("/") + slash + last + pattern[first:])
+    return system, place, Glob.of(place.rstrip("/") + slash + last + pattern[first:])
 
 
 def _before_wildcard(uri: str) -> str:
@@ -200,20 +200,20 @@ def _anywhere(path: Path) -> None:
     """Accept any path."""
 
 
-def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Callable[[Path], None]) -> list[Any]:
+def _walk(system: Any, place: str, pattern: Glob | None, inside: Callable[[Path], None]) -> list[Any]:
     inside(Path(place))
     top = system.get_file_info(place)
     if top.type == fs.FileType.NotFound:
         raise FileNotFoundError("no such file or folder")
     if top.type == fs.FileType.File:
-        return [top] if pattern is None or pattern.fullmatch(top.path) else []
+        return [top] if pattern is None or pattern.matches(top.path) else []
     depth = len(PurePosixPath(place).parts)
     return [
         info for info in system.get_file_info(fs.FileSelector(place, recursive=True))
         if info.type == fs.FileType.File
         and not any(part.startswith(".") for part in PurePosixPath(info.path).parts[depth:])
         and info.base_name not in _MARKERS
-        and (pattern is None or pattern.fullmatch(info.path))
+        and (pattern is None or pattern.matches(info.path))
     ]
 
 
@@ -271,12 +271,12 @@ def _excluder(place: str, patterns: Iterable[str]) -> Callable[[str], bool]:
 
     A pattern without a slash is matched with the file's name, any other with the path below the source's folder.
     """
-    names = [glob(pattern) for pattern in patterns if "/" not in pattern]
-    paths = [glob(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
+    names = [Glob.of(pattern) for pattern in patterns if "/" not in pattern]
+    paths = [Glob.of(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
     depth = len(PurePosixPath(place).parts)
 
     def excluded(path: str) -> bool:
         parts = PurePosixPath(path).parts
-        return any(each.fullmatch(parts[-1]) for each in names) or any(each.fullmatch("/".join(parts[depth:])) for each in paths)
+        return matches_any(names, parts[-1]) or matches_any(paths, "/".join(parts[depth:]))
 
     return excluded

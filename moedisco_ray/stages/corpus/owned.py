@@ -44,11 +44,11 @@ def build_owned(
         RunError: Anything else failed, for a reason that is in the owner's storage too; or the storage does not respond.
     """
     store = RunStore.of(location)
-    made = parse_manifest(store.read(f"{CORPUS}/{MANIFEST}") or b"")
+    made = parse_manifest(store.read(f"{CORPUS}/{MANIFEST}"), CORPUS, str(store.location))
     if made is None or made.fingerprint != fingerprint:
         failure: Exception | None = None
         try:
-            with commit(store.directory / CORPUS, fingerprint, store) as draft:
+            with commit(store.directory / CORPUS, fingerprint, store, "corpus") as draft:
                 draft.summary.update(build(config, draft.path, map_tasks, owned=Owned(name, store, tokenizer)))
                 summary = draft.summary
         except RunError:    # such as a storage that does not respond, in this package's own words

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
+
+from moedisco_ray.core.globs import Glob, GlobError, matches_any
 
 CARD = "README.md"
 """File with a data set's card, whose front matter may list the files of its subsets and splits."""
@@ -23,19 +24,6 @@ _SEPARATORS = "-._ 0-9"
 
 class SplitError(ValueError):
     """A data set has no such split or subset. The message says which it has."""
-
-
-def glob(pattern: str) -> re.Pattern[str]:
-    """Regular expression of a glob with `*`, `**`, `?` and `[...]`."""
-    parts = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
-    return re.compile("".join(parts.get(piece) or _characters(piece) for piece in pieces))
-
-
-def _characters(piece: str) -> str:
-    """Regular expression of a piece of a glob: a set of characters in brackets, or text."""
-    is_set = piece[:1] == "[" and piece[-1:] == "]"
-    return fnmatch.translate(piece)[len("(?s:"):-len(r")\Z")] if is_set else re.escape(piece)
 
 
 def files_of_split(names: Sequence[str], split: str, subset: str | None, card: str | None) -> set[str]:
@@ -56,7 +44,11 @@ def files_of_split(names: Sequence[str], split: str, subset: str | None, card: s
             raise SplitError("its card lists no subsets; leave subset out")
         return _named_after(names, split)
     patterns = _patterns(subsets, split, subset)
-    found = {name for name in names if any(glob(pattern).fullmatch(name) for pattern in patterns)}
+    try:
+        globs = [Glob.of(pattern) for pattern in patterns]
+    except GlobError as error:
+        raise SplitError(f"its card has a pattern that is no glob: {error}") from error
+    found = {name for name in names if matches_any(globs, name)}
     if not found:
         raise SplitError(f"its card says that split {split!r} is in {', '.join(patterns)}, but there are no such files")
     return found

@@ -7,8 +7,16 @@ from pathlib import Path
 
 from moedisco_ray.core.artifacts import read_manifest, write_text
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.core.findings import TASK_COLUMNS, cluster_rows, evaluation_rows, expert_note, start_note, task_table
-from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, ModelFacts, Sample
+from moedisco_ray.core.findings import (
+    TASK_COLUMNS,
+    cluster_rows,
+    evaluation_rows,
+    expert_note,
+    start_note,
+    task_table,
+    worse_than_start,
+)
+from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, ModelFacts, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.stages.export.front_matter import front_matter
@@ -42,6 +50,7 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
     sections = [
         front_matter(report, figures.facts),
         f"# {report.name}",
+        *_warning(report.evaluation, report.evaluation),
         about,
         "## Use", _USAGE.format(option="", needed=_needed(report.family)),
         "## Training", _table(TABLE_COLUMNS, report_table(report)), legend + _rounding(figures),
@@ -73,6 +82,7 @@ def ensemble_card(report: RunReport, facts: ModelFacts, code: str) -> str:
     sections = [
         front_matter(report.model_copy(update={"evaluation": own}), facts, ("ensemble", "custom_code")),
         f"# {report.name}",
+        *_warning(own, report.evaluation),
         about,
         "## Use", f"`{code}` has the code. It needs transformers 5, and no package of ours.",
         _USAGE.format(option=", trust_remote_code=True", needed=""),
@@ -81,6 +91,11 @@ def ensemble_card(report: RunReport, facts: ModelFacts, code: str) -> str:
         "## Made with", _made_with(report),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _warning(figures: Figures, evaluation: EvaluationRecord) -> list[str]:
+    worse = worse_than_start(figures, evaluation.start)
+    return [] if worse is None else [f"> **{worse}.**"]
 
 
 def _needed(family: str) -> str:

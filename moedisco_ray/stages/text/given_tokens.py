@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from moedisco_ray.core.config import RunConfig, tokenizer_directory
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.models.chat_templates import Part, RenderedText, TemplateError, render, template_of
 from moedisco_ray.models.tokenizer_directories import load_pretrained
 from moedisco_ray.stages.text.cutting import Document, GivenTokensError, without_surrogates
 from moedisco_ray.stages.text.messages import Message, Tools, messages_of, tools_of
@@ -156,17 +155,15 @@ class GivenTokens:
         Raises:
             GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in it.
         """
-        text = self._apply(messages, tools)
-        if _MARKED.search(_template(self._tokenizer, tools) or ""):
-            found = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, return_dict=True, return_assistant_tokens_mask=True,
-                tokenizer_kwargs={"return_offsets_mapping": True})
-            return Rendered(
-                text, np.array(found["input_ids"], np.int32), np.array(found["offset_mapping"], np.int64).reshape(-1, 2),
-                np.array(found["assistant_masks"], np.bool_))
+        has_marks = _MARKED.search(template_of(self._tokenizer, tools) or "") is not None
+        turns = [] if has_marks else [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        parts = [Part(len(messages)), *(Part(number, prompt=True) for number in turns), *(Part(number + 1) for number in turns)]
+        (text, spans), *rest = self._rendered(messages, parts, tools, marks=has_marks)
         ids, offsets = self._encode(text)
         loss_mask = np.zeros(len(ids), dtype=np.bool_)
-        for start, stop in self._turns(messages, text, tools):
+        around = zip(turns, rest[:len(turns)], rest[len(turns):], strict=True)
+        found = (self._turn(messages, number, text, prompt, whole, tools) for number, (prompt, _), (whole, _) in around)
+        for start, stop in spans if has_marks else found:
             loss_mask |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
         return Rendered(text, ids, offsets, loss_mask)
 
@@ -180,16 +177,22 @@ class GivenTokens:
         after = ids[loss_mask & (offsets[:, 0] >= text.rfind(_PLACE) + len(_PLACE))].tolist()
         return next((token for token in after if token in added and added[token].special), None)
 
-    def _turns(self, messages: Sequence[Message], text: str, tools: Tools) -> Iterator[tuple[int, int]]:
-        """First and last character (exclusive) of each turn of the assistant in a rendered conversation."""
-        for number, message in enumerate(messages):
-            if message["role"] == "assistant":
-                prompt = self._apply(messages[:number], tools, prompt=True)
-                whole = self._apply(messages[:number + 1], tools)
-                if text.startswith(whole) and whole.startswith(prompt):
-                    yield len(prompt), len(whole)
-                else:
-                    yield self._turn_around(messages, number, prompt, text, tools)
+    def _turn(
+        self, messages: Sequence[Message], number: int, text: str, prompt: str, whole: str, tools: Tools,
+    ) -> tuple[int, int]:
+        """First and last character (exclusive) of a turn of the assistant in a rendered conversation.
+
+        Args:
+            messages: The conversation.
+            number: Index of the turn's message.
+            text: The rendered conversation.
+            prompt: The conversation before the turn, with the beginning of an answer.
+            whole: The conversation up to the turn and with it.
+            tools: Tools that the template gets.
+        """
+        if text.startswith(whole) and whole.startswith(prompt):
+            return len(prompt), len(whole)
+        return self._turn_around(messages, number, prompt, text, tools)
 
     def _turn_around(
         self, messages: Sequence[Message], number: int, prompt: str, text: str, tools: Tools,
@@ -217,12 +220,15 @@ class GivenTokens:
         return np.array(found["input_ids"], np.int32), np.array(found["offset_mapping"], np.int64).reshape(-1, 2)
 
     def _apply(self, messages: Sequence[Message], tools: Tools, *, prompt: bool = False) -> str:
+        return self._rendered(messages, [Part(len(messages), prompt)], tools)[0].text
+
+    def _rendered(
+        self, messages: Sequence[Message], parts: Sequence[Part], tools: Tools, *, marks: bool = False,
+    ) -> list[RenderedText]:
         try:
-            rendered: str = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            return render(self._tokenizer, messages, parts, tools, marks=marks)
+        except TemplateError as error:
             raise GivenTokensError(f"the chat template cannot render a conversation ({error})") from error
-        return rendered
 
 
 @functools.lru_cache(maxsize=1)
@@ -246,7 +252,7 @@ def check_sources(config: RunConfig) -> None:
         raise ConfigError(
             "tokenizer.path", None, f"is not set, but {sources[0].path!r} holds conversations, completions or token ids; name the "
             "directory of their tokenizer")
-    if _template(load_pretrained(directory)) is None:
+    if template_of(load_pretrained(directory)) is None:
         if not any(source.messages_column for source in sources):
             return      # token ids and completions of text need none
         raise ConfigError(
@@ -264,14 +270,6 @@ def _separates_turns(directory: Path) -> bool:
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]
     found = next(GivenTokens(directory).conversation(turns, 1 << 20), None)
     return found is not None and found.tokens is not None and open_encoder(directory).prefix in found.tokens
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> str | None:
-    try:
-        found: str = tokenizer.get_chat_template(tools=tools)
-    except ValueError:      # it has none
-        return None
-    return found
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:

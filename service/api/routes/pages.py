@@ -25,6 +25,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from service.api.context import InContext
 from service.api.responses import SECURITY_HEADERS, ClosedStream
 from service.api.security import Admin
+from service.settings import Settings
 from service.web import PAGE, REFERENCE
 
 PREFIX = "/ray/"
@@ -53,7 +54,7 @@ def reference() -> FileResponse:
 @router.api_route(PREFIX[:-1], methods=["GET", "HEAD"])
 def ray_root() -> RedirectResponse:
     """Redirect to the path at which the dashboard's relative URLs work."""
-    return RedirectResponse(PREFIX)
+    return RedirectResponse(PREFIX[1:])     # relative, because a proxy may serve this below a path of its own
 
 
 @router.api_route(PREFIX + "{path:path}", methods=["GET", "HEAD"])
@@ -65,7 +66,7 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
             context.ray_pages.open(request.method, path, request.scope["query_string"].decode("latin-1"), request.headers))
         headers = dict(page.headers)
         document = page.kind == "frame"
-        headers["Content-Security-Policy"] = _document_policy(request, context.settings.url) if document else _DATA_POLICY
+        headers["Content-Security-Policy"] = _document_policy(request, context.settings) if document else _DATA_POLICY
         if page.kind == "static" and page.status == 200:
             headers["Cache-Control"] = f"private, max-age={_STATIC_SECONDS}"
         rest = stack.pop_all()
@@ -81,11 +82,12 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
     return ClosedStream(blocks, page.status, headers)
 
 
-def _document_policy(request: Request, url: str) -> str:
+def _document_policy(request: Request, settings: Settings) -> str:
     """Content security policy of the dashboard's HTML page; it names full URLs, because a policy cannot name a path alone."""
     # Behind a proxy that changes the host header, the browser's address is the public URL.
     host = request.headers.get("host", "")
-    bases = [quote(url, safe=":/[]%"), *([f"{request.url.scheme}://{host}"] if _HOST.fullmatch(host) else [])]
+    direct = [f"{request.url.scheme}://{host}{path}" for path in (settings.path, "")] if _HOST.fullmatch(host) else []
+    bases = [quote(settings.url, safe=":/[]%"), *direct]
     places = " ".join(f"{base}{PREFIX}" for base in dict.fromkeys(bases))
     return (
         f"default-src 'none'; script-src {places}; style-src {places} 'unsafe-inline'; img-src {places} data:; "

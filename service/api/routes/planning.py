@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import PresetName, preset_text
-from service.api.bodies import StrictRoute
+from service.api.bodies import RawBody, StrictRoute
 from service.api.context import InContext
-from service.api.openapi import content, problems
+from service.api.openapi import body_of, content, problems
 from service.api.security import SIGNED_IN, Reader
-from service.api.submission import checked, policy_of
+from service.api.submission import estimated, policy_of
 from service.database import runs
-from service.domain.quotas import check_pools
 from service.domain.states import ACTIVE, RunState
-from service.schemas import Estimate, EstimateRequest, PoolList
+from service.schemas import Estimate, PoolList
 
 router = APIRouter(prefix="/v1", tags=["planning"], route_class=StrictRoute, dependencies=SIGNED_IN)
 
@@ -28,13 +27,13 @@ class YamlResponse(PlainTextResponse):
     media_type = "text/yaml"
 
 
-@router.post("/estimates", responses=problems(body=True))
-def estimate(body: EstimateRequest, caller: Reader, context: InContext) -> Estimate:
-    """Estimate parameters, memory, time and cost of a run at the operator's prices, with remedies if the run does not fit."""
-    policy = policy_of(context, caller)
-    check_pools(body.config, policy)
-    _, plan, notes = checked(context, caller, body.config, policy.prices)
-    return Estimate.model_construct(**dict(plan), notes=tuple(notes))
+@router.post("/estimates", response_model=Estimate, responses=problems(body=True), openapi_extra=body_of("EstimateRequest"))
+async def estimate(body: RawBody, caller: Reader, context: InContext) -> Response:
+    """Estimate parameters, memory, time and cost of a run at the operator's prices, with remedies if the run does not fit.
+
+    One estimate of an owner is computed at a time; while another one waits, a newer one takes its place (status 429).
+    """
+    return Response(await estimated(context, caller, body), media_type="application/json")
 
 
 @router.get("/pools", responses=problems())

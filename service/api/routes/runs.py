@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from service import run_homes
 from service.api.answers import owner_filter, run_answers, run_detail
-from service.api.bodies import StrictRoute
+from service.api.bodies import RawBody, StrictRoute
 from service.api.context import InContext, ServiceContext
-from service.api.openapi import Responses, links, problems
-from service.api.parameters import Cursor, Flag, IdempotencyKey, Limit, RunId
+from service.api.openapi import ETAG, Responses, body_of, links, problems, versioned
+from service.api.parameters import Cursor, Flag, IdempotencyKey, IfMatch, Limit, RunId, check_match, etag
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
-from service.api.submission import NewRun, digest, new_run, note, policy_of, retried_run, submit
+from service.api.submission import note, policy_of, submit
 from service.database import policies, quotas, runs, tables
 from service.domain.jobs import submission_id
 from service.domain.outcome import STOP_REASONS, Stop
-from service.domain.policies import Policy
 from service.domain.quotas import check_priority, check_queue
 from service.domain.run_paths import RunPaths, home_of
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
 from service.observability import logger
-from service.schemas import CancelRequest, RetryRequest, RunChange, RunDetail, RunPage, RunRequest
+from service.schemas import CancelRequest, RunChange, RunDetail, RunPage
 
 _log = logger(__name__)
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute, dependencies=SIGNED_IN)
@@ -37,19 +36,19 @@ _ABOUT_RUN = (
     "list_logs", "list_artifacts")
 _MADE: Responses = {201: {
     "description": "The run, queued.", "links": links(*_ABOUT_RUN),
-    "headers": {"Location": {"description": "Path of the run.", "schema": {"type": "string"}}}}}
+    "headers": ETAG | {"Location": {"description": "Path of the run.", "schema": {"type": "string"}}}}}
+_READ, _ACCEPTED = versioned(200, "The run."), versioned(202, "The run, in its new state.")
 _TagFilter = Annotated[str, Query(max_length=321, pattern=r"^[^:]{1,64}:.*$")]
 
 
-@router.post("", status_code=201, responses=_MADE | problems(409, body=True))
-def submit_run(
-    body: RunRequest, request: Request, response: Response, caller: Submitter, context: InContext,
+@router.post("", status_code=201, responses=_MADE | problems(409, body=True), openapi_extra=body_of("RunRequest"))
+async def submit_run(
+    body: RawBody, request: Request, response: Response, caller: Submitter, context: InContext,
     idempotency_key: IdempotencyKey = None,
 ) -> RunDetail:
     """Queue a run. With an Idempotency-Key the request can be repeated and returns the same run."""
-    asked = digest("submit", body.model_dump_json())
-    make = partial(new_run, context, caller, body)
-    return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
+    row, new = await submit(context, caller, body, key=idempotency_key)
+    return await _made(context, caller, row, new=new, request=request, response=response)
 
 
 @router.get("", responses=problems())
@@ -73,15 +72,17 @@ def list_runs(
         return RunPage(items=run_answers(context, caller, session, rows), next_cursor=following)
 
 
-@router.get("/{run_id}", responses=problems(404))
-def get_run(run_id: RunId, caller: Reader, context: InContext) -> RunDetail:
+@router.get("/{run_id}", responses=_READ | problems(404))
+def get_run(run_id: RunId, response: Response, caller: Reader, context: InContext) -> RunDetail:
     """Get the current state of a run."""
     with context.database.read() as session:
-        return run_detail(context, caller, session, visible_run(session, caller, run_id))
+        return _answer(context, caller, session, visible_run(session, caller, run_id), response)
 
 
-@router.patch("/{run_id}", responses=problems(404, 409, body=True))
-def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InContext) -> RunDetail:
+@router.patch("/{run_id}", responses=_READ | problems(404, 409, 412, body=True))
+def change_run(
+    run_id: RunId, body: RunChange, response: Response, caller: Submitter, context: InContext, if_match: IfMatch = None,
+) -> RunDetail:
     """Change a run. The priority only matters while the run is queued; a new budget applies at once, and null removes it.
 
     `kept: true` exempts a run from retention.
@@ -93,6 +94,7 @@ def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InCon
     policy = policy_of(context, caller)
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
+        check_match(if_match, run.version)
         if body.priority is not None and body.priority > run.priority:
             check_priority(body.priority, policy)
         if body.kept:
@@ -100,14 +102,14 @@ def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InCon
         if changes:
             runs.amend(session, run, now=now, **changes)
             note(session, caller, "run.change", run_id, now=now, detail=changes)
-        answer = run_detail(context, caller, session, run)
+        answer = _answer(context, caller, session, run, response)
     context.notify(run_id)
     return answer
 
 
-@router.delete("/{run_id}", status_code=204, responses=problems(404, 409))
+@router.delete("/{run_id}", status_code=204, responses=problems(404, 409, 412))
 def delete_run(
-    run_id: RunId, caller: Submitter, context: InContext,
+    run_id: RunId, caller: Submitter, context: InContext, if_match: IfMatch = None,
     keep_artifacts: Annotated[Flag, Query(description="Whether to keep the run's files.")] = False,
 ) -> None:
     """Delete a run with its history and files.
@@ -117,6 +119,7 @@ def delete_run(
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
+        check_match(if_match, run.version)
         if RunState(run.state) in ACTIVE:
             raise Conflict(f"the run is {run.state}; cancel it, then delete it")
         if (reader := runs.starts(session, run_id).get(run_id)) is not None:
@@ -134,13 +137,17 @@ def delete_run(
         _delete_files(context, run)
 
 
-@router.post("/{run_id}/cancel", status_code=202, responses=problems(404, 409, body=True))
-def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: CancelRequest | None = None) -> RunDetail:
+@router.post("/{run_id}/cancel", status_code=202, responses=_ACCEPTED | problems(404, 409, 412, body=True))
+def cancel_run(
+    run_id: RunId, response: Response, caller: Submitter, context: InContext, body: CancelRequest | None = None,
+    if_match: IfMatch = None,
+) -> RunDetail:
     """Stop a run after a checkpoint; with `force`, within a minute and without one. The request can be repeated."""
     force = body is not None and body.force
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
+        check_match(if_match, run.version)
         state = RunState(run.state)
         if state in TERMINAL and state is not RunState.CANCELLED:
             raise IllegalTransition(f"the run has already {state.value}")
@@ -153,17 +160,20 @@ def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: Cance
             runs.amend(session, run, now=now, stop=stop, reason=STOP_REASONS[stop])
         if state is not RunState.CANCELLED:
             note(session, caller, "run.cancel", run_id, now=now, detail={"force": force})
-        answer = run_detail(context, caller, session, run)
+        answer = _answer(context, caller, session, run, response)
     context.notify(run_id)
     return answer
 
 
-@router.post("/{run_id}/resume", status_code=202, responses=problems(404, 409))
-def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetail:
-    """Queue a failed or cancelled run again; it continues from its last checkpoint."""
+@router.post("/{run_id}/resume", status_code=202, responses=_ACCEPTED | problems(404, 409, 412))
+def resume_run(
+    run_id: RunId, response: Response, caller: Submitter, context: InContext, if_match: IfMatch = None,
+) -> RunDetail:
+    """Queue a failed or cancelled run again; it continues from what it has stored."""
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
+        check_match(if_match, run.version)
         if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
             raise Conflict(
                 f"the run has spent its budget of ${run.budget_dollars:g}; raise budget_dollars first "
@@ -171,34 +181,40 @@ def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetai
         check_queue(policies.of(session, run.owner), quotas.use_to_change(session, run.owner, now))
         runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
         note(session, caller, "run.resume", run_id, now=now, detail={})
-        answer = run_detail(context, caller, session, run)
+        answer = _answer(context, caller, session, run, response)
     context.notify(run_id)
     return answer
 
 
-@router.post("/{run_id}/retry", status_code=201, responses=_MADE | problems(404, 409, body=True))
-def retry_run(
-    run_id: RunId, request: Request, response: Response, caller: Submitter, context: InContext,
-    body: RetryRequest | None = None, idempotency_key: IdempotencyKey = None,
+@router.post(
+    "/{run_id}/retry", status_code=201, responses=_MADE | problems(404, 409, 412, body=True),
+    openapi_extra=body_of("RetryRequest", required=False))
+async def retry_run(
+    run_id: RunId, body: RawBody, request: Request, response: Response, caller: Submitter, context: InContext,
+    idempotency_key: IdempotencyKey = None, if_match: IfMatch = None,
 ) -> RunDetail:
-    """Queue a new run with the configuration of an existing one and the requested changes."""
-    body = body or RetryRequest()
-    # An omitted budget is another request than null.
-    asked = digest("retry", run_id, body.model_dump_json(exclude_unset=True))
-    make = partial(retried_run, context, caller, run_id, body)
-    return _made(context, caller, make, key=idempotency_key, asked=asked, request=request, response=response)
+    """Queue a new run with the configuration of an existing one and the requested changes. `If-Match` names the existing one."""
+    row, new = await submit(context, caller, body, retry_of=run_id, key=idempotency_key, if_match=if_match)
+    return await _made(context, caller, row, new=new, request=request, response=response)
 
 
-def _made(
-    context: ServiceContext, caller: Caller, make: Callable[[Policy], NewRun], *, key: str | None, asked: bytes, request: Request,
-    response: Response,
+async def _made(
+    context: ServiceContext, caller: Caller, row: tables.RunRow, *, new: bool, request: Request, response: Response,
 ) -> RunDetail:
-    row, new = submit(context, caller, make, key=key, body_hash=asked)
-    response.headers["Location"] = str(request.app.url_path_for("get_run", run_id=row.id))
+    response.headers["Location"] = context.settings.path + str(request.app.url_path_for("get_run", run_id=row.id))
     if not new:
         response.headers["Idempotency-Replayed"] = "true"
+    return await run_in_threadpool(_stored, context, caller, row, response)
+
+
+def _stored(context: ServiceContext, caller: Caller, row: tables.RunRow, response: Response) -> RunDetail:
     with context.database.read() as session:
-        return run_detail(context, caller, session, row)
+        return _answer(context, caller, session, row, response)
+
+
+def _answer(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow, response: Response) -> RunDetail:
+    response.headers["ETag"] = etag(row.version)
+    return run_detail(context, caller, session, row)
 
 
 def _delete_files(context: ServiceContext, run: tables.RunRow) -> None:

@@ -16,11 +16,12 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.run_record import RunReport
 from service.api import streams
 from service.api.answers import series_answer
+from service.api.bodies import RawBody
 from service.api.context import InContext, ServiceContext
 from service.api.logs import follow as follow_file
 from service.api.logs import list_logs as logs_in
 from service.api.logs import open_log, tail_start
-from service.api.openapi import content, problems
+from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_driver, still_allowed, visible_run
@@ -54,11 +55,6 @@ def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.RunRow
 VisibleRun = Annotated[tables.RunRow, Depends(find_run)]
 
 
-async def raw_body(request: Request) -> bytes:
-    """The unparsed body: the thread that stores a report also parses it, so that parsing does not block the event loop."""
-    return await request.body()
-
-
 @router.get("/events", response_class=EventStream, dependencies=[STREAM_SLOT], responses=problems(404) | {
     200: content("text/event-stream", "Messages of this form; the last one has the event `end`.", _MESSAGE)})
 async def stream_events(
@@ -72,9 +68,8 @@ async def stream_events(
     return EventStream(messages, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
-@reports.post("/report", responses=problems(400, 404, body=True), openapi_extra={"requestBody": {
-    "required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Report"}}}}})
-def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], request: Request, context: InContext) -> ReportAnswer:
+@reports.post("/report", responses=problems(400, 404, body=True), openapi_extra=body_of("Report"))
+def report_events(run_id: RunId, body: RawBody, request: Request, context: InContext) -> ReportAnswer:
     """Store lines of the driver's `events.jsonl`. Only the driver of the run's current attempt may call this."""
     with context.database.read() as session:
         check_driver(request, context, runs.get(session, run_id))

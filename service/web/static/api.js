@@ -76,6 +76,12 @@ export function newKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/**
+ * A path of the service as a relative URL, because a proxy may serve the page below a path of its own.
+ * @param {string} path Path that begins with a slash.
+ */
+export const here = (path) => path.slice(1);
+
 async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   const request = { method, headers: { Accept: "application/json", ...headers }, signal, cache: "no-store" };
   if (body !== undefined) {
@@ -84,7 +90,7 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   }
   let answer;
   try {
-    answer = await fetch(path, request);
+    answer = await fetch(here(path), request);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     connectionFailed();

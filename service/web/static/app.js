@@ -98,13 +98,13 @@ function Frame({ identity, signOut }) {
     <a class="skip" href="#main" onClick=${skip}>Skip to content</a>
     <header class="bar">
       <div>
-        <a class="brand" href="#/runs"><img src="/static/icon.svg" alt="" />MoE-DisCo</a>
+        <a class="brand" href="#/runs"><img src="static/icon.svg" alt="" />MoE-DisCo</a>
         <nav aria-label="Main">
           <ul>${PLACES.map(([address, words, views]) => html`
             <li><a href=${address} aria-current=${views.includes(route.view) ? "page" : null}>${words}</a></li>`)}</ul>
         </nav>
         <div class="who">
-          <a href="/reference">API</a>
+          <a href="reference">API</a>
           <span>${identity.owner}</span>
           <button class="plain" onClick=${signOut}>Sign out</button>
         </div>

@@ -28,7 +28,7 @@ async function probe() {
   while (lost) {
     await new Promise((done) => setTimeout(done, PROBE_SECONDS * 1000));
     try {
-      if ((await fetch("/healthz", { cache: "no-store" })).ok) {
+      if ((await fetch("healthz", { cache: "no-store" })).ok) {
         lost = false;
         notify();
       }

@@ -1,7 +1,7 @@
 /** API reference: Swagger UI for the service's OpenAPI document. */
 
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json",
   domNode: document.getElementById("reference"),
   deepLinking: true,
   defaultModelsExpandDepth: 0,

@@ -52,6 +52,7 @@ function eventWords({ type, stage, unit, data }) {
     case "clusters": return `${plural((data.tokens ?? []).length, "cluster")} found`;
     case "worker_restarted": return `${unit} restarted: ${data.reason || "its worker died"}`;
     case "workers_held": return `${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool in use`;
+    case "ray_starting": return "Ray starts";
     case "workers_released": return "Workers released";
     case "slots_free": return `${plural(data.slots ?? 0, "slot")} of the ${(data.pool ?? "").replace("_", "-")} pool free`;
     case "nodes_asked": return `Nodes for ${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool requested`;

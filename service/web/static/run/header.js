@@ -1,6 +1,6 @@
 /** A run's name, state, facts and actions. */
 
-import { ask } from "../api.js";
+import { ask, here } from "../api.js";
 import { html, useState } from "../lib.js";
 import { Question } from "../parts/question.js";
 import { Notice, Outside, StatePill } from "../parts/small.js";
@@ -49,7 +49,7 @@ export function RunHeader({ run, acted }) {
         <a class="button" href=${`#/runs/${run.id}/retry`}>Retry with changes</a>
         ${resumable && html`<button class="primary" onClick=${() => act("resume")}>Resume</button>`}
         ${run.state === "succeeded" && html`
-          <a class="button primary" href=${`/v1/runs/${run.id}/model.tar`} download=${`${run.name}.tar`}>Download model</a>`}
+          <a class="button primary" href=${here(`/v1/runs/${run.id}/model.tar`)} download=${`${run.name}.tar`}>Download model</a>`}
         ${ended && html`<button aria-pressed=${String(run.kept)} onClick=${keep}>${run.kept ? "Kept" : "Keep"}</button>`}
         ${!ended && html`<button class="danger" onClick=${() => setAsking(true)}>${verb}</button>`}
       </div>
@@ -93,7 +93,7 @@ function Facts({ run }) {
 }
 
 const AFTERWARDS = {
-  cancelled: "It can be resumed from its last checkpoint.",
+  cancelled: "It can be resumed.",
   stopping: "The run finishes its step and writes a checkpoint.",
 };
 

@@ -13,6 +13,7 @@ export function Results({ report }) {
   const { bill } = report;
   return html`
     <${Sheet} title="Report" note=${bill.complete ? dollars(bill.dollars) : "so far"}>
+      ${report.against_start?.worse && html`<p class="notice" role="alert">${report.against_start.words}.</p>`}
       <${Scroll} label="Report">
         <table>
           <thead><tr>

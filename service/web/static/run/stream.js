@@ -1,10 +1,10 @@
 /** Event stream of a run without gaps; after a lost connection or a hidden page the browser continues at its last event. */
 
-import { ask } from "../api.js";
+import { ask, here } from "../api.js";
 import { whileVisible } from "../polling.js";
 
 const TYPES = [
-  "run_started", "run_finished", "run_failed", "run_stopped", "stage_started", "stage_skipped", "stage_finished", "stage_progress",
+  "run_started", "run_finished", "run_failed", "run_stopped", "ray_starting", "stage_started", "stage_skipped", "stage_finished", "stage_progress",
   "unit_started", "progress", "checkpoint", "evaluation", "unit_finished", "unit_let_go", "sync", "clusters", "worker_restarted", "workers_held",
   "workers_released", "slots_free", "nodes_asked", "nodes_let_go", "warning", "heartbeat", "state",
 ];
@@ -49,7 +49,7 @@ export function followEvents(id, after, take, ended) {
     ask("/v1/identity").catch(() => {});
   };
   const open = () => {
-    source = new EventSource(`/v1/runs/${id}/events${last < 0 ? "" : `?after=${last}`}`);
+    source = new EventSource(here(`/v1/runs/${id}/events${last < 0 ? "" : `?after=${last}`}`));
     for (const type of TYPES) source.addEventListener(type, receive);
     source.addEventListener("end", finish);
     source.addEventListener("error", failed);

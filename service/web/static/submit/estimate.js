@@ -8,6 +8,7 @@ import { Verdict } from "../run/money.js";
 import { count, dollars, duration, gigabytes, plural } from "../words.js";
 
 const PAUSE_MILLISECONDS = 350;
+const AGAIN_MILLISECONDS = 1000;
 const GIB = 2 ** 30;
 
 /**
@@ -20,15 +21,19 @@ export function useEstimate(config, text) {
   useEffect(() => {
     if (config === null) return undefined;
     const ending = new AbortController();
+    let timer;
     const load = async () => {
       try {
         const plan = await ask("/v1/estimates", { method: "POST", body: { config }, signal: ending.signal });
         setAnswer({ plan, problem: null, of: text });
       } catch (error) {
-        if (error.name !== "AbortError") setAnswer((before) => ({ plan: before.plan, problem: error, of: text }));
+        if (ending.signal.aborted) return;
+        // The service computes one estimate at a time; another page of the same user has asked for a newer one
+        if (error.status === 429) timer = setTimeout(load, AGAIN_MILLISECONDS);
+        else setAnswer((before) => ({ plan: before.plan, problem: error, of: text }));
       }
     };
-    const timer = setTimeout(load, PAUSE_MILLISECONDS);
+    timer = setTimeout(load, PAUSE_MILLISECONDS);
     const unwatch = watchConnection((reached) => reached && load());
     return () => {
       clearTimeout(timer);

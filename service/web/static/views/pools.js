@@ -1,6 +1,6 @@
 /** Pools of the cluster and their nodes. */
 
-import { ask } from "../api.js";
+import { ask, here } from "../api.js";
 import { html } from "../lib.js";
 import { PoolBars } from "../parts/pools.js";
 import { Notice, Outside, Scroll, Sheet } from "../parts/small.js";
@@ -16,7 +16,7 @@ export function PoolsView({ dashboard }) {
   return html`
     <div class="heading">
       <div class="lead"><h1>Pools</h1></div>
-      ${dashboard && html`<div class="actions"><${Outside} address=${dashboard}>Ray dashboard</${Outside}></div>`}
+      ${dashboard && html`<div class="actions"><${Outside} address=${here(dashboard)}>Ray dashboard</${Outside}></div>`}
     </div>
     <${Notice} problem=${problem} />
     <div class="grid">

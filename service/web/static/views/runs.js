@@ -98,7 +98,7 @@ function subline(run) {
   const tags = Object.entries(run.tags).map(([key, value]) => `${key}: ${value}`);
   const parts = [run.owner, ...tags];
   if (run.priority !== 0) parts.push(`priority ${run.priority}`);
-  if (run.reason && run.state !== "succeeded") parts.push(run.reason);
+  if (run.reason) parts.push(run.reason);
   return parts.join(" · ");
 }
 

@@ -1,0 +1,1 @@
+"""Checks and plans requested runs in processes with limits on time and memory, so that no request keeps the service busy."""

@@ -1,0 +1,134 @@
+"""A process that forks a child for each task, with limits that the kernel enforces.
+
+A pool of `concurrent.futures` cannot end a task that is running, and `multiprocessing` imports the program's main module again in
+every child. Here a small process without threads has imported all that a task needs. A child starts within milliseconds, shares
+that memory, serves one task and ends, so that nothing of one caller's request remains for the next one.
+
+The service sends the server one socket per task. The child reads the pickled task from it until the end of the stream, and writes
+the pickled outcome. The server adds one byte when the child has ended: the signal that ended it, or 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import resource
+import selectors
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from moedisco_ray.core.errors import MoeDiscoError
+from service.errors import TooCostly
+from service.planning.task import done
+
+_NICENESS = 10
+"""Added to the niceness of children, so that the service itself is served first."""
+_BLOCK = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of one task.
+
+    Attributes:
+        seconds: Time until the child is ended.
+        processor_seconds: Processor time until the child is ended.
+        memory: Address space of the child (bytes).
+    """
+
+    seconds: float = 20.0
+    processor_seconds: int = 5
+    memory: int = 2**30
+
+
+def serve(control: socket.socket, limits: Limits, work: Callable[[Any], Any] = done) -> None:
+    """Serve tasks until the service closes its end of the connection.
+
+    Args:
+        control: Connection to the service, which sends the socket of each task with one byte.
+        limits: Limits of each task.
+        work: Computes the outcome of a task.
+    """
+    os.environ["RUST_BACKTRACE"] = "0"      # without memory, a backtrace of pydantic's core waits for itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C ends the service, which then closes the connection
+    ended, wake = os.pipe()
+    for end in (ended, wake):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    children: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(ended, selectors.EVENT_READ)
+        while True:
+            ready = {key.fd for key, _ in selector.select()}
+            if ended in ready:
+                os.read(ended, _BLOCK)
+                _reap(children)
+            if control.fileno() in ready:
+                received, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+                if not received:
+                    break
+                task = socket.socket(fileno=descriptors[0])
+                child = os.fork()
+                if child == 0:
+                    control.close()
+                    _run(task, limits, work)
+                children[child] = task
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+
+
+def _reap(children: dict[int, socket.socket]) -> None:
+    while children:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child == 0:
+            return
+        with children.pop(child) as task:
+            code = os.waitstatus_to_exitcode(status)
+            _send(task, bytes([-code if code < 0 else 0]))
+
+
+def _run(task: socket.socket, limits: Limits, work: Callable[[Any], Any]) -> None:
+    """Serve one task in a child, and end it."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        # The default action of SIGALRM ends the process, also inside of a regular expression that holds the interpreter's lock.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, limits.seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.processor_seconds, limits.processor_seconds + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.nice(_NICENESS)
+        request = bytearray()
+        while block := task.recv(_BLOCK):
+            request += block
+        _send(task, pickle.dumps(_outcome(pickle.loads(request), limits, work)))  # noqa: S301 - from the service
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _outcome(request: Any, limits: Limits, work: Callable[[Any], Any]) -> Any:
+    try:
+        return work(request)
+    except MoeDiscoError as error:
+        return error
+    except (MemoryError, RecursionError):
+        return TooCostly(
+            f"planning this configuration takes more than {limits.memory >> 20} MiB of memory, the limit for a request; "
+            "shorten its lists and texts, or name smaller files")
+    except Exception as error:  # noqa: BLE001 - the service logs it and answers with status 500
+        return RuntimeError("".join(traceback.format_exception(error)))
+
+
+def _send(task: socket.socket, content: bytes) -> None:
+    try:
+        task.sendall(content)
+    except OSError:     # the service no longer waits
+        return

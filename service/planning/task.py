@@ -1,0 +1,264 @@
+"""Checks and plans the run that a request describes: plain data in, plain data out, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+
+from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
+from moedisco_ray.core.config.load import check_files
+from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.config.places import Place
+from moedisco_ray.core.config.starts import at_newest
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.read_roots import reading_within
+from moedisco_ray.plan import Plan, build_plan
+from moedisco_ray.plan.machine import known_machine
+from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
+from service.domain.policies import Policy
+from service.domain.quotas import check_pools, priced
+from service.domain.starts import located, run_places, with_ids
+from service.errors import InvalidRequest
+from service.run_storage import copy_model_files, documents_at
+from service.schemas import Estimate, EstimateRequest, RetryRequest, RunRequest
+from service.schemas.mistakes import converted, mistakes_of, strict_json
+
+T = TypeVar("T", bound=BaseModel)
+
+MOST_SEQUENCES = 65_536
+"""Maximum number of sequences per training step, because planning tries all divisors of the requested number."""
+MOST_BYTES = 32 * 2**20
+"""Maximum total size of the files that are read to plan one request (bytes): enough for the largest public tokenizers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parent:
+    """The run that a retry repeats.
+
+    Attributes:
+        document: Its configuration, with the current tags and with the folder of its home as `output`.
+    """
+
+    id: str
+    document: Mapping[str, Any]
+    priority: int
+    budget_dollars: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A finished run that the caller may read, and that a configuration refers to.
+
+    Attributes:
+        location: Path or URI of its run directory.
+    """
+
+    id: str
+    location: Location
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A request to plan.
+
+    Attributes:
+        body: JSON of the request: an `EstimateRequest`, a `RunRequest`, or with `parent` a `RetryRequest`.
+        policy: Policy of the caller's owner.
+        roots: Directories and buckets that runs may read and write.
+        here: Whether workers without GPUs run on the service's machine.
+        parent: Run to retry.
+        starts: Runs that the configuration refers to, by the dotted path of each setting; None before they are known.
+        scratch: Empty folder for copies of models at URIs; with None, `starts` has no run at a URI.
+    """
+
+    kind: Literal["estimate", "submission"]
+    body: bytes
+    policy: Policy
+    roots: Roots
+    here: bool
+    parent: Parent | None = None
+    starts: Mapping[str, Start] | None = None
+    scratch: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRun:
+    """A checked run that is not stored yet.
+
+    Attributes:
+        config: Checked configuration with absolute paths.
+        estimate: Plan of the run, as JSON data.
+        priority: Priority in the queue; higher starts first.
+        budget_dollars: Dollars at which the run stops; None for no budget.
+        parent: Id of the run that this one retries.
+        notes: Remarks for the owner, such as replaced prices.
+    """
+
+    config: RunConfig
+    estimate: dict[str, Any]
+    priority: int
+    budget_dollars: float | None
+    parent: str | None
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedsStarts:
+    """The settings that refer to runs; the task is repeated with `Task.starts`."""
+
+    places: tuple[Place, ...]
+
+
+def done(task: Task) -> NewRun | bytes | NeedsStarts:
+    """The run to store or, for an estimate, the JSON of an `Estimate`; or the runs that must be known first.
+
+    No file outside of the operator's roots is read.
+
+    Raises:
+        UserError: A path is absent or outside of the roots, or the settings cannot be planned.
+        BadRequest: The body is not JSON.
+        InvalidRequest: The body does not match its schema.
+        AgainstPolicy: The owner may not use the pools.
+        StorageUnavailable: The URI of a run cannot be reached.
+    """
+    if task.parent is not None:
+        return _retried(task, task.parent, _parsed(RetryRequest, task.body or b"{}"))
+    if task.kind == "estimate":
+        found = _checked(task, _parsed(EstimateRequest, task.body).config)
+        if isinstance(found, NeedsStarts):
+            return found
+        _, plan, notes = found
+        return Estimate.model_construct(**dict(plan), notes=tuple(notes)).model_dump_json().encode()
+    asked = _parsed(RunRequest, task.body)
+    return _new_run(task, asked.config, priority=asked.priority, budget_dollars=asked.budget_dollars)
+
+
+def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
+    """Copy a configuration with one setting changed; numbers in the path select list entries: `corpus.sources.0.weight`.
+
+    Raises:
+        ConfigError: The path selects a list entry that does not exist, or a part of a value that is not a section.
+    """
+    document: dict[str, Any] = _changed(raw, path.split("."), value, path)
+    return document
+
+
+def _parsed(model: type[T], body: bytes) -> T:
+    if not body:
+        raise InvalidRequest([("body", "is missing")])
+    raw = strict_json(body)
+    try:
+        if mistakes := converted(TypeAdapter(model), raw):
+            raise InvalidRequest(mistakes)
+        return model.model_validate(raw)
+    except ValidationError as error:
+        found = [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors(include_url=False)]
+        raise InvalidRequest(mistakes_of(found)) from error
+
+
+def _retried(task: Task, parent: Parent, request: RetryRequest) -> NewRun | NeedsStarts:
+    """A priority taken from the existing run is capped at the owner's highest."""
+    raw = dict(parent.document)
+    for path, value in request.changes.items():
+        raw = changed(raw, path, value)
+    try:
+        if mistakes := converted(TypeAdapter(RunRequest), {"config": raw}):
+            raise InvalidRequest(mistakes)
+        again = RunRequest.model_validate({"config": raw}).config
+    except ValidationError as error:
+        raise first_mistake([{**mistake, "loc": mistake["loc"][1:]} for mistake in error.errors()]) from error
+    priority = min(parent.priority, task.policy.highest_priority) if request.priority is None else request.priority
+    budget = request.budget_dollars if "budget_dollars" in request.model_fields_set else parent.budget_dollars
+    return _new_run(task, again, priority=priority, budget_dollars=budget)
+
+
+def _new_run(task: Task, config: RunConfig, *, priority: int, budget_dollars: float | None) -> NewRun | NeedsStarts:
+    found = _checked(task, config)
+    if isinstance(found, NeedsStarts):
+        return found
+    config, plan, notes = found
+    return NewRun(
+        config, plan.model_dump(mode="json"), priority=priority, budget_dollars=budget_dollars,
+        parent=None if task.parent is None else task.parent.id, notes=notes)
+
+
+def _checked(task: Task, config: RunConfig) -> tuple[RunConfig, Plan, list[str]] | NeedsStarts:
+    """The configuration with absolute paths, run ids and the operator's prices; its plan; and notes on the prices."""
+    check_pools(config, task.policy)
+    config, notes = priced(sandboxed(config, task.roots), task.policy.prices)
+    named = tuple(run_places(config))
+    if named and task.starts is None:
+        return NeedsStarts(named)
+    starts = task.starts or {}
+    config = with_ids(config, {field: start.id for field, start in starts.items()})
+    locations = {start.id: start.location for start in starts.values()}
+    check_parts(config, locations.get)
+    check_links(config, task.roots)
+    model_at = functools.partial(copy_model_files, folder=task.scratch or Path())
+    found, read = located(config, locations.get, documents_at, model_at)
+    with reading_within([*task.roots.directories, *read]):
+        return config, _planned(at_newest(found), task.here), notes
+
+
+def _planned(config: RunConfig, here: bool) -> Plan:
+    _check_sizes(config)
+    check_files(config)
+    for field, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
+        _check_batch(f"{field}.optimizer.batch_tokens", optimizer, config)
+    try:
+        plan = build_plan(config, known_machine(config, here=here))
+    except ArithmeticError as error:
+        raise _too_large() from error
+    full = plan.joint_training.cost
+    if not all(map(math.isfinite, (plan.training_dollars, plan.training_hours, full.dollars, full.hours))):
+        raise _too_large()
+    return plan
+
+
+def _check_sizes(config: RunConfig) -> None:
+    """Refuse a configuration whose files are too large to read during a request."""
+    found = [(f"evaluation.lm_eval.{i}", path) for i, path in enumerate(config.evaluation.lm_eval)]
+    folders = [("tokenizer.path", config.tokenizer.directory)]
+    if isinstance(config.model.init, LocalInit):
+        folders.append((config.model.init.setting, config.model.init.directory))
+    found += [
+        (field, folder / name) for field, folder in folders if folder is not None
+        for name in ("config.json", "tokenizer.json", "vocab.json")]
+    total = 0
+    for field, path in found:
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+        if total > MOST_BYTES:
+            raise ConfigError(field, str(path), f"is too large: a request reads {MOST_BYTES >> 20} MiB; choose smaller files")
+
+
+def _check_batch(field: str, optimizer: Optimizer, config: RunConfig) -> None:
+    if optimizer.batch_tokens > MOST_SEQUENCES * config.corpus.sequence_length:
+        raise ConfigError(field, optimizer.batch_tokens, f"is more than {MOST_SEQUENCES} sequences per step; lower it")
+
+
+def _too_large() -> ConfigError:
+    return ConfigError("model", None, "is too large to plan; choose smaller sizes")
+
+
+def _changed(node: Any, parts: Sequence[str], value: JsonValue, path: str) -> Any:
+    if not parts:
+        return value
+    first, *rest = parts
+    if isinstance(node, list):
+        if not (first.isascii() and first.isdigit() and len(first) < 6 and int(first) < len(node)):
+            raise ConfigError(path, first, f"is not an entry of the list, which has {len(node)} entries, numbered from 0")
+        place = int(first)
+        return [*node[:place], _changed(node[place], rest, value, path), *node[place + 1:]]
+    if node is not None and not isinstance(node, dict):
+        raise ConfigError(path, None, f"the setting above {first!r} is not a section")
+    section = node or {}
+    return {**section, first: _changed(section.get(first), rest, value, path)}

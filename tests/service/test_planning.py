@@ -1,0 +1,127 @@
+"""The processes that plan requests: their limits, the places of owners, and what becomes of requests beyond them."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from api_client import demo
+
+from service.domain.path_sandbox import Roots
+from service.domain.policies import Policy
+from service.errors import Overloaded, TooCostly, TooMany
+from service.planning.fork_server import Limits
+from service.planning.pool import MOST_WAITING_SUBMISSIONS, Places, PlanningPool
+from service.planning.task import Task
+
+SLOW = {"pools": {"low_memory": {"types": [{"name": "a"}] * 60_000}}}
+
+
+def task(tmp_path, **changes):
+    roots = Roots((str(tmp_path),), (tmp_path / "runs",))
+    return Task("estimate", json.dumps({"config": demo(**changes)}).encode(), Policy(), roots, here=False)
+
+
+@contextlib.contextmanager
+def pool(**limits):
+    with contextlib.closing(PlanningPool(Limits(**limits))) as made:
+        yield made
+
+
+@pytest.mark.parametrize(("limits", "words"), [
+    ({"seconds": 0.2}, "more than 0.2 s,"), ({"processor_seconds": 1}, "1 s of processor time"),
+    ({"memory": 230 * 2**20}, "230 MiB of memory")])
+def test_a_task_beyond_a_limit_is_ended_with_an_answer_that_names_the_limit(tmp_path, limits, words):
+    with pool(**limits) as planning:
+        with pytest.raises(TooCostly, match=words):
+            asyncio.run(planning.done(task(tmp_path, **SLOW)))
+        if "memory" not in limits:
+            assert b'"name":"demo"' in asyncio.run(planning.done(task(tmp_path)))
+
+
+def test_the_processes_are_small_and_end_with_the_pool(tmp_path):
+    with pool() as planning:
+        asyncio.run(planning.done(task(tmp_path)))
+        server = psutil.Process(planning._process.pid)
+        assert server.memory_info().rss < 120 * 2**20
+        assert server.children() == []
+    assert not server.is_running()
+
+
+def test_a_server_that_died_is_started_again(tmp_path):
+    with pool() as planning:
+        asyncio.run(planning.done(task(tmp_path)))
+        os.kill(planning._process.pid, signal.SIGKILL)
+        for _ in range(2):
+            with contextlib.suppress(Overloaded):
+                answer = asyncio.run(planning.done(task(tmp_path)))
+        assert answer
+
+
+def test_the_newest_estimate_of_an_owner_takes_the_place_of_the_one_that_waits():
+    async def all_of_them():
+        places, log = Places("estimate"), []
+
+        async def estimate(name, owner="ann"):
+            try:
+                async with places.taken(owner):
+                    log.append(name)
+                    await asyncio.sleep(0.02)
+            except TooMany:
+                log.append(f"{name} refused")
+
+        await asyncio.gather(*(estimate(f"ann {i}") for i in range(4)), estimate("bob", "bob"))
+        return log
+
+    assert asyncio.run(all_of_them()) == ["ann 0", "ann 1 refused", "ann 2 refused", "bob", "ann 3"]
+
+
+def test_submissions_of_an_owner_wait_for_each_other_up_to_a_limit():
+    async def all_of_them():
+        places, running, most = Places("submission"), set(), []
+
+        async def submit(number):
+            async with places.taken("ann"):
+                running.add(number)
+                most.append(len(running))
+                await asyncio.sleep(0)
+                running.remove(number)
+
+        answers = await asyncio.gather(*(submit(i) for i in range(MOST_WAITING_SUBMISSIONS + 3)), return_exceptions=True)
+        return max(most), [type(answer) for answer in answers].count(TooMany)
+
+    assert asyncio.run(all_of_them()) == (1, 2)
+
+
+def test_a_request_that_is_cancelled_leaves_its_place():
+    async def all_of_them():
+        places = Places("estimate")
+        async with places.taken("ann"):
+            waiting = asyncio.create_task(places.taken("ann").__aenter__())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+        async with asyncio.timeout(1), places.taken("ann"):
+            return True
+
+    assert asyncio.run(all_of_them())
+
+
+def test_an_estimate_does_not_hold_up_a_submission_of_the_same_owner(api):
+    slow = {"config": demo(pools={"low_memory": {"types": [{"name": "a"}] * 20_000}})}
+
+    async def both():
+        began = time.monotonic()
+        estimating = asyncio.create_task(asyncio.to_thread(api.ann.post, "/v1/estimates", json=slow))
+        await asyncio.sleep(0.2)
+        made = await asyncio.to_thread(api.ann.post, "/v1/runs", json={"config": demo()})
+        took = time.monotonic() - began
+        answer = await estimating
+        return made.status_code, answer.status_code, took < time.monotonic() - began
+
+    assert asyncio.run(both()) == (201, 422, True)

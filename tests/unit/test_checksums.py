@@ -1,0 +1,76 @@
+"""Files of committed directories have checksums; whatever a disk or a copy changes in them is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.core.artifacts import commit, read_manifest
+from moedisco_ray.core.checksums import with_checksum, without_checksum
+from moedisco_ray.core.errors import DamagedError
+from moedisco_ray.core.verification import damage_in, verify
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner), max_leaves=8)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    with commit(tmp_path / "seed", "f", stage="seed") as draft:
+        (draft.path / "optimizer").mkdir()
+        (draft.path / "optimizer" / "state").write_bytes(bytes(range(256)) * 64)
+        (draft.path / "empty").touch()
+        draft.summary["loss"] = 1.25
+    return tmp_path / "seed"
+
+
+@given(st.dictionaries(st.text().filter(lambda key: key != "checksum"), VALUES))
+def test_what_is_read_back_has_the_checksum_of_what_was_written(values: dict[str, Any]) -> None:
+    assert without_checksum(json.dumps(with_checksum(values), indent=2).encode()) == json.loads(json.dumps(values))
+
+
+def test_every_file_of_a_committed_directory_has_a_checksum(stage: Path) -> None:
+    manifest = read_manifest(stage)
+    assert manifest is not None
+    assert manifest.files.keys() == {"optimizer/state", "empty"}
+    assert damage_in(stage) == []
+    verify(stage)
+
+
+@given(place=st.integers(0, 256 * 64 * 8 - 1))
+def test_any_flipped_bit_of_a_file_is_found(tmp_path_factory: pytest.TempPathFactory, place: int) -> None:
+    directory = tmp_path_factory.mktemp("run") / "seed"
+    with commit(directory, "f", stage="seed") as draft:
+        (draft.path / "weights").write_bytes(bytes(range(256)) * 64)
+    flip(directory / "weights", place)
+    with pytest.raises(DamagedError, match=r"seed/weights in .* is damaged: it is not what stage seed wrote; .*--repair"):
+        verify(directory)
+
+
+def test_any_flipped_bit_of_a_manifest_is_found(stage: Path) -> None:
+    whole = (stage / "manifest.json").read_bytes()
+    before = read_manifest(stage)
+    for place in range(0, 8 * len(whole), 7):
+        flip(stage / "manifest.json", place)
+        try:
+            assert read_manifest(stage) == before       # a flipped bit of white space may change nothing
+        except DamagedError:
+            assert damage_in(stage) == ["manifest.json"]
+        (stage / "manifest.json").write_bytes(whole)
+
+
+def test_a_missing_file_is_damage(stage: Path) -> None:
+    (stage / "empty").unlink()
+    assert damage_in(stage) == ["empty"]
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
