@@ -36,7 +36,7 @@ def job(name: str | None, status: str = "RUNNING", **more: object) -> dict[str, 
 def test_the_command_line_is_ours_alone_and_the_token_is_not_in_it():
     words = shlex.split(entrypoint(SUBMISSION))
     assert words == [
-        "exec", "python", "-m", "moedisco_ray", "run", "/runs of ours/R/request.json", "--json", "--stop-file",
+        "exec", "python", "-P", "-m", "moedisco_ray", "run", "/runs of ours/R/request.json", "--json", "--stop-file",
         "/runs of ours/R/stop-1", "--report-to", "http://127.0.0.1:8300/v1/runs/R/report",
         "--run-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "--allow-code", "clean:keep"]
     assert "mdr_x" not in repr(SUBMISSION)
