@@ -19,6 +19,7 @@ from benchmarks.speed_sections import (
     table,
     training_step,
     true_sizes,
+    verification,
     within_documents,
 )
 from benchmarks.study.grid import section as grid_section
@@ -130,7 +131,8 @@ def page() -> str:
     """The text of RESULTS.md."""
     measured = {
         "training_step": training_step, "kmeans": kmeans, "ray_overhead": ray_overhead, "seats_256": seats,
-        "service_load": service_load, "checkpoint_stall": checkpoint_stall, "simulator": simulator, "makespan": makespan,
+        "service_load": service_load, "checkpoint_stall": checkpoint_stall, "verification": verification,
+        "simulator": simulator, "makespan": makespan,
         "corpus_scale": corpus_scale, "true_sizes": true_sizes,
         "expert_offload": expert_offload, "within_documents": within_documents}
     parts = ["# Results", " ".join(_INTRODUCTION.split()), *(

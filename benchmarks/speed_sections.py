@@ -177,6 +177,23 @@ def checkpoint_stall() -> str:
         "\n".join(verdicts), made_with(result))
 
 
+def verification() -> str:
+    result = read("verification")
+    setting, targets = result["setting"], result["targets"]
+    names = {"rename": "write and rename alone", "commit": "write and commit", "verify": "verify"}
+    rows = [[name, span(result["seconds"][arm])] for arm, name in names.items()]
+    return section(
+        "Checksums",
+        f"""{setting["gigabytes"]:g} GB of weights in {setting["files"]} files. A commit computes the checksum of each file, and
+        waits until the files are on the disk. It takes {span(result["commit_per_gb"])} s per GB more than a rename alone, which
+        returns before the disk has the files. The training stage makes {setting["steps"]} steps, about a thousandth of the
+        tokens per weight of usual trainings, so its share is an upper bound.""",
+        table(["arm", "seconds"], rows),
+        "\n".join([
+            at_most("share of a training stage", result["stage_share"], targets["stage"]),
+            at_most("seconds per GB that is verified", result["verify_per_gb"], targets["verify"])]), made_with(result))
+
+
 def corpus_scale() -> str:
     result = read("corpus_scale")
     setting, targets = result["setting"], result["targets"]

@@ -133,7 +133,7 @@ class Backend(Protocol):
         """Build the corpus artifact in `directory`, and return its summary."""
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
     ) -> dict[str, Any]:
         """Build the cluster artifact in `directory`, and return its summary; meter a pool's workers that compute vectors."""
 

@@ -185,11 +185,16 @@ class TokenStream:
         self.sequence_length = sequence_length
         self._parts: list[Ids | _TokensAtUri] = []
         self._masks: list[Ids | _TokensAtUri | None] = []
+        self._store = store
+        self._unverified: dict[int, tuple[Path, ...]] = {}
         store.fetch(*(directory / INDEX for directory in directories))
         for directory in directories:
             try:
                 index = read_json(directory / INDEX)
                 masked = frozenset(index.get("masked", ()))
+                self._unverified |= {
+                    number: (directory / name, *([directory / _mask_name(name)] if name in masked else []))
+                    for number, name in enumerate(index["parts"], start=len(self._parts))}
                 self._parts += [_open(directory / name, store) for name in index["parts"]]
                 self._masks += [
                     _open(directory / _mask_name(name), store) if name in masked else None for name in index["parts"]]
@@ -252,6 +257,8 @@ class TokenStream:
         while done < count:
             offset = start + done - int(self._starts[part])
             size = min(count - done, len(self._parts[part]) - offset)
+            # Only what is read is verified: a calibration samples a few windows of a large corpus.
+            self._store.fetch(*(self._unverified.pop(part, ()) if not self._store.is_remote else ()))
             yield slice(done, done + size), part, slice(offset, offset + size)
             done += size
             part += 1

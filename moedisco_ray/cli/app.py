@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,8 +23,10 @@ from moedisco_ray.cli.arguments import (
     ConfigPath,
     MeasuredIn,
     NewFile,
+    NoVerify,
     Overrides,
     Redo,
+    Repair,
     ReportTo,
     RunDir,
     RunId,
@@ -35,12 +38,15 @@ from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
-from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
+from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
+from moedisco_ray.core.outdated import REMEDY
 from moedisco_ray.core.printable import escape_output, one_line
+from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.execution.output_checks import small_disks, unwritable_places
 from moedisco_ray.plan import build_plan, with_cluster_count
 from moedisco_ray.plan.capacity import cluster_needs, lacking
 from moedisco_ray.plan.cluster_checks import disagreements
@@ -123,14 +129,15 @@ def options(
 @app.command()
 def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Redo = False, allow_code: AllowCode = None, stop_file: StopPath = None, report_to: ReportTo = None,
-    run_id: RunId = None,
+    redo: Redo = False, repair: Repair = False, no_verify: NoVerify = False, allow_code: AllowCode = None,
+    stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
     functions = allowed_functions(checked, config.parent, allow_code or ())
     # Plan first, so that a vocabulary that does not fit the model is reported before anything starts.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
+    raise_together((*unwritable_places(checked), *small_disks(checked, planned)))
     console = output_console()
     stop = StopFile(stop_file)
     with contextlib.ExitStack() as stack:
@@ -144,7 +151,8 @@ def run(
         stack.enter_context(continuation.noted())
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
-        directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions)
+        directory = run_pipeline(
+            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, verifies=not no_verify, repairs=repair)
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -209,7 +217,7 @@ def init(
 
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a configuration and the files that it names, and list every mistake; nothing is written."""
+    """Check a configuration and the files that it names, and list every mistake; nothing is left behind."""
     checked = with_cluster_count(load_config(config, overrides or ()))
     from moedisco_ray.execution.validation import validate as find_problems
 
@@ -243,6 +251,18 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def verify(run_dir: Annotated[str, typer.Argument(
+    metavar="RUN_DIR", help="Directory or URI of a run, or the directory of an exported model.")],
+) -> None:
+    """Read all files of a run, finished or not, and list what a disk or a copy has damaged; exit code 1 if anything is."""
+    damage = dict(damage_of(run_dir))
+    for name, files in damage.items():
+        print(f"{name}: {'damaged: ' + ', '.join(files) if files else 'ok'}")
+    if any(damage.values()):
+        raise typer.Exit(_RUN_ERROR)
+
+
+@app.command()
 def plot(run_dir: RunDir) -> None:
     """Draw a run's loss curves, clusters and expert load into RUN_DIR/figures."""
     report = current_report(run_dir)
@@ -253,6 +273,9 @@ def plot(run_dir: RunDir) -> None:
     store.publish(*paths)
     for path in paths:
         say(str(path))
+    for stage in report.stages:
+        if stage.outdated:
+            print(f"warning: stage {stage.name} is out of date, and so is what the figures show of it; {REMEDY}", file=sys.stderr)
     if not paths:
         say(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 

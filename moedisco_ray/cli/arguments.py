@@ -21,6 +21,10 @@ MeasuredIn = Annotated[str | None, typer.Option(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - writes to standard output.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depend on changed settings.")]
+NoVerify = Annotated[bool, typer.Option(
+    "--no-verify", help="Trust the disk: do not verify the checksums of the files that stages read.")]
+Repair = Annotated[bool, typer.Option(
+    "--repair", help="Verify all files of the run first, and make damaged stages again; later ones only if the result differs.")]
 StopPath = Annotated[
     Path | None, typer.Option("--stop-file", metavar="PATH", help="Once this file exists, save a checkpoint and exit with code 3."),
 ]

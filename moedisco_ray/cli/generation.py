@@ -57,7 +57,7 @@ def open_model(
     with no_progress_bar():
         if experts_on == "device":
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                directory, dtype="auto", local_files_only=True, trust_remote_code=False).to(device).eval()
+                directory, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True).to(device).eval()
         else:
             model = open_offloaded(directory, Offload(experts_on, resident_experts), device=device)
     return model, tokenizer

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Literal, Protocol
 from moedisco_ray.cli.series import RUN, Points, bill_points, parameters, plain, report_points, unit_points
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.bill import metered_bill
+from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.finished_models import finished_model
 from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.run_models import finished_model
 from moedisco_ray.core.run_record import RunReport
 
 _BILL_SECONDS = 60.0
@@ -121,7 +122,7 @@ class Tracking:
         from moedisco_ray.cli.figures import plot
 
         directory, model = self._config.directory, None
-        report = RunReport.model_validate(read_json(directory / "report.json"))
+        report = RunReport.model_validate(checked(read_json(directory / "report.json")))
         drawn = plot(report, directory / "figures")
         if self._config.tracking.log_model:
             model = finished_model(self._config.location)

@@ -28,6 +28,7 @@ import dataclasses
 import errno
 import functools
 import json
+import os
 import platform
 import shutil
 import time
@@ -37,7 +38,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from moedisco_ray.core.checksums import Entries, stored_entries, sync, with_checksum, without_checksum
+from moedisco_ray.core.checksums import (
+    Entries,
+    digest_of,
+    entry_of,
+    note_entries,
+    stored_entries,
+    sync,
+    with_checksum,
+    without_checksum,
+)
 from moedisco_ray.core.errors import DamagedError, DiskFullError
 from moedisco_ray.core.manifests import FILES, MANIFEST, entries_of
 
@@ -55,6 +65,7 @@ class Manifest:
         versions: Versions of the packages that made the artifact.
         created: Time at which the artifact was made, in seconds since the epoch.
         stage: Stage that made the artifact.
+        inputs: One checksum of all files of each earlier artifact from which this one was made, by stage.
         files: Size and SHA-256 of each file, by name.
     """
 
@@ -64,7 +75,13 @@ class Manifest:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     created: float = 0.0
     stage: str = ""
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     files: Entries = dataclasses.field(default_factory=dict)
+
+    @property
+    def content(self) -> str:
+        """One checksum of all files."""
+        return digest_of(self.files)
 
 
 @functools.cache
@@ -113,10 +130,9 @@ def parse_manifest(content: bytes | None, name: str, location: str = "") -> Mani
         raise DamagedError(f"{name}/{MANIFEST}", "", location) from error
 
 
-def is_done(directory: Path, fingerprint: str) -> bool:
-    """Whether the directory holds a committed artifact with this fingerprint."""
-    manifest = read_manifest(directory)
-    return manifest is not None and manifest.fingerprint == fingerprint
+def is_done(manifest: Manifest | None, fingerprint: str, inputs: Mapping[str, str]) -> bool:
+    """Whether an artifact has this fingerprint and was made from these inputs."""
+    return manifest is not None and manifest.fingerprint == fingerprint and manifest.inputs == inputs
 
 
 class Draft:
@@ -149,11 +165,30 @@ class OnDisk:
 
         After a power cut, the directory has all its files or none: the files are on the disk before the draft is renamed.
         """
-        write_json(draft / MANIFEST, with_checksum({**manifest, FILES: stored_entries(draft, {})}))
-        sync(draft / MANIFEST)
+        write_manifest(draft, {**manifest, FILES: stored_entries(draft)})
         sync(draft)
         replace_directory(draft, directory)
         sync(directory.parent)
+
+
+def write_manifest(directory: Path, values: Mapping[str, Any]) -> None:
+    """Write the manifest of a directory, with its checksum."""
+    entries = {name: entry[:2] for name, entry in values[FILES].items()}     # without an object
+    write_json(directory / MANIFEST, with_checksum({**values, FILES: entries}))
+
+
+def amend_manifest(directory: Path, path: Path) -> None:
+    """Replace the entry of one file, which was written again, in the manifest of its directory."""
+    values = without_checksum((directory / MANIFEST).read_bytes())
+    write_manifest(directory, {**values, FILES: {**values[FILES], path.relative_to(directory).as_posix(): entry_of(path)}})
+
+
+def link_directory(source: Path, target: Path) -> None:
+    """Hard-link the files of a finished directory into a draft, with the entries that the directory's manifest has."""
+    shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    manifest = read_manifest(source)
+    if manifest is not None:
+        note_entries(target, manifest.files)
 
 
 def replace_directory(draft: Path, directory: Path) -> None:
@@ -169,7 +204,8 @@ def replace_directory(draft: Path, directory: Path) -> None:
 
 @contextlib.contextmanager
 def commit(
-    directory: Path, fingerprint: str, store: Committing = OnDisk(), stage: str = "",   # noqa: B008  # it has no state
+    directory: Path, fingerprint: str, store: Committing = OnDisk(),    # noqa: B008  # it has no state
+    stage: str = "", inputs: Mapping[str, str] | None = None,
 ) -> Iterator[Draft]:
     """Create a directory atomically: the block writes into `draft.path`, which replaces `directory` when the block succeeds.
 
@@ -180,6 +216,7 @@ def commit(
         fingerprint: Digest of everything the artifact depends on.
         store: Where the directory is stored.
         stage: Stage that makes the artifact.
+        inputs: Checksum of each artifact from which this one is made; see `Manifest`.
 
     Raises:
         DiskFullError: The disk is full.
@@ -192,7 +229,8 @@ def commit(
         draft.path.mkdir(parents=True)
         with reporting_full_disk(directory):
             yield draft
-            manifest = Manifest(fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time(), stage)
+            manifest = Manifest(
+                fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time(), stage, dict(inputs or {}))
             store.replace(draft.path, directory, dataclasses.asdict(manifest))
     finally:
         shutil.rmtree(draft.path, ignore_errors=True)   # on success, the draft was moved and no longer exists
@@ -227,6 +265,7 @@ def write_text(path: Path, text: str) -> None:
     """Write text atomically: a reader sees the old file or the new one."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
+    sync(draft)     # else a power cut may leave empty pages under the new name
     draft.replace(path)
 
 
@@ -236,11 +275,17 @@ def run_id(directory: Path, given: str | None = None) -> str:
     Args:
         directory: The run directory.
         given: Id to store if the run has none yet; random by default.
+
+    Raises:
+        DamagedError: The file is damaged.
     """
     path = directory / "run.json"
     if not path.exists():
-        write_json(path, {"id": given or uuid.uuid4().hex})
-    return str(read_json(path)["id"])
+        write_json(path, with_checksum({"id": given or uuid.uuid4().hex}))
+    try:
+        return str(without_checksum(path.read_bytes())["id"])
+    except (OSError, ValueError) as error:
+        raise DamagedError(path.name, "", str(directory)) from error
 
 
 def read_json(path: Path) -> Any:

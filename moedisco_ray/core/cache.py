@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from moedisco_ray.core.artifacts import write_text
 from moedisco_ray.core.manifests import MANIFEST, OBJECTS
 
 LIMIT = "MOEDISCO_CACHE_GB"
@@ -45,6 +47,29 @@ def note_uploaded(home: Path, unit: str, names: Iterable[str]) -> None:
     with _file(home, "uploaded", unit).open("a", encoding="utf-8") as file:
         file.write("".join(f"{name}\n" for name in names))
     _file(home, "used", unit).touch()
+
+
+def record(home: Path, directory: str, content: bytes) -> None:
+    """Record the manifest of the committed directory that a working copy has."""
+    path = _record_path(home, directory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, content.decode())
+
+
+def recorded(home: Path, directory: str) -> bytes | None:
+    """The manifest of the committed directory that a working copy has; None if it has none."""
+    path = _record_path(home, directory)
+    return path.read_bytes() if path.exists() else None
+
+
+@contextlib.contextmanager
+def locked(home: Path, name: str) -> Iterator[None]:
+    """Prevent other processes of this machine from changing a part of a working copy until the block ends."""
+    path = home / "locks" / hashlib.sha256(name.encode()).hexdigest()[:16]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_room(folder: Path) -> None:
@@ -80,6 +105,10 @@ def _delete(home: Path, unit: str) -> int:
         listed.unlink(missing_ok=True)
         _file(home, "used", unit).unlink(missing_ok=True)
         return freed
+
+
+def _record_path(home: Path, directory: str) -> Path:
+    return home / "records" / f"{hashlib.sha256(directory.encode()).hexdigest()[:16]}.json"
 
 
 def _limit(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """Checksums of files and JSON documents: they show that a disk, a memory or a copy changed what was written.
 
 SHA-256 is in the standard library, and processors compute it at 1 GB/s or more per thread. Checksums do not protect against people:
-whoever may write a file may write its checksum too.
+anyone who may write a file may write its checksum too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 CHECKSUM = "checksum"
 """Key of a JSON document's own checksum."""
 
+_NOTES = ".entries.json"
+"""File in a folder of a draft with the entries of files that were linked into it."""
 _THREADS = 8
 """Maximum number of files that one call reads in parallel; `hashlib` releases the interpreter's lock."""
 
@@ -56,23 +58,22 @@ def is_intact(path: Path, entry: Entry) -> bool:
         return False
 
 
-def damaged_files(directory: Path, entries: Mapping[str, Entry]) -> list[str]:
-    """Sorted names of the files that are missing from a directory or do not have the content of their entry."""
-    def is_right(item: tuple[str, Entry]) -> bool:
-        name, entry = item
-        inside = ".." not in Path(name).parts and not Path(name).is_absolute()
-        return inside and is_intact(directory / name, entry)
-
-    return sorted(name for name, right in zip(entries, in_threads(is_right, entries.items()), strict=True) if not right)
+def note_entries(directory: Path, entries: Mapping[str, Entry]) -> None:
+    """Note the entries of files in a draft that were computed when the files were first written; see `stored_entries`."""
+    (directory / _NOTES).write_text(json.dumps(entries), encoding="utf-8")
 
 
-def stored_entries(directory: Path, known: Mapping[str, Entry]) -> Entries:
-    """Entries of all files of a directory, after the operating system has written the files to the disk.
+def stored_entries(directory: Path) -> Entries:
+    """Entries of all files below a draft, after the operating system has written the files to the disk.
 
-    Args:
-        directory: The directory; its subdirectories count too.
-        known: Entries that were computed before; their files are not read.
+    Files whose entries are noted in their folder or one above it are not read: their checksums are as old as the files. The notes
+    are deleted.
     """
+    known: Entries = {}
+    for notes in sorted(directory.rglob(_NOTES)):
+        folder = notes.parent.relative_to(directory)
+        known |= {(folder / name).as_posix(): Entry(*entry) for name, entry in json.loads(notes.read_bytes()).items()}
+        notes.unlink()
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
 
     def stored(path: Path) -> tuple[str, Entry]:
@@ -115,11 +116,21 @@ def without_checksum(content: bytes) -> dict[str, Any]:
         ValueError: The content is no JSON object, or its checksum is missing or wrong.
     """
     values = json.loads(content)
-    if not isinstance(values, dict):
-        raise ValueError("no JSON object")  # noqa: TRY004  # as for other content that is not valid
-    if values.pop(CHECKSUM, None) != _digest(values):
+    if not isinstance(values, dict) or CHECKSUM not in values:
+        raise ValueError("no JSON object with a checksum")
+    return checked(values)
+
+
+def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a JSON object without its checksum, which is verified if there is one.
+
+    Raises:
+        ValueError: The checksum is wrong.
+    """
+    found = {name: value for name, value in values.items() if name != CHECKSUM}
+    if CHECKSUM in values and values[CHECKSUM] != _digest(found):
         raise ValueError("wrong checksum")
-    return values
+    return found
 
 
 def digest_of(entries: Mapping[str, Entry]) -> str:

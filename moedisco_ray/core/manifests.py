@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,6 +89,35 @@ def check_entries(directory: Path, wanted: Mapping[Path, Entry]) -> None:
         inside = path.is_relative_to(directory) and entry.object.startswith(f"{OBJECTS}/")
         if not inside or ".." in (*path.parts, *entry.object.split("/")):
             raise StorageError(f"the manifest of {directory.name} lists a file outside of itself; name another run")
+
+
+def gather(remote: Remote, attempt: str, draft: Path) -> Entries:
+    """Entries of all files of a draft, uploaded by any machine. Uploads the files that only this machine has.
+
+    Args:
+        remote: Folder of the run at its URI.
+        attempt: Folder of the draft's objects.
+        draft: The draft on this machine.
+    """
+    entries: Entries = {}
+    receipts = attempt.replace(OBJECTS, RECEIPTS, 1)
+    for name in sorted(remote.list(receipts)):
+        entries |= entries_of(remote.read(name) or b"{}")
+    entries |= upload(remote, [path for path in files_in(draft) if not is_uploaded(path, draft, entries)], draft, attempt)
+    stored = remote.list(attempt)
+    own = {name for name, entry in entries.items() if entry.object.startswith(f"{attempt}/")}
+    removed = {name for name in own if entries[name].object not in stored}
+    for name in own - removed:
+        if stored[entries[name].object] != entries[name].size:
+            raise StorageError(f"{entries[name].object} in {remote.location} has another size than its writer reported")
+    return {name: entry for name, entry in sorted(entries.items()) if name not in removed}
+
+
+def write_receipt(remote: Remote, draft: str, entries: Entries) -> None:
+    """Store the entries of files of a draft that one worker has uploaded."""
+    # Names sort by time: if two receipts list the same file, the newer one is valid.
+    name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+    remote.write(f"{draft.replace(OBJECTS, RECEIPTS, 1)}/{name}", as_json({FILES: entries}))
 
 
 def as_json(value: Any) -> bytes:

@@ -203,6 +203,20 @@ class Remote:
             draft.unlink(missing_ok=True)
         raise StorageError(f"{name} in {self.location} is damaged: it has {found.size} bytes or another checksum")
 
+    def checksum(self, name: str) -> Stored:
+        """Size and SHA-256 of an object, which is read and not stored; (0, "") if it does not exist."""
+        def read() -> Stored:
+            digest, size = hashlib.sha256(), 0
+            with self.system.open_input_stream(self.path(name)) as source:
+                while piece := source.read(BUFFER):
+                    digest.update(piece)
+                    size += len(piece)
+            return Stored(size, digest.hexdigest())
+        try:
+            return self.retrying(read)
+        except FileNotFoundError:
+            return Stored(0, "")
+
     def list(self, name: str = "") -> dict[str, int]:
         """Size (bytes) of each object below a folder, or of one object, by name relative to `location`; empty if none exists."""
         return {found: info.size for found, info in self.details(name).items()}

@@ -16,7 +16,7 @@ class RunPickler(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO, *stores: RunStore) -> None:
         super().__init__(file)
-        self._stores = [store for store in stores if store.is_remote]
+        self._stores = stores
         self.names: dict[str, None] = {}
 
     def reducer_override(self, value: Any) -> Any:
@@ -25,7 +25,8 @@ class RunPickler(pickle.Pickler):
             name = store.name_of(value)
             if name is not None:
                 self.names[name] = None
-                return _path_of, (store, name)
+                if store.is_remote:
+                    return _path_of, (store, name)
         return NotImplemented
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.config.renamed import stored_config
-from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.config.renamed import read_stored_config
+from moedisco_ray.core.errors import DamagedError, RunDirError
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.lease import is_leased
 from moedisco_ray.core.locations import Location
@@ -36,6 +37,7 @@ def current_report(location: Location) -> RunReport:
 
     Raises:
         ConfigError: The URI cannot be reached.
+        DamagedError: A file that the report is made of is damaged.
         RunDirError: The location holds no run, or a run of a version that cannot be read.
         StorageError: The URI does not respond.
     """
@@ -48,12 +50,21 @@ def current_report(location: Location) -> RunReport:
     state, reason = run_state(store, events) if events or stored is None else ("finished", None)
     try:
         if state == "finished" and stored is not None:
-            report = RunReport.model_validate(json.loads(stored))
+            report = _stored_report(location, stored)
         else:
             report = report_of(store.read, _checked(location, config or b""))
     except (OSError, json.JSONDecodeError, ValidationError) as error:
         raise RunDirError("RUN_DIR", str(location), "holds a run of another version; show it with that one") from error
     return report.model_copy(update={"state": state, "state_reason": reason})
+
+
+def _stored_report(location: Location, content: bytes) -> RunReport:
+    try:
+        return RunReport.model_validate(checked(json.loads(content)))
+    except ValidationError:
+        raise
+    except ValueError as error:
+        raise DamagedError("report.json", "", str(location), "run the same command again: it makes the report again") from error
 
 
 def stored_run_config(location: Location) -> RunConfig:
@@ -63,6 +74,7 @@ def stored_run_config(location: Location) -> RunConfig:
         location: Directory or URI of the run.
 
     Raises:
+        DamagedError: The file with the configuration is damaged.
         RunDirError: The location holds no run, or a run of a version that cannot be read.
     """
     content = RunStore.of(location).read("config.json")
@@ -73,7 +85,7 @@ def stored_run_config(location: Location) -> RunConfig:
 
 def _checked(location: Location, content: bytes) -> RunConfig:
     try:
-        return stored_config(json.loads(content))
+        return read_stored_config(content, location)
     except ValidationError as error:
         remedy = f"holds a run of another version ({first_mistake(error.errors())}); show it with that one"
         raise RunDirError("RUN_DIR", str(location), remedy) from error

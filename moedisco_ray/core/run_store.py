@@ -17,24 +17,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
-import hashlib
 import io
 import json
-import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moedisco_ray.core.artifacts import OnDisk, replace_directory, write_text
-from moedisco_ray.core.cache import make_room, note_uploaded, pinned
-from moedisco_ray.core.checksums import Entries, with_checksum
-from moedisco_ray.core.errors import StorageError
-from moedisco_ray.core.locations import Location, is_uri, working_directory
+from moedisco_ray.core.artifacts import OnDisk, amend_manifest, link_directory, replace_directory, write_text
+from moedisco_ray.core.cache import locked, make_room, note_uploaded, pinned, record, recorded
+from moedisco_ray.core.checksums import Entries, Entry, with_checksum
+from moedisco_ray.core.locations import Location, is_uri, joined, working_directory
 from moedisco_ray.core.manifests import (
     FILES,
     MANIFEST,
@@ -47,12 +42,14 @@ from moedisco_ray.core.manifests import (
     download,
     entries_of,
     files_in,
+    gather,
     has_size,
-    is_uploaded,
     owner_of,
     upload,
+    write_receipt,
 )
 from moedisco_ray.core.run_pickler import RunPickler
+from moedisco_ray.core.verification import Verifier
 
 if TYPE_CHECKING:
     from moedisco_ray.core.remote import Remote
@@ -68,19 +65,25 @@ class RunStore:
         location: Path or URI of the run.
         directory: The run directory: the location itself, or this machine's working copy.
         pauses: Pauses between attempts to reach the URI, in seconds; by default, `remote.RETRY_PAUSES`.
+        verifies: Whether files are verified before they are used.
+        attempt: Id of the attempt to make a stage in which the files are used; see `verification.Verifier`.
     """
 
     location: Location
     directory: Path
     pauses: tuple[float, ...] | None = None
+    verifies: bool = dataclasses.field(default=True, compare=False)
+    attempt: str = dataclasses.field(default="", compare=False)
 
     @classmethod
-    def of(cls, location: Location, pauses: tuple[float, ...] | None = None) -> RunStore:
+    def of(
+        cls, location: Location, pauses: tuple[float, ...] | None = None, *, verifies: bool = True, attempt: str = "",
+    ) -> RunStore:
         """The store of the run at a location, for use on this machine."""
-        return cls(location, working_directory(location), pauses)
+        return cls(location, working_directory(location), pauses, verifies, attempt)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RunStore.of, (self.location,)
+        return _store_at, (self.location if self.is_remote else joined(self.location), self.verifies, self.attempt)
 
     @property
     def is_remote(self) -> bool:
@@ -94,17 +97,23 @@ class RunStore:
 
         return Remote(self.location, "output", self.pauses)
 
+    @functools.cached_property
+    def _verifier(self) -> Verifier:
+        return Verifier(self.attempt)
+
     @property
     def home(self) -> Path:
         """Folder on this machine that contains the working copy, and records and locks for it."""
         return self.directory.parent
 
     def fetch(self, *paths: Path) -> None:
-        """Download files or directories of the run that the working copy lacks; paths outside of the run are ignored.
+        """Verify files or directories of the run, and download what the working copy of a run at a URI lacks.
 
-        Files of a committed directory are checked against its manifest. Several processes of a machine may call this at once.
+        Files of a committed directory are verified against its manifest; paths outside of the run are ignored. Several processes of
+        a machine may call this at once.
 
         Raises:
+            DamagedError: A file of a run in a directory is damaged.
             StorageError: The URI does not respond, or an object is damaged.
         """
         with self.using(*paths):
@@ -115,13 +124,19 @@ class RunStore:
         """Like `fetch`, but also prevent the deletion of the files from the working copy until the block ends.
 
         Raises:
+            DamagedError: A file of a run in a directory is damaged.
             StorageError: The URI does not respond, or an object is damaged.
         """
-        names = [name for name in map(self.name_of, paths) if name is not None] if self.is_remote else []
+        names = [name for name in map(self.name_of, paths) if name is not None]
+        if not self.is_remote:
+            for name in names if self.verifies else ():
+                self._verify(name)
+            yield
+            return
         with pinned(self.home, map(cached_unit, names)):
             missing = False
             for name in names:
-                with self._locked(owner_of(name) or name):
+                with locked(self.home, owner_of(name) or name):
                     missing |= self._fetch(name)
             if missing:
                 make_room(self.home.parent)
@@ -150,7 +165,7 @@ class RunStore:
                 self.remote.upload(path, name)
         for draft, files in drafts.items():
             entries = upload(self.remote, files, self.directory / draft, draft)
-            self._write_receipt(draft, entries)
+            write_receipt(self.remote, draft, entries)
             note_uploaded(self.home, draft, (entry.object for entry in entries.values()))
 
     def files(self, directory: Path, suffix: str = "") -> list[Path]:
@@ -183,6 +198,7 @@ class RunStore:
         """Content of a file, by its name relative to the run directory, without a working copy; None if the file does not exist."""
         if not self.is_remote:
             with contextlib.suppress(OSError):
+                self.fetch(self.directory / name)
                 return (self.directory / name).read_bytes()
             return None
         found = self.object_of(name)
@@ -234,19 +250,26 @@ class RunStore:
                 self.remote.delete_folder(attempt)
         shutil.rmtree(directory, ignore_errors=True)
 
+    def delete(self, name: str) -> None:
+        """Delete a file that is stored under its own name, on this machine and at the URI."""
+        (self.directory / name).unlink(missing_ok=True)
+        if self.is_remote:
+            self.remote.delete(name)
+
     def amend(self, path: Path) -> None:
         """Replace one file of a committed artifact with the changed file in the working copy."""
-        name = self.name_of(path) if self.is_remote else None
-        if name is None:
+        owner = str(self.name_of(path)).partition("/")[0]
+        directory = self.directory / owner
+        if not self.is_remote:
+            amend_manifest(directory, path)
             return
-        owner = name.partition("/")[0]
         manifest = json.loads(self.remote.read(f"{owner}/{MANIFEST}") or b"{}")
         attempt = f"{OBJECTS}/{owner}-{uuid.uuid4().hex[:12]}"
-        manifest[FILES] |= upload(self.remote, [path], self.directory / owner, attempt)
+        manifest[FILES] |= upload(self.remote, [path], directory, attempt)
         content = as_json(with_checksum(manifest))
         self.remote.write(f"{owner}/{MANIFEST}", content)
-        write_text(self.directory / owner / MANIFEST, content.decode())
-        self._record(owner, content)
+        write_text(directory / MANIFEST, content.decode())
+        record(self.home, owner, content)
 
     def dumps(self, value: Any, *others: RunStore) -> bytes:
         """Pickle a value for another machine; paths in this store and in `others` become paths in that machine's copies."""
@@ -268,16 +291,15 @@ class RunStore:
             below = f"{name}/"[len(owner) + 1:]
             draft, _, inside = str(self.name_of(target))[len(OBJECTS) + 1:].partition("/")
             entries = {each[len(below):]: entry for each, entry in (self.manifest(owner) or {}).items() if each.startswith(below)}
-            self._write_receipt(
-                f"{OBJECTS}/{draft}", {f"{inside}/{each}".lstrip("/"): entry for each, entry in entries.items()})
+            write_receipt(
+                self.remote, f"{OBJECTS}/{draft}", {f"{inside}/{each}".lstrip("/"): entry for each, entry in entries.items()})
         if source.is_dir():
-            shutil.copytree(
-                source, target, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            link_directory(source, target)
 
     def name_of(self, path: Path) -> str | None:
         """Name of a path relative to the run directory; None for a path outside of the run."""
-        path = path.absolute()
-        return path.relative_to(self.directory).as_posix() if path.is_relative_to(self.directory) else None
+        path, directory = path.absolute(), self.directory.absolute()
+        return path.relative_to(directory).as_posix() if path.is_relative_to(directory) else None
 
     def draft(self, directory: Path) -> Path:
         """Path of the draft in which to write a new version of a directory; see `artifacts.commit`."""
@@ -300,12 +322,12 @@ class RunStore:
             OnDisk().replace(draft, directory, manifest)
             return
         name, attempt = str(self.name_of(directory)), str(self.name_of(draft))
-        content = as_json(with_checksum({**manifest, FILES: self._gather(attempt, draft)}))
+        content = as_json(with_checksum({**manifest, FILES: gather(self.remote, attempt, draft)}))
         check()
         self.remote.write(f"{name}/{MANIFEST}", content)
         write_text(draft / MANIFEST, content.decode())
         replace_directory(draft, directory)
-        self._record(name, content)
+        record(self.home, name, content)
         self.remote.delete_folder(attempt.replace(OBJECTS, RECEIPTS, 1))
 
     def _fetch(self, name: str) -> bool:
@@ -320,9 +342,20 @@ class RunStore:
             self.directory / owner / each: entry for each, entry in entries_of(content).items()
             if not below or each.startswith(below) or f"{each}/" == below}
         check_entries(self.directory / owner, wanted)
-        missing = {path: entry for path, entry in wanted.items() if not has_size(path, entry.size)}
+        missing = {path: entry for path, entry in wanted.items() if not self._is_present(path, entry)}
         download(self.remote, missing)
         return bool(missing)
+
+    def _is_present(self, path: Path, entry: Entry) -> bool:
+        return self._verifier.is_intact(path, entry) if self.verifies else has_size(path, entry.size)
+
+    def _verify(self, name: str) -> None:
+        """Verify a file, or all files below a directory; the files of a draft have no checksums yet."""
+        owner = owner_of(name)
+        if owner is not None:
+            below = f"{name}/"[len(owner) + 1:]
+            self._verifier.verify(
+                self.directory / owner, lambda each: not below or f"{each}/".startswith(below), str(self.location))
 
     def _fetch_loose(self, name: str) -> bool:
         draft = name.startswith(f"{OBJECTS}/")      # once uploaded, files of a draft never change
@@ -336,63 +369,30 @@ class RunStore:
 
     def renew(self, owner: str, content: bytes) -> None:
         """Delete the local files of a committed directory if its manifest at the URI has changed."""
-        record = self._record_path(owner)
-        if record.exists() and record.read_bytes() == content:
+        if recorded(self.home, owner) == content:
             return
         directory = self.directory / owner
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         if "/" not in owner:
             write_text(directory / MANIFEST, content.decode())
-        self._record(owner, content)
+        record(self.home, owner, content)
 
     def _commit_directory(self, name: str, path: Path) -> None:
         attempt = f"{OBJECTS}/{path.name}-{uuid.uuid4().hex[:12]}"
         content = as_json(with_checksum({FILES: upload(self.remote, files_in(path), path, attempt)}))
         self.remote.write(f"{name}/{MANIFEST}", content)
-        self._record(name, content)
-
-    def _gather(self, attempt: str, draft: Path) -> Entries:
-        """Entries of all files of a draft, uploaded by any machine. Uploads the files that only this machine has."""
-        entries: Entries = {}
-        receipts = attempt.replace(OBJECTS, RECEIPTS, 1)
-        for name in sorted(self.remote.list(receipts)):
-            entries |= entries_of(self.remote.read(name) or b"{}")
-        entries |= upload(self.remote, [path for path in files_in(draft) if not is_uploaded(path, draft, entries)], draft, attempt)
-        stored = self.remote.list(attempt)
-        own = {name for name, entry in entries.items() if entry.object.startswith(f"{attempt}/")}
-        removed = {name for name in own if entries[name].object not in stored}
-        for name in own - removed:
-            if stored[entries[name].object] != entries[name].size:
-                raise StorageError(f"{entries[name].object} in {self.location} has another size than its writer reported")
-        return {name: entry for name, entry in sorted(entries.items()) if name not in removed}
-
-    def _write_receipt(self, draft: str, entries: Entries) -> None:
-        # Names sort by time: if two receipts list the same file, the newer one is valid.
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-        self.remote.write(f"{draft.replace(OBJECTS, RECEIPTS, 1)}/{name}", as_json({FILES: entries}))
+        record(self.home, name, content)
 
     def manifest(self, owner: str) -> Entries | None:
         """Entries of the files of a committed directory; None if the directory is not committed."""
         content = self.remote.read(f"{owner}/{MANIFEST}")
         return None if content is None else entries_of(content)
 
-    def _record(self, owner: str, content: bytes) -> None:
-        path = self._record_path(owner)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, content.decode())
 
-    def _record_path(self, owner: str) -> Path:
-        return self.home / "records" / f"{hashlib.sha256(owner.encode()).hexdigest()[:16]}.json"
-
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        path = self.home / "locks" / hashlib.sha256(name.encode()).hexdigest()[:16]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+def _store_at(location: Location, verifies: bool, attempt: str) -> RunStore:
+    return RunStore.of(location, verifies=verifies, attempt=attempt)
 
 
-SHARED = RunStore.of(Path())
-"""A store for files that all machines share: it transfers nothing."""
+SHARED = RunStore.of(Path(), verifies=False)
+"""A store for files that all machines share: it transfers and verifies nothing."""

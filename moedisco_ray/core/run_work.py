@@ -1,7 +1,7 @@
 """Wrap functions that read and write files of a run, so that they can be called on any machine.
 
-A wrapped function fetches its input files before the call and publishes its output files after it. If the run is in a directory
-that all machines share, functions are returned without a wrapper.
+A wrapped function verifies its input files before the call. If the run is at a URI, it also fetches them, and publishes its output
+files after the call.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def on_files(store: RunStore, files: Files, function: Callable[..., T], *args: A
         args: Its positional arguments, which may hold paths of the run.
         kwargs: Its named arguments.
     """
-    call = functools.partial(function, *args, **kwargs)
-    return _Call(store, files, call) if store.is_remote else _named(call, function)
+    return _Call(store, files, functools.partial(function, *args, **kwargs))
 
 
 def on_each(
@@ -45,7 +44,7 @@ def on_each(
 ) -> Callable[[I], T]:
     """Wrap a function of one item so that it can be called on any machine.
 
-    The wrapper fetches all paths that the item contains before the call, and publishes the paths in the result after it.
+    The wrapper verifies and fetches all paths that the item contains before the call, and publishes the paths in its result.
 
     Args:
         store: The run.
@@ -53,7 +52,7 @@ def on_each(
         also: Further paths to fetch, for every item.
         writes: Returns the paths to publish, given the result. By default, all paths that the result contains are published.
     """
-    return _Each(store, function, also, writes) if store.is_remote else function
+    return _Each(store, function, also, writes)
 
 
 def unpickled(data: bytes) -> Any:
@@ -81,6 +80,8 @@ class _Call(Generic[T]):
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if not self.store.is_remote:    # paths are the same on all machines
+            return _Call, (self.store, self.files, self.call)
         return _call_of, (self.store, self.store.dumps((self.files, self.call)))
 
 
@@ -98,17 +99,15 @@ class _Each(Generic[I, T]):
     def __call__(self, item: I) -> T:
         with self.store.using(*self.also, *self.store.paths_in(item)):
             result = self.function(item)
-        self.store.publish(*(self.store.paths_in(result) if self.writes is None else self.writes(result)))
+        if self.store.is_remote:
+            self.store.publish(*(self.store.paths_in(result) if self.writes is None else self.writes(result)))
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if not self.store.is_remote:
+            return _Each, (self.store, self.function, self.also, self.writes)
         return _each_of, (self.store, self.store.dumps((self.function, self.also, self.writes)))
 
 
 def _each_of(store: RunStore, data: bytes) -> _Each[Any, Any]:
     return _Each(store, *unpickled(data))
-
-
-def _named(call: functools.partial[T], function: Callable[..., T]) -> Callable[[], T]:
-    functools.update_wrapper(call, function, updated=())
-    return call

@@ -70,6 +70,12 @@ class Stage:
     derived: Derived = _nothing
 
     @property
+    def earlier(self) -> tuple[str, ...]:
+        """All stages whose artifacts the stage's result depends on, directly or through others."""
+        through = (each for stage in STAGES if stage.name in self.needs for each in stage.earlier)
+        return tuple(dict.fromkeys([*self.needs, *through]))
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """Dotted paths of all settings that the stage's fingerprint includes."""
         return tuple(leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads))

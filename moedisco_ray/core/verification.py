@@ -1,44 +1,129 @@
-"""Verify the files of a committed directory against its manifest."""
+"""Verify the files of a committed directory against the checksums in its manifest.
+
+While a stage runs, each machine verifies a file once, however many processes and attempts of the stage read it: the first process
+records it in the machine's cache folder. A file that was written again since then is verified again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import contextlib
+import fcntl
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from moedisco_ray.core.artifacts import Manifest, read_manifest
-from moedisco_ray.core.checksums import Entry, damaged_files
+from moedisco_ray.core.checksums import Entry, in_threads, is_intact
 from moedisco_ray.core.errors import REPAIR, DamagedError
+from moedisco_ray.core.locations import cache_directory
 from moedisco_ray.core.manifests import MANIFEST
+
+_KEPT_SECONDS = 7 * 86_400.0
+"""Time for which a machine keeps the records of an attempt (s): longer than most stages take."""
+
+
+class Verifier:
+    """Verifies files, each of them once.
+
+    Args:
+        attempt: Id of an attempt to make a stage: what other processes of this machine verified in the same attempt counts, too.
+            Empty: only what this object verified counts.
+    """
+
+    def __init__(self, attempt: str = "") -> None:
+        self._attempt = attempt
+        self._intact: set[str] = set()
+
+    def verify(
+        self, directory: Path, wanted: Callable[[str], bool] = lambda _: True, location: str = "", remedy: str = REPAIR,
+    ) -> None:
+        """Verify the files of a committed directory; do nothing for a directory without a manifest.
+
+        Args:
+            directory: The directory.
+            wanted: Whether to verify the file of this name.
+            location: Directory or URI of the run, for the error; by default, the directory's parent.
+            remedy: What users should do, for the error.
+
+        Raises:
+            DamagedError: A file, or the manifest, is damaged or missing.
+        """
+        manifest = read_manifest(directory)
+        for is_last in (False, True):
+            if manifest is None:
+                return
+            damaged = self.damaged(directory, {name: entry for name, entry in manifest.files.items() if wanted(name)})
+            if not damaged:
+                return
+            newer = read_manifest(directory)    # a stage may have replaced the directory meanwhile
+            if is_last or newer == manifest:
+                raise DamagedError(f"{directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)
+            manifest = newer
+
+    def damaged(self, directory: Path, entries: Mapping[str, Entry]) -> list[str]:
+        """Sorted names of the files that are missing from a directory or do not have the content of their entry."""
+        def right(item: tuple[str, Entry]) -> bool:
+            name, entry = item
+            inside = ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
+            return inside and self.is_intact(directory / name, entry)
+
+        return sorted(name for name, is_right in zip(entries, in_threads(right, entries.items()), strict=True) if not is_right)
+
+    def is_intact(self, path: Path, entry: Entry) -> bool:
+        """Whether a file exists and has the content of its entry."""
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        identity = f"{path.absolute()} {found.st_dev} {found.st_ino} {found.st_mtime_ns} {found.st_size} {entry.sha256}"
+        key = hashlib.sha256(identity.encode()).hexdigest()
+        if key in self._intact:
+            return True
+        with self._recorded(key) as record:
+            if record is None or not record.read():
+                if not is_intact(path, entry):
+                    return False
+                if record is not None:
+                    record.write(b"intact")
+        self._intact.add(key)
+        return True
+
+    @contextlib.contextmanager
+    def _recorded(self, key: str) -> Iterator[BinaryIO | None]:
+        """Lock and open the machine's record of a file, which is empty until the file is verified; None without records."""
+        if not self._attempt:
+            yield None
+            return
+        folder = cache_directory() / "verified" / self._attempt
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                _forget_old(folder.parent)
+            opened = (folder / key).open("a+b")
+        except OSError:     # without a cache folder, every process verifies for itself
+            yield None
+            return
+        with opened as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            yield file
 
 
 def damage_in(directory: Path) -> list[str]:
     """Names of the damaged files of a committed directory, which may be its manifest; empty if it has none or no manifest."""
     try:
-        manifest = read_manifest(directory)
+        manifest: Manifest | None = read_manifest(directory)
     except DamagedError:
         return [MANIFEST]
-    return [] if manifest is None else damaged_files(directory, manifest.files)
+    return [] if manifest is None else Verifier().damaged(directory, manifest.files)
 
 
-def verify(directory: Path, wanted: Callable[[str], bool] = lambda _: True, remedy: str = REPAIR) -> None:
-    """Verify the files of a committed directory; do nothing for a directory without a manifest.
-
-    Args:
-        directory: The directory.
-        wanted: Whether to verify the file of this name.
-        remedy: What the error tells users to do.
-
-    Raises:
-        DamagedError: A file, or the manifest, is damaged or missing.
-    """
-    manifest = read_manifest(directory)
-    if manifest is not None:
-        files = {name: entry for name, entry in manifest.files.items() if wanted(name)}
-        raise_damage(directory, manifest, files, remedy)
-
-
-def raise_damage(directory: Path, manifest: Manifest, files: Mapping[str, Entry], remedy: str = REPAIR) -> None:
-    """Raise a `DamagedError` for the first damaged one of some files of a committed directory."""
-    damaged = damaged_files(directory, files)
-    if damaged:
-        raise DamagedError(f"{directory.name}/{damaged[0]}", manifest.stage, str(directory.parent), remedy)
+def _forget_old(records: Path) -> None:
+    """Delete the records of attempts that are long over."""
+    for folder in records.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -8,12 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import reporting_full_disk
+from moedisco_ray.core.artifacts import OnDisk, reporting_full_disk
 from moedisco_ray.core.config import LocalInit, RunConfig
+from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.locations import Location
-from moedisco_ray.core.run_report import current_report, stored_run_config
+from moedisco_ray.core.outdated import check_up_to_date
+from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import modeling_ensemble
@@ -49,7 +51,7 @@ def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
     """
     check_new(target)
     report, store = current_report(location), RunStore.of(location)
-    config = stored_run_config(location)
+    config = read_stored_config(store.read("config.json"), location)
     artifacts = {stage.name: store.directory / stage.directory for stage in STAGES}
     tokenizer, clusters = artifacts["corpus"] / "tokenizer", artifacts["cluster"] / "cluster_model"
     kind, parameters, size = _check(config, store, location), 0, 0
@@ -83,7 +85,7 @@ def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
             origin.copy_licences(draft)
         card = ensemble_card(report, facts_of(config.model, datasets_of(config)), _CODE.name)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        draft.rename(target)
+        OnDisk().replace(draft, target, {"stage": "export"})
     return {"parameters": parameters, "bytes": size, "submodels": config.cluster_count, "step": None}
 
 
@@ -108,6 +110,7 @@ def _check(config: RunConfig, store: RunStore, location: Location) -> str:
         raise refused(f"has sub-models of {config.model.family_name}, which transformers does not have; use `--to hf`")
     if not store.has(store.directory / "submodels"):
         raise refused("has no trained sub-models yet; resume it with `moedisco run`")
+    check_up_to_date("RUN_DIR", location, "submodels")
     kind = str(json.loads(store.read("clusters/cluster_model/vectoriser.json") or b"{}").get("kind"))
     if kind not in modeling_ensemble.VECTORS:
         raise refused(f"has clusters of the kind {kind}, which have no centre to route by; use `--to hf`")

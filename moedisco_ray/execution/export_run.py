@@ -6,13 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import parse_manifest, reporting_full_disk
+from moedisco_ray.core.artifacts import OnDisk, parse_manifest, reporting_full_disk
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import discard
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.manifests import MANIFEST
-from moedisco_ray.core.run_report import current_report, stored_run_config
+from moedisco_ray.core.outdated import check_up_to_date
+from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -38,18 +40,20 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
         `parameters`, `active_parameters`, `rounded_to` and `bytes`, as the export stage, and `step` of the checkpoint or None.
 
     Raises:
-        RunDirError: The place holds no run, the model does not exist yet, or the target is not empty.
+        RunDirError: The place holds no run, the model does not exist yet or is out of date, or the target is not
+            empty.
         StorageError: The storage does not respond, or the checkpoint is damaged.
     """
     check_new(target)
     report = current_report(location)
     store = RunStore.of(location)
-    config = stored_run_config(location)
+    config = read_stored_config(store.read("config.json"), location)
     context = _context(config, store)
     needed = context.of("merge" if from_checkpoint else "finetune")
     if not store.has(needed):
         remedy = "has no merged MoE yet" if from_checkpoint else "has no finished fine-tune; pass --from-checkpoint"
         raise RunDirError("RUN_DIR", str(location), remedy)
+    check_up_to_date("RUN_DIR", location, "merge" if from_checkpoint else "finetune")
     tokenizer = context.of("corpus") / "tokenizer"
     target.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
@@ -65,7 +69,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
             model, tokenizer=tokenizer, directory=draft, report=report, prompts=(), sample_tokens=1, seed=config.seed,
             start=config.model, own_tokens=not config.tokenizer.replace, dtype=config.export.dtype, device="cpu",
             datasets=datasets_of(config), has_turns=has_turns(config))
-        draft.rename(target)
+        OnDisk().replace(draft, target, {"stage": "export"})
     return {name: value for name, value in figures.items() if name != "samples"} | {"step": step}
 
 

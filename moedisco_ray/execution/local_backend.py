@@ -34,12 +34,12 @@ class LocalBackend:
         return corpus.build(config, directory, emit=emit)
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
     ) -> dict[str, Any]:
         """Build the clusters of documents in this process."""
         stop.check()
         held = functools.partial(held_workers, emit, vectors_kind(config, model, {}), 1, "cluster")
-        return build_clusters(config, corpus_dir, model, directory, LocalWorkers(held), emit=emit)
+        return build_clusters(config, corpus_dir, model, directory, LocalWorkers(held), emit=emit, store=store)
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,

@@ -19,7 +19,7 @@ from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.run_models import model_name
 from moedisco_ray.execution.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
 from moedisco_ray.execution.given_models import about, dense_model
-from moedisco_ray.execution.validation import check_output
+from moedisco_ray.execution.output_checks import check_output
 from moedisco_ray.models import (
     ModelMap,
     config_values,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import functools
 import json
@@ -14,26 +13,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import (
     Draft,
     Manifest,
     commit,
-    disk_full,
     is_done,
     parse_manifest,
-    read_json,
     read_manifest,
     reporting_full_disk,
     run_id,
     write_json,
 )
+from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.starts import pinned, settled, with_recorded_count
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
@@ -54,6 +48,17 @@ from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.execution.ray.monitoring import Gauges, reporting_idle_slots
+from moedisco_ray.execution.run_directory import (
+    CONFIG,
+    EVENTS,
+    Adoption,
+    check_directory,
+    create,
+    repair,
+    replaced_settings,
+    reporting_unwritable,
+    write_config,
+)
 from moedisco_ray.plan import fitted, with_cluster_count
 from moedisco_ray.plan.fitting import changes
 from moedisco_ray.stages import decompose
@@ -87,14 +92,13 @@ to it here."""
 
 _STORAGE = "checkpoints/storage.json"
 """File of a run that names its folder in `checkpoint.storage`."""
-_EVENTS = "events.jsonl"
 _LOCK_SECONDS = 60.0
 """Seconds that a run waits for its own earlier process to release the run directory."""
 
 
 def run(
     config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, backend: Backend | None = None, stop: StopFile = NEVER,
-    given_id: str | None = None, functions: Collection[str] = (),
+    given_id: str | None = None, functions: Collection[str] = (), *, verifies: bool = True, repairs: bool = False,
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
 
@@ -106,11 +110,14 @@ def run(
         stop: File that, once it exists, makes the run save checkpoints and end.
         given_id: Id for a new run, such as the one that a service gave it; random by default. A resumed run keeps its id.
         functions: Functions of the user that the run may call, as MODULE or MODULE:FUNCTION; calling them runs their code.
+        verifies: Whether stages verify the files that they read.
+        repairs: Whether to make damaged stages again, and those after them unless the result is the same.
 
     Returns:
         The run directory.
 
     Raises:
+        DamagedError: A file of the run is damaged.
         UserError: A mistake that the user can correct; no partial output is left.
         RunError: The run failed; the same call continues from what is stored.
         RunStopped: The run was asked to end.
@@ -122,17 +129,23 @@ def run(
     directory = store.directory
     with contextlib.ExitStack() as stack:
         check = _taken_over(store, seconds, stack)
-        _check_directory(config, redo)
-        _create(directory)
+        check_directory(config, redo=redo or repairs)
+        create(directory)
         stack.enter_context(_locked(directory, seconds))
-        claim(config, redo)     # checks again: another process may have worked on the run until now
-        store.publish(directory / "config.json")
-        stack.enter_context(LiveFiles(store, (_EVENTS, "ray.log"), check))
-        log = EventLog(directory / _EVENTS, listeners, PriceTag(config.pools))
+        repaired = list(repair(config, store)) if repairs and (directory / CONFIG).exists() else []
+        check_directory(config, redo=redo)      # again: another process may have worked on the run until now
+        adopts_later = bool(replaced_settings(config))
+        if not adopts_later:
+            store.publish(write_config(config))
+        stack.enter_context(LiveFiles(store, (EVENTS, "ray.log"), check))
+        log = EventLog(directory / EVENTS, listeners, PriceTag(config.pools))
+        if adopts_later:
+            log.listen(Adoption(config, store))
         try:
             with reporting_full_disk(directory):
                 _complete(
-                    config, store, log, backend=backend, stop=stop, given_id=given_id, check=check, remarks=_chosen(given, config))
+                    config, store, log, backend=backend, stop=stop, given_id=given_id, check=check, verifies=verifies, remarks=[
+                        *repaired, *(Event("warning", data={"message": each}) for each in _chosen(given, config))])
         except RunStopped as error:
             log(Event("run_stopped", data={"reason": error.reason}))
             raise
@@ -176,7 +189,12 @@ def is_finished(config: RunConfig, functions: Collection[str] = ()) -> bool:
 
 def _is_made(store: RunStore, digests: dict[str, str]) -> bool:
     found = {stage.name: _manifest(stage, store) for stage in STAGES}
-    return all(manifest is not None and manifest.fingerprint == digests[name] for name, manifest in found.items())
+    return all(is_done(found[stage.name], digests[stage.name], _inputs(stage, found)) for stage in STAGES)
+
+
+def _inputs(stage: Stage, manifests: Mapping[str, Manifest | None]) -> dict[str, str]:
+    """Checksum of each artifact from which a stage is made: if a repaired one is not the same, the stage is made again, too."""
+    return {name: manifest.content for name in stage.earlier if (manifest := manifests[name]) is not None}
 
 
 def _manifest(stage: Stage, store: RunStore) -> Manifest | None:
@@ -185,15 +203,15 @@ def _manifest(stage: Stage, store: RunStore) -> Manifest | None:
 
 def _complete(
     config: RunConfig, store: RunStore, log: EventLog, *, backend: Backend | None, stop: StopFile, given_id: str | None,
-    check: Callable[[], None], remarks: Iterable[str],
+    check: Callable[[], None], remarks: Iterable[Event], verifies: bool,
 ) -> None:
     started, directory = time.time(), store.directory
-    make_all = functools.partial(_make_all, config, store, log=log, stop=stop, check=check)
+    make_all = functools.partial(_make_all, config, store, log=log, stop=stop, check=check, verifies=verifies)
     log(Event("run_started", data={
         "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
         "stages": [stage.name for stage in STAGES]}))
-    for message in remarks:     # after the start: what an interrupted attempt held is paid until its last event
-        log(Event("warning", data={"message": message}))
+    for remark in remarks:      # after the start: what an interrupted attempt held is paid until its last event
+        log(remark)
     digests = stages.fingerprints(config, input_identity(config))
     store.publish(directory / "run.json")
     if not _is_made(store, digests):
@@ -204,7 +222,7 @@ def _complete(
             with reporting_full_disk_of_a_task(directory), session.ray_cluster(config, log) as messages:
                 for message in messages:
                     log(Event("warning", data={"message": message}))
-                log.listen(Gauges(config, EventLog.read(directory / _EVENTS)))
+                log.listen(Gauges(config, EventLog.read(directory / EVENTS)))
                 with RayBackend(config) as ray_backend, reporting_idle_slots(config, log, ray_backend.idle_seats):
                     make_all(digests, backend=ray_backend)
     else:
@@ -212,7 +230,7 @@ def _complete(
             log(Event("stage_skipped", stage.name))
     last = Event("run_finished", data={"seconds": round(time.time() - started, 3)})
     report = report_of(store.read_newest, config, last)
-    write_json(directory / "report.json", report.to_json())
+    write_json(directory / "report.json", with_checksum(report.to_json()))
     model = directory / STAGES[-1].directory
     write_card(model, report)
     check()
@@ -232,8 +250,8 @@ def _locked(directory: Path, seconds: float) -> Iterator[None]:
     Raises:
         RunDirError: Another process still holds the lock when the wait is over.
     """
-    with _reporting_unwritable(directory):
-        file = (directory / _EVENTS).open("a", encoding="utf-8")
+    with reporting_unwritable(directory):
+        file = (directory / EVENTS).open("a", encoding="utf-8")
     with file as lock:
         deadline = time.monotonic() + seconds
         while True:
@@ -254,61 +272,15 @@ def claim(config: RunConfig, redo: bool) -> Path:
     Raises:
         RunDirError: The directory holds a run with other settings, or cannot be written.
     """
-    _check_directory(config, redo)
-    directory = config.directory
-    _create(directory)
-    with _reporting_unwritable(directory):
-        write_json(directory / "config.json", config.model_dump(mode="json"))
-    return directory
-
-
-def _check_directory(config: RunConfig, redo: bool) -> None:
-    directory = config.directory
-    path = directory / "config.json"
-    if path.exists():
-        changed = stages.changed_settings(_stored(path), config)
-        if changed and not redo and _holds_work(directory):
-            raise RunDirError(
-                "output", str(directory),
-                f"holds a run with other settings ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}); "
-                "choose another name, or pass --redo to repeat what they change")
-    elif directory.exists() and any(found.name != _EVENTS for found in directory.iterdir()):
-        raise RunDirError("output", str(directory), "is not empty and holds no run; choose another name")
-
-
-def _create(directory: Path) -> None:
-    with _reporting_unwritable(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _reporting_unwritable(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(directory) from error
-        raise RunDirError("output", str(directory), f"cannot be written ({error.strerror})") from error
-
-
-def _stored(path: Path) -> RunConfig:
-    try:
-        return stored_config(read_json(path))
-    except ValidationError as error:
-        mistake = first_mistake(error.errors())
-        raise RunDirError("output", str(path.parent), f"holds a run of another version ({mistake}); choose another name") from error
-    except (ValueError, OSError) as error:
-        raise RunDirError("output", str(path.parent), "holds a run of another version; choose another name") from error
-
-
-def _holds_work(directory: Path) -> bool:
-    """Whether a run directory has work that other settings would repeat: a finished stage or a trainer's checkpoint."""
-    return any((directory / stage.directory / "manifest.json").exists() for stage in STAGES) or (directory / "checkpoints").exists()
+    check_directory(config, redo=redo)
+    create(config.directory)
+    write_config(config)
+    return config.directory
 
 
 def _make_all(
     config: RunConfig, store: RunStore, digests: dict[str, str], log: EventLog, *, backend: Backend, stop: StopFile,
-    check: Callable[[], None],
+    check: Callable[[], None], verifies: bool,
 ) -> None:
     directory = store.directory
     storage = _made_storage(config, store)
@@ -317,7 +289,7 @@ def _make_all(
             stop.check()
             _make(stage, Context(
                 config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
-                own_storage=storage), check)
+                own_storage=storage, verifies=verifies, attempt=uuid.uuid4().hex), check)
     check()
     if storage is not None:
         _remove(storage, log)
@@ -358,11 +330,12 @@ class _CheckedStore:
 
 def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
     artifact = context.directory / stage.directory
-    if is_done(artifact, context.fingerprint):
+    inputs = _inputs(stage, {each.name: read_manifest(context.directory / each.directory) for each in STAGES})
+    if is_done(read_manifest(artifact), context.fingerprint, inputs):
         context.emit(Event("stage_skipped", stage.name))
         return
     context.emit(Event("stage_started", stage.name))
-    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check), stage.name) as draft:
+    with commit(artifact, context.fingerprint, _CheckedStore(context.store, check), stage.name, inputs) as draft:
         RUN[stage.name](context, draft)
     check()
     # Trainers' checkpoints are kept until the artifact made from them is committed.

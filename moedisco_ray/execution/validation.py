@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from moedisco_ray.core.config import LowMemoryPool, RunConfig
 from moedisco_ray.core.config.presets import local_gpus
-from moedisco_ray.core.errors import PoolError, RunDirError, UserError
+from moedisco_ray.core.errors import PoolError, UserError
 from moedisco_ray.core.user_code import user_functions
+from moedisco_ray.execution.output_checks import small_disks, tight_disks, unwritable_places
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.stages.corpus import probe
 from moedisco_ray.stages.start import start_problems
@@ -39,8 +40,8 @@ def validate(config: RunConfig, folder: Path = Path()) -> Findings:
     """Check that a configuration's files exist and are consistent, and that the model fits its pools.
 
     It reads the first documents of each source, builds the model on the meta device, compares its tensors with the headers of the
-    checkpoint files, and checks that the output can be written. It writes nothing. It finds the functions that the configuration
-    names, and neither imports nor calls them.
+    checkpoint files, and checks that the output can be written and has room. It leaves nothing behind. It finds the functions that
+    the configuration names, and neither imports nor calls them.
 
     Args:
         config: The configuration.
@@ -55,26 +56,19 @@ def validate(config: RunConfig, folder: Path = Path()) -> Findings:
     problems += start_problems(config)
     if plan is not None:
         problems += _too_large(plan, config)
-    _collect(problems, lambda: check_output(config.directory))
-    warnings = [*(text.warnings if text is not None else ()), *_waits(config)]
+    problems += unwritable_places(config)
+    waits = tuple(_waits(config))
+    warnings = [*(text.warnings if text is not None else ()), *waits]
+    if plan is not None:
+        small = tuple(small_disks(config, plan))
+        if waits:   # the run is for other machines, whose disks may be larger
+            warnings += map(str, small)
+        else:
+            problems += small
+        warnings += tight_disks(config, plan)
     warnings += [f"{each.field}: {each.name} was not called, so what it makes of the rows was not checked" for each in functions]
     first = {(problem.field, str(problem.value)): problem for problem in reversed(problems)}    # the first problem of each setting
     return Findings(tuple(reversed(first.values())), tuple(warnings), None if plan is None else plan.vocab_size)
-
-
-def check_output(directory: Path) -> None:
-    """Check that a run directory can be created, or written if it exists, without creating it.
-
-    Raises:
-        RunDirError: The directory cannot be created or written.
-    """
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists() or path.is_symlink())
-    if not existing.is_dir():
-        raise RunDirError("output", str(directory), f"cannot be made: {existing} is not a directory; choose another output")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise RunDirError("output", str(directory), f"cannot be written: no permission for {existing}; choose another output")
-    if os.statvfs(existing).f_flag & os.ST_RDONLY:
-        raise RunDirError("output", str(directory), f"cannot be written: {existing} is mounted read-only; choose another output")
 
 
 def _collect(problems: list[UserError], check: Callable[[], T]) -> T | None:

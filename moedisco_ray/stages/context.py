@@ -37,6 +37,8 @@ class Context:
         fingerprint: Fingerprint of the current stage.
         stop: File that requests a graceful stop of the run.
         own_storage: The run's own folder in `checkpoint.storage`; None to save checkpoints in the run directory.
+        verifies: Whether files of earlier stages are verified before they are used.
+        attempt: Id of this attempt to make the stage; see `verification.Verifier`.
     """
 
     config: RunConfig
@@ -46,11 +48,13 @@ class Context:
     backend: Backend
     stop: StopFile = NEVER
     own_storage: Location | None = None
+    verifies: bool = True
+    attempt: str = ""
 
     @functools.cached_property
     def store(self) -> RunStore:
         """Storage of the run and its artifacts."""
-        return RunStore.of(self.config.location)
+        return RunStore.of(self.config.location, verifies=self.verifies, attempt=self.attempt)
 
     def call(self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call a pure function on one worker of a pool and meter its time; without a pool, on any node and without metering.
@@ -86,7 +90,7 @@ class Context:
             self.store, files, function, *args, map_tasks=map_tasks, **kwargs))
 
     def fetched(self, path: Path) -> Path:
-        """Fetch a file or directory of the run to this machine and return its path; for files that a stage reads in the driver."""
+        """Verify a file or directory of the run on this machine, fetch it if it is missing, and return its path."""
         self.store.fetch(path)
         return path
 
@@ -112,7 +116,7 @@ class Context:
 
     def owner_store(self, owner: str) -> RunStore:
         """The run's files in a data owner's storage; only the owner's nodes may read and write them."""
-        return RunStore.of(self.owner_location(owner))
+        return RunStore.of(self.owner_location(owner), verifies=self.verifies, attempt=self.attempt)
 
     def summary(self, stage: str, kind: type[R]) -> R:
         """The summary of an earlier stage."""

@@ -113,7 +113,7 @@ def begin_with(run: RunConfig, undisturbed: Path, stage: Stage) -> None:
         at.publish(run.directory / "config.json")
         for directory in [run.directory / stage.directory for stage in STAGES]:
             if (manifest := read_manifest(directory)) is not None:
-                with commit(directory, manifest.fingerprint, at) as draft:
+                with commit(directory, manifest.fingerprint, at, manifest.stage, manifest.inputs) as draft:
                     shutil.copytree(directory, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
                     draft.summary.update(manifest.summary)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moedisco_ray.core.artifacts import read_json, read_manifest
+from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import RunConfig, check_config, tokenizer_directory
+from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
@@ -134,7 +135,7 @@ def units(directory: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def config_of(directory: Path) -> RunConfig:
-    return RunConfig.model_validate(read_json(directory / "config.json"))
+    return read_stored_config((directory / "config.json").read_bytes(), directory)
 
 
 def last_loss(directory: Path) -> float:

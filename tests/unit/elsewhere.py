@@ -77,9 +77,9 @@ class Elsewhere(LocalBackend):
         return corpus.build(config, directory, _Mapped(self, config).each, emit=emit)
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
     ) -> dict[str, Any]:
-        return build_clusters(config, corpus_dir, model, directory, _Mapped(self, config), emit=emit)
+        return build_clusters(config, corpus_dir, model, directory, _Mapped(self, config), emit=emit, store=store)
 
     def call(self, pool: Any, emit: Emit, stop: StopFile, function: Any, *args: Any, **kwargs: Any) -> Any:
         return unpickled(self._submit(function.store, function).result())

@@ -14,8 +14,8 @@ def test_a_committed_directory_is_done_for_its_fingerprint_alone(tmp_path: Path)
     with commit(tmp_path / "stage", "a") as draft:
         (draft.path / "data").write_text("1", encoding="utf-8")
         draft.summary["tokens"] = 7
-    assert is_done(tmp_path / "stage", "a")
-    assert not is_done(tmp_path / "stage", "b")
+    assert is_done(read_manifest(tmp_path / "stage"), "a", {})
+    assert not is_done(read_manifest(tmp_path / "stage"), "b", {})
     manifest = read_manifest(tmp_path / "stage")
     assert manifest is not None
     assert manifest.summary == {"tokens": 7}

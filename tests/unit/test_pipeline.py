@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_run import DOMAINS, OneCorpus, small_config
+from small_run import DOMAINS, OneCorpus, config_of, small_config
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from moedisco_ray.core.artifacts import read_json, read_manifest
-from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.execution import pipeline
@@ -207,7 +206,7 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 def trained_whole(directory: Path) -> Any:
     """What the pipeline left for a fine-tune of everything, trained again by the bare loop, with the pipeline's own steps."""
-    config = RunConfig.model_validate(read_json(directory / "config.json"))
+    config = config_of(directory)
     recipe = config.finetune.optimizer
     job = TrainJob(
         stage="finetune", name="again", model=directory / "merged", packed_dirs=(directory / "corpus" / "shards",),

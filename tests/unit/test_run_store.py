@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -17,15 +18,18 @@ from machine import Machine
 from s3_standin import s3_server
 
 from moedisco_ray.core import cache
-from moedisco_ray.core.artifacts import commit, is_done
+from moedisco_ray.core.artifacts import commit, is_done, read_manifest
+from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import ConfigError, RunDirError, StorageError
 from moedisco_ray.core.live_files import LiveFiles
 from moedisco_ray.core.locations import CACHE, joined
 from moedisco_ray.core.remote import Remote
+from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.run_work import Files, on_each, on_files
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.training import TrainJob
 
 FILES = st.dictionaries(st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.binary(max_size=64), min_size=1)
@@ -85,7 +89,7 @@ def test_an_artifact_holds_what_all_machines_wrote_and_nothing_of_the_one_before
         assert read(reader, "corpus") == before
     assert read(reader, "corpus") == theirs | ours
     assert read(driver, "corpus") == theirs | ours
-    assert is_done(artifact, "2")
+    assert is_done(read_manifest(artifact), "2", {})
     collect(store)
     shutil.rmtree(reader.folder)
     assert read(reader, "corpus") == theirs | ours
@@ -146,6 +150,31 @@ def test_a_directory_is_linked_by_its_objects_and_outlives_its_source(machines: 
     assert len(store.remote.list("objects")) == 1
 
 
+def test_a_damaged_working_copy_is_downloaded_again(machines: list[Machine]) -> None:
+    """Before (af276e38): a file of the right size was used as it was."""
+    driver, worker, _ = machines
+    store = driver.store
+    with commit(store.directory / "corpus", "1", store) as draft:
+        write(draft.path, {"text": b"words"})
+    assert read(worker, "corpus") == {"text": b"words"}
+    (worker.store.directory / "corpus" / "text").write_bytes(b"wards")
+    assert read(worker, "corpus") == {"text": b"words"}
+
+
+def test_damage_at_a_uri_is_found_and_named(machines: list[Machine]) -> None:
+    store = machines[0].store
+    write(store.directory, {"run.json": json.dumps(with_checksum({"id": "1"})).encode()})
+    store.publish(store.directory / "run.json")
+    for stage in STAGES[:2]:
+        with commit(store.directory / stage.directory, "1", store) as draft:
+            write(draft.path, {"text": b"words", "more/text": b"words"})
+    assert dict(damage_of(store.location)) == {"run": [], "corpus": [], "seed": []}
+    [damaged] = (name for name in store.remote.list("objects/") if name.startswith("objects/seed-") and name.endswith("more/text"))
+    store.remote.write(damaged, b"wards")
+    store.remote.write("run.json", b"{}")
+    assert dict(damage_of(store.location)) == {"run": ["run.json"], "corpus": [], "seed": ["more/text"]}
+
+
 def test_work_is_sent_with_its_paths_and_runs_on_another_machine(machines: list[Machine]) -> None:
     driver, worker, reader = machines
     store = driver.store
@@ -181,7 +210,7 @@ def test_one_file_of_an_artifact_is_replaced_and_the_others_stay(machines: list[
     (store.directory / "model" / "README.md").write_bytes(b"new")
     store.amend(store.directory / "model" / "README.md")
     assert read(reader, "model") == {"README.md": b"new", "weights": b"w"}
-    assert is_done(store.directory / "model", "1")
+    assert is_done(read_manifest(store.directory / "model"), "1", {})
 
 
 def test_another_machine_begins_with_the_state_at_the_uri(machines: list[Machine]) -> None:
@@ -192,7 +221,7 @@ def test_another_machine_begins_with_the_state_at_the_uri(machines: list[Machine
         write(draft.path, {"text": b"words"})
     write(other.directory, {"corpus/manifest.json": b"{}", "events.jsonl": b"stale", "seed/manifest.json": b"{}"})
     begin(other, ["corpus", "seed"], fresh=True)
-    assert is_done(other.directory / "corpus", "1")
+    assert is_done(read_manifest(other.directory / "corpus"), "1", {})
     assert not (other.directory / "seed").exists()
     assert {path.name for path in other.directory.rglob("*.json*")} == {"config.json", "progress.json", "manifest.json"}
     write(other.directory, {"events.jsonl": b"ours"})
@@ -255,7 +284,7 @@ def test_what_was_not_used_for_longest_is_dropped_and_fetched_again(
             cache.make_room(store.home.parent)
     assert [(path / "data").exists() for path in (*names, store.directory / "new")] == [False, True, True, True]
     assert unsent[0].exists()
-    assert is_done(names[0], "1")
+    assert is_done(read_manifest(names[0]), "1", {})
     monkeypatch.setenv(cache.LIMIT, "1")
     store.fetch(names[0])
     assert (names[0] / "data").stat().st_size == 100_000

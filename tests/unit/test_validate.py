@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.execution.validation import check_output, validate
+from moedisco_ray.execution.output_checks import check_output
+from moedisco_ray.execution.validation import validate
 from moedisco_ray.models import write_checkpoint
 
 TEXT = "Some lines of plain text.\n\nAnd a second paragraph, which is another document.\n\n" * 400

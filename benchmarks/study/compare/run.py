@@ -28,10 +28,11 @@ from benchmarks.study.recipe import recipe
 from moedisco_ray.backend import Backend
 from moedisco_ray.cli.display import View
 from moedisco_ray.core import stages
-from moedisco_ray.core.artifacts import is_done, read_json, write_json
+from moedisco_ray.core.artifacts import is_done, read_manifest, write_json
 from moedisco_ray.core.bill import format_dollars
+from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import ConfigError, DivergedError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.locations import Location, is_uri, joined
@@ -252,8 +253,8 @@ def _note_quality(output: Location, rows: Sequence[Row]) -> None:
             f"at {_BUDGET_WORDS[row.budget]} ({format_dollars(row.metered_dollars)} against "
             f"{format_dollars(joint.metered_dollars)}, metered).")
         write_json(directory / "comparison.json", {"quality": words})
-        config = stored_config(read_json(directory / "config.json"))
-        write_json(directory / "report.json", report_of(store.read_newest, config).to_json())
+        config = read_stored_config((directory / "config.json").read_bytes(), store.location)
+        write_json(directory / "report.json", with_checksum(report_of(store.read_newest, config).to_json()))
         store.publish(directory / "comparison.json", directory / "report.json")
 
 
@@ -270,10 +271,10 @@ def share_corpus(config: RunConfig, others: Sequence[RunStore]) -> None:
     stage = next(stage for stage in stages.STAGES if stage.name == "corpus")
     digest = stages.fingerprints(config, input_identity(config))[stage.name]
     target = directory / stage.directory
-    if is_done(target, digest):
+    if is_done(read_manifest(target), digest, {}):
         return
     for other in (store.directory for store in others):
-        if is_done(other / stage.directory, digest):
+        if is_done(read_manifest(other / stage.directory), digest, {}):
             draft = target.with_name(f".{target.name}.shared")
             shutil.rmtree(draft, ignore_errors=True)
             shutil.copytree(other / stage.directory, draft, copy_function=os.link)

@@ -11,7 +11,7 @@ from moedisco_ray.core.config.base import MOST_EXPERTS, Section
 from moedisco_ray.core.config.places import ReadsFrom, as_start
 from moedisco_ray.core.hub import HUB, REVISION, is_hub, is_hub_name
 from moedisco_ray.core.locations import Location
-from moedisco_ray.core.run_models import local_model
+from moedisco_ray.core.run_models import local_model, whole_model
 
 ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model", hub=True), AfterValidator(as_start)]
 
@@ -56,15 +56,15 @@ class LocalInit(Section):
         """The Hugging Face directory on this machine from which the run starts. If the model is at a URI, it lacks the weights.
 
         Raises:
-            CheckpointError: The URI holds no model, or the hub cannot be reached.
+            CheckpointError: The URI holds no model, the hub cannot be reached, or the directory also holds an adapter.
             StorageError: The URI does not respond.
         """
-        return local_model(self.setting, self.place, weights=False)
+        return whole_model(self.setting, local_model(self.setting, self.place, weights=False))
 
     @property
     def directory_with_weights(self) -> Path:
         """Like `directory`, with the weights."""
-        return local_model(self.setting, self.place)
+        return whole_model(self.setting, local_model(self.setting, self.place))
 
 
 class CheckpointInit(LocalInit):

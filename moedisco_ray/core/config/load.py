@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from moedisco_ray.core.checksums import CHECKSUM
 from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import names_a_run, places, words
@@ -47,6 +48,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
         raise ConfigError("CONFIG", str(path), str(error)) from error
     if not isinstance(raw, dict):
         raise ConfigError("CONFIG", str(path), "must hold a mapping, such as `name: demo`")
+    raw.pop(CHECKSUM, None)     # of the `config.json` of a run, which may have been edited since
     for override in overrides:
         apply_override(raw, override)
     return check_config(raw, for_service=for_service)

@@ -6,10 +6,16 @@ old name is an error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.config.run import RunConfig
+from moedisco_ray.core.errors import DamagedError
+from moedisco_ray.core.locations import Location
 
 _REMOVED = frozenset({
     "clusters.text", "clusters.iterations",
@@ -44,8 +50,28 @@ def stored_config(raw: Any) -> RunConfig:
 
     Raises:
         ValidationError: `raw` is no configuration of a known version, or has a removed value that nothing replaces.
+        ValueError: `raw` has a wrong checksum.
     """
-    return RunConfig.model_validate(_nested(raw) if isinstance(raw, Mapping) else raw)
+    return RunConfig.model_validate(_nested(checked(raw)) if isinstance(raw, Mapping) else raw)
+
+
+def read_stored_config(content: bytes | None, location: Location) -> RunConfig:
+    """The configuration in the `config.json` of a run.
+
+    Args:
+        content: Content of the file; None if it does not exist.
+        location: Directory or URI of the run.
+
+    Raises:
+        DamagedError: The file is damaged.
+        ValidationError: The file is of an unknown version.
+    """
+    try:
+        return stored_config(json.loads(content or b"{}"))
+    except ValidationError:
+        raise
+    except ValueError as error:
+        raise DamagedError("config.json", "", str(location)) from error
 
 
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,11 +65,12 @@ class RayBackend:
         return build_corpus(config, directory, emit=emit)
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
     ) -> dict[str, Any]:
         """Build the clusters of documents; seats compute the document vectors."""
         return build_clusters(
-            config, corpus_dir=corpus_dir, model_dir=model, directory=directory, emit=emit, stop=stop, seats=self._seats)
+            config, corpus_dir=corpus_dir, model_dir=model, directory=directory, emit=emit, stop=stop, seats=self._seats,
+            store=store)
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,

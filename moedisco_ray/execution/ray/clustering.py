@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayTaskError
 
 from moedisco_ray.backend import vectors_kind
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.events import Emit, StageProgress
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import Files, on_files, unpickled
@@ -36,6 +38,7 @@ R = TypeVar("R")
 
 def build_clusters(
     config: RunConfig, *, corpus_dir: Path, model_dir: Path, directory: Path, emit: Emit, stop: StopFile, seats: Seats,
+    store: RunStore | None = None,
 ) -> dict[str, Any]:
     """Run `clustering.stage.build_clusters` on the connected Ray cluster.
 
@@ -47,16 +50,17 @@ def build_clusters(
         emit: Receives events about held slots, and `stage_progress` events.
         stop: Stop request, which ends the wait for a slot.
         seats: The run's seats (warm processes that hold slots), on which vectors are computed.
+        store: The run; by default, that of the configuration.
 
     Raises:
         RunStopped: The run was asked to end before a slot was free.
     """
-    store = RunStore.of(config.location)
+    store = store or RunStore.of(config.location)
     store.fetch(model_dir / "config.json")
     node_types = config.pools.low_memory.node_types
     node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
     workers = RayWorkers(Slot(node_type, emit, stop, seats), store)
-    return build(config, corpus_dir, model_dir, directory, workers, emit=emit)
+    return build(config, corpus_dir, model_dir, directory, workers, emit=emit, store=store)
 
 
 @dataclasses.dataclass
@@ -95,7 +99,13 @@ class RayWorkers:
         running = [call.remote(stored, self.store, self.store.dumps(item)) for item in items]
         while running:
             done, running = ray.wait(running)
-            yield from map(unpickled, ray.get(done))
+            try:
+                found = ray.get(done)
+            except RayTaskError as error:
+                if isinstance(error.cause, MoeDiscoError):
+                    raise error.cause from None
+                raise
+            yield from map(unpickled, found)
 
 
 def _call(function: Callable[[Any], object], store: RunStore, item: bytes) -> bytes:

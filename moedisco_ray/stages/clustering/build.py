@@ -88,7 +88,7 @@ class LocalWorkers:
 
 def build_clusters(
     config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers, *, emit: Emit = discard,
-    balance_documents: int = BALANCE_DOCUMENTS,
+    balance_documents: int = BALANCE_DOCUMENTS, store: RunStore | None = None,
 ) -> dict[str, Any]:
     """Cluster the training documents and write the artifact: model, assignments, packed tokens, report.
 
@@ -102,6 +102,7 @@ def build_clusters(
         workers: Workers that carry out the steps that touch every document.
         emit: Receives `stage_progress` events.
         balance_documents: Number of documents on which the balancing prices of the clusters are fitted.
+        store: The run; by default, that of the configuration.
 
     Returns:
         Figures of the stage: `clusters` (`documents` and `tokens` of each), `inertia` and `iterations` (None unless the
@@ -110,7 +111,7 @@ def build_clusters(
     Raises:
         CorpusError: The corpus has fewer training documents than clusters.
     """
-    store = RunStore.of(config.location)
+    store = store or RunStore.of(config.location)
     store.fetch(corpus_dir / "tokenizer", *(store.files(model_dir) if reads_model(config.clusters) else ()))
     parts = store.files(corpus_dir / "train", ".parquet")
     documents = documents_needed(config, parts, store)
@@ -150,6 +151,7 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path, store: RunSto
     for path in parts:
         rows = _rows(store, path)
         if count < rows:
+            store.fetch(*([] if store.is_remote else [path]))       # the copy has no checksum
             pq.write_table(store.read_in_place(path, pq.read_table).slice(0, count), scratch / path.name)
         if count:
             chosen.append(path if count >= rows else scratch / path.name)

@@ -31,7 +31,7 @@ def run(context: Context, draft: Draft) -> None:
     shared = config.clusters.model_copy(update={"count": config.shared_clusters})
     figures = context.backend.build_clusters(
         config.model_copy(update={"clusters": shared}), corpus_dir=context.of("corpus"), model=model, directory=draft.path,
-        emit=metered, stop=context.stop)
+        emit=metered, stop=context.stop, store=context.store)
     if config.owners:
         _add_owners(context, figures, draft.path / "report.json")
     summary = ClusterSummary.model_validate({**figures, "held": meter.worker_seconds})

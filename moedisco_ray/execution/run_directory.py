@@ -1,0 +1,147 @@
+"""The directory of a run before anything is made in it: its configuration, whether other settings may use it, and its repair."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from moedisco_ray.core import stages
+from moedisco_ray.core.artifacts import disk_full, run_id, write_json
+from moedisco_ray.core.checksums import with_checksum
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.config.renamed import read_stored_config
+from moedisco_ray.core.errors import DamagedError, RunDirError
+from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.run_damage import RUN_ID, damage_of
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.stages import STAGES
+
+EVENTS = "events.jsonl"
+CONFIG = "config.json"
+
+
+def check_directory(config: RunConfig, *, redo: bool) -> None:
+    """Check that a run may use its directory.
+
+    Args:
+        config: The run's configuration.
+        redo: Whether to accept a run with other settings, whose stages are made again.
+
+    Raises:
+        DamagedError: The configuration of the run is damaged.
+        RunDirError: The directory holds a run with other settings, or something else.
+    """
+    directory = config.directory
+    if (directory / CONFIG).exists():
+        changed = [] if redo else replaced_settings(config)
+        if changed:
+            raise RunDirError(
+                "output", str(directory),
+                f"holds a run with other settings ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}); "
+                "choose another name, or pass --redo to repeat what they change")
+    elif directory.exists() and any(found.name != EVENTS for found in directory.iterdir()):
+        raise RunDirError("output", str(directory), "is not empty and holds no run; choose another name")
+
+
+def replaced_settings(config: RunConfig) -> list[str]:
+    """Settings of a directory's run that a configuration changes, if the run has work that depends on them."""
+    directory = config.directory
+    return stages.changed_settings(_stored(directory), config) if (directory / CONFIG).exists() and _holds_work(directory) else []
+
+
+def create(directory: Path) -> None:
+    """Create a run directory."""
+    with reporting_unwritable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def write_config(config: RunConfig) -> Path:
+    """Write the configuration into the run directory, and return its file."""
+    path = config.directory / CONFIG
+    with reporting_unwritable(config.directory):
+        write_json(path, with_checksum(config.model_dump(mode="json")))
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Adoption:
+    """A listener that writes a changed configuration once something is made with it: a stage, or a checkpoint of a training.
+
+    Until then the old configuration is that of the run, and continues it.
+    """
+
+    config: RunConfig
+    store: RunStore
+
+    def __call__(self, event: Event) -> None:
+        """Write the configuration at the first event that says that something is made."""
+        if event.type in ("checkpoint", "stage_finished", "run_finished") and replaced_settings(self.config):
+            self.store.publish(write_config(self.config))
+
+
+def repair(config: RunConfig, store: RunStore) -> Iterator[Event]:
+    """Delete what is damaged, so that the run makes it again: the manifests of damaged stages, and damaged files about the run.
+
+    Yields:
+        A warning for each of them.
+    """
+    for name, damaged in damage_of(store.location):
+        stage = next((each for each in STAGES if each.name == name), None)
+        if not damaged:
+            continue
+        if stage is None:
+            for file in damaged:
+                _repair_loose(config, store, file)
+        else:
+            store.delete(f"{stage.directory}/{MANIFEST}")
+        again = "they are" if len(damaged) > 1 else "it is"
+        yield Event("warning", None if stage is None else name, data={
+            "message": f"damaged: {', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''} of "
+            f"{'the run; ' + again if stage is None else 'stage ' + name + '; the stage is'} made again"})
+
+
+def _repair_loose(config: RunConfig, store: RunStore, file: str) -> None:
+    if file == CONFIG:
+        store.publish(write_config(config))
+        return
+    store.delete(file)      # the run writes its report again
+    started = [event.data["id"] for event in EventLog.parse(store.read(EVENTS) or b"") if event.type == "run_started"]
+    if file == RUN_ID and started:
+        run_id(store.directory, str(started[0]))
+
+
+@contextlib.contextmanager
+def reporting_unwritable(directory: Path) -> Iterator[None]:
+    """Turn the operating system's errors about a run directory into errors for users.
+
+    Raises:
+        RunDirError: The directory cannot be written, or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(directory) from error
+        raise RunDirError("output", str(directory), f"cannot be written ({error.strerror})") from error
+
+
+def _stored(directory: Path) -> RunConfig:
+    try:
+        return read_stored_config((directory / CONFIG).read_bytes(), str(directory))
+    except ValidationError as error:
+        mistake = first_mistake(error.errors())
+        raise RunDirError("output", str(directory), f"holds a run of another version ({mistake}); choose another name") from error
+    except OSError as error:
+        raise DamagedError(CONFIG, "", str(directory)) from error
+
+
+def _holds_work(directory: Path) -> bool:
+    """Whether a run directory has work that other settings would repeat: a finished stage or a trainer's checkpoint."""
+    return any((directory / stage.directory / MANIFEST).exists() for stage in STAGES) or (directory / "checkpoints").exists()
