@@ -97,7 +97,7 @@ class RayJobs:
 def entrypoint(submission: Submission, python: str = "python") -> str:
     """Command line of the driver; it contains only fixed words, and paths and functions of the service's operator."""
     words = [
-        python, "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
+        python, "-P", "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
         "--stop-file", str(submission.stop_file), "--report-to", str(submission.report_to), "--run-id", submission.run,
     ]
     for function in submission.functions:

@@ -37,7 +37,7 @@ def job(name: str | None, status: str = "RUNNING", **more: object) -> dict[str, 
 def test_the_command_line_is_ours_alone():
     words = shlex.split(entrypoint(SUBMISSION))
     assert words == [
-        "exec", "python", "-m", "moedisco_ray", "run", "/runs of ours/R/request.json", "--json", "--stop-file",
+        "exec", "python", "-P", "-m", "moedisco_ray", "run", "/runs of ours/R/request.json", "--json", "--stop-file",
         "/runs of ours/R/stop-1", "--report-to", "/runs of ours/R/report-to-1", "--run-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV",
         "--allow-code", "clean:keep"]
 
