@@ -39,6 +39,7 @@ from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
@@ -113,11 +114,11 @@ def run(
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
     raise_together((*unwritable_places(checked), *small_disks(checked, planned)))
     console = output_console()
-    stop = StopFile(stop_file)
+    stop, prices = StopFile(stop_file), PriceTag(checked.pools)
     with contextlib.ExitStack() as stack:
         views: list[View] = [listener_for(console, as_json, checked, planned), *trackers(checked)]
         if report_to is not None:
-            views.append(_reporter(report_to, checked, stop))
+            views.append(_reporter(report_to, checked, stop, prices))
         continuation = Continuation(redo, stop)
         views.append(continuation)
         for view in views:
@@ -126,7 +127,8 @@ def run(
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
         directory = run_pipeline(
-            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, verifies=not no_verify, repairs=repair)
+            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, prices=prices,
+            verifies=not no_verify, repairs=repair)
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -255,13 +257,13 @@ for command in (models.export, models.push, models.chat, models.evaluate, models
     app.command()(command)
 
 
-def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
+def _reporter(url: str, config: RunConfig, stop: StopFile, prices: PriceTag) -> View:
     token = os.environ.get("MOEDISCO_RUN_TOKEN")
     if not token:
         raise ConfigError("--report-to", url, "needs the run's token in the environment variable MOEDISCO_RUN_TOKEN")
     from moedisco_ray.cli.reporter import Reporter
 
-    return Reporter(url, token, config.directory / "events.jsonl", stop)
+    return Reporter(url, token, config.directory / "events.jsonl", stop, prices.change)
 
 
 def _with_notes(message: str, error: BaseException) -> str:

@@ -17,6 +17,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ _CLOSE_SECONDS = 20.0
 _REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
 
 
+def no_change(prices: Mapping[str, float]) -> None:
+    """Ignore the operator's prices."""
+    del prices
+
+
 class Reporter:
     """A listener that sends the event log from a thread of its own.
 
@@ -42,9 +48,13 @@ class Reporter:
         token: Token of this attempt. The service refuses it once another driver has started or the run is deleted.
         events: The run's `events.jsonl`.
         stop: Stops this run when the service refuses the token, because two drivers must not train one run.
+        charge: Takes the operator's present prices, which each answer has: dollars per worker-hour, by custom resource.
     """
 
-    def __init__(self, url: str, token: str, events: Path, stop: StopFile) -> None:
+    def __init__(
+        self, url: str, token: str, events: Path, stop: StopFile, charge: Callable[[Mapping[str, float]], None] = no_change,
+    ) -> None:
+        self._charge = charge
         self._url = url
         self._stop = stop
         self._events = events
@@ -112,7 +122,9 @@ class Reporter:
             raise _RefusedError
         if answer.status_code != httpx.codes.OK:
             raise _AwayError
-        return int(answer.json()["next"])
+        found = answer.json()
+        self._charge(found.get("prices", {}))
+        return int(found["next"])
 
 
 class Spool:

@@ -26,7 +26,7 @@ from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_driver, still_allowed, visible_run
-from service.database import ingest, metrics, runs, tables
+from service.database import ingest, metrics, policies, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
 from service.run_storage import read, storage_of
@@ -69,7 +69,8 @@ async def stream_events(
     return EventStream(messages, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
-@reports.post("/report", responses=problems(400, 404, body=True), openapi_extra=body_of("Report"))
+@reports.post(
+    "/report", response_model_exclude_defaults=True, responses=problems(400, 404, body=True), openapi_extra=body_of("Report"))
 def report_events(run_id: RunId, body: RawBody, request: Request, context: InContext) -> ReportAnswer:
     """Store lines of the driver's `events.jsonl`. Only the driver of the run's current attempt may call this."""
     with context.database.read() as session:
@@ -84,11 +85,12 @@ def report_events(run_id: RunId, body: RawBody, request: Request, context: InCon
             ingest.rewind(session, run, report.begin)
         before = run.next_seq
         following = ingest.take(session, run, report.first, events, now)
+        prices = policies.prices_of(session, run)
     context.prometheus.reported.inc(following - before)
     context.notifier.notify(run_id)
     if any(event.type in _DECISIVE for event in events):
         context.wake_reconciler()
-    return ReportAnswer(next=following)
+    return ReportAnswer(next=following, prices=prices)
 
 
 @router.get("/metrics", responses=problems(404))
