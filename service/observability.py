@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import sys
 import threading
@@ -15,7 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from structlog.typing import Processor
 
 LogFormat = Literal["console", "json"]
-_MINUTE = 60.0
+_MINUTE, _HOUR = 60.0, 3600.0
+_MOST_KINDS = 1000
+"""Number of different exceptions whose repetitions are counted."""
 _LIBRARIES = frozenset({"uvicorn.error", "asyncio"})
 _KIND_LETTERS = 40
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 408, 413, 422, 429, 499, 503})
@@ -44,8 +47,11 @@ def configure_logging(form: LogFormat) -> None:
     )
     render: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())])
+        # Plain tracebacks: the default of the console prints local variables, which hold tokens.
+        else [structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)])
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Repeated())
     handler.addFilter(Bounded())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=list(_SHARED), processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]))
@@ -71,6 +77,85 @@ def bound(**values: Any) -> Iterator[None]:
     """Add values, such as `run_id`, to every line logged inside the block."""
     with structlog.contextvars.bound_contextvars(**values):
         yield
+
+
+class Repeated(logging.Filter):
+    """Log filter that writes equal exceptions once in full, and then only how often they came again.
+
+    Exceptions are equal if the same logger logs the same type, raised at the same line. The pause between two lines about equal
+    exceptions grows from a minute to an hour. An exception that did not come for an hour is new.
+
+    Args:
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, str, str, int], _Repetition] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write the line; shortens a line about an exception that came before."""
+        error = _exception_of(record)
+        if error is None:
+            return True
+        with self._lock:
+            again = self._again((record.name, *_origin(error)), self._clock())
+        if again:
+            _shorten(record, f"again, {again} {'time' if again == 1 else 'times'}: {type(error).__name__}")
+        return again is None or again > 0
+
+    def _again(self, kind: tuple[str, str, str, int], now: float) -> int | None:
+        """How many exceptions to report again; None for a new one, 0 to write no line."""
+        before = self._seen.pop(kind, None)
+        if before is None or now - before.last > _HOUR:
+            self._seen[kind] = _Repetition(last=now, due=now + _MINUTE, pause=_MINUTE, count=0)
+            while len(self._seen) > _MOST_KINDS:
+                del self._seen[next(iter(self._seen))]
+            return None
+        count = before.count + 1
+        if now < before.due:
+            self._seen[kind] = dataclasses.replace(before, last=now, count=count)
+            return 0
+        pause = min(2 * before.pause, _HOUR)
+        self._seen[kind] = _Repetition(last=now, due=now + pause, pause=pause, count=0)
+        return count
+
+
+@dataclasses.dataclass(frozen=True)
+class _Repetition:
+    """When an exception came last, when its next line is due, the pause after that line, and how often it came since the last."""
+
+    last: float
+    due: float
+    pause: float
+    count: int
+
+
+def _exception_of(record: logging.LogRecord) -> BaseException | None:
+    info = record.msg.get("exc_info") if isinstance(record.msg, dict) else record.exc_info
+    if isinstance(info, BaseException):
+        return info
+    found = info if isinstance(info, tuple) else sys.exc_info() if info else (None, None, None)
+    return found[1]
+
+
+def _origin(error: BaseException) -> tuple[str, str, int]:
+    """Type of an exception, and file and line that raised it."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    file, line = ("", 0) if frame is None else (frame.tb_frame.f_code.co_filename, frame.tb_lineno)
+    return type(error).__name__, file, line
+
+
+def _shorten(record: logging.LogRecord, note: str) -> None:
+    if isinstance(record.msg, dict):
+        record.msg = {**{key: value for key, value in record.msg.items() if key != "exc_info"}, "note": note}
+    else:
+        record.msg, record.args = f"{str(record.getMessage()).splitlines()[0]} ({note})", ()
+        record.exc_info = record.exc_text = None
 
 
 class Bounded(logging.Filter):
@@ -132,4 +217,7 @@ class PrometheusMetrics:
             registry=self.registry)
         self.reported = Counter("moedisco_reported_events", "Events that drivers reported.", registry=self.registry)
         self.runs = Gauge("moedisco_runs", "Runs by state.", ("state",), registry=self.registry)
+        self.troubled = Gauge(
+            "moedisco_troubled_runs", "Runs that the service cannot process, such as those of an earlier version.",
+            registry=self.registry)
         self.dollars = Gauge("moedisco_metered_dollars", "Dollars metered so far, over all runs.", registry=self.registry)

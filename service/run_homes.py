@@ -187,6 +187,26 @@ def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[
         run_files.remove(aside)
 
 
+def remove_storage(storage: Location, run_id: str, roots: Sequence[str]) -> None:
+    """Delete a run's own folder in `checkpoint.storage`, with all its checkpoints.
+
+    Args:
+        storage: STORAGE/RUN_ID, a path or a URI.
+        run_id: Id of the run.
+        roots: Storage roots.
+
+    Raises:
+        OSError: The folder cannot be deleted, or is not the run's own folder under a storage root.
+    """
+    if is_uri(storage):
+        check_deletable(str(storage).partition("?")[0], run_id, roots)
+        delete_folder(storage)
+        return
+    aside = set_aside(Path(storage), run_id, [Path(root) for root in roots if not is_uri(root)], None)
+    if aside is not None:
+        run_files.remove(aside)
+
+
 def _asked_output(home: Path) -> str | None:
     """Setting `output` in the `request.json` of a home; None if the file is missing, is not valid or does not set it."""
     try:

@@ -20,7 +20,7 @@ from moedisco_ray.core.locations import Location, first_line, is_uri, joined
 from moedisco_ray.core.manifests import LEASE, MANIFEST, OBJECTS, RECEIPTS, attempt_of, entries_of
 from moedisco_ray.core.run_store import RunStore
 from service import run_files
-from service.domain.run_paths import RunPaths
+from service.domain.run_paths import RunPaths, is_id
 from service.errors import NotFound, StorageUnavailable
 from service.schemas import Artifact
 
@@ -225,6 +225,47 @@ def stored_bytes(directory: Path, location: Location) -> int:
         return local
     with _reaching(location):
         return local + sum(_store(str(location)).remote.list().values())
+
+
+def folder_bytes(folder: Location) -> int:
+    """Size of all files below a directory or URI (bytes); 0 if it is absent.
+
+    Raises:
+        StorageUnavailable: The URI cannot be reached.
+    """
+    if not is_uri(folder):
+        return run_files.size_of(Path(folder))
+    with _reaching(folder):
+        return sum(RunStore.of(str(folder), _PAUSES).remote.list().values())
+
+
+def run_folders(root: Location) -> dict[str, float]:
+    """Folders below a storage root that are named like runs, with the time of their newest file (s since the epoch).
+
+    Raises:
+        StorageUnavailable: The URI cannot be reached.
+    """
+    newest: dict[str, float] = {}
+    for path, modified in _files_at(root):
+        parts = path.split("/")[:-1]
+        named = next((number for number, part in enumerate(parts, 1) if is_id(part)), None)
+        if named is not None:
+            folder = str(joined(root, *parts[:named]))
+            newest[folder] = max(modified, newest.get(folder, 0.0))
+    return newest
+
+
+def _files_at(root: Location) -> Iterator[tuple[str, float]]:
+    """Path and time of each file and folder below a directory, or of each object below a URI; a folder's path ends with a slash."""
+    if is_uri(root):
+        with _reaching(root):
+            yield from [(name, info.modified) for name, info in RunStore.of(str(root), _PAUSES).remote.details().items()]
+        return
+    for below, _, names, number in run_files.walk(Path(root)):
+        yield f"{below}/", os.fstat(number).st_mtime
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):    # a driver has just removed it
+                yield f"{below}/{name}", os.stat(name, dir_fd=number, follow_symlinks=False).st_mtime
 
 
 def documents_at(location: Location) -> str:

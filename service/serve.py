@@ -143,7 +143,7 @@ def _run(
         planning = stack.enter_context(contextlib.closing(PlanningPool()))
         app = create_app(
             settings, database, jobs, planning=planning, pools=pools, dashboard=dashboard, notifier=notifier,
-            wake_reconciler=reconciling.wake)
+            wake_reconciler=reconciling.wake, loops=lambda: {loop.name: loop.state for loop in loops})
         server = Server(app, settings)
         stack.callback(deliveries.close)
         for loop in loops:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, ValidationInfo, field_validator
 
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.config.sources import FunctionName
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location, is_uri
+from moedisco_ray.core.locations import Location, cache_directory, is_uri, settings_directory
 from service.domain.path_sandbox import Roots
 
 MIB = 2**20
@@ -32,7 +32,7 @@ class Settings(BaseModel):
 
     state_dir: Path
     """Directory for the SQLite database, the files of the local Ray cluster and the service's log."""
-    database_url: str | None = None
+    database_url: SecretStr | None = None
     """URL of the database, `sqlite:///FILE` or `postgresql+psycopg://...`; null uses SQLite in `state_dir`."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8300
@@ -43,8 +43,9 @@ class Settings(BaseModel):
     """URL that accepts the Ray cluster's jobs, such as `http://HEAD:8265`; with null, the service starts a local cluster."""
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """URL at which the service reaches the Ray dashboard; null uses `ray_address`. Browsers reach it at `/ray/`."""
-    input_roots: tuple[str, ...] = (".",)
-    """Directories and URIs such as `s3://BUCKET/PREFIX` or `hf://ORG` that runs may read. The built-in text is always allowed."""
+    input_roots: tuple[str, ...] = ()
+    """Directories and URIs such as `s3://BUCKET/PREFIX` or `hf://ORG` that runs may read. Hidden files, and directories of the
+    service and its runs, are not read. The built-in text is always allowed."""
     output_roots: Annotated[tuple[Location, ...], Field(min_length=1)] = (Path("runs"),)
     """Directories and URIs such as `s3://BUCKET/PREFIX` in which run directories are created; the first is the default."""
     home_dir: Path | None = None
@@ -90,7 +91,9 @@ class Settings(BaseModel):
         # Even for runs at URIs, the service keeps its own files, such as stop files, on this machine.
         first = () if self.home_dir is None else (self.home_dir,)
         homes = (*first, *(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
-        return Roots(self.input_roots, self.output_roots, self.storage_roots, homes, self.map_functions)
+        own = (settings_directory().resolve(), cache_directory().resolve())
+        private = (self.state_dir, self.admin_token_path, *own, *self._database_files)
+        return Roots(self.input_roots, self.output_roots, self.storage_roots, homes, private, self.map_functions)
 
     @property
     def is_local(self) -> bool:
@@ -135,12 +138,19 @@ class Settings(BaseModel):
     @property
     def database(self) -> str:
         """`database_url` with its default resolved."""
-        return self.database_url or f"sqlite:///{self.state_dir / 'service.sqlite3'}"
+        stored = f"sqlite:///{self.state_dir / 'service.sqlite3'}"
+        return stored if self.database_url is None else self.database_url.get_secret_value()
 
     @property
     def admin_token_path(self) -> Path:
         """`admin_token_file` with its default resolved."""
         return self.admin_token_file or self.state_dir / "admin-token"
+
+    @property
+    def _database_files(self) -> list[Path]:
+        """SQLite's files of the database; empty for another database."""
+        name = self.database.partition("?")[0].removeprefix("sqlite:///")
+        return [] if "://" in name else [Path(f"{name}{ending}").resolve() for ending in ("", "-wal", "-shm", "-journal")]
 
     @property
     def session_idle_seconds(self) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.locations import Location, cache_directory
-from moedisco_ray.core.read_roots import read_roots
+from moedisco_ray.core.read_roots import confinement
 
 _PACKAGES = ("gguf", "accelerate")
 """Packages that transformers needs to read a GGUF file; the first also writes them."""
@@ -37,7 +37,7 @@ def gguf_directory(setting: str, file: Path) -> Path:
     Raises:
         CheckpointError: The file cannot be read, a package is missing, or this process may only read certain directories.
     """
-    if read_roots() is not None:
+    if confinement() is not None:
         raise CheckpointError(setting, str(file), "is a GGUF file, which a control service does not read; name a directory")
     try:
         found = file.stat()

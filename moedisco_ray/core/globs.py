@@ -59,6 +59,10 @@ class Glob(NamedTuple):
                 return False
         return all(rest is None for rest in parts[part:])
 
+    def may_match_below(self, folder: str) -> bool:
+        """Whether the glob can match a path below a folder: a beginning of the glob matches the folder."""
+        return any(Glob(self.parts[:count]).matches(folder) for count in range(1, len(self.parts)))
+
 
 def _parts(names: list[str]) -> Iterator[re.Pattern[str] | None]:
     for number, name in enumerate(names):

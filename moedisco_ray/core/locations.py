@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from moedisco_ray.core.hub import hub_folder, is_hub
@@ -52,6 +53,12 @@ def cache_directory() -> Path:
     named = os.environ.get(CACHE)
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named).absolute() if named else Path(user) / "moedisco"
+
+
+def settings_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """Folder of the user's own settings of this package, such as the address and token of the service that commands use."""
+    home = environment.get("XDG_CONFIG_HOME")
+    return (Path(home) if home else Path.home() / ".config") / "moedisco"
 
 
 def working_directory(location: Location) -> Path:

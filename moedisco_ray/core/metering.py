@@ -17,6 +17,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.prices import dollars_of
 from moedisco_ray.core.stages import STAGES
@@ -214,17 +216,12 @@ class Meter:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Meter:
-        """The inverse of `to_dict`; an empty dictionary gives a new meter."""
-        if not values:
-            return cls()
-        return cls(**{
-            **values,
-            "closed": {stage: _usages(pools) for stage, pools in values["closed"].items()},
-            "idle": _usages(values["idle"]),
-            "open": {name: Hold(**hold) for name, hold in values["open"].items()},
-            "free": {pool: Free(**free) for pool, free in values["free"].items()},
-            "work": {stage: Work(**work) for stage, work in values["work"].items()},
-        })
+        """The inverse of `to_dict`; an empty dictionary gives a new meter.
+
+        Raises:
+            ValidationError: The values are not those of a meter of this version.
+        """
+        return _FORM.validate_python(values)
 
     def _stage_of(self, event: Event) -> str:
         return event.stage if event.stage in _STAGES else self.stage
@@ -275,12 +272,11 @@ def _price(event: Event) -> float | None:
     return price if isinstance(price, int | float) and 0 <= price < _MOST else None
 
 
-def _usages(pools: Mapping[str, Any]) -> dict[str, Usage]:
-    return {pool: Usage(**used) for pool, used in pools.items()}
-
-
 def _add(totals: dict[str, Usage], pool: str, used: Usage) -> None:
     totals[pool] = totals.get(pool, Usage()) + used
+
+
+_FORM = TypeAdapter(Meter)
 
 
 def _number(value: object) -> float:

@@ -5,6 +5,8 @@ This module imports transformers, which is slow. Workers that only encode text u
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import tokenizer_files
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.read_roots import check_folder, opened
+from moedisco_ray.core.read_roots import check_folder, check_inside, opened
 
 _LOCAL = ("is_local", "local_files_only")
 """Settings that transformers saves with a tokenizer, although they only say how it was loaded on this machine."""
+_SETTINGS = "tokenizer_config.json"
+_ONLY_SAVED = frozenset({"name_or_path", "special_tokens_map_file", "tokenizer_file"})
+"""Settings that transformers saves with a tokenizer and does not read."""
 _PROBE_TEXTS = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
 
 
@@ -40,7 +45,8 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
             "holds no tokenizer; name a directory with tokenizer.json, vocab.json and merges.txt, or a .model file")
     try:
         check_folder(directory)     # because transformers opens the files itself, without the checks of `opened`
-        if {"vocab.json", "merges.txt"} <= names and not {"tokenizer.json", "tokenizer_config.json"} & names:
+        _check_named_files(directory / _SETTINGS)
+        if {"vocab.json", "merges.txt"} <= names and not {"tokenizer.json", _SETTINGS} & names:
             plain = ByteLevelBPETokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"))
             found = PreTrainedTokenizerFast(tokenizer_object=plain._tokenizer)  # noqa: SLF001  # has no public access
         else:
@@ -51,6 +57,24 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
         raise ConfigError(
             field, str(directory), f"{type(found).__name__} has no fast version; convert it to tokenizer.json with transformers")
     return found
+
+
+def _check_named_files(settings: Path) -> None:
+    """Refuse a tokenizer whose settings name a file that may not be read: transformers passes them to the tokenizer's class.
+
+    Raises:
+        OSError: A file may not be read.
+        ValueError: The settings are no JSON.
+    """
+    if not settings.is_file():
+        return
+    with opened(settings) as found:
+        values = json.loads(found.read_text(encoding="utf-8"))
+    for name, value in values.items():
+        for text in value if isinstance(value, list) else [value]:
+            # Most tokenizers name files of the machine that saved them; what does not exist here is not read.
+            if name not in _ONLY_SAVED and isinstance(text, str) and os.path.isfile(text):  # noqa: PTH113 - text may be no path
+                check_inside(Path(text))
 
 
 def copy_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -76,7 +100,7 @@ def copy_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase, directory: 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write a tokenizer with transformers, under a class name that transformers 4 and other tools know."""
     tokenizer.save_pretrained(directory)
-    path = directory / "tokenizer_config.json"
+    path = directory / _SETTINGS
     settings = {name: value for name, value in read_json(path).items() if name not in _LOCAL}
     renamed = {"tokenizer_class": "PreTrainedTokenizerFast"} if settings.get("tokenizer_class") == "TokenizersBackend" else {}
     write_json(path, settings | renamed)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from moedisco_ray.core.bill import Bill, make_bill, metered_bill
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.run_record import RunReport
 from service.api.context import ServiceContext
 from service.api.security import Caller
 from service.database import runs, tables
@@ -28,18 +28,31 @@ def run_answers(context: ServiceContext, caller: Caller, session: Session, rows:
 def run_detail(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow) -> RunDetail:
     """Response body for a run, with its configuration and its bill.
 
-    If this version of the service rejects the stored configuration, the bill has only the metered total, no lines.
+    If this version of the service cannot read the run's documents, the bill has only the metered total, no lines.
     """
+    shown = _run(context, caller, row, _places(session, [row]))
     try:
-        bill = metered_bill(Meter.from_dict(row.meter), row.settings)
-    except UnusableRun:
-        bill = _bare_bill(row.dollars, planned=False)
+        bill = metered_bill(row.usage, row.settings)
+    except UnusableRun as error:
+        bill = bare_bill(row.dollars, planned=False)
+        shown["notice"] = shown["notice"] or str(error)
     return RunDetail.model_validate({
-        **_run(context, caller, row, _places(session, [row])), "config": row.document, "notes": row.notes or [], "bill": bill,
-        "estimate": row.estimate.get("bill") or _bare_bill(None, planned=True)})
+        **shown, "config": row.document, "notes": row.notes or [], "bill": bill,
+        "estimate": row.estimate.get("bill") or bare_bill(None, planned=True)})
 
 
-def _bare_bill(dollars: float | None, *, planned: bool) -> Bill:
+def unreadable_report(row: tables.RunRow, why: str) -> RunReport:
+    """Report of a run whose documents or files this version cannot read: its name, cost and state, and why."""
+    state: dict[str, Any] = {RunState.SUCCEEDED: "finished", RunState.FAILED: "failed", RunState.CANCELLED: "stopped"}
+    seed = row.document.get("seed")
+    return RunReport(
+        name=row.name, seed=seed if isinstance(seed, int) else 0, tags=row.tags, family="unknown", stages=[], tokens=0,
+        bill=bare_bill(row.dollars, planned=False), curves={}, versions={}, state=state.get(RunState(row.state), "running"),
+        state_reason=why)
+
+
+def bare_bill(dollars: float | None, *, planned: bool) -> Bill:
+    """A bill without lines, if only its total is known."""
     bare = make_bill((), seconds=None, baseline=None, planned=planned, complete=False)
     return bare.model_copy(update={"dollars": dollars, "dollars_with_idle": dollars})
 
@@ -72,8 +85,9 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, places: di
             "estimate_dollars": (row.estimate.get("bill") or {}).get("dollars"),
             "budget_dollars": row.budget_dollars},
         "events": row.next_position,
+        "notice": row.unreadable or row.trouble,
         "job_url": context.settings.job_url(submission_id(row.id, row.attempt)) if caller.admin and row.attempt else None,
     }
 
 
-_SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "events", "job_url"})
+_SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "events", "job_url", "notice"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -73,7 +73,7 @@ def _openapi() -> dict[str, Any]:
 
 def create_app(
     settings: Settings, database: Database, jobs: RayJobs, *, planning: PlanningPool, pools: RayPools, dashboard: Dashboard,
-    notifier: Notifier, wake_reconciler: Callable[[], None],
+    notifier: Notifier, wake_reconciler: Callable[[], None], loops: Callable[[], Mapping[str, str]] = dict,
 ) -> FastAPI:
     """Create the application. It starts no background work and does not close the objects that it gets as arguments.
 
@@ -86,6 +86,7 @@ def create_app(
         dashboard: Ray dashboard, whose pages administrators see.
         notifier: Receives a notification of every committed change of a run.
         wake_reconciler: Starts the next round of the reconciler at once.
+        loops: Returns the state of each background loop by name; see `ServiceContext`.
     """
     prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
     context = ServiceContext(
@@ -94,7 +95,7 @@ def create_app(
         streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
         sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
         capacity=limits,
-        prometheus=prometheus, roots=settings.roots)
+        prometheus=prometheus, roots=settings.roots, loops=loops)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -43,6 +43,7 @@ class ServiceContext:
         prometheus: Metrics for Prometheus.
         roots: Directories and buckets that runs may read and write.
         now: Returns seconds since the epoch.
+        loops: Returns the state of each background loop by name: `ok`, or how its last round failed.
     """
 
     settings: Settings
@@ -62,6 +63,7 @@ class ServiceContext:
     prometheus: PrometheusMetrics
     roots: Roots
     now: Callable[[], float] = time.time
+    loops: Callable[[], Mapping[str, str]] = dict
 
     def notify(self, run_id: str) -> None:
         """Wake the event streams of a changed run, and the reconciler."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from service.background.outgoing import Outgoing, Undeliverable
 from service.database import webhooks
+from service.database.documents import Unreadable
 from service.database.session import Database
 from service.domain.signatures import SIGNATURE_HEADER, sign
 from service.errors import DatabaseError
@@ -114,11 +115,15 @@ class Deliveries:
                 webhooks.record_attempt(session, message.id, delivered=now if arrived else None, answer=answer, due=again)
         except DatabaseError as error:
             _log.warning("delivery %s will be sent again: %s", message.id, error)
+        except Exception:  # noqa: BLE001 - nobody waits for this thread: without the log, the failure would leave no trace
+            _log.exception("delivery %s failed", message.id)
         finally:
             with self._lock:
                 del self._under_way[message.id]
 
     def _send(self, message: _Message) -> tuple[bool, str]:
+        if isinstance(message.body, Unreadable):
+            return False, message.body.why
         body = json.dumps(message.body, separators=(",", ":")).encode()
         try:
             status = self._outgoing.post(message.url, body, {

@@ -1,15 +1,17 @@
-"""Measures run directories, removes expired runs, and deletes old idempotency keys, browser sessions and deliveries."""
+"""Measures and removes the files of runs, and deletes old idempotency keys, browser sessions and deliveries."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.locations import Location, parent
 from service import run_homes
+from service.background.isolation import isolated
 from service.database import audit, idempotency, policies, runs, sessions, webhooks
 from service.database.session import Database
 from service.database.tables import RunRow
@@ -17,15 +19,19 @@ from service.domain.jobs import submission_id
 from service.domain.path_sandbox import Roots
 from service.domain.retention import Due, FinishedRun, announced, due_runs
 from service.domain.run_paths import RunPaths, home_of
-from service.domain.states import TERMINAL
-from service.errors import RayUnavailable, StorageUnavailable
+from service.domain.states import TERMINAL, RunState
+from service.errors import RayUnavailable
 from service.observability import logger
 from service.ray_side.jobs import RayJobs
-from service.run_storage import stored_bytes
+from service.run_storage import folder_bytes, run_folders, stored_bytes
 
 _log = logger(__name__)
 DELIVERIES_KEPT = 7 * 24 * 3600.0
 """Age at which finished deliveries are deleted, in seconds."""
+SWEEP_SECONDS = 3600.0
+"""Interval at which storage roots are searched for left checkpoints, in seconds: each time, all of their files are listed."""
+ORPHAN_SECONDS = 24 * 3600.0
+"""Time without a change after which checkpoints of a deleted run are deleted, in seconds."""
 
 
 class Housekeeping:
@@ -42,6 +48,7 @@ class Housekeeping:
         self._jobs = jobs
         self._roots = roots
         self._idle = idle
+        self._swept = float("-inf")
 
     def round(self, now: float) -> None:
         """Measure run directories, remove expired runs, and delete expired keys, expired sessions and old deliveries.
@@ -58,42 +65,58 @@ class Housekeeping:
         self._measure(now)
         for path in run_homes.left_aside(self._roots.homes, self._known):
             self._remove_files(path, run_homes.run_of(path))
-        for run_id, due in self._announce(now):
-            try:
-                self._remove(run_id, due, now)
-            except OSError as error:
-                _log.warning("run %s cannot be removed: %s", run_id, error)
+        for run, due in self._announce(now):
+            isolated(self._database, run, functools.partial(self._remove, run.id, due, now))
+        if not 0 <= now - self._swept < SWEEP_SECONDS:
+            self._swept = now
+            for root in self._roots.storage:
+                self._sweep(root, now)
 
     def _measure(self, now: float) -> None:
         with self._database.read() as session:
             found = runs.unmeasured(session)
-        for run_id, directory, location in found:
-            try:
-                size = stored_bytes(directory, location)
-            except StorageUnavailable as error:
-                _log.warning("run %s cannot be measured: %s", run_id, error)
-                continue
-            with self._database.write() as session:
-                runs.measured(session, run_id, size, now)
+        for run in found:
+            isolated(self._database, run, functools.partial(self._measure_run, run, now))
 
-    def _announce(self, now: float) -> list[tuple[str, Due]]:
+    def _measure_run(self, run: RunRow, now: float) -> None:
+        try:
+            if run.storage is not None and run.state == RunState.SUCCEEDED:     # never resumed
+                run_homes.remove_storage(run.storage, run.id, self._roots.storage)
+            size = stored_bytes(Path(run.directory), run.location)
+            size += 0 if run.storage is None else folder_bytes(run.storage)
+        except OSError as error:
+            _log.warning("run %s cannot be measured: %s", run.id, error)
+            return
+        with self._database.write() as session:
+            runs.measured(session, run.id, size, now)
+
+    def _announce(self, now: float) -> list[tuple[RunRow, Due]]:
         """Store and announce new expiry times; returns the runs that have expired."""
         with self._database.read() as session:
             changes, expired = _expiries(session, now)
-        for run_id, (due, time) in changes.items():
-            with self._database.write() as session:
-                run = runs.lock(session, run_id)
-                if run is None or run.state not in TERMINAL or run.kept:
-                    continue
-                runs.amend(session, run, now=now, expires_at=time)
-                if due is not None:
-                    webhooks.enqueue(session, run, now, "run.expiring", expires_at=time, why=due.why)
-                    audit.note(
-                        session, owner="service", token_id=None, action="run.expiring", target=run_id, address=None, now=now,
-                        detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why})
+        for run, due, time in changes:
+            isolated(self._database, run, functools.partial(self._announce_run, run.id, due, time, now))
         return expired
 
+    def _announce_run(self, run_id: str, due: Due | None, time: float | None, now: float) -> None:
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            if run is None or run.state not in TERMINAL or run.kept:
+                return
+            runs.amend(session, run, now=now, expires_at=time)
+            if due is not None:
+                webhooks.enqueue(session, run, now, "run.expiring", expires_at=time, why=due.why)
+                audit.note(
+                    session, owner="service", token_id=None, action="run.expiring", target=run_id, address=None, now=now,
+                    detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why})
+
     def _remove(self, run_id: str, due: Due, now: float) -> None:
+        try:
+            self._remove_run(run_id, due, now)
+        except OSError as error:
+            _log.warning("run %s cannot be removed: %s", run_id, error)
+
+    def _remove_run(self, run_id: str, due: Due, now: float) -> None:
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             gone = run is None or run.state not in TERMINAL or run.kept or run.expires_at is None or run.expires_at > now
@@ -103,7 +126,7 @@ class Housekeeping:
             audit.note(
                 session, owner="service", token_id=None, action="run.removed", target=run_id, address=None, now=now, detail={
                     "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes})
-            attempts = run.attempt
+            attempts, storage = run.attempt, run.storage
             home = RunPaths(Path(run.directory)).home
             other, place = runs.inside(session, home, run_id), home_of(run.location)
             run_homes.check_deletable(place, run_id, self._roots.output_buckets)
@@ -112,9 +135,40 @@ class Housekeeping:
             aside = run_homes.set_aside(home, run_id, self._roots.homes, other)
         _log.info("run %s removed: %s", run_id, due.why)
         self._remove_files(aside, run_id, place)
+        if storage is not None:
+            self._remove_storage(storage, run_id)
         with contextlib.suppress(RayUnavailable):
             for attempt in range(1, attempts + 1):
                 self._jobs.delete(submission_id(run_id, attempt))
+
+    def _sweep(self, root: Location, now: float) -> None:
+        """Delete checkpoints of deleted runs, and report folders that are named like runs but belong to no run of this service."""
+        try:
+            found = run_folders(root)
+        except OSError as error:
+            _log.warning("storage root %s cannot be searched for left checkpoints: %s", root, error)
+            return
+        for folder, modified in found.items():
+            run_id = parent(folder)[1]
+            if now - modified < ORPHAN_SECONDS or self._known(run_id):
+                continue
+            with self._database.read() as session:
+                ours = audit.mentions(session, run_id)
+            if not ours:
+                _log.warning("%s belongs to no run of this service; delete it by hand if no other service uses it", folder)
+            elif self._remove_storage(folder, run_id):
+                with self._database.write() as session:
+                    audit.note(
+                        session, owner="service", token_id=None, action="checkpoints.removed", target=run_id, address=None, now=now,
+                        detail={"folder": folder})
+
+    def _remove_storage(self, storage: str, run_id: str) -> bool:
+        try:
+            run_homes.remove_storage(storage, run_id, self._roots.storage)
+        except OSError as error:
+            _log.warning("checkpoints of run %s remain until the next sweep: %s", run_id, error)
+            return False
+        return True
 
     def _known(self, run_id: str) -> bool:
         with self._database.read() as session:
@@ -127,21 +181,23 @@ class Housekeeping:
             _log.warning("files of run %s remain: %s", run_id, error)
 
 
-def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
-    """Compute the changed expiry times, by run id, and the runs that have expired."""
+def _expiries(
+    session: Session, now: float,
+) -> tuple[list[tuple[RunRow, Due | None, float | None]], list[tuple[RunRow, Due]]]:
+    """Compute the changed expiry times of runs, and the runs that have expired."""
     named, rules = runs.starts(session), policies.load(session)
     by_owner: dict[str, list[RunRow]] = defaultdict(list)
     for run in runs.finished(session):
         by_owner[run.owner].append(run)
-    changes: dict[str, tuple[Due | None, float | None]] = {}
-    expired: list[tuple[str, Due]] = []
+    changes: list[tuple[RunRow, Due | None, float | None]] = []
+    expired: list[tuple[RunRow, Due]] = []
     for owner, theirs in by_owner.items():
         due_of = due_runs([FinishedRun(run.id, run.ended or run.updated, run.kept) for run in theirs], rules.of(owner).retention)
         for run in theirs:
             due = None if run.id in named else due_of.get(run.id)
             time = announced(None if due is None else due.time, run.expires_at, now)
             if due is not None and time is not None and time <= now:
-                expired.append((run.id, due))
+                expired.append((run, due))
             elif time != run.expires_at:
-                changes[run.id] = due, time
+                changes.append((run, due, time))
     return changes, expired

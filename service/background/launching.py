@@ -69,7 +69,7 @@ class Launcher:
             stop_file=place.stop_file(run.attempt),
             report_url=self._settings.report_url(run.id),
             token=self.token(run.id, run.attempt),
-            read_roots=[*self._roots.directories, *read, place.home, *([run.location] if is_uri(run.location) else ())],
+            read_roots=self._roots.readable(*read, place.home, *([run.location] if is_uri(run.location) else ())),
             functions=self._roots.functions,
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
@@ -91,7 +91,10 @@ class Launcher:
         """Check the paths again, as at submission, and replace run references by paths; see `located`."""
         stored = run.settings
         output = home_of(home_of(run.location))
-        asked = stored.model_copy(update={"output": output if is_uri(output) else Path(os.path.realpath(output))})
+        storage = stored.checkpoint.storage if run.storage is None else str(home_of(run.storage))
+        asked = stored.model_copy(update={
+            "output": output if is_uri(output) else Path(os.path.realpath(output)),
+            "checkpoint": stored.checkpoint.model_copy(update={"storage": storage})})
         check_links(sandboxed(asked, self._roots), self._roots)
         check_parts(stored, self._location_of)
         return located(stored, self._location_of, documents_at)

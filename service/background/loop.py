@@ -24,15 +24,19 @@ class Loop:
         work: Function to call with the time in seconds since the epoch.
         seconds: Pause between two rounds, in seconds.
         name: Name of the thread, also used in the log.
+
+    Attributes:
+        state: `ok`, or how the last round failed.
     """
 
     def __init__(self, work: Callable[[float], None], seconds: float, name: str) -> None:
         self._work = work
         self._seconds = seconds
-        self._name = name
+        self.name = name
         self._woken = threading.Event()
         self._ending = False
         self._trouble: str | None = None
+        self.state = "ok"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -60,12 +64,16 @@ class Loop:
         try:
             self._work(time.time())
         except (ServiceError, OSError) as error:
+            self.state = f"cannot work: {error}"
             if str(error) != self._trouble:
                 self._trouble = str(error)
-                _log.warning("%s cannot work: %s", self._name, error)
-        except Exception:  # noqa: BLE001 - the thread must survive; see the class
-            _log.exception("%s failed", self._name)
+                _log.warning("%s cannot work: %s", self.name, error)
+        except Exception as error:  # noqa: BLE001 - the thread must survive; see the class
+            self.state = f"failed ({type(error).__name__}); the log has the cause"
+            self._trouble = self.state
+            _log.exception("%s failed", self.name)
         else:
+            self.state = "ok"
             if self._trouble is not None:
                 self._trouble = None
-                _log.info("%s works again", self._name)
+                _log.info("%s works again", self.name)

@@ -6,21 +6,28 @@ from moedisco_ray.core.config import AnyPool
 from service.database.quotas import Quotas
 from service.database.tables import RunRow
 from service.domain.admission import ActiveRun, ClusterCapacity, PoolNeed, PoolRoom, QueuedRun, RunLimits
-from service.domain.outcome import AWAITED, ObservedState, Stop, final_event
+from service.domain.outcome import AWAITED, UNREADABLE_STOP_SECONDS, ObservedState, Stop, final_event
 from service.domain.quotas import dollars_used_up, wait_reason
 from service.domain.states import RunState
+from service.errors import UnusableRun
 from service.schemas import PoolList
 
 _ON_LOW_MEMORY = "submodels"
 """The last stage that trains on the low-memory pool."""
 
 
-def observed_state(run: RunRow) -> ObservedState:
+def observed_state(run: RunRow, now: float) -> ObservedState:
     """Input of `decide_outcome` for a run."""
     began, final = final_event(run.progress)
     return ObservedState(
-        state=RunState(run.state), stop=run.stop, futile=run.futile, advanced=run.mark > run.mark_at_start, began=began,
-        final=final)
+        state=RunState(run.state), stop=run.stop, reason=run.reason, overdue=_overdue(run, now), futile=run.futile,
+        advanced=run.mark > run.mark_at_start, began=began, final=final)
+
+
+def _overdue(run: RunRow, now: float) -> bool:
+    """Whether a run that cannot be read has been stopping for too long: it is not metered."""
+    unmetered = run.stop == "unreadable" or run.unreadable is not None
+    return unmetered and run.state == RunState.STOPPING and now - run.updated > UNREADABLE_STOP_SECONDS
 
 
 def awaiting(progress: dict[str, object]) -> dict[str, object]:
@@ -29,7 +36,12 @@ def awaiting(progress: dict[str, object]) -> dict[str, object]:
 
 
 def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
-    """Input of `admit` for a queued run: one slot must be free, and enough slots for its smallest gang must exist."""
+    """Input of `admit` for a queued run: one slot must be free, and enough slots for its smallest gang must exist.
+
+    Raises:
+        UnusableRun: This version cannot read the run.
+    """
+    run.check_readable()
     (low, slots), *others = _pools(run)
     needs = (PoolNeed(low.tags, slots, free=1), *(PoolNeed(pool.tags, workers, free=0) for pool, workers in others))
     tags = [tag for need in needs for tag in need.resources]
@@ -38,9 +50,15 @@ def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
 
 
 def active(run: RunRow) -> ActiveRun:
-    """Input of `admit` for an active run. Once its sub-models are trained, it no longer claims the low-memory pool."""
+    """Input of `admit` for an active run. Once its sub-models are trained, it no longer claims the low-memory pool.
+
+    A run whose configuration this version refuses claims no slot of a pool; it counts as active until it has stopped.
+    """
     stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
-    pools = [pool for pool, _ in _pools(run) if pool.owner is None]
+    try:
+        pools = [pool for pool, _ in _pools(run) if pool.owner is None]
+    except UnusableRun:
+        return ActiveRun(run.owner, ())
     pool = pools[-1 if stage.get("status") in ("done", "reused") else 0]
     return ActiveRun(run.owner, (pool.tags,))
 

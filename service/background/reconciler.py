@@ -12,24 +12,26 @@ job ended or unknown     events that the driver left in events.jsonl are stored;
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import Location
 from service.background import observed, spool
+from service.background.isolation import isolated
 from service.background.launching import Launcher
 from service.database import ingest, quotas, runs, tokens
 from service.database.quotas import Quotas
 from service.database.session import Database
 from service.database.tables import RunRow
-from service.domain.admission import ClusterCapacity, admit
+from service.domain.admission import Admission, ClusterCapacity, admit
 from service.domain.jobs import JobState, submission_id, submitted_run
 from service.domain.outcome import REASON_LENGTH, STOP_REASONS, Outcome, decide_outcome
 from service.domain.states import ACTIVE, TERMINAL, RunState
-from service.errors import NotFound, RayUnavailable, StaleRun, UnusableRun
+from service.errors import RayUnavailable, UnusableRun
 from service.notifier import Notifier
-from service.observability import bound, logger
+from service.observability import logger
 from service.ray_side.jobs import RayJobs
 from service.ray_side.pools import RayPools
 from service.run_storage import storage_of
@@ -74,34 +76,38 @@ class Reconciler:
             jobs = None
         known = self._quotas(now)
         for run in self._runs(*ACTIVE):
-            with bound(run_id=run.id):
-                try:
-                    self._reconcile(run, jobs, known, now)
-                except (StaleRun, NotFound):
-                    continue    # a request changed or deleted the run; the next round sees it
-                except UnusableRun as error:
-                    self._fail(run.id, str(error), now)
-                except OSError as error:
-                    self._explain(run.id, _unusable(error), now)
+            done = isolated(self._database, run, functools.partial(self._supervise, run, jobs, known, now))
+            if not done and run.state == RunState.STOPPING:
+                isolated(self._database, run, functools.partial(self._end, run, jobs, now))
         if jobs is not None:
             self._end_orphans(jobs)
         self._admit(known, now, connected=jobs is not None)
 
+    def _supervise(self, run: RunRow, jobs: Mapping[str, JobState] | None, known: Quotas, now: float) -> None:
+        try:
+            self._reconcile(run, jobs, known, now)
+        except UnusableRun as error:
+            self._refuse_unusable(run.id, str(error), now)
+        except OSError as error:
+            self._explain(run.id, _unusable(error), now)
+
     def _reconcile(self, run: RunRow, jobs: Mapping[str, JobState] | None, known: Quotas, now: float) -> None:
-        state = RunState(run.state)
-        if state is not RunState.STOPPING and observed.stop_for_money(run, known):
-            self._stop_for_money(run.id, known, now)
-            return
-        if state is RunState.STOPPING:
+        stopping = run.state == RunState.STOPPING
+        if stopping:
             self._request_stop(run, now)
+        else:
+            run.check_readable()    # a run that cannot be metered must not spend money
+            if observed.stop_for_money(run, known):
+                self._stop_for_money(run.id, known, now)
+                return
         if jobs is None:
-            if state is not RunState.STOPPING:
+            if not stopping:
                 self._explain(run.id, RAY_AWAY, now)
             return
         job = jobs.get(submission_id(run.id, run.attempt))
         if job is None or job.phase.ended:
-            # A killed run waits for nothing: it ends even if its last events cannot be read.
-            with contextlib.suppress(*((OSError,) if run.stop == "killed" else ())):
+            # A killed run waits for nothing: it ends even if its last events cannot be read. So does one that cannot be metered.
+            with contextlib.suppress(*((OSError,) if run.stop == "killed" else ()), *((UnusableRun,) if stopping else ())):
                 self._ingest_spool(run, now)
         self._apply(run.id, run.attempt, job, now)
 
@@ -110,7 +116,7 @@ class Reconciler:
             run = runs.get(session, run_id)
             if run is None or run.attempt != attempt:
                 return
-            outcome = decide_outcome(observed.observed_state(run), job, now)
+            outcome = decide_outcome(observed.observed_state(run, now), job, now)
         if outcome.state is not None:
             outcome = self._store_outcome(run_id, attempt, job, now)
         elif run.reason == RAY_AWAY:
@@ -155,7 +161,7 @@ class Reconciler:
             run = runs.lock(session, run_id)
             if run is None or run.attempt != attempt:
                 return Outcome()
-            outcome = decide_outcome(observed.observed_state(run), job, now)
+            outcome = decide_outcome(observed.observed_state(run, now), job, now)
             if outcome.state is not None:
                 gone = outcome.state in TERMINAL or outcome.state is RunState.QUEUED
                 runs.transition(
@@ -198,32 +204,55 @@ class Reconciler:
         limits = observed.limits(known, self._most_active)
         asked = self._usable(queue, lambda run: observed.queued(run, known), now)
         for admission in admit(asked, self._usable(active, observed.active, now), limits, cluster):
-            with bound(run_id=admission.run_id):
-                if admission.start:
-                    self._start(admission.run_id, now)
-                elif admission.reason != waiting[admission.run_id].reason:
-                    self._explain(admission.run_id, admission.reason, now)
+            isolated(self._database, waiting[admission.run_id], functools.partial(self._answer, admission, waiting, now))
+
+    def _answer(self, admission: Admission, waiting: Mapping[str, RunRow], now: float) -> None:
+        if admission.start:
+            self._start(admission.run_id, now)
+        elif admission.reason != waiting[admission.run_id].reason:
+            self._explain(admission.run_id, admission.reason, now)
 
     def _usable(self, found: Sequence[RunRow], view: Callable[[RunRow], T], now: float) -> list[T]:
-        """Apply `view` to each run. A run whose stored configuration this version refuses is set to failed and left out."""
-        usable = []
-        for run in found:
+        """Apply `view` to each run. A run that this version cannot read is refused and left out."""
+        usable: list[T] = []
+
+        def add(run: RunRow) -> None:
             try:
                 usable.append(view(run))
             except UnusableRun as error:
-                with bound(run_id=run.id):
-                    self._fail(run.id, str(error), now)
+                self._refuse_unusable(run.id, str(error), now)
+
+        for run in found:
+            isolated(self._database, run, functools.partial(add, run))
         return usable
 
-    def _fail(self, run_id: str, reason: str, now: float) -> None:
-        """Set a run that cannot be processed to failed; `_end_orphans` then kills its driver."""
+    def _refuse_unusable(self, run_id: str, reason: str, now: float) -> None:
+        """Set a run that this version cannot read to failed if it is queued, and stop it if it is active."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
-            if run is None or run.state in TERMINAL:
+            if run is None or run.state in TERMINAL or run.state == RunState.STOPPING:
                 return
-            runs.transition(session, run, RunState.FAILED, reason=reason[:REASON_LENGTH], now=now, token_hash=None)
-        _log.warning("failed: %s", reason)
+            queued = run.state == RunState.QUEUED
+            changes = {"token_hash": None} if queued else {"stop": "unreadable"}
+            runs.transition(
+                session, run, RunState.FAILED if queued else RunState.STOPPING, reason=reason[:REASON_LENGTH], now=now,
+                **changes)
+        _log.warning("%s: %s", run.state, reason)
         self._notifier.notify(run_id)
+
+    def _end(self, run: RunRow, jobs: Mapping[str, JobState] | None, now: float) -> None:
+        """End a stopping run that cannot be processed: kill its driver, then set it to cancelled."""
+        name = submission_id(run.id, run.attempt)
+        job = None if jobs is None else jobs.get(name)
+        if jobs is None or (job is not None and not job.phase.ended):
+            with contextlib.suppress(RayUnavailable):
+                self._jobs.kill(name)
+            return
+        with self._database.write() as session:
+            row = runs.lock(session, run.id)
+            if row is not None and row.state == RunState.STOPPING:
+                runs.transition(session, row, RunState.CANCELLED, reason=row.reason, now=now, token_hash=None)
+        self._notifier.notify(run.id)
 
     def _start(self, run_id: str, now: float) -> None:
         with self._database.write() as session:
@@ -240,7 +269,7 @@ class Reconciler:
         except OSError as error:
             self._explain(run_id, _unusable(error), now)
         except UnusableRun as error:
-            self._fail(run_id, str(error), now)
+            self._refuse_unusable(run_id, str(error), now)
 
     def _cluster(self, resources: frozenset[str], now: float) -> ClusterCapacity | None:
         looked, known, cluster = self._last_look

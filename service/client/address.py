@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from moedisco_ray.core.errors import UserError
+from moedisco_ray.core.locations import settings_directory
 
 _LAST_USED = "last-used.json"
 """File next to the saved address with the URL and the state directory of the service that the last command used."""
@@ -36,8 +37,7 @@ class Address:
 
 def address_file(environment: Mapping[str, str] = os.environ) -> Path:
     """The file with the saved address, in the user's configuration directory."""
-    home = environment.get("XDG_CONFIG_HOME")
-    return (Path(home) if home else Path.home() / ".config") / "moedisco" / "service.json"
+    return settings_directory(environment) / "service.json"
 
 
 def save_address(address: Address, path: Path | None = None) -> Path:

@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 
 from moedisco_ray.cli.arguments import Overrides
-from moedisco_ray.core.config import check_config
+from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.load import apply_override
+from moedisco_ray.core.config.places import Place, ReadsFrom, names_a_run, with_places
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.config.yaml_text import parse_yaml
+from moedisco_ray.core.locations import is_uri
 from moedisco_ray.plan.machine import measured_machine
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.daemon import say_how_to_sign_in, start_daemon
 from service.commands.output import say
 from service.commands.watching import watch_run
+from service.domain.path_sandbox import EMBEDDED, before_wildcard
 
 commands = typer.Typer()
 
@@ -34,11 +37,12 @@ def demo(
     raw = parse_yaml(preset_text("demo"))
     for override in overrides or ():
         apply_override(raw, override)
-    config = check_config(raw)
+    config, roots = with_roots(check_config(raw))
     measured_machine(config, here=True)     # measure this machine first, so that the service's estimate fits it
     state_dir = directory / "service"
     token_file = state_dir.resolve() / "admin-token"
-    address = start_daemon(state_dir, ["--port=0", f"--output-root={directory.resolve()}", f"--admin-token-file={token_file}"])
+    options = ["--port=0", f"--output-root={directory.resolve()}", f"--admin-token-file={token_file}"]
+    address = start_daemon(state_dir, [*options, *(f"--input-root={root}" for root in roots)])
     with connected(outlasts_restarts=True) as client:
         run = client.submit(config)
         watch_run(client, run.id, as_json=False)
@@ -46,3 +50,20 @@ def demo(
     say(f"The model is in {model}")
     say_how_to_sign_in(address, token_file)
     say(f"The service keeps running; to stop it: moedisco stop --state-dir {state_dir}")
+
+
+def with_roots(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """The configuration with absolute paths, and the input roots of a service that may read what it names and nothing else."""
+    roots: list[str] = []
+
+    def change(place: Place) -> str | Path:
+        if not isinstance(place.marker, ReadsFrom) or place.value == EMBEDDED or names_a_run(place.value):
+            return place.value
+        if is_uri(place.value):
+            roots.append(before_wildcard(str(place.value).partition("?")[0]))
+            return place.value
+        path = Path(place.value).absolute()
+        roots.append(before_wildcard(str(path)))
+        return type(place.value)(path)
+
+    return with_places(config, change), roots

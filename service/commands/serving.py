@@ -55,7 +55,7 @@ def serve(
         help="Unprivileged user that the local Ray and its drivers run as; if it is set, the service must run as root.",
     )] = None,
     input_root: Annotated[list[str] | None, typer.Option(
-        help="Directory, s3://BUCKET/PREFIX or hf://ORG that runs may read; may be repeated.", show_default="."),
+        help="Directory, s3://BUCKET/PREFIX or hf://ORG that runs may read; may be repeated.", show_default="none"),
     ] = None,
     output_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX in which runs are stored; may be repeated, the first is the default.",
@@ -93,12 +93,14 @@ def serve(
         "policies": policies, "public_url": public_url, "requests_per_minute": requests_per_minute,
         "allow_private_webhooks": allow_private_webhooks or None, "forwarded_allow_ips": forwarded_allow_ips,
         "log_format": log_format}
+    from service.domain.path_sandbox import check_input_roots
     from service.settings import Settings
 
     try:
         settings = Settings.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise _option_error(error) from error
+    check_input_roots(settings.roots)
     if detach:
         refuse_second(settings.state_dir)
         address = start_daemon(settings.state_dir, [word for word in sys.argv[2:] if word != "--detach"])

@@ -30,7 +30,7 @@ def runs_table(runs: Iterable[Run]) -> Table:
     for run in runs:
         _row(
             table, run.id, run.name, run.owner, state_text(run), moment(run.created), format_dollars(run.money.dollars),
-            Text(run.reason or "", "dim"))
+            Text(". ".join(filter(None, (run.reason, run.notice))), "dim"))
     return table
 
 
@@ -45,6 +45,8 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
         Text.assemble((run.name, "bold"), f"  {run.id}  ", state_text(run)), Text(", ".join(facts), "dim")]
     if run.reason:
         parts.append(Text(run.reason))
+    if run.notice:
+        parts.append(Text(f"This run: {run.notice}", "yellow"))
     if run.stages:
         table = PlainTable("stage", "", "time")
         for stage in run.stages:

@@ -74,7 +74,7 @@ def watch_run(client: Client, run_id: str, as_json: bool) -> None:
         if not as_json:
             console = output_console()
             console.print()
-            console.print(report_view(client.report(run_id)))
+            console.print(Text(run.notice, "yellow") if run.notice else report_view(client.report(run_id)))
             console.print(f"\nTo get the model: moedisco download {run_id}", soft_wrap=True)
 
 

@@ -33,6 +33,11 @@ def note(
         detail=values.document(detail), address=None if address is None else values.text(address)))
 
 
+def mentions(session: Session, target: str) -> bool:
+    """Whether an action on an object with this id was ever recorded."""
+    return session.scalars(select(Audit.id).where(Audit.target == target).limit(1)).first() is not None
+
+
 def page(session: Session, *, cursor: str | None, limit: int) -> tuple[list[Audit], str | None]:
     """Entries of the audit log, newest first, and the cursor of the next page, which is None on the last page."""
     query = select(Audit) if cursor is None else select(Audit).where(Audit.id < values.text(cursor))

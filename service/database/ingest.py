@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -42,6 +41,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
 
     Raises:
         NotFound: The run was deleted.
+        UnusableRun: This version cannot read the run's documents, so that it cannot be metered.
     """
     row = runs.lock(session, run.id)
     if row is None:
@@ -50,10 +50,10 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
     fresh = events[expected - first:] if first <= expected else ()
     if not fresh:
         return expected
+    row.check_readable()
     pools = row.pools
     units = {unit.unit: unit for unit in session.scalars(select(UnitRow).where(UnitRow.run_id == row.id))}
-    # A copy: if the meter changed the stored document in place, SQLAlchemy would see no change to store.
-    fold, meter = Fold(row.id, row.progress, units), Meter.from_dict(copy.deepcopy(row.meter))
+    fold, meter = Fold(row.id, row.progress, units), row.usage
     prices = policies.of(session, row.owner).prices
     fresh = [_priced(event, pools, prices) for event in fresh]
     for event in fresh:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, cast, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal_column, or_, select, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
@@ -18,7 +18,7 @@ from moedisco_ray.core.stages import STAGES
 from service.database import stream, values, webhooks
 from service.database.tables import RunRow, UnitRow
 from service.domain.retention import named_runs
-from service.domain.run_paths import is_id, location_of
+from service.domain.run_paths import is_id
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
@@ -153,15 +153,28 @@ def finished(session: Session) -> list[RunRow]:
     return list(session.scalars(query.order_by(RunRow.id)))
 
 
-def unmeasured(session: Session) -> list[tuple[str, Path, Location]]:
-    """Ids, directories and locations of runs whose size may have changed since it was last measured."""
+def unmeasured(session: Session) -> list[RunRow]:
+    """Runs whose size may have changed since it was last measured."""
     active = RunRow.state.in_([state.value for state in ACTIVE])
-    output = RunRow.config["output"].as_string()
     changed = or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended)
-    query = select(RunRow.id, RunRow.directory, output).where(changed)
-    return [
-        (run_id, Path(directory), location_of(output or "", Path(directory)))
-        for run_id, directory, output in session.execute(query.order_by(RunRow.id))]
+    return list(session.scalars(select(RunRow).where(changed).order_by(RunRow.id)))
+
+
+def mark_trouble(session: Session, run_id: str, trouble: str | None, *, ended: bool) -> None:
+    """Store why the service cannot process a run; None if it can.
+
+    Does not increment the run's version, because no decision depends on it. With `ended` false, a run that has ended in the
+    meantime is not marked.
+    """
+    query = update(RunRow).where(RunRow.id == run_id)
+    if not ended:
+        query = query.where(RunRow.state.not_in([state.value for state in TERMINAL]))
+    session.execute(query.values(trouble=trouble).execution_options(synchronize_session=False))
+
+
+def troubled(session: Session) -> int:
+    """Number of runs that the service cannot process."""
+    return session.scalar(select(func.count()).where(RunRow.trouble.is_not(None))) or 0
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:
@@ -227,7 +240,7 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
     if state is RunState.RUNNING and run.started is None:
         changes["started"] = now
     if state in TERMINAL:
-        changes["ended"] = now
+        changes |= {"ended": now, "trouble": None}
     if before in TERMINAL:
         changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None}
     _change(session, run, now, changes | columns)
@@ -280,6 +293,9 @@ def _stale(run: RunRow) -> StaleRun:
 
 
 def _has_tag(dialect: str, key: str, value: str) -> ColumnElement[bool]:
-    each = func.json_each(RunRow.tags) if dialect == "sqlite" else func.json_each_text(RunRow.tags)
+    # SQLite does not check what is stored: a row without valid JSON would fail the query.
+    each = (
+        func.json_each(case((func.json_valid(RunRow.tags) == 1, RunRow.tags), else_=literal_column("'{}'"))) if dialect == "sqlite"
+        else func.json_each_text(RunRow.tags))
     tag = each.table_valued("key", "value", name="tag")
     return exists(select(1).select_from(tag).where(tag.c.key == key, tag.c.value == value))

@@ -17,12 +17,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
 from moedisco_ray.core.errors import ConfigError
+from service.database import documents
 from service.errors import DatabaseError, DatabaseUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -181,7 +181,7 @@ def _sqlite(url: str) -> Engine:
     Path(path).touch(0o600)     # private; SQLite creates its WAL files with the same mode
     engine = create_engine(
         url, connect_args={"timeout": _PATIENCE, "isolation_level": None}, json_serializer=_serialize,
-        json_deserializer=from_json, hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)
+        json_deserializer=documents.parse, hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: Any) -> None:  # noqa: ARG001 - SQLAlchemy's signature
@@ -222,5 +222,5 @@ def _postgresql(url: str) -> Engine:
     options = f"-c lock_timeout={milliseconds} -c idle_in_transaction_session_timeout={4 * milliseconds} -c jit=off"
     return create_engine(
         url, connect_args={"connect_timeout": 5, "options": options}, json_serializer=_serialize,
-        json_deserializer=from_json, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20,
+        json_deserializer=documents.parse, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20,
         pool_timeout=_PATIENCE)

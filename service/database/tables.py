@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, false
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from moedisco_ray.core.config import Pools, RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.locations import Location
-from service.domain.run_paths import location_of
+from moedisco_ray.core.metering import Meter
+from service.database.documents import DAMAGED, Planned, Progress, Stored, Unreadable
+from service.domain.run_paths import home_of, location_of, own_storage
 from service.errors import UnusableRun
 
 ULID = String(26)
@@ -27,7 +29,8 @@ class Table(DeclarativeBase):
         # Migrations need names for constraints.
         "ix": "%(table_name)s_by_%(column_0_name)s", "uq": "%(table_name)s_%(column_0_name)s_unique",
         "fk": "%(table_name)s_%(column_0_name)s_known", "pk": "%(table_name)s_key"})
-    type_annotation_map = {str: Text, float: Float, int: Position, dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012 - SQLAlchemy's own form
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own form
+        str: Text, float: Float, int: Position, dict[str, Any]: Stored(dict[str, Any]), list[str]: Stored(list[str])}
 
 
 class RunRow(Table):
@@ -38,7 +41,7 @@ class RunRow(Table):
     id: Mapped[str] = mapped_column(ULID, primary_key=True)
     name: Mapped[str]
     owner: Mapped[str]
-    tags: Mapped[dict[str, Any]]
+    tags: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, str]))
     priority: Mapped[int] = mapped_column(default=0)
     """Priority in the queue; higher starts first."""
     state: Mapped[str] = mapped_column(String(16))
@@ -46,7 +49,7 @@ class RunRow(Table):
     """Why the run is in this state: what it waits for, or why it failed."""
     version: Mapped[int] = mapped_column(default=1)
     """Version of the row, incremented by every change; a writer that read an older version is refused."""
-    config: Mapped[dict[str, Any]]
+    config: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, Any], version=1, any_version=True))
     """Resolved configuration; `output` and `name` determine the run directory."""
     directory: Mapped[str]
     attempt: Mapped[int] = mapped_column(default=0)
@@ -62,27 +65,29 @@ class RunRow(Table):
     budget_dollars: Mapped[float | None]
     dollars: Mapped[float] = mapped_column(default=0.0)
     """Dollars metered so far, over all attempts."""
-    worker_seconds: Mapped[dict[str, Any]]
+    worker_seconds: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, float]))
     """Worker-seconds by pool or node type."""
-    meter: Mapped[dict[str, Any]]
+    meter: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, Any], version=1))
     """State of the meter; see `moedisco_ray.core.metering`."""
-    estimate: Mapped[dict[str, Any]]
+    estimate: Mapped[dict[str, Any]] = mapped_column(Stored(Planned, version=1))
     """Plan of the run at submission."""
-    progress: Mapped[dict[str, Any]]
+    progress: Mapped[dict[str, Any]] = mapped_column(Stored(Progress, version=1))
     """{stages: {name: {status, started, seconds}}, current, reached: {stages, steps}, ended: {type, time, message or reason}};
     `ended`, the driver's final event, exists until the next driver begins."""
     parent: Mapped[str | None] = mapped_column(ULID)
     """Id of the run that this one retries."""
-    notes: Mapped[list[str] | None]
+    notes: Mapped[list[str] | None] = mapped_column(Stored(list[str] | None))
     """Remarks from the submission, such as replaced prices; null in runs of an earlier version."""
     kept: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Whether the run is exempt from retention."""
     expires_at: Mapped[float | None]
     """Announced time of removal by retention; null if no removal is announced."""
     disk_bytes: Mapped[int | None]
-    """Size of the run directory, as last measured (bytes)."""
+    """Size of the run directory and of checkpoints in other storage, as last measured (bytes)."""
     measured: Mapped[float | None]
     """Time of the last measurement of `disk_bytes`."""
+    trouble: Mapped[str | None]
+    """Why the service cannot process the run; null if it can."""
     next_position: Mapped[int] = mapped_column(default=0)
     """Position of the next event in the run's stream."""
     next_seq: Mapped[int] = mapped_column(default=0)
@@ -103,6 +108,35 @@ class RunRow(Table):
     )
 
     @property
+    def unreadable(self) -> str | None:
+        """Why this version cannot read all of the run's loaded documents; None if it can."""
+        loaded = self.__dict__
+        found = (loaded.get(name) for name in _DOCUMENTS)
+        return next((document.why for document in found if isinstance(document, Unreadable)), None)
+
+    @property
+    def usage(self) -> Meter:
+        """A copy of the run's meter.
+
+        Raises:
+            UnusableRun: This version cannot read the stored meter.
+        """
+        try:
+            return Meter.from_dict(_readable(self.meter))
+        except ValidationError as error:
+            raise UnusableRun(f"{DAMAGED}; {_REMEDY}") from error
+
+    def check_readable(self) -> None:
+        """Check that the run can be metered and supervised.
+
+        Raises:
+            UnusableRun: This version cannot read one of the run's documents.
+        """
+        _ = self.usage, self.pools
+        if self.unreadable is not None:
+            raise UnusableRun(f"{self.unreadable}; {_REMEDY}")
+
+    @property
     def location(self) -> Location:
         """Path or URI of the run directory."""
         return location_of(str(self.config.get("output", "")), Path(self.directory))
@@ -115,17 +149,30 @@ class RunRow(Table):
             UnusableRun: Another version of the software stored the configuration, and this one refuses it.
         """
         try:
-            return stored_config(self.config)
+            return stored_config(_readable(self.config))
         except ValidationError as error:
             raise _unusable(error) from error
 
     @property
     def document(self) -> dict[str, Any]:
-        """The run's configuration as plain data in the form of this version, or as it was stored if this version refuses it."""
+        """The run's configuration as plain data in the form of this version, or as it was stored if this version refuses it.
+
+        `checkpoint.storage` is the folder that the owner asked for, not the run's own folder in it.
+        """
         try:
-            return self.settings.model_dump(mode="json")
+            shown = self.settings.model_dump(mode="json")
         except UnusableRun:
-            return self.config
+            stored = self.config.stored if isinstance(self.config, Unreadable) else self.config
+            shown = stored if isinstance(stored, dict) else {}
+        own = own_storage(shown, self.id)
+        if own is None:
+            return shown
+        return {**shown, "checkpoint": {**shown["checkpoint"], "storage": str(home_of(own))}}
+
+    @property
+    def storage(self) -> str | None:
+        """The run's own folder in `checkpoint.storage`; None if its checkpoints are in the run directory."""
+        return own_storage(self.config, self.id)
 
     @property
     def pools(self) -> Pools:
@@ -135,9 +182,19 @@ class RunRow(Table):
             UnusableRun: This version refuses the stored pools.
         """
         try:
-            return Pools.model_validate(self.config.get("pools", {}))
+            return Pools.model_validate(_readable(self.config).get("pools", {}))
         except ValidationError as error:
             raise _unusable(error) from error
+
+
+_REMEDY = "submit it again"
+_DOCUMENTS = ("tags", "config", "worker_seconds", "meter", "estimate", "progress", "notes")
+
+
+def _readable(document: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(document, Unreadable):
+        raise UnusableRun(f"{document.why}; {_REMEDY}")
+    return document
 
 
 def _unusable(error: ValidationError) -> UnusableRun:

@@ -15,16 +15,19 @@ LINGER_SECONDS = 60.0
 """Maximum time for a driver's process to exit after its final event, in seconds."""
 USER_ERROR = 2
 """Exit code of a driver that refuses its configuration: starting it again would not help."""
+UNREADABLE_STOP_SECONDS = 120.0
+"""Time for the driver of a run that this version cannot read to stop with a checkpoint, in seconds; then it is killed."""
 REASON_LENGTH = 500
 """Maximum length of a stored reason (characters)."""
 
-Stop = Literal["cancelled", "killed", "budget", "month"]
-"""Why a run was asked to stop; `killed` does not wait for a checkpoint."""
+Stop = Literal["cancelled", "killed", "budget", "month", "unreadable"]
+"""Why a run was asked to stop; `killed` does not wait for a checkpoint. An `unreadable` run cannot be metered."""
 
 STOP_REASONS: Mapping[str, str] = {
     "cancelled": "cancelled",
     "killed": "cancelled; its driver was killed",
     "budget": "its budget is spent",
+    "unreadable": "its record cannot be read",
     "month": "its owner's dollars for this month are used up; it can be resumed next month",
 }
 
@@ -55,6 +58,8 @@ class ObservedState:
     Attributes:
         state: Stored state.
         stop: Why the run was asked to stop, if it was.
+        reason: Stored reason for the state.
+        overdue: Whether the driver has had its time to stop, and is killed.
         futile: Consecutive drivers lost without progress.
         advanced: Whether the current driver made more progress than the previous one.
         began: Whether the current driver has reported an event.
@@ -63,6 +68,8 @@ class ObservedState:
 
     state: RunState
     stop: str | None = None
+    reason: str | None = None
+    overdue: bool = False
     futile: int = 0
     advanced: bool = False
     began: bool = False
@@ -118,7 +125,7 @@ def decide_outcome(observed: ObservedState, job: JobState | None, now: float) ->
 def _under_way(observed: ObservedState) -> Outcome:
     if observed.state is RunState.STARTING and observed.began:
         return Outcome(RunState.RUNNING, None, observed.futile)
-    return Outcome(futile=observed.futile, kill=observed.stop == "killed")
+    return Outcome(futile=observed.futile, kill=observed.stop == "killed" or observed.overdue)
 
 
 def _without_final_event(observed: ObservedState, job: JobState | None) -> Outcome:
@@ -142,6 +149,8 @@ def _by_final_event(observed: ObservedState, final: FinalEvent) -> Outcome:
 
 
 def _stop_reason(observed: ObservedState) -> str:
+    if observed.stop == "unreadable" and observed.reason:
+        return observed.reason
     return STOP_REASONS.get(observed.stop or "cancelled", "cancelled")
 
 

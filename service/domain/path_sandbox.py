@@ -4,6 +4,9 @@ Settings that are paths or URIs are marked in the configuration model (`ReadsFro
 these settings and makes paths absolute. `check_links` then follows the symbolic links in each path; links inside folders are
 checked when files are opened (`moedisco_ray.core.read_roots`). Both checks come before any other access to the files, so that no
 response reveals what exists outside of the roots.
+
+Some places are denied below every root: the service's own files, the roots that runs write to, hidden files and folders. Files of
+finished runs are read by `run://` references alone, because these are checked against their owners.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from moedisco_ray.core.config.places import Place, ReadsFrom, WritesTo, names_a_
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.hub import HUB, is_hub
 from moedisco_ray.core.locations import Location, is_uri
+from moedisco_ray.core.read_roots import KERNEL, ReadRoots, hidden_part, is_within, uri_is_within
 from service.domain.run_paths import is_id
 from service.domain.starts import parse, run_places
 
@@ -45,6 +49,7 @@ class Roots:
         storage: Absolute directories without symbolic links, and buckets, for checkpoints; empty allows run directories only.
         homes: Directories in which the service creates the folders of its own files of each run, the homes. The first directory has
             the homes of runs at URIs; runs may write to it only if it is an output too.
+        private: Absolute files and directories of the service, such as its state directory, that no run reads or writes.
         functions: Functions that runs may call (`corpus.sources.*.map`), as MODULE:FUNCTION.
     """
 
@@ -52,6 +57,7 @@ class Roots:
     outputs: Sequence[Location]
     storage: Sequence[str] = ()
     homes: Sequence[Path] = ()
+    private: Sequence[Path] = ()
     functions: Sequence[str] = ()
 
     @property
@@ -63,6 +69,15 @@ class Roots:
     def buckets(self) -> list[str]:
         """Input roots that are buckets."""
         return _buckets(self.inputs)
+
+    @property
+    def denied(self) -> list[Location]:
+        """Places that no run reads by a path or URI, also below an input root."""
+        return [*self.private, *self.homes, *self.outputs, *(root if is_uri(root) else Path(root) for root in self.storage)]
+
+    def readable(self, *own: Location) -> ReadRoots:
+        """What a run may read, with the places of its own, such as its home."""
+        return ReadRoots(self.directories, own, self.denied)
 
     @property
     def output_buckets(self) -> list[str]:
@@ -96,12 +111,11 @@ def check_links(config: RunConfig, roots: Roots) -> None:
         if "://" in path or path == EMBEDDED or names_a_run(path):
             continue
         allowed = _directories(place, roots)
-        base = _before_wildcard(path)
+        base = before_wildcard(path)
         real = Path(os.path.realpath(base))
-        if not _within(real, allowed):
+        if not is_within(real, allowed):
             raise ConfigError(place.field, path, f"{base} is a link out of {_allowed(place, roots)}; choose another path")
-        if _holds_runs(place):
-            _check_no_run(place.field, path, real, allowed)
+        _check_below(place, real, roots)
 
 
 def check_parts(config: RunConfig, location_of: Callable[[str], Location | None]) -> None:
@@ -115,6 +129,26 @@ def check_parts(config: RunConfig, location_of: Callable[[str], Location | None]
         location = location_of(run_id)
         if location is not None and not is_uri(location) and Path(location, part).is_symlink():
             raise ConfigError(place.field, words(place.value), f"the run's {part} directory is a link; name another run")
+
+
+def before_wildcard(path: str) -> str:
+    """The folder above the first wildcard of an absolute path or a URI; without wildcards, the path itself."""
+    wildcard = _WILDCARD.search(path)
+    return path if wildcard is None else path[:wildcard.start()].rpartition("/")[0] or "/"
+
+
+def check_input_roots(roots: Roots) -> None:
+    """Refuse an input root below which nothing may be read.
+
+    Raises:
+        ConfigError: An input root is inside a denied place.
+    """
+    denied = [*KERNEL, *(Path(each) for each in roots.denied if not is_uri(each))]
+    for root in roots.inputs:
+        if uri_is_within(root, _denied_uris(roots)) if is_uri(root) else is_within(Path(root), denied):
+            raise ConfigError(
+                "--input-root", root, "is in a directory of the service or its runs, which runs do not read by paths; "
+                "name another directory, and finished runs as run://RUN/corpus or run://RUN/model")
 
 
 def _check_functions(config: RunConfig, allowed: Sequence[str]) -> None:
@@ -164,26 +198,44 @@ def _local(place: Place, roots: Roots) -> Path:
     if _SCHEME.match(path):
         raise ConfigError(field, path, "must be a plain path, without a scheme")
     if not directories:
-        raise ConfigError(field, path, f"cannot be a directory, because this service allows only {_allowed(place, roots)}")
+        raise ConfigError(field, path, _no_directory(place, roots))
     absolute = directories[0] / path      # if `path` is absolute, the result is `path`
-    if not _within(absolute, directories):
+    if not is_within(absolute, directories):
         raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
-    if _holds_runs(place):
-        _check_no_run(field, path, absolute, directories)
+    _check_below(place, absolute, roots)
     return absolute
 
 
-def _holds_runs(place: Place) -> bool:
-    return not isinstance(place.marker, ReadsFrom) and place.marker.what == "runs"
+def _no_directory(place: Place, roots: Roots) -> str:
+    if isinstance(place.marker, ReadsFrom) and not roots.inputs:
+        embedded = f"use the built-in text ({EMBEDDED}), or " if place.marker.uris else ""
+        return (
+            f"cannot be read: this service reads no files of its machine; {embedded}ask the operator to allow a directory "
+            "(`moedisco serve --input-root DIR`)")
+    return f"cannot be a directory, because this service allows only {_allowed(place, roots)}; {_remedy(place)}"
 
 
-def _check_no_run(field: str, path: str, directory: Path, roots: Sequence[Path]) -> None:
-    """Refuse a directory inside a run's home, or inside a hidden directory in which housekeeping keeps removed runs."""
-    for root in roots:
-        for part in directory.relative_to(root).parts if directory.is_relative_to(root) else ():
-            if part.startswith(".") or is_id(part.upper()):
-                what = "begins with a dot" if part.startswith(".") else "is the name of a run's directory"
-                raise ConfigError(field, path, f"{part!r} {what}; name another directory under an output root")
+def _check_below(place: Place, path: Path, roots: Roots) -> None:
+    """Refuse a path below a root that is hidden, or denied whatever the roots are."""
+    field, value = place.field, words(place.value)
+    reads = isinstance(place.marker, ReadsFrom)
+    above = sorted((root for root in _directories(place, roots) if path.is_relative_to(root)), key=lambda root: -len(root.parts))
+    parts = [hidden_part(path, root) for root in above]
+    if None not in parts:
+        raise ConfigError(
+            field, value, f"{parts[0]!r} is hidden, and runs use no hidden files or folders below a root; choose another path, or "
+            f"ask the operator to name this folder itself (`{_option(place)}`)")
+    denied = [*KERNEL, *(Path(os.path.realpath(each)) for each in roots.denied if not is_uri(each))]
+    if not reads:
+        root = above[0]
+        run = next((part for part in path.relative_to(root).parts if is_id(part.upper())), None)
+        if run is not None:
+            raise ConfigError(field, value, f"{run!r} is the name of a run's directory; name another directory")
+        # A root may be a denied place itself, as each output root is.
+        denied = [each for each in denied if each != root and each.is_relative_to(root)]
+    if is_within(path, denied):
+        runs = "name a finished run as run://RUN/corpus or run://RUN/model, or " if reads else ""
+        raise ConfigError(field, value, f"is in a directory of the service or its runs; {runs}choose another path")
 
 
 def _check_words(field: str, path: str) -> None:
@@ -206,6 +258,8 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
         raise ConfigError(field, uri, "must not contain '.' or '..' as a part, '#', '\\' or control characters")
     if not all(any(_under(f"{scheme}://{form}", root) for root in buckets) for form in (location, plain)):
         raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
+    if isinstance(place.marker, ReadsFrom) and uri_is_within(uri, _denied_uris(roots)):
+        raise ConfigError(field, uri, "is in a folder of the service's runs; name a finished run as run://RUN/corpus or run://RUN/model")
     for option, _ in parse_qsl(options, keep_blank_values=True):
         if option not in HARMLESS_OPTIONS:
             raise ConfigError(field, uri, f"the option {option!r} is not allowed; remove it")
@@ -225,6 +279,9 @@ def _checked_home(place: Place, roots: Roots) -> str:
         if _PLAIN.fullmatch(part) is None or is_id(part.upper()):
             what = "is the name of a run's folder" if is_id(part.upper()) else "is not of letters, digits and . _ = -"
             raise ConfigError(place.field, uri, f"{part!r} {what}; name another folder under {_allowed(place, roots)}")
+    inner = [each for each in _denied_uris(roots) if _under(each, root) and each != root]
+    if uri_is_within(uri, inner):
+        raise ConfigError(place.field, uri, "is in a folder of the service or its runs; name another folder")
     return location.rstrip("/") + ("?" + options if options else "")
 
 
@@ -246,22 +303,21 @@ def _allowed(place: Place, roots: Roots) -> str:
 
 
 def _remedy(place: Place) -> str:
+    return f"choose a path in one of them, or ask the operator to add one (`{_option(place)}`)"
+
+
+def _option(place: Place) -> str:
     kind = "input" if isinstance(place.marker, ReadsFrom) else {"runs": "output", "checkpoints": "storage"}[place.marker.what]
-    return f"choose a path in one of them, or ask the operator to add one (`moedisco serve --{kind}-root`)"
+    return f"moedisco serve --{kind}-root"
+
+
+def _denied_uris(roots: Roots) -> list[str]:
+    return [str(place) for place in roots.denied if is_uri(place)]
 
 
 def _buckets(roots: Sequence[str]) -> list[str]:
     return [root for root in roots if "://" in root]
 
 
-def _before_wildcard(path: str) -> Path:
-    wildcard = _WILDCARD.search(path)
-    return Path(path) if wildcard is None else Path(path[:wildcard.start()] + "_").parent
-
-
 def _under(uri: str, root: str) -> bool:
     return uri == root or uri.startswith(root + "/")
-
-
-def _within(path: Path, directories: Sequence[Path]) -> bool:
-    return any(path.is_relative_to(directory) for directory in directories)

@@ -22,7 +22,7 @@ class Use:
         queued: Number of queued runs.
         active: Number of runs that have, or may have, a driver.
         dollars: Dollars metered in this calendar month, including deleted runs.
-        disk_bytes: Size of all run directories, as last measured (bytes).
+        disk_bytes: Size of all run directories and of their checkpoints in other storage, as last measured (bytes).
     """
 
     queued: int = 0

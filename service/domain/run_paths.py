@@ -5,6 +5,7 @@ ROOT/RUN_ID/              home of the run, under an output root
 ├── stop-ATTEMPT          stop file: asks the driver of that attempt to stop; contains the reason
 └── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
 
+With `checkpoint.storage`, its checkpoints are in STORAGE/RUN_ID, which only this run uses, and which is deleted with it.
 A run at a URI has its run directory at URI/RUN_ID/NAME. Its home is in a directory of the service and holds the other files.
 """
 
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.locations import Location, is_uri, joined, parent
@@ -31,8 +34,19 @@ def is_id(text: str) -> bool:
 
 
 def with_run_directory(config: RunConfig, run_id: str) -> RunConfig:
-    """The configuration with `output` set to the run's own folder, OUTPUT/RUN_ID."""
-    return config.model_copy(update={"output": joined(config.output, run_id)})
+    """The configuration with `output` and `checkpoint.storage` set to the run's own folders, OUTPUT/RUN_ID and STORAGE/RUN_ID."""
+    changes: dict[str, object] = {"output": joined(config.output, run_id)}
+    if config.checkpoint.storage is not None:
+        own = str(joined(config.checkpoint.storage, run_id))
+        changes["checkpoint"] = config.checkpoint.model_copy(update={"storage": own})
+    return config.model_copy(update=changes)
+
+
+def own_storage(config: Mapping[str, Any], run_id: str) -> str | None:
+    """The run's own folder in `checkpoint.storage` of a stored configuration; None if its checkpoints are in the run directory."""
+    section = config.get("checkpoint")
+    storage = section.get("storage") if isinstance(section, dict) else None
+    return storage if isinstance(storage, str) and parent(storage)[1] == run_id else None
 
 
 def home_of(location: Location) -> Location:

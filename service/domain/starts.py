@@ -14,7 +14,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import Place, ReadsFrom, RunPart, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.hub import is_hub
-from moedisco_ray.core.locations import Location, is_uri, joined
+from moedisco_ray.core.locations import Location, is_uri, joined, parent
 
 _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
 
@@ -83,7 +83,9 @@ def located(
             return place.value
         if is_uri(location):
             if part == "corpus":
-                return documents_at(location)
+                documents = documents_at(location)
+                read.append(parent(parent(documents)[0])[0])
+                return documents
             read.append(model_at(location))
             return read[-1]
         directory = Path(location)

@@ -204,7 +204,7 @@ def _checked(task: Task, config: RunConfig) -> tuple[RunConfig, Plan, list[str]]
     check_links(config, task.roots)
     model_at = functools.partial(copy_model_files, folder=task.scratch or Path())
     found, read = located(config, locations.get, documents_at, model_at)
-    with reading_within([*task.roots.directories, *read]):
+    with reading_within(task.roots.readable(*read)):
         return config, _planned(at_newest(found), task.here), notes
 
 

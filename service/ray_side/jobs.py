@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from moedisco_ray.core.locations import Location
 from moedisco_ray.core.read_roots import ENVIRONMENT as READ_ROOTS
+from moedisco_ray.core.read_roots import ReadRoots
 from service.domain.jobs import JobState
 from service.ray_side.answers import Job, read_as
 from service.ray_side.dashboard import Dashboard, refused
@@ -27,7 +26,7 @@ class Submission:
         stop_file: File whose existence makes the driver stop with a checkpoint.
         report_url: URL to which the driver posts its events.
         token: Token with which the driver authenticates itself at `report_url`.
-        read_roots: Directories that the driver and its workers may read. A run's URI allows the working copies of that run.
+        read_roots: Places that the driver and its workers may read.
         functions: Functions that the driver may call (`moedisco run --allow-code`), as the operator named them.
         metadata: Metadata that the Ray dashboard shows with the job.
     """
@@ -38,7 +37,7 @@ class Submission:
     stop_file: Path
     report_url: str
     token: str = dataclasses.field(repr=False)
-    read_roots: Sequence[Location] = ()
+    read_roots: ReadRoots = dataclasses.field(default_factory=ReadRoots)
     functions: Sequence[str] = ()
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -64,7 +63,7 @@ class RayJobs:
             "entrypoint": entrypoint(submission, self._python),
             "runtime_env": {"env_vars": {
                 "MOEDISCO_RUN_TOKEN": submission.token,
-                READ_ROOTS: json.dumps([str(root) for root in submission.read_roots]),
+                READ_ROOTS: submission.read_roots.to_json(),
                 "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
             }},
             "metadata": dict(submission.metadata),

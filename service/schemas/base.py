@@ -34,7 +34,8 @@ class Document(BaseModel):
 class Health(Document):
     """Health of the service."""
 
-    status: Literal["ok", "unavailable"]
+    status: Literal["ok", "degraded", "unavailable"]
+    """`degraded` if the service works, but not for all runs; only `unavailable` has the status 503."""
     checks: dict[str, str]
     """For each part of the service, `ok` or a description of the problem."""
 

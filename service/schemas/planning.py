@@ -69,7 +69,7 @@ class Quota(Document):
     month_ends: float
     """Time at which the month ends and the count of dollars starts again at 0."""
     disk_bytes: Share
-    """Size of all run directories, as last measured (bytes); checkpoints in other storage do not count."""
+    """Size of all run directories and of their checkpoints in other storage, as last measured (bytes)."""
     retention: Retention
 
 

@@ -60,10 +60,12 @@ class Run(Document):
     money: Money
     kept: bool = False
     """Whether the run is exempt from retention."""
+    notice: str | None = None
+    """Why the run cannot be shown or processed in full, such as that an earlier version recorded it; null if it can."""
     expires_at: float | None = None
     """Time at which retention will remove the run with its files; null if no removal is announced."""
     disk_bytes: int | None = None
-    """Size of the run directory, as last measured (bytes)."""
+    """Size of the run directory and of checkpoints in other storage, as last measured (bytes)."""
     events: int
     """Number of events in the run's stream so far."""
     job_url: str | None

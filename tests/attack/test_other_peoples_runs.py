@@ -132,8 +132,8 @@ def test_the_driver_gets_paths_and_may_read_no_other_run(api: Service, tmp_path:
     directory = api.directory(run_id)
     request = json.loads(submission.config_path.read_text())
     assert request["model"]["init"]["checkpoint"] == request["tokenizer"]["path"] == str(directory / "model")
-    assert set(submission.read_roots) == {
-        tmp_path / "data", directory / "model", directory / "corpus", api.directory(made["id"]).parent}
+    assert submission.read_roots.roots == [tmp_path / "data"]
+    assert set(submission.read_roots.own) == {directory / "model", directory / "corpus", api.directory(made["id"]).parent}
     config = check_config(request)
     with reading_within(submission.read_roots):
         assert texts(config.corpus.sources[0]) == ["held out", "trained on"]

@@ -13,7 +13,7 @@ import ray
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.read_roots import ENVIRONMENT
+from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.stages.corpus import build
 
@@ -134,7 +134,7 @@ def test_a_link_that_leads_out_of_the_read_roots_is_refused_where_a_ray_task_ope
     (tmp_path / "home").mkdir()
     (tmp_path / "data" / "a.txt").write_text("mine")
     (tmp_path / "secret.txt").write_text("secret")
-    given = {ENVIRONMENT: json.dumps([str(tmp_path / "data"), str(tmp_path / "home")])}
+    given = {ENVIRONMENT: ReadRoots([tmp_path / "data"], [tmp_path / "home"]).to_json()}
     environment = os.environ | given | {
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": given}})}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import EventLog
-from moedisco_ray.core.read_roots import ENVIRONMENT
+from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.stages.text.tokenizer import Encoder
@@ -23,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 def readable(config: RunConfig, owner: str | None) -> str:
     """The read roots of a machine: the run, the text of an owner, and the owner's storage."""
     storage = [] if owner is None else [config.pools.owners[owner].storage]
-    return json.dumps([str(config.output), *(source.path for source in config.corpus.of_owner(owner).values()), *storage])
+    return ReadRoots([str(config.output), *(source.path for source in config.corpus.of_owner(owner).values()), *storage]).to_json()
 
 
 def test_only_an_owners_nodes_open_its_text(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,7 +283,7 @@ def test_a_driver_that_finds_a_shorter_log_than_was_reported_is_heard_from_its_f
         row = runs.get(session, run)
         kinds = [event.type for event in stream.read(session, run, -1, 1000) if event.type != "state"]
     assert kinds == ["run_started", "workers_held", *["progress"] * 20, "run_started", "workers_held", "progress"]
-    assert (observed.observed_state(row).began, list(row.meter["open"]), row.next_seq) == (True, ["b"], 13)
+    assert (observed.observed_state(row, 0.0).began, list(row.meter["open"]), row.next_seq) == (True, ["b"], 13)
 
 
 def test_a_driver_charges_new_workers_the_price_that_the_operator_has_set_meanwhile(api):

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import types
+from pathlib import Path
 
 import httpx
 import pytest
@@ -540,6 +541,11 @@ def test_detaching_a_second_service_is_refused(served, tmp_path):
 def test_serve_refuses_mistakes_in_one_line(served):
     assert mistake("serve", "--port", "70000").startswith("moedisco: --port: 70000: ")
     assert mistake("serve", "--input-root", "ftp://x").startswith("moedisco: --input-root: ")
+    here = Path.cwd()
+    for place in ("state/moedisco/runs", "there", "there/deeper", "kept"):
+        said = mistake(
+            "serve", "--state-dir", "state/moedisco", "--output-root", "there", "--storage-root", "kept", "--input-root", place)
+        assert said.startswith(f"moedisco: --input-root: '{here / place}': is in a directory of the service or its runs")
     assert mistake("serve", "--map-function", "keep").startswith("moedisco: --map-function: ")
     said = mistake("serve", "--driver-user", "nobody", "--output-root", "s3://x")
     assert said.startswith("moedisco: --driver-user: 'nobody': cannot read the service's files of its runs; ")

@@ -48,7 +48,7 @@ def test_paths_become_absolute_under_the_first_root(roots):
 def test_the_embedded_text_is_always_allowed(roots):
     nothing = Roots((), roots.outputs)
     assert sandboxed(config(), nothing).corpus.sources[0].path == "embedded"
-    assert "allows only the input roots" in str(refused(config("a"), nothing))
+    assert "reads no files of its machine" in str(refused(config("a"), nothing))
 
 
 @pytest.mark.parametrize("section", ["corpus", "evaluation"])
@@ -105,6 +105,25 @@ def test_a_configured_bucket_may_be_read(roots, path):
 ])
 def test_every_path_of_the_configuration_is_looked_at(roots, section, field):
     assert refused(config(**section), roots).field == field
+
+
+@pytest.mark.parametrize("name", [
+    "s3://bucket/texts/runs", "s3://bucket/texts/runs/R/demo/model", "s3://bucket/texts/ru%6es/R", "s3://bucket/texts//runs/*/*",
+    "s3://bucket/texts/checkpoints/x?region=r"])
+def test_a_bucket_of_runs_below_an_input_bucket_is_not_read(roots, name):
+    outputs, storage = ("s3://bucket/texts/runs",), ("s3://bucket/texts/checkpoints",)
+    error = refused(config(name), dataclasses.replace(roots, outputs=outputs, storage=storage))
+    assert "run://RUN/corpus" in str(error)
+    assert sandboxed(config("s3://bucket/texts/runs2"), dataclasses.replace(roots, outputs=outputs))
+
+
+def test_a_refusal_of_a_hidden_place_names_the_option_that_allows_it(roots, tmp_path):
+    hidden = tmp_path / "data" / ".cache" / "texts"
+    assert "'.cache' is hidden" in str(refused(config(".cache/texts"), roots))
+    assert "`moedisco serve --input-root`" in str(refused(config(str(hidden)), roots))
+    allowing = dataclasses.replace(roots, inputs=(*roots.inputs, str(hidden)))
+    assert sandboxed(config(str(hidden)), allowing)
+    assert "'.git' is hidden" in str(refused(config(f"{hidden}/.git/x"), allowing))
 
 
 def test_a_path_before_the_root_is_not_in_it(roots):

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from moedisco_ray.core.read_roots import ReadRoots
 from service.domain.jobs import JobPhase, JobState
 from service.errors import RayUnavailable
 from service.ray_side.dashboard import Dashboard, auth_headers
@@ -16,7 +17,7 @@ from service.ray_side.jobs import RayJobs, Submission, entrypoint
 SUBMISSION = Submission(
     id="01ARZ3NDEKTSV4RRFFQ69G5FAV-1", run="01ARZ3NDEKTSV4RRFFQ69G5FAV", config_path=Path("/runs of ours/R/request.json"),
     stop_file=Path("/runs of ours/R/stop-1"), report_url="http://127.0.0.1:8300/v1/runs/R/report", token="mdr_x",
-    read_roots=[Path("/data")], functions=["clean:keep"], metadata={"run": "R"})
+    read_roots=ReadRoots([Path("/data")], ["/own"], ["/runs"]), functions=["clean:keep"], metadata={"run": "R"})
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
@@ -56,7 +57,8 @@ def test_a_submission_carries_the_token_in_its_environment():
     assert body == {
         "submission_id": SUBMISSION.id, "entrypoint": entrypoint(SUBMISSION), "metadata": {"run": "R"},
         "runtime_env": {"env_vars": {
-            "MOEDISCO_RUN_TOKEN": "mdr_x", "MOEDISCO_READ_ROOTS": '["/data"]', "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}}}
+            "MOEDISCO_RUN_TOKEN": "mdr_x", "MOEDISCO_READ_ROOTS": SUBMISSION.read_roots.to_json(),
+            "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}}}
 
 
 def repeated(known: list[dict[str, object]]) -> Answer:

@@ -258,7 +258,7 @@ def test_a_driver_finds_the_documents_its_working_copy_and_its_place(database: D
     assert asked["output"] == f"{OUTPUT}/{second}"
     assert job.config_path == tmp_path / "runs" / second / "request.json"
     assert asked["model"]["init"]["checkpoint"] == f"{OUTPUT}/{first}/demo/model"
-    assert {f"{OUTPUT}/{second}/demo", f"{OUTPUT}/{first}/demo/model"} <= set(map(str, job.read_roots))
+    assert {f"{OUTPUT}/{second}/demo", f"{OUTPUT}/{first}/demo/model"} <= set(map(str, job.read_roots.own))
     listed = list_files("corpus.sources.0", Source(path=asked["corpus"]["sources"][0]["path"]))
     assert [file.path.split("/")[-2:] for file in listed.files] == [["train", "0.parquet"], ["validation", "0.parquet"]]
 

@@ -23,7 +23,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge, Model
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.read_roots import reading_within
+from moedisco_ray.core.read_roots import ReadRoots, reading_within
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model, open_checkpoint, runnable
@@ -232,7 +232,8 @@ def test_mistakes_are_one_line(file: Path, tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(CheckpointError, match=rf"^model\.init\.upcycle: '{path}': {line}") as caught:
             _ = Model.model_validate(init(path)).architecture
         assert "\n" not in str(caught.value)
-    with reading_within([file.parent]), pytest.raises(CheckpointError, match="a control service does not read; name a directory"):
+    refusal = "a control service does not read; name a directory"
+    with reading_within(ReadRoots([file.parent])), pytest.raises(CheckpointError, match=refusal):
         _ = Model.model_validate(init(file)).architecture
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))

@@ -23,7 +23,7 @@ from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.hub import hub_cache, is_hub_name
 from moedisco_ray.core.locations import local_copies
-from moedisco_ray.core.read_roots import opened, reading_within
+from moedisco_ray.core.read_roots import ReadRoots, opened, reading_within
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
@@ -203,7 +203,7 @@ def test_a_directory_of_this_name_comes_first(server: Hub, files: Path, tmp_path
 def test_a_process_with_read_roots_reads_the_models_that_they_name(server: Hub, files: Path, tmp_path: Path) -> None:
     server.add("tiny-org/other", files)
     directory, other = (upcycled(tmp_path, name).model.init.directory for name in (NAME, "tiny-org/other"))
-    with reading_within([f"hf://{NAME}"]):
+    with reading_within(ReadRoots(own=[f"hf://{NAME}"])):
         with opened(directory / "config.json") as found:
             assert json.loads(found.read_text())["model_type"] == "llama"
         with pytest.raises(PermissionError), opened(other / "config.json"):

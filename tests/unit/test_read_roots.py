@@ -15,7 +15,7 @@ from moedisco_ray.core.config.model import read_architecture
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.errors import CorpusError, UserError
 from moedisco_ray.core.locations import CACHE, working_directory
-from moedisco_ray.core.read_roots import ENVIRONMENT, opened, read_roots, reading_within
+from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots, confinement, opened, reading_within
 from moedisco_ray.models import load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.plan import tokenizer_vocab_size
 from moedisco_ray.stages.corpus.files import list_files
@@ -60,9 +60,9 @@ def test_files_inside_the_roots_are_read_as_without_roots(data):
     (data / "linked").symlink_to(data / "jsonl")
     for path in (data / "a.txt", data / "b.txt.gz", data / "jsonl", data / "linked", f"{data}/**/*.parquet"):
         free = read(listed(path))
-        with reading_within([data]):
+        with reading_within(ReadRoots([data])):
             assert read(listed(path)) == free
-    with reading_within([data.parent / "secret", data]):
+    with reading_within(ReadRoots([data.parent / "secret", data])):
         assert read(listed(data / "b.txt.gz")) == ["packed"]
 
 
@@ -72,7 +72,7 @@ def test_a_link_out_of_the_roots_is_refused_when_files_are_listed(data, path):
     (data / "folder" / "deep").mkdir(parents=True)
     (data / "folder" / "deep" / "a.txt").symlink_to(data.parent / "secret" / "a.txt")
     (data / "folder" / "a.txt").symlink_to(data.parent / "secret" / "a.txt")
-    with reading_within([data]), pytest.raises(CorpusError, match="leads out of the directories"):
+    with reading_within(ReadRoots([data])), pytest.raises(CorpusError, match="leads out of the directories"):
         listed(data / path)
 
 
@@ -88,7 +88,7 @@ def test_what_became_a_link_after_it_was_listed_is_refused_when_it_is_opened(dat
         (data / "folder").rename(data / "moved")
         (data / "folder").symlink_to(data.parent / "secret")
     assert "secret" in read(files[:1]) if what == "file" else True
-    with reading_within([data]), pytest.raises(CorpusError, match="leads out of the directories") as caught:
+    with reading_within(ReadRoots([data])), pytest.raises(CorpusError, match="leads out of the directories") as caught:
         read(files)
     assert caught.value.field == "corpus.sources.0.path"
 
@@ -96,7 +96,7 @@ def test_what_became_a_link_after_it_was_listed_is_refused_when_it_is_opened(dat
 def test_the_file_that_was_checked_is_the_file_that_is_read(data):
     path = data / "a.txt"
     path.write_text("mine")
-    with reading_within([data]), opened(path) as found:
+    with reading_within(ReadRoots([data])), opened(path) as found:
         path.unlink()
         path.symlink_to(data.parent / "secret" / "a.txt")
         assert found.read_text() == "mine"
@@ -118,7 +118,7 @@ def test_links_that_change_all_the_time_never_lead_out(data):
     attacker.start()
     seen = {"mine": 0, "refused": 0}
     try:
-        with reading_within([data]):
+        with reading_within(ReadRoots([data])):
             while min(seen.values()) < 200:
                 try:
                     with opened(path) as found:
@@ -135,7 +135,7 @@ def test_links_that_change_all_the_time_never_lead_out(data):
 def test_only_plain_files_are_opened(data, path):
     os.mkfifo(data / "pipe")
     (data / "folder").mkdir()
-    with reading_within([data, Path("/dev")]), pytest.raises(PermissionError, match="leads out"), opened(data / path):
+    with reading_within(ReadRoots([data, Path("/dev")])), pytest.raises(PermissionError, match="leads out"), opened(data / path):
         pass
 
 
@@ -158,20 +158,20 @@ OPENERS = {
 @pytest.mark.parametrize("kind", OPENERS)
 def test_a_models_and_tokenizers_files_are_checked_when_they_are_opened(data, kind):
     model_and_tokenizer(data / "model")
-    with reading_within([data]):
+    with reading_within(ReadRoots([data])):
         OPENERS[kind](data / "model")
     name = kind.partition(",")[0]
     (data / "model" / name).rename(data.parent / "secret" / name)
     (data / "model" / name).symlink_to(data.parent / "secret" / name)
     OPENERS[kind](data / "model")
-    with reading_within([data]), pytest.raises(UserError):
+    with reading_within(ReadRoots([data])), pytest.raises(UserError):
         OPENERS[kind](data / "model")
 
 
 def test_an_opened_model_stays_readable_when_its_file_is_replaced(data):
     model_and_tokenizer(data / "model")
     free = {key: tensor.clone() for key, tensor in open_checkpoint(data / "model").items()}
-    with reading_within([data]):
+    with reading_within(ReadRoots([data])):
         opened_before = open_checkpoint(data / "model")
     (data / "model" / "model.safetensors").unlink()
     assert all((opened_before[key] == tensor).all() for key, tensor in free.items())
@@ -179,24 +179,24 @@ def test_an_opened_model_stays_readable_when_its_file_is_replaced(data):
 
 def test_a_task_file_is_checked_when_it_is_opened(data):
     (data / "task.jsonl").symlink_to(data.parent / "secret" / "a.txt")
-    with reading_within([data]), pytest.raises(UserError, match=r"evaluation\.lm_eval\.0.*cannot be read"):
+    with reading_within(ReadRoots([data])), pytest.raises(UserError, match=r"evaluation\.lm_eval\.0.*cannot be read"):
         read_task_file("evaluation.lm_eval.0", data / "task.jsonl")
 
 
 def test_roots_come_from_the_environment_and_follow_the_machines_own_links(data, monkeypatch):
-    assert read_roots() is None
+    assert confinement() is None
     (data.parent / "mounted").symlink_to(data)
-    monkeypatch.setenv(ENVIRONMENT, json.dumps([str(data.parent / "mounted")]))
-    assert read_roots() == (data.resolve(),)
+    monkeypatch.setenv(ENVIRONMENT, ReadRoots([data.parent / "mounted"]).to_json())
+    assert confinement().roots == (data.resolve(),)
     fill(data)
     assert read(listed(data.parent / "mounted" / "a.txt")) == ["plain"]
-    monkeypatch.setenv(ENVIRONMENT, "[]")
+    monkeypatch.setenv(ENVIRONMENT, ReadRoots().to_json())
     with pytest.raises(CorpusError, match="leads out"):
         listed(data / "a.txt")
 
 
 def test_the_embedded_text_is_the_runs_own(tmp_path):
-    with reading_within([]):
+    with reading_within(ReadRoots()):
         inputs = expand_sources([Source(path="embedded")], tmp_path, LIMITS)
         assert read([(source, list_files(source.field, source.settings, own=source.own).files) for source in inputs[:1]])
 
@@ -204,11 +204,116 @@ def test_the_embedded_text_is_the_runs_own(tmp_path):
 def test_the_uri_of_a_run_stands_for_its_working_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path))
     run, other, third = (working_directory(f"s3://bucket/{name}") for name in ("run", "other", "third"))
-    monkeypatch.setenv(ENVIRONMENT, json.dumps(["s3://bucket/run", "s3://bucket/third/model?scheme=http"]))
-    assert {run, third / "model"} <= set(read_roots() or ())
+    monkeypatch.setenv(ENVIRONMENT, ReadRoots(own=["s3://bucket/run", "s3://bucket/third/model?scheme=http"]).to_json())
     for directory, allowed in ((run, True), (other, False), (third, False), (third / "model", True), (third / "corpus", False)):
         directory.mkdir(parents=True)
         (directory / "config.json").write_text("{}")
         refusal = contextlib.nullcontext() if allowed else pytest.raises(OSError, match="leads out")
         with refusal, opened(directory / "config.json") as path:
             assert path.read_text() == "{}"
+
+
+@pytest.fixture
+def kept(data: Path) -> ReadRoots:
+    """Roots above places that are denied: other runs and a token. The own run's model is among the other runs."""
+    for name in ("a.txt", "runs/other/a.txt", "runs/mine/model/a.txt", "token.txt", ".hidden/a.txt", ".hidden/.git/a.txt"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(name)
+    return ReadRoots([data], [data / "runs" / "mine" / "model"], [data / "runs", data / "token.txt"])
+
+
+def test_denied_and_hidden_places_below_a_root_are_left_out_of_listings(data, kept):
+    for path in (data, f"{data}/**/*", f"{data}/*"):
+        with reading_within(kept):
+            assert read(listed(path)) == ["a.txt"]
+    for path in (f"{data}/*/*/a.txt", f"{data}/r*/**/*", f"{data}/t*"):
+        with reading_within(kept), pytest.raises(CorpusError, match="holds no files"):
+            listed(path)
+
+
+@pytest.mark.parametrize("name", ["runs/other/a.txt", "token.txt", ".hidden/a.txt", "link", "linked/other/a.txt"])
+def test_a_denied_or_hidden_file_is_not_opened(data, kept, name):
+    (data / "link").symlink_to("token.txt")
+    (data / "linked").symlink_to("runs")
+    with reading_within(kept), pytest.raises(PermissionError, match="leads out"), opened(data / name):
+        pass
+    with reading_within(kept), pytest.raises(CorpusError, match="leads out"):
+        listed(data / name)
+    with reading_within(kept), pytest.raises(CorpusError, match="leads out"):
+        listed(data)
+
+
+def test_a_file_that_became_a_link_to_a_denied_one_is_refused_when_it_is_opened(data, kept):
+    with reading_within(kept):
+        files = listed(data / "a.txt")
+    (data / "a.txt").unlink()
+    (data / "a.txt").symlink_to("token.txt")
+    with reading_within(kept), pytest.raises(CorpusError, match="leads out"):
+        read(files)
+
+
+def test_the_runs_own_places_are_read_also_where_others_are_denied(data, kept):
+    with reading_within(kept):
+        assert read(listed(data / "runs" / "mine" / "model")) == ["runs/mine/model/a.txt"]
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_root_may_be_hidden_itself(data):
+    with reading_within(ReadRoots([data / ".hidden"])):
+        assert read(listed(data / ".hidden")) == [".hidden/a.txt"]
+        with pytest.raises(CorpusError, match="leads out"):
+            listed(data / ".hidden" / ".git")
+
+
+@pytest.mark.parametrize("path", ["/proc/self/environ", "/sys/kernel/uevent_seqnum", "/dev/null", "/run"])
+def test_the_kernels_files_and_mounted_secrets_are_not_read_below_the_root_directory(path, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    (tmp_path / "cache" / "runs").mkdir(parents=True)
+    (tmp_path / "cache" / "runs" / "a.txt").write_text("another run's copy")
+    with reading_within(ReadRoots([Path("/")])):
+        for each in (Path(path), tmp_path / "cache" / "runs" / "a.txt"):
+            with pytest.raises(OSError, match="leads out"), opened(each):
+                pass
+
+
+@pytest.mark.usefixtures("kept")
+def test_denied_places_at_a_uri_are_left_out_of_listings(data):
+    at_uri = ReadRoots(denied=[f"file://{data}/runs"], own=[f"file://{data}/runs/mine/model"])
+    with reading_within(at_uri):
+        assert sorted(read(listed(f"file://{data}/**/*.txt"))) == ["a.txt", "runs/mine/model/a.txt", "token.txt"]
+        assert read(listed(f"file://{data}/runs/mine/model/*.txt")) == ["runs/mine/model/a.txt"]
+        with pytest.raises(CorpusError, match="name a run as run://RUN/corpus"):
+            listed(f"file://{data}/runs/other/*.txt")
+        with pytest.raises(CorpusError, match="holds no files"):
+            listed(f"file://{data}/r*/other/*.txt")
+
+
+def test_a_link_in_a_folder_of_a_tokenizer_is_refused_before_transformers_follows_it(data):
+    model_and_tokenizer(data / "model")
+    (data / "model" / "additional_chat_templates").mkdir()
+    (data / "model" / "additional_chat_templates" / "x.jinja").symlink_to(data.parent / "secret" / "a.txt")
+    with reading_within(ReadRoots([data])), pytest.raises(UserError, match="leads out"):
+        load_pretrained(data / "model")
+
+
+def test_the_settings_of_a_tokenizer_name_no_file_elsewhere(data):
+    """Before (af276e38): the tokenizer was loaded with the words of the file outside of the roots, zebra among them."""
+    model_and_tokenizer(data / "model")
+    tokenizer = json.loads((data / "model" / "tokenizer.json").read_text())["model"]
+    (data / "model" / "tokenizer.json").unlink()
+    for folder, words in ((data / "model", {}), (data.parent / "secret", {"zebra": len(tokenizer["vocab"])})):
+        (folder / "vocab.json").write_text(json.dumps(tokenizer["vocab"] | words))
+        (folder / "merges.txt").write_text("")
+    elsewhere = {name: str(data.parent / "secret" / file) for name, file in (("vocab", "vocab.json"), ("merges", "merges.txt"))}
+    for named, allowed in (({}, True), ({"name_or_path": elsewhere["vocab"], "vocab_file": "/nowhere"}, True), (elsewhere, False)):
+        settings = {"tokenizer_class": "GPT2Tokenizer", **named}
+        (data / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+        refusal = contextlib.nullcontext() if allowed else pytest.raises(UserError, match="leads out")
+        with reading_within(ReadRoots([data])), refusal:
+            assert "zebra" not in load_pretrained(data / "model").get_vocab()
+
+
+def test_a_loop_of_folders_is_listed_once(data):
+    fill(data)
+    (data / "loop").symlink_to(data)
+    assert len(read(listed(data))) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +10,7 @@ from small_run import OneCorpus, small_config
 
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.read_roots import ENVIRONMENT
+from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.execution import pipeline
 from service.domain.starts import located
 
@@ -31,7 +30,7 @@ def test_a_finished_runs_model_and_text_are_the_next_runs_start(tmp_path: Path, 
     raw["corpus"]["sources"] = [{"path": "run://ID/corpus"}]
     config, read = located(RunConfig.model_validate(raw), {"ID": directory}.get, str)
     assert read == (directory / "corpus", directory / "model")
-    monkeypatch.setenv(ENVIRONMENT, json.dumps([str(path) for path in (*read, tmp_path / "runs" / "NEXT")]))
+    monkeypatch.setenv(ENVIRONMENT, ReadRoots(own=[*read, tmp_path / "runs" / "NEXT"]).to_json())
     after = pipeline.run(config, backend=OneCorpus())
     assert documents(after) == documents(directory)
     assert read_json(after / "model" / "config.json")["hidden_size"] == first.model.architecture.hidden_size

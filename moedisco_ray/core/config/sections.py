@@ -270,7 +270,7 @@ class Checkpoint(Section):
     storage: Annotated[str, WritesTo("checkpoints"), AfterValidator(check_storage)] | None = None
     """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run writes to STORAGE/NAME-ID.
     With null, checkpoints stay in the run directory. Credentials come from the machines' environment or role. A control service
-    allows only its storage roots."""
+    allows only its storage roots, and adds a folder for each run: STORAGE/RUN_ID."""
 
     @property
     def steps(self) -> int | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.globs import Glob, matches_any
 from moedisco_ray.core.locations import first_line
-from moedisco_ray.core.read_roots import check_inside, opened
+from moedisco_ray.core.read_roots import Confinement, confinement, is_passed_over, opened
 from moedisco_ray.core.remote import resolve
 from moedisco_ray.stages.corpus.formats import COMPRESSED, NOTES, FileFormat, data_files, format_of, refusal, unknown
 from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split
@@ -136,11 +138,12 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
     root = path if "://" in path else None
     try:
         system, place, pattern = _resolve(path, root)
-        inside = check_inside if root is None and not own else _anywhere
+        confined = None if own else confinement()
         excluded = _excluder(place, source.exclude)
-        infos = [info for info in _walk(system, place, pattern, inside) if not excluded(info.path)]
-        for info in infos:
-            inside(Path(info.path))
+        if root is None:
+            infos = _Walk(system, pattern, excluded, confined).files(place)
+        else:
+            infos = [info for info in _walk_uri(system, root, place, pattern, confined) if not excluded(info.path)]
         opener = system if root is not None or own else ConfinedFiles(system)
         if source.split is not None:
             infos = _of_split(opener, place, infos, source.split, source.subset)
@@ -196,25 +199,93 @@ def _before_wildcard(uri: str) -> str:
     return pattern[:min(pattern.index(wildcard) for wildcard in "*[" if wildcard in pattern)] + sign + options
 
 
-def _anywhere(path: Path) -> None:
-    """Accept any path."""
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """How to list the local files of a source.
+
+    Attributes:
+        pattern: The glob that files match; None for all files.
+        excluded: Whether a path is left out.
+        confined: The places that may be read; None for all. Hidden and denied places are left out, but a link that leads out of the
+            roots is an error: the text behind it would be missed.
+    """
+
+    system: fs.LocalFileSystem
+    pattern: Glob | None
+    excluded: Callable[[str], bool]
+    confined: Confinement | None
+
+    def files(self, place: str) -> list[Any]:
+        """The files at a place or below it.
+
+        Raises:
+            OSError: The place does not exist, or the place or a link leads out of the read roots.
+        """
+        self._check(place)
+        found = _chosen(self.system.get_file_info(place), self.pattern, lambda: self._below(place))
+        infos = [info for info in found if not self.excluded(info.path)]
+        for info in infos:
+            self._check(info.path)
+        return infos
+
+    def _below(self, folder: str, above: Sequence[Path] = ()) -> Iterator[Any]:
+        """The files below a folder, also through links to other folders."""
+        real = Path(os.path.realpath(folder))
+        if real in above:       # a link to a folder above it would be followed for ever
+            return
+        for info in self.system.get_file_info(fs.FileSelector(folder)):
+            if info.base_name.startswith(".") or (
+                    self.confined is not None and is_passed_over(Path(info.path), real, self.confined)):
+                continue
+            if info.type == fs.FileType.File:
+                yield info
+            elif info.type == fs.FileType.Directory and self._enters(info.path):
+                yield from self._below(info.path, (*above, real))
+
+    def _enters(self, folder: str) -> bool:
+        if self.pattern is not None and not self.pattern.may_match_below(folder):
+            return False
+        try:
+            self._check(folder)
+        except OSError:
+            if self.excluded(f"{folder}/_"):      # as any file in the folder would be
+                return False
+            raise
+        return True
+
+    def _check(self, path: str) -> None:
+        if self.confined is not None:
+            self.confined.check(Path(path))
 
 
-def _walk(system: Any, place: str, pattern: Glob | None, inside: Callable[[Path], None]) -> list[Any]:
-    inside(Path(place))
-    top = system.get_file_info(place)
+def _walk_uri(
+    system: Any, uri: str, place: str, pattern: Glob | None, confined: Confinement | None,
+) -> list[Any]:
+    """The files of a source at a URI. Files in denied places, such as other runs, are left out."""
+    folder = (uri if pattern is None else _before_wildcard(uri).rpartition("/")[0]).partition("?")[0]
+    depth = len(PurePosixPath(place).parts)
+
+    def below() -> Iterator[Any]:
+        for info in system.get_file_info(fs.FileSelector(place, recursive=True)):
+            parts = PurePosixPath(info.path).parts[depth:]
+            if not any(part.startswith(".") for part in parts) and (
+                    confined is None or confined.allows_uri("/".join((folder, *parts)))):
+                yield info
+
+    if confined is not None and not confined.allows_uri(folder):
+        raise PermissionError(errno.EACCES, "is in a folder of the service's runs; name a run as run://RUN/corpus")
+    return _chosen(system.get_file_info(place), pattern, below)
+
+
+def _chosen(top: Any, pattern: Glob | None, below: Callable[[], Iterable[Any]]) -> list[Any]:
+    """The files that a pattern matches: `top` itself, or those below it."""
     if top.type == fs.FileType.NotFound:
         raise FileNotFoundError("no such file or folder")
-    if top.type == fs.FileType.File:
-        return [top] if pattern is None or pattern.matches(top.path) else []
-    depth = len(PurePosixPath(place).parts)
     return [
-        info for info in system.get_file_info(fs.FileSelector(place, recursive=True))
+        info for info in ([top] if top.type == fs.FileType.File else below())
         if info.type == fs.FileType.File
-        and not any(part.startswith(".") for part in PurePosixPath(info.path).parts[depth:])
-        and info.base_name not in _MARKERS
-        and (pattern is None or pattern.matches(info.path))
-    ]
+        and (info is top or info.base_name not in _MARKERS)
+        and (pattern is None or pattern.matches(info.path))]
 
 
 def _of_split(opener: Any, place: str, infos: Sequence[Any], split: str, subset: str | None) -> list[Any]:

@@ -33,11 +33,18 @@ def healthz() -> Health:
 
 @router.get("/readyz", responses={503: {"model": Health, "description": "A part of the service does not answer."}})
 def readyz(context: InContext, response: Response) -> Health:
-    """Whether the service can work: Ray answers, and the database answers and has this version's tables."""
-    checks = {"database": _database(context), "ray": "ok" if context.pools.read().connected else "does not answer"}
-    ready = all(word == "ok" for word in checks.values())
-    response.status_code = 200 if ready else 503
-    return Health(status="ok" if ready else "unavailable", checks=checks)
+    """Whether the service can work: Ray answers, and the database answers and has this version's tables.
+
+    If the service works, but some runs or a background loop fail, the status is 200 with `degraded`: a load balancer must keep the
+    service, because the other runs need it.
+    """
+    parts = {"database": _database(context), "ray": "ok" if context.pools.read().connected else "does not answer"}
+    if any(word != "ok" for word in parts.values()):
+        response.status_code = 503
+        return Health(status="unavailable", checks=parts)
+    checks = {"runs": _runs(context), **context.loops()}
+    healthy = all(word == "ok" for word in checks.values())
+    return Health(status="ok" if healthy else "degraded", checks=parts | checks)
 
 
 @router.get("/metrics", response_class=Response, responses={
@@ -48,7 +55,16 @@ def get_figures(context: InContext) -> Response:
         for state, count in runs.state_counts(session).items():
             context.prometheus.runs.labels(state.value).set(count)
         context.prometheus.dollars.set(runs.metered_dollars(session))
+        context.prometheus.troubled.set(runs.troubled(session))
     return Response(generate_latest(context.prometheus.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _runs(context: ServiceContext) -> str:
+    with context.database.read() as session:
+        troubled = runs.troubled(session)
+    if not troubled:
+        return "ok"
+    return f"{troubled} {'run' if troubled == 1 else 'runs'} cannot be processed; `moedisco list` says which, and why"
 
 
 def _database(context: ServiceContext) -> str:

@@ -135,6 +135,11 @@ def delete_run(
             context.jobs.delete(submission_id(run.id, attempt))
     if not keep_artifacts:
         _delete_files(context, run)
+    if run.storage is not None:     # without the run, checkpoints are of no use
+        try:
+            run_homes.remove_storage(run.storage, run.id, context.roots.storage)
+        except OSError as error:
+            _log.warning("checkpoints of the deleted run %s remain until the next sweep: %s", run.id, error)
 
 
 @router.post("/{run_id}/cancel", status_code=202, responses=_ACCEPTED | problems(404, 409, 412, body=True))
@@ -174,6 +179,7 @@ def resume_run(
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
         check_match(if_match, run.version)
+        run.check_readable()
         if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
             raise Conflict(
                 f"the run has spent its budget of ${run.budget_dollars:g}; raise budget_dollars first "

@@ -16,7 +16,7 @@ from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.run_record import RunReport
 from service.api import streams
-from service.api.answers import series_answer
+from service.api.answers import series_answer, unreadable_report
 from service.api.bodies import RawBody
 from service.api.context import InContext, ServiceContext
 from service.api.logs import follow as follow_file
@@ -28,7 +28,7 @@ from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_driver, still_allowed, visible_run
 from service.database import ingest, metrics, policies, runs, tables
 from service.domain.states import TERMINAL, RunState
-from service.errors import BadRequest, NotFound
+from service.errors import BadRequest, NotFound, UnusableRun
 from service.run_storage import read, storage_of
 from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, Unit, UnitPage
 
@@ -121,10 +121,20 @@ def get_clusters(run: VisibleRun) -> dict[str, Any]:
 
 @router.get("/report", response_model_exclude_unset=True, responses=problems(404, 409))
 def get_report(run: VisibleRun, context: InContext) -> RunReport:
-    """Get the cost and results of a run by stage; while the run is active, only of the stages that have finished."""
-    if RunState(run.state) is RunState.SUCCEEDED:
-        return _read_report(_document(run, "report.json", "report"))
-    return context.reports.get(run.location, run.settings)
+    """Get the cost and results of a run by stage; while the run is active, only of the stages that have finished.
+
+    If this version cannot read the run or its report, only its name, cost and state are given, and `state_reason` says why.
+    """
+    try:
+        if RunState(run.state) is RunState.SUCCEEDED:
+            return RunReport.model_validate(_checked(_document(run, "report.json", "report")))
+        return context.reports.get(run.location, run.settings)
+    except UnusableRun as error:
+        return unreadable_report(run, str(error))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        why = run.unreadable or f"this version cannot read the run's report ({where}); download its file instead"
+        return unreadable_report(run, why)
 
 
 @router.get("/logs", responses=problems(404))
@@ -164,12 +174,9 @@ async def get_log(
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
-def _read_report(document: dict[str, Any]) -> RunReport:
+def _checked(document: dict[str, Any]) -> dict[str, Any]:
     try:
-        return RunReport.model_validate(checked(document))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise NotFound(f"this version cannot read the run's report ({where}); download its file instead") from error
+        return checked(document)
     except ValueError as error:
         raise NotFound("the run's report is damaged: it is not what the run wrote; run it again to make it again") from error
 
