@@ -7,7 +7,7 @@ A `UserError` of `moedisco_ray` becomes 422 with the field that it names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from moedisco_ray.core.errors import MoeDiscoError
 
@@ -70,10 +70,6 @@ class AgainstPolicy(Forbidden):
         self.field = field
         self.value = value
         self.remedy = remedy
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the arguments, because the exception holds only the message."""
-        return AgainstPolicy, (self.field, self.value, self.remedy)
 
 
 class NotFound(ServiceError):
@@ -167,10 +163,6 @@ class InvalidRequest(ServiceError):
         first = ": ".join(mistakes[0])
         super().__init__(first if len(mistakes) == 1 else f"{len(mistakes)} mistakes; the first: {first}")
         self.mistakes = tuple(mistakes)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the arguments, because the exception holds only the message."""
-        return InvalidRequest, (self.mistakes,)
 
 
 class TooCostly(ServiceError):

@@ -39,6 +39,7 @@ from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
+from moedisco_ray.core.outdated import REMEDY
 from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
@@ -249,6 +250,9 @@ def plot(run_dir: RunDir) -> None:
     store.publish(*paths)
     for path in paths:
         print(path)
+    for stage in report.stages:
+        if stage.outdated:
+            print(f"warning: stage {stage.name} is out of date, and so is what the figures show of it; {REMEDY}", file=sys.stderr)
     if not paths:
         print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 

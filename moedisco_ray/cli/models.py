@@ -14,10 +14,10 @@ from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display import evaluation_view, losses_view
 from moedisco_ray.core.config import Evaluation, Source, check_evaluation
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.finished_models import finished_model, model_to_push
 from moedisco_ray.core.gguf_files import check_packages
 from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.run_models import finished_model, model_to_push
 
 TaskFiles = Annotated[
     list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable."),

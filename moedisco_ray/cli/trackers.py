@@ -20,8 +20,8 @@ from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.finished_models import finished_model
 from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.run_models import finished_model
 from moedisco_ray.core.run_record import RunReport
 
 _BILL_SECONDS = 60.0

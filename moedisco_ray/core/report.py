@@ -21,6 +21,7 @@ from moedisco_ray.core.event_totals import EventTotals
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.findings import against_start
 from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.outdated import REMEDY, outdated_stages
 from moedisco_ray.core.records import (
     ClusterReport,
     ClusterSummary,
@@ -65,7 +66,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     manifests = {
         stage.name: manifest for stage in STAGES
         if (manifest := parse_manifest(read(f"{stage.directory}/{MANIFEST}"), stage.directory)) is not None}
-    summaries = {name: manifest.summary for name, manifest in manifests.items()}
+    summaries, outdated = {name: manifest.summary for name, manifest in manifests.items()}, outdated_stages(config, manifests)
     config = _with_cluster_count(config, summaries)
     evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))
     owners = {f"submodel-{k}": config.owner_of(k) for k in range(config.shared_clusters, config.cluster_count)}
@@ -75,7 +76,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     stages = [
         _stage(
             name, manifest, evaluation.stages.get(name, Figures()), stalls.get(name, 0.0), mfu=utilisation.get(name), config=config,
-            bill=bill)
+            bill=bill, outdated=name in outdated)
         for name, manifest in manifests.items()]
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
     return RunReport(
@@ -147,7 +148,8 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
     """
     rows: list[tuple[str, ...]] = [
         (
-            stage.name, stage.pool.replace("_", "-"), f"{stage.workers:g}", _tokens(stage.tokens), format_seconds(stage.seconds),
+            f"{stage.name}{' (out of date)' if stage.outdated else ''}", stage.pool.replace("_", "-"), f"{stage.workers:g}",
+            _tokens(stage.tokens), format_seconds(stage.seconds),
             format_dollars(stage.dollars), _decimal(stage.loss, 4), _decimal(stage.perplexity, 2),
         )
         for stage in report.stages
@@ -172,8 +174,11 @@ def report_verdict(report: RunReport) -> str | None:
 
 
 def report_notes(report: RunReport) -> list[str]:
-    """Notes below the table: sub-models that the merge did not wait for, and problems of the text or its clusters."""
+    """Notes below the table: stages that are out of date, sub-models that the merge did not wait for, and problems of the text."""
+    outdated = [stage.name for stage in report.stages if stage.outdated]
     return [
+        *([f"{', '.join(outdated)}: out of date, made with other settings or from other artifacts than the run has now; {REMEDY}"]
+          if outdated else []),
         *report.corpus.warnings, *report.clusters.warnings, *(
         f"{unit.name} is not finished: the merge took "
         + (f"its checkpoint of step {unit.steps} of {unit.planned_steps}" if unit.contribution == "checkpoint"
@@ -195,6 +200,7 @@ def _speed(stage: StageReport) -> str:
 
 def _stage(
     name: str, manifest: Manifest, measured: Figures, stall: float, *, mfu: float | None, config: RunConfig, bill: Bill,
+    outdated: bool,
 ) -> StageReport:
     units = TrainingSummary.model_validate(manifest.summary).units if name in _TRAINING else []
     tokens = sum(unit.tokens for unit in units)
@@ -217,6 +223,7 @@ def _stage(
         loss=sum(loss * count for loss, count in trained) / tokens if trained else None,
         perplexity=measured.perplexity,
         bits_per_byte=measured.bits_per_byte,
+        outdated=outdated,
     )
     return report.model_copy(update={"unfinished": _unfinished(units)}) if name == "submodels" else report
 

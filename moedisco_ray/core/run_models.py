@@ -8,17 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from moedisco_ray.core.checksums import Entries
-from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.gguf_files import gguf_directory, is_gguf
 from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, is_uri, parent
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.verification import Verifier
 
-_WEIGHTS = ".safetensors"
-_EXPORT_AGAIN = "export it again, or copy it again from where it is intact"
-ENSEMBLE_CODE = "modeling_ensemble.py"
-"""File of code in the directory of an ensemble, and in no other directory of a model."""
+WEIGHTS = ".safetensors"
+EXPORT_AGAIN = "export it again, or copy it again from where it is intact"
+"""Remedy for a damaged model outside of a run."""
 ADAPTER = "adapter_config.json"
 """File that makes transformers apply an adapter when it loads the model in the directory."""
 
@@ -41,7 +40,7 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
         return gguf_directory(setting, Path(place))
     if not is_uri(place):
         if weights:
-            Verifier().verify(Path(place), remedy=_EXPORT_AGAIN)
+            Verifier().verify(Path(place), remedy=EXPORT_AGAIN)
         return Path(place)
     if is_hub(place):
         from moedisco_ray.core.hub_files import hub_directory  # noqa: PLC0415  # the hub's client takes a moment to import
@@ -49,7 +48,7 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
         return hub_directory(setting, str(place), weights=weights)
     store, name = _store_of(place)
     directory = store.directory / name
-    store.fetch(*(directory / each for each in _files(setting, place) if weights or not each.endswith(_WEIGHTS)))
+    store.fetch(*(directory / each for each in _files(setting, place) if weights or not each.endswith(WEIGHTS)))
     return directory
 
 
@@ -66,48 +65,6 @@ def whole_model(setting: str, directory: Path) -> Path:
             setting, str(directory), f"holds an adapter of PEFT ({ADAPTER}); merge it into the model first (`merge_and_unload` and "
             "`save_pretrained` of PEFT), or remove it")
     return directory
-
-
-def has_finished_model(location: Location) -> bool:
-    """Whether a location is a finished run, or the directory of a model that was exported.
-
-    Raises:
-        StorageError: The URI does not respond.
-    """
-    store = RunStore.of(location)
-    return _is_model(store) or store.read("model/manifest.json") is not None
-
-
-def finished_model(location: Location) -> Path:
-    """Directory on this machine of the model of a finished run, or of a model that was exported, with its verified weights.
-
-    Args:
-        location: Directory or URI of the run, or the directory of an exported model.
-
-    Raises:
-        DamagedError: A file of the model is damaged.
-        RunDirError: The location holds no finished run and no model.
-        CheckpointError: The directory also holds an adapter.
-        StorageError: The URI does not respond.
-    """
-    store = RunStore.of(location)
-    if _is_model(store):
-        Verifier().verify(store.directory, remedy=_EXPORT_AGAIN)
-        return whole_model("RUN_DIR", store.directory)
-    model = store.directory / "model"
-    if not has_finished_model(location):
-        raise RunDirError(
-            "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
-    store.fetch(model)
-    return whole_model("RUN_DIR", model)
-
-
-def model_to_push(location: Location) -> Path:
-    """Like `finished_model`; the location may also be a directory that `moedisco export --to ensemble` wrote."""
-    is_ensemble = not is_uri(location) and (Path(location) / ENSEMBLE_CODE).is_file()
-    if is_ensemble:
-        Verifier().verify(Path(location), remedy=_EXPORT_AGAIN)
-    return Path(location) if is_ensemble else finished_model(location)
 
 
 def model_identity(setting: str, place: Location) -> str:
@@ -128,10 +85,6 @@ def model_name(place: Location) -> str:
         return hub_parts(str(place))[0]
     folder, name = parent(place)
     return parent(folder)[1] if is_uri(place) and name == "model" else name.removesuffix(".gguf")
-
-
-def _is_model(store: RunStore) -> bool:
-    return not store.is_remote and any(store.directory.glob(f"*{_WEIGHTS}"))
 
 
 def _files(setting: str, place: Location) -> Entries:

@@ -66,6 +66,8 @@ class StageReport(Record):
     """Bits per byte on validation documents."""
     unfinished: list[UnfinishedUnit] = Field(default_factory=list)
     """Sub-models that the merge did not wait for."""
+    outdated: bool = False
+    """Whether the stage was made with other settings, or from other artifacts, than the run has now."""
 
 
 class Curve(Record):

@@ -14,6 +14,7 @@ from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.locations import Location
+from moedisco_ray.core.outdated import check_up_to_date
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
@@ -109,6 +110,7 @@ def _check(config: RunConfig, store: RunStore, location: Location) -> str:
         raise refused(f"has sub-models of {config.model.family_name}, which transformers does not have; use `--to hf`")
     if not store.has(store.directory / "submodels"):
         raise refused("has no trained sub-models yet; resume it with `moedisco run`")
+    check_up_to_date("RUN_DIR", location, "submodels")
     kind = str(json.loads(store.read("clusters/cluster_model/vectoriser.json") or b"{}").get("kind"))
     if kind not in modeling_ensemble.VECTORS:
         raise refused(f"has clusters of the kind {kind}, which have no centre to route by; use `--to hf`")

@@ -13,6 +13,7 @@ from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import discard
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.outdated import check_up_to_date
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
@@ -39,7 +40,8 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
         `parameters`, `active_parameters`, `rounded_to` and `bytes`, as the export stage, and `step` of the checkpoint or None.
 
     Raises:
-        RunDirError: The place holds no run, the model does not exist yet, or the target is not empty.
+        RunDirError: The place holds no run, the model does not exist yet or is out of date, or the target is not
+            empty.
         StorageError: The storage does not respond, or the checkpoint is damaged.
     """
     check_new(target)
@@ -51,6 +53,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
     if not store.has(needed):
         remedy = "has no merged MoE yet" if from_checkpoint else "has no finished fine-tune; pass --from-checkpoint"
         raise RunDirError("RUN_DIR", str(location), remedy)
+    check_up_to_date("RUN_DIR", location, "merge" if from_checkpoint else "finetune")
     tokenizer = context.of("corpus") / "tokenizer"
     target.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:

@@ -16,6 +16,7 @@ from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.hub import HUB, is_hub_name
 from moedisco_ray.core.locations import is_uri
+from moedisco_ray.core.outdated import check_model_up_to_date
 from moedisco_ray.models import check_start_tensors, read_config
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.evaluate.measure import open_start
@@ -81,6 +82,8 @@ def about(argument: str) -> Iterator[None]:
 
 def _named(argument: str, place: str, experts: int, per_token: int) -> Model:
     name, _, revision = place.removeprefix(HUB).partition("@")
+    if not place.startswith(HUB):
+        check_model_up_to_date(argument, place)
     at_hub = place.startswith(HUB) or (
         not is_uri(place) and is_hub_name(name) and not os.path.exists(place))     # noqa: PTH110  # no error either
     named = {"upcycle": HUB + name, "revision": revision or None} if at_hub else {"upcycle": place}

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.places import Place, words
+from moedisco_ray.core.config.places import words
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import is_uri
 from service.api.answers import owner_filter
@@ -29,7 +29,7 @@ from service.domain.run_paths import home_of, with_run_directory
 from service.domain.starts import parse, run_places
 from service.domain.states import RunState
 from service.errors import Conflict, KeyReused, NotFound
-from service.planning.task import NeedsStarts, NewRun, Parent, Start, Task
+from service.planning.task import NeedsStarts, NewRun, Parent, Reference, Start, Task
 from service.schemas.mistakes import strict_json
 
 _LISTED_IDS = 3
@@ -62,7 +62,7 @@ async def planned(context: ServiceContext, caller: Caller, task: Task) -> NewRun
         found = await context.planning.done(task)
         if not isinstance(found, NeedsStarts):
             return found
-        starts = await run_in_threadpool(_visible_starts, context, caller, found.places)
+        starts = await run_in_threadpool(_visible_starts, context, caller, found.references)
         with tempfile.TemporaryDirectory() as scratch:
             found = await context.planning.done(dataclasses.replace(task, starts=starts, scratch=Path(scratch)))
         assert not isinstance(found, NeedsStarts)  # noqa: S101 - it has them
@@ -160,7 +160,7 @@ def _digest(retry_of: str | None, body: bytes) -> bytes:
     return hashlib.sha256(normal.encode()).digest()
 
 
-def _visible_starts(context: ServiceContext, caller: Caller, named: Sequence[Place]) -> dict[str, Start]:
+def _visible_starts(context: ServiceContext, caller: Caller, named: Sequence[Reference]) -> dict[str, Start]:
     """The runs that settings refer to, by the dotted path of each setting.
 
     Raises:
@@ -168,7 +168,7 @@ def _visible_starts(context: ServiceContext, caller: Caller, named: Sequence[Pla
             several finished runs have this name.
     """
     with context.database.read() as session:
-        found = {place.field: _finished(session, caller, place) for place in named}
+        found = {each.field: _finished(session, caller, each) for each in named}
         return {field: Start(run.id, run.location) for field, run in found.items()}
 
 
@@ -179,19 +179,18 @@ def _hold_starts(session: Session, config: RunConfig) -> None:
             raise ConfigError(place.field, words(place.value), "this run was deleted; choose another one")
 
 
-def _finished(session: Session, caller: Caller, place: Place) -> tables.RunRow:
-    named, asked = parse(place)[0], words(place.value)
-    owner = owner_filter(caller)
-    found = [run for run in [runs.get(session, named)] if run is not None and owner in (None, run.owner)]
-    found = found or runs.named(session, named, owner)
+def _finished(session: Session, caller: Caller, reference: Reference) -> tables.RunRow:
+    field, asked, owner = reference.field, reference.asked, owner_filter(caller)
+    found = [run for run in [runs.get(session, reference.run)] if run is not None and owner in (None, run.owner)]
+    found = found or runs.named(session, reference.run, owner)
     if not found:
-        raise ConfigError(place.field, asked, "there is no such run, or it is not yours; `moedisco list` shows yours")
+        raise ConfigError(field, asked, "there is no such run, or it is not yours; `moedisco list` shows yours")
     finished = [run for run in found if run.state == RunState.SUCCEEDED]
     if not finished:
-        raise ConfigError(place.field, asked, f"this run is {found[0].state}; choose a run that has succeeded")
+        raise ConfigError(field, asked, f"this run is {found[0].state}; choose a run that has succeeded")
     if len(finished) > 1:
         ids = ", ".join(run.id for run in finished[:_LISTED_IDS])
-        raise ConfigError(place.field, asked, f"{len(finished)} finished runs have this name; choose one by its id, such as {ids}")
+        raise ConfigError(field, asked, f"{len(finished)} finished runs have this name; choose one by its id, such as {ids}")
     return finished[0]
 
 

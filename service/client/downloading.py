@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -11,7 +12,8 @@ from urllib.parse import quote
 
 import httpx
 
-from moedisco_ray.core.errors import RunDirError, UserError
+from moedisco_ray.core.errors import DamagedError, RunDirError, UserError
+from moedisco_ray.core.verification import Verifier
 from service.client.errors import DownloadError, problem_in
 from service.client.http import Connection, Request
 from service.client.unpacking import Unpacker, below, unwritable
@@ -44,7 +46,7 @@ async def download(connection: Connection, run_id: str, run_path: str, directory
     Raises:
         RunDirError: The directory is not empty.
         UserError: The run has no model yet.
-        DownloadError: The download is unsafe or damaged, or cannot be written.
+        DownloadError: The download is unsafe, damaged or not what the run wrote, or cannot be written.
     """
     directory = directory.absolute()
     _check_absent(directory)
@@ -64,12 +66,27 @@ async def download(connection: Connection, run_id: str, run_path: str, directory
         for file in files:
             await _complete(connection, f"{run_path}/artifacts/{quote(file.path)}", file, draft, _shifted(progress, done, total))
             done += file.bytes
+        await asyncio.to_thread(_verify, draft)
     except DownloadError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     with _disk_errors(directory):
         draft.replace(directory)
     return directory
+
+
+def _verify(model: Path) -> None:
+    """Compare a model with the checksums in its manifest.
+
+    Raises:
+        DownloadError: A file is damaged.
+    """
+    try:
+        Verifier().verify(model)
+    except DamagedError as error:
+        raise DownloadError(
+            f"{error.file.partition('/')[2]} is not what the run wrote: it is damaged there, or was on its way; download again, or "
+            "run it again with --repair") from error
 
 
 async def fetch(connection: Connection, path: str, target: Path, progress: Progress) -> Path:

@@ -201,7 +201,7 @@ def _local(place: Place, roots: Roots) -> Path:
         raise ConfigError(field, path, _no_directory(place, roots))
     absolute = directories[0] / path      # if `path` is absolute, the result is `path`
     if not is_within(absolute, directories):
-        raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
+        raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; {_remedy(place, roots)}")
     _check_below(place, absolute, roots)
     return absolute
 
@@ -212,7 +212,7 @@ def _no_directory(place: Place, roots: Roots) -> str:
         return (
             f"cannot be read: this service reads no files of its machine; {embedded}ask the operator to allow a directory "
             "(`moedisco serve --input-root DIR`)")
-    return f"cannot be a directory, because this service allows only {_allowed(place, roots)}; {_remedy(place)}"
+    return f"cannot be a directory, because this service allows only {_allowed(place, roots)}; {_remedy(place, roots)}"
 
 
 def _check_below(place: Place, path: Path, roots: Roots) -> None:
@@ -253,11 +253,11 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
     location, _, options = rest.partition("?")
     plain = unquote(location)
     if not sign or scheme not in {root.partition("://")[0] for root in buckets}:
-        raise ConfigError(field, uri, f"has a scheme that is not among {_allowed(place, roots)}; {_remedy(place)}")
+        raise ConfigError(field, uri, f"has a scheme that is not among {_allowed(place, roots)}; {_remedy(place, roots)}")
     if {"..", "."} & set(plain.split("/")) or re.search(r"[#\\\0\r\n]", plain):
         raise ConfigError(field, uri, "must not contain '.' or '..' as a part, '#', '\\' or control characters")
     if not all(any(_under(f"{scheme}://{form}", root) for root in buckets) for form in (location, plain)):
-        raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
+        raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; {_remedy(place, roots)}")
     if isinstance(place.marker, ReadsFrom) and uri_is_within(uri, _denied_uris(roots)):
         raise ConfigError(field, uri, "is in a folder of the service's runs; name a finished run as run://RUN/corpus or run://RUN/model")
     for option, _ in parse_qsl(options, keep_blank_values=True):
@@ -292,23 +292,29 @@ def _directories(place: Place, roots: Roots) -> Sequence[Path]:
 
 
 def _allowed(place: Place, roots: Roots) -> str:
-    kind: str
-    allowed: Sequence[str | Path]
+    return f"the {_kind(place)} roots ({', '.join(map(str, _allowed_roots(place, roots))) or 'none'})"
+
+
+def _allowed_roots(place: Place, roots: Roots) -> Sequence[str | Path]:
     if not isinstance(place.marker, ReadsFrom):
-        kind, allowed = ("output", roots.outputs) if place.marker.what == "runs" else ("storage", roots.storage)
-    else:
-        kind, allowed = "input", roots.inputs if place.marker.uris else [
-            root for root in roots.inputs if "://" not in root or (place.marker.hub and root.startswith(HUB))]
-    return f"the {kind} roots ({', '.join(map(str, allowed)) or 'none'})"
+        return roots.outputs if place.marker.what == "runs" else roots.storage
+    return roots.inputs if place.marker.uris else [
+        root for root in roots.inputs if "://" not in root or (place.marker.hub and root.startswith(HUB))]
 
 
-def _remedy(place: Place) -> str:
-    return f"choose a path in one of them, or ask the operator to add one (`{_option(place)}`)"
+def _remedy(place: Place, roots: Roots) -> str:
+    other = "choose a path in one of them, or " if _allowed_roots(place, roots) else ""
+    return f"{other}ask the operator to add one (`{_option(place)}`)"
 
 
 def _option(place: Place) -> str:
-    kind = "input" if isinstance(place.marker, ReadsFrom) else {"runs": "output", "checkpoints": "storage"}[place.marker.what]
-    return f"moedisco serve --{kind}-root"
+    return f"moedisco serve --{_kind(place)}-root"
+
+
+def _kind(place: Place) -> str:
+    if isinstance(place.marker, ReadsFrom):
+        return "input"
+    return "output" if place.marker.what == "runs" else "storage"
 
 
 def _denied_uris(roots: Roots) -> list[str]:

@@ -4,25 +4,23 @@ A pool of `concurrent.futures` cannot end a task that is running, and `multiproc
 every child. Here a small process without threads has imported all that a task needs. A child starts within milliseconds, shares
 that memory, serves one task and ends, so that nothing of one caller's request remains for the next one.
 
-The service sends the server one socket per task. The child reads the pickled task from it until the end of the stream, and writes
-the pickled outcome. The server adds one byte when the child has ended: the signal that ended it, or 0.
+The service sends the server one socket per task. The child reads the task from it until the end of the stream, and writes the
+outcome. The server adds one byte when the child has ended: the signal that ended it, or 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 import resource
 import selectors
 import signal
 import socket
 import traceback
-from collections.abc import Callable
-from typing import Any
 
-from moedisco_ray.core.errors import MoeDiscoError
-from service.errors import TooCostly
+from moedisco_ray.core.errors import UserError
+from service.errors import ServiceError, TooCostly
+from service.planning.messages import error_to_json, failure_to_json, outcome_to_json, task_from_json
 from service.planning.task import done
 
 _NICENESS = 10
@@ -37,7 +35,7 @@ class Limits:
     Attributes:
         seconds: Time until the child is ended.
         processor_seconds: Processor time until the child is ended.
-        memory: Address space of the child (bytes).
+        memory: Memory that the child may write (bytes), including what it shares with the server.
     """
 
     seconds: float = 20.0
@@ -45,13 +43,12 @@ class Limits:
     memory: int = 2**30
 
 
-def serve(control: socket.socket, limits: Limits, work: Callable[[Any], Any] = done) -> None:
+def serve(control: socket.socket, limits: Limits) -> None:
     """Serve tasks until the service closes its end of the connection.
 
     Args:
         control: Connection to the service, which sends the socket of each task with one byte.
         limits: Limits of each task.
-        work: Computes the outcome of a task.
     """
     os.environ["RUST_BACKTRACE"] = "0"      # without memory, a backtrace of pydantic's core waits for itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C ends the service, which then closes the connection
@@ -77,7 +74,7 @@ def serve(control: socket.socket, limits: Limits, work: Callable[[Any], Any] = d
                 child = os.fork()
                 if child == 0:
                     control.close()
-                    _run(task, limits, work)
+                    _run(task, limits)
                 children[child] = task
     for child in children:
         os.kill(child, signal.SIGKILL)
@@ -93,7 +90,7 @@ def _reap(children: dict[int, socket.socket]) -> None:
             _send(task, bytes([-code if code < 0 else 0]))
 
 
-def _run(task: socket.socket, limits: Limits, work: Callable[[Any], Any]) -> None:
+def _run(task: socket.socket, limits: Limits) -> None:
     """Serve one task in a child, and end it."""
     status = 1
     try:
@@ -102,29 +99,30 @@ def _run(task: socket.socket, limits: Limits, work: Callable[[Any], Any]) -> Non
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, limits.seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limits.processor_seconds, limits.processor_seconds + 1))
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+        # RLIMIT_AS would also count addresses that threads and allocators reserve without using them.
+        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.nice(_NICENESS)
         request = bytearray()
         while block := task.recv(_BLOCK):
             request += block
-        _send(task, pickle.dumps(_outcome(pickle.loads(request), limits, work)))  # noqa: S301 - from the service
+        _send(task, _answer(bytes(request), limits))
         status = 0
     finally:
         os._exit(status)
 
 
-def _outcome(request: Any, limits: Limits, work: Callable[[Any], Any]) -> Any:
+def _answer(request: bytes, limits: Limits) -> bytes:
     try:
-        return work(request)
-    except MoeDiscoError as error:
-        return error
+        return outcome_to_json(done(task_from_json(request)))
+    except (UserError, ServiceError) as error:
+        return error_to_json(error)
     except (MemoryError, RecursionError):
-        return TooCostly(
+        return error_to_json(TooCostly(
             f"planning this configuration takes more than {limits.memory >> 20} MiB of memory, the limit for a request; "
-            "shorten its lists and texts, or name smaller files")
-    except Exception as error:  # noqa: BLE001 - the service logs it and answers with status 500
-        return RuntimeError("".join(traceback.format_exception(error)))
+            "shorten its lists and texts, or name smaller files"))
+    except Exception:  # noqa: BLE001 - the service logs it and answers with status 500
+        return failure_to_json(traceback.format_exc())
 
 
 def _send(task: socket.socket, content: bytes) -> None:

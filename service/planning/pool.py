@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import pickle
 import signal
 import socket
 import subprocess
@@ -14,11 +13,14 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from typing import Any, Literal
+from typing import Literal
+
+from starlette.concurrency import run_in_threadpool
 
 from service.errors import Overloaded, TooCostly, TooMany
 from service.planning.fork_server import Limits
-from service.planning.task import NeedsStarts, NewRun, Task
+from service.planning.messages import outcome_from_json, task_to_json
+from service.planning.task import Outcome, Task
 
 Kind = Literal["estimate", "submission"]
 
@@ -71,8 +73,9 @@ class Places:
             if self._kind == "estimate":
                 self._waiting = [(name, each) for name, each in self._waiting if name != owner]
                 for each in earlier:
-                    each.set_exception(TooMany(
-                        "a newer estimate of yours has taken the place of this one; one at a time is computed", _RETRY_SECONDS))
+                    if each.set_running_or_notify_cancel():
+                        each.set_exception(TooMany(
+                            "a newer estimate of yours has taken the place of this one; one at a time is computed", _RETRY_SECONDS))
             if len(self._waiting) >= MOST_WAITING:
                 raise Overloaded("too many requests wait to be planned; try again later")
             self._waiting.append((owner, turn))
@@ -111,26 +114,21 @@ class PlanningPool:
         self._control: socket.socket | None = None
         self.places = {kind: Places(kind) for kind in ("estimate", "submission")}
 
-    async def done(self, task: Task) -> NewRun | bytes | NeedsStarts:
+    async def done(self, task: Task) -> Outcome:
         """The outcome of a task; see `service.planning.task.done`. The caller holds a place.
 
         Raises:
-            MoeDiscoError: The task was refused.
+            ServiceError: The task was refused; for mistakes in the configuration, this is `InvalidRequest`.
             TooCostly: The task exceeds a limit.
             Overloaded: The process has died.
         """
-        outcome: NewRun | bytes | NeedsStarts = await self.run(task)
-        return outcome
-
-    async def run(self, task: Any) -> Any:
-        """What the fork server's `work` returns for a task."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._hand_over(theirs)
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             async with asyncio.timeout(self._limits.seconds + _START_SECONDS):
-                writer.write(pickle.dumps(task))
+                writer.write(task_to_json(task))
                 with contextlib.suppress(ConnectionError):
                     await writer.drain()
                     writer.write_eof()
@@ -143,10 +141,8 @@ class PlanningPool:
             raise _died()
         if len(answer) == 1 or answer[-1]:
             raise self._exceeded(answer[-1])
-        outcome = pickle.loads(answer[:-1])     # noqa: S301 - from our own process
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        # In a thread, because the service checks a run's configuration again.
+        return await run_in_threadpool(outcome_from_json, answer[:-1])
 
     def close(self) -> None:
         """End the fork server and its children."""

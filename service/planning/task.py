@@ -15,7 +15,7 @@ from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
 from moedisco_ray.core.config.load import check_files
 from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.config.places import Place
+from moedisco_ray.core.config.places import words
 from moedisco_ray.core.config.starts import at_newest
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import Location
@@ -25,7 +25,7 @@ from moedisco_ray.plan.machine import known_machine
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
 from service.domain.policies import Policy
 from service.domain.quotas import check_pools, priced
-from service.domain.starts import located, run_places, with_ids
+from service.domain.starts import located, parse, run_places, with_ids
 from service.errors import InvalidRequest
 from service.run_storage import copy_model_files, documents_at
 from service.schemas import Estimate, EstimateRequest, RetryRequest, RunRequest
@@ -111,13 +111,32 @@ class NewRun:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reference:
+    """A setting that refers to a run.
+
+    Attributes:
+        field: Dotted path of the setting.
+        asked: Value of the setting, as the user wrote it.
+        run: Id or name of the run.
+    """
+
+    field: str
+    asked: str
+    run: str
+
+
+@dataclasses.dataclass(frozen=True)
 class NeedsStarts:
     """The settings that refer to runs; the task is repeated with `Task.starts`."""
 
-    places: tuple[Place, ...]
+    references: tuple[Reference, ...]
 
 
-def done(task: Task) -> NewRun | bytes | NeedsStarts:
+Outcome = NewRun | bytes | NeedsStarts
+"""The run to store, the JSON of an `Estimate`, or the runs that must be known first."""
+
+
+def done(task: Task) -> Outcome:
     """The run to store or, for an estimate, the JSON of an `Estimate`; or the runs that must be known first.
 
     No file outside of the operator's roots is read.
@@ -194,7 +213,7 @@ def _checked(task: Task, config: RunConfig) -> tuple[RunConfig, Plan, list[str]]
     """The configuration with absolute paths, run ids and the operator's prices; its plan; and notes on the prices."""
     check_pools(config, task.policy)
     config, notes = priced(sandboxed(config, task.roots), task.policy.prices)
-    named = tuple(run_places(config))
+    named = tuple(Reference(place.field, words(place.value), parse(place)[0]) for place in run_places(config))
     if named and task.starts is None:
         return NeedsStarts(named)
     starts = task.starts or {}

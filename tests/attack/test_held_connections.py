@@ -67,7 +67,8 @@ def test_bodies_of_a_megabyte_do_not_block_others(target):
         "\r\n".join([*lines, f"Authorization: {proof}", "\r\n"]).encode() + large for proof in ("", target.authorization))
     with contextlib.ExitStack() as stack, target.others_are_served():
         assert {_status(each) for each in target.hold(stack, 10, strange)} == {401}
-        assert {_status(each) for each in target.hold(stack, 10, own)} == {422}
+        # One estimate of an owner is checked at a time; of those that wait, the newest.
+        assert {_status(each) for each in target.hold(stack, 10, own)} <= {422, 429}
         target.hold(stack, 100, own[:-1])
         time.sleep(0.5)
 

@@ -27,6 +27,7 @@ from service.domain.policies import Policy
 from service.domain.states import RunState
 from service.notifier import Notifier
 from service.planning.pool import PlanningPool
+from service.planning.task import Outcome, Task
 from service.ray_side.dashboard import Dashboard
 from service.settings import Settings
 
@@ -121,12 +122,12 @@ class SharedPlanning(PlanningPool):
 
     _environment: dict[str, str] | None = None
 
-    async def run(self, task: Any) -> Any:
+    async def done(self, task: Task) -> Outcome:
         present = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         if present != self._environment:
             self.close()
             self._environment = present
-        return await super().run(task)
+        return await super().done(task)
 
 
 PLANNING = SharedPlanning()

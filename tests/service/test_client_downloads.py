@@ -9,6 +9,7 @@ from client_standin import PROMPT, Body, make, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moedisco_ray.core.artifacts import commit
 from moedisco_ray.core.errors import RunDirError, UserError
 from service.client import DownloadError, RetryPolicy, ServiceAway, ServiceProblem
 from service.client.unpacking import Unpacker, below
@@ -222,6 +223,17 @@ def test_evil_names_of_files_leave_nothing(tmp_path):
     with pytest.raises(DownloadError, match="outside the directory"):
         make(Service(files={"../../evil": b"x"}, breaks=[0])).download("x", tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_downloaded_model_is_what_the_run_wrote(tmp_path):
+    """Before (af276e38): a model with a flipped bit was downloaded like any other."""
+    with commit(tmp_path / "model", "f", stage="export") as draft:
+        (draft.path / "model.safetensors").write_bytes(b"weights")
+    files = contents(tmp_path / "model")
+    assert contents(make(Service(files=files)).download("x", tmp_path / "whole")) == files
+    with pytest.raises(DownloadError, match=r"model\.safetensors is not what the run wrote"):
+        make(Service(files={**files, "model.safetensors": b"wexghts"})).download("x", tmp_path / "damaged")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "whole"}
 
 
 def test_a_directory_that_holds_something_is_kept(tmp_path):

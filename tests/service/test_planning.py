@@ -15,10 +15,13 @@ from service.domain.path_sandbox import Roots
 from service.domain.policies import Policy
 from service.errors import Overloaded, TooCostly, TooMany
 from service.planning.fork_server import Limits
+from service.planning.messages import task_from_json, task_to_json
 from service.planning.pool import MOST_WAITING_SUBMISSIONS, Places, PlanningPool
-from service.planning.task import Task
+from service.planning.task import Parent, Start, Task
 
-SLOW = {"pools": {"low_memory": {"types": [{"name": "a"}] * 60_000}}}
+SLOW = {"x": [["1234567890123456"]] * 1_500_000}
+"""A part of a body that is larger than a request may be, because smaller ones are refused within a second."""
+LONG_PATHS = {"corpus": {"sources": [{"path": "a/" * 390 + f"{i}*"} for i in range(950)]}}
 
 
 def task(tmp_path, **changes):
@@ -32,9 +35,17 @@ def pool(**limits):
         yield made
 
 
+def test_a_task_keeps_its_paths_and_uris_on_the_way_to_its_process(tmp_path):
+    roots = Roots(("s3://bucket", str(tmp_path)), (tmp_path / "runs", "s3://runs/x"), homes=(tmp_path,), functions=("m:f",))
+    parent = Parent("01", {"name": "é", "tags": {"path": "x"}}, priority=3, budget_dollars=None)
+    starts = {"corpus.sources.0.path": Start("01", tmp_path), "model.init.checkpoint": Start("02", "s3://runs/x/y")}
+    sent = Task("submission", b"\xff{", Policy(prices={"a": 1.5}), roots, here=True, parent=parent, starts=starts, scratch=tmp_path)
+    assert task_from_json(task_to_json(sent)) == sent
+
+
 @pytest.mark.parametrize(("limits", "words"), [
     ({"seconds": 0.2}, "more than 0.2 s,"), ({"processor_seconds": 1}, "1 s of processor time"),
-    ({"memory": 230 * 2**20}, "230 MiB of memory")])
+    ({"memory": 90 * 2**20}, "90 MiB of memory")])
 def test_a_task_beyond_a_limit_is_ended_with_an_answer_that_names_the_limit(tmp_path, limits, words):
     with pool(**limits) as planning:
         with pytest.raises(TooCostly, match=words):
@@ -113,7 +124,7 @@ def test_a_request_that_is_cancelled_leaves_its_place():
 
 
 def test_an_estimate_does_not_hold_up_a_submission_of_the_same_owner(api):
-    slow = {"config": demo(pools={"low_memory": {"types": [{"name": "a"}] * 20_000}})}
+    slow = {"config": demo(**LONG_PATHS)}
 
     async def both():
         began = time.monotonic()
@@ -124,4 +135,4 @@ def test_an_estimate_does_not_hold_up_a_submission_of_the_same_owner(api):
         answer = await estimating
         return made.status_code, answer.status_code, took < time.monotonic() - began
 
-    assert asyncio.run(both()) == (201, 422, True)
+    assert asyncio.run(both()) == (201, 200, True)

@@ -60,6 +60,15 @@ def test_folders_match_as_when_every_way_is_tried(pattern: list[str], path: list
     assert Glob.of("/".join(pattern)).matches("/".join(path)) == tried(pattern, path)
 
 
+@given(
+    pattern=st.lists(parts, min_size=1, max_size=6),
+    path=st.lists(st.text("ab.", min_size=1, max_size=3), min_size=2, max_size=6))
+def test_no_folder_above_a_match_is_skipped(pattern: list[str], path: list[str]) -> None:
+    glob = Glob.of("/".join(pattern))
+    if glob.matches("/".join(path)):
+        assert all(glob.may_match_below("/".join(path[:depth])) for depth in range(1, len(path)))
+
+
 def comparisons(do: Callable[[], object]) -> int:
     """Number of names that are compared with a part of a pattern."""
     count = 0

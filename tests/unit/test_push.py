@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.checksums import with_checksum
-from moedisco_ray.core.config import Model
+from moedisco_ray.core.config import Model, check_config
 from moedisco_ray.models import check_same, open_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")    # huggingface_hub's own, at a plain upload
@@ -43,7 +43,8 @@ def run(tmp_path: Path) -> Path:
     write_checkpoint(model, random_tensors(config).items(), config)
     (model / "README.md").write_text(CARD)
     write_json(model / "manifest.json", with_checksum({"fingerprint": "f", "files": {}}))
-    write_json(model.parent / "config.json", {"name": "tiny"})
+    stored = check_config({"name": "tiny", "corpus": {"sources": [{"path": "embedded"}]}, "tokens": {"total": 10**6}})
+    write_json(model.parent / "config.json", with_checksum(stored.model_dump(mode="json")))
     return model.parent
 
 

@@ -21,7 +21,7 @@ from moedisco_ray.core.findings import cluster_rows, evaluation_rows, expert_not
 from moedisco_ray.core.records import EvaluationRecord, ExportSummary
 from moedisco_ray.core.report import TABLE_COLUMNS, build_report, report_notes, report_of, report_speeds, report_table
 from moedisco_ray.core.run_record import RunReport
-from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stages import STAGES, fingerprints
 from moedisco_ray.stages.export.card import model_card
 
 LOW, HIGH = 0.36, 3.6     # dollars per hour
@@ -66,12 +66,13 @@ def write_run(directory, stages=tuple(SUMMARIES)):
     """Manifests, and the events of one attempt: every stage held its slots from its first second on."""
     log, now = EventLog(directory / "events.jsonl"), 1000.0
     log(Event("run_started", data={}, time=now))
+    digests = fingerprints(run_config())
     for number, name in enumerate(stages):
         seconds, summary = SUMMARIES[name]
         (directory / name).mkdir(parents=True)
-        manifest = Manifest("f", seconds, summary, {"maker": name}, float(number))
-        write_json(directory / name / "manifest.json", with_checksum(dataclasses.asdict(manifest)))
         stage_name = next(each.name for each in STAGES if each.directory == name)
+        manifest = Manifest(digests[stage_name], seconds, summary, {"maker": name}, float(number))
+        write_json(directory / name / "manifest.json", with_checksum(dataclasses.asdict(manifest)))
         log(Event("stage_started", stage_name, time=now))
         began = now
         held = [item for unit in (*summary.get("units", ()), summary) for item in unit.get("held", {}).items()]

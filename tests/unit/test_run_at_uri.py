@@ -59,7 +59,7 @@ def test_a_run_at_a_uri_moves_from_machine_to_machine_with_the_same_bits(
     at_uri: RunConfig, expected: dict[str, object], tmp_path: Path,
 ) -> None:
     store = RunStore.of(at_uri.location)
-    for number, (unit, step) in enumerate([("seed", 10), ("submodel-1", 10), ("finetune", 8)]):
+    for number, (unit, step) in enumerate([("seed", 10), ("submodel-1", 4), ("finetune", 8)]):
         stop = StopFile(tmp_path / f"stop-{number}")
         with pytest.raises(RunStopped):
             pipeline.run(at_uri, (stopped_at(stop, unit, step),), backend=LocalBackend(), stop=stop)

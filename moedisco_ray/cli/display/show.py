@@ -47,12 +47,17 @@ def report_view(report: RunReport) -> RenderableType:
         heading = f"Clusters: {len(report.clusters.clusters)}, one sub-model each"
         parts.append(_section(heading, _clusters(report.clusters.clusters, report.evaluation)))
     if not report.evaluation.is_empty:
-        parts.append(_section("Validation", evaluation_view(report.evaluation)))
+        parts.append(_section(f"Validation{_age(report, 'evaluate')}", evaluation_view(report.evaluation)))
     if report.left:
         parts.append(_section("What left the data owners' storages", _left(report.left)))
     if report.samples:
-        parts.append(_section("What the model writes", Group(*(_sample(sample) for sample in report.samples))))
+        heading = f"What the model writes{_age(report, 'export')}"
+        parts.append(_section(heading, Group(*(_sample(sample) for sample in report.samples))))
     return Group(*parts)
+
+
+def _age(report: RunReport, name: str) -> str:
+    return " (out of date)" if any(stage.outdated for stage in report.stages if stage.name == name) else ""
 
 
 def _state(report: RunReport) -> list[RenderableType]:

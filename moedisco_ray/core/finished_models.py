@@ -1,0 +1,66 @@
+"""Finished models that commands read: that of a run, or one that was exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.locations import Location, is_uri, joined
+from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.outdated import check_model_up_to_date
+from moedisco_ray.core.run_models import EXPORT_AGAIN, WEIGHTS, whole_model
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.verification import Verifier
+
+_MODEL = STAGES[-1].directory
+ENSEMBLE_CODE = "modeling_ensemble.py"
+"""File of code in the directory of an ensemble, and in no other directory of a model."""
+
+
+def has_finished_model(location: Location) -> bool:
+    """Whether a location is a finished run, or the directory of a model that was exported.
+
+    Raises:
+        StorageError: The URI does not respond.
+    """
+    store = RunStore.of(location)
+    return _is_model(store) or store.read(f"{_MODEL}/{MANIFEST}") is not None
+
+
+def finished_model(location: Location) -> Path:
+    """Directory on this machine of the model of a finished run, or of a model that was exported, with its verified weights.
+
+    Args:
+        location: Directory or URI of the run, or the directory of an exported model.
+
+    Raises:
+        CheckpointError: The directory also holds an adapter.
+        DamagedError: A file of the model is damaged.
+        RunDirError: The location holds no finished run and no model, or the model is out of date.
+        StorageError: The URI does not respond.
+    """
+    store = RunStore.of(location)
+    if _is_model(store):
+        check_model_up_to_date("RUN_DIR", location)
+        Verifier().verify(store.directory, remedy=EXPORT_AGAIN)
+        return whole_model("RUN_DIR", store.directory)
+    if not has_finished_model(location):
+        raise RunDirError(
+            "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
+    check_model_up_to_date("RUN_DIR", joined(location, _MODEL))
+    model = store.directory / _MODEL
+    store.fetch(model)
+    return whole_model("RUN_DIR", model)
+
+
+def model_to_push(location: Location) -> Path:
+    """Like `finished_model`; the location may also be a directory that `moedisco export --to ensemble` wrote."""
+    is_ensemble = not is_uri(location) and (Path(location) / ENSEMBLE_CODE).is_file()
+    if is_ensemble:
+        Verifier().verify(Path(location), remedy=EXPORT_AGAIN)
+    return Path(location) if is_ensemble else finished_model(location)
+
+
+def _is_model(store: RunStore) -> bool:
+    return not store.is_remote and any(store.directory.glob(f"*{WEIGHTS}"))
