@@ -37,6 +37,7 @@ from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
+from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.outdated import REMEDY
@@ -261,13 +262,17 @@ for command in (models.export, models.push, models.chat, models.evaluate, models
     app.command()(command)
 
 
-def _reporter(url: str, config: RunConfig, stop: StopFile, prices: PriceTag) -> View:
-    token = os.environ.get("MOEDISCO_RUN_TOKEN")
-    if not token:
-        raise ConfigError("--report-to", url, "needs the run's token in the environment variable MOEDISCO_RUN_TOKEN")
+def _reporter(address: Path, config: RunConfig, stop: StopFile, prices: PriceTag) -> View:
+    try:
+        ReportAddress.from_json(address.read_text(encoding="utf-8"))
+    except OSError as error:
+        remedy = f"cannot be read ({error.strerror}); start drivers as the service's user or as that of its --driver-user"
+        raise ConfigError("--report-to", str(address), remedy) from error
+    except ValueError as error:
+        raise ConfigError("--report-to", str(address), "must be the file that the service writes for the driver") from error
     from moedisco_ray.cli.reporter import Reporter
 
-    return Reporter(url, token, config.directory / "events.jsonl", stop, prices.change)
+    return Reporter(address, config.directory / "events.jsonl", stop, prices.change)
 
 
 def _with_notes(message: str, error: BaseException) -> str:
