@@ -24,6 +24,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ _LARGEST_ANSWER = 2**16
 """Maximum size of an answer (bytes); those of the service are smaller."""
 
 
+def no_change(prices: Mapping[str, float]) -> None:
+    """Ignore the operator's prices."""
+    del prices
+
+
 class Reporter:
     """A listener that sends the event log from a thread of its own.
 
@@ -55,14 +61,17 @@ class Reporter:
         events: The run's `events.jsonl`.
         stop: Stops this run when the service says that another driver has started or that the run was deleted, because two
             drivers must not train one run.
+        charge: Takes the operator's present prices, which each answer has: dollars per worker-hour, by custom resource.
     """
 
-    def __init__(self, address: Path, events: Path, stop: StopFile) -> None:
+    def __init__(
+        self, address: Path, events: Path, stop: StopFile, charge: Callable[[Mapping[str, float]], None] = no_change,
+    ) -> None:
         self._stop = stop
         self._events = events
         self._spool = Spool(events)
         self._opened: int | None = None
-        self._service = _Service(address)
+        self._service = _Service(address, charge)
         self._news = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="reporter", daemon=True)
@@ -131,10 +140,12 @@ class _Service:
 
     Args:
         file: File with the service's address and the key.
+        charge: Takes the operator's prices of each answer.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, charge: Callable[[Mapping[str, float]], None]) -> None:
         self._file = file
+        self._charge = charge
         self._tls = httpx.create_ssl_context()
         self._client: httpx.AsyncClient | None = None
         self._address: ReportAddress | None = None
@@ -177,7 +188,9 @@ class _Service:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 status, answer = await self._exchange(address, json.dumps(report).encode())
             self._proved = time.monotonic()
-            return _next_line(status, answer)
+            found = _content(status, answer)
+            self._charge(found.get("prices", {}))
+            return int(found["next"])
         except (_AwayError, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             await self.disconnect()
             raise _AwayError from error
@@ -261,12 +274,13 @@ def _readable(line: bytes) -> bool:
     return True
 
 
-def _next_line(status: int, answer: bytes) -> int:
+def _content(status: int, answer: bytes) -> dict[str, Any]:
     if status == httpx.codes.GONE:
         raise _SupersededError
     if status != httpx.codes.OK:
         raise _AwayError
-    return int(json.loads(answer)["next"])
+    found: dict[str, Any] = json.loads(answer)
+    return found
 
 
 class _AwayError(Exception):

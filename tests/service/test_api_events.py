@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.cli.reporter import Reporter
+from moedisco_ray.core.config import Pools
 from moedisco_ray.core.driver_proofs import (
     ATTEMPT_HEADER,
     DIGEST_HEADER,
@@ -23,12 +24,14 @@ from moedisco_ray.core.driver_proofs import (
     request_headers,
 )
 from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.stop_file import StopFile
 from service.api import streams
 from service.api.limits import raise_descriptor_limit
 from service.api.server import Server
 from service.background import observed
-from service.database import runs, stream
+from service.database import policies, runs, stream
+from service.domain.policies import Policy
 from service.domain.states import RunState
 
 JSON = {"Content-Type": "application/json"}
@@ -296,6 +299,34 @@ def test_a_driver_that_finds_a_shorter_log_than_was_reported_is_heard_from_its_f
         kinds = [event.type for event in stream.read(session, run, -1, 1000) if event.type != "state"]
     assert kinds == ["run_started", "workers_held", *["progress"] * 20, "run_started", "workers_held", "progress"]
     assert (observed.observed_state(row, 0.0).began, list(row.meter["open"]), row.next_seq) == (True, ["b"], 13)
+
+
+def test_a_driver_charges_new_workers_the_price_that_the_operator_has_set_meanwhile(api, tmp_path):
+    """Each answer to a driver has the present prices of its resources; workers that hold slots keep theirs.
+
+    Before (af276e38): no answer had a price, so that the driver's report kept the price at submission for all hours.
+    """
+    run = api.submit()["id"]
+    log_file, tag = api.directory(run) / "events.jsonl", PriceTag(Pools())
+
+    def held(name):
+        return Event("workers_held", "seed", data={"hold": name, "pool": "low_memory", "workers": 1})
+
+    with listening(api) as url:
+        api.start(run)
+        (tmp_path / "report-to").write_text(api.address(run, 1, url).to_json())
+        reporter = Reporter(tmp_path / "report-to", log_file, StopFile(), tag.change)
+        log = EventLog(log_file, (reporter,), tag)
+        with api.database.write() as session:
+            policies.put(session, "ann", Policy(prices={"low_mem_gpu": 1.0, "other": 9.0}), time.time())
+        log(held("a"))
+        until(lambda: tag(held("b")).data["price_per_hour"] == 1.0)
+        log(held("b"))
+        log.close()
+        reporter.close()
+    with api.database.read() as session:
+        holds = runs.get(session, run).meter["open"]
+    assert {name: hold["price_per_hour"] for name, hold in holds.items()} == {"a": 0.35, "b": 1.0}
 
 
 def test_only_the_present_attempts_driver_reports(api):

@@ -28,7 +28,7 @@ from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import SIGNED_IN, STREAM_SLOT, Reader, still_allowed, visible_run
-from service.database import ingest, metrics, runs, tables
+from service.database import ingest, metrics, policies, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound, UnusableRun
 from service.run_storage import read, storage_of
@@ -87,11 +87,12 @@ def report_events(run_id: RunId, body: RawBody, request: Request, context: InCon
             ingest.rewind(session, run, report.begin)
         before = run.next_seq
         following = ingest.take(session, run, report.first, events, now)
+        prices = policies.prices_of(session, run)
     context.prometheus.reported.inc(following - before)
     context.notifier.notify(run_id)
     if any(event.type in _DECISIVE for event in events):
         context.wake_reconciler()
-    return driver.signed(JSONResponse(ReportAnswer(next=following).model_dump()))
+    return driver.signed(JSONResponse(ReportAnswer(next=following, prices=prices).model_dump(exclude_defaults=True)))
 
 
 @router.get("/metrics", responses=problems(404))
