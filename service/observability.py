@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
+
+from moedisco_ray.core.printable import one_line, printed
 
 LogFormat = Literal["console", "json"]
 _MINUTE, _HOUR = 60.0, 3600.0
@@ -23,6 +25,14 @@ _LIBRARIES = frozenset({"uvicorn.error", "asyncio"})
 _KIND_LETTERS = 40
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 408, 413, 422, 429, 499, 503})
 """HTTP statuses that unauthenticated clients can cause in any number."""
+
+
+def _as_one_line(_: object, __: str, record: EventDict) -> EventDict:
+    """Keep the message of a record on one line: it may quote a request or a driver."""
+    record["event"] = one_line(str(record.get("event", "")))
+    return record
+
+
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -30,6 +40,7 @@ _SHARED: tuple[Processor, ...] = (
     structlog.stdlib.PositionalArgumentsFormatter(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.StackInfoRenderer(),
+    _as_one_line,
 )
 
 
@@ -47,10 +58,10 @@ def configure_logging(form: LogFormat) -> None:
     )
     render: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if form == "json"
-        # Plain tracebacks: the default of the console prints local variables, which hold tokens.
-        else [structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)])
-    handler = logging.StreamHandler(sys.stderr)
+        # Plain tracebacks: the default of the console prints local variables, which hold tokens. No colours: the stream
+        # shows escape sequences, and does not write them.
+        else [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)])
+    handler = logging.StreamHandler(printed(sys.stderr))
     handler.addFilter(Repeated())
     handler.addFilter(Bounded())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from moedisco_ray.cli.console import remark
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.user_code import UserFunction, check_allowed, is_listed, user_functions
@@ -41,10 +42,11 @@ def allowed_functions(config: RunConfig, folder: Path, listed: Collection[str]) 
 
 def _ask(functions: list[UserFunction]) -> None:
     for each in functions:
-        typer.echo(f"{each.field}: the run would call {each.name} of {each.file}", err=True)
+        remark(f"{each.field}: the run would call {each.name} of {each.file}")
     # A package's code is long, and the user has installed it; any other file may be anybody's.
     for file, source in {each.file: each.source for each in functions if not each.is_installed}.items():
-        typer.echo(f"\n--- {file}\n{source.rstrip()}\n---\n", err=True)
+        remark(f"{file} holds:")
+        typer.echo(f"\n{source.strip()}\n", err=True)
     if not typer.confirm("This code can do whatever you can do. Run it?", err=True):
         raise ConfigError(
             functions[0].field, functions[0].name, "was not allowed; remove it, or allow it with "

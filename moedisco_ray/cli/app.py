@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,15 +32,18 @@ from moedisco_ray.cli.arguments import (
     RunId,
     StopPath,
 )
-from moedisco_ray.cli.console import output_console
+from moedisco_ray.cli.console import output_console, remark, say, say_text
 from moedisco_ray.cli.continuing import Continuation
 from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view, report_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
+from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.outdated import REMEDY
+from moedisco_ray.core.printable import escape_output, one_line
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
@@ -53,27 +57,40 @@ from moedisco_ray.plan.machine import known_machine, measured_machine
 from moedisco_ray.plan.measured_speed import with_measured_speed
 
 _USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""Base class of typer's errors about arguments, which has no public name."""
 
 
 class Commands(TyperGroup):
     """Prints each error as one line. Exit codes: 1 failed run, 2 user error, 3 stopped run, 130 interrupt."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line of this process, which prints no control characters from then on."""
+        escape_output()
+        return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> typer.Context:
+        """Read the options that precede a command."""
+        with _readable_usage_error():
+            return super().make_context(*args, **kwargs)  # type: ignore[return-value]
+
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's context is click's
         """Run the command, and exit with a message and a code if it fails."""
         try:
-            return super().invoke(ctx)
+            with _readable_usage_error():
+                return super().invoke(ctx)
         except UserError as error:
             for mistake in (error, *error.others):
-                _complain(_with_notes(str(mistake), mistake))
+                remark(_with_notes(str(mistake), mistake))
             raise typer.Exit(_USER_ERROR) from error
         except RunStopped as error:
-            _complain(_with_notes(str(error), error))
+            remark(_with_notes(str(error), error))
             raise typer.Exit(_STOPPED) from error
         except MoeDiscoError as error:
-            _complain(" ".join(str(error).split()))
+            remark(" ".join(str(error).split()))
             raise typer.Exit(_RUN_ERROR) from error
         except KeyboardInterrupt as error:
-            _complain(_with_notes("interrupted", error))
+            remark(_with_notes("interrupted", error))
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -86,9 +103,19 @@ def main() -> None:
     app(prog_name="moedisco")
 
 
+@contextlib.contextmanager
+def _readable_usage_error() -> Iterator[None]:
+    """Escape control characters in typer's errors, which typer prints with a console of its own."""
+    try:
+        yield
+    except _USAGE_ERROR as error:
+        error.message = one_line(error.message)     # type: ignore[attr-defined]
+        raise
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"moedisco {__version__}")
+        say(f"moedisco {__version__}")
         raise typer.Exit
 
 
@@ -114,11 +141,11 @@ def run(
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
     raise_together((*unwritable_places(checked), *small_disks(checked, planned)))
     console = output_console()
-    stop = StopFile(stop_file)
+    stop, prices = StopFile(stop_file), PriceTag(checked.pools)
     with contextlib.ExitStack() as stack:
         views: list[View] = [listener_for(console, as_json, checked, planned), *trackers(checked)]
         if report_to is not None:
-            views.append(_reporter(report_to, checked, stop))
+            views.append(_reporter(report_to, checked, stop, prices))
         continuation = Continuation(redo, stop)
         views.append(continuation)
         for view in views:
@@ -127,7 +154,8 @@ def run(
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
         directory = run_pipeline(
-            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, verifies=not no_verify, repairs=repair)
+            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, prices=prices,
+            verifies=not no_verify, repairs=repair)
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -148,7 +176,7 @@ def plan(
         machine = machine.model_copy(update={"measured_in": dict.fromkeys(pools, measured)})
     worked_out = build_plan(checked, machine)
     if as_json:
-        print(worked_out.model_dump_json(indent=2))
+        say_text(worked_out.model_dump_json(indent=2))
     else:
         output_console().print(plan_view(worked_out))
     if cluster is not None:
@@ -158,7 +186,7 @@ def plan(
             output_console().print(
                 cluster_view(started, cluster_needs(started, checked, worked_out), str(cluster), agrees=not found))
         for each in found:
-            _complain(str(each))
+            remark(str(each))
         if found:
             raise typer.Exit(_USER_ERROR)
 
@@ -174,7 +202,7 @@ def init(
     chosen = preset or ("default" if local_gpus() else "demo")
     text = preset_text(chosen)
     if str(path) == "-":
-        print(text, end="")
+        say_text(text)
         return
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:
@@ -184,10 +212,10 @@ def init(
     except OSError as error:
         raise ConfigError("PATH", str(path), f"cannot be written ({error.strerror})") from error
     if preset is None and chosen == "demo":
-        print("no GPU found here: the `demo` preset runs on CPU cores; `--preset default` is for GPUs, here or on a cluster")
+        say("no GPU found here: the `demo` preset runs on CPU cores; `--preset default` is for GPUs, here or on a cluster")
     if chosen == "default" and local_gpus() == 1:
-        print("one GPU found here: to run all stages on it, set pools.high_memory.workers to 1")
-    print(f"wrote {path} (preset {chosen}); next: moedisco plan {path}")
+        say("one GPU found here: to run all stages on it, set pools.high_memory.workers to 1")
+    say(f"wrote {path} (preset {chosen}); next: moedisco plan {path}")
 
 
 @app.command()
@@ -198,13 +226,13 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
 
     findings = find_problems(checked, config.parent)
     for problem in findings.problems:
-        _complain(str(problem))
+        remark(str(problem))
     if not findings.problems:
-        print(
+        say(
             f"ok: {checked.name}, {checked.model.family_name} with {checked.model.architecture.num_experts} experts and "
             f"{findings.vocab_size:,} tokens of vocabulary, {checked.cluster_count} clusters, {checked.tokens.total:,} tokens")
     for warning in findings.warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     if findings.problems:
         raise typer.Exit(_USER_ERROR)
 
@@ -212,7 +240,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of configurations."""
-    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+    say_text(json.dumps(RunConfig.model_json_schema(), indent=2))
 
 
 @app.command()
@@ -220,7 +248,7 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Show a run, finished or not: stages, clusters, evaluation, samples."""
     report = current_report(run_dir)
     if as_json:
-        print(report.model_dump_json(indent=2, exclude_unset=True))
+        say_text(report.model_dump_json(indent=2, exclude_unset=True))
     else:
         output_console().print(report_view(report))
 
@@ -247,30 +275,30 @@ def plot(run_dir: RunDir) -> None:
     paths = draw(report, store.directory / "figures")
     store.publish(*paths)
     for path in paths:
-        print(path)
+        say(str(path))
     for stage in report.stages:
         if stage.outdated:
             print(f"warning: stage {stage.name} is out of date, and so is what the figures show of it; {REMEDY}", file=sys.stderr)
     if not paths:
-        print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
+        say(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
 for command in (models.export, models.push, models.chat, models.evaluate, models.merge, models.experts):
     app.command()(command)
 
 
-def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
-    token = os.environ.get("MOEDISCO_RUN_TOKEN")
-    if not token:
-        raise ConfigError("--report-to", url, "needs the run's token in the environment variable MOEDISCO_RUN_TOKEN")
+def _reporter(address: Path, config: RunConfig, stop: StopFile, prices: PriceTag) -> View:
+    try:
+        ReportAddress.from_json(address.read_text(encoding="utf-8"))
+    except OSError as error:
+        remedy = f"cannot be read ({error.strerror}); start drivers as the service's user or as that of its --driver-user"
+        raise ConfigError("--report-to", str(address), remedy) from error
+    except ValueError as error:
+        raise ConfigError("--report-to", str(address), "must be the file that the service writes for the driver") from error
     from moedisco_ray.cli.reporter import Reporter
 
-    return Reporter(url, token, config.directory / "events.jsonl", stop)
+    return Reporter(address, config.directory / "events.jsonl", stop, prices.change)
 
 
 def _with_notes(message: str, error: BaseException) -> str:
     return "; ".join([message, *getattr(error, "__notes__", ())])
-
-
-def _complain(line: str) -> None:
-    print(f"moedisco: {line}", file=sys.stderr)

@@ -15,6 +15,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from moedisco_ray.core.printable import one_line
 from moedisco_ray.core.records import ClusterMap, RouterRecord
 from moedisco_ray.core.run_record import Curve, RunReport
 
@@ -24,6 +25,7 @@ _TRAINING = ("seed", "submodels", "finetune")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK = "#333333"
 STYLE: dict[str, Any] = {
+    "text.parse_math": False,   # a name may contain dollar signs
     "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold",
     "axes.titlepad": 12,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "axes.labelcolor": INK,
@@ -82,13 +84,13 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
         x = [starts[curve.stage] + tokens for tokens in curve.tokens]
         smooth = running_mean(curve.loss, max(1, len(x) // 25))
         axes.plot(x, curve.loss, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(x, smooth, color=colour, label=f"{unit}  {smooth[-1]:.2f}", zorder=3)
+        axes.plot(x, smooth, color=colour, label=f"{one_line(unit)}  {smooth[-1]:.2f}", zorder=3)
         if held_out and unit in held_out:
             x, losses = [starts[curve.stage] + tokens for tokens in held_out[unit].tokens], held_out[unit].loss
             axes.plot(
                 x, losses, color=colour, linestyle=":", linewidth=1, marker="o", markersize=4.5, markerfacecolor="white", zorder=4,
                 markevery=max(1, len(x) // 40),
-                label=f"{unit}, held out  {losses[-1]:.2f}")
+                label=f"{one_line(unit)}, held out  {losses[-1]:.2f}")
     if {"submodels", "finetune"} <= starts.keys():
         axes.axvline(starts["finetune"], color="#777777", linewidth=1, linestyle="--")
         axes.annotate(
@@ -222,7 +224,7 @@ def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], documents: Mapp
         axes.scatter(
             [x[i] for i in chosen], [y[i] for i in chosen], s=size, alpha=0.65, linewidths=0,
             color=PALETTE[number % len(PALETTE)], marker=_MARKERS[number // len(PALETTE) % len(_MARKERS)],
-            label=f"{label}  ({len(chosen)})")
+            label=f"{one_line(label)}  ({len(chosen)})")
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
     columns = math.ceil(len(documents) / 20)

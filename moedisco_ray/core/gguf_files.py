@@ -70,7 +70,7 @@ def _write(setting: str, file: Path, directory: Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".draft-") as scratch:
         draft = Path(scratch) / "model"
         draft.mkdir()
-        command = [sys.executable, "-m", "moedisco_ray.models.gguf", str(file.absolute()), str(draft)]
+        command = [sys.executable, "-P", "-m", "moedisco_ray.models.gguf", str(file.absolute()), str(draft)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own module
         if done.returncode:
             last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

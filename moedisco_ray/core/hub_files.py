@@ -25,6 +25,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.hub import HUB, hub_cache, hub_parts
+from moedisco_ray.core.printable import progress_bars
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """Base class of the errors of the HTTP client; which client it is depends on the version of huggingface_hub."""
@@ -53,7 +54,7 @@ def hub_directory(setting: str, place: str, *, weights: bool) -> Path:
         CheckpointError: There is no such model or revision, it may not be read, or the hub cannot be reached.
     """
     name, revision = hub_parts(place)
-    with _one_line(setting, name, revision):
+    with _one_line(setting, name, revision), progress_bars():
         return Path(snapshot_download(
             name, revision=revision, cache_dir=hub_cache(), token=hub_token() or False, endpoint=hub_endpoint(),
             allow_patterns=[*_FILES, _WEIGHTS] if weights else [*_FILES], ignore_patterns=[*_IN_FOLDERS],

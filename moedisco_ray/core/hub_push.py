@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HfUriError, HFValidationError
 from moedisco_ray.core.errors import ConfigError, RunDirError, StorageError
 from moedisco_ray.core.hub import is_hub_name
 from moedisco_ray.core.hub_files import HTTP_ERROR, hub_endpoint, hub_token
+from moedisco_ray.core.printable import progress_bars
 
 _LEFT_OUT = ["manifest.json", ".*", ".*/**"]
 """Files of a run's directory that are no part of the model."""
@@ -61,8 +62,10 @@ def push_model(directory: Path, name: str, *, public: bool, message: str) -> Pus
         private = bool(api.model_info(name, revision="main").private)
         if not private and not public:
             raise ConfigError("REPO", name, "exists and is public; pass --public to publish the model, or choose another name")
-        made = api.upload_folder(
-            repo_id=name, folder_path=directory, commit_message=message, ignore_patterns=_LEFT_OUT, delete_patterns=_REPLACED)
+        with progress_bars():
+            made = api.upload_folder(
+                repo_id=name, folder_path=directory, commit_message=message, ignore_patterns=_LEFT_OUT,
+                delete_patterns=_REPLACED)
     return Pushed(str(page), str(made.oid), private)
 
 

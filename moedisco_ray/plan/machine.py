@@ -63,7 +63,7 @@ def measure() -> Probe | None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "moedisco_ray.execution.probe"], check=True, capture_output=True, text=True,
+            [sys.executable, "-P", "-m", "moedisco_ray.execution.probe"], check=True, capture_output=True, text=True,
             timeout=_PROBE_SECONDS, env=environment)
         probe = Probe.model_validate_json(done.stdout)
         path = _path()

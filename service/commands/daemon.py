@@ -126,7 +126,7 @@ def _launch(state_dir: Path, arguments: Sequence[str]) -> None:
     process.make_private(state_dir)
     log = state_dir / "service.log"
     log.touch(0o600)
-    command = [sys.executable, "-m", "service", "serve", *arguments, "--state-dir", str(state_dir)]
+    command = [sys.executable, "-P", "-m", "service", "serve", *arguments, "--state-dir", str(state_dir)]
     with log.open("w", encoding="utf-8") as output:
         started = subprocess.Popen(  # noqa: S603 - our own program
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from moedisco_ray.cli.arguments import AsJson
+from moedisco_ray.cli.console import error_console
 from moedisco_ray.core.bill import format_dollars
 from moedisco_ray.core.errors import UserError
+from moedisco_ray.core.printable import one_line
 from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
 from service.commands.output import interruptible, say, write_json, write_table
 from service.commands.views import run_view, runs_table
@@ -108,7 +109,7 @@ def delete(
         found = client.run(find_run(client, run))
         if not sure and sys.stdin.isatty():
             what = "" if keep_artifacts else " and its files"
-            typer.confirm(f"Delete {found.name} ({found.id}){what}?", abort=True, err=True)
+            typer.confirm(one_line(f"Delete {found.name} ({found.id}){what}?"), abort=True, err=True)
         client.delete(found.id, keep_artifacts=keep_artifacts)
     write_json({"deleted": found.id}) if as_json else say(f"{found.id}  {found.name}: deleted")
 
@@ -122,7 +123,7 @@ def download(
 ) -> None:
     """Download a finished run's model. After an interruption, the same command continues where it stopped."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    shown = Progress(*columns, console=error_console(), disable=not sys.stderr.isatty())
     with interruptible(lambda: _kept(shown)), connected(outlasts_restarts=True) as client, shown as bar:
         found = client.run(find_run(client, run))
         task = bar.add_task(found.name, total=None)

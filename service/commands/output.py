@@ -12,7 +12,9 @@ from pydantic_core import to_json
 from rich.console import RenderableType
 
 from moedisco_ray.cli.app import INTERRUPTED
-from moedisco_ray.cli.console import output_console
+from moedisco_ray.cli.console import output_console, remark, say
+
+__all__ = ["interruptible", "moment", "remark", "say", "write_json", "write_table"]
 
 
 def write_json(value: Any) -> None:
@@ -23,16 +25,6 @@ def write_json(value: Any) -> None:
 def write_table(table: RenderableType) -> None:
     """Print a rich table."""
     output_console().print(table)
-
-
-def say(line: str) -> None:
-    """Print one line without markup or wrapping."""
-    typer.echo(line)
-
-
-def remark(line: str) -> None:
-    """Print a line on standard error, so that it does not mix with piped output."""
-    typer.echo(f"moedisco: {line}", err=True)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count
 from moedisco_ray.core.bill import format_dollars, format_seconds, idle_in_words
+from moedisco_ray.core.printable import one_line
 from service.commands.output import moment
 from service.domain.states import RunState
 
@@ -181,7 +182,7 @@ def _money(run: RunDetail) -> str:
 
 def _row(table: Table, *cells: str | Text) -> None:
     # Cells are `Text` objects: in a string, rich would interpret markup in user-chosen names.
-    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    table.add_row(*(Text(one_line(cell)) if isinstance(cell, str) else cell for cell in cells))
 
 
 def _table(*titles: str) -> Table:

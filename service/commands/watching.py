@@ -10,12 +10,12 @@ import typer
 from rich.text import Text
 
 from moedisco_ray.cli.arguments import AsJson
-from moedisco_ray.cli.console import output_console
+from moedisco_ray.cli.console import output_console, say_text
 from moedisco_ray.cli.display import listener_for, report_view
 from moedisco_ray.core.errors import RunError, UserError
 from moedisco_ray.core.events import Event
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
-from service.commands.output import interruptible, say, write_json, write_table
+from service.commands.output import interruptible, write_json, write_table
 from service.commands.views import logs_table
 from service.domain.states import TERMINAL, RunState
 
@@ -53,10 +53,10 @@ def logs(
         if follow:
             with interruptible(lambda: f"the log continues: moedisco logs {run_id} --follow"):
                 for line in client.follow_log(run_id, name, tail=tail):
-                    write_json({"line": line}) if as_json else say(line)
+                    write_json({"line": line}) if as_json else say_text(line)
             return
         text = client.log(run_id, name, tail=tail)
-    write_json({"name": name, "lines": text.splitlines()}) if as_json else typer.echo(text, nl=not text.endswith("\n"))
+    write_json({"name": name, "lines": text.splitlines()}) if as_json else say_text(text)
 
 
 def watch_run(client: Client, run_id: str, as_json: bool) -> None:

@@ -170,7 +170,7 @@ class LocalRay:
 
     def _spawn(self, record: _Record, token_path: Path) -> int:
         words = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+            sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block",
             f"--port={record.gcs_port}",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={record.dashboard_port}",
             # With Ray's fixed default ports, two clusters could not run on one machine.

@@ -121,3 +121,32 @@ def test_settings_print_no_password_of_the_database(tmp_path):
     made = Settings(state_dir=tmp_path, database_url="postgresql+psycopg://u:s3cr3t@h/d")
     assert "s3cr3t" not in f"{made} {made!r} {made.model_dump()} {made.model_dump_json()}"
     assert made.database == "postgresql+psycopg://u:s3cr3t@h/d"
+
+
+HOSTILE_SCRIPT = r"""
+import logging
+from service.observability import bound, configure_logging, logger
+configure_logging({form!r})
+text = "run x\x1b[2J\x1b]52;c;eA==\x07\x9b\u202e\u2028" + "\nforged line"
+with bound(run_id=text):
+    logger("service.x").info(text, **{{"key": text, text.replace("\n", " "): 1}})
+    logging.getLogger("uvicorn.error").warning("from %s", text)
+    try:
+        raise ValueError(text)
+    except ValueError:
+        logger("service.x").exception("it broke")
+"""
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_log_shows_what_a_terminal_would_obey_and_begins_no_line_for_it(form):
+    """Before (af276e38): the console form wrote ESC, OSC 52 and C1 of a run's name, and a line that the name began."""
+    done = subprocess.run([sys.executable, "-c", HOSTILE_SCRIPT.format(form=form)], capture_output=True, text=True, check=True)
+    for character in "\x1b\x07\x9b\u202e\u2028":
+        assert character not in done.stderr
+    assert "\\u001b[2J" in done.stderr
+    first, second, *rest = done.stderr.split("\n")
+    assert "forged line" in first
+    assert "from run x" in second
+    assert "forged line" in second
+    assert any("it broke" in line for line in rest)

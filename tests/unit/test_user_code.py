@@ -1,4 +1,4 @@
-"""A configuration of somebody else runs no code before the user has read and allowed it."""
+"""A configuration of another user runs no code before the user has read and allowed it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def module(folder: Path, name: str, marker: Path, code: str = "def keep(row):\n 
 
 
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])
-def test_no_command_calls_a_function_that_nobody_allowed(tmp_path: Path, marker: Path, command: str) -> None:
+def test_no_command_calls_a_function_without_permission(tmp_path: Path, marker: Path, command: str) -> None:
     """`getoutput` gives the keys of a row to a shell.
 
     Before (af276e38): `validate` ran the shell command, then said "returns str for a row of rows.jsonl"; so did `run`.
@@ -65,7 +65,7 @@ def test_no_command_calls_a_function_that_nobody_allowed(tmp_path: Path, marker:
 
 
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])
-def test_no_command_imports_a_module_that_nobody_allowed(
+def test_no_command_imports_a_module_without_permission(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, command: str,
 ) -> None:
     """Importing a module runs it, also if the function is never called.
@@ -153,7 +153,7 @@ def test_a_terminal_shows_the_whole_file_and_asks_once(tmp_path: Path, marker: P
             shown += read
         assert not marker.exists()
         os.write(ours, f"{answer}\n".encode())
-        while process.poll() is None:   # a terminal that nobody reads would stop the program
+        while process.poll() is None:   # an unread terminal would stop the program
             try:
                 os.read(ours, 1 << 16)
             except OSError:     # the program has closed its side
@@ -163,5 +163,7 @@ def test_a_terminal_shows_the_whole_file_and_asks_once(tmp_path: Path, marker: P
     text = shown.decode().replace("\r\n", "\n")
     assert str(source) in text
     assert "raise RuntimeError('imported')" in text, "all of the file runs, not only the function"
+    assert "\\u001b[2J\\u001b[8m \\u202e hidden" in text
+    assert "\x1b[8m" not in text
     assert marker.exists() == runs
     assert (tmp_path / "runs").exists() == runs

@@ -12,6 +12,7 @@ from moedisco_ray.cli.display.plan import cluster_view, plan_view
 from moedisco_ray.cli.display.show import evaluation_view, losses_view, report_view
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.printable import printed
 from moedisco_ray.plan import Plan
 
 __all__ = [
@@ -40,5 +41,5 @@ def listener_for(console: Console, json: bool, config: RunConfig | None = None, 
         plan: The run's plan, from which a live view estimates the remaining time; None if unknown.
     """
     if json:
-        return JsonLines(console.file)
-    return LiveView(console, config, plan) if console.is_terminal else PlainLines(console.file)
+        return JsonLines(printed(console.file))
+    return LiveView(console, config, plan) if console.is_terminal else PlainLines(printed(console.file))

@@ -16,6 +16,7 @@ from moedisco_ray.cli.display.state import RunState, StageState, UnitState
 from moedisco_ray.core.bill import format_seconds
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.printable import one_line
 from moedisco_ray.plan import Plan
 
 _ICONS = {
@@ -72,7 +73,7 @@ def render(state: RunState, now: float) -> RenderableType:
         parts += [Text(), cluster_bars(state.cluster_tokens, state.cluster_documents)]
     if state.notices:
         parts.append(Text())
-    parts += [Text(f"! {notice}", style="yellow", overflow="fold") for notice in state.notices[-_MOST_NOTICES:]]
+    parts += [Text(f"! {one_line(notice)}", style="yellow", overflow="fold") for notice in state.notices[-_MOST_NOTICES:]]
     return Group(*parts)
 
 
@@ -95,7 +96,7 @@ def _heading(state: RunState, now: float) -> RenderableType:
     left, dollars = state.seconds_left(now), state.dollars()
     figures = ["starts Ray"] if state.starting else [f"about {format_seconds(left)} left"] if left else []
     figures += [f"{dollars} so far"] if dollars is not None else []
-    heading = Text.assemble((state.name, "bold"), ("  " + state.directory if state.directory else "", "dim"))
+    heading = Text.assemble((one_line(state.name), "bold"), (one_line(f"  {state.directory}") if state.directory else "", "dim"))
     return Group(heading, Text(", ".join(figures))) if figures else heading
 
 

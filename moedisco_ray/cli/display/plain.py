@@ -10,6 +10,7 @@ from typing import IO, Any
 from moedisco_ray.cli.display.formatting import count, let_go, percent, stage_progress
 from moedisco_ray.core.bill import format_seconds
 from moedisco_ray.core.events import Event, EventType
+from moedisco_ray.core.printable import one_line
 
 
 class JsonLines:
@@ -42,7 +43,7 @@ class PlainLines:
         text = describe(event)
         if text:
             clock = time.strftime("%H:%M:%S", time.localtime(event.time))
-            self._stream.write(f"{clock}  {text}\n")
+            self._stream.write(f"{clock}  {one_line(text)}\n")
             self._stream.flush()
 
     def close(self) -> None:

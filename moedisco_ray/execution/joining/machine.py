@@ -221,7 +221,7 @@ def _ip(command: str) -> None:
 @contextlib.contextmanager
 def _ray(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     ray = subprocess.Popen(  # noqa: S603 - Ray's own command line
-        [*_ENDING_WITH_US, sys.executable, "-m", "ray.scripts.scripts", *arguments], stdin=subprocess.DEVNULL,
+        [*_ENDING_WITH_US, sys.executable, "-P", "-m", "ray.scripts.scripts", *arguments], stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield ray

@@ -64,7 +64,7 @@ def run_drain(raylet: Raylet, notice: Notice) -> None:
     """
     deadline = max(notice.deadline, time.time() + _MIN_SECONDS_AHEAD)
     command = [
-        sys.executable, "-m", "moedisco_ray.execution.ray.autoscaling.draining",
+        sys.executable, "-P", "-m", "moedisco_ray.execution.ray.autoscaling.draining",
         raylet.gcs_address, raylet.node_id, str(int(deadline * 1000)), notice.reason]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_DRAIN_SECONDS)  # noqa: S603 - ours

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.task_files import Rows, read_task_file
+from moedisco_ray.core.printable import progress_bars
 from moedisco_ray.stages.scoring import predict_tokens
 
 Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
@@ -136,7 +137,9 @@ def evaluate_tasks(
     """
     posed = {path.stem: read_task_file(f"evaluation.lm_eval.{i}", path)[:limit] for i, path in enumerate(paths)}
     lm = ScoredLM(model, encode, prefix, sequence_length)
-    found = evaluate(lm, {"tasks": {name: pose(name, rows) for name, rows in posed.items()}}, log_samples=False)
+    tasks = {name: pose(name, rows) for name, rows in posed.items()}
+    with progress_bars():
+        found = evaluate(lm, {"tasks": tasks}, log_samples=False)
     return [_figures(name, rows, found["results"][name]) for name, rows in posed.items()]
 
 
