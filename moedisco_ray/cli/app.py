@@ -42,8 +42,8 @@ from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.outdated import REMEDY
-from moedisco_ray.core.printable import escape_output, one_line
 from moedisco_ray.core.prices import PriceTag
+from moedisco_ray.core.printable import escape_output, one_line
 from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
