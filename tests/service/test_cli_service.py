@@ -160,7 +160,8 @@ def mistake(*arguments, code=2):
 def test_every_command_has_help():
     commands = {command.name or command.callback.__name__ for command in training.registered_commands}
     assert commands == {
-        "run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "export", "push", "experts", "merge", "chat"}
+        "run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "export", "push", "experts", "merge", "chat",
+        "verify"}
     ours = {
         "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
         "estimate", "tokens", "webhooks", "policies", "quota", "change"}
