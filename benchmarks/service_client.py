@@ -6,11 +6,14 @@ import asyncio
 import itertools
 import json
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from moedisco_ray.core.driver_proofs import NONCE_BYTES, ReportAddress, request_headers
 
 _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 _POSITION = re.compile(rb"^id: (\d+)\n", re.MULTILINE)
@@ -49,10 +52,17 @@ def get(path: str, token: str, *headers: str) -> bytes:
 
 def post(path: str, token: str, document: Any) -> bytes:
     """A POST of JSON as it goes over the wire."""
-    body = json.dumps(document, separators=(",", ":")).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {token}", "Content-Type: application/json",
+    return _post(path, _compact(document), f"Authorization: Bearer {token}")
+
+
+def _post(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", *headers, "Content-Type: application/json",
              f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _compact(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def quantiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -137,16 +147,17 @@ async def follow(port: int, token: str, run_id: str, first: int) -> Reader:
 class Driver:
     """Reports events of a run as its driver does, one report after the other."""
 
-    def __init__(self, connection: Connection, run_id: str, token: str) -> None:
+    def __init__(self, connection: Connection, run_id: str, key: str) -> None:
         self._connection = connection
-        self._path = f"/v1/runs/{run_id}/report"
-        self._token = token
+        self._address = ReportAddress(f"/v1/runs/{run_id}/report", 1, bytes.fromhex(key))
         self.sent = 0
         self.began: list[float] = []
 
     async def report(self, events: Sequence[dict[str, Any]]) -> None:
         """Send events; `began` holds for each when that was."""
-        request = post(self._path, self._token, {"first": self.sent, "events": events})
+        body = _compact({"first": self.sent, "events": events})
+        proofs = request_headers(self._address, secrets.token_hex(NONCE_BYTES), body)
+        request = _post(self._address.url, body, *(f"{name}: {value}" for name, value in proofs.items()))
         self.sent += len(events)
         self.began += [time.perf_counter()] * len(events)
         answer = json.loads(await self._connection.ask(request))

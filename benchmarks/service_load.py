@@ -35,7 +35,7 @@ import psutil
 from benchmarks import service_seed
 from benchmarks.harness import environment, run_arm, spread, write_result
 from benchmarks.service_client import Connection, Driver, Reader, follow, get, quantiles, requests
-from benchmarks.service_seed import DRIVER_TOKEN, Seed
+from benchmarks.service_seed import Seed
 from service.database import ingest, runs
 from service.database.session import Database
 from service.settings import Settings
@@ -76,7 +76,7 @@ async def measure_readers(port: int, seed: Seed) -> dict[str, Any]:
         readers += await asyncio.gather(*(follow(port, seed.token, run_id, after) for run_id, after in followed[i:i + 50]))
     opened = time.perf_counter() - opening
     live = [reader for reader, (run_id, _) in zip(readers, followed, strict=True) if run_id == seed.live]
-    driver = Driver(await Connection.open(port), seed.live, DRIVER_TOKEN)
+    driver = Driver(await Connection.open(port), seed.live, seed.keys[seed.live])
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_drive(driver, LIVE_SECONDS))
     alone = await _delivered(driver, live, 0)
@@ -115,7 +115,7 @@ async def _delivered(driver: Driver, readers: list[Reader], since: int) -> dict[
 
 async def measure_report(port: int, seed: Seed) -> dict[str, float]:
     """Metric points per second that drivers get rid of."""
-    [one, *_] = drivers = [Driver(await Connection.open(port), run_id, DRIVER_TOKEN) for run_id in seed.drivers]
+    [one, *_] = drivers = [Driver(await Connection.open(port), run_id, seed.keys[run_id]) for run_id in seed.drivers]
     return {
         "one driver": await _flood([one], BATCHES["one driver"]),
         "four drivers": await _flood(drivers, BATCHES["four drivers"])}

@@ -15,16 +15,17 @@ from sqlalchemy.orm import Session
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
 from moedisco_ray.plan import build_plan
+from service.background.launching import service_secret
 from service.database import ingest, runs, tables, tokens
 from service.database.ids import new_id
 from service.database.session import Database
+from service.domain.signatures import driver_key
 from service.domain.states import RunState
 from service.settings import Settings
 
 OWNERS = 20
 QUIET, DRIVERS = 50, 4
 EVENTS_PER_RUN = 30
-DRIVER_TOKEN = "driver of the benchmark"  # noqa: S105 - of a database that lives for minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Seed:
         quiet: Queued runs without events.
         live: A run whose driver reports while readers follow it.
         drivers: Runs whose drivers report as fast as they can.
+        keys: Keys of the drivers by run, in hexadecimal digits.
     """
 
     token: str
@@ -44,6 +46,7 @@ class Seed:
     quiet: list[str]
     live: str
     drivers: list[str]
+    keys: dict[str, str]
 
 
 def make(state_dir: Path, count: int) -> Seed:
@@ -63,7 +66,9 @@ def make(state_dir: Path, count: int) -> Seed:
             for run in running:
                 _begin(session, run)
     live, *drivers = (run.id for run in running)
-    return Seed(plain, ended[::10], [run.id for run in quiet], live, drivers)
+    secret = service_secret(state_dir)
+    keys = {run.id: driver_key(secret, run.id, 1).hex() for run in running}
+    return Seed(plain, ended[::10], [run.id for run in quiet], live, drivers, keys)
 
 
 def write(seed: Seed, path: Path) -> None:
@@ -96,7 +101,7 @@ def _insert(session: Session, state_dir: Path, owner: str) -> tables.RunRow:
 
 def _begin(session: Session, run: tables.RunRow) -> None:
     now = time.time()
-    runs.transition(session, run, RunState.STARTING, reason=None, now=now, attempt=1, token_hash=tokens.digest(DRIVER_TOKEN))
+    runs.transition(session, run, RunState.STARTING, reason=None, now=now, attempt=1)
     runs.transition(session, run, RunState.RUNNING, reason=None, now=now)
 
 

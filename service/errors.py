@@ -116,6 +116,14 @@ class KeyReused(Conflict):
     slug = "key-reused"
 
 
+class Gone(ServiceError):
+    """The caller's role has ended for good."""
+
+    status = 410
+    title = "Gone"
+    slug = "gone"
+
+
 class PreconditionFailed(ServiceError):
     """The run has another version than the request is about."""
 

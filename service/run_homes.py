@@ -83,14 +83,15 @@ def make_run_directory(home: int, name: str, user: DriverUser) -> None:
         os.close(number)
 
 
-def write_in(home: int, name: str, text: str, user: DriverUser | None) -> None:
+def write_in(home: int, name: str, text: str, user: DriverUser | None, mode: int = 0o666) -> None:
     """Write a file atomically.
 
     Args:
         home: Descriptor from `open_home`.
         name: File name in the home directory.
         text: Content of the file.
-        user: User that gets permission to read the file; with None, the umask sets the permissions.
+        user: User that gets permission to read the file; None if drivers run as the service's user.
+        mode: Permissions of the file without a user; the umask removes some of them.
 
     Raises:
         OSError: The file cannot be written.
@@ -98,7 +99,7 @@ def write_in(home: int, name: str, text: str, user: DriverUser | None) -> None:
     draft = f".{name}.draft"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(draft, dir_fd=home)
-    number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=home)
+    number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=home)
     with os.fdopen(number, "w", encoding="utf-8") as file:
         file.write(text)
         if user is not None:

@@ -132,7 +132,8 @@ def _run(
     """Run the background loops and the server until a signal ends them."""
     pools, notifier = RayPools(dashboard), Notifier()
     deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
-    reconciler = Reconciler(database, jobs, pools, notifier, settings=settings, secret=service_secret(settings.state_dir))
+    secret = service_secret(settings.state_dir)
+    reconciler = Reconciler(database, jobs, pools, notifier, settings=settings, secret=secret)
     housekeeping = Housekeeping(database, jobs, settings.roots, settings.session_idle_seconds)
     loops = (
         reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
@@ -142,7 +143,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         planning = stack.enter_context(contextlib.closing(PlanningPool()))
         app = create_app(
-            settings, database, jobs, planning=planning, pools=pools, dashboard=dashboard, notifier=notifier,
+            settings, database, jobs, planning=planning, pools=pools, dashboard=dashboard, notifier=notifier, secret=secret,
             wake_reconciler=reconciling.wake, loops=lambda: {loop.name: loop.state for loop in loops})
         server = Server(app, settings)
         stack.callback(deliveries.close)

@@ -38,9 +38,11 @@ from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view
 from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
+from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.outdated import REMEDY
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.printable import escape_output, one_line
 from moedisco_ray.core.run_damage import damage_of
 from moedisco_ray.core.run_report import current_report
@@ -139,11 +141,11 @@ def run(
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
     raise_together((*unwritable_places(checked), *small_disks(checked, planned)))
     console = output_console()
-    stop = StopFile(stop_file)
+    stop, prices = StopFile(stop_file), PriceTag(checked.pools)
     with contextlib.ExitStack() as stack:
         views: list[View] = [listener_for(console, as_json, checked, planned), *trackers(checked)]
         if report_to is not None:
-            views.append(_reporter(report_to, checked, stop))
+            views.append(_reporter(report_to, checked, stop, prices))
         continuation = Continuation(redo, stop)
         views.append(continuation)
         for view in views:
@@ -152,7 +154,8 @@ def run(
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
         directory = run_pipeline(
-            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, verifies=not no_verify, repairs=repair)
+            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, prices=prices,
+            verifies=not no_verify, repairs=repair)
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -284,13 +287,17 @@ for command in (models.export, models.push, models.chat, models.evaluate, models
     app.command()(command)
 
 
-def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
-    token = os.environ.get("MOEDISCO_RUN_TOKEN")
-    if not token:
-        raise ConfigError("--report-to", url, "needs the run's token in the environment variable MOEDISCO_RUN_TOKEN")
+def _reporter(address: Path, config: RunConfig, stop: StopFile, prices: PriceTag) -> View:
+    try:
+        ReportAddress.from_json(address.read_text(encoding="utf-8"))
+    except OSError as error:
+        remedy = f"cannot be read ({error.strerror}); start drivers as the service's user or as that of its --driver-user"
+        raise ConfigError("--report-to", str(address), remedy) from error
+    except ValueError as error:
+        raise ConfigError("--report-to", str(address), "must be the file that the service writes for the driver") from error
     from moedisco_ray.cli.reporter import Reporter
 
-    return Reporter(url, token, config.directory / "events.jsonl", stop)
+    return Reporter(address, config.directory / "events.jsonl", stop, prices.change)
 
 
 def _with_notes(message: str, error: BaseException) -> str:

@@ -31,10 +31,8 @@ StopPath = Annotated[
 AllowCode = Annotated[list[str] | None, typer.Option(
     "--allow-code", metavar="MODULE[:FUNCTION]", help="Code that the run may call, as a source's `map` names it; repeatable.",
     show_default="asked on a terminal")]
-ReportTo = Annotated[
-    str | None,
-    typer.Option("--report-to", metavar="URL", help="Send events to this URL of a service; MOEDISCO_RUN_TOKEN holds the token."),
-]
+ReportTo = Annotated[Path | None, typer.Option(
+    "--report-to", metavar="FILE", help="Send events to the service that wrote this file; it has the URL and a key.")]
 RunId = Annotated[str | None, typer.Option(
     "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
 RunDir = Annotated[

@@ -7,21 +7,30 @@ and nothing is lost.
 A run at a URI that continues on another machine finds the file as it was last uploaded, without the last lines that the service
 has. So each report has the number of the driver's own first line: the service takes the lines from there on, whatever it had stored
 under their numbers.
+
+Another program may answer at the service's address while the service is down. So every answer must be signed with the key that only
+the run's service and driver know; see `moedisco_ray.core.driver_proofs`. Without that proof, each answer is a failure: the driver
+reads again where the service is, asks for the proof with a report that has no events, and only then sends events. It also asks
+after a moment without reports, in which another program may have taken the address.
 """
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import json
 import math
 import os
+import secrets
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from moedisco_ray.core.driver_proofs import NONCE_BYTES, PROOF_HEADER, ReportAddress, is_proven, request_headers
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 
@@ -31,26 +40,38 @@ _LONGEST_PAUSE = 10.0
 """Maximum pause between two attempts to reach the service, in seconds."""
 _CLOSE_SECONDS = 20.0
 """Maximum time that `close` spends on delivery, in seconds; the service later reads undelivered events from the file."""
-_REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
+_REQUEST_SECONDS = 30.0
+"""Maximum time of one request, in seconds, also if the other side keeps sending: another program may do so for ever."""
+_PROOF_SECONDS = 1.0
+"""Time after the service's last proof until it must prove itself again before it gets events, in seconds."""
+_LARGEST_ANSWER = 2**16
+"""Maximum size of an answer (bytes); those of the service are smaller."""
+
+
+def no_change(prices: Mapping[str, float]) -> None:
+    """Ignore the operator's prices."""
+    del prices
 
 
 class Reporter:
     """A listener that sends the event log from a thread of its own.
 
     Args:
-        url: URL that takes this run's reports.
-        token: Token of this attempt. The service refuses it once another driver has started or the run is deleted.
+        address: File of the service with the `ReportAddress` of this attempt. The service replaces it when its address changes.
         events: The run's `events.jsonl`.
-        stop: Stops this run when the service refuses the token, because two drivers must not train one run.
+        stop: Stops this run when the service says that another driver has started or that the run was deleted, because two
+            drivers must not train one run.
+        charge: Takes the operator's present prices, which each answer has: dollars per worker-hour, by custom resource.
     """
 
-    def __init__(self, url: str, token: str, events: Path, stop: StopFile) -> None:
-        self._url = url
+    def __init__(
+        self, address: Path, events: Path, stop: StopFile, charge: Callable[[Mapping[str, float]], None] = no_change,
+    ) -> None:
         self._stop = stop
         self._events = events
         self._spool = Spool(events)
         self._opened: int | None = None
-        self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=30.0)
+        self._service = _Service(address, charge)
         self._news = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="reporter", daemon=True)
@@ -65,17 +86,25 @@ class Reporter:
         self._news.set()
 
     def close(self) -> None:
-        """Send the remaining events, for at most `_CLOSE_SECONDS`."""
+        """Send the remaining events, for at most `_CLOSE_SECONDS` and a last request."""
         self._ending.set()
         self._news.set()
         self._thread.join()
-        self._client.close()
 
     def _work(self) -> None:
         self._news.wait()
         if self._opened is None:
             return      # closed before the first event
-        begin = self._spool.count(self._opened) - 1
+        # The loop runs only during requests; it is what gives a whole request a deadline.
+        with asyncio.Runner() as loop:
+            try:
+                self._deliver_all(loop, self._spool.count(self._opened) - 1)
+            except _SupersededError:
+                self._stop.request("superseded")
+            finally:
+                loop.run(self._service.disconnect())
+
+    def _deliver_all(self, loop: asyncio.Runner, begin: int) -> None:
         pause, wanted, deadline = 0.0, begin, float("inf")
         while True:
             # Read this flag before the file: an event that is written in between is then sent by the next round.
@@ -83,13 +112,10 @@ class Reporter:
             if ending:
                 deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS)
             try:
-                wanted = self._deliver(begin, wanted)
+                wanted = loop.run(self._deliver(begin, wanted))
                 pause = 0.0
-            except (httpx.TransportError, _AwayError):
+            except _AwayError:
                 pause = min(_LONGEST_PAUSE, max(0.2, 2 * pause))
-            except _RefusedError:
-                self._stop.request("superseded")
-                return
             if ending and (not pause or time.monotonic() >= deadline):
                 return
             if ending:
@@ -100,19 +126,89 @@ class Reporter:
                 self._news.wait()
                 self._news.clear()
 
-    def _deliver(self, begin: int, wanted: int) -> int:
+    async def _deliver(self, begin: int, wanted: int) -> int:
         """Send until the service has every line; returns the number of the line that it wants next."""
+        if not self._service.connected:
+            wanted = await self._service.connect({"begin": begin, "first": wanted, "events": []})
         while lines := self._spool.read(wanted, _BATCH):
-            wanted = self._send({"begin": begin, "first": wanted, "events": lines})
+            wanted = await self._service.send({"begin": begin, "first": wanted, "events": lines})
         return wanted
 
-    def _send(self, report: dict[str, Any]) -> int:
-        answer = self._client.post(self._url, json=report)
-        if answer.status_code in _REFUSED:
-            raise _RefusedError
-        if answer.status_code != httpx.codes.OK:
+
+class _Service:
+    """The service that takes the reports of this attempt.
+
+    Args:
+        file: File with the service's address and the key.
+        charge: Takes the operator's prices of each answer.
+    """
+
+    def __init__(self, file: Path, charge: Callable[[Mapping[str, float]], None]) -> None:
+        self._file = file
+        self._charge = charge
+        self._tls = httpx.create_ssl_context()
+        self._client: httpx.AsyncClient | None = None
+        self._address: ReportAddress | None = None
+        self._proved = 0.0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the service has proved since the last failure, and a moment ago, that it knows the key."""
+        return self._address is not None and time.monotonic() - self._proved < _PROOF_SECONDS
+
+    async def connect(self, report: dict[str, Any]) -> int:
+        """Look the address up and send a report without events; the other arguments and errors are those of `send`."""
+        try:
+            address = ReportAddress.from_json(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _AwayError from error
+        wanted = await self._ask(address, report)
+        self._address = address
+        return wanted
+
+    async def send(self, report: dict[str, Any]) -> int:
+        """Send a report to the service that has proved itself; returns the number of the line that it wants next.
+
+        Raises:
+            _AwayError: The service does not take the report now, or does not prove that it knows the key.
+            _SupersededError: The service proves that it knows the key, and says that this driver is not the run's any more.
+        """
+        if self._address is None:
             raise _AwayError
-        return int(answer.json()["next"])
+        return await self._ask(self._address, report)
+
+    async def disconnect(self) -> None:
+        """Forget the service. The next client has no cookies and connections of a program that proved nothing."""
+        client, self._client, self._address = self._client, None, None
+        if client is not None:
+            await client.aclose()
+
+    async def _ask(self, address: ReportAddress, report: dict[str, Any]) -> int:
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                status, answer = await self._exchange(address, json.dumps(report).encode())
+            self._proved = time.monotonic()
+            found = _content(status, answer)
+            self._charge(found.get("prices", {}))
+            return int(found["next"])
+        except (_AwayError, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            await self.disconnect()
+            raise _AwayError from error
+
+    async def _exchange(self, address: ReportAddress, body: bytes) -> tuple[int, bytes]:
+        """Send a body; returns the status and the content of the answer, which the service has signed."""
+        if self._client is None:
+            self._client = httpx.AsyncClient(verify=self._tls, timeout=_REQUEST_SECONDS)
+        nonce, content = secrets.token_hex(NONCE_BYTES), b""
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **request_headers(address, nonce, body)}
+        async with self._client.stream("POST", address.url, content=body, headers=headers) as answer:
+            async for block in answer.aiter_raw():
+                content += block
+                if len(content) > _LARGEST_ANSWER:
+                    raise _AwayError
+        if not is_proven(answer.headers.get(PROOF_HEADER, ""), address.key, nonce, answer.status_code, content):
+            raise _AwayError
+        return answer.status_code, content
 
 
 class Spool:
@@ -178,9 +274,18 @@ def _readable(line: bytes) -> bool:
     return True
 
 
+def _content(status: int, answer: bytes) -> dict[str, Any]:
+    if status == httpx.codes.GONE:
+        raise _SupersededError
+    if status != httpx.codes.OK:
+        raise _AwayError
+    found: dict[str, Any] = json.loads(answer)
+    return found
+
+
 class _AwayError(Exception):
-    """The service responds, but cannot take the report now."""
+    """The service does not take the report now, or something else answers in its place."""
 
 
-class _RefusedError(Exception):
-    """The service refuses the token."""
+class _SupersededError(Exception):
+    """The run has another driver, or was deleted."""

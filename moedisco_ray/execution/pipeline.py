@@ -98,7 +98,8 @@ _LOCK_SECONDS = 60.0
 
 def run(
     config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, backend: Backend | None = None, stop: StopFile = NEVER,
-    given_id: str | None = None, functions: Collection[str] = (), *, verifies: bool = True, repairs: bool = False,
+    given_id: str | None = None, functions: Collection[str] = (), *, prices: PriceTag | None = None, verifies: bool = True,
+    repairs: bool = False,
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
 
@@ -110,6 +111,7 @@ def run(
         stop: File that, once it exists, makes the run save checkpoints and end.
         given_id: Id for a new run, such as the one that a service gave it; random by default. A resumed run keeps its id.
         functions: Functions of the user that the run may call, as MODULE or MODULE:FUNCTION; calling them runs their code.
+        prices: What slots cost, which may change while the run is active; by default the configuration's prices.
         verifies: Whether stages verify the files that they read.
         repairs: Whether to make damaged stages again, and those after them unless the result is the same.
 
@@ -138,7 +140,7 @@ def run(
         if not adopts_later:
             store.publish(write_config(config))
         stack.enter_context(LiveFiles(store, (EVENTS, "ray.log"), check))
-        log = EventLog(directory / EVENTS, listeners, PriceTag(config.pools))
+        log = EventLog(directory / EVENTS, listeners, prices or PriceTag(config.pools))
         if adopts_later:
             log.listen(Adoption(config, store))
         try:

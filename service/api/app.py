@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 
 from service.api.bodies import BodyLimit
 from service.api.compression import CompressedJson
 from service.api.context import ServiceContext
+from service.api.drivers import check_driver, reported_run
 from service.api.envelope import Envelope
 from service.api.limits import RateLimiter, StreamSlots, capacity, descriptor_limit
 from service.api.live_reports import LiveReports
@@ -73,7 +74,7 @@ def _openapi() -> dict[str, Any]:
 
 def create_app(
     settings: Settings, database: Database, jobs: RayJobs, *, planning: PlanningPool, pools: RayPools, dashboard: Dashboard,
-    notifier: Notifier, wake_reconciler: Callable[[], None], loops: Callable[[], Mapping[str, str]] = dict,
+    notifier: Notifier, secret: bytes, wake_reconciler: Callable[[], None], loops: Callable[[], Mapping[str, str]] = dict,
 ) -> FastAPI:
     """Create the application. It starts no background work and does not close the objects that it gets as arguments.
 
@@ -85,6 +86,7 @@ def create_app(
         pools: Pools of the Ray cluster.
         dashboard: Ray dashboard, whose pages administrators see.
         notifier: Receives a notification of every committed change of a run.
+        secret: Secret from which the drivers' keys are derived.
         wake_reconciler: Starts the next round of the reconciler at once.
         loops: Returns the state of each background loop by name; see `ServiceContext`.
     """
@@ -95,7 +97,7 @@ def create_app(
         streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
         sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
         capacity=limits,
-        prometheus=prometheus, roots=settings.roots, loops=loops)
+        prometheus=prometheus, secret=secret, roots=settings.roots, loops=loops)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -115,11 +117,18 @@ def create_app(
     def limit_of(path: str) -> int:
         if path == "/v1/session":
             return _MOST_OF_A_TOKEN
-        if path.startswith("/v1/runs/") and path.endswith("/report"):
+        if reported_run(path) is not None:
             return settings.max_report_bytes
         return settings.max_body_bytes if _PLANNED.fullmatch(path) else min(_MOST_OF_A_CHANGE, settings.max_body_bytes)
 
-    app.add_middleware(BodyLimit, limit_of=limit_of, check=lambda request: check_known(request, context))
+    def check(request: Request) -> None:
+        run_id = reported_run(request.scope["path"])
+        if run_id is None:
+            check_known(request, context)
+        else:
+            check_driver(request, context, run_id)
+
+    app.add_middleware(BodyLimit, limit_of=limit_of, check=check)
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, prometheus=prometheus)
     if settings.path:

@@ -41,6 +41,7 @@ class ServiceContext:
         stream_slots: Slots for long responses, by token.
         capacity: Limits derived from the number of file descriptors.
         prometheus: Metrics for Prometheus.
+        secret: Secret from which the drivers' keys are derived.
         roots: Directories and buckets that runs may read and write.
         now: Returns seconds since the epoch.
         loops: Returns the state of each background loop by name: `ok`, or how its last round failed.
@@ -61,6 +62,7 @@ class ServiceContext:
     stream_slots: StreamSlots
     capacity: Capacity
     prometheus: PrometheusMetrics
+    secret: bytes = dataclasses.field(repr=False)
     roots: Roots
     now: Callable[[], float] = time.time
     loops: Callable[[], Mapping[str, str]] = dict

@@ -28,6 +28,7 @@ _MEANINGS = {
     403: "The token does not allow this.",
     404: "The object does not exist or belongs to another owner.",
     409: "The current state does not allow this.",
+    410: "The run has another driver, has ended or was deleted.",
     412: "The run has another version than `If-Match` names.",
     413: "The body is too large.",
     416: "None of the requested bytes are in the file.",

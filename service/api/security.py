@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -22,13 +21,11 @@ from service.settings import Settings
 SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_TOKEN = 256
-_REPORT = re.compile(r"/v1/runs/([^/]+)/report")
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="token", description="Token from `moedisco tokens create`.")
 _cookie = APIKeyCookie(
     name=Settings.model_fields["session_cookie"].default, auto_error=False, scheme_name="session",
     description="Cookie from POST /v1/session. Requests with side effects must come from the service's own page.")
-_driver = HTTPBearer(auto_error=False, scheme_name="driver", description="Token of one attempt of a run.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +77,6 @@ STREAM_SLOT = Depends(_stream_slot)
 """FastAPI dependency that counts a long response against the token's limit on streams until the response ends."""
 SIGNED_IN = list(_SCHEMES)
 """FastAPI dependencies that document, in the OpenAPI schema, that a route needs a token or a session."""
-DRIVER = [Security(_driver)]
-"""FastAPI dependencies that document, in the OpenAPI schema, that a route needs a driver's token."""
 
 
 def identify(request: Request, context: ServiceContext) -> Caller:
@@ -119,10 +114,6 @@ def check_known(request: Request, context: ServiceContext) -> None:
         Unauthorised: The request has no valid token or session.
         TooMany: The address exceeds the rate limit.
     """
-    if (report := _REPORT.fullmatch(request.url.path)) is not None:
-        with context.database.read() as session:
-            check_driver(request, context, runs.get(session, report[1]))
-        return
     address = client_address(request)
     plain, cookie = bearer_token(request), session_of(request, context.settings)
     if plain is not None:
@@ -192,19 +183,6 @@ def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: Servic
         with context.database.write() as session:
             sessions.touch(session, found[0], now)
             tokens.touch(session, found[1], now)
-
-
-def check_driver(request: Request, context: ServiceContext, run: tables.RunRow | None) -> tables.RunRow:
-    """Accept only the driver of a run's current attempt.
-
-    Raises:
-        Unauthorised: The token belongs to another run or attempt.
-    """
-    plain = bearer_token(request)
-    if plain is None or len(plain) > _LONGEST_TOKEN or run is None or not tokens.matches(plain, run.token_hash):
-        context.limits.take(f"address {client_address(request)}")
-        raise Unauthorised("this is not the token of the run's current attempt")
-    return run
 
 
 def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = False) -> tables.RunRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -9,13 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.locations import Location, is_uri
 from moedisco_ray.core.secret_file import kept_secret
 from service.database.tables import RunRow
 from service.domain.jobs import job_name, submission_id
 from service.domain.path_sandbox import check_links, check_parts, sandboxed
 from service.domain.run_paths import RunPaths, home_of
-from service.domain.signatures import driver_token
+from service.domain.signatures import driver_key
 from service.domain.starts import located
 from service.driver_user import DriverUser
 from service.ray_side.jobs import RayJobs, Submission
@@ -30,7 +32,7 @@ class Launcher:
     """Starts drivers and asks them to stop; every method is idempotent.
 
     Args:
-        secret: Secret from which the drivers' tokens are derived.
+        secret: Secret from which the drivers' keys are derived.
         location_of: Returns the path or URI of a run directory, or None for a deleted run.
     """
 
@@ -41,10 +43,6 @@ class Launcher:
         self._secret = secret
         self._location_of = location_of
         self._user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
-
-    def token(self, run_id: str, attempt: int) -> str:
-        """Token with which the driver of an attempt authenticates its reports."""
-        return driver_token(self._secret, run_id, attempt)
 
     def launch(self, run: RunRow) -> None:
         """Write the driver's configuration and submit the job of the run's current attempt.
@@ -62,17 +60,33 @@ class Launcher:
             if self._user is not None and not is_uri(run.location):
                 # The driver owns only the run directory; the service writes its files next to it.
                 make_run_directory(home, place.directory.name, self._user)
+            self._write_address(home, run)
         self._jobs.submit(Submission(
             id=submission_id(run.id, run.attempt),
             run=run.id,
             config_path=place.request,
             stop_file=place.stop_file(run.attempt),
-            report_url=self._settings.report_url(run.id),
-            token=self.token(run.id, run.attempt),
+            report_to=place.report_to(run.attempt),
             read_roots=self._roots.readable(*read, place.home, *([run.location] if is_uri(run.location) else ())),
             functions=self._roots.functions,
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
+
+    def publish_address(self, run: RunRow) -> None:
+        """Write where the current attempt's driver reports, if its file has another address, as after a restart at another port.
+
+        Every driver can read its run's home, wherever Ray runs: its configuration and its stop file are there too.
+
+        Raises:
+            ConfigError: The service may not write to the run's home, so it cannot have started a driver there.
+            OSError: The run's home cannot be read or written.
+        """
+        place = RunPaths(Path(run.directory))
+        with contextlib.suppress(FileNotFoundError):
+            if place.report_to(run.attempt).read_text(encoding="utf-8") == self._address(run).to_json():
+                return
+        with open_home(place.home, self._roots.homes, self._user) as home:
+            self._write_address(home, run)
 
     def request_stop(self, run: RunRow) -> None:
         """Write the stop file of the run's current attempt.
@@ -86,6 +100,13 @@ class Launcher:
         if not path.exists():
             with open_home(place.home, self._roots.homes, self._user) as home:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
+
+    def _address(self, run: RunRow) -> ReportAddress:
+        return ReportAddress(self._settings.report_url(run.id), run.attempt, driver_key(self._secret, run.id, run.attempt))
+
+    def _write_address(self, home: int, run: RunRow) -> None:
+        name = RunPaths(Path(run.directory)).report_to(run.attempt).name
+        write_in(home, name, self._address(run).to_json(), self._user, mode=0o600)
 
     def _allowed(self, run: RunRow) -> tuple[RunConfig, Sequence[Location]]:
         """Check the paths again, as at submission, and replace run references by paths; see `located`."""
@@ -101,7 +122,7 @@ class Launcher:
 
 
 def service_secret(state_dir: Path) -> bytes:
-    """Secret of the service from STATE_DIR/secret, created if absent; drivers' tokens are derived from it.
+    """Secret of the service from STATE_DIR/secret, created if absent; drivers' keys are derived from it.
 
     Raises:
         OSError: The file can be neither read nor created.

@@ -3,8 +3,9 @@
 A round loads the runs, asks Ray, decides and applies; one thread runs the rounds one after the other. Every step is idempotent and
 depends only on the database and Ray, so the next round completes a round that was interrupted.
 
-queued ─► starting       one transaction: attempt + 1, token of the driver
+queued ─► starting       one transaction: attempt + 1
 starting                 the job is submitted, again in each round until Ray lists it
+driver alive             where it reports is written again if the service's address has changed
 stopping                 the stop file is written if it is missing; if it cannot be, the run still ends with its driver
 job ended or unknown     events that the driver left in events.jsonl are stored; then the next state is decided
 """
@@ -21,7 +22,7 @@ from moedisco_ray.core.locations import Location
 from service.background import observed, spool
 from service.background.isolation import isolated
 from service.background.launching import Launcher
-from service.database import ingest, quotas, runs, tokens
+from service.database import ingest, quotas, runs
 from service.database.quotas import Quotas
 from service.database.session import Database
 from service.database.tables import RunRow
@@ -49,7 +50,7 @@ class Reconciler:
 
     Args:
         notifier: Notified of every committed change of a run.
-        secret: Secret from which the drivers' tokens are derived.
+        secret: Secret from which the drivers' keys are derived.
     """
 
     def __init__(
@@ -100,11 +101,13 @@ class Reconciler:
             if observed.stop_for_money(run, known):
                 self._stop_for_money(run.id, known, now)
                 return
+        job = None if jobs is None else jobs.get(submission_id(run.id, run.attempt))
+        if jobs is None or (job is not None and not job.phase.ended):
+            self._publish_address(run)
         if jobs is None:
             if not stopping:
                 self._explain(run.id, RAY_AWAY, now)
             return
-        job = jobs.get(submission_id(run.id, run.attempt))
         if job is None or job.phase.ended:
             # A killed run waits for nothing: it ends even if its last events cannot be read. So does one that cannot be metered.
             with contextlib.suppress(*((OSError,) if run.stop == "killed" else ()), *((UnusableRun,) if stopping else ())):
@@ -143,9 +146,15 @@ class Reconciler:
             run = runs.lock(session, run_id)
             if run is None or run.attempt != attempt or run.state != RunState.STARTING:
                 return
-            runs.transition(session, run, RunState.FAILED, reason=reason, now=now, token_hash=None)
+            runs.transition(session, run, RunState.FAILED, reason=reason, now=now)
         _log.info("failed: %s", reason)
         self._notifier.notify(run_id)
+
+    def _publish_address(self, run: RunRow) -> None:
+        try:
+            self._launcher.publish_address(run)
+        except (ConfigError, OSError) as error:     # until then, the driver keeps its events
+            _log.info("to be repeated: %s", error)
 
     def _request_stop(self, run: RunRow, now: float) -> None:
         try:
@@ -163,10 +172,7 @@ class Reconciler:
                 return Outcome()
             outcome = decide_outcome(observed.observed_state(run, now), job, now)
             if outcome.state is not None:
-                gone = outcome.state in TERMINAL or outcome.state is RunState.QUEUED
-                runs.transition(
-                    session, run, outcome.state, reason=outcome.reason, now=now, futile=outcome.futile,
-                    token_hash=None if gone else run.token_hash)
+                runs.transition(session, run, outcome.state, reason=outcome.reason, now=now, futile=outcome.futile)
         _log.info("%s: %s", outcome.state, outcome.reason)
         self._notifier.notify(run_id)
         return outcome
@@ -233,7 +239,7 @@ class Reconciler:
             if run is None or run.state in TERMINAL or run.state == RunState.STOPPING:
                 return
             queued = run.state == RunState.QUEUED
-            changes = {"token_hash": None} if queued else {"stop": "unreadable"}
+            changes = {} if queued else {"stop": "unreadable"}
             runs.transition(
                 session, run, RunState.FAILED if queued else RunState.STOPPING, reason=reason[:REASON_LENGTH], now=now,
                 **changes)
@@ -251,7 +257,7 @@ class Reconciler:
         with self._database.write() as session:
             row = runs.lock(session, run.id)
             if row is not None and row.state == RunState.STOPPING:
-                runs.transition(session, row, RunState.CANCELLED, reason=row.reason, now=now, token_hash=None)
+                runs.transition(session, row, RunState.CANCELLED, reason=row.reason, now=now)
         self._notifier.notify(run.id)
 
     def _start(self, run_id: str, now: float) -> None:
@@ -259,10 +265,9 @@ class Reconciler:
             run = runs.lock(session, run_id)
             if run is None or run.state != RunState.QUEUED:
                 return
-            attempt = run.attempt + 1
             runs.transition(
-                session, run, RunState.STARTING, reason=None, now=now, attempt=attempt, mark_at_start=run.mark, stop=None,
-                progress=observed.awaiting(run.progress), token_hash=tokens.digest(self._launcher.token(run_id, attempt)))
+                session, run, RunState.STARTING, reason=None, now=now, attempt=run.attempt + 1, mark_at_start=run.mark, stop=None,
+                progress=observed.awaiting(run.progress))
         self._notifier.notify(run_id)
         try:
             self._launch(run, now)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from service.database.tables import OwnerPolicy
+from service.database.tables import OwnerPolicy, RunRow
 from service.domain.policies import Policies, Policy
 
 _DEFAULT = "*"
@@ -23,6 +23,12 @@ def of(session: Session, owner: str) -> Policy:
     """The policy that applies to an owner."""
     rows = session.scalars(select(OwnerPolicy).where(OwnerPolicy.owner.in_([_DEFAULT, owner])))
     return _policies({row.owner: row.limits for row in rows}).of(owner)
+
+
+def prices_of(session: Session, run: RunRow) -> dict[str, float]:
+    """The operator's present prices of the resources that a run uses (dollars per worker-hour), by custom resource."""
+    prices, tags = of(session, run.owner).prices, {pool.resource for pool in run.pools.by_key.values()}
+    return {tag: price for tag, price in prices.items() if tag in tags}
 
 
 def replace(session: Session, policies: Policies, now: float) -> None:

@@ -43,7 +43,7 @@ def insert(
         directory=str(config.directory if home is None else home / config.name), attempt=0, futile=0, mark=0, mark_at_start=0,
         stop=None, budget_dollars=budget_dollars, dollars=0.0, worker_seconds={}, meter={}, estimate=values.document(estimate),
         progress={"stages": waiting, "current": None}, parent=parent, notes=[values.text(note) for note in notes], kept=False,
-        expires_at=None, disk_bytes=None, measured=None, next_position=1, next_seq=0, token_hash=None,
+        expires_at=None, disk_bytes=None, measured=None, next_position=1, next_seq=0,
         created=now, queued=now, started=None, ended=None, updated=now)
     session.add(run)
     session.flush()

@@ -92,8 +92,6 @@ class RunRow(Table):
     """Position of the next event in the run's stream."""
     next_seq: Mapped[int] = mapped_column(default=0)
     """Number of the next line of the driver's `events.jsonl`; a driver on a new machine may begin with a lower one."""
-    token_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
-    """SHA-256 of the current driver's token; each attempt has its own."""
     created: Mapped[float]
     queued: Mapped[float]
     started: Mapped[float | None]

@@ -34,7 +34,8 @@ class Policy(_Document):
     """Custom resources of the pools that the owner's runs may use; null allows all pools."""
     prices: Annotated[dict[Tag, PricePerHour], Field(max_length=256)] = Field(default_factory=dict)
     """Dollars per worker-hour by custom resource; they replace `price_per_hour` of a run's configuration. An owner's prices
-    are added to the default prices. For a resource that is not listed, the configuration's price applies."""
+    are added to the default prices. For a resource that is not listed, the configuration's price applies. A change counts for
+    workers that take slots after it; those that hold slots keep the price at which they took them."""
     highest_priority: Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)] = 0
     """Highest priority of a run; an administrator may set any."""
     queued_runs: Annotated[int, Field(ge=0)] | None = 100

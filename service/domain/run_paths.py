@@ -2,6 +2,7 @@
 
 ROOT/RUN_ID/              home of the run, under an output root
 ├── request.json          configuration that its drivers are started with
+├── report-to-ATTEMPT     where the driver of that attempt reports, and the key that it signs with; private
 ├── stop-ATTEMPT          stop file: asks the driver of that attempt to stop; contains the reason
 └── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
 
@@ -88,6 +89,10 @@ class RunPaths:
     def events(self) -> Path:
         """The driver's event log, from which the service recovers events that were not reported."""
         return self.directory / "events.jsonl"
+
+    def report_to(self, attempt: int) -> Path:
+        """Address of the service and key for the driver of an attempt, a `ReportAddress`."""
+        return self.home / f"report-to-{attempt}"
 
     def stop_file(self, attempt: int) -> Path:
         """Stop file of an attempt."""

@@ -24,8 +24,7 @@ class Submission:
         run: Id of the run.
         config_path: Configuration of the run, as JSON.
         stop_file: File whose existence makes the driver stop with a checkpoint.
-        report_url: URL to which the driver posts its events.
-        token: Token with which the driver authenticates itself at `report_url`.
+        report_to: Private file from which the driver learns where it reports and with which key.
         read_roots: Places that the driver and its workers may read.
         functions: Functions that the driver may call (`moedisco run --allow-code`), as the operator named them.
         metadata: Metadata that the Ray dashboard shows with the job.
@@ -35,8 +34,7 @@ class Submission:
     run: str
     config_path: Path
     stop_file: Path
-    report_url: str
-    token: str = dataclasses.field(repr=False)
+    report_to: Path
     read_roots: ReadRoots = dataclasses.field(default_factory=ReadRoots)
     functions: Sequence[str] = ()
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -56,13 +54,12 @@ class RayJobs:
     def submit(self, submission: Submission) -> None:
         """Start a driver, unless a job with this id exists.
 
-        The token is passed in the environment, because every user of a node can read command lines.
+        The job holds no secret: every user of a node can read command lines, and Ray shows environments to all who see its jobs.
         """
         answer = self._dashboard.send("POST", "/api/jobs/", body={
             "submission_id": submission.id,
             "entrypoint": entrypoint(submission, self._python),
             "runtime_env": {"env_vars": {
-                "MOEDISCO_RUN_TOKEN": submission.token,
                 READ_ROOTS: submission.read_roots.to_json(),
                 "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
             }},
@@ -101,7 +98,7 @@ def entrypoint(submission: Submission, python: str = "python") -> str:
     """Command line of the driver; it contains only fixed words, and paths and functions of the service's operator."""
     words = [
         python, "-P", "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
-        "--stop-file", str(submission.stop_file), "--report-to", submission.report_url, "--run-id", submission.run,
+        "--stop-file", str(submission.stop_file), "--report-to", str(submission.report_to), "--run-id", submission.run,
     ]
     for function in submission.functions:
         words += ["--allow-code", function]

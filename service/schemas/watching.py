@@ -37,6 +37,9 @@ class ReportAnswer(Document):
 
     next: int
     """Number of the next line to send. The service ignores lines that it already has; lines after a gap must be sent again."""
+    prices: dict[str, float] = Field(default_factory=dict)
+    """The operator's present prices of the run's resources (dollars per worker-hour), by custom resource; absent if there are none.
+    The driver charges them for slots that workers take from now on."""
 
 
 class Series(Document):

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import ssl
 import time
@@ -17,13 +18,16 @@ import httpx
 from databases import migrate
 from fake_jobs import FakeJobs, FakePools
 from fastapi import FastAPI
+from reconciling import SECRET
 from starlette.testclient import TestClient
 
+from moedisco_ray.core.driver_proofs import NONCE_BYTES, ReportAddress, request_headers
 from moedisco_ray.core.events import Event
 from service.api.app import create_app
 from service.database import ingest, policies, runs, tokens
 from service.database.session import Database
 from service.domain.policies import Policy
+from service.domain.signatures import driver_key
 from service.domain.states import RunState
 from service.notifier import Notifier
 from service.planning.pool import PlanningPool
@@ -96,11 +100,19 @@ class Service:
                 runs.transition(session, run, state, reason=None, now=time.time(), **columns)
             self.notifier.notify(run_id)
 
-    def start(self, run_id: str, token: str = "mdr_driver") -> str:
-        """Bring a run to its first driver; returns what that reports with."""
-        self.bring(run_id, RunState.STARTING, attempt=1, token_hash=tokens.digest(token))
+    def start(self, run_id: str) -> ReportAddress:
+        """Bring a run to its first driver; returns where that reports, and its key."""
+        self.bring(run_id, RunState.STARTING, attempt=1)
         self.bring(run_id, RunState.RUNNING)
-        return token
+        return self.address(run_id)
+
+    def address(self, run_id: str, attempt: int = 1, url: str = "http://testserver") -> ReportAddress:
+        """Where the driver of an attempt reports, and its key."""
+        return ReportAddress(f"{url}/v1/runs/{run_id}/report", attempt, driver_key(SECRET, run_id, attempt))
+
+    def drive(self, address: ReportAddress, report: dict[str, Any] | bytes) -> httpx.Response:
+        """Send a report as the driver of an attempt does."""
+        return self.anonymous.post(address.url, **signed(address, report))
 
     def report(self, run_id: str, *events: Event) -> None:
         """Store a driver's events without the detour over HTTP."""
@@ -115,6 +127,13 @@ class Service:
             place = Path(runs.get(session, run_id).directory)
         place.mkdir(parents=True, exist_ok=True)
         return place
+
+
+def signed(address: ReportAddress, report: dict[str, Any] | bytes) -> dict[str, Any]:
+    """Body and headers of a report, as keyword arguments of httpx."""
+    body = report if isinstance(report, bytes) else json.dumps(report).encode()
+    headers = {"Content-Type": "application/json", **request_headers(address, os.urandom(NONCE_BYTES).hex(), body)}
+    return {"content": body, "headers": headers}
 
 
 class SharedPlanning(PlanningPool):
@@ -165,6 +184,6 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
             policies.put(session, "ann", Policy(highest_priority=10), time.time())
         jobs, pools, notifier, wakes = FakeJobs(), FakePools(), Notifier(), []
         app = create_app(
-            made, database, jobs, planning=PLANNING, pools=pools, dashboard=dashboard, notifier=notifier,
+            made, database, jobs, planning=PLANNING, pools=pools, dashboard=dashboard, notifier=notifier, secret=SECRET,
             wake_reconciler=lambda: wakes.append(time.time()))
         yield Service(app, made, database, jobs, PLANNING, pools, dashboard, notifier, plain, wakes)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from api_client import Service, service
+from reconciling import SECRET
 
 from service.api.app import create_app
 from service.api.server import Server
@@ -42,7 +43,7 @@ class Site:
         behind = self.service
         app = create_app(
             behind.settings, behind.database, behind.jobs, planning=behind.planning, pools=behind.pools,
-            dashboard=behind.dashboard, notifier=behind.notifier, wake_reconciler=lambda: None)
+            dashboard=behind.dashboard, notifier=behind.notifier, secret=SECRET, wake_reconciler=lambda: None)
         self._server = Server(app, behind.settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [door]}, name="page server")
         self._thread.start()

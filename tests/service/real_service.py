@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 
 from service.client import Client, RetryPolicy
@@ -23,7 +24,7 @@ INPUT_ROOT = Path(os.__file__).parent
 
 
 class RealService:
-    """`moedisco serve` on a port that stays the same over restarts.
+    """`moedisco serve` on a port that stays the same over restarts, unless it moves.
 
     Args:
         home: Directory for all its files.
@@ -31,11 +32,15 @@ class RealService:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.move()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.output = home / "serve.log"
+
+    def move(self) -> None:
+        """Take another port at the next start; clients follow."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
-        self.output = home / "serve.log"
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
@@ -81,7 +86,7 @@ class RealService:
     def client(self) -> Client:
         """With the first token."""
         address = json.loads((self.home / "config" / "moedisco" / "service.json").read_text())
-        return Client(address["url"], address["token"], retry=RetryPolicy(seconds=120))
+        return Client(address["url"], address["token"], retry=RetryPolicy(seconds=120), transport=_PresentPort(self))
 
     @property
     def pid(self) -> int:
@@ -98,6 +103,16 @@ class RealService:
             return False
         with socket.socket() as trial:
             return trial.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class _PresentPort(httpx.AsyncHTTPTransport):
+    def __init__(self, service: RealService) -> None:
+        super().__init__()
+        self._service = service
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(port=self._service.port)
+        return await super().handle_async_request(request)
 
 
 @contextlib.contextmanager

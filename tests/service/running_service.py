@@ -4,6 +4,8 @@ import socket
 import threading
 import time
 
+from reconciling import SECRET
+
 from moedisco_ray.core.events import Event
 from service.api.app import create_app
 from service.api.server import Server
@@ -21,13 +23,13 @@ class Running:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = None
+        self.server, self.secret = None, SECRET
 
     def start(self):
         made = self.made
         app = create_app(
             made.settings, made.database, made.jobs, planning=made.planning, pools=made.pools, dashboard=made.dashboard,
-            notifier=made.notifier, wake_reconciler=lambda: None)
+            notifier=made.notifier, secret=self.secret, wake_reconciler=lambda: None)
         self.server = Server(app, made.settings.model_copy(update={"port": self.port}))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()

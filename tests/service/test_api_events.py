@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import dataclasses
 import json
 import socket
 import threading
@@ -7,17 +8,33 @@ import time
 
 import httpx
 import pytest
-from api_client import service
+from api_client import service, signed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moedisco_ray.cli.reporter import Reporter
+from moedisco_ray.core.config import Pools
+from moedisco_ray.core.driver_proofs import (
+    ATTEMPT_HEADER,
+    DIGEST_HEADER,
+    NONCE_HEADER,
+    PROOF_HEADER,
+    content_digest,
+    is_proven,
+    request_headers,
+)
 from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.stop_file import StopFile
 from service.api import streams
 from service.api.limits import raise_descriptor_limit
 from service.api.server import Server
 from service.background import observed
-from service.database import runs, stream, tokens
+from service.database import policies, runs, stream
+from service.domain.policies import Policy
 from service.domain.states import RunState
+
+JSON = {"Content-Type": "application/json"}
 
 
 @contextlib.contextmanager
@@ -120,9 +137,9 @@ def test_a_live_stream_brings_what_is_reported(api):
     with listening(api) as url, reading(api, url, run) as chunks:
         text = next(chunks)
         assert "retry: 2000" in text
-        token = api.start(run)
+        address = api.start(run)
         report = {"first": 0, "events": [json.loads(progress(1).to_json())]}
-        sent = httpx.post(f"{url}/v1/runs/{run}/report", json=report, headers={"Authorization": f"Bearer {token}"})
+        sent = httpx.post(f"{url}/v1/runs/{run}/report", **signed(address, report))
         assert sent.json() == {"next": 1}
         api.bring(run, RunState.SUCCEEDED)
         text += "".join(chunks)
@@ -170,7 +187,7 @@ def test_a_thousand_readers_share_what_is_read(tmp_path, database_url, monkeypat
 
 def _share(api, monkeypatch):
     run = api.submit()["id"]
-    token = api.start(run)
+    driver = api.start(run)
     reads = []
     read = streams.Streams._read
 
@@ -180,11 +197,11 @@ def _share(api, monkeypatch):
 
     monkeypatch.setattr(streams.Streams, "_read", counted)
     with listening(api) as url:
-        asyncio.run(_thousand(api, url, run, token))
+        asyncio.run(_thousand(api, url, run, driver))
     assert len(reads) < 300, "every reader reads for itself"
 
 
-async def _thousand(api, url, run, token):
+async def _thousand(api, url, run, driver):
     address = url.removeprefix("http://").split(":")
     head = (f"GET /v1/runs/{run}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.plain['ann']}\r\n\r\n").encode()
     pairs = []
@@ -198,7 +215,7 @@ async def _thousand(api, url, run, token):
         for step in range(20):
             report = {"first": step, "events": [json.loads(progress(step).to_json())]}
             began = time.monotonic()
-            answer = await client.post(f"/v1/runs/{run}/report", json=report, headers={"Authorization": f"Bearer {token}"})
+            answer = await client.post(f"/v1/runs/{run}/report", **signed(driver, report))
             assert answer.json() == {"next": step + 1}
             assert time.monotonic() - began < 10
     await asyncio.wait_for(asyncio.gather(*(reader.readuntil(b'"step":19') for reader, _ in pairs)), 60)
@@ -238,11 +255,10 @@ def test_a_run_that_is_resumed_is_followed_further(api):
 
 def test_a_report_is_taken_once_and_a_gap_asked_for_again(api):
     run = api.submit()["id"]
-    driver = {"Authorization": f"Bearer {api.start(run)}"}
+    address = api.start(run)
 
     def report(first, *events):
-        body = {"first": first, "events": [json.loads(event.to_json()) for event in events]}
-        return api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers=driver)
+        return api.drive(address, {"first": first, "events": [json.loads(event.to_json()) for event in events]})
 
     assert report(0, progress(1), progress(2)).json() == {"next": 2}
     assert report(0, progress(1), progress(2), progress(3)).json() == {"next": 3}
@@ -254,14 +270,15 @@ def test_a_report_is_taken_once_and_a_gap_asked_for_again(api):
     assert api.ann.get(f"/v1/runs/{run}/submodels").json()["items"][0]["unit"] == "seed"
 
 
-def test_a_driver_that_finds_a_shorter_log_than_was_reported_is_heard_from_its_first_line(api):
+def test_a_driver_that_finds_a_shorter_log_than_was_reported_is_heard_from_its_first_line(api, tmp_path):
     """As on a new head: the log at the run's URI lacks the last seconds."""
     run = api.submit()["id"]
     log_file = api.directory(run) / "events.jsonl"
     started, held = Event("run_started", data={"stages": ["seed"]}), {"pool": "low_memory", "workers": 1}
 
-    def drive(url, token, *events):
-        reporter = Reporter(f"{url}/v1/runs/{run}/report", token, log_file, StopFile())
+    def drive(attempt, *events):
+        (tmp_path / "report-to").write_text(api.address(run, attempt, url).to_json())
+        reporter = Reporter(tmp_path / "report-to", log_file, StopFile())
         log = EventLog(log_file, (reporter,))
         for event in events:
             log(event)
@@ -269,13 +286,14 @@ def test_a_driver_that_finds_a_shorter_log_than_was_reported_is_heard_from_its_f
         reporter.close()
 
     with listening(api) as url:
-        drive(url, api.start(run), started, Event("workers_held", "seed", data=held | {"hold": "a"}), *map(progress, range(20)))
+        api.start(run)
+        drive(1, started, Event("workers_held", "seed", data=held | {"hold": "a"}), *map(progress, range(20)))
         log_file.write_text("".join(log_file.read_text().splitlines(keepends=True)[:10]))
         with api.database.read() as session:
             waiting = observed.awaiting(runs.get(session, run).progress)
         api.bring(run, RunState.QUEUED)
-        api.bring(run, RunState.STARTING, attempt=2, token_hash=tokens.digest("mdr_new"), progress=waiting)
-        drive(url, "mdr_new", started, Event("workers_held", "seed", data=held | {"hold": "b"}), progress(5))
+        api.bring(run, RunState.STARTING, attempt=2, progress=waiting)
+        drive(2, started, Event("workers_held", "seed", data=held | {"hold": "b"}), progress(5))
     with api.database.read() as session:
         row = runs.get(session, run)
         kinds = [event.type for event in stream.read(session, run, -1, 1000) if event.type != "state"]
@@ -283,20 +301,108 @@ def test_a_driver_that_finds_a_shorter_log_than_was_reported_is_heard_from_its_f
     assert (observed.observed_state(row, 0.0).began, list(row.meter["open"]), row.next_seq) == (True, ["b"], 13)
 
 
+def test_a_driver_charges_new_workers_the_price_that_the_operator_has_set_meanwhile(api, tmp_path):
+    """Each answer to a driver has the present prices of its resources; workers that hold slots keep theirs.
+
+    Before (af276e38): no answer had a price, so that the driver's report kept the price at submission for all hours.
+    """
+    run = api.submit()["id"]
+    log_file, tag = api.directory(run) / "events.jsonl", PriceTag(Pools())
+
+    def held(name):
+        return Event("workers_held", "seed", data={"hold": name, "pool": "low_memory", "workers": 1})
+
+    with listening(api) as url:
+        api.start(run)
+        (tmp_path / "report-to").write_text(api.address(run, 1, url).to_json())
+        reporter = Reporter(tmp_path / "report-to", log_file, StopFile(), tag.change)
+        log = EventLog(log_file, (reporter,), tag)
+        with api.database.write() as session:
+            policies.put(session, "ann", Policy(prices={"low_mem_gpu": 1.0, "other": 9.0}), time.time())
+        log(held("a"))
+        until(lambda: tag(held("b")).data["price_per_hour"] == 1.0)
+        log(held("b"))
+        log.close()
+        reporter.close()
+    with api.database.read() as session:
+        holds = runs.get(session, run).meter["open"]
+    assert {name: hold["price_per_hour"] for name, hold in holds.items()} == {"a": 0.35, "b": 1.0}
+
+
 def test_only_the_present_attempts_driver_reports(api):
     run, other = api.submit()["id"], api.submit()["id"]
-    old = api.start(run, "mdr_old")
-    api.start(other, "mdr_other")
+    address, strange = api.start(run), api.start(other)
+    nothing = {"first": 0, "events": []}
+    assert api.drive(address, nothing).status_code == 200
+    wrong = [dataclasses.replace(address, attempt=2), dataclasses.replace(address, key=strange.key),
+             dataclasses.replace(address, url=strange.url), dataclasses.replace(address, key=b"")]
+    assert {api.drive(each, nothing).status_code for each in wrong} == {401}
+    for who in ("admin", "ann"):
+        assert api.client(who).post(f"/v1/runs/{run}/report", json=nothing).status_code == 401
+    api.bring(run, RunState.QUEUED)
+    assert api.drive(address, nothing).status_code == 410
+    api.bring(run, RunState.STARTING, attempt=2)
+    assert api.drive(address, nothing).status_code == 410
+    assert api.drive(api.address(run, 2), nothing).status_code == 200
 
-    def report(token):
-        nothing = {"first": 0, "events": []}
-        return api.anonymous.post(f"/v1/runs/{run}/report", json=nothing, headers={"Authorization": f"Bearer {token}"}).status_code
 
-    assert report(old) == 200
-    assert {report(token) for token in ("mdr_other", api.plain["admin"], api.plain["ann"], "x")} == {401}
-    api.bring(run, RunState.QUEUED, token_hash=None)
-    assert report(old) == 401
-    assert api.anonymous.get("/v1/runs", headers={"Authorization": f"Bearer {old}"}).status_code == 401
+def test_a_deleted_runs_driver_is_dismissed(api):
+    address = api.address("01JDB5W3XQ3N8QZ7V0G6M4T9KE")
+    assert api.drive(address, {"first": 0, "events": []}).status_code == 410
+
+
+def test_only_answers_to_the_runs_driver_are_signed(api):
+    run = api.submit()["id"]
+    address = api.start(run)
+    body, nonce = b'{"first": 0, "events": []}', "0" * 32
+    path, headers = f"/v1/runs/{run}/report", JSON | request_headers(address, nonce, body)
+
+    def proven(answer, nonce=nonce):
+        return is_proven(answer.headers.get(PROOF_HEADER, ""), address.key, nonce, answer.status_code, answer.content)
+
+    answer = api.anonymous.post(path, content=body, headers=headers)
+    assert (answer.json(), proven(answer), proven(answer, "1" * 32)) == ({"next": 0}, True, False)
+    refused = [
+        api.anonymous.post(path, content=body, headers=headers | {name: value}) for name, value in [
+            (NONCE_HEADER, "1" * 32), (ATTEMPT_HEADER, "2"), (DIGEST_HEADER, content_digest(b"")), (PROOF_HEADER, ""),
+            (PROOF_HEADER, "0" * 64)]]
+    refused += [api.anonymous.post(path, content=b'{"first": 1, "events": []}', headers=headers), api.anonymous.post(path)]
+    assert {answer.status_code for answer in refused} == {401}
+    assert not any(PROOF_HEADER in answer.headers for answer in refused)
+    api.bring(run, RunState.QUEUED)
+    answer = api.anonymous.post(path, content=body, headers=headers)
+    assert (answer.status_code, proven(answer)) == (410, True)
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_report_that_is_recorded_and_sent_again_changes_nothing(shared, data):
+    """Proofs have no time, so what was sent once is taken again; the numbers of the lines make that harmless."""
+    run = shared.submit()["id"]
+    address = shared.start(run)
+    sent, first = [], 0
+    for size in data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=5)):
+        begin = {"begin": 0} if data.draw(st.booleans()) else {}
+        events = [json.loads(progress(step).to_json()) for step in range(first, first + size)]
+        body = json.dumps({"first": first, "events": events, **begin}).encode()
+        sent.append((body, JSON | request_headers(address, f"{len(sent):032x}", body)))
+        first += size
+
+    def post(number):
+        body, headers = sent[number]
+        return shared.anonymous.post(f"/v1/runs/{run}/report", content=body, headers=headers).json()["next"]
+
+    def stored():
+        with shared.database.read() as session:
+            return runs.get(session, run).next_seq, [(event.type, event.data) for event in stream.read(session, run, -1, 1000)]
+
+    for number in range(len(sent)):
+        post(number)
+        before = stored()
+        for earlier in data.draw(st.lists(st.integers(0, number), max_size=3)):
+            assert post(earlier) == before[0]
+        assert stored() == before
+    assert before[0] == first
 
 
 @pytest.mark.parametrize(("body", "status"), [
@@ -306,31 +412,26 @@ def test_only_the_present_attempts_driver_reports(api):
 ])
 def test_reports_that_cannot_be_are_refused(shared, body, status):
     run = shared.submit()["id"]
-    token = shared.start(run, f"mdr_{run}")
-    answer = shared.anonymous.post(
-        f"/v1/runs/{run}/report", content=body, headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
+    answer = shared.drive(shared.start(run), body)
     assert answer.status_code == status, answer.text
 
 
 def test_a_report_may_be_larger_than_other_bodies(tmp_path):
     with service(tmp_path, max_body_bytes=5000, max_report_bytes=100_000) as api:
         run = api.submit()["id"]
-        token = api.start(run)
+        address = api.start(run)
         body = {"first": 0, "events": [json.loads(progress(step).to_json()) for step in range(100)]}
-        answer = api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers={"Authorization": f"Bearer {token}"})
-        assert answer.json() == {"next": 100}
+        assert api.drive(address, body).json() == {"next": 100}
         body["events"] *= 20
-        answer = api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers={"Authorization": f"Bearer {token}"})
-        assert answer.status_code == 413
+        assert api.drive(address, body).status_code == 413
 
 
 def test_the_final_event_wakes_the_reconciler(api):
     run = api.submit()["id"]
-    token = api.start(run)
+    address = api.start(run)
     wakes = len(api.wakes)
     for first, event in enumerate([progress(1), Event("run_finished", data={"seconds": 1.0})]):
-        body = {"first": first, "events": [json.loads(event.to_json())]}
-        api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers={"Authorization": f"Bearer {token}"})
+        api.drive(address, {"first": first, "events": [json.loads(event.to_json())]})
         assert len(api.wakes) - wakes == first
     with api.database.read() as session:
         assert runs.get(session, run).progress["ended"]["type"] == "run_finished"

@@ -6,6 +6,7 @@ import threading
 
 from api_client import service
 from databases import insert_run
+from reconciling import SECRET
 from running_service import until
 from sqlalchemy import inspect
 
@@ -20,7 +21,7 @@ def test_the_body_of_an_answer_does_not_wait_until_its_head_is_acknowledged(tmp_
         listener.listen()
         app = create_app(
             made.settings, made.database, made.jobs, planning=made.planning, pools=made.pools, dashboard=made.dashboard,
-            notifier=made.notifier, wake_reconciler=lambda: None)
+            notifier=made.notifier, secret=SECRET, wake_reconciler=lambda: None)
         server = Server(app, made.settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -100,7 +100,8 @@ def test_a_run_directory_is_the_drivers_and_what_the_service_writes_is_not(home:
         os.umask(before)
     user, directory = pwd.getpwnam(NAME), Path(run.directory)
     assert directory.stat().st_uid == user.pw_uid
-    for path, mode in ((directory.parent, 0o750), (directory.parent / "request.json", 0o640), (directory.parent / "stop-0", 0o640)):
+    for path, mode in ((directory.parent, 0o750), (directory.parent / "request.json", 0o640), (directory.parent / "stop-0", 0o640),
+                       (directory.parent / "report-to-0", 0o640)):
         found = path.stat()
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, user.pw_gid, mode), path
 
@@ -142,7 +143,7 @@ def test_drivers_and_workers_cannot_read_what_the_service_keeps(home: Path, monk
             words = " ".join(map(str, [home / "driver.py", run / "said", *secrets, state / "ray" / "cluster.json"]))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("service.ray_side.jobs.entrypoint", lambda _submission, python: f"exec {python} {words}")
-                RayJobs(dashboard).submit(Submission("R-1", "R", run / "request.json", run / "stop", "http://127.0.0.1:1", "mdr_x"))
+                RayJobs(dashboard).submit(Submission("R-1", "R", run / "request.json", run / "stop", run / "report-to"))
             deadline = time.monotonic() + 60
             while not (run / "said").exists():
                 assert time.monotonic() < deadline, RayJobs(dashboard).statuses()

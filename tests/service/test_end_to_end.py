@@ -1,4 +1,4 @@
-"""A run over REST on a local Ray: posted, watched across a restart of the service, its driver killed, its model downloaded."""
+"""A run over REST on a local Ray: watched while the service restarts at another port, its driver killed, its model downloaded."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
         watcher = Watcher(client, run.id)
         watcher.wait_for(lambda story: story.reached("submodels", 15))
         service.kill()
+        service.move()      # the driver has to find it again
         service.start()
         watcher.wait_for(lambda story: story.reached("finetune", 15))
         check_sockets(service)

@@ -32,7 +32,7 @@ import os, pathlib, sys, time
 import ray
 ray.init(log_to_driver=False)
 ray.get(ray.util.placement_group([{"low_mem_gpu": 1}]).ready())
-pathlib.Path(sys.argv[1]).write_text(os.environ["MOEDISCO_RUN_TOKEN"])
+pathlib.Path(sys.argv[1]).write_text(os.environ["MOEDISCO_READ_ROOTS"])
 time.sleep(600)
 """
 
@@ -127,7 +127,6 @@ def _pages_are_shown(dashboard: Dashboard, token_path: Path) -> None:
         assert asyncio.run(read(path))[0] == 200, path
     _, shown = asyncio.run(read("api/jobs/"))
     assert "R-1" in shown
-    assert "mdr_secret" not in shown
     assert token_path.read_text() not in index + code + shown
 
 
@@ -138,14 +137,14 @@ def _jobs_run_and_end(jobs: RayJobs, pools: RayPools, directory: Path, meanwhile
     proof = directory / "proof"
     driver = directory / "driver.py"
     driver.write_text(DRIVER)
-    submission = Submission("R-1", "R", proof, directory / "stop", "http://127.0.0.1:1", "mdr_secret")
+    submission = Submission("R-1", "R", proof, directory / "stop", directory / "report-to")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.ray_side.jobs.entrypoint", lambda it, python: f"exec {python} {driver} {it.config_path}")
         jobs.submit(submission)
         jobs.submit(submission)
     assert list(jobs.statuses()) == ["R-1"]
     eventually(proof.exists)
-    assert proof.read_text() == "mdr_secret"
+    assert proof.read_text() == submission.read_roots.to_json()
     assert jobs.statuses()["R-1"].phase is JobPhase.RUNNING
     meanwhile()
     eventually(lambda: next(pool.free for pool in pools.read().items if pool.resource == "low_mem_gpu") == 1)

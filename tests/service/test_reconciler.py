@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ from hypothesis import strategies as st
 from reconciling import FINISH, SECRET, Scene
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.events import Event
 from service.background import launching
 from service.background.reconciler import RAY_AWAY
-from service.database import ingest, policies, runs, tokens
+from service.database import ingest, policies, runs
 from service.database.session import Database
 from service.domain.jobs import submission_id
 from service.domain.policies import Policy
-from service.domain.signatures import driver_token
+from service.domain.signatures import driver_key
 from service.domain.states import TERMINAL, RunState
 from service.errors import RayUnavailable, StaleRun
 
@@ -35,12 +38,12 @@ def test_a_queued_run_becomes_a_job_that_can_prove_itself(scene):
     scene.round()
     run, submission = scene.run(run_id), scene.jobs.submissions[f"{run_id}-1"]
     assert (run.state, run.attempt, run.reason) == ("starting", 1, None)
-    assert submission.token == driver_token(SECRET, run_id, 1)
-    assert tokens.matches(submission.token, run.token_hash)
-    assert submission.report_url == f"http://127.0.0.1:8300/v1/runs/{run_id}/report"
+    address = ReportAddress.from_json(submission.report_to.read_text())
+    assert address == ReportAddress(f"http://127.0.0.1:8300/v1/runs/{run_id}/report", 1, driver_key(SECRET, run_id, 1))
+    assert stat.S_IMODE(submission.report_to.stat().st_mode) == 0o600
     written = RunConfig.model_validate(json.loads(submission.config_path.read_text()))
     assert written.directory == Path(run.directory)
-    assert submission.config_path.parent == submission.stop_file.parent == Path(run.directory).parent
+    assert submission.config_path.parent == submission.stop_file.parent == submission.report_to.parent == Path(run.directory).parent
 
 
 def test_the_ray_dashboard_lists_a_job_by_its_runs_name_and_attempt(scene):
@@ -77,14 +80,16 @@ def test_a_submission_whose_answer_was_lost_starts_one_driver(scene):
     assert list(scene.jobs.submissions) == [f"{run_id}-1"]
 
 
-def test_a_submission_that_never_arrived_is_repeated_with_the_same_token(scene):
+def test_a_submission_that_never_arrived_is_repeated_with_the_same_key(scene):
     run_id = scene.submit()
     scene.round()
     first = scene.jobs.submissions[f"{run_id}-1"]
+    key = first.report_to.read_text()
     scene.jobs.restart()
     scene.round()
     assert scene.jobs.asked == [f"{run_id}-1"] * 2
     assert scene.jobs.submissions[f"{run_id}-1"] == first
+    assert first.report_to.read_text() == key
 
 
 def test_while_ray_is_away_nothing_changes_but_the_reason(scene):
@@ -99,15 +104,46 @@ def test_while_ray_is_away_nothing_changes_but_the_reason(scene):
     assert scene.run(queued).state == "starting"
 
 
-def test_a_lost_driver_is_followed_by_another_with_another_token(scene):
+def test_a_lost_driver_is_followed_by_another_with_another_key(scene):
     run_id = scene.running()
-    old = scene.run(run_id).token_hash
+    old = scene.jobs.submissions[scene.job(run_id)].report_to
     scene.jobs.dies(scene.job(run_id))
     scene.round()
     run = scene.run(run_id)
     assert (run.state, run.attempt) == ("starting", 2)
-    assert run.token_hash != old
+    new = scene.jobs.submissions[scene.job(run_id)].report_to
+    assert len({ReportAddress.from_json(file.read_text()).key for file in (old, new)}) == 2
     assert scene.states(run_id)[-2:] == ["queued", "starting"]
+
+
+def test_a_service_that_restarts_elsewhere_says_so_to_its_drivers(scene):
+    run_id, ended = scene.running(), scene.running()
+    scene.jobs.ends(scene.job(ended), exit_code=1)
+    file, untouched = scene.place(run_id).report_to(1), scene.place(ended).report_to(1)
+    before, left = file.read_text(), untouched.read_text()
+    scene.round()
+    assert file.read_text() == before
+    scene.settings = scene.settings.model_copy(update={"port": 8301})
+    scene.jobs.away = True      # Ray may come back with the driver
+    scene.round()
+    address = ReportAddress.from_json(file.read_text())
+    assert address == dataclasses.replace(ReportAddress.from_json(before), url=f"http://127.0.0.1:8301/v1/runs/{run_id}/report")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert untouched.read_text() == left
+
+
+def test_an_address_that_cannot_be_written_is_written_later(scene, monkeypatch):
+    def full_disk(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run_id = scene.running()
+    scene.settings = scene.settings.model_copy(update={"port": 8301})
+    with monkeypatch.context() as patch:
+        patch.setattr(launching, "write_in", full_disk)
+        scene.round(2)
+    assert scene.run(run_id).state == "running"
+    scene.round()
+    assert ":8301/" in scene.place(run_id).report_to(1).read_text()
 
 
 def test_a_head_that_comes_back_without_jobs_costs_a_driver_and_no_run(scene):

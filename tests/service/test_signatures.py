@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.background.deliveries import GIVE_UP_SECONDS, LONGEST_DELAY, delay, next_try
 from service.background.launching import service_secret
 from service.background.outgoing import is_public
-from service.domain.signatures import driver_token, sign
+from service.domain.signatures import driver_key, sign
 
 NOW = 1_800_000_000.0
 
@@ -20,11 +20,11 @@ def test_a_signature_is_that_of_the_time_and_the_body():
         "t=1800000000,v1=adf19a16865985b0891b0e7e4f6770e17d6bdd6462d897848f5adb661c4381bb")
 
 
-def test_each_attempt_has_its_own_token_and_always_the_same():
-    tokens = {driver_token(secret, run, attempt) for secret in (b"a", b"b") for run in ("R", "S") for attempt in (1, 2, 11)}
-    assert len(tokens) == 12
-    assert driver_token(b"a", "R", 1) == driver_token(b"a", "R", 1)
-    assert all(token.startswith("mdr_") and len(token) == 47 for token in tokens)
+def test_each_attempt_has_its_own_key_and_always_the_same():
+    keys = {driver_key(secret, run, attempt) for secret in (b"a", b"b") for run in ("R", "S") for attempt in (1, 2, 11)}
+    assert len(keys) == 12
+    assert driver_key(b"a", "R", 1) == driver_key(b"a", "R", 1)
+    assert {len(key) for key in keys} == {32}
 
 
 def test_the_secret_is_created_once_and_readable_by_its_owner_only(tmp_path):

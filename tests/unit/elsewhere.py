@@ -55,14 +55,14 @@ def _train(job: TrainJob) -> TrainResult:
 
 
 class Elsewhere(LocalBackend):
-    """Two such processes.
+    """Three such processes, one for each sub-model of the pinned run: sub-models wait for each other at sync points.
 
     Args:
         folder: Folder of their caches.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._processes = ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _begin, (folder,))
+        self._processes = ProcessPoolExecutor(3, multiprocessing.get_context("spawn"), _begin, (folder,))
 
     def __enter__(self) -> Self:
         return self

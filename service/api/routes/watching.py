@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
@@ -19,14 +20,15 @@ from service.api import streams
 from service.api.answers import series_answer, unreadable_report
 from service.api.bodies import RawBody
 from service.api.context import InContext, ServiceContext
+from service.api.drivers import DRIVER, check_driver
 from service.api.logs import follow as follow_file
 from service.api.logs import list_logs as logs_in
 from service.api.logs import open_log, tail_start
 from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
-from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_driver, still_allowed, visible_run
-from service.database import ingest, metrics, runs, tables
+from service.api.security import SIGNED_IN, STREAM_SLOT, Reader, still_allowed, visible_run
+from service.database import ingest, metrics, policies, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound, UnusableRun
 from service.run_storage import read, storage_of
@@ -69,26 +71,28 @@ async def stream_events(
     return EventStream(messages, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
-@reports.post("/report", responses=problems(400, 404, body=True), openapi_extra=body_of("Report"))
-def report_events(run_id: RunId, body: RawBody, request: Request, context: InContext) -> ReportAnswer:
-    """Store lines of the driver's `events.jsonl`. Only the driver of the run's current attempt may call this."""
-    with context.database.read() as session:
-        check_driver(request, context, runs.get(session, run_id))
+@reports.post(
+    "/report", response_model=ReportAnswer, responses=problems(400, 404, 410, body=True), openapi_extra=body_of("Report"))
+def report_events(run_id: RunId, body: RawBody, request: Request, context: InContext) -> Response:
+    """Store lines of the driver's `events.jsonl`. Only drivers of the run may call this; both sides sign what they send."""
+    driver = check_driver(request, context, run_id, body)
     report = _report(body)
     events = [Event(event.type, event.stage, event.unit, event.data, event.time) for event in report.events]  # type: ignore[arg-type]
     now = context.now()
     with context.database.write() as session:
-        # Check again: another attempt may have begun since the first check.
-        run = check_driver(request, context, runs.lock(session, run_id))
+        run = runs.lock(session, run_id)
+        if run is None or not driver.drives(run):
+            return driver.dismissed(request)
         if report.begin is not None:
             ingest.rewind(session, run, report.begin)
         before = run.next_seq
         following = ingest.take(session, run, report.first, events, now)
+        prices = policies.prices_of(session, run)
     context.prometheus.reported.inc(following - before)
     context.notifier.notify(run_id)
     if any(event.type in _DECISIVE for event in events):
         context.wake_reconciler()
-    return ReportAnswer(next=following)
+    return driver.signed(JSONResponse(ReportAnswer(next=following, prices=prices).model_dump(exclude_defaults=True)))
 
 
 @router.get("/metrics", responses=problems(404))
