@@ -10,12 +10,11 @@ from typing import Any
 
 from moedisco_ray.core.artifacts import OnDisk, reporting_full_disk
 from moedisco_ray.core.config import LocalInit, RunConfig
-from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.outdated import check_up_to_date
-from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.run_report import current_report, stored_run_config
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import modeling_ensemble
@@ -51,7 +50,7 @@ def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
     """
     check_new(target)
     report, store = current_report(location), RunStore.of(location)
-    config = read_stored_config(store.read("config.json"), location)
+    config = stored_run_config(location)
     artifacts = {stage.name: store.directory / stage.directory for stage in STAGES}
     tokenizer, clusters = artifacts["corpus"] / "tokenizer", artifacts["cluster"] / "cluster_model"
     kind, parameters, size = _check(config, store, location), 0, 0

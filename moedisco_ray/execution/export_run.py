@@ -8,13 +8,12 @@ from typing import Any
 
 from moedisco_ray.core.artifacts import OnDisk, parse_manifest, reporting_full_disk
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import discard
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.outdated import check_up_to_date
-from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.run_report import current_report, stored_run_config
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -47,7 +46,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
     check_new(target)
     report = current_report(location)
     store = RunStore.of(location)
-    config = read_stored_config(store.read("config.json"), location)
+    config = stored_run_config(location)
     context = _context(config, store)
     needed = context.of("merge" if from_checkpoint else "finetune")
     if not store.has(needed):

@@ -194,6 +194,7 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "init": [[f"{NAME}-new.yaml", "--preset", "demo"], [f"{NAME}.yaml"], [f"missing/{NAME}/{NAME}.yaml"]],
     "validate": [["demo.yaml"], ["text.yaml"], ["binary.yaml"], ["keys.yaml"], ["broken.yaml"], [NAME]],
     "schema": [[]],
+    "verify": [*RUN_DIRS, [NAME]],
     "show": [*RUN_DIRS, *([*each, "--json"] for each in RUN_DIRS)],
     "plot": [["other"], [NAME], ["unfinished"], [f"runs/{NAME}"]],
     "export": [[*each, "--to", kind] for each in RUN_DIRS for kind in ("hf", "ensemble")],
