@@ -28,9 +28,10 @@ LARGEST_DIMENSION = 2**26
 LARGEST_CONFIG_BYTES = 1 << 20
 """Maximum size of a model's `config.json` (bytes); published ones have a few thousand."""
 FieldName = Annotated[str, Field(max_length=64)]
-ScalingValue = bool | int | float | FieldName | Annotated[list[int | float], Field(max_length=MOST_ENTRIES)] | None
+Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+ScalingValue = bool | Whole | float | FieldName | Annotated[list[Whole | float], Field(max_length=MOST_ENTRIES)] | None
 """A value of `model.config.rope_scaling`; `longrope` has lists with a number for every second element of a head."""
-FieldValue = bool | Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | float | str | None
+FieldValue = bool | Whole | float | str | None
 """A value of `model.config.fields`; see `families.Value`."""
 
 
