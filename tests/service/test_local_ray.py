@@ -286,6 +286,7 @@ def test_a_machine_offers_a_slot_per_gpu_or_per_core():
     assert low == high >= 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")      # of what Ray's dashboard imports
 def test_the_paths_of_rays_sockets_fit_below_the_longest_directory():
     """Before (af276e38): below /home/ubuntu, a socket's path had 110 characters, and `moedisco serve` could not start Ray."""
     names = [module.__name__ for module in get_all_modules(SubprocessModule)]
