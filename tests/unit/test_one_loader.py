@@ -136,3 +136,20 @@ def test_the_code_of_a_model_is_run_by_no_command(tmp_path: Path, of_a_stranger:
     assert not trace.exists()
     if command in ("chat", "evaluate", "validate", "plan"):
         assert done.exit_code == 0, done.output + str(done.exception)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("command", ["chat", "evaluate", "validate"])
+@pytest.mark.parametrize(("field", "value"), [
+    ("attn_implementation", "org/kernel@0f3a"), ("_attn_implementation", "org/kernel"),
+    ("text_config", {"experts_implementation": {"": "org/kernel:name"}})])
+def test_a_kernel_that_a_model_names_is_not_fetched(tmp_path: Path, command: str, field: str, value: object) -> None:
+    """With the package `kernels`, transformers fetches and runs it, also with `trust_remote_code=False`.
+
+    Before (af276e38): exit code 1, ImportError: transformers asked to install `kernels`, to fetch and run the kernel.
+    """
+    model = tmp_path / "model"
+    write_model(model, "qwen3_moe")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, field: value}))
+    assert "names a kernel to fetch and run" in refused(command, model, tmp_path)
