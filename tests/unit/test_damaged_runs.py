@@ -115,6 +115,19 @@ def test_verify_lists_each_stage_and_what_is_damaged(finished: Finished) -> None
     assert "submodels: ok" in output
 
 
+@pytest.mark.parametrize("file", [
+    "clusters/cluster_model/clusters.npz", "corpus/validation/part-00000.parquet", "seed/model.safetensors"])
+def test_what_only_the_evaluation_reads_is_verified_before_the_training(finished: Finished, file: str) -> None:
+    """Before (af276e38): the run trained and evaluated with the damaged file, exit 0 or a traceback of the reader."""
+    finished.remove_after("decomposed")
+    flip_bit(finished.directory / file)
+    before = len(EventLog.read(finished.directory / "events.jsonl"))
+    with pytest.raises(MoeDiscoError, match=rf"{file} in .* is damaged"):
+        run(finished)
+    events = EventLog.read(finished.directory / "events.jsonl")[before:]
+    assert [event.stage for event in events if event.type == "stage_started"] == []
+
+
 def test_repair_makes_the_damaged_stage_again_and_keeps_what_fits(finished: Finished) -> None:
     """The repaired seed is the same, bit for bit, so what was made from it stays.
 
