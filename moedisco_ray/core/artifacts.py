@@ -183,10 +183,16 @@ def amend_manifest(directory: Path, path: Path) -> None:
     write_manifest(directory, {**values, FILES: {**values[FILES], path.relative_to(directory).as_posix(): entry_of(path)}})
 
 
-def link_directory(source: Path, target: Path) -> None:
-    """Hard-link the files of a finished directory into a draft, with the entries that the directory's manifest has."""
+def link_directory(source: Path, target: Path, *, notes: bool = True) -> None:
+    """Hard-link the files of a finished directory into a draft.
+
+    Args:
+        source: The finished directory.
+        target: The draft, or a folder in it.
+        notes: Whether to note the entries that the directory's manifest has; `stored_entries` takes the notes away.
+    """
     shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-    manifest = read_manifest(source)
+    manifest = read_manifest(source) if notes else None
     if manifest is not None:
         note_entries(target, manifest.files)
 

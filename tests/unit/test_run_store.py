@@ -150,6 +150,17 @@ def test_a_directory_is_linked_by_its_objects_and_outlives_its_source(machines: 
     assert len(store.remote.list("objects")) == 1
 
 
+def test_an_artifact_that_is_linked_whole_has_the_files_of_its_source_alone(machines: list[Machine]) -> None:
+    """A run without a fine-tune links its merged model; notes for the commit of a local run became a file of the artifact."""
+    driver, _, reader = machines
+    store = driver.store
+    with commit(store.directory / "merged", "1", store) as draft:
+        write(draft.path, {"model": b"weights"})
+    with commit(store.directory / "finetuned", "1", store) as draft:
+        store.link(store.directory / "merged", draft.path)
+    assert read(reader, "finetuned") == {"model": b"weights"}
+
+
 def test_a_damaged_working_copy_is_downloaded_again(machines: list[Machine]) -> None:
     """Before (af276e38): a file of the right size was used as it was."""
     driver, worker, _ = machines
