@@ -53,7 +53,8 @@ def entry_of(path: Path) -> Entry:
 def is_intact(path: Path, entry: Entry) -> bool:
     """Whether a file exists and has the content of its entry."""
     try:
-        return path.stat().st_size == entry.size and entry_of(path).content == entry.content
+        # A stranger's link to a device would be read for ever.
+        return path.is_file() and path.stat().st_size == entry.size and entry_of(path).content == entry.content
     except OSError:     # a file that the disk cannot read is damaged too
         return False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -85,6 +87,26 @@ def test_a_machine_verifies_a_file_once_per_attempt_at_a_stage(stage: Path, monk
         with pytest.raises(DamagedError):
             again.verify(stage)
     (stage / "optimizer" / "state").touch()
+    with pytest.raises(DamagedError):
+        Verifier("attempt").verify(stage)
+
+
+def test_a_link_to_a_device_is_damage_and_is_not_read(stage: Path) -> None:
+    """A device has no size, as an empty file, and never ends."""
+    (stage / "empty").unlink()
+    (stage / "empty").symlink_to("/dev/zero")
+    assert damage_in(stage) == ["empty"]
+
+
+def test_without_locks_every_process_verifies(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The home directory may be on a network file system."""
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setenv(CACHE, str(stage.parent / "cache"))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    Verifier("attempt").verify(stage)
+    (stage / "optimizer" / "state").write_bytes(b"")
     with pytest.raises(DamagedError):
         Verifier("attempt").verify(stage)
 
