@@ -48,7 +48,7 @@ from moedisco_ray.core.checksums import (
     with_checksum,
     without_checksum,
 )
-from moedisco_ray.core.errors import DamagedError, DiskFullError
+from moedisco_ray.core.errors import REPAIR, DamagedError, DiskFullError
 from moedisco_ray.core.manifests import FILES, MANIFEST, entries_of
 
 _PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-learn", "tokenizers")
@@ -94,8 +94,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def read_manifest(directory: Path) -> Manifest | None:
+def read_manifest(directory: Path, remedy: str = REPAIR) -> Manifest | None:
     """The manifest of a committed directory; None if it has none.
+
+    Args:
+        directory: The directory.
+        remedy: What users should do, for the error.
 
     Raises:
         DamagedError: The manifest is damaged.
@@ -107,16 +111,17 @@ def read_manifest(directory: Path) -> Manifest | None:
         content = path.read_bytes()
     except OSError:
         content = b""
-    return parse_manifest(content, directory.name, str(directory.parent))
+    return parse_manifest(content, directory.name, str(directory.parent), remedy)
 
 
-def parse_manifest(content: bytes | None, name: str, location: str = "") -> Manifest | None:
+def parse_manifest(content: bytes | None, name: str, location: str = "", remedy: str = REPAIR) -> Manifest | None:
     """The manifest in a file's content; None if there is no file.
 
     Args:
         content: Content of the file.
         name: Name of the committed directory.
         location: Directory or URI of the run.
+        remedy: What users should do, for the error.
 
     Raises:
         DamagedError: The manifest is damaged, or of an earlier version without checksums.
@@ -127,7 +132,7 @@ def parse_manifest(content: bytes | None, name: str, location: str = "") -> Mani
         values = without_checksum(content)
         return Manifest(**{**values, FILES: entries_of(values)})
     except (ValueError, TypeError) as error:
-        raise DamagedError(f"{name}/{MANIFEST}", "", location) from error
+        raise DamagedError(f"{name}/{MANIFEST}", "", location, remedy) from error
 
 
 def is_done(manifest: Manifest | None, fingerprint: str, inputs: Mapping[str, str]) -> bool:

@@ -51,14 +51,14 @@ class Verifier:
         Raises:
             DamagedError: A file, or the manifest, is damaged or missing.
         """
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory, remedy)
         for is_last in (False, True):
             if manifest is None:
                 return
             damaged = self.damaged(directory, {name: entry for name, entry in manifest.files.items() if wanted(name)})
             if not damaged:
                 return
-            newer = read_manifest(directory)    # a stage may have replaced the directory meanwhile
+            newer = read_manifest(directory, remedy)    # a stage may have replaced the directory meanwhile
             if is_last or newer == manifest:
                 raise DamagedError(f"{directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)
             manifest = newer
