@@ -30,6 +30,7 @@ import psutil
 from moedisco_ray.core.artifacts import read_json, write_json
 from service.driver_user import DriverUser
 from service.errors import RayUnavailable
+from service.observability import logger
 from service.ray_side.answers import NodeList, read_as
 from service.ray_side.dashboard import Dashboard
 
@@ -41,8 +42,8 @@ START_PAUSES = (2.0, 10.0)
 """Pauses before a further start (s): on a busy machine, Ray gives up when one of its processes takes longer than 15 s."""
 TERM_SECONDS = 5.0
 """Maximum wait until processes have ended, in seconds."""
-LONGEST_DIRECTORY = 44
-"""Maximum length of the path of Ray's directory: sockets in it add some 60 characters, and a socket's path has at most 107."""
+LONGEST_DIRECTORY = 36
+"""Maximum length of the path of Ray's directory: sockets in it add up to 71 characters, and a socket's path has at most 107."""
 SESSIONS_KEPT = 3
 
 
@@ -91,6 +92,7 @@ class LocalRay:
         self._cpus = cpus
         self._object_store_bytes = object_store_bytes
         self._user = user
+        self._log = logger("service.ray")
 
     def start(self) -> LocalCluster:
         """Return the running cluster, or start a new one and wait until it answers.
@@ -110,8 +112,10 @@ class LocalRay:
             # Reuse the old ports, so that drivers and browsers find the new cluster.
             ports = (before.dashboard_port, before.gcs_port) if before is not None else ()
             for pause in START_PAUSES:
-                with contextlib.suppress(RayUnavailable):
+                try:
                     return self._launch(ports if ports and all(map(_is_free, ports)) else _free_ports(2))
+                except RayUnavailable as error:
+                    self._log.warning("ray.start_failed", error=str(error), again_in_seconds=pause)
                 time.sleep(pause)
             return self._launch(_free_ports(2))
 

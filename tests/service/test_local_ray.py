@@ -16,6 +16,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from ray.dashboard.subprocesses.module import SubprocessModule
+from ray.dashboard.subprocesses.utils import get_socket_path
+from ray.dashboard.utils import get_all_modules
 
 from service.domain.jobs import JobPhase
 from service.driver_user import DriverUser
@@ -281,3 +284,13 @@ def test_without_a_cluster_there_is_nothing_to_stop(tmp_path):
 def test_a_machine_offers_a_slot_per_gpu_or_per_core():
     low, high = local.default_resources().values()
     assert low == high >= 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")      # of what Ray's dashboard imports
+def test_the_paths_of_rays_sockets_fit_below_the_longest_directory():
+    """Before (af276e38): below /home/ubuntu, a socket's path had 110 characters, and `moedisco serve` could not start Ray."""
+    names = [module.__name__ for module in get_all_modules(SubprocessModule)]
+    session = "session_2026-11-30_21-31-48_025731_4194304"      # the number is a pid
+    assert max(names, key=len) == "TaskEventsHead"
+    for name in names:
+        get_socket_path(f"/{'d' * (local.LONGEST_DIRECTORY - 1)}/{session}/sockets", name)     # raises if it is too long

@@ -254,4 +254,4 @@ def test_a_finished_run_becomes_a_file_that_writes_what_its_export_writes(tmp_pa
     (tmp_path / "file").write_text("")
     below = CliRunner().invoke(app, ["export", str(directory), "--to", "gguf", "--output", str(tmp_path / "file" / "x.gguf")])
     assert below.exit_code == 2
-    assert "is not a directory; choose another output" in below.output
+    assert "is not a directory; choose another" in below.output
