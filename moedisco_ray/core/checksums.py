@@ -6,6 +6,7 @@ anyone who may write a file may write its checksum too.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -93,6 +94,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL) or not path.is_dir():     # some file systems sync files alone
+            raise
     finally:
         os.close(handle)
 

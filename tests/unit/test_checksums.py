@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,18 @@ def test_any_flipped_bit_of_a_manifest_is_found(stage: Path) -> None:
         except DamagedError:
             assert damage_in(stage) == ["manifest.json"]
         (stage / "manifest.json").write_bytes(whole)
+
+
+def test_a_file_system_that_cannot_sync_folders_takes_runs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those of some object storages, mounted as folders, and of Windows shares."""
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with commit(tmp_path / "seed", "f") as draft:
+        (draft.path / "state").write_bytes(b"1")
+    assert damage_in(tmp_path / "seed") == []
 
 
 def test_a_missing_file_is_damage(stage: Path) -> None:
