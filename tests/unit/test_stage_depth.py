@@ -13,15 +13,15 @@ from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.stages.merge import stage as merge
 
 OWN = Path(pipeline.__file__).parents[1]
-MOST = 7
-"""One of them fetches and publishes the files of runs at a URI."""
+MOST = 8
+"""One of them fetches, verifies and publishes the files that the function reads and writes."""
 
 
 class Reached(Exception):  # noqa: N818  # not an error
     """The function that computes was called."""
 
 
-def test_the_merge_is_at_most_seven_frames_away_from_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_merge_is_at_most_eight_frames_away_from_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise Reached
 
