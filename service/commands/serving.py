@@ -93,14 +93,14 @@ def serve(
         "policies": policies, "public_url": public_url, "requests_per_minute": requests_per_minute,
         "allow_private_webhooks": allow_private_webhooks or None, "forwarded_allow_ips": forwarded_allow_ips,
         "log_format": log_format}
-    from service.domain.path_sandbox import check_input_roots
+    from service.domain.path_sandbox import check_roots
     from service.settings import Settings
 
     try:
         settings = Settings.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise _option_error(error) from error
-    check_input_roots(settings.roots)
+    check_roots(settings.roots)
     if detach:
         refuse_second(settings.state_dir)
         address = start_daemon(settings.state_dir, [word for word in sys.argv[2:] if word != "--detach"])

@@ -137,12 +137,19 @@ def before_wildcard(path: str) -> str:
     return path if wildcard is None else path[:wildcard.start()].rpartition("/")[0] or "/"
 
 
-def check_input_roots(roots: Roots) -> None:
-    """Refuse an input root below which nothing may be read.
+def check_roots(roots: Roots) -> None:
+    """Refuse an input root below which nothing may be read, and a storage root in which runs keep other files than checkpoints.
 
     Raises:
-        ConfigError: An input root is inside a denied place.
+        ConfigError: An input root is inside a denied place, or a storage root is or contains a place of runs.
     """
+    for storage in roots.storage:
+        # STORAGE/RUN_ID is deleted when the run succeeds, and searched for after it was deleted, also with its files kept.
+        inside = next((place for place in (*roots.outputs, *roots.homes) if _contains(storage, str(place))), None)
+        if inside is not None:
+            raise ConfigError(
+                "--storage-root", storage, f"contains the runs in {inside}, which would be deleted like checkpoints; name a place "
+                "that holds checkpoints only")
     denied = [*KERNEL, *(Path(each) for each in roots.denied if not is_uri(each))]
     for root in roots.inputs:
         if uri_is_within(root, _denied_uris(roots)) if is_uri(root) else is_within(Path(root), denied):
@@ -315,6 +322,12 @@ def _kind(place: Place) -> str:
     if isinstance(place.marker, ReadsFrom):
         return "input"
     return "output" if place.marker.what == "runs" else "storage"
+
+
+def _contains(root: str, place: str) -> bool:
+    if is_uri(root) or is_uri(place):
+        return is_uri(root) and is_uri(place) and uri_is_within(place, [root])
+    return Path(place).is_relative_to(root)
 
 
 def _denied_uris(roots: Roots) -> list[str]:

@@ -74,6 +74,8 @@ def serve(control: socket.socket, limits: Limits) -> None:
                 child = os.fork()
                 if child == 0:
                     control.close()
+                    for other in children.values():     # while one is open, the service waits for the rest of that answer
+                        other.close()
                     _run(task, limits)
                 children[child] = task
     for child in children:

@@ -347,8 +347,20 @@ def test_only_the_present_attempts_driver_reports(api):
 
 
 def test_a_deleted_runs_driver_is_dismissed(api):
-    address = api.address("01JDB5W3XQ3N8QZ7V0G6M4T9KE")
-    assert api.drive(address, {"first": 0, "events": []}).status_code == 410
+    run, nothing = api.submit()["id"], {"first": 0, "events": []}
+    address = api.start(run)
+    api.bring(run, RunState.STOPPING, RunState.CANCELLED)
+    assert api.ann.delete(f"/v1/runs/{run}").status_code == 204
+    assert api.drive(address, nothing).status_code == 410
+
+
+def test_a_driver_outlasts_a_service_with_another_or_an_older_database(api):
+    """Before (af276e38): the answer was 404, which ended the run; until this change, it was 410 with a proof."""
+    never, nothing = api.address("01JDB5W3XQ3N8QZ7V0G6M4T9KE"), {"first": 0, "events": []}
+    run = api.submit()["id"]
+    for ahead in (never, api.address(run)):
+        answer = api.drive(ahead, nothing)
+        assert (answer.status_code, PROOF_HEADER in answer.headers) == (404, False)
 
 
 def test_only_answers_to_the_runs_driver_are_signed(api):

@@ -547,6 +547,10 @@ def test_serve_refuses_mistakes_in_one_line(served):
         said = mistake(
             "serve", "--state-dir", "state/moedisco", "--output-root", "there", "--storage-root", "kept", "--input-root", place)
         assert said.startswith(f"moedisco: --input-root: '{here / place}': is in a directory of the service or its runs")
+    for output, storage in (("there", "there"), ("there/runs", "there"), ("s3://b/runs", "s3://b/runs"), ("gs://b/runs", "gcs://b")):
+        named = storage if "://" in storage else here / storage
+        said = mistake("serve", "--output-root", output, "--storage-root", storage)
+        assert said.startswith(f"moedisco: --storage-root: '{named}': contains the runs in ")
     assert mistake("serve", "--map-function", "keep").startswith("moedisco: --map-function: ")
     said = mistake("serve", "--driver-user", "nobody", "--output-root", "s3://x")
     assert said.startswith("moedisco: --driver-user: 'nobody': cannot read the service's files of its runs; ")

@@ -9,7 +9,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from service.commands.demo import with_roots
-from service.domain.path_sandbox import check_input_roots, check_links, sandboxed
+from service.domain.path_sandbox import check_links, check_roots, sandboxed
 from service.settings import Settings
 
 
@@ -28,7 +28,7 @@ def test_a_demo_reads_what_its_options_name(tmp_path: Path, monkeypatch: pytest.
     given = Settings(state_dir=tmp_path / "runs" / "service", output_roots=(tmp_path / "runs",), input_roots=tuple(roots)).roots
     assert set(given.inputs) == {
         *(str(tmp_path / name) for name in ("texts", "one.txt", ".cache/tokenizer")), "s3://bucket/wiki", "hf://datasets/org/name"}
-    check_input_roots(given)
+    check_roots(given)
     check_links(sandboxed(asked, given), given)
     for other in ("two.txt", ".env", "runs/service/admin-token"):
         with pytest.raises(ConfigError, match="outside of the input roots"):

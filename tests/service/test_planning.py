@@ -54,6 +54,24 @@ def test_a_task_beyond_a_limit_is_ended_with_an_answer_that_names_the_limit(tmp_
             assert b'"name":"demo"' in asyncio.run(planning.done(task(tmp_path)))
 
 
+def test_an_answer_does_not_wait_for_a_task_that_began_later(tmp_path):
+    """Before: a later task's process inherited the socket of the earlier one, whose answer came when that process had ended."""
+    async def both(planning):
+        began = time.monotonic()
+
+        async def ended(asked):
+            with contextlib.suppress(TooCostly):
+                await planning.done(asked)
+            return time.monotonic() - began
+
+        return await asyncio.gather(ended(task(tmp_path)), ended(task(tmp_path, **SLOW)))
+
+    with pool(seconds=3.0) as planning:
+        asyncio.run(planning.done(task(tmp_path)))
+        quick, slow = asyncio.run(both(planning))
+    assert quick < slow / 2
+
+
 def test_the_processes_are_small_and_end_with_the_pool(tmp_path):
     with pool() as planning:
         asyncio.run(planning.done(task(tmp_path)))

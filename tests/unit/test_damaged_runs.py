@@ -86,10 +86,16 @@ def test_an_exported_copy_is_verified_where_it_is_used(finished: Finished, tmp_p
     assert invoke("export", finished.directory, "--output", tmp_path / "copy")[0] == 0
     text = finished.config.corpus.sources[0].path
     assert invoke("evaluate", tmp_path / "copy", "--sources", text)[0] == 0
+    with (tmp_path / "copy" / "README.md").open("a") as card:
+        card.write("Edited before it is published.")
+    assert invoke("evaluate", tmp_path / "copy", "--sources", text)[0] == 0
     lose_page(tmp_path / "copy" / "model.safetensors")
     code, output = invoke("evaluate", tmp_path / "copy", "--sources", text)
     assert (code, "copy/model.safetensors" in output, "export it again" in output) == (1, True, True), output
-    assert invoke("verify", tmp_path / "copy") == (1, "model: damaged: model.safetensors")
+    assert "if you changed it yourself, remove its manifest.json" in output
+    assert invoke("verify", tmp_path / "copy") == (1, "model: damaged: README.md, model.safetensors")
+    (tmp_path / "copy" / "manifest.json").write_text('{"name": "of another program"}')
+    assert invoke("evaluate", tmp_path / "copy", "--sources", text)[0] == 0
 
 
 def test_export_of_a_damaged_fine_tune_is_refused(finished: Finished, tmp_path: Path) -> None:

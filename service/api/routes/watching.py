@@ -28,7 +28,7 @@ from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import SIGNED_IN, STREAM_SLOT, Reader, still_allowed, visible_run
-from service.database import ingest, metrics, policies, runs, tables
+from service.database import audit, ingest, metrics, policies, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound, UnusableRun
 from service.run_storage import read, storage_of
@@ -81,6 +81,9 @@ def report_events(run_id: RunId, body: RawBody, request: Request, context: InCon
     now = context.now()
     with context.database.write() as session:
         run = runs.lock(session, run_id)
+        if driver.attempt > run.attempt if run is not None else not audit.mentions(session, run_id):
+            # The operator named another database, or restored an older one. The driver must outlast that.
+            raise NotFound("the service's database does not know this driver")
         if run is None or not driver.drives(run):
             return driver.dismissed(request)
         if report.begin is not None:
