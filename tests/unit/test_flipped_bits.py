@@ -69,7 +69,7 @@ def named_by_verify(directory: Path) -> set[str]:
 
 
 def named_by_reader(directory: Path, path: Path) -> bool:
-    """Whether a stage that reads a file is told that this file is damaged."""
+    """Whether a stage that reads a file gets an error that names it."""
     try:
         RunStore.of(directory).fetch(directory / path)
     except DamagedError as error:
@@ -82,7 +82,10 @@ def named_by_reader(directory: Path, path: Path) -> bool:
 def test_no_file_of_a_whole_demo_run_changes_the_model_silently(tmp_path: Path) -> None:
     """One bit of every file of a run of the preset `demo`: `moedisco verify` and the stages' reader name the file.
 
-    Of each kind of file, one is damaged while the run continues after the stage; with the corpus, the files about the run, too.
+    Of each kind of file, one is damaged while the run continues after the stage; with the corpus, also the files about the run.
+
+    Recorded, in 172 s of CPU: of 122 files, `verify` names 121 (all but `events.jsonl`), the reader all 118 of the stages.
+    Of 58 kinds, a continued run finds 55; 3 are harmless (`report.json`, `events.jsonl`, the clusters' assignments); 0 silent.
     """
     raw = parse_yaml(preset_text("demo"))
     raw["output"], raw["tokens"]["total"] = str(tmp_path / "runs"), TOKENS
@@ -93,7 +96,8 @@ def test_no_file_of_a_whole_demo_run_changes_the_model_silently(tmp_path: Path) 
         assert {path.parts[0] for path in committed} == set(FOLDERS)
         assert named_by_verify(demo.directory) == set()
         assert not any(named_by_reader(demo.directory, path) for path in (*committed, *manifests))
-        for damaged in ([*committed, *map(Path, LOOSE)], manifests):     # a damaged manifest hides the files that it lists
+        # Manifests separately: a damaged one hides the files that it lists.
+        for damaged in ([*committed, *map(Path, LOOSE)], manifests):
             demo.restore()
             for path in damaged:
                 flip_bit(demo.directory / path)
@@ -102,6 +106,7 @@ def test_no_file_of_a_whole_demo_run_changes_the_model_silently(tmp_path: Path) 
         kinds = {folder: kinds_of(files_of(demo.copy, folder)) for folder in FOLDERS[:-1]}
         kinds["corpus"] += loose
         found = {folder: check_continued(demo, folder, hit, flip_bit) for folder, hit in kinds.items()}
-    harmless = [str(path) for folder, hit in kinds.items() for path in hit if str(path) not in found[folder]]
+    harmless = [
+        str(path) for folder, hit in kinds.items() for path in hit if str(path) not in found[folder]]
     figures = {"files": len(paths), "kinds": sum(map(len, kinds.values())), "found": sum(map(len, found.values()))}
     print(json.dumps({**figures, "harmless": harmless}))  # noqa: T201  # recorded above
