@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from moedisco_ray.cli.console import remark
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.user_code import UserFunction, check_allowed, is_listed, user_functions
+from moedisco_ray.core.user_code import UserFunction, check_allowed, is_listed, offer_folder, user_functions
 
 
 def allowed_functions(config: RunConfig, folder: Path, listed: Collection[str]) -> list[str]:
@@ -35,8 +34,7 @@ def allowed_functions(config: RunConfig, folder: Path, listed: Collection[str]) 
     if asked:
         _ask(asked)
     for place in dict.fromkeys(each.folder for each in found if each.folder is not None):
-        sys.path.append(str(place))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(place)]))
+        offer_folder(place)
     return [each.name for each in found]
 
 
@@ -44,7 +42,8 @@ def _ask(functions: list[UserFunction]) -> None:
     for each in functions:
         remark(f"{each.field}: the run would call {each.name} of {each.file}")
     # A package's code is long, and the user has installed it; any other file may be anybody's.
-    for file, source in {each.file: each.source for each in functions if not each.is_installed}.items():
+    shown = {file: source for each in functions if not each.is_installed for file, source in each.code.items()}
+    for file, source in shown.items():
         remark(f"{file} holds:")
         typer.echo(f"\n{source.strip()}\n", err=True)
     if not typer.confirm("This code can do whatever you can do. Run it?", err=True):

@@ -260,7 +260,7 @@ def verify(run_dir: Annotated[str, typer.Argument(
     """Read all files of a run, finished or not, and list what a disk or a copy has damaged; exit code 1 if anything is."""
     damage = dict(damage_of(run_dir))
     for name, files in damage.items():
-        print(f"{name}: {'damaged: ' + ', '.join(files) if files else 'ok'}")
+        say(f"{name}: {'damaged: ' + ', '.join(files) if files else 'ok'}")
     if any(damage.values()):
         raise typer.Exit(_RUN_ERROR)
 

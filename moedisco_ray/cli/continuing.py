@@ -35,7 +35,7 @@ class Continuation:
             self._started = True
             self._earlier = any((directory / stage.directory / "manifest.json").exists() for stage in STAGES)
         elif event.type in ("stage_finished", "stage_skipped"):
-            self._stage = event.stage
+            self._stage, self._checkpoint = event.stage, False     # a finished stage's checkpoints are deleted
         elif event.type == "checkpoint":
             self._checkpoint = True
 

@@ -48,7 +48,7 @@ from moedisco_ray.core.checksums import (
     with_checksum,
     without_checksum,
 )
-from moedisco_ray.core.errors import DamagedError, DiskFullError
+from moedisco_ray.core.errors import REPAIR, DamagedError, DiskFullError
 from moedisco_ray.core.manifests import FILES, MANIFEST, entries_of
 
 _PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-learn", "tokenizers")
@@ -94,8 +94,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def read_manifest(directory: Path) -> Manifest | None:
+def read_manifest(directory: Path, remedy: str = REPAIR) -> Manifest | None:
     """The manifest of a committed directory; None if it has none.
+
+    Args:
+        directory: The directory.
+        remedy: What users should do, for the error.
 
     Raises:
         DamagedError: The manifest is damaged.
@@ -107,16 +111,17 @@ def read_manifest(directory: Path) -> Manifest | None:
         content = path.read_bytes()
     except OSError:
         content = b""
-    return parse_manifest(content, directory.name, str(directory.parent))
+    return parse_manifest(content, directory.name, str(directory.parent), remedy)
 
 
-def parse_manifest(content: bytes | None, name: str, location: str = "") -> Manifest | None:
+def parse_manifest(content: bytes | None, name: str, location: str = "", remedy: str = REPAIR) -> Manifest | None:
     """The manifest in a file's content; None if there is no file.
 
     Args:
         content: Content of the file.
         name: Name of the committed directory.
         location: Directory or URI of the run.
+        remedy: What users should do, for the error.
 
     Raises:
         DamagedError: The manifest is damaged, or of an earlier version without checksums.
@@ -127,7 +132,7 @@ def parse_manifest(content: bytes | None, name: str, location: str = "") -> Mani
         values = without_checksum(content)
         return Manifest(**{**values, FILES: entries_of(values)})
     except (ValueError, TypeError) as error:
-        raise DamagedError(f"{name}/{MANIFEST}", "", location) from error
+        raise DamagedError(f"{name}/{MANIFEST}", "", location, remedy) from error
 
 
 def is_done(manifest: Manifest | None, fingerprint: str, inputs: Mapping[str, str]) -> bool:
@@ -183,10 +188,16 @@ def amend_manifest(directory: Path, path: Path) -> None:
     write_manifest(directory, {**values, FILES: {**values[FILES], path.relative_to(directory).as_posix(): entry_of(path)}})
 
 
-def link_directory(source: Path, target: Path) -> None:
-    """Hard-link the files of a finished directory into a draft, with the entries that the directory's manifest has."""
+def link_directory(source: Path, target: Path, *, notes: bool = True) -> None:
+    """Hard-link the files of a finished directory into a draft.
+
+    Args:
+        source: The finished directory.
+        target: The draft, or a folder in it.
+        notes: Whether to note the entries that the directory's manifest has; `stored_entries` takes the notes away.
+    """
     shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-    manifest = read_manifest(source)
+    manifest = read_manifest(source) if notes else None
     if manifest is not None:
         note_entries(target, manifest.files)
 

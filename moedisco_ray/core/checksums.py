@@ -6,6 +6,7 @@ anyone who may write a file may write its checksum too.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -53,7 +54,8 @@ def entry_of(path: Path) -> Entry:
 def is_intact(path: Path, entry: Entry) -> bool:
     """Whether a file exists and has the content of its entry."""
     try:
-        return path.stat().st_size == entry.size and entry_of(path).content == entry.content
+        # A stranger's link to a device would be read for ever.
+        return path.is_file() and path.stat().st_size == entry.size and entry_of(path).content == entry.content
     except OSError:     # a file that the disk cannot read is damaged too
         return False
 
@@ -92,6 +94,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL) or not path.is_dir():     # some file systems sync files alone
+            raise
     finally:
         os.close(handle)
 

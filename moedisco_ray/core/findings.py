@@ -14,6 +14,8 @@ WITH_START = "with the start model"
 """End of the name of a result of the model that the run started from."""
 _UNSEEN = ", never trained on"
 _NAMED = 8
+_LARGEST_LOSS = 700.0
+"""Maximum loss whose perplexity is computed: e to the power of 710 is no number."""
 _ROUNDING = 1e-4
 """Difference of two losses that rounding may make (nats per token)."""
 
@@ -93,8 +95,8 @@ def against_start(figures: Figures, start: Figures | None) -> StartComparison | 
     """
     if start is None or start.loss is None or figures.loss is None:
         return None
-    worse = figures.loss - start.loss > _ROUNDING
-    perplexity, before = math.exp(figures.loss), math.exp(start.loss)
+    worse = not figures.loss - start.loss <= _ROUNDING     # a loss that is no number is worse, too
+    perplexity, before = (math.exp(min(loss, _LARGEST_LOSS)) for loss in (figures.loss, start.loss))
     words = f"perplexity {perplexity:,.2f}, the start had {before:,.2f} on the same text"
     return StartComparison(
         worse=worse, perplexity=perplexity, start_perplexity=before,

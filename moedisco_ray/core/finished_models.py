@@ -8,10 +8,9 @@ from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.locations import Location, is_uri, joined
 from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.outdated import check_model_up_to_date
-from moedisco_ray.core.run_models import EXPORT_AGAIN, WEIGHTS, whole_model
+from moedisco_ray.core.run_models import WEIGHTS, verify_model, whole_model
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
-from moedisco_ray.core.verification import Verifier
 
 _MODEL = STAGES[-1].directory
 ENSEMBLE_CODE = "modeling_ensemble.py"
@@ -43,7 +42,7 @@ def finished_model(location: Location) -> Path:
     store = RunStore.of(location)
     if _is_model(store):
         check_model_up_to_date("RUN_DIR", location)
-        Verifier().verify(store.directory, remedy=EXPORT_AGAIN)
+        verify_model(store.directory)
         return whole_model("RUN_DIR", store.directory)
     if not has_finished_model(location):
         raise RunDirError(
@@ -58,7 +57,7 @@ def model_to_push(location: Location) -> Path:
     """Like `finished_model`; the location may also be a directory that `moedisco export --to ensemble` wrote."""
     is_ensemble = not is_uri(location) and (Path(location) / ENSEMBLE_CODE).is_file()
     if is_ensemble:
-        Verifier().verify(Path(location), remedy=EXPORT_AGAIN)
+        verify_model(Path(location))
     return Path(location) if is_ensemble else finished_model(location)
 
 

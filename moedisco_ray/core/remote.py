@@ -201,7 +201,9 @@ class Remote:
                     return
         finally:
             draft.unlink(missing_ok=True)
-        raise StorageError(f"{name} in {self.location} is damaged: it has {found.size} bytes or another checksum")
+        raise StorageError(
+            f"{name} in {self.location} is damaged: it has {found.size} bytes or another checksum; the command of the run that "
+            "wrote it makes it again with --repair")
 
     def checksum(self, name: str) -> Stored:
         """Size and SHA-256 of an object, which is read and not stored; (0, "") if it does not exist."""

@@ -5,19 +5,27 @@ Such a model is that of a finished run at a URI, or one of the Hugging Face hub.
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from moedisco_ray.core.checksums import Entries
+from moedisco_ray.core.checksums import CHECKSUM, Entries
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.gguf_files import gguf_directory, is_gguf
 from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, is_uri, parent
+from moedisco_ray.core.manifests import FILES, MANIFEST
+from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.verification import Verifier
 
 WEIGHTS = ".safetensors"
-EXPORT_AGAIN = "export it again, or copy it again from where it is intact"
+_CARD = "README.md"
+_AGAIN = f"export it again, or copy it again from where it is intact; if you changed it yourself, remove its {MANIFEST}"
 """Remedy for a damaged model outside of a run."""
+_OURS = frozenset({"stage", FILES, CHECKSUM})
 ADAPTER = "adapter_config.json"
 """File that makes transformers apply an adapter when it loads the model in the directory."""
 
@@ -40,7 +48,7 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
         return gguf_directory(setting, Path(place))
     if not is_uri(place):
         if weights:
-            Verifier().verify(Path(place), remedy=EXPORT_AGAIN)
+            verify_model(Path(place))
         return Path(place)
     if is_hub(place):
         from moedisco_ray.core.hub_files import hub_directory  # noqa: PLC0415  # the hub's client takes a moment to import
@@ -52,19 +60,56 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
     return directory
 
 
+def verify_model(directory: Path) -> None:
+    """Verify the directory of a model that a run or an export wrote, except for its card, which people edit.
+
+    Raises:
+        DamagedError: A file of the model is damaged.
+    """
+    with contextlib.suppress(OSError, ValueError):      # a manifest of ours may be damaged
+        found = json.loads((directory / MANIFEST).read_bytes())
+        if not isinstance(found, dict) or len(_OURS & found.keys()) < len(_OURS) - 1:
+            return      # another program's file of this name; no single flipped bit takes two keys from ours
+    Verifier().verify(directory, lambda name: name != _CARD, remedy=_AGAIN)
+
+
 def whole_model(setting: str, directory: Path) -> Path:
     """The directory of a model, after a check that its weights are all of the model; every command opens its models through this.
 
-    transformers applies an adapter in the directory when it loads the model, and other programs ignore it.
+    transformers applies an adapter in the directory when it loads the model, and other programs ignore it. It also fetches and runs
+    a kernel that `config.json` names, if the package `kernels` is installed, even without `trust_remote_code`.
 
     Raises:
-        CheckpointError: The directory also holds an adapter.
+        CheckpointError: The directory also holds an adapter, or its `config.json` names a kernel.
     """
     if (directory / ADAPTER).exists():
         raise CheckpointError(
             setting, str(directory), f"holds an adapter of PEFT ({ADAPTER}); merge it into the model first (`merge_and_unload` and "
             "`save_pretrained` of PEFT), or remove it")
+    for field in _kernel_fields(directory):
+        raise CheckpointError(
+            setting, str(directory), f"names a kernel to fetch and run ({field} of config.json); remove the field if you trust the "
+            "rest")
     return directory
+
+
+def _kernel_fields(directory: Path) -> list[str]:
+    """Fields of a model's `config.json` that name an implementation in a repository of the hub, as ORG/NAME.
+
+    Files that cannot be read are reported by those who need them.
+    """
+    with contextlib.suppress(OSError, ValueError, RecursionError), opened(directory / "config.json") as path:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return list(_implementations(config)) if isinstance(config, dict) else []
+    return []
+
+
+def _implementations(config: Mapping[str, Any]) -> Iterator[str]:
+    for field, value in config.items():
+        if "_implementation" in field and "/" in json.dumps(value):
+            yield field
+        elif isinstance(value, dict):
+            yield from _implementations(value)
 
 
 def model_identity(setting: str, place: Location) -> str:
@@ -76,7 +121,7 @@ def model_identity(setting: str, place: Location) -> str:
     """
     if is_hub(place):
         return "@".join(map(str, hub_parts(str(place))))
-    return "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(_files(setting, place).items()) if name != "README.md")
+    return "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(_files(setting, place).items()) if name != _CARD)
 
 
 def model_name(place: Location) -> str:

@@ -294,7 +294,7 @@ class RunStore:
             write_receipt(
                 self.remote, f"{OBJECTS}/{draft}", {f"{inside}/{each}".lstrip("/"): entry for each, entry in entries.items()})
         if source.is_dir():
-            link_directory(source, target)
+            link_directory(source, target, notes=not self.is_remote)     # at a URI, the receipt has the entries
 
     def name_of(self, path: Path) -> str | None:
         """Name of a path relative to the run directory; None for a path outside of the run."""

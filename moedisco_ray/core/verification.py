@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from moedisco_ray.core.artifacts import Manifest, read_manifest
 from moedisco_ray.core.checksums import Entry, in_threads, is_intact
@@ -51,14 +51,14 @@ class Verifier:
         Raises:
             DamagedError: A file, or the manifest, is damaged or missing.
         """
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory, remedy)
         for is_last in (False, True):
             if manifest is None:
                 return
             damaged = self.damaged(directory, {name: entry for name, entry in manifest.files.items() if wanted(name)})
             if not damaged:
                 return
-            newer = read_manifest(directory)    # a stage may have replaced the directory meanwhile
+            newer = read_manifest(directory, remedy)    # a stage may have replaced the directory meanwhile
             if is_last or newer == manifest:
                 raise DamagedError(f"{directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)
             manifest = newer
@@ -87,12 +87,13 @@ class Verifier:
                 if not is_intact(path, entry):
                     return False
                 if record is not None:
-                    record.write(b"intact")
+                    with contextlib.suppress(OSError):      # the disk of the cache folder is full
+                        record.write(b"intact")
         self._intact.add(key)
         return True
 
     @contextlib.contextmanager
-    def _recorded(self, key: str) -> Iterator[BinaryIO | None]:
+    def _recorded(self, key: str) -> Iterator[IO[bytes] | None]:
         """Lock and open the machine's record of a file, which is empty until the file is verified; None without records."""
         if not self._attempt:
             yield None
@@ -102,14 +103,19 @@ class Verifier:
             if not folder.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 _forget_old(folder.parent)
-            opened = (folder / key).open("a+b")
+            opened = (folder / key).open("a+b", buffering=0)
         except OSError:     # without a cache folder, every process verifies for itself
             yield None
             return
         with opened as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            yield file
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:     # some network file systems have no locks
+                has_lock = False
+            else:
+                has_lock = True
+                file.seek(0)
+            yield file if has_lock else None
 
 
 def damage_in(directory: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -83,9 +84,7 @@ def _rooms(config: RunConfig, plan: Plan) -> Iterator[tuple[str, Path, int, int]
     size depends on which stages run here: it is not counted.
     """
     checkpoints = max((stage.checkpoints for stage in plan.storage), default=0)
-    stored = 0 if is_uri(config.location) else sum(stage.stored for stage in plan.storage)
-    apart = config.checkpoint.storage is not None
-    kept = stored + (0 if apart or not stored else checkpoints)
+    kept = 0 if is_uri(config.location) else _most_kept(plan, apart=config.checkpoint.storage is not None)
     sizes = {"output": max(0, kept - _size(config.directory)) if kept else 0, "checkpoint.storage": checkpoints}
     disks = defaultdict(list)
     for field, directory in _places(config):
@@ -94,6 +93,17 @@ def _rooms(config: RunConfig, plan: Plan) -> Iterator[tuple[str, Path, int, int]
     for group in disks.values():
         field, directory = group[0]
         yield field, directory, sum(sizes[name] for name, _ in group), shutil.disk_usage(_existing(directory)).free
+
+
+def _most_kept(plan: Plan, *, apart: bool) -> int:
+    """Maximum bytes in the run directory: a stage's checkpoints are deleted before later stages store anything.
+
+    Args:
+        plan: The run's plan.
+        apart: Whether checkpoints are stored elsewhere.
+    """
+    stored = itertools.accumulate(stage.stored for stage in plan.storage)
+    return max((total + (0 if apart else stage.checkpoints) for total, stage in zip(stored, plan.storage, strict=True)), default=0)
 
 
 def _existing(directory: Path) -> Path:

@@ -190,8 +190,13 @@ def is_finished(config: RunConfig, functions: Collection[str] = ()) -> bool:
 
 
 def _is_made(store: RunStore, digests: dict[str, str]) -> bool:
+    return len(_made(store, digests)) == len(STAGES)
+
+
+def _made(store: RunStore, digests: dict[str, str]) -> list[Stage]:
+    """Stages that need not be made again."""
     found = {stage.name: _manifest(stage, store) for stage in STAGES}
-    return all(is_done(found[stage.name], digests[stage.name], _inputs(stage, found)) for stage in STAGES)
+    return [stage for stage in STAGES if is_done(found[stage.name], digests[stage.name], _inputs(stage, found))]
 
 
 def _inputs(stage: Stage, manifests: Mapping[str, Manifest | None]) -> dict[str, str]:
@@ -286,17 +291,34 @@ def _make_all(
 ) -> None:
     directory = store.directory
     storage = _made_storage(config, store)
+    contexts = {stage.name: Context(
+        config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
+        own_storage=storage, verifies=verifies, attempt=uuid.uuid4().hex) for stage in STAGES}
     with heartbeats(log):
+        if verifies and not store.is_remote:
+            _verify_early(store, _made(store, digests), evaluate.files_read(contexts["evaluate"]))
         for stage in STAGES:
             stop.check()
-            _make(stage, Context(
-                config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
-                own_storage=storage, verifies=verifies, attempt=uuid.uuid4().hex), check)
+            _make(stage, contexts[stage.name], check)
     check()
     if storage is not None:
         _remove(storage, log)
     store.remove(directory / "checkpoints")
     collect(store)
+
+
+def _verify_early(store: RunStore, made: Collection[Stage], files: Iterable[Path]) -> None:
+    """Verify what the evaluation will read of stages that are made, if there is training to do before it.
+
+    Otherwise the damage of a file that only the evaluation reads would be found after the training. The evaluation verifies the
+    files again. Those of a run at a URI are left to it, as they would have to be downloaded to this machine.
+
+    Raises:
+        DamagedError: A file is damaged.
+    """
+    folders = [stage.directory for stage in made]
+    if "finetuned" not in folders:
+        store.fetch(*(path for path in files if str(store.name_of(path)).partition("/")[0] in folders))
 
 
 def own_storage(config: RunConfig, store: RunStore) -> Location | None:

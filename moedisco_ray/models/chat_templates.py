@@ -84,7 +84,11 @@ def render(
         "template": template_of(tokenizer, tools), "special_tokens": tokenizer.special_tokens_map, "messages": list(messages),
         "tools": tools, "parts": parts, "marks": marks}
     process = _process(os.getpid())
-    answer = process.ask(json.dumps(asked, default=str).encode())
+    try:
+        answer = process.ask(json.dumps(asked, default=str).encode())
+    except BaseException:       # such as Ctrl-C: the next conversation would get this one's answer
+        _process.cache_clear()
+        raise
     if answer is None:
         _process.cache_clear()
         used = f"{SECONDS} s of computing time" if process.took_too_long else f"{MEMORY_BYTES >> 30} GiB of memory"

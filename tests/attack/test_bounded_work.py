@@ -11,7 +11,7 @@ from attacked_service import Target
 
 OWNERS = 4
 AT_ONCE = 40
-SECONDS = 4.0
+SECONDS = 2.0
 BYTES = 800_000
 MACHINE = {"name": "a"}
 HOSTILE = [

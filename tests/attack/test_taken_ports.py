@@ -90,8 +90,8 @@ class Ray:
         words = shlex.split(job["entrypoint"])
         file = Path(words[words.index("--report-to") + 1])
         self.secrets += [json.loads(file.read_text())["key"]] if file.exists() else [variables["MOEDISCO_RUN_TOKEN"]]
-        command = typer.main.get_command(app)
-        self._thread = threading.Thread(target=lambda: command.main(words[words.index("run"):], standalone_mode=False))
+        command, arguments = typer.main.get_command(app), words[words.index("moedisco_ray") + 1:]
+        self._thread = threading.Thread(target=lambda: command.main(arguments, standalone_mode=False))
         self._thread.start()
 
     def _pipeline(self, config: RunConfig, listeners: Any, _redo: bool, *, stop: StopFile, given_id: str, **_: Any) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import typer.main
+import typer.testing
 import yaml
 from client_standin import URL, Body, event_stream, problem
 from hostile_text import HOSTILE, control_characters, poisoned
@@ -49,7 +50,18 @@ def commands() -> list[tuple[str, ...]]:
         for name, each in (inner or {}).items():
             yield from walk(each, (*path, name))
 
-    return list(walk(typer.main.get_command(app), ()))
+    return list(walk(command_line(app), ()))
+
+
+@pytest.fixture(autouse=True)
+def _one_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the parsers once: typer's runner makes those of all commands anew for each call, which takes most of its time."""
+    monkeypatch.setattr(typer.testing, "_get_command", command_line)
+
+
+@functools.cache
+def command_line(app: typer.Typer) -> Any:
+    return typer.main.get_command(app)
 
 
 def accepts(model: Any, document: Any) -> bool:

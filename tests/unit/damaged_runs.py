@@ -1,4 +1,4 @@
-"""A tiny finished run whose files tests damage: its directory is put back from a copy before each damage."""
+"""A finished run whose files tests damage: its directory is put back from a copy before each damage."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from pinned_runs import config_of
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import DamagedError
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -24,7 +25,7 @@ FOLDERS = [stage.directory for stage in STAGES]
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A tiny run, and an untouched copy of its directory."""
+    """A run, and an untouched copy of its directory."""
 
     config: RunConfig
     copy: Path
@@ -43,11 +44,11 @@ class Finished:
 
 
 @contextlib.contextmanager
-def finished_run(home: Path) -> Iterator[Finished]:
-    """Make the run below a folder, with one thread."""
+def finished_run(home: Path, config: RunConfig | None = None) -> Iterator[Finished]:
+    """Make a run below a folder, with one thread: by default a tiny one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    config = config_of("qwen3_moe", home)
+    config = config or config_of("qwen3_moe", home)
     shutil.copytree(pipeline.run(config, backend=LocalBackend()), home / "copy")
     yield Finished(config, home / "copy")
     torch.set_num_threads(threads)
@@ -61,13 +62,61 @@ def flip_bit(path: Path) -> None:
 
 
 def lose_page(path: Path) -> None:
-    """Zero a page, as a disk that lost power before it wrote the page leaves it."""
+    """Zero a page (of a small file, all of it), as a disk that lost power before it wrote the page leaves it."""
     content = bytearray(path.read_bytes())
     start = PAGE * random.Random(path.name).randrange(-(-len(content) // PAGE))
     while not any(content[start:start + PAGE]):
         start -= PAGE
     content[start:start + PAGE] = bytes(len(content[start:start + PAGE]))
     path.write_bytes(content)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """What became of the damaged files of a run that was continued.
+
+    Attributes:
+        said: The errors that named each file that was found, one per harm, by the file's path in the run directory.
+        unnoticed: The other files, which stayed damaged until the run ended.
+        is_same: Whether the run made the same model in the end.
+    """
+
+    said: Mapping[str, Sequence[str]]
+    unnoticed: Sequence[str]
+    is_same: bool
+
+
+def continued(made: Finished, folder: str, paths: Sequence[Path], harms: Sequence[Callable[[Path], None]]) -> Tried:
+    """Continue a run after a stage, with the first harm done to all these files at once.
+
+    The file that an error names is put back, the next harm is done to it, and the run continues, until it ends. So each stage is
+    made again once, with all damage in place that was not found until then: none of it may change the result, not even that of a
+    file that is found later.
+    """
+    made.restore()
+    made.remove_after(folder)
+    for path in paths:
+        harms[0](made.directory / path)
+    said: dict[str, list[str]] = {str(path): [] for path in paths}
+    while True:
+        try:
+            pipeline.run(made.config, backend=LocalBackend())
+        except DamagedError as error:
+            if len(said.get(error.file, harms)) == len(harms):      # not damaged, or not any more
+                raise
+            said[error.file].append(str(error))
+            shutil.copy2(made.copy / error.file, made.directory / error.file)
+            for harm in harms[len(said[error.file]):][:1]:
+                harm(made.directory / error.file)
+        else:
+            return Tried(
+                {name: errors for name, errors in said.items() if errors}, [name for name, errors in said.items() if not errors],
+                results(made.directory) == results(made.copy))
+
+
+def flip_and_lose(path: Path) -> None:
+    flip_bit(path)
+    lose_page(path)
 
 
 def results(directory: Path) -> dict[str, object]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,18 @@ def test_any_flipped_bit_of_a_manifest_is_found(stage: Path) -> None:
         (stage / "manifest.json").write_bytes(whole)
 
 
+def test_a_file_system_that_cannot_sync_folders_takes_runs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those of some object storages, mounted as folders, and of Windows shares."""
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with commit(tmp_path / "seed", "f") as draft:
+        (draft.path / "state").write_bytes(b"1")
+    assert damage_in(tmp_path / "seed") == []
+
+
 def test_a_missing_file_is_damage(stage: Path) -> None:
     (stage / "empty").unlink()
     assert damage_in(stage) == ["empty"]
@@ -85,6 +100,26 @@ def test_a_machine_verifies_a_file_once_per_attempt_at_a_stage(stage: Path, monk
         with pytest.raises(DamagedError):
             again.verify(stage)
     (stage / "optimizer" / "state").touch()
+    with pytest.raises(DamagedError):
+        Verifier("attempt").verify(stage)
+
+
+def test_a_link_to_a_device_is_damage_and_is_not_read(stage: Path) -> None:
+    """A device has no size, as an empty file, and never ends."""
+    (stage / "empty").unlink()
+    (stage / "empty").symlink_to("/dev/zero")
+    assert damage_in(stage) == ["empty"]
+
+
+def test_without_locks_every_process_verifies(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The home directory may be on a network file system."""
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setenv(CACHE, str(stage.parent / "cache"))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    Verifier("attempt").verify(stage)
+    (stage / "optimizer" / "state").write_bytes(b"")
     with pytest.raises(DamagedError):
         Verifier("attempt").verify(stage)
 

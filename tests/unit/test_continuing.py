@@ -73,11 +73,13 @@ def full(path):
     ([*START, CORPUS], "interrupted; the same command continues after the stage corpus"),
     ([*START, Event("stage_skipped", "corpus")], "interrupted; the same command continues after the stage corpus"),
     ([*START, CORPUS, CHECKPOINT], "interrupted; the same command continues from the last checkpoint"),
+    ([*START, CORPUS, CHECKPOINT, Event("stage_finished", "seed", data={"seconds": 1.0})],
+     "interrupted; the same command continues after the stage seed"),
 ])
 def test_a_run_says_from_where_the_same_command_continues(ended, events, words):
     """Without a finished stage and a checkpoint, nothing continues.
 
-    Before (af276e38): all five said `interrupted; the same command continues from the last checkpoint`.
+    Before (af276e38): all of them said `interrupted; the same command continues from the last checkpoint`.
     """
     assert ended(events, KeyboardInterrupt()) == f"moedisco: {words}"
 

@@ -86,10 +86,16 @@ def test_an_exported_copy_is_verified_where_it_is_used(finished: Finished, tmp_p
     assert invoke("export", finished.directory, "--output", tmp_path / "copy")[0] == 0
     text = finished.config.corpus.sources[0].path
     assert invoke("evaluate", tmp_path / "copy", "--sources", text)[0] == 0
+    with (tmp_path / "copy" / "README.md").open("a") as card:
+        card.write("Edited before it is published.")
+    assert invoke("evaluate", tmp_path / "copy", "--sources", text)[0] == 0
     lose_page(tmp_path / "copy" / "model.safetensors")
     code, output = invoke("evaluate", tmp_path / "copy", "--sources", text)
     assert (code, "copy/model.safetensors" in output, "export it again" in output) == (1, True, True), output
-    assert invoke("verify", tmp_path / "copy") == (1, "model: damaged: model.safetensors")
+    assert "if you changed it yourself, remove its manifest.json" in output
+    assert invoke("verify", tmp_path / "copy") == (1, "model: damaged: README.md, model.safetensors")
+    (tmp_path / "copy" / "manifest.json").write_text('{"name": "of another program"}')
+    assert invoke("evaluate", tmp_path / "copy", "--sources", text)[0] == 0
 
 
 def test_export_of_a_damaged_fine_tune_is_refused(finished: Finished, tmp_path: Path) -> None:
@@ -115,6 +121,18 @@ def test_verify_lists_each_stage_and_what_is_damaged(finished: Finished) -> None
     assert "submodels: ok" in output
 
 
+@pytest.mark.parametrize("file", [
+    "clusters/cluster_model/clusters.npz", "corpus/validation/part-00000.parquet", "seed/model.safetensors"])
+def test_what_only_the_evaluation_reads_is_verified_before_the_training(finished: Finished, file: str) -> None:
+    finished.remove_after("decomposed")
+    flip_bit(finished.directory / file)
+    before = len(EventLog.read(finished.directory / "events.jsonl"))
+    with pytest.raises(MoeDiscoError, match=rf"{file} in .* is damaged"):
+        run(finished)
+    events = EventLog.read(finished.directory / "events.jsonl")[before:]
+    assert [event.stage for event in events if event.type == "stage_started"] == []
+
+
 def test_repair_makes_the_damaged_stage_again_and_keeps_what_fits(finished: Finished) -> None:
     """The repaired seed is the same, bit for bit, so what was made from it stays.
 
@@ -122,9 +140,9 @@ def test_repair_makes_the_damaged_stage_again_and_keeps_what_fits(finished: Fini
     """
     shutil.rmtree(finished.directory / "finetuned")
     flip_bit(finished.directory / "merged" / "model.safetensors")
-    flip_bit(finished.directory / "seed" / "model.safetensors")
     with pytest.raises(MoeDiscoError, match=r"merged/model\.safetensors in .* is damaged: .* stage merge wrote"):
         run(finished)
+    flip_bit(finished.directory / "seed" / "model.safetensors")
     assert run(finished, repairs=True) == ["seed", "merge", "finetune"]
     assert results(finished.directory) == results(finished.copy)
     warnings = [event.data["message"] for event in EventLog.read(finished.directory / "events.jsonl") if event.type == "warning"]

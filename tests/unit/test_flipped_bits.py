@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from damaged_runs import FOLDERS, PAGE, Finished, finished_run, flip_bit, lose_page, results
+from damaged_runs import FOLDERS, Finished, continued, finished_run, flip_and_lose, flip_bit, lose_page
 
-from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.core.config.yaml_text import parse_yaml
+from moedisco_ray.core.errors import DamagedError
+from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.run_damage import LOOSE, damage_of
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.stages import STAGES
+
+EVENTS = "events.jsonl"
+TOKENS = 200_000
+"""Tokens of the demo run here, an eighth of the preset's: the number of tokens changes neither files nor stages."""
 
 
 @pytest.fixture(scope="module")
@@ -20,36 +30,78 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         yield found
 
 
-def files_of(copy: Path, folder: str, harm: Callable[[Path], None]) -> list[Path]:
-    """One file of each kind in a stage's folder: one sub-model stands for all. Files below a page have no page to lose."""
+def files_of(copy: Path, folder: str = ".") -> list[Path]:
+    return sorted(path.relative_to(copy) for path in (copy / folder).rglob("*") if path.is_file())
+
+
+def kinds_of(paths: Iterable[Path]) -> list[Path]:
+    """The first of each kind of file: names of a kind differ by numbers."""
     kinds: dict[str, Path] = {}
-    for path in sorted((copy / folder).rglob("*")):
-        if path.is_file() and (harm is flip_bit or path.stat().st_size > PAGE):
-            kinds.setdefault(re.sub(r"/\d+/", "/K/", str(path)), path.relative_to(copy))
+    for path in paths:
+        kinds.setdefault(re.sub(r"\d+", "K", str(path)), path)
     return list(kinds.values())
 
 
-@pytest.mark.parametrize("harm", [flip_bit, lose_page])
+def check_continued(made: Finished, folder: str, paths: list[Path], *harms: Callable[[Path], None]) -> list[str]:
+    """Continue a damaged run; return the files that were found, whatever the harm."""
+    tried = continued(made, folder, paths, harms)
+    assert tried.is_same, f"another model, and nothing said of {tried.unnoticed}"
+    for name, sentences in tried.said.items():
+        assert len(sentences) == len(harms)
+        assert all(f"{name} in {made.directory} is damaged" in sentence and "--repair" in sentence for sentence in sentences)
+    return list(tried.said)
+
+
 @pytest.mark.parametrize("folder", FOLDERS[:-1])
-def test_no_file_of_a_stage_changes_the_model_silently(made: Finished, folder: str, harm: Callable[[Path], None]) -> None:
-    """Every kind of file of each stage, one after the other, with the later stages to be made again.
+def test_no_file_of_a_stage_changes_the_model_silently(made: Finished, folder: str) -> None:
+    """Every kind of file of each stage, with the later stages to be made again: both harms at once, then each alone.
 
     Before (af276e38): 18 flipped bits and 19 lost pages made another model, exit 0, in all stages but the evaluation.
     """
-    wanted, said, silent = results(made.copy), dict[str, str](), list[str]()
-    for path in files_of(made.copy, folder, harm):
-        made.restore()
-        harm(made.directory / path)
-        made.remove_after(folder)
-        try:
-            pipeline.run(made.config, backend=LocalBackend())
-        except MoeDiscoError as error:
-            said[str(path)] = str(error)
-        else:
-            silent += [str(path)] if results(made.directory) != wanted else []
-    assert not silent, "another model"
-    for name, sentence in said.items():
-        assert f"{name} in {made.directory} is damaged" in sentence
-        assert "--repair" in sentence
-    if harm is flip_bit:
-        assert f"{folder}/manifest.json" in said
+    found = check_continued(made, folder, kinds_of(files_of(made.copy, folder)), flip_and_lose, flip_bit, lose_page)
+    assert f"{folder}/{MANIFEST}" in found
+
+
+def named_by_verify(directory: Path) -> set[str]:
+    """Files that `moedisco verify` lists, relative to the run directory."""
+    folders = {"run": ""} | {stage.name: f"{stage.directory}/" for stage in STAGES}
+    return {f"{folders[part]}{name}" for part, names in damage_of(directory) for name in names}
+
+
+def named_by_reader(directory: Path, path: Path) -> bool:
+    """Whether a stage that reads a file is told that this file is damaged."""
+    try:
+        RunStore.of(directory).fetch(directory / path)
+    except DamagedError as error:
+        return error.file == str(path)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_file_of_a_whole_demo_run_changes_the_model_silently(tmp_path: Path) -> None:
+    """One bit of every file of a run of the preset `demo`: `moedisco verify` and the stages' reader name the file.
+
+    Of each kind of file, one is damaged while the run continues after the stage; with the corpus, the files about the run, too.
+    """
+    raw = parse_yaml(preset_text("demo"))
+    raw["output"], raw["tokens"]["total"] = str(tmp_path / "runs"), TOKENS
+    with finished_run(tmp_path, check_config(raw)) as demo:
+        paths, loose = files_of(demo.copy), [Path(name) for name in (*LOOSE, EVENTS)]
+        manifests = [path for path in paths if path.name == MANIFEST]
+        committed = [path for path in paths if path not in (*manifests, *loose)]
+        assert {path.parts[0] for path in committed} == set(FOLDERS)
+        assert named_by_verify(demo.directory) == set()
+        assert not any(named_by_reader(demo.directory, path) for path in (*committed, *manifests))
+        for damaged in ([*committed, *map(Path, LOOSE)], manifests):     # a damaged manifest hides the files that it lists
+            demo.restore()
+            for path in damaged:
+                flip_bit(demo.directory / path)
+            assert named_by_verify(demo.directory) == set(map(str, damaged))
+            assert [path for path in damaged if path not in loose and not named_by_reader(demo.directory, path)] == []
+        kinds = {folder: kinds_of(files_of(demo.copy, folder)) for folder in FOLDERS[:-1]}
+        kinds["corpus"] += loose
+        found = {folder: check_continued(demo, folder, hit, flip_bit) for folder, hit in kinds.items()}
+    harmless = [str(path) for folder, hit in kinds.items() for path in hit if str(path) not in found[folder]]
+    figures = {"files": len(paths), "kinds": sum(map(len, kinds.values())), "found": sum(map(len, found.values()))}
+    print(json.dumps({**figures, "harmless": harmless}))  # noqa: T201  # recorded above

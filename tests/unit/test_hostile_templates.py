@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,19 @@ def test_validate_ends_in_one_line_where_a_tokenizers_template_never_ends(tmp_pa
         "model": {"family": "qwen3_moe"}, "tokens": {"total": 10**6}, "tokenizer": {"path": str(tmp_path / "tokenizer")},
         "output": str(tmp_path / "runs")}))
     refused(CliRunner().invoke(app, ["validate", str(config)]), "needs more than 3 s of computing time")
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupted_conversation_leaves_no_answer_to_the_next(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "slow", _NUMBERS + "{% for _ in range(50) %}" + "{% endfor %}" * 2 + TURNS)
+    write_tokenizer(tmp_path / "honest")
+    slow, honest = GivenTokens(tmp_path / "slow"), GivenTokens(tmp_path / "honest")
+    wanted = honest.render(conversation(1))
+    timer = threading.Timer(0.1, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        slow.render(conversation(0))
+    assert honest.render(conversation(1)).text == wanted.text
 
 
 @pytest.mark.timeout(60)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_export import write_model
+from transformers import AutoConfig, AutoTokenizer, dynamic_module_utils
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
@@ -71,3 +73,83 @@ def test_pickled_weights_are_unpickled_by_no_command(tmp_path: Path, command: st
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(_Pickled(tmp_path / "trace")))
     CliRunner().invoke(app, [command.split(maxsplit=1)[0], *commands(model, tmp_path)[command]], input="hello\n")
     assert not (tmp_path / "trace").exists()
+
+
+CODE = """\
+import pathlib
+pathlib.Path({trace!r}).touch()
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+class Config(PretrainedConfig):
+    model_type = "qwen3_moe"
+class Model(PreTrainedModel):
+    config_class = Config
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+def generate(model, **inputs):
+    return model
+"""
+CLASSES = {
+    "config.json": {"AutoConfig": "strangers.Config", "AutoModel": "strangers.Model", "AutoModelForCausalLM": "strangers.Model"},
+    "tokenizer_config.json": {"AutoTokenizer": ["words.Tokenizer", "words.Tokenizer"]},
+    "generation_config.json": {"GenerationConfig": "strangers.Config"}}
+"""Classes that a model's files ask to be loaded from the model's own code."""
+
+
+@pytest.fixture(scope="module")
+def of_a_stranger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A good model whose files name code of its own in every way that transformers knows, and the trace that this code leaves."""
+    model = tmp_path_factory.mktemp("stranger") / "model"
+    trace = model.parent / "trace"
+    write_model(model, "qwen3_moe")
+    (model / "custom_generate").mkdir()
+    for path in ("strangers.py", "words.py", "modeling_qwen3_moe.py", "custom_generate/generate.py"):
+        (model / path).write_text(CODE.format(trace=str(trace)))
+    for name, classes in CLASSES.items():
+        values = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({**values, "auto_map": classes}))
+    for name in ("pytorch_model.bin", "training_args.bin", "adapter_model.bin"):
+        (model / name).write_bytes(pickle.dumps(_Pickled(trace)))
+    return model, trace
+
+
+def test_the_code_of_a_model_leaves_a_trace_where_it_is_trusted(
+    tmp_path: Path, of_a_stranger: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the next test would prove nothing."""
+    model, trace = of_a_stranger
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for load in (AutoConfig.from_pretrained, AutoTokenizer.from_pretrained):
+        load(model, trust_remote_code=True)
+        assert trace.exists()
+        trace.unlink()
+    pickle.loads((model / "pytorch_model.bin").read_bytes())
+    assert trace.exists()
+    trace.unlink()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each not in ("push", "run")])
+def test_the_code_of_a_model_is_run_by_no_command(tmp_path: Path, of_a_stranger: tuple[Path, Path], command: str) -> None:
+    model, trace = of_a_stranger
+    done = CliRunner().invoke(app, [command.split(maxsplit=1)[0], *commands(model, tmp_path)[command]], input="hello\ny\ny\n")
+    assert not trace.exists()
+    if command in ("chat", "evaluate", "validate", "plan"):
+        assert done.exit_code == 0, done.output + str(done.exception)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("command", ["chat", "evaluate", "validate"])
+@pytest.mark.parametrize(("field", "value"), [
+    ("attn_implementation", "org/kernel@0f3a"), ("_attn_implementation", "org/kernel"),
+    ("text_config", {"experts_implementation": {"": "org/kernel:name"}})])
+def test_a_kernel_that_a_model_names_is_not_fetched(tmp_path: Path, command: str, field: str, value: object) -> None:
+    """With the package `kernels`, transformers fetches and runs it, also with `trust_remote_code=False`.
+
+    Before (af276e38): exit code 1, ImportError: transformers asked to install `kernels`, to fetch and run the kernel.
+    """
+    model = tmp_path / "model"
+    write_model(model, "qwen3_moe")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, field: value}))
+    assert "names a kernel to fetch and run" in refused(command, model, tmp_path)

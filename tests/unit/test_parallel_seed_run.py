@@ -10,6 +10,7 @@ from small_run import OneCorpus, small_config
 
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.execution import pipeline
@@ -75,7 +76,7 @@ def test_the_report_counts_all_members(directory: Path) -> None:
 
 
 def test_the_plan_prices_the_tokens_that_every_phase_trains(directory: Path) -> None:
-    config = RunConfig.model_validate(read_json(directory / "config.json"))
+    config = read_stored_config((directory / "config.json").read_bytes(), directory)
     trained = {stage["name"]: stage["tokens"] for stage in read_json(directory / "report.json")["stages"] if stage["tokens"]}
     plan = build_plan(config)
     assert {stage.stage: stage.cost.tokens for stage in plan.stages} == trained

@@ -70,7 +70,7 @@ def test_a_traceback_and_a_print_of_a_library_are_escaped_too(capsys: pytest.Cap
         escape_output()
         escape_output()
         print("a \x1b[2J")  # noqa: T201 - as a library does
-        sys.excepthook(ValueError, ValueError("b \x9b"), None)
+        sys.__excepthook__(ValueError, ValueError("b \x9b"), None)     # others may have been set by then
         say_text("\x1b[31mred\x1b[0m \x1b]0;title\x07\n")
     finally:
         sys.stdout, sys.stderr = streams

@@ -124,7 +124,7 @@ def test_files_are_fetched_one_by_one_checked_and_repaired(machines: list[Machin
     assert other.read("corpus/none") is None
     damaged = next(name for name in store.remote.list("objects") if name.endswith("/index"))
     store.remote.write(damaged, b"j")
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(StorageError, match=r"is damaged: .* with --repair"):
         other.fetch(other.directory / "corpus" / "index")
     assert not (other.directory / "corpus" / "index").exists()
 
@@ -148,6 +148,17 @@ def test_a_directory_is_linked_by_its_objects_and_outlives_its_source(machines: 
     assert store.has(store.directory / "submodels" / "0")
     assert not store.has(store.directory / "submodels" / "1")
     assert len(store.remote.list("objects")) == 1
+
+
+def test_an_artifact_that_is_linked_whole_has_the_files_of_its_source_alone(machines: list[Machine]) -> None:
+    """A run without a fine-tune links its merged model; notes for the commit of a local run became a file of the artifact."""
+    driver, _, reader = machines
+    store = driver.store
+    with commit(store.directory / "merged", "1", store) as draft:
+        write(draft.path, {"model": b"weights"})
+    with commit(store.directory / "finetuned", "1", store) as draft:
+        store.link(store.directory / "merged", draft.path)
+    assert read(reader, "finetuned") == {"model": b"weights"}
 
 
 def test_a_damaged_working_copy_is_downloaded_again(machines: list[Machine]) -> None:

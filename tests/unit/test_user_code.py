@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,9 @@ def marker(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path_hooks", list(sys.path_hooks))
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("MOEDISCO_CODE_PATH", "")
 
 
 def configuration(tmp_path: Path, function: str, rows: list[dict[str, str]], **changes: Any) -> Path:
@@ -111,6 +114,36 @@ def test_what_is_allowed_is_imported_from_next_to_the_configuration(tmp_path: Pa
     assert marker.exists()
 
 
+def test_no_other_file_next_to_the_configuration_replaces_a_module_of_the_processes_that_a_run_starts(
+    tmp_path: Path, marker: Path,
+) -> None:
+    """Only the file of the function was shown; the folder may also hold a `queue.py`, or an honest user's `evaluate.py`.
+
+    The folder was in PYTHONPATH, which comes before the standard library: each process of the run imported that `queue.py`.
+    """
+    (tmp_path / "strangers_rows.py").write_text("def keep(row):\n    return row\nraise RuntimeError('imported')\n")
+    (tmp_path / "queue.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    path = configuration(tmp_path, "strangers_rows:keep", [{"text": "a"}])
+    result = CliRunner().invoke(app, ["run", str(path), "--allow-code", "strangers_rows"])
+    assert "cannot be imported (RuntimeError: imported)" in result.stderr
+    subprocess.run([sys.executable, "-P", "-c", "import queue; queue.Queue()"], check=True)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["strangers_rows", "strangers.rows"])
+def test_what_was_shown_is_what_runs_although_python_has_compiled_code_of_the_file(tmp_path: Path, marker: Path, name: str) -> None:
+    """Compiled code in `__pycache__` can say that it is valid whatever the file holds, and Python ran it instead of the file."""
+    source = tmp_path / f"{name.replace('.', '/')}.py"
+    source.parent.mkdir(exist_ok=True)
+    source.write_text(f"open({str(marker)!r}, 'w').close()\n")
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    source.write_text("def keep(row):\n    return row\nraise RuntimeError('imported')\n")
+    path = configuration(tmp_path, f"{name}:keep", [{"text": "a"}])
+    result = CliRunner().invoke(app, ["run", str(path), "--allow-code", name])
+    assert not marker.exists()
+    assert "cannot be imported (RuntimeError: imported)" in result.stderr
+
+
 @pytest.mark.parametrize(("function", "code"), [
     ("getoutput", "from subprocess import getoutput\n"), ("found", "import subprocess\nfound = subprocess.getoutput\n"),
     ("inner", "def outer():\n    def inner(row):\n        return row\n"), ("keep", "class keep(dict):\n    pass\n"),
@@ -138,10 +171,13 @@ def test_no_function_of_python_itself_can_be_allowed(tmp_path: Path, function: s
 
 @pytest.mark.parametrize(("answer", "runs"), [
     ("n", False), ("", False), pytest.param("y", True, marks=pytest.mark.slow)])
-def test_a_terminal_shows_the_whole_file_and_asks_once(tmp_path: Path, marker: Path, answer: str, runs: bool) -> None:
+def test_a_terminal_shows_all_code_and_asks_once(tmp_path: Path, marker: Path, answer: str, runs: bool) -> None:
     hidden = "# \x1b[2J\x1b[8m \u202e hidden\n"
-    source = module(tmp_path, "strangers_rows", marker, hidden + "def keep(row):\n    return row\n")
-    path = configuration(tmp_path, "strangers_rows:keep", [{"text": "a"}])
+    package = tmp_path / "strangers"
+    package.mkdir()
+    (package / "__init__.py").write_text("print('importing a module runs its package')\n")
+    source = module(package, "rows", marker, hidden + "def keep(row):\n    return row\n")
+    path = configuration(tmp_path, "strangers.rows:keep", [{"text": "a"}])
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "service", "run", str(path), "--json"], cwd=tmp_path,
@@ -162,6 +198,7 @@ def test_a_terminal_shows_the_whole_file_and_asks_once(tmp_path: Path, marker: P
     os.close(ours)
     text = shown.decode().replace("\r\n", "\n")
     assert str(source) in text
+    assert "print('importing a module runs its package')" in text
     assert "raise RuntimeError('imported')" in text, "all of the file runs, not only the function"
     assert "\\u001b[2J\\u001b[8m \\u202e hidden" in text
     assert "\x1b[8m" not in text

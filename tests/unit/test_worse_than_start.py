@@ -55,6 +55,13 @@ def test_the_verdict_depends_on_the_two_losses_alone(loss, start):
     assert found.worse <= (found.perplexity > found.start_perplexity)
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 800.0])
+def test_a_model_that_computes_no_usable_loss_is_worse(loss):
+    found = against_start(Figures(loss=loss), Figures(loss=3.0))
+    assert found.worse
+    assert found.words.startswith("WORSE THAN ITS START: ")
+
+
 @given(losses)
 def test_there_is_no_verdict_without_a_start_or_without_a_measurement(loss):
     assert against_start(Figures(loss=loss), None) is None

@@ -34,11 +34,13 @@ from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 # Values of the states of a requested instance, in the events that a `CloudResourceMonitor` receives.
 from ray.core.generated.instance_manager_pb2 import Instance
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+from ray.job_config import JobConfig
 
 __all__ = [
     "CHECKED_WITH", "DRAIN_NODE_REASON_PREEMPTION", "TAG_RAY_LAUNCH_REQUEST", "TAG_RAY_USER_NODE_TYPE", "CloudResourceMonitor",
-    "GcsClient", "Instance", "NodeLaunchException", "available_resources_per_node", "cluster_address", "draining_nodes", "kv_get",
-    "kv_put", "kv_put_from_head", "max_cluster_resources", "node_provider_class", "on_loopback", "set_cloud_resource_monitor",
+    "GcsClient", "Instance", "JobWithoutFolders", "NodeLaunchException", "available_resources_per_node", "cluster_address",
+    "draining_nodes", "kv_get", "kv_put", "kv_put_from_head", "max_cluster_resources", "node_provider_class", "on_loopback",
+    "set_cloud_resource_monitor",
 ]
 
 CHECKED_WITH = "2.60"
@@ -62,6 +64,19 @@ def max_cluster_resources() -> Mapping[str, int] | None:
     """Maximum resources that the autoscaler may bring; None if it states no maximum. The public API knows only present nodes."""
     found: dict[str, int] | None = state.state.get_max_resources_from_cluster_config()
     return found
+
+
+class JobWithoutFolders(JobConfig):
+    """A job whose workers do not import modules from the driver's working directory, which may hold files of other people.
+
+    `ray.init` puts the driver's working directory, and the folder of its script, before all others in the search path of the
+    workers. No public option prevents this, except a `working_dir` of the runtime environment, which would become the working
+    directory of the workers.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        """Whether the workers have a `working_dir`; Ray asks this only to leave out the driver's folders."""
+        return True
 
 
 def cluster_address(address: str) -> tuple[str, tuple[str, str]]:

@@ -217,7 +217,8 @@ def _join(address: str) -> None:
             "run on this machine alone") from None
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # else Ray Train does not list its trainings in the dashboard
     ray.init(
-        address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found}}, log_to_driver=False, logging_level=logging.ERROR)
+        address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found}}, job_config=ray_internals.JobWithoutFolders(),
+        log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _start_local(config: RunConfig, emit: Emit) -> None:
@@ -252,6 +253,7 @@ def _init_local(config: RunConfig) -> None:
             resources=_sum_by_tag(*low_slots, (high.resource, high_slots)),
             include_dashboard=False,
             runtime_env=dict(NO_DASHBOARD),
+            job_config=ray_internals.JobWithoutFolders(),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

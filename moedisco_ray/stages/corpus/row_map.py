@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import pkgutil
 import traceback
 from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.locations import first_line
+from moedisco_ray.core.user_code import imported
 
 Row = dict[str, Any]
 
@@ -33,7 +33,7 @@ class RowMap:
         self.dropped = 0
         self._field, self._name = f"{field}.map", name
         try:
-            self._function = pkgutil.resolve_name(name)
+            self._function = imported(name)
         except Exception as error:  # importing runs the user's module, which may raise anything
             raise ConfigError(
                 self._field, name, f"cannot be imported ({type(error).__name__}: {first_line(error)}); install its package on all "

@@ -58,15 +58,10 @@ class Readers:
 
 def run(context: Context, draft: Draft, *, readers: Readers) -> None:
     """Measure every model of the run, and the model that it started from, on the validation text."""
-    config, pool = context.config, context.config.finetune_pool
-    evaluated = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
-    models, corpus = {stage: context.of(stage) for stage in evaluated}, context.of("corpus")
-    cluster_model = context.of("cluster") / "cluster_model" if config.tokens.decoupled else None
-    read = [
-        *models.values(), *context.submodels, corpus / "validation", corpus / "tokenizer", *filter(None, [cluster_model]),
-        *([corpus / "train"] if config.evaluation.sources else [])]
+    config, pool, models = context.config, context.config.finetune_pool, _models(context)
     result = context.call_with_events(
-        pool, Files(read), evaluate, models, submodels=context.submodels, corpus=corpus, cluster_model=cluster_model,
+        pool, Files(files_read(context)), evaluate, models, submodels=context.submodels, corpus=context.of("corpus"),
+        cluster_model=_cluster_model(context),
         limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
         settings=_with_absolute_paths(config.evaluation), start=context.start if config.measures_start else None,
         device=device_of(pool), readers=readers)
@@ -79,6 +74,25 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
         extra_seconds=extra_seconds, left=[
             Departure(owner=name, what="losses on held-out text", bytes=len(json.dumps(each))) for name, each in owners.items()])
     draft.summary.update(summary.to_json())
+
+
+def files_read(context: Context) -> list[Path]:
+    """Files and directories of earlier stages that the evaluation reads."""
+    corpus = context.of("corpus")
+    return [
+        *_models(context).values(), *context.submodels, corpus / "validation", corpus / "tokenizer",
+        *filter(None, [_cluster_model(context)]), *([corpus / "train"] if context.config.evaluation.sources else [])]
+
+
+def _models(context: Context) -> dict[str, Path]:
+    """The model that each stage made, by the stage."""
+    tokens = context.config.tokens
+    evaluated = [*(["seed"] if tokens.seed else []), *(["merge"] if tokens.decoupled else []), "finetune"]
+    return {stage: context.of(stage) for stage in evaluated}
+
+
+def _cluster_model(context: Context) -> Path | None:
+    return context.of("cluster") / "cluster_model" if context.config.tokens.decoupled else None
 
 
 def _on_owned_text(context: Context, models: Mapping[str, Path]) -> dict[str, dict[str, Any]]:

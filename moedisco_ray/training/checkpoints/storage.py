@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TypeVar
 
 from pyarrow import fs
 
+from moedisco_ray.core.checksums import sync
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.remote import BUFFER, Remote
@@ -193,10 +193,10 @@ class Storage:
 
     def _rename_draft(self, step: int, files: Iterable[str]) -> None:
         for file in files:
-            _sync(f"{self.draft_path(step)}/{file}")
+            sync(Path(f"{self.draft_path(step)}/{file}"))
         self._delete(folder_name(step))
         self._system.move(self.draft_path(step), self._path(folder_name(step)))
-        _sync(self._root)
+        sync(Path(self._root))
 
     def _names(self) -> list[str]:
         # Google Cloud Storage has no folders: pyarrow lists only files there.
@@ -271,11 +271,3 @@ class Storage:
 def folder_name(step: int) -> str:
     """Name of the folder that holds the checkpoint of a step."""
     return f"step-{step:07d}"
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
