@@ -111,7 +111,7 @@ def check_links(config: RunConfig, roots: Roots) -> None:
         if "://" in path or path == EMBEDDED or names_a_run(path):
             continue
         allowed = _directories(place, roots)
-        base = before_wildcard(path)
+        base = before_wildcard(path) if isinstance(place.marker, ReadsFrom) else path       # nothing is written to a glob
         real = Path(os.path.realpath(base))
         if not is_within(real, allowed):
             raise ConfigError(place.field, path, f"{base} is a link out of {_allowed(place, roots)}; choose another path")

@@ -146,6 +146,17 @@ def test_a_link_out_of_the_roots_is_refused(roots, tmp_path, path):
     assert "is a link out" in str(refused(config(path), roots))
 
 
+def test_a_link_with_the_letters_of_a_glob_is_followed_where_runs_write(tmp_path):
+    """Before: what followed a bracket was not looked at, also in settings that are no globs."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "kept" / "[a]").symlink_to(tmp_path / "secret")
+    for roots, changes in (
+            (Roots((), (tmp_path / "runs",), (str(tmp_path / "kept"),)), {"checkpoint": {"storage": "[a]/x"}}),
+            (Roots((), (tmp_path / "kept",)), {"output": "[a]/x"})):
+        assert "is a link out" in str(refused(config("embedded", **changes), roots))
+
+
 def test_links_between_roots_are_fine(roots, tmp_path):
     (tmp_path / "data" / "more").symlink_to(tmp_path / "more")
     check_links(sandboxed(config("more"), roots), roots)
