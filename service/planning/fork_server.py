@@ -99,8 +99,6 @@ def _run(task: socket.socket, limits: Limits) -> None:
         signal.set_wakeup_fd(-1)
         # The default action of SIGALRM ends the process, also inside of a regular expression that holds the interpreter's lock.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, limits.seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (limits.processor_seconds, limits.processor_seconds + 1))
         # RLIMIT_AS would also count addresses that threads and allocators reserve without using them.
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -108,6 +106,9 @@ def _run(task: socket.socket, limits: Limits) -> None:
         request = bytearray()
         while block := task.recv(_BLOCK):
             request += block
+        # Only now: a service that is still writing when the child ends would lose what the server adds.
+        signal.setitimer(signal.ITIMER_REAL, limits.seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.processor_seconds, limits.processor_seconds + 1))
         _send(task, _answer(bytes(request), limits))
         status = 0
     finally:
