@@ -93,7 +93,8 @@ class Settings(BaseModel):
         homes = (*first, *(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
         own = (settings_directory().resolve(), cache_directory().resolve())
         private = (self.state_dir, self.admin_token_path, *own, *self._database_files)
-        return Roots(self.input_roots, self.output_roots, self.storage_roots, homes, private, self.map_functions)
+        return Roots(
+            self.input_roots, self.output_roots, self.storage_roots, homes=homes, private=private, functions=self.map_functions)
 
     @property
     def is_local(self) -> bool:

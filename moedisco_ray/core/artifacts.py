@@ -241,7 +241,8 @@ def commit(
         with reporting_full_disk(directory):
             yield draft
             manifest = Manifest(
-                fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time(), stage, dict(inputs or {}))
+                fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time(), stage=stage,
+                inputs=dict(inputs or {}))
             store.replace(draft.path, directory, dataclasses.asdict(manifest))
     finally:
         shutil.rmtree(draft.path, ignore_errors=True)   # on success, the draft was moved and no longer exists

@@ -167,7 +167,7 @@ def _found(field: str, name: str, folder: Path) -> UserFunction:
         raise ConfigError(
             field, name, f"is not defined by a `def` in {origin}, which may import or assign it; name a function "
             "that a `def` there defines")
-    return UserFunction(field, name, origin, source, tuple(packages), beside)
+    return UserFunction(field, name, origin, source, packages=tuple(packages), folder=beside)
 
 
 def _code(field: str, name: str, spec: ModuleSpec) -> tuple[str, str]:

@@ -109,7 +109,8 @@ async def submit(
         return earlier, False
     policy = await run_in_threadpool(policy_of, context, caller)
     parent = None if retry_of is None else await run_in_threadpool(_parent, context, caller, retry_of, if_match)
-    run = await planned(context, caller, Task("submission", body, policy, context.roots, context.settings.is_local, parent))
+    task = Task("submission", body, policy, context.roots, here=context.settings.is_local, parent=parent)
+    run = await planned(context, caller, task)
     assert isinstance(run, NewRun)  # noqa: S101 - the outcome of a submission
     row, new = await run_in_threadpool(store, context, caller, run, policy, key=key, body_hash=body_hash)
     if new:

@@ -162,7 +162,9 @@ class GivenTokens:
         ids, offsets = self._encode(text)
         loss_mask = np.zeros(len(ids), dtype=np.bool_)
         around = zip(turns, rest[:len(turns)], rest[len(turns):], strict=True)
-        found = (self._turn(messages, number, text, prompt, whole, tools) for number, (prompt, _), (whole, _) in around)
+        found = (
+            self._turn(messages, number, text, prompt=prompt, whole=whole, tools=tools)
+            for number, (prompt, _), (whole, _) in around)
         for start, stop in spans if has_marks else found:
             loss_mask |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
         return Rendered(text, ids, offsets, loss_mask)
