@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moedisco_ray.core.artifacts import write_manifest
+from moedisco_ray.core.artifacts import read_manifest, write_manifest
 from moedisco_ray.core.checksums import stored_entries, without_checksum
 
 
@@ -13,3 +13,16 @@ def accept_changes(directory: Path) -> None:
     values = without_checksum((directory / "manifest.json").read_bytes())
     (directory / "manifest.json").unlink()
     write_manifest(directory, {**values, "files": stored_entries(directory)})
+
+
+def accept_as_input(directory: Path) -> None:
+    """Let a run's later stages, whose manifests name what they were made from, fit the present files of an earlier one."""
+    before = read_manifest(directory)
+    accept_changes(directory)
+    after = read_manifest(directory)
+    assert before is not None
+    assert after is not None
+    for path in directory.parent.glob("*/manifest.json"):
+        values = without_checksum(path.read_bytes())
+        if values["inputs"].get(before.stage) == before.content:
+            write_manifest(path.parent, {**values, "inputs": {**values["inputs"], before.stage: after.content}})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from changed_files import accept_changes
+from changed_files import accept_as_input
 from hub_standin import hub
 from huggingface_hub import ModelCard
 from other_environments import VLLM
@@ -118,7 +118,7 @@ def run_with(kind: str, run: Path, documents: Documents, home: Path) -> Path:
         centroids = vectors.transform(documents.texts[:2], documents.tokens[:2]).astype(np.float64)
         shutil.rmtree(directory)
         ClusterModel(vectors, centroids, np.zeros(2)).save(directory)
-        accept_changes(copied / "clusters")
+        accept_as_input(copied / "clusters")
     return copied
 
 
@@ -292,7 +292,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_mistakes_are_one_line_and_write_nothing(run: Path, documents: Documents, tmp_path: Path) -> None:
     random = run_with("mean_token", run, documents, tmp_path)
     (random / "clusters" / "cluster_model" / "vectoriser.json").write_text('{"kind": "random"}', encoding="utf-8")
-    accept_changes(random / "clusters")
+    accept_as_input(random / "clusters")
     whole = pipeline.claim(config_at(tmp_path / "whole", tokens={"finetune_share": 1.0}, evaluation={}), redo=False)
     begun = pipeline.claim(config_at(tmp_path / "begun"), redo=False)
     sizes = {"num_experts": 2, "num_experts_per_tok": 2, "fields": {"n_group": 1, "topk_group": 1}}
