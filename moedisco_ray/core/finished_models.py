@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.errors import REPAIR, RunDirError
 from moedisco_ray.core.locations import Location, is_uri, joined
 from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.outdated import check_model_up_to_date
@@ -49,7 +49,10 @@ def finished_model(location: Location) -> Path:
             "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
     check_model_up_to_date("RUN_DIR", joined(location, _MODEL))
     model = store.directory / _MODEL
-    store.fetch(model)
+    if store.is_remote:
+        store.fetch(model)
+    else:
+        verify_model(model, REPAIR)
     return whole_model("RUN_DIR", model)
 
 

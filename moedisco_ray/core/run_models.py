@@ -60,8 +60,12 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
     return directory
 
 
-def verify_model(directory: Path) -> None:
+def verify_model(directory: Path, remedy: str = _AGAIN) -> None:
     """Verify the directory of a model that a run or an export wrote, except for its card, which people edit.
+
+    Args:
+        directory: The directory.
+        remedy: What the error tells users to do.
 
     Raises:
         DamagedError: A file of the model is damaged.
@@ -70,7 +74,7 @@ def verify_model(directory: Path) -> None:
         found = json.loads((directory / MANIFEST).read_bytes())
         if not isinstance(found, dict) or len(_OURS & found.keys()) < len(_OURS) - 1:
             return      # another program's file of this name; no single flipped bit takes two keys from ours
-    Verifier().verify(directory, lambda name: name != _CARD, remedy=_AGAIN)
+    Verifier().verify(directory, lambda name: name != _CARD, remedy=remedy)
 
 
 def whole_model(setting: str, directory: Path) -> Path:
