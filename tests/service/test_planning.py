@@ -13,13 +13,13 @@ from api_client import demo
 
 from service.domain.path_sandbox import Roots
 from service.domain.policies import Policy
-from service.errors import Overloaded, TooCostly, TooMany
+from service.errors import InvalidRequest, Overloaded, TooCostly, TooMany
 from service.planning.fork_server import Limits
 from service.planning.messages import task_from_json, task_to_json
 from service.planning.pool import MOST_WAITING_SUBMISSIONS, Places, PlanningPool
 from service.planning.task import Parent, Start, Task
 
-SLOW = {"x": [["1234567890123456"]] * 1_500_000}
+SLOW = {"x": [["1234567890123456"]] * 2_500_000}
 """A part of a body that is larger than a request may be, because smaller ones are refused within a second."""
 LONG_PATHS = {"corpus": {"sources": [{"path": "a/" * 390 + f"{i}*"} for i in range(950)]}}
 
@@ -60,7 +60,7 @@ def test_an_answer_does_not_wait_for_a_task_that_began_later(tmp_path):
         began = time.monotonic()
 
         async def ended(asked):
-            with contextlib.suppress(TooCostly):
+            with contextlib.suppress(TooCostly, InvalidRequest):     # which of them depends on the speed of the machine
                 await planning.done(asked)
             return time.monotonic() - began
 
