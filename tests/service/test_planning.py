@@ -45,7 +45,7 @@ def test_a_task_keeps_its_paths_and_uris_on_the_way_to_its_process(tmp_path):
 
 @pytest.mark.parametrize(("limits", "words"), [
     ({"seconds": 0.05}, "more than 0.05 s,"), ({"processor_seconds": 1}, "1 s of processor time"),
-    ({"memory": 90 * 2**20}, "90 MiB of memory")])
+    ({"memory": 200 * 2**20}, "200 MiB of memory")])
 def test_a_task_beyond_a_limit_is_ended_with_an_answer_that_names_the_limit(tmp_path, limits, words):
     with pool(**limits) as planning:
         with pytest.raises(TooCostly, match=words):
