@@ -65,7 +65,7 @@ def verify_model(directory: Path, remedy: str = _AGAIN) -> None:
 
     Args:
         directory: The directory.
-        remedy: What the error tells users to do.
+        remedy: Remedy in the error.
 
     Raises:
         DamagedError: A file of the model is damaged.
