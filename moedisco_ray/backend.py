@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -23,9 +23,6 @@ from moedisco_ray.training import TrainJob, TrainResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-MapTasks = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-"""Applies a picklable function to each item, and returns the results in any order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,17 +143,10 @@ class Backend(Protocol):
             RunStopped: The stop file appeared before the function started.
         """
 
-    def call_with_tasks(
-        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+    def call_without_slot(
+        self, pool: Pool, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Run a pure function on one of a pool's nodes, unmetered. It holds no slot, and neither do the tasks that it runs there.
-
-        Args:
-            pool: The pool, of one node type.
-            store: Where the tasks' files are stored.
-            emit: Receives a warning if the wait for a node is long.
-            stop: Ends the wait for a node.
-            call: Returns the function, from the one that runs its tasks.
+        """Run a pure function on one of a pool's nodes, unmetered. It holds no slot.
 
         Raises:
             RunStopped: The stop file appeared before the function started.

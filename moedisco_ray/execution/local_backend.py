@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from moedisco_ray.backend import MapTasks, Placement, Trained, held_workers, vectors_kind
+from moedisco_ray.backend import Placement, Trained, held_workers, vectors_kind
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.run_store import RunStore
@@ -19,7 +19,6 @@ from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
 from moedisco_ray.stages.context import device_of
-from moedisco_ray.stages.corpus.shuffle import in_this_process
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train_in_turns
 
 P = ParamSpec("P")
@@ -31,7 +30,7 @@ class LocalBackend:
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
         """Build the corpus in this process."""
-        return corpus.build(config, directory, emit=emit)
+        return corpus.build(config, directory, events=corpus.counting(emit))
 
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
@@ -49,13 +48,13 @@ class LocalBackend:
         with held_workers(emit, pool, 1):
             return function(*args, **kwargs)
 
-    def call_with_tasks(
-        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+    def call_without_slot(
+        self, pool: Pool, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call the function and its tasks in this process."""
-        del pool, store, emit
+        """Call the function in this process."""
+        del pool, emit
         stop.check()
-        return call(in_this_process)()
+        return function(*args, **kwargs)
 
     def reachable(self, emit: Emit) -> contextlib.nullcontext[Emit]:
         """The same `emit`: everything runs in this process."""

@@ -1,8 +1,7 @@
 """Host memory of the stages that handle text or cut the model, without the process itself: upper bounds.
 
-* corpus: a task collects documents for a file of the shuffle and writes it, which takes twice that text; or it holds one bucket:
-  its text, the sorted copy, token ids and packed tokens. Both have at most 32 MiB of text, however large the corpus is. Measured
-  for buckets of 16 and 64 MB: 134 and 395 MiB, of 186 and 552 MiB planned.
+* corpus: a task brings together documents of at most 128 MiB, which takes three times as much; or it holds one range of ids: its
+  text, the sorted copy, token ids and packed tokens, of at most 32 MiB of text in a corpus of up to 128 GB.
 * cluster: the driver holds the sample's texts twice, once as Python strings, with token ids; the vectors on which k-means is
   fitted, in six copies at most; and the costs on which prices are fitted, in five copies of 8 bytes. Tf-idf adds the words of the
   sample and the components, and vectors of mean tokens the embedding. A task holds one part of the corpus.
@@ -23,12 +22,15 @@ TEXT_BYTES_PER_TOKEN = 4
 """Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
 ID_BYTES = 4
 """Size of a token id in the corpus (bytes)."""
-_BUCKET_BYTES = 32 * 2**20
-"""Maximum text of a task (bytes); a copy of `stages.corpus.staging.BUCKET_BYTES`."""
+_RANGE_BYTES = 32 * 2**20
+"""Text of a range of ids (bytes); a copy of `stages.corpus.documents.RANGE_BYTES`."""
+_SHUFFLED_BYTES = 128 * 2**20
+"""Documents that a task brings together at once (bytes); a copy of `stages.corpus.tables.HELD_BYTES`."""
 _TASK_BYTES = 64 * 2**20
 """Memory of a text task besides its documents: Python strings of a chunk, tokenizer, buffers of Arrow (bytes)."""
 _TASK_COPIES = 8
-"""Memory of a task's documents, as a multiple of their text."""
+"""Memory of the documents in a range of ids, as a multiple of their text."""
+_SHUFFLED_COPIES = 3
 _VECTOR_COPIES = 6
 _COST_COPIES = 5
 _CENTROID_DOCUMENTS = 256
@@ -50,7 +52,8 @@ def corpus_memory(text_bytes: int) -> int:
     Args:
         text_bytes: Size of the corpus (bytes).
     """
-    return _TASK_BYTES + _TASK_COPIES * min(text_bytes, _BUCKET_BYTES)
+    return _TASK_BYTES + max(
+        _TASK_COPIES * min(text_bytes, _RANGE_BYTES), _SHUFFLED_COPIES * min(text_bytes, _SHUFFLED_BYTES))
 
 
 def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> int:

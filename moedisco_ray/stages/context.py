@@ -73,21 +73,9 @@ class Context:
         with self.backend.reachable(self.emit) as events:
             return self.call(pool, files, function, *args, events=events, **kwargs)
 
-    def call_with_tasks(
-        self, pool: Pool, files: Files, function: Callable[..., T], *args: Any, store: RunStore, **kwargs: Any,
-    ) -> T:
-        """Call a function with a parameter `map_tasks` on one of a pool's nodes, unmetered; it runs tasks there.
-
-        Args:
-            pool: The pool.
-            files: Files of the run that the function reads and writes.
-            function: The function.
-            args: Its positional arguments.
-            store: Where the tasks' files are stored.
-            kwargs: Its named arguments.
-        """
-        return self.backend.call_with_tasks(pool, store, self.emit, self.stop, lambda map_tasks: on_files(
-            self.store, files, function, *args, map_tasks=map_tasks, **kwargs))
+    def call_without_slot(self, pool: Pool, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Like `call`, on one of a pool's nodes, but without a slot and unmetered."""
+        return self.backend.call_without_slot(pool, self.emit, self.stop, on_files(self.store, files, function, *args, **kwargs))
 
     def fetched(self, path: Path) -> Path:
         """Verify a file or directory of the run on this machine, fetch it if it is missing, and return its path."""

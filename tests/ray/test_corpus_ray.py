@@ -5,16 +5,17 @@ import os
 import subprocess
 import sys
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from corpus_sources import config_of, contents
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
-from moedisco_ray.execution.ray.corpus import build_corpus
+from moedisco_ray.core.run_store import SHARED
+from moedisco_ray.execution.ray.corpus import RayEngine, build_corpus
 from moedisco_ray.stages.corpus import build
 
 pytestmark = [
@@ -29,53 +30,19 @@ def sentences(name, count):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "text").mkdir()
-    for i in range(3):
-        (folder / "text" / f"{i}.txt").write_text("\n\n".join(sentences(f"text{i}", 40)))
-    (folder / "running.txt").write_text(" ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300)))
-    rows = [json.dumps({"text": text}) for text in [*sentences("rows", 60), *sentences("text0", 10)]]
-    (folder / "rows.jsonl").write_text("\n".join(rows))
-    pq.write_table(pa.table({"body": sentences("table", 60)}), folder / "table.parquet", row_group_size=7)
-    datasets.Dataset.from_dict({"content": sentences("saved", 60)}).save_to_disk(str(folder / "saved"), num_shards=2)
-    (folder / "first.txt").write_text("\n".join(sentences("first", 300)))
-    (folder / "first").mkdir()
-    build(check_config({
-        "name": "first", "seed": 5, "tokenizer": {"train_vocab_size": 350},
-        "corpus": {"sequence_length": 32, "validation_fraction": 0.2, "sources": [{"path": str(folder / "first.txt")}]},
-    }), folder / "first")
-    return check_config({
-        "name": "t",
-        "corpus": {"sequence_length": 32, "validation_fraction": 0.1, "sources": [
-            {"path": str(folder / "text"), "documents": "paragraph", "name": "text", "weight": 1.5},
-            {"path": str(folder / "rows.jsonl"), "name": "rows"},
-            {"path": str(folder / "running.txt"), "name": "running"},
-            {"path": f"file://{folder}/table.parquet", "text_column": "body"},
-            {"path": str(folder / "saved"), "text_column": "content", "name": "saved"},
-            {"path": str(folder / "first" / "*" / "*.parquet"), "name": "first"},
-        ]},
-        "tokenizer": {"train_vocab_size": 350},
-    })
-
-
-def contents(directory):
-    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+    return config_of(tmp_path_factory.mktemp("text"), "copy:copy", near_duplicates=0.7)
 
 
 @pytest.fixture(scope="module")
-def pure(config, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("pure")
+def in_process(config, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("in_process")
     return build(config, directory), contents(directory)
 
 
-@pytest.mark.parametrize("blocks", [None, 1, 3])
-def test_ray_makes_the_same_bytes_as_a_plain_loop_whatever_the_blocks(ray_cluster, config, pure, tmp_path, blocks):
-    summary = build_corpus(config, tmp_path, blocks)
-    assert (summary, contents(tmp_path)) == pure
-    assert summary["duplicates"] == 10
-    assert set(summary["sources"]) == {"text", "rows", "running", "source-3", "saved", "first"}
-    assert all(source["documents"] > 40 for source in summary["sources"].values())
+@pytest.mark.parametrize("blocks", [1, 7, 200])
+def test_ray_data_makes_the_same_bytes_as_one_process_whatever_the_blocks(ray_cluster, config, in_process, tmp_path, blocks):
+    summary = build(config, tmp_path, RayEngine("t", SHARED, blocks), unit_bytes=700)
+    assert (summary, contents(tmp_path)) == in_process
 
 
 @pytest.mark.parametrize("mistake", [
@@ -97,31 +64,33 @@ def test_the_users_mistake_arrives_as_itself(ray_cluster, tmp_path, mistake):
 
 
 DRIVER = """
-import functools, json, os, sys
+import json, os, sys
 from pathlib import Path
 from moedisco_ray.core.config import Source, check_config
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
-from moedisco_ray.stages.corpus.staging import stage_unit
+from moedisco_ray.stages.corpus.reading import ReadUnit
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.run_store import SHARED
-from moedisco_ray.execution.ray import corpus, session
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.corpus import RayEngine
 
 data, home = Path(sys.argv[1]), Path(sys.argv[2])
 settings = check_config({"name": "t", "output": str(home), "corpus": {"sources": [{"path": str(data)}]}})
 (source,) = expand_sources(settings.corpus.sources, home, Limits(32, 256))
 units = plan_units([(source, list_files(source.field, source.settings).files)])
-stage = functools.partial(stage_unit, directory=home / "staged", buckets=1)
+def documents():
+    return RayEngine("t", SHARED)(units, ReadUnit(1), []).grouped(1).written(lambda table: [len(table)])
 settings.directory.mkdir()
 with session.ray_cluster(settings):
-    before = [staged.documents for staged in corpus._map_tasks("t", stage, units, None, SHARED)]
+    before = documents()
     (data / "a.txt").unlink()
     (data / "a.txt").symlink_to(data.parent / "secret.txt")
     del os.environ["MOEDISCO_READ_ROOTS"]     # the tasks must find them in their own environment
     try:
-        after = [staged.documents for staged in corpus._map_tasks("t", stage, units, None, SHARED)]
+        after = documents()
     except CorpusError as error:
         after = str(error)
 print(json.dumps([before, after]))

@@ -1,8 +1,10 @@
-"""A small corpus in which everything occurs that the corpus stage decides on: all formats, groups, weights, duplicates, damage."""
+"""A small corpus in which everything occurs that the corpus stage decides on: formats, groups, weights, damage."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,10 @@ import pyarrow.parquet as pq
 
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.stages.corpus import build
+from moedisco_ray.stages.corpus.readers import Unit, read_slice
+from moedisco_ray.stages.corpus.reading import ReadUnit
+from moedisco_ray.stages.corpus.tables import InProcess
+from moedisco_ray.stages.text.cutting import Document
 
 
 def sentences(name: str, count: int) -> list[str]:
@@ -46,7 +52,8 @@ def config_of(folder: Path, function: str = "corpus_sources:odd", **corpus: obje
     (folder / "text").mkdir()
     for i in range(3):
         (folder / "text" / f"{i}.txt").write_text("\n\n".join(sentences(f"text{i}", 40)))
-    (folder / "running.txt").write_text(" ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300)))
+    running = " ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300))
+    (folder / "running.txt").write_text(running)
     write_jsonl(folder / "rows.jsonl", [*sentences("rows", 60), *sentences("text0", 10)])
     pq.write_table(pa.table({"body": sentences("table", 60)}), folder / "table.parquet", row_group_size=7)
     write_jsonl(folder / "similar.jsonl", shuffled_clauses(60))
@@ -78,3 +85,27 @@ def contents(directory: Path) -> dict[str, bytes]:
     """All files below a directory."""
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+_ROWS = 3
+
+
+class Scattered(InProcess):
+    """Tables cut into pieces of a few rows that change their order, before and after they are brought together."""
+
+    def grouped(self, count: int) -> Scattered:
+        pieces = [table.slice(start, _ROWS) for table in self.tables() for start in range(0, len(table), _ROWS)]
+        joined = InProcess(lambda: pieces[::-1], self.scratch).grouped(count)
+        return dataclasses.replace(self, tables=lambda: list(joined.tables())[::-1])
+
+
+def scattered(units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]) -> Scattered:
+    """An engine whose tables are those of no other: small, and in reverse order."""
+    assert isinstance(read, ReadUnit)
+    found = [*here, *(table for unit in units[::-1] for table in read(unit, 900))]
+    return Scattered(lambda: found, Path())
+
+
+def documents_of(unit: Unit) -> list[Document]:
+    """The documents of a unit, as its slices are read."""
+    return [document for piece in unit.slices for document in read_slice(unit.source, piece)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import build_clusters
 from moedisco_ray.stages.clustering.store import embed_parts
-from moedisco_ray.stages.corpus.shuffle import in_this_process
+from moedisco_ray.stages.corpus.tables import InProcess
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train
 
 
@@ -74,7 +75,7 @@ class Elsewhere(LocalBackend):
         return self._processes.submit(_run, store.dumps((store, call)))
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
-        return corpus.build(config, directory, _Mapped(self, config).each, emit=emit)
+        return corpus.build(config, directory, _Engine(self, RunStore.of(config.location)))
 
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
@@ -84,9 +85,8 @@ class Elsewhere(LocalBackend):
     def call(self, pool: Any, emit: Emit, stop: StopFile, function: Any, *args: Any, **kwargs: Any) -> Any:
         return unpickled(self._submit(function.store, function).result())
 
-    def call_with_tasks(self, pool: Any, store: RunStore, emit: Emit, stop: StopFile, call: Any) -> Any:
-        function = call(in_this_process)
-        return unpickled(self._submit(function.store, function).result())
+    def call_without_slot(self, pool: Any, emit: Emit, stop: StopFile, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.call(pool, emit, stop, function, *args, **kwargs)
 
     def reachable(self, emit: Emit) -> contextlib.nullcontext[Emit]:
         return contextlib.nullcontext(discard)
@@ -103,6 +103,34 @@ class Elsewhere(LocalBackend):
                 coordinator.combine(members)
             time.sleep(0.2)
         return [Trained(unpickled(future.result()), 1.0, {"low_memory": 1.0}) for future in running]
+
+
+def _tables(function: Callable[[Any], Any], item: Any) -> list[Any]:
+    return list(function(item))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Engine:
+    backend: Elsewhere
+    store: RunStore
+
+    def __call__(self, units: Sequence[Any], read: Callable[[Any], Any], here: Sequence[Any]) -> _Tables:
+        return _Tables(lambda: [*here, *self.each(read, units)], Path(), self)
+
+    def each(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        futures = [self.backend._submit(self.store, functools.partial(_tables, function, item)) for item in items]
+        return [found for future in futures for found in unpickled(future.result())]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tables(InProcess):
+    engine: _Engine
+
+    def map(self, function: Callable[[Any], Any]) -> _Tables:
+        return dataclasses.replace(self, tables=lambda: self.engine.each(function, self.tables()))
+
+    def written(self, function: Callable[[Any], Any]) -> list[Any]:
+        return self.engine.each(function, self.tables())
 
 
 class _Mapped:

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus_sources import scattered
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError
 from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.corpus import build, input_identity
 from moedisco_ray.stages.corpus.documents import DOCUMENTS, document_id
-from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "seven", "grey", "hills", "nobody"]
 
@@ -95,8 +96,7 @@ def test_the_artifact_holds_what_the_summary_says(sources, tmp_path):
 def test_the_result_does_not_depend_on_how_the_reading_is_cut(sources, tmp_path):
     config = run_config(sources)
     summary = make(config, tmp_path / "a")
-    backwards = make(
-        config, tmp_path / "b", unit_bytes=700, map_tasks=lambda function, items: map(function, items[::-1]))
+    backwards = make(config, tmp_path / "b", unit_bytes=700, engine=scattered)
     assert backwards == summary
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
@@ -149,23 +149,14 @@ def test_identity_follows_the_files(sources):
 PEAK = """
 import sys
 from pathlib import Path
-from moedisco_ray.stages.corpus import readers, staging
-from moedisco_ray.stages.text.cutting import Limits
-from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.sources import expand_sources
-from moedisco_ray.core.config import Source
-import moedisco_ray.stages.corpus.buckets as buckets
-from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
+from moedisco_ray.core.config import check_config
+from moedisco_ray.stages.corpus import build, documents, tables
 folder = Path(sys.argv[1])
-(item,) = expand_sources([Source(path=str(folder / "x.txt"), documents="line")], folder, Limits(1024, 8192))
-save_trained(train_bpe(["some text"], 300), folder / "tokenizer")
-files = list_files(item.field, item.settings).files
-count = max(1, files[0].size // (1 << 20))
-units = readers.plan_units([(item, files)])
-staged = [staging.stage_unit(unit, folder / "staged", count, file_bytes=1 << 20) for unit in units]
-rules = buckets.Rules((item.name,), (1.0,), 0.1, 0, 8192, (0.0,), (1.0,))
-for bucket in staging.shuffle_documents(staged, folder / "staged", count, map):
-    buckets.finish_bucket(bucket, rules, folder / "tokenizer", folder)
+documents.RANGE_BYTES = tables.HELD_BYTES = 1 << 20
+(folder / "made").mkdir()
+build(check_config({
+    "name": "t", "tokenizer": {"path": str(folder.parent / "tokenizer")},
+    "corpus": {"sources": [{"path": str(folder / "x.txt"), "documents": "line"}]}}), folder / "made", unit_bytes=1 << 20)
 status = Path('/proc/self/status').read_text().splitlines()
 print(next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024)
 """
@@ -177,6 +168,7 @@ print(next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     # One thread and one allocator: what threads keep for later differs by tens of MB from run to run.
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    save_trained(train_bpe(sentences(100, 0), 300), tmp_path / "tokenizer")
     peaks = []
     for size in (1, 4):
         folder = tmp_path / str(size)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.stages.corpus import documents
-from moedisco_ray.stages.corpus.documents import bucket_of, copies, dedupe_and_sort, id_matrix, is_validation, staged_table
+from moedisco_ray.stages.corpus.documents import copies, dedupe_and_sort, id_matrix, is_validation, ranges_of, staged_table
 from moedisco_ray.stages.text.cutting import Document, Kept
 
 texts = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), max_size=30)
@@ -64,13 +64,13 @@ def test_of_equal_documents_what_was_held_out_once_stays_held_out():
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=50), st.integers(1, 1000))
-def test_buckets_split_the_ascending_ids(found, buckets):
+def test_ranges_split_the_ascending_ids(found, ranges):
     found = sorted(found)
     matrix = np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 16)
-    expected = [int.from_bytes(key[:4], "big") * buckets >> 32 for key in found]
-    assert bucket_of(matrix, buckets).tolist() == expected
+    expected = [int.from_bytes(key[:4], "big") * ranges >> 32 for key in found]
+    assert ranges_of(matrix, ranges).tolist() == expected
     assert expected == sorted(expected)
-    assert max(expected) < buckets
+    assert max(expected) < ranges
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0, 1.5, 3.0])
@@ -101,11 +101,11 @@ def test_validation_is_a_share_by_document_and_seed():
     assert (held_out & other).mean() == pytest.approx(0.01, abs=0.003)
 
 
-def test_split_copies_and_bucket_are_independent():
+def test_split_copies_and_range_are_independent():
     ids = ids_of(20_000)
     held_out = held_out_of(ids, 0.3)
     assert copies(ids, 0.5)[held_out].mean() == pytest.approx(0.5, abs=0.03)
-    assert (bucket_of(ids, 2)[held_out]).mean() == pytest.approx(0.5, abs=0.03)
+    assert (ranges_of(ids, 2)[held_out]).mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_every_source_of_two_documents_has_one_on_each_side():

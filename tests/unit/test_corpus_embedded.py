@@ -4,12 +4,13 @@ import re
 from importlib.metadata import distribution
 
 import pytest
+from corpus_sources import documents_of
 from packaging.requirements import Requirement
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.stages.corpus import embedded
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Limits
 
@@ -54,7 +55,7 @@ def test_the_embedded_source_becomes_one_named_source_per_domain(tmp_path, monke
     assert [item.settings.weight for item in inputs] == [2] * len(names) + [1] * len(names)
     first = inputs[0]
     (unit,) = plan_units([(first, list_files(first.field, first.settings).files)])
-    assert [document.text for document in read_unit(unit, [])] == [f"{names[0]} one", f"{names[0]} two\nlines"]
+    assert [document.text for document in documents_of(unit)] == [f"{names[0]} one", f"{names[0]} two\nlines"]
 
 
 def test_its_identity_follows_versions(monkeypatch):

@@ -115,14 +115,16 @@ PEAK = """
 import sys
 from pathlib import Path
 from moedisco_ray.core.config import Source
-from moedisco_ray.stages.corpus import readers, staging
+from moedisco_ray.stages.corpus import readers
 from moedisco_ray.stages.corpus.files import list_files
+from moedisco_ray.stages.corpus.reading import ReadUnit
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Limits
 def stage(path):
     (item,) = expand_sources([Source(path=str(path))], path.parent, Limits(1024, 8192))
     for unit in readers.plan_units([(item, list_files(item.field, item.settings).files)]):
-        staging.stage_unit(unit, path.parent / "staged", 4, file_bytes=1 << 20)
+        for _ in ReadUnit(4)(unit, 1 << 20):
+            pass
 def peak():
     status = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024

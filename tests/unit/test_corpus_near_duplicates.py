@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from corpus_sources import scattered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,9 +108,8 @@ def test_the_result_does_not_depend_on_the_division_of_the_work(tmp_path, monkey
     summaries = [make(tmp_path / "a", config)]
     monkeypatch.setattr("moedisco_ray.stages.corpus.near_duplicates._KEYS_BYTES", 200_000)
     monkeypatch.setattr("moedisco_ray.stages.corpus.near_duplicates._CHUNK", 7)
-    monkeypatch.setattr(sys.modules[build.__module__], "bucket_count", lambda _: 5)
-    backwards = lambda function, items: map(function, items[::-1])  # noqa: E731
-    summaries.append(make(tmp_path / "b", config, map_tasks=backwards, unit_bytes=5000))
+    monkeypatch.setattr(sys.modules[build.__module__], "range_count", lambda _: 5)
+    summaries.append(make(tmp_path / "b", config, engine=scattered, unit_bytes=5000))
     assert kept(tmp_path / "a") == kept(tmp_path / "b")
     assert summaries[0] == summaries[1]
 

@@ -7,13 +7,14 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus_sources import documents_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import ConfigError, CorpusError
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Limits
 
@@ -29,7 +30,7 @@ def planned(tmp_path, unit_bytes=1 << 20, limits=LIMITS, **source):
 
 
 def read(tmp_path, unit_bytes=1 << 20, **source):
-    return [document.text for unit in planned(tmp_path, unit_bytes, **source) for document in read_unit(unit, [])]
+    return [document.text for unit in planned(tmp_path, unit_bytes, **source) for document in documents_of(unit)]
 
 
 def test_text_as_files_paragraphs_and_lines(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
+from corpus_sources import documents_of, scattered
 
 from moedisco_ray.core.config import RunConfig, Source, check_config
 from moedisco_ray.core.errors import CorpusError
@@ -19,7 +20,7 @@ from moedisco_ray.core.findings import left_out
 from moedisco_ray.core.records import CorpusSummary
 from moedisco_ray.stages.corpus import build, probe
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Limits
 
@@ -31,7 +32,7 @@ ROWS = ["plain", 'with "quotes", and a comma', "two\nlines", "NA", "", "naÃ¯ve è
 def read(path: Path, **settings: Any) -> list[str]:
     (item,) = expand_sources([Source(path=str(path), **settings)], path.parent / "scratch", Limits(1024, 8192))
     units = plan_units([(item, list_files(item.field, item.settings).files)])
-    return [document.text for unit in units for document in read_unit(unit, [])]
+    return [document.text for unit in units for document in documents_of(unit)]
 
 
 def config(sources: list[dict[str, Any]], **corpus: Any) -> RunConfig:
@@ -214,7 +215,7 @@ def test_what_is_left_out_does_not_depend_on_how_the_reading_is_cut(tmp_path: Pa
         (tmp_path / name).write_bytes(b"\n".join(lines))
     settings = config([{"path": str(tmp_path / "*.jsonl"), "on_error": "skip"}])
     found = []
-    for name, options in (("x", {}), ("y", {"unit_bytes": 3000, "map_tasks": lambda function, items: map(function, items[::-1])})):
+    for name, options in (("x", {}), ("y", {"unit_bytes": 3000, "engine": scattered})):
         (tmp_path / name).mkdir()
         found.append((build(settings, tmp_path / name, **options), contents(tmp_path / name)))
     assert found[0] == found[1]

@@ -19,13 +19,13 @@ from moedisco_ray.models import config_values, hf_config, random_weights, submod
 from moedisco_ray.plan.host_memory import cluster_memory, corpus_memory, decompose_memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
-from moedisco_ray.stages.corpus import staging
+from moedisco_ray.stages.corpus import documents
 from moedisco_ray.stages.corpus.build import build
 from moedisco_ray.stages.decompose import write_submodels
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
 torch.set_num_threads(1)
-staging._FEW_BUCKETS = 1        # one task holds all text
+documents._FEW_RANGES = 1       # one task holds all text
 home = Path(sys.argv[1])
 save_trained(train_bpe(itertools.islice(corpus_scale.sentences(1), 200), 4096), home / "tokenizer")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus_sources import documents_of
 from moe_models import random_tensors, tiny_config
 
 from moedisco_ray.core.config import Source
@@ -19,7 +20,7 @@ from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots, confinement, op
 from moedisco_ray.models import load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.plan import tokenizer_vocab_size
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.pretrained import load_pretrained, prepare_tokenizer
@@ -43,7 +44,7 @@ def listed(path: Path | str):
 
 
 def read(files) -> list[str]:
-    return [document.text.strip() for unit in plan_units(files) for document in read_unit(unit, [])]
+    return [document.text.strip() for unit in plan_units(files) for document in documents_of(unit)]
 
 
 def fill(folder: Path) -> None:

@@ -14,6 +14,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus_sources import documents_of, scattered
 
 from moedisco_ray.core.config import RunConfig, Source, check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError, UserError
@@ -21,7 +22,7 @@ from moedisco_ray.core.records import CorpusSummary
 from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.stages.corpus import build, input_identity, probe
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.row_map import RowMap
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Document, Limits
@@ -60,7 +61,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
 def documents(path: Path, **settings: Any) -> list[Document]:
     (item,) = expand_sources([Source(path=str(path), **settings)], path.parent / "scratch", Limits(32, 256))
     files = list_files(item.field, item.settings).files
-    return [document for unit in plan_units([(item.sized(files[0].size), files)], 2000) for document in read_unit(unit, [])]
+    return [document for unit in plan_units([(item.sized(files[0].size), files)], 2000) for document in documents_of(unit)]
 
 
 def texts(path: Path, **settings: Any) -> list[str]:
@@ -145,7 +146,7 @@ def test_a_corpus_is_that_of_text_cleaned_beforehand_and_counts_dropped_rows(tmp
     before = {"path": str(write_table(tmp_path, ".jsonl", ROWS)), "text_column": "body", "map": f"{module(KEEP)}:keep", "name": "a"}
     after = {"path": str(write_table(tmp_path / "clean", ".jsonl", cleaned)), "text_column": "body", "name": "a"}
     summary, files = made(config_of([before]), tmp_path / "one")
-    again, same = made(config_of([before]), tmp_path / "two", unit_bytes=700, map_tasks=lambda call, items: map(call, items[::-1]))
+    again, same = made(config_of([before]), tmp_path / "two", unit_bytes=700, engine=scattered)
     plain, reference = made(config_of([after]), tmp_path / "three")
     assert files == same == reference
     assert summary == again

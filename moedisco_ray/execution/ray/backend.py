@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
-from moedisco_ray.backend import MapTasks, Placement, Trained
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import AnyPool, HighMemoryPool, Pool, RunConfig
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.run_store import RunStore
@@ -18,7 +18,7 @@ from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
 from moedisco_ray.execution.ray.clustering import build_clusters
-from moedisco_ray.execution.ray.corpus import CALL_SHARE, TaggedTasks, build_corpus
+from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.execution.ray.queue import Queue
@@ -32,6 +32,9 @@ from moedisco_ray.training import TrainJob
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_NO_SLOT_SHARE = 0.02
+"""Part of a slot that a function holds which runs next to the slots."""
 
 Observer = Callable[[Sequence[float], Sequence[float], int, float], None]
 """Called at each poll with the seconds left of each running training and of each waiting one, the number of slots for trainings,
@@ -93,12 +96,11 @@ class RayBackend:
         self._seats.end_idle_of_other_pools(pool)
         return Slot(pool, reserve_rest, stop, self._seats).run(function, *args, **kwargs)
 
-    def call_with_tasks(
-        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+    def call_without_slot(
+        self, pool: Pool, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call a function in a Ray task next to the slots of the pool's nodes, where its tasks run too."""
-        slot = Slot(None, emit, stop, self._seats, free_bundle={pool.resource: CALL_SHARE})
-        return slot.run(call(TaggedTasks(pool.resource, store)))
+        """Call a function in a Ray task next to the slots of the pool's nodes, without CPUs, which such nodes need not offer."""
+        return Slot(None, emit, stop, self._seats, free_bundle={pool.resource: _NO_SLOT_SHARE}).run(function, *args, **kwargs)
 
     @contextlib.contextmanager
     def reachable(self, emit: Emit) -> Iterator[Emit]:

@@ -9,19 +9,23 @@ plain_text cut plain text into documents
 rows       read the text column, or whole rows, of JSON Lines, CSV, Parquet and Arrow files
 row_map    call the function of a source that changes or drops its rows
 readers    read the documents of a slice of a file of any format
-documents  decide by document ids: duplicates, the validation split, and the number of copies
-shuffle    divide rows among tasks through files
-staging    read every text once and divide its documents into ranges of ids ("buckets") on disk
+documents  identify documents, and find equal ones, the validation split and the number of copies by their ids
 near_duplicates  find documents that nearly repeat another one
-buckets    finish one bucket: deduplicate, split, tokenize, write
+reading    read units into tables of documents
+rules      decide which documents are kept, held out and repeated
+tokens     tokenize documents
+parts      write the documents and packed tokens of a range of ids
+steps      all of these as functions that can be sent to other machines
+tables     engines that run the functions over all documents, of which one is here and one in `execution.ray.corpus`
 build      the whole stage
+summary    the figures of the stage
 probe      check the beginning of every source before a run
 unseen     read a bounded sample of text outside the corpus, for the evaluation
 """
 
-from moedisco_ray.stages.corpus.build import build
+from moedisco_ray.stages.corpus.build import build, counting
 from moedisco_ray.stages.corpus.probe import Probe, probe
 from moedisco_ray.stages.corpus.sources import input_identity
 from moedisco_ray.stages.corpus.unseen import read_unseen
 
-__all__ = ["Probe", "build", "input_identity", "probe", "read_unseen"]
+__all__ = ["Probe", "build", "counting", "input_identity", "probe", "read_unseen"]

@@ -1,39 +1,52 @@
-"""The whole corpus stage. A `MapTasks` runs its tasks: a plain loop here, Ray in `execution.ray.corpus`."""
+"""The corpus stage as a pipeline of functions of tables, run by an `Engine`: read, shuffle, survey, tokenize, write.
+
+Rows are brought together once, by ranges of ids: duplicates are then in one table, and each range becomes one part of
+the corpus. To find near duplicates, rows are also brought together by keys; see `near_duplicates`. The number of ranges
+depends on the size of the text alone, so the corpus does not depend on blocks, processors and machines.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from moedisco_ray.core.config import RunConfig, tokenizer_directory
-from moedisco_ray.core.events import Emit, StageProgress, discard
+from moedisco_ray.core.events import Emit, Event, StageProgress, discard
 from moedisco_ray.core.findings import corpus_warnings
 from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_work import on_each
 from moedisco_ray.packed_tokens import check_windows, write_index
-from moedisco_ray.stages.corpus.buckets import Finished, finish_bucket, list_bucket, sample_texts, survey_bucket
+from moedisco_ray.stages.corpus.documents import range_count
 from moedisco_ray.stages.corpus.files import Listing, list_files
-from moedisco_ray.stages.corpus.near_duplicates import DROPPED, LISTED, Banding, by_id, by_key, compare_listed
-from moedisco_ray.stages.corpus.readers import UNIT_BYTES, Unit, plan_units
-from moedisco_ray.stages.corpus.rules import Rules, merged_extremes
-from moedisco_ray.stages.corpus.shuffle import Digits, MapTasks, in_this_process, shuffle
+from moedisco_ray.stages.corpus.near_duplicates import DROPPED, Banding, id_words
+from moedisco_ray.stages.corpus.readers import UNIT_BYTES, plan_units
+from moedisco_ray.stages.corpus.reading import Note, ReadUnit, Selection
+from moedisco_ray.stages.corpus.rules import Rules
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
-from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, shuffle_documents, stage_unit
+from moedisco_ray.stages.corpus.steps import (
+    SAMPLED,
+    SURVEYED,
+    FindRepeated,
+    ListDocuments,
+    Sample,
+    Survey,
+    Tokenize,
+    WriteParts,
+    Written,
+)
 from moedisco_ray.stages.corpus.summary import check_inputs, check_split, left_out, summary_of
+from moedisco_ray.stages.corpus.tables import Engine, Tables, in_process
 from moedisco_ray.stages.text.cutting import Limits
-from moedisco_ray.stages.text.packing import part_path
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.stages.text.unseen import Skipped
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
 """Characters of training text that a new tokenizer is trained on."""
@@ -55,22 +68,21 @@ class Owned:
 
 
 def build(
-    config: RunConfig, directory: Path, map_tasks: MapTasks = in_this_process, unit_bytes: int = UNIT_BYTES, emit: Emit = discard,
-    *, owned: Owned | None = None,
+    config: RunConfig, directory: Path, engine: Engine | None = None, unit_bytes: int = UNIT_BYTES,
+    events: Emit = discard, *, owned: Owned | None = None,
 ) -> dict[str, Any]:
     """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
 
-    It holds the text without an owner, or that of one data owner.
-
-    The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket of documents in memory; the caller
-    holds none. More text makes more buckets, not larger ones.
+    It holds the text without an owner, or that of one data owner. The result does not depend on `engine` and
+    `unit_bytes`.
 
     Args:
         config: The run's configuration.
         directory: An empty directory that every worker can reach.
-        map_tasks: Function that runs the tasks.
+        engine: Runs the functions of tables; by default, this process.
         unit_bytes: Bytes of text that one reading task gets.
-        emit: Receives `stage_progress` events.
+        events: Receives `stage_progress` events, each with the number of documents since the one before; workers on
+            any machine call it. `counting` makes totals of them.
         owned: The data owner whose text to read; None: the text without an owner.
 
     Returns:
@@ -78,7 +90,8 @@ def build(
 
         - documents, validation_documents, duplicates, near_duplicates: numbers of documents
         - tokens (packed training tokens), validation_tokens, bytes (of training text), vocab_size
-        - sources: for each source's name: documents, tokens, bytes, validation_documents, files, empty_files, dropped_rows
+        - sources: for each source's name: documents, tokens, bytes, validation_documents, files, empty_files,
+          dropped_rows
         - skipped_files: number of files that `on_error: skip` left out
         - passed_over_files: number of files not read because their folder also holds tables
         - skipped: source, path and reason for the first of these files
@@ -89,128 +102,172 @@ def build(
         ConfigError: The vocabulary does not fit the model, or two sources have the same name.
         CheckpointError: The checkpoint is unreadable, or its vocabulary is too small.
     """
+    tokenizer = directory / "tokenizer"
     if owned is None:
-        use_tokenizer(config, directory / "tokenizer")
+        _use_tokenizer(config, tokenizer)
     else:
-        shutil.copytree(owned.tokenizer, directory / "tokenizer", ignore=shutil.ignore_patterns(MANIFEST))
-    scratch, store = directory / "scratch", RunStore.of(config.location) if owned is None else owned.store
-    map_tasks = _carrying_files(map_tasks, store)
-    inputs = expand_sources(
-        config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens),
-        owner=None if owned is None else owned.name, tokenizer=directory / "tokenizer")
-    if any(source.tokenizer is not None for source in inputs):
-        store.publish(directory / "tokenizer")      # tasks that read conversations need it
-    listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
-    sizes = [sum(file.text_bytes for file in listing.files) for listing in listings]
-    count = bucket_count(sum(sizes))
-    stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count)
-    listed = [(source.sized(size), listing.files) for source, size, listing in zip(inputs, sizes, listings, strict=True)]
-    reading = StageProgress(emit, "corpus", "documents read")
-    staged, unreadable = _stage_all(plan_units(listed, unit_bytes), stage, map_tasks, reading)
-    skipped = [_skipped(source, listing, unreadable) for source, listing in zip(inputs, listings, strict=True)]
-    documents_S, dropped_S = np.zeros(len(inputs), dtype=np.int64), np.zeros(len(inputs), dtype=np.int64)
-    for report in staged:
-        documents_S[report.order] += report.documents
-        dropped_S[report.order] += report.dropped
-    check_inputs(inputs, documents_S, dropped_S, skipped)
+        shutil.copytree(owned.tokenizer, tokenizer, ignore=shutil.ignore_patterns(MANIFEST))
+    store = RunStore.of(config.location) if owned is None else owned.store
+    sources = _listed(config, directory, owned)
+    if any(source.tokenizer is not None for source in sources.inputs):
+        store.publish(tokenizer)      # tasks that read conversations need it
+    ranges = range_count(sources.text_bytes)
+    read = _read(sources, engine or in_process(directory / "scratch"), ranges, unit_bytes, store, events)
 
     rules = Rules(
-        tuple(source.name for source in inputs), tuple(source.settings.weight for source in inputs),
+        tuple(source.name for source in sources.inputs), tuple(source.settings.weight for source in sources.inputs),
         config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
-    buckets = shuffle_documents(staged, scratch / "staged", count, map_tasks=map_tasks)
+    found = _survey(read, rules, sources)
+    skipped = _skipped(sources, found)
+    check_inputs(sources.inputs, found.documents_S, found.dropped_S, skipped)
+    selection = Selection(found.damaged)
     if config.corpus.near_duplicates is not None:
         banding = Banding.of(config.corpus.near_duplicates)
-        buckets = _find_near_duplicates(
-            buckets, rules, banding, documents=sum(report.documents for report in staged), directory=scratch / "near",
-            map_tasks=map_tasks)
-    rules = rules.with_extremes(merged_extremes(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
+        repeated = _repeated(read, rules, selection, banding, int(found.documents_S.sum()))
+        selection = selection._replace(repeated=repeated)
+    surveyed = _survey(read, rules, sources, selection) if selection.repeated is not None else found
+    rules = rules.with_extremes(surveyed.extremes_S2)
     if owned is None and tokenizer_directory(config) is None:
-        sample = sample_texts(map(_fetched(store), buckets), rules, TOKENIZER_SAMPLE_CHARACTERS)
-        save_trained(train_bpe(sample, config.tokenizer.train_vocab_size), directory / "tokenizer")
-    encoder = Encoder(directory / "tokenizer")
+        vocab_size = config.tokenizer.train_vocab_size
+        _train_tokenizer(read, rules, selection, ranges, sources.text_bytes, vocab_size, tokenizer)
+    encoder = Encoder(tokenizer)
     check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
-    store.publish(directory / "tokenizer")
-    finish = on_each(
-        store, functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory),
-        also=(directory / "tokenizer",), writes=functools.partial(_finished_files, directory=directory))
-    finished = _finish_all(buckets, finish, map_tasks, StageProgress(emit, "corpus", "documents tokenized"))
-    store.remove(scratch)
-    train_S3 = np.sum([report.train for report in finished], axis=0)
-    validation_S3 = np.sum([report.validation for report in finished], axis=0)
+    store.publish(tokenizer)
+    tokenized = read.map(Tokenize(rules, selection, tokenizer, store))
+    written: list[Written] = tokenized.written(WriteParts(rules, ranges, directory, tokenizer, store, events))
+    store.remove(directory / "scratch")
+    train_S3 = np.sum([part.train for part in written], axis=0)
+    validation_S3 = np.sum([part.validation for part in written], axis=0)
     if owned is None:
         check_split(config, train_S3, validation_S3)
 
     (directory / "shards").mkdir(exist_ok=True)     # it is missing if other machines have written all pieces
-    index = write_index(directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size)
+    index = write_index(directory / "shards", (piece for part in written for piece in part.pieces), encoder.vocab_size)
     check_windows(index["tokens"], config.corpus.sequence_length)
+    distinct, kept = int(found.distinct_S.sum()), int(surveyed.kept_S.sum())
     summary = summary_of(
-        rules.names, train_S3, validation_S3, duplicates=sum(report.duplicates for report in finished),
-        near_duplicates=sum(report.near_duplicates for report in finished), vocab_size=encoder.vocab_size,
-    ) | left_out(inputs, skipped, listings)
-    for source, listing in zip(inputs, listings, strict=True):
-        read = len(listing.files) - len(unreadable.get(source.order, ()))
+        rules.names, train_S3, validation_S3, duplicates=int(found.documents_S.sum()) - distinct,
+        near_duplicates=distinct - kept, vocab_size=encoder.vocab_size) | left_out(sources.inputs, skipped, sources.listings)
+    for source, listing in zip(sources.inputs, sources.listings, strict=True):
+        files = len(listing.files) - len(found.reasons.get(source.order, ()))
         summary["sources"][source.name] |= {
-            "files": read, "empty_files": listing.empty, "dropped_rows": int(dropped_S[source.order])}
+            "files": files, "empty_files": listing.empty, "dropped_rows": int(found.dropped_S[source.order])}
     return summary | {"warnings": corpus_warnings(summary)}
 
 
-def _stage_all(
-    units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks, progress: StageProgress,
-) -> tuple[list[Staged], dict[int, dict[str, Skipped]]]:
-    """Call `stage` for every unit, and repeat a unit that has unreadable files without these files.
+def counting(emit: Emit) -> Emit:
+    """A receiver of the events of `build` that adds up the documents, and emits the totals."""
+    units: dict[str, StageProgress] = {}
 
-    Returns:
-        The result for each unit, and the unreadable files by `Input.order` and path.
+    def count(event: Event) -> None:
+        unit = event.data["unit"]
+        units.setdefault(unit, StageProgress(emit, "corpus", unit)).add(event.data["done"])
+
+    return count
+
+
+class _Sources(NamedTuple):
+    inputs: tuple[Input, ...]
+    listings: list[Listing]
+    sizes: list[int]
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(self.sizes)
+
+
+def _listed(config: RunConfig, directory: Path, owned: Owned | None) -> _Sources:
+    inputs = expand_sources(
+        config.corpus.sources, directory / "scratch" / "embedded",
+        Limits(config.corpus.sequence_length, config.corpus.document_tokens),
+        owner=None if owned is None else owned.name, tokenizer=directory / "tokenizer")
+    listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
+    return _Sources(inputs, listings, [sum(file.text_bytes for file in listing.files) for listing in listings])
+
+
+def _read(sources: _Sources, engine: Engine, ranges: int, unit_bytes: int, store: RunStore, events: Emit) -> Tables:
+    """Read all documents, and bring them together by ranges of ids."""
+    listed = [
+        (source.sized(size), listing.files)
+        for source, size, listing in zip(sources.inputs, sources.sizes, sources.listings, strict=True)]
+    read_unit = ReadUnit(ranges, store, events)
+    units = plan_units(listed, unit_bytes)
+    # Text that the run itself has written exists on this machine only, so it is read here.
+    here = [table for unit in units if store.is_remote and unit.source.own for table in read_unit(unit)]
+    elsewhere = [unit for unit in units if not (store.is_remote and unit.source.own)]
+    return engine(elsewhere, read_unit, here).grouped(ranges)
+
+
+class _Surveyed(NamedTuple):
+    """What surveys of all tables say: numbers of documents of each input as in `steps.SURVEYED`, and notes.
+
+    Attributes:
+        dropped_S: Number of rows that each input's `map` dropped in files that could be read.
+        reasons: Why files could not be read, by input and position in its listing.
+        damaged: Keys of these files; see `reading.file_keys`.
     """
-    staged: dict[int, Staged] = {}
-    skipped: dict[int, dict[str, Skipped]] = {unit.source.order: {} for unit in units}
-    waiting = units
-    while waiting:
-        reports = []
-        for report in map_tasks(stage, waiting):
-            progress.add(report.documents)
-            reports.append(report)
-        for report in sorted(reports, key=lambda report: report.index):
-            staged[report.index] = report
-            for each in report.skipped:     # if a file has several slices, the first slice's reason is kept
-                skipped[report.order].setdefault(each.path, each)
-        shortened = [unit.without(skipped[unit.source.order].keys()) for unit in units]
-        waiting = [unit for unit, before in zip(shortened, units, strict=True) if unit != before]
-        units = shortened
-    return list(staged.values()), skipped
+
+    documents_S: NDArray[np.int64]
+    distinct_S: NDArray[np.int64]
+    kept_S: NDArray[np.int64]
+    extremes_S2: NDArray[np.float64]
+    dropped_S: NDArray[np.int64]
+    reasons: Mapping[int, Mapping[int, str]]
+
+    @property
+    def damaged(self) -> NDArray[np.int64]:
+        keys = [order << 32 | file for order, files in self.reasons.items() for file in files]
+        return np.array(sorted(keys), dtype=np.int64)
 
 
-def _find_near_duplicates(
-    buckets: Sequence[Bucket], rules: Rules, banding: Banding, *, documents: int, directory: Path, map_tasks: MapTasks,
-) -> list[Bucket]:
-    """Find near duplicates among all documents; return each bucket with the ids of those that it has to drop."""
-    count = banding.key_buckets(documents)
-    listing = functools.partial(list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory / "listed")
-    listed = shuffle(
-        map_tasks(listing, buckets), directory / "listed", LISTED, by_key(count), Digits.of(count), map_tasks=map_tasks)
-    compare = functools.partial(compare_listed, banding=banding, buckets=len(buckets), directory=directory / "dropped")
-    dropped = shuffle(
-        map_tasks(compare, listed), directory / "dropped", DROPPED, by_id(len(buckets)), Digits.of(len(buckets)),
-        map_tasks=map_tasks)
-    return [dataclasses.replace(bucket, dropped=found) for bucket, found in zip(buckets, dropped, strict=True)]
+def _survey(read: Tables, rules: Rules, sources: _Sources, selection: Selection | None = None) -> _Surveyed:
+    """Survey the tables; without a selection, leave out the damaged files that the survey finds."""
+    table = read.map(Survey(rules, selection or Selection())).collected(SURVEYED)
+    found = _added_up(table, len(sources.inputs))
+    if selection is not None or not found.reasons:
+        return found
+    return _survey(read, rules, sources, Selection(found.damaged))
 
 
-def _finish_all(
-    buckets: Sequence[Bucket], finish: Callable[[Bucket], Finished], map_tasks: MapTasks, progress: StageProgress,
-) -> list[Finished]:
-    finished = []
-    for report in map_tasks(finish, buckets):
-        progress.add(int(report.train[:, 0].sum() + report.validation[:, 0].sum()))
-        finished.append(report)
-    return finished
+def _added_up(table: pa.Table, inputs: int) -> _Surveyed:
+    order = table["order"].to_numpy()
+    documents_S, distinct_S, kept_S = (
+        np.bincount(order, table[name].to_numpy(), minlength=inputs).astype(np.int64)
+        for name in ("documents", "distinct", "kept"))
+    extremes_S2 = np.full((inputs, 2), [np.inf, -np.inf])
+    np.minimum.at(extremes_S2[:, 0], order, table["smallest"].to_numpy())
+    np.maximum.at(extremes_S2[:, 1], order, table["largest"].to_numpy())
+    notes = [
+        (row["order"], row["file"], Note(*json.loads(row["note"])))
+        for row in table.filter(table["note"].is_valid()).select(["order", "file", "note"]).to_pylist()]
+    reasons: dict[int, dict[int, str]] = {}
+    for number, file, note in sorted(notes, key=lambda each: (each[0], each[1], each[2].start)):
+        if note.reason is not None:     # of a file with several damaged slices, the first slice's reason is kept
+            reasons.setdefault(number, {}).setdefault(file, note.reason)
+    dropped_S = np.zeros(inputs, dtype=np.int64)
+    for number, file, note in notes:
+        dropped_S[number] += note.dropped if file not in reasons.get(number, {}) else 0
+    return _Surveyed(documents_S, distinct_S, kept_S, extremes_S2, dropped_S, reasons)
 
 
-def _skipped(source: Input, listing: Listing, unreadable: Mapping[int, Mapping[str, Skipped]]) -> list[Skipped]:
-    found = (*listing.skipped, *unreadable.get(source.order, {}).values())
-    return sorted(found, key=lambda each: each.path)
+def _skipped(sources: _Sources, found: _Surveyed) -> list[list[Skipped]]:
+    """Files of each input that were not read, in the order of their paths."""
+    skipped: list[list[Skipped]] = []
+    for source, listing in zip(sources.inputs, sources.listings, strict=True):
+        reasons = found.reasons.get(source.order, {}).items()
+        damaged = [Skipped(listing.files[file].path, reason) for file, reason in reasons]
+        skipped.append(sorted([*listing.skipped, *damaged], key=lambda each: each.path))
+    return skipped
 
 
-def use_tokenizer(config: RunConfig, directory: Path) -> None:
+def _repeated(read: Tables, rules: Rules, selection: Selection, banding: Banding, documents: int) -> NDArray[np.void]:
+    """Ids of all near duplicates."""
+    ranges = banding.key_buckets(documents)
+    listed = read.map(ListDocuments(rules, selection, banding, ranges)).grouped(ranges)
+    return np.unique(id_words(listed.map(FindRepeated(banding)).collected(DROPPED)))
+
+
+def _use_tokenizer(config: RunConfig, directory: Path) -> None:
     """Copy the configured tokenizer into place; without one, check that a new vocabulary fits the model."""
     source = tokenizer_directory(config)
     if any(each.has_given_tokens for each in config.corpus.sources):
@@ -227,28 +284,26 @@ def use_tokenizer(config: RunConfig, directory: Path) -> None:
     prepare_tokenizer(source, directory)
 
 
-def _carrying_files(map_tasks: MapTasks, store: RunStore) -> MapTasks:
-    """Extend `map_tasks`: each task fetches the files that its item names, and publishes the files that its result names."""
-    def mapped(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
-        # Text that the run itself has written exists on this machine only, so it is read here.
-        here = [item for item in items if isinstance(item, Unit) and item.source.own]
-        elsewhere = [item for item in items if not (isinstance(item, Unit) and item.source.own)]
-        carrying = on_each(store, function)
-        yield from map(carrying, here)
-        if elsewhere:
-            yield from map_tasks(carrying, elsewhere)
-
-    return mapped if store.is_remote else map_tasks
-
-
-def _fetched(store: RunStore) -> Callable[[Bucket], Bucket]:
-    def fetched(bucket: Bucket) -> Bucket:
-        store.fetch(*(store.paths_in(bucket) if store.is_remote else ()))
-        return bucket
-
-    return fetched
+def _train_tokenizer(
+    read: Tables, rules: Rules, selection: Selection, ranges: int, text_bytes: int, vocab_size: int, directory: Path,
+) -> None:
+    """Train a tokenizer on the first training documents by id, and save it."""
+    wanted = TOKENIZER_SAMPLE_CHARACTERS
+    first = min(ranges, 1 + 2 * ranges * wanted // max(1, text_bytes))
+    while True:
+        sampled = read.map(Sample(rules, selection, first)).collected(SAMPLED)
+        if first >= ranges or sum(map(len, sampled["text"].to_pylist())) >= wanted:
+            break
+        first = min(ranges, 2 * first)
+    texts = sampled.take(pa.array(np.argsort(id_words(sampled), kind="stable")))["text"]
+    save_trained(train_bpe(_first_characters((text.as_py() for text in texts), wanted), vocab_size), directory)
 
 
-def _finished_files(report: Finished, directory: Path) -> list[Path]:
-    parts = [part_path(directory / folder, report.index) for folder in ("train", "validation")]
-    return [*parts, *(directory / "shards" / name for piece in report.pieces for name in piece.files)]
+def _first_characters(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """Yield texts until they hold `characters` characters."""
+    held = 0
+    for text in texts:
+        yield text
+        held += len(text)
+        if held >= characters:
+            return

@@ -1,4 +1,4 @@
-"""Identity and bucket of documents, detection of duplicates, validation split, and how often each document is repeated.
+"""Identity and range of documents, detection of duplicates, validation split, and how often each document is repeated.
 
 All of these depend only on the document's text (through its id) and the settings, never on where or when the document was read. So
 the corpus does not depend on the number, size and order of the blocks in which it was read.
@@ -47,6 +47,14 @@ DOCUMENTS = pa.schema([
 - `loss_mask`: whether the loss counts each token; null if it counts all
 """
 
+RANGE_BYTES = 32 << 20
+"""Bytes of text per range of ids, which one task holds in memory; more in a corpus of over 128 GB."""
+_SMALL_RANGE_BYTES = 1 << 20
+"""Minimum bytes of text per range. A small corpus is divided down to this size, so that several cores can work on it."""
+_FEW_RANGES = 8
+"""Maximum number of ranges smaller than `RANGE_BYTES`."""
+_MOST_RANGES = 4096
+"""Maximum number of ranges: a shuffle has as many objects as ranges times tasks that divide rows."""
 _COPIES_SALT = 0
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
@@ -93,18 +101,18 @@ def id_matrix(table: pa.Table, name: str = "id") -> Ids:
     return np.concatenate([np.empty(0, dtype=np.uint8), *rows]).reshape(-1, ID_BYTES)
 
 
-def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
-    """Bucket [n] of each id. Buckets are equal ranges of ids in ascending order.
+def range_count(text_bytes: int) -> int:
+    """Number of ranges of ids: one per 32 MB of text, or up to eight smaller ones, so that a small corpus uses several cores."""
+    return min(_MOST_RANGES, max(1, -(-text_bytes // RANGE_BYTES), min(_FEW_RANGES, text_bytes // _SMALL_RANGE_BYTES)))
 
-    Bucket b of B holds the ids with floor(u B / 2^32) = b, where u is the big-endian integer of the first four bytes.
+
+def ranges_of(ids: Ids, count: int) -> NDArray[np.int64]:
+    """Range [n] of each id, of equal ranges of ids in ascending order.
+
+    Range r of R holds the ids with floor(u R / 2^32) = r, where u is the big-endian integer of the first four bytes.
     """
     prefix = np.ascontiguousarray(ids[:, :4]).view(">u4")[:, 0].astype(np.uint64)
-    return ((prefix * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
-
-
-def bucket_of_rows(table: pa.Table, buckets: int) -> NDArray[np.int64]:
-    """Number of the bucket that each row of a table belongs to by its id, int64 [n]."""
-    return bucket_of(id_matrix(table), buckets)
+    return ((prefix * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
 
 
 def dedupe_and_sort(table: pa.Table) -> pa.Table:
@@ -168,7 +176,7 @@ def part_id(whole: bytes, number: int) -> bytes:
 
 
 def following_ids(ids: Ids, numbers: NDArray[np.int64]) -> Ids:
-    """Add a small number [n] to each id [n, 16]; the sum stays in the id's bucket and below the next document's id."""
+    """Add a small number [n] to each id [n, 16]; the sum stays in the id's range and below the next document's id."""
     high, low = _words(ids)
     following = np.stack([high, low + numbers.astype(np.uint64)], axis=1)
     return np.ascontiguousarray(following.astype(">u8")).view(np.uint8)
@@ -195,7 +203,7 @@ def _words(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 def _uniform(ids: Ids, salt: int) -> NDArray[np.float64]:
-    # The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; the first half picks the bucket.
+    # The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; the first half picks the range.
     x = _words(ids)[1] + np.uint64((salt * _GOLDEN + _GOLDEN) & _MASK64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -13,19 +13,16 @@ task holds more than one bucket or range, and the result does not depend on thei
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from moedisco_ray.stages.corpus.documents import HELD_OUT, ID_BYTES, Ids, bucket_of_rows, id_column, id_matrix
-from moedisco_ray.stages.corpus.shuffle import Buckets, Digits, Pieces, Scattered, read_pieces, scatter
+from moedisco_ray.stages.corpus.documents import HELD_OUT, ID_BYTES, Ids, id_column, id_matrix
 
 _HASHES = 128
 """Hashes of a sketch: a similarity of 0.8 is estimated with a standard error of 0.035."""
@@ -100,40 +97,10 @@ def sketches(texts: list[str]) -> NDArray[np.uint32]:
     return np.array(rows, dtype=np.uint32).reshape(-1, _HASHES)
 
 
-def by_key(buckets: int) -> Buckets:
-    """Return a function that numbers each document's bucket; each bucket has an equally wide range of the bands' keys."""
-    return functools.partial(ranges_of_keys, count=buckets)
-
-
 def ranges_of_keys(table: pa.Table, count: int) -> NDArray[np.int64]:
     """Number of the range that each listed document's key is in, of equally wide ranges [n]."""
     keys = table["key"].to_numpy()
     return (((keys >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
-
-
-def by_id(buckets: int) -> Buckets:
-    """Return a function that gives, for each dropped document, the number of the bucket that its id is in."""
-    return functools.partial(bucket_of_rows, buckets=buckets)
-
-
-def list_documents(index: int, documents: pa.Table, banding: Banding, buckets: int, path: Path) -> Scattered:
-    """List documents under the keys of their bands; write the lists, divided by ranges of keys.
-
-    Args:
-        index: Number of the documents' bucket.
-        documents: Distinct documents with the columns id, order, side, text.
-        banding: Division of the sketches into bands.
-        buckets: Number of ranges of keys.
-        path: Common prefix of the files to write.
-    """
-    return Scattered(index, scatter(listed(documents, banding), path, LISTED, by_key(buckets), Digits.of(buckets)))
-
-
-def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Path) -> Scattered:
-    """Compare the documents under each key in a range; write the ids of near duplicates below `directory`, by bucket."""
-    found = repeated(read_pieces(pieces, LISTED), banding)
-    path = directory / "keys" / f"keys-{pieces.index:06d}"
-    return Scattered(pieces.index, scatter([found], path, DROPPED, by_id(buckets), Digits.of(buckets)))
 
 
 def listed(documents: pa.Table, banding: Banding) -> Iterator[pa.Table]:
@@ -168,13 +135,6 @@ def repeated(table: pa.Table, banding: Banding) -> pa.Table:
             dropped.append(rows[_repeats(sketches_NH[rows], banding.similarity)])
     found: Ids = np.unique(ids[np.concatenate(dropped)], axis=0)
     return pa.table([id_column(found.tobytes())], schema=DROPPED)
-
-
-def without(documents: pa.Table, dropped: Pieces | None) -> pa.Table:
-    """The documents, except those whose ids are in `dropped`."""
-    if dropped is None or not dropped.files:
-        return documents
-    return without_ids(documents, id_words(read_pieces(dropped, DROPPED)))
 
 
 def without_ids(documents: pa.Table, ids: NDArray[np.void]) -> pa.Table:

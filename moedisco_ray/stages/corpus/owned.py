@@ -20,13 +20,14 @@ from moedisco_ray.core.records import OwnedText
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import collect
 from moedisco_ray.stages.corpus.build import Owned, build
-from moedisco_ray.stages.corpus.shuffle import MapTasks, in_this_process
 
 
 def build_owned(
-    config: RunConfig, name: str, *, location: Location, tokenizer: Path, fingerprint: str, map_tasks: MapTasks = in_this_process,
+    config: RunConfig, name: str, *, location: Location, tokenizer: Path, fingerprint: str,
 ) -> dict[str, Any]:
     """Make the corpus of a data owner, on one of its nodes, unless it exists.
+
+    One process does it: Ray Data's shuffles run on any node with CPUs, and would take the text there.
 
     Args:
         config: The run's configuration.
@@ -34,7 +35,6 @@ def build_owned(
         location: The run's folder in the owner's storage.
         tokenizer: Directory of the run's tokenizer.
         fingerprint: Fingerprint of the corpus stage.
-        map_tasks: Function that runs the tasks, on the owner's nodes.
 
     Returns:
         The fields of `OwnedText`.
@@ -49,7 +49,7 @@ def build_owned(
         failure: Exception | None = None
         try:
             with commit(store.directory / CORPUS, fingerprint, store, "corpus") as draft:
-                draft.summary.update(build(config, draft.path, map_tasks, owned=Owned(name, store, tokenizer)))
+                draft.summary.update(build(config, draft.path, owned=Owned(name, store, tokenizer)))
                 summary = draft.summary
         except RunError:    # such as a storage that does not respond, in this package's own words
             raise

@@ -7,7 +7,7 @@ Large files are cut into slices that can be read independently. JSON Lines and t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +22,6 @@ from moedisco_ray.stages.corpus.rows import ColumnError, Text
 from moedisco_ray.stages.corpus.sources import Input
 from moedisco_ray.stages.corpus.streams import NotTextError
 from moedisco_ray.stages.text.cutting import Document, GivenTokensError, Kept, cut_document, cut_stream
-from moedisco_ray.stages.text.unseen import Skipped
 
 UNIT_BYTES = 64 << 20
 """Target size of the text that one reading task gets (bytes)."""
@@ -56,10 +55,6 @@ class Unit:
     source: Input
     slices: tuple[Slice, ...]
 
-    def without(self, paths: Container[str]) -> Unit:
-        """A copy of this reading task without the slices of the files at `paths`."""
-        return dataclasses.replace(self, slices=tuple(piece for piece in self.slices if piece.file.path not in paths))
-
 
 def plan_units(listed: Iterable[tuple[Input, Sequence[File]]], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
     """Divide the files of all inputs into units: small files together, large ones in slices."""
@@ -88,35 +83,13 @@ def row_map_of(source: Input) -> RowMap | None:
     return None if source.settings.map is None else RowMap(source.field, source.settings.map)
 
 
-def read_unit(unit: Unit, skipped: list[Skipped], row_map: RowMap | None = None) -> Iterator[Document]:
-    """Yield the documents of a unit, except for those of only white space.
-
-    Args:
-        unit: The unit to read.
-        skipped: List to which files that cannot be read are appended, if the source says `on_error: skip`. Documents before the
-            damage have already been yielded by then, so the caller must read the unit again without the file.
-        row_map: What `row_map_of` returns for the source, for a caller that needs its count; by default, a new one.
-
-    Raises:
-        CorpusError: A file is binary, damaged or unreadable, or lacks the text column.
-        ConfigError: The source's `map` cannot be imported, or fails.
-    """
-    for piece in unit.slices:
-        try:
-            yield from read_slice(unit.source, piece, row_map)
-        except CorpusError as error:
-            if unit.source.settings.on_error == "fail":
-                raise
-            skipped.append(Skipped(piece.file.path, reason(error)))
-
-
 def reason(error: CorpusError) -> str:
     """The part of an error's message that says what is wrong with a file, without the remedy."""
     return error.remedy.partition("; ")[0]
 
 
 def read_slice(source: Input, piece: Slice, row_map: RowMap | None = None) -> Iterator[Document]:
-    """Yield the documents of a slice of a file, except for those of only white space; see `read_unit`.
+    """Yield the documents of a slice of a file, except for those of only white space.
 
     Raises:
         CorpusError: The file is binary, damaged or unreadable, or lacks the text column.

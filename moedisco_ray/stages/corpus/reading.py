@@ -1,7 +1,8 @@
-"""Read documents as rows of tables, in bounded memory: a reading task yields a table as soon as it has read enough text for one.
+"""Read documents as rows of tables, in bounded memory: a task yields a table as soon as it has read enough text for one.
 
-A file may turn out to be damaged after documents of it have been read, in this task or in another one. With `on_error: skip`, the
-task then adds a row with a note, and the documents of the file are left out later, when all notes are known.
+A file may turn out to be damaged after documents of it have been read, in this task or in another one. With
+`on_error: skip`, the task then adds a row with a note, and the documents of the file are left out later, when all notes
+are known.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from numpy.typing import NDArray
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, Event, discard
 from moedisco_ray.core.run_store import SHARED, RunStore
-from moedisco_ray.stages.corpus.documents import ID_BYTES, NEW, STAGED, bucket_of_rows, dedupe_and_sort, id_column, staged_table
+from moedisco_ray.stages.corpus.documents import (
+    ID_BYTES,
+    NEW,
+    STAGED,
+    dedupe_and_sort,
+    id_column,
+    id_matrix,
+    ranges_of,
+    staged_table,
+)
 from moedisco_ray.stages.corpus.near_duplicates import without_ids
 from moedisco_ray.stages.corpus.readers import Slice, Unit, read_slice, reason, row_map_of
 from moedisco_ray.stages.corpus.row_map import RowMap
@@ -82,7 +92,7 @@ class ReadUnit:
         """Yield the documents in tables of about `chunk` characters of text with the schema `READ`, and then notes.
 
         Raises:
-            CorpusError: The unit cannot be read; see `readers.read_unit`.
+            CorpusError: The unit cannot be read: a file is binary, damaged or unreadable, or lacks the text column.
             ConfigError: The source's `map` cannot be imported, or fails.
         """
         tokenizer = unit.source.tokenizer
@@ -95,7 +105,7 @@ class ReadUnit:
         for documents, files in _chunks(unit, row_map_of(unit.source), notes, chunk):
             table = staged_table(documents, unit.source.order, group)
             group = table["group"][-1].as_py()
-            yield _as_read(table, bucket_of_rows(table, self.ranges), files, [None] * len(table))
+            yield _as_read(table, ranges_of(id_matrix(table), self.ranges), files, [None] * len(table))
             self.events(Event("stage_progress", "corpus", data={"done": len(table), "unit": "documents read"}))
         if notes:
             yield _noted(unit.source.order, notes)
@@ -162,7 +172,8 @@ def _noted(order: int, notes: Sequence[tuple[Slice, Note]]) -> pa.Table:
     table = pa.table([
         nothing, nothing, pa.array([order] * rows, pa.int32()), pa.array([NEW] * rows, pa.int8()),
         *(pa.nulls(rows, STAGED.field(name).type) for name in ("text", "tokens", "loss_mask"))], schema=STAGED)
-    return _as_read(table, np.zeros(rows, np.int64), [piece.number for piece, _ in notes], [json.dumps(note) for _, note in notes])
+    files, texts = [piece.number for piece, _ in notes], [json.dumps(note) for _, note in notes]
+    return _as_read(table, np.zeros(rows, np.int64), files, texts)
 
 
 def _as_read(table: pa.Table, ranges: NDArray[np.int64], files: Sequence[int], notes: Sequence[Any]) -> pa.Table:

@@ -1,13 +1,12 @@
 """Decide which documents are kept, held out and repeated: pure functions on tables of documents.
 
-A decision depends on the texts and the settings only, never on the table in which a document is. A table holds either all rows with
-an id or none of them.
+A decision depends on the texts and the settings only, never on the table in which a document is. A table holds either
+all rows with an id or none of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +42,8 @@ class Rules:
 
     def with_extremes(self, found_S2: NDArray[np.float64]) -> Rules:
         """A copy with the extremes of all documents; see `extremes`."""
-        return dataclasses.replace(self, smallest=tuple(found_S2[:, 0].tolist()), largest=tuple(found_S2[:, 1].tolist()))
+        smallest, largest = found_S2.T.tolist()
+        return dataclasses.replace(self, smallest=tuple(smallest), largest=tuple(largest))
 
 
 def times(documents: pa.Table, rules: Rules) -> NDArray[np.int32]:
@@ -52,7 +52,7 @@ def times(documents: pa.Table, rules: Rules) -> NDArray[np.int32]:
 
 
 def extremes(documents: pa.Table, rules: Rules) -> NDArray[np.float64]:
-    """Smallest and largest validation hash of each of S inputs in a table, [S, 2]; infinite for an input without documents.
+    """Smallest and largest validation hash of each of S inputs in a table, [S, 2]; infinite for one without documents.
 
     Args:
         documents: Distinct documents with the columns id, group, order and side.
@@ -66,17 +66,12 @@ def extremes(documents: pa.Table, rules: Rules) -> NDArray[np.float64]:
     return found
 
 
-def merged_extremes(found: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Extremes over all tables, from those of each table, [S, 2]."""
-    found_BS2 = np.stack(list(found))
-    return np.stack([found_BS2[..., 0].min(axis=0), found_BS2[..., 1].max(axis=0)], axis=1)
-
-
 def split(documents: pa.Table, rules: Rules) -> pa.Table:
     """The documents that stay in the corpus, with the further columns `copies` and `held_out`.
 
-    A validation document has one copy, whatever its source's weight. If a source is the corpus of an earlier run, the documents
-    that the earlier run held out stay held out. If it held out any, the documents that it trained on stay in training.
+    A validation document has one copy, whatever its source's weight. If a source is the corpus of an earlier run, the
+    documents that the earlier run held out stay held out. If it held out any, the documents that it trained on stay in
+    training.
 
     Args:
         documents: Distinct documents with the columns id, group, order and side.

@@ -27,6 +27,6 @@ def run(context: Context, draft: Draft) -> None:
 
 
 def _of_owner(context: Context, name: str, tokenizer: Path) -> dict[str, Any]:
-    return context.call_with_tasks(
-        context.config.pools.owner(name), Files([tokenizer]), build_owned, context.config, name, store=context.owner_store(name),
+    return context.call_without_slot(
+        context.config.pools.owner(name), Files([tokenizer]), build_owned, context.config, name,
         location=context.owner_location(name), tokenizer=tokenizer, fingerprint=context.fingerprint)

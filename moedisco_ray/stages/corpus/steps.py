@@ -1,4 +1,4 @@
-"""Steps of the corpus stage as picklable functions of tables; `make` puts them together."""
+"""Steps of the corpus stage as picklable functions of tables; `build` puts them together."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.packed_tokens import Piece
-from moedisco_ray.stages.corpus.buckets import write_part
-from moedisco_ray.stages.corpus.documents import ID_BYTES, bucket_of_rows
+from moedisco_ray.stages.corpus.documents import ID_BYTES, id_matrix, ranges_of
 from moedisco_ray.stages.corpus.near_duplicates import LISTED, Banding, listed, ranges_of_keys, repeated, without_ids
+from moedisco_ray.stages.corpus.parts import write_part
 from moedisco_ray.stages.corpus.reading import RANGE, Selection, documents_in, intact
 from moedisco_ray.stages.corpus.rules import Rules, extremes, split, times
 from moedisco_ray.stages.corpus.tables import divided
@@ -26,8 +26,8 @@ from moedisco_ray.stages.text.tokenizer import Encoder
 
 _KEYS = ("id", "group", "order", "side")
 SURVEYED = pa.schema([
-    ("order", pa.int32()), ("documents", pa.int64()), ("distinct", pa.int64()), ("kept", pa.int64()), ("smallest", pa.float64()),
-    ("largest", pa.float64()), ("file", pa.int32()), ("note", pa.string())])
+    ("order", pa.int32()), ("documents", pa.int64()), ("distinct", pa.int64()), ("kept", pa.int64()),
+    ("smallest", pa.float64()), ("largest", pa.float64()), ("file", pa.int32()), ("note", pa.string())])
 """Schema of surveys: a row per input, or a note about a file (see `reading.READ`).
 
 - `documents`: number of documents, with duplicates
@@ -54,13 +54,13 @@ class Survey:
         kept = distinct if self.selection.repeated is None else without_ids(distinct, self.selection.repeated)
         found_S2 = extremes(kept, self.rules)
         counts = [np.bincount(table["order"].to_numpy(), minlength=count) for table in (documents, distinct, kept)]
-        yield pa.table(
-            [np.arange(count, dtype=np.int32), *counts, found_S2[:, 0], found_S2[:, 1], *_nulls(count, ("file", "note"))],
-            schema=SURVEYED)
+        nulls = [pa.nulls(count, SURVEYED.field(name).type) for name in ("file", "note")]
+        yield pa.table([np.arange(count, dtype=np.int32), *counts, *found_S2.T, *nulls], schema=SURVEYED)
         notes = read.filter(read["note"].is_valid())
         zeros = np.zeros(len(notes), dtype=np.int64)
+        no_extremes = zeros + np.inf, zeros - np.inf
         yield pa.table(
-            [notes["order"], zeros, zeros, zeros, zeros + np.inf, zeros - np.inf, notes["file"], notes["note"]], schema=SURVEYED)
+            [notes["order"], zeros, zeros, zeros, *no_extremes, notes["file"], notes["note"]], schema=SURVEYED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ class WriteParts:
         """Write tokenized documents: of each range either all, in ascending order of id, or none."""
         with self.store.using(self.tokenizer):
             encoder = Encoder(self.tokenizer)
-        ranged = documents.append_column(RANGE, pa.array(bucket_of_rows(documents, self.ranges)))
+        ranged = documents.append_column(RANGE, pa.array(ranges_of(id_matrix(documents), self.ranges)))
         return [self._write(number, part.drop_columns(RANGE), encoder) for number, part in divided(ranged)]
 
     def _write(self, number: int, documents: pa.Table, encoder: Encoder) -> Written:
@@ -182,7 +182,3 @@ class WriteParts:
             *(self.directory / "shards" / name for piece in pieces for name in piece.files))
         self.events(Event("stage_progress", "corpus", data={"done": len(documents), "unit": "documents tokenized"}))
         return Written(figures(train, self.rules), figures(validation, self.rules), pieces)
-
-
-def _nulls(count: int, names: tuple[str, ...]) -> list[pa.Array]:
-    return [pa.nulls(count, SURVEYED.field(name).type) for name in names]

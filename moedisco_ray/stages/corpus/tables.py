@@ -1,7 +1,7 @@
-"""Tables of documents that an engine reads, maps and brings together: in this process, or on Ray Data in `execution.ray.documents`.
+"""Tables of documents that an engine reads, maps and brings together: here, or on Ray Data in `execution.ray.corpus`.
 
-All functions are pure functions of tables, and what they return must not depend on how rows are divided into tables. Where a
-function needs all rows with a key at once, the rows are grouped first.
+All functions are pure functions of tables, and what they return must not depend on how rows are divided into tables.
+Where a function needs all rows with a key at once, the rows are grouped first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moedisco_ray.stages.corpus.reading import RANGE
 
 R = TypeVar("R")
 
-HELD_BYTES = 512 << 20
+HELD_BYTES = 128 << 20
 """Size of the rows that a process brings together in memory (bytes); it needs three times as much."""
 MapTable = Callable[[pa.Table], Iterable[pa.Table]]
 """Picklable function of a table."""
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class InProcess:
-    """Tables in this process. Rows that are brought together are kept in memory up to 512 MB, and on disk beyond.
+    """Tables in this process. Rows that are brought together are kept in memory up to 128 MB, and on disk beyond.
 
     Attributes:
         tables: Returns the tables.
@@ -108,7 +108,9 @@ def in_process(scratch: Path) -> Engine:
     Args:
         scratch: Directory for files of rows.
     """
-    def read_all(units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]) -> InProcess:
+    def read_all(
+        units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table],
+    ) -> InProcess:
         return InProcess(lambda: itertools.chain(here, itertools.chain.from_iterable(map(read, units))), scratch)
 
     return read_all

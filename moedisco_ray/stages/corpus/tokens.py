@@ -75,7 +75,8 @@ def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Ta
     cut = table.take(pa.array(rows))
     ids = id_column(following_ids(id_matrix(cut), numbers).tobytes())
     short = pa.array([text for each in parts for text, _ in each], pa.large_string())
-    cut = cut.set_column(cut.schema.get_field_index("id"), "id", ids).set_column(cut.schema.get_field_index("text"), "text", short)
+    for name, column in (("id", ids), ("text", short)):
+        cut = cut.set_column(cut.schema.get_field_index(name), name, column)
     return cut, [tokens for each in parts for _, tokens in each]
 
 

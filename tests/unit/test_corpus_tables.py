@@ -1,59 +1,37 @@
-"""The corpus stage as functions of tables: the result depends on the texts alone, and is that of the engine of files."""
+"""The corpus stage as functions of tables: the result depends on the texts alone, not on how tables divide them."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpus_sources import config_of, contents, sentences, write_jsonl
+from corpus_sources import config_of, contents, scattered, sentences, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Event
-from moedisco_ray.stages.corpus import build, tables
+from moedisco_ray.stages.corpus import build, counting, tables
 from moedisco_ray.stages.corpus.documents import STAGED, dedupe_and_sort, staged_table
-from moedisco_ray.stages.corpus.make import counting, make
-from moedisco_ray.stages.corpus.rules import Rules, extremes, merged_extremes, split
-from moedisco_ray.stages.corpus.tables import InProcess, divided, in_process
+from moedisco_ray.stages.corpus.rules import Rules, extremes, split
+from moedisco_ray.stages.corpus.tables import divided, in_process
 from moedisco_ray.stages.text.cutting import Document
-
-ROWS = 3
-
-
-class Scattered(InProcess):
-    """Tables that are cut into pieces of a few rows and change their order, before and after they are brought together."""
-
-    def grouped(self, count):
-        pieces = [table.slice(start, ROWS) for table in self.tables() for start in range(0, len(table), ROWS)]
-        joined = InProcess(lambda: pieces[::-1], self.scratch).grouped(count)
-        return dataclasses.replace(self, tables=lambda: list(joined.tables())[::-1])
-
-
-def scattered(units, read, here):
-    read_already = [*here, *(table for unit in units[::-1] for table in read(unit, 900))]
-    return Scattered(lambda: read_already, Path())
 
 
 def made(config, directory, *engine, **options):
     directory.mkdir()
-    return make(config, directory, *engine, **options), contents(directory)
+    return build(config, directory, *engine, **options), contents(directory)
 
 
 @pytest.mark.parametrize("near_duplicates", [None, 0.7])
-def test_the_result_depends_on_the_texts_alone_and_is_that_of_the_engine_of_files(tmp_path, near_duplicates):
+def test_the_result_depends_on_the_texts_alone(tmp_path, near_duplicates):
     config = config_of(tmp_path, near_duplicates=near_duplicates)
     summary, files = made(config, tmp_path / "tables")
     assert made(config, tmp_path / "scattered", scattered, unit_bytes=700) == (summary, files)
-    (tmp_path / "buckets").mkdir()
-    assert build(config, tmp_path / "buckets") == summary
-    assert contents(tmp_path / "buckets") == files
     assert summary["duplicates"] == 10 + 35
     assert (summary["near_duplicates"] > 19) == (near_duplicates is not None)
     assert summary["sources"]["odd"]["dropped_rows"] == 35
@@ -68,7 +46,8 @@ def test_of_a_damaged_file_nothing_is_read_though_its_damage_is_found_last(tmp_p
     assert not texts & set(sentences("damaged", 60))
     assert set(sentences("rows", 60)) & texts       # of the source after it, which has them too
     assert summary["skipped_files"] == 2
-    assert [each["reason"] for each in summary["skipped"]] == ["the line at byte 6968 is not JSON", "has the unknown ending .bin"]
+    reasons = [each["reason"] for each in summary["skipped"]]
+    assert reasons == ["the line at byte 6968 is not JSON", "has the unknown ending .bin"]
     assert summary["sources"]["damaged"]["files"] == 1
 
 
@@ -81,7 +60,8 @@ def test_damage_is_an_error_unless_it_may_be_skipped(tmp_path):
 
 def test_a_source_of_damaged_files_alone_is_an_error_that_says_why(tmp_path):
     write_jsonl(tmp_path / "x.jsonl", sentences("rows", 9), "\n{no row")
-    config = check_config({"name": "t", "corpus": {"sources": [{"path": str(tmp_path / "x.jsonl"), "on_error": "skip"}]}})
+    source = {"path": str(tmp_path / "x.jsonl"), "on_error": "skip"}
+    config = check_config({"name": "t", "corpus": {"sources": [source]}})
     with pytest.raises(CorpusError, match="and 1 files were left out, the first since it the line at"):
         made(config, tmp_path / "made")
 
@@ -118,7 +98,9 @@ def test_decisions_are_the_same_however_documents_are_divided(numbers, size):
     table = documents(sorted(numbers))
     pieces = [table.slice(start, size) for start in range(0, len(table), size)]
     found = extremes(table, RULES)
-    np.testing.assert_array_equal(merged_extremes(extremes(piece, RULES) for piece in pieces), found)
+    found_BS2 = np.stack([extremes(piece, RULES) for piece in pieces])
+    np.testing.assert_array_equal(found_BS2[..., 0].min(axis=0), found[:, 0])
+    np.testing.assert_array_equal(found_BS2[..., 1].max(axis=0), found[:, 1])
     rules = RULES.with_extremes(found)
     assert pa.concat_tables([split(piece, rules) for piece in pieces]).equals(split(table, rules))
 
@@ -128,7 +110,9 @@ def test_decisions_are_the_same_however_documents_are_divided(numbers, size):
 def test_rows_are_divided_by_range_in_their_order(ranges):
     table = pa.table({"range": pa.array(ranges, pa.int64()), "row": list(range(len(ranges)))})
     found = {number: part["row"].to_pylist() for number, part in divided(table)}
-    assert found == {number: [row for row, each in enumerate(ranges) if each == number] for number in sorted(set(ranges))}
+    assert sorted(found) == sorted(set(ranges))
+    for number, rows in found.items():
+        assert rows == [row for row, each in enumerate(ranges) if each == number]
 
 
 def test_a_row_of_a_user_is_no_note(tmp_path):
