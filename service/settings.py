@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, Valid
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.config.sources import FunctionName
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.hub import private_places
 from moedisco_ray.core.locations import Location, cache_directory, is_uri, settings_directory
 from service.domain.path_sandbox import Roots
 
@@ -92,7 +93,8 @@ class Settings(BaseModel):
         first = () if self.home_dir is None else (self.home_dir,)
         homes = (*first, *(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
         own = (settings_directory().resolve(), cache_directory().resolve())
-        private = (self.state_dir, self.admin_token_path, *own, *self._database_files)
+        hub = (place.resolve() for place in private_places(Path(root) for root in self.input_roots if not is_uri(root)))
+        private = (self.state_dir, self.admin_token_path, *own, *hub, *self._database_files)
         return Roots(
             self.input_roots, self.output_roots, self.storage_roots, homes=homes, private=private, functions=self.map_functions)
 
