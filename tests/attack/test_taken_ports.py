@@ -9,8 +9,10 @@ import contextlib
 import json
 import queue
 import shlex
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +31,6 @@ from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.execution import pipeline
 from service.background.reconciler import Reconciler
 from service.database import runs, stream
 from service.domain.run_paths import RunPaths
@@ -54,7 +55,9 @@ class Ray:
         self._thread: threading.Thread | None = None
         self.events: queue.Queue[Event] = queue.Queue()
         self.secrets = [SECRET.decode()]
-        patch.setattr(pipeline, "run", self._pipeline)
+        pipeline = types.ModuleType("moedisco_ray.execution.pipeline")     # without Ray, which takes seconds to import
+        vars(pipeline)["run"] = self._pipeline
+        patch.setitem(sys.modules, pipeline.__name__, pipeline)
 
     @property
     def alive(self) -> bool:

@@ -247,7 +247,7 @@ def test_a_failed_start_names_its_log_and_leaves_nothing(state_dir, monkeypatch)
 
 
 def test_no_run_reads_the_directory_that_a_cluster_has_where_paths_of_sockets_are_short(tmp_path, monkeypatch):
-    """Before (af276e38): it was /tmp/moedisco-*, which a run below an input root such as / or /tmp could read."""
+    """Before: it was /tmp/moedisco-*, which a run below an input root such as / or /tmp could read."""
     def spawned(_cluster, record, _token):
         raise RuntimeError(record.directory)
 

@@ -291,7 +291,7 @@ def hub_home(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_tokens_and_models_of_the_hub_below_a_root_are_not_read(data, hub_home):
-    """Before (af276e38): all of them were read, the token as a document of the corpus."""
+    """Before: all of them were read, the token as a document of the corpus."""
     with reading_within(ReadRoots([data])):
         assert read(listed(f"{data}/**/*")) == ["a.txt"]
         for name in ("token", "stored_tokens", "hub/models--ann--private/snapshots/0/a.txt"):
