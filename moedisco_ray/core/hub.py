@@ -59,15 +59,19 @@ def private_places(roots: Iterable[Path]) -> list[Path]:
     """Places of huggingface_hub on this machine that strangers must not read.
 
     Args:
-        roots: Directories that an operator allows. A folder of the hub is private unless one of them is inside; a token always is.
+        roots: Directories that an operator allows. A folder of the hub is private unless one of them is inside. Tokens
+            always are.
     """
     home, cache = Path(os.path.realpath(_hub_home())), Path(os.path.realpath(hub_cache()))
     token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").absolute()
     allowed = [Path(os.path.realpath(root)) for root in roots]
-    folders = [
-        folder for folder in (home, cache) if not any(
-            root.is_relative_to(folder) or (root.is_relative_to(home) and folder.is_relative_to(root)) for root in allowed)]
+    folders = [folder for folder in (home, cache) if not any(_opens(root, folder, home) for root in allowed)]
     return [token, token.with_name("stored_tokens"), *folders]
+
+
+def _opens(root: Path, folder: Path, home: Path) -> bool:
+    """Whether an operator's root opens a folder of the hub; the home itself opens the cache in it too."""
+    return root.is_relative_to(folder) or (root.is_relative_to(home) and folder.is_relative_to(root))
 
 
 def _hub_home() -> Path:

@@ -150,10 +150,12 @@ def _ended(exit_code: int, tokenizer: str) -> ConfigError | RunError:
         return ConfigError(
             "chat template", tokenizer, f"needs more than {used} for a conversation; replace the template in "
             "chat_template.jinja or tokenizer_config.json")
-    by = f"was ended by signal {-exit_code} ({signal.strsignal(-exit_code)})" if exit_code < 0 else f"ended with status {exit_code}"
+    ended = f"ended with status {exit_code}"
+    if exit_code < 0:
+        ended = f"was ended by signal {-exit_code} ({signal.strsignal(-exit_code)})"
     return RunError(
-        f"the process that renders the chat template of {tokenizer} {by}; try again, and end other programs if this machine "
-        "runs out of memory")
+        f"the process that renders the chat template of {tokenizer} {ended}; try again, and end other programs if this "
+        "machine runs out of memory")
 
 
 def _end(popen: subprocess.Popen[bytes], connection: Connection) -> None:

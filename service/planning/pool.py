@@ -166,7 +166,8 @@ class PlanningPool:
                     self._end()
                     self._start()
                 assert self._control is not None  # noqa: S101 - `_start` has made it
-                with contextlib.suppress(OSError):      # the server has just died, or hangs and has left some 250 tasks unread
+                # The server has just died, or hangs and has left some 250 tasks unread.
+                with contextlib.suppress(OSError):
                     socket.send_fds(self._control, [b"+"], [task.fileno()])
                     return
                 self._end()

@@ -18,7 +18,7 @@ INPUT_HUB = "hf://allowed"
 
 @pytest.fixture
 def planning() -> PlanningPool:
-    """Checks and plans what is requested; without processes: most attacks are on what is decided, not on who computes it."""
+    """Plans without processes: most attacks are on what is decided, not on who computes it."""
     return PlanningHere()
 
 

@@ -43,7 +43,7 @@ def token_of(target, owner, scope):
 
 
 def end_tasks(target):
-    """End the processes of the tasks that are computed, which nothing waits for: the children of the service's fork server."""
+    """End the tasks that are computed, which nothing waits for: the children of the service's fork server."""
     for server in psutil.Process(target.process.pid).children():
         for task in server.children():
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -158,7 +158,7 @@ atexit.register(PLANNING.close)
 
 
 class PlanningHere(PlanningPool):
-    """Does what the processes do in this process, in less than half the time, without their limits on time and memory."""
+    """Does in this process what the others do, in less than half the time, without their limits on time and memory."""
 
     async def done(self, task: Task) -> Outcome:
         answer = await run_in_threadpool(fork_server._answer, task_to_json(task), Limits())

@@ -93,7 +93,7 @@ def test_a_server_that_died_is_started_again(tmp_path):
 
 
 def test_a_server_that_hangs_keeps_nothing_else_waiting_and_is_replaced(tmp_path):
-    """Protects the event loop of the service, which would wait for room in the server's queue, and for the end of its process."""
+    """Protects the service's event loop, which would wait for room in the server's queue, and for the server's end."""
     pauses = []
 
     async def hundreds(planning):
@@ -113,7 +113,7 @@ def test_a_server_that_hangs_keeps_nothing_else_waiting_and_is_replaced(tmp_path
         asyncio.run(planning.done(task(tmp_path)))
         stopped = psutil.Process(planning._process.pid)
         stopped.suspend()
-        assert asyncio.run(hundreds(planning)) == {Overloaded, InvalidRequest}, "those of the old and of the new process"
+        assert asyncio.run(hundreds(planning)) == {Overloaded, InvalidRequest}, "of the old and of the new process"
         assert not stopped.is_running()
     assert max(pauses) < 2
 

@@ -1,4 +1,4 @@
-"""A file whose lists and mappings are thousands of levels deep is refused in one line, not in a traceback of RecursionError."""
+"""A file whose lists and mappings are thousands of levels deep is refused in one line, not in a traceback."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from moedisco_ray.cli.app import app
 from moedisco_ray.core.config.presets import preset_text
 
 DEMO = yaml.safe_load(preset_text("demo"))
-FORMS = {"list": "[" * 5000 + "]" * 5000, "mapping": "{a: " * 5000 + "1" + "}" * 5000, "list without an end": "[" * 5000}
+FORMS = {
+    "list": "[" * 5000 + "]" * 5000, "mapping": "{a: " * 5000 + "1" + "}" * 5000, "list without an end": "[" * 5000}
 STEPS = "\n".join(f"x{i + 1}: &a{i + 1} {'[' * 90}*a{i}{']' * 90}" for i in range(20))
 """Each line is 90 levels deep and refers to the line before it."""
 
@@ -33,7 +34,8 @@ def test_a_configuration_that_is_nested_deeply_is_refused_in_one_line(tmp_path: 
     """Before (af276e38): a traceback with 1000 calls that ended in RecursionError."""
     path = tmp_path / "run.yaml"
     path.write_text(f"name: x\ntags:\n  {FORMS[form]}\n")
-    assert refused(command, str(path)).endswith("more than 100 lists and mappings inside each other at line 3; write fewer levels")
+    said = refused(command, str(path))
+    assert said.endswith("more than 100 lists and mappings inside each other at line 3; write fewer levels")
 
 
 def test_levels_that_a_configuration_refers_to_count(tmp_path: Path) -> None:
@@ -54,7 +56,8 @@ def test_an_override_that_is_nested_deeply_is_refused_in_one_line(tmp_path: Path
 @pytest.mark.parametrize(("name", "text", "setting"), [
     ("tasks.jsonl", f"{FORMS['list']}\n", {"evaluation": {"lm_eval": ["tasks.jsonl"]}}),
     ("data/rows.jsonl", f"{FORMS['list']}\n", {"corpus": {"sources": [{"path": "data"}]}}),
-    ("data/README.md", f"---\nconfigs: {FORMS['list']}\n---\n", {"corpus": {"sources": [{"path": "data", "split": "train"}]}}),
+    ("data/README.md", f"---\nconfigs: {FORMS['list']}\n---\n", {
+        "corpus": {"sources": [{"path": "data", "split": "train"}]}}),
     ("tokenizer.json", FORMS["list"], {"tokenizer": {"path": "."}}),
     ("config.json", FORMS["list"], {"model": {"init": {"upcycle": "."}}})])
 def test_a_strangers_file_that_is_nested_deeply_is_no_traceback(

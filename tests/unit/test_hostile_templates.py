@@ -87,13 +87,15 @@ def test_other_templates_are_rendered_after_one_that_was_ended(tmp_path: Path) -
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "9 (Killed)"), (signal.SIGTERM, "15 (Terminated)")])
 def test_a_process_that_others_end_is_not_said_to_need_memory(tmp_path: Path, number: int, name: str) -> None:
-    """Protects a user from replacing a template because the kernel ended its process when the machine ran out of memory."""
+    """Protects a user from replacing a template after the kernel ended its process on a machine without memory."""
     write_tokenizer(tmp_path / "endless", ENDLESS)
     write_tokenizer(tmp_path / "honest")
     assert GivenTokens(tmp_path / "honest").render(conversation(0)).text     # the process has started
-    [process] = [each for each in psutil.Process(os.getpid()).children() if "template_process.py" in " ".join(each.cmdline())]
+    children = psutil.Process(os.getpid()).children()
+    [process] = [each for each in children if "template_process.py" in " ".join(each.cmdline())]
     timer = threading.Timer(0.2, process.send_signal, [number])
     timer.start()
-    with pytest.raises(RunError, match=f"the chat template of .*endless was ended by signal {re.escape(name)}; try again"):
+    wanted = f"the chat template of .*endless was ended by signal {re.escape(name)}; try again"
+    with pytest.raises(RunError, match=wanted):
         GivenTokens(tmp_path / "endless").render(conversation(1))
     assert GivenTokens(tmp_path / "honest").render(conversation(0)).text

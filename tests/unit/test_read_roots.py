@@ -278,7 +278,7 @@ def test_the_kernels_files_and_mounted_secrets_are_not_read_below_the_root_direc
 
 @pytest.fixture
 def hub_home(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A visible HF_HOME below the root, with a token and another user's private model, next to a text that may be read."""
+    """A visible HF_HOME below the root, with a token and another user's model, next to a text that may be read."""
     home = data / "hf"
     for name in ("token", "stored_tokens", "hub/models--ann--private/snapshots/0/a.txt"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ MOST_ENTRIES = 4096
 MOST_VALUES = 50_000
 """Maximum number of values in all lists and mappings together: 1000 sources with 50 settings each."""
 MOST_LEVELS = 100
-"""Maximum number of lists and mappings inside each other: most code calls itself for each level, and Python allows 1000 calls."""
+"""Maximum number of lists and mappings inside each other: most code calls itself per level, and Python allows 1000."""
 _WHOLE = "configuration"
 _LONGEST_PATH = 200
 """Maximum characters of a setting's name in a message: a key of the configuration may be any text."""
@@ -28,7 +28,8 @@ def check_extent(raw: Any) -> Any:
         if not isinstance(value, dict | list | tuple):
             continue
         if level > MOST_LEVELS:
-            raise ValueError(f"{path} has more than {MOST_LEVELS} lists and mappings inside each other; write fewer levels")
+            raise ValueError(
+                f"{path} has more than {MOST_LEVELS} lists and mappings inside each other; write fewer levels")
         if len(value) > MOST_ENTRIES:
             raise ValueError(f"{path} has {len(value)} entries, more than {MOST_ENTRIES}; shorten it")
         values += len(value)

@@ -30,8 +30,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._level += 1
         if self._level > MOST_LEVELS:
-            line = self.peek_event().start_mark.line + 1
-            raise YamlError(f"has more than {MOST_LEVELS} lists and mappings inside each other at line {line}; write fewer levels")
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            raise YamlError(
+                f"has more than {MOST_LEVELS} lists and mappings inside each other at line {line}; write fewer levels")
         node = super().compose_node(parent, index)
         self._level -= 1
         return node
@@ -70,7 +71,7 @@ def parse_documents(text: str) -> list[Any]:
     """Plain data from all YAML documents of a text.
 
     Raises:
-        YamlError: The text is not YAML, is nested too deeply, holds other than plain data, or a mapping has a key twice.
+        YamlError: The text is not YAML, is nested too deeply, holds more than plain data, or a mapping has a key twice.
     """
     try:
         return list(yaml.load_all(text, _Loader))
