@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_client import Service, demo, service
+from api_client import PlanningHere, Service, demo, service
 from reconciling import Scene
 from s3_standin import s3_server
 
@@ -34,7 +34,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def api(storage: str, tmp_path: Path) -> Iterator[Service]:
-    with service(tmp_path, storage_roots=(storage,)) as made:
+    with service(tmp_path, PlanningHere(), storage_roots=(storage,)) as made:
         yield made
 
 
@@ -132,7 +132,7 @@ def test_a_planted_link_does_not_lead_the_deletion_elsewhere(tmp_path: Path):
     """A driver replaces the folder above its own by a link to another directory."""
     root, victim = tmp_path / "checkpoints", tmp_path / "victim"
     root.mkdir()
-    with service(tmp_path, storage_roots=(str(root),)) as api:
+    with service(tmp_path, PlanningHere(), storage_roots=(str(root),)) as api:
         scene = Scene(api.database, tmp_path, api.settings, api.jobs, api.pools)
         run_id = cancelled(api, scene, str(root), "linked")
         (victim / run_id).mkdir(parents=True)
