@@ -103,6 +103,11 @@ def offer_folder(folder: Path) -> None:
     os.environ[_FOLDERS] = os.pathsep.join(dict.fromkeys([*named, str(folder)]))
 
 
+def offered_folders() -> dict[str, str]:
+    """The variable that lets processes without this environment find the same modules; empty without folders."""
+    return {_FOLDERS: os.environ[_FOLDERS]} if os.environ.get(_FOLDERS) else {}
+
+
 def imported(name: str) -> Any:
     """Import a function of the user, given as MODULE:FUNCTION.
 
