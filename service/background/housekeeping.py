@@ -66,7 +66,7 @@ class Housekeeping:
         for path in run_homes.left_aside(self._roots.homes, self._known):
             self._remove_files(path, run_homes.run_of(path))
         for run, due in self._announce(now):
-            isolated(self._database, run, functools.partial(self._remove, run.id, due, now))
+            isolated(self._database, run, "removed", functools.partial(self._remove, run.id, due, now))
         if not 0 <= now - self._swept < SWEEP_SECONDS:
             self._swept = now
             for root in self._roots.storage:
@@ -76,7 +76,7 @@ class Housekeeping:
         with self._database.read() as session:
             found = runs.unmeasured(session)
         for run in found:
-            isolated(self._database, run, functools.partial(self._measure_run, run, now))
+            isolated(self._database, run, "measured", functools.partial(self._measure_run, run, now))
 
     def _measure_run(self, run: RunRow, now: float) -> None:
         try:
@@ -95,7 +95,7 @@ class Housekeeping:
         with self._database.read() as session:
             changes, expired = _expiries(session, now)
         for run, due, time in changes:
-            isolated(self._database, run, functools.partial(self._announce_run, run.id, due, time, now))
+            isolated(self._database, run, "announced", functools.partial(self._announce_run, run.id, due, time, now))
         return expired
 
     def _announce_run(self, run_id: str, due: Due | None, time: float | None, now: float) -> None:

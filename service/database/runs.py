@@ -236,11 +236,12 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
     if not may_follow(before, state):
         raise IllegalTransition(f"run {run.id} is {before}: it cannot become {state}")
     changes: dict[str, Any] = {
-        "state": state.value, "reason": None if reason is None else values.text(reason), "next_position": RunRow.next_position + 1}
+        "state": state.value, "reason": None if reason is None else values.text(reason), "trouble": None,
+        "next_position": RunRow.next_position + 1}
     if state is RunState.RUNNING and run.started is None:
         changes["started"] = now
     if state in TERMINAL:
-        changes |= {"ended": now, "trouble": None}
+        changes["ended"] = now
     if before in TERMINAL:
         changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None}
     _change(session, run, now, changes | columns)
