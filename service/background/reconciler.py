@@ -62,6 +62,7 @@ class Reconciler:
         self._notifier = notifier
         self._launcher = Launcher(jobs, settings, secret, self._location_of)
         self._most_active = settings.max_active_runs
+        self._unreadable: list[str] = []
         self._last_look: tuple[float, frozenset[str], ClusterCapacity | None] = (float("-inf"), frozenset(), None)
 
     def round(self, now: float) -> None:
@@ -317,7 +318,12 @@ class Reconciler:
 
     def _quotas(self, now: float) -> Quotas:
         with self._database.read() as session:
-            return quotas.load(session, now)
+            known = quotas.load(session, now)
+        unreadable = known.policies.unreadable
+        if unreadable and unreadable != self._unreadable:
+            _log.warning("cannot be read, and allow nothing: the policies of %s; set them again", ", ".join(unreadable))
+        self._unreadable = unreadable
+        return known
 
     def _location_of(self, run_id: str) -> Location | None:
         with self._database.read() as session:
