@@ -18,7 +18,7 @@ from moedisco_ray.core.stages import STAGES
 from service.database import stream, values, webhooks
 from service.database.tables import RunRow, UnitRow
 from service.domain.retention import named_runs
-from service.domain.run_paths import is_id
+from service.domain.run_paths import is_id, own_storage
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
@@ -139,6 +139,12 @@ def starts(session: Session, run_id: str | None = None) -> dict[str, str]:
         query = query.where(cast(RunRow.config, Text).contains(run_id, autoescape=True))
     found = session.execute(query.order_by(RunRow.id))
     return {named: reader for reader, config in found for named in named_runs(config) - {reader}}
+
+
+def storages(session: Session) -> list[str]:
+    """Own folders of runs in `checkpoint.storage`."""
+    found = session.execute(select(RunRow.id, RunRow.config)).all()
+    return [storage for run_id, config in found if (storage := own_storage(config, run_id)) is not None]
 
 
 def queue_order(session: Session) -> list[str]:
