@@ -396,7 +396,7 @@ def test_a_run_that_cannot_be_processed_keeps_its_mark_until_it_can(scene, monke
 
 
 def unable_to_kill(jobs: FakeJobs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Ray's answer to the end of one driver be one that nobody foresees."""
+    """Let Ray answer the end of one driver with something that no handler expects."""
     kill = jobs.kill
 
     def unforeseen(submission_id: str) -> None:

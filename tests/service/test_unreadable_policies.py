@@ -71,7 +71,7 @@ def test_runs_continue_once_their_owners_policy_is_set_again(api: Service, scene
     assert api.anonymous.get("/readyz").json()["status"] == "ok"
 
 
-def test_without_a_default_policy_nobody_starts_a_run(api: Service, scene: Scene):
+def test_without_a_default_policy_no_run_starts(api: Service, scene: Scene):
     """Before (af276e38): the round ends with ValidationError."""
     waiting = scene.submit(owner="bob")
     damage(scene, "*", '{"gone": 1}')
