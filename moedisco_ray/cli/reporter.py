@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import itertools
 import json
 import math
 import os
@@ -36,6 +37,14 @@ from moedisco_ray.core.stop_file import StopFile
 
 _BATCH = 1000
 """Maximum number of events in one report."""
+_BATCH_BYTES = 2**19
+"""Total size of lines above which a report has no further event (bytes); a larger report could be refused each time it is sent."""
+_LONGEST_LINE = 2**20
+"""Maximum length of a line that is sent whole (bytes). The service accepts several such lines, and reads none that is longer."""
+_LONGEST_VALUE = 1000
+"""Maximum length of a value, as JSON, of an event whose line is too long (characters)."""
+_MOST_VALUES = 100
+"""Maximum number of values of an event whose line is too long."""
 _LONGEST_PAUSE = 10.0
 """Maximum pause between two attempts to reach the service, in seconds."""
 _CLOSE_SECONDS = 20.0
@@ -186,7 +195,7 @@ class _Service:
     async def _ask(self, address: ReportAddress, report: dict[str, Any]) -> int:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                status, answer = await self._exchange(address, json.dumps(report).encode())
+                status, answer = await self._exchange(address, json.dumps(report, separators=(",", ":")).encode())
             self._proved = time.monotonic()
             found = _content(status, answer)
             self._charge(found.get("prices", {}))
@@ -220,7 +229,7 @@ class Spool:
         self._end = 0
 
     def read(self, first: int, most: int) -> list[dict[str, Any]]:
-        """Read events as portable JSON, after an fsync of the file.
+        """Read events as portable JSON, after an fsync of the file: at least one, unless there are no more, and few large ones.
 
         Args:
             first: Number of the first event to read.
@@ -233,10 +242,16 @@ class Spool:
             os.fsync(file.fileno())
             self._scan(file)
             chosen = self._offsets[first:first + most]
-            events = []
+            events: list[dict[str, Any]] = []
+            size = 0
             for offset in chosen:
                 file.seek(offset)
-                events.append(portable(json.loads(file.readline())))
+                line = file.readline()
+                size += len(line)
+                if events and size > _BATCH_BYTES:
+                    break
+                event = portable(json.loads(line))
+                events.append(_shortened(event) if len(line) > _LONGEST_LINE else event)
         return events
 
     def count(self, end: int) -> int:
@@ -253,6 +268,18 @@ class Spool:
             if _readable(line):
                 self._offsets.append(self._end)
             self._end += len(line)
+
+
+def _shortened(event: dict[str, Any]) -> dict[str, Any]:
+    """The event without its large values; texts are cut. Its line in the file keeps them."""
+    data = event.get("data")
+    kept: dict[str, Any] = {}
+    for key, value in itertools.islice(data.items() if isinstance(data, dict) else (), _MOST_VALUES):
+        if isinstance(value, str):
+            kept[key[:_LONGEST_VALUE]] = value[:_LONGEST_VALUE]
+        elif len(json.dumps(value)) <= _LONGEST_VALUE:
+            kept[key[:_LONGEST_VALUE]] = value
+    return {**event, "data": kept}
 
 
 def portable(value: Any) -> Any:

@@ -6,10 +6,11 @@ import contextlib
 import functools
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.core.locations import Location, parent
+from moedisco_ray.core.locations import Location, is_uri, parent
 from service import run_homes
 from service.background.isolation import isolated
 from service.database import audit, idempotency, policies, runs, sessions, webhooks
@@ -66,7 +67,7 @@ class Housekeeping:
         for path in run_homes.left_aside(self._roots.homes, self._known):
             self._remove_files(path, run_homes.run_of(path))
         for run, due in self._announce(now):
-            isolated(self._database, run, functools.partial(self._remove, run.id, due, now))
+            isolated(self._database, run, "removed", functools.partial(self._remove, run.id, due, now))
         if not 0 <= now - self._swept < SWEEP_SECONDS:
             self._swept = now
             for root in self._roots.storage:
@@ -76,7 +77,7 @@ class Housekeeping:
         with self._database.read() as session:
             found = runs.unmeasured(session)
         for run in found:
-            isolated(self._database, run, functools.partial(self._measure_run, run, now))
+            isolated(self._database, run, "measured", functools.partial(self._measure_run, run, now))
 
     def _measure_run(self, run: RunRow, now: float) -> None:
         try:
@@ -95,7 +96,7 @@ class Housekeeping:
         with self._database.read() as session:
             changes, expired = _expiries(session, now)
         for run, due, time in changes:
-            isolated(self._database, run, functools.partial(self._announce_run, run.id, due, time, now))
+            isolated(self._database, run, "announced", functools.partial(self._announce_run, run.id, due, time, now))
         return expired
 
     def _announce_run(self, run_id: str, due: Due | None, time: float | None, now: float) -> None:
@@ -125,7 +126,8 @@ class Housekeeping:
             webhooks.enqueue(session, run, now, "run.removed", why=due.why)
             audit.note(
                 session, owner="service", token_id=None, action="run.removed", target=run_id, address=None, now=now, detail={
-                    "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes})
+                    "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes,
+                    **audit.storage_detail(run.storage)})
             attempts, storage = run.attempt, run.storage
             home = RunPaths(Path(run.directory)).home
             other, place = runs.inside(session, home, run_id), home_of(run.location)
@@ -142,25 +144,37 @@ class Housekeeping:
                 self._jobs.delete(submission_id(run_id, attempt))
 
     def _sweep(self, root: Location, now: float) -> None:
-        """Delete checkpoints of deleted runs, and report folders that are named like runs but belong to no run of this service."""
-        try:
-            found = run_folders(root)
-        except OSError as error:
-            _log.warning("storage root %s cannot be searched for left checkpoints: %s", root, error)
-            return
-        for folder, modified in found.items():
+        """Delete checkpoints of deleted runs, and record folders that are named like runs but belong to no run of this service."""
+        for folder, modified in self._folders(root).items():
             run_id = parent(folder)[1]
             if now - modified < ORPHAN_SECONDS or self._known(run_id):
                 continue
             with self._database.read() as session:
-                ours = audit.mentions(session, run_id)
-            if not ours:
+                ours, named = audit.mentions(session, run_id), audit.mentions(session, folder)
+            if not ours and not named:
                 _log.warning("%s belongs to no run of this service; delete it by hand if no other service uses it", folder)
-            elif self._remove_storage(folder, run_id):
-                with self._database.write() as session:
-                    audit.note(
-                        session, owner="service", token_id=None, action="checkpoints.removed", target=run_id, address=None, now=now,
-                        detail={"folder": folder})
+                # The target is the folder: an entry about the run would make it a run of this service.
+                self._note("checkpoints.unknown", folder, now, {"why": "belongs to no run of this service", "modified": modified})
+            elif ours and self._remove_storage(folder, run_id):
+                self._note("checkpoints.removed", run_id, now, {"folder": folder})
+
+    def _folders(self, root: Location) -> dict[str, float]:
+        """Folders of runs below a storage root, searched with the options of runs' URIs where the plain root does not answer."""
+        with self._database.read() as session:
+            storages = [*runs.storages(session), *audit.storages(session)] if is_uri(root) else []
+        options = sorted({storage.partition("?")[2] for storage in storages if storage.startswith(f"{root}/")} - {""})
+        error: OSError | None = None
+        for place in (root, *(f"{root}?{option}" for option in options)):
+            try:
+                return run_folders(place)
+            except OSError as failure:
+                error = error or failure
+        _log.warning("storage root %s cannot be searched for left checkpoints: %s", root, error)
+        return {}
+
+    def _note(self, action: str, target: str, now: float, detail: dict[str, Any]) -> None:
+        with self._database.write() as session:
+            audit.note(session, owner="service", token_id=None, action=action, target=target, address=None, now=now, detail=detail)
 
     def _remove_storage(self, storage: str, run_id: str) -> bool:
         try:

@@ -18,7 +18,7 @@ from moedisco_ray.core.stages import STAGES
 from service.database import stream, values, webhooks
 from service.database.tables import RunRow, UnitRow
 from service.domain.retention import named_runs
-from service.domain.run_paths import is_id
+from service.domain.run_paths import is_id, own_storage
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
@@ -141,6 +141,12 @@ def starts(session: Session, run_id: str | None = None) -> dict[str, str]:
     return {named: reader for reader, config in found for named in named_runs(config) - {reader}}
 
 
+def storages(session: Session) -> list[str]:
+    """Own folders of runs in `checkpoint.storage`."""
+    found = session.execute(select(RunRow.id, RunRow.config)).all()
+    return [storage for run_id, config in found if (storage := own_storage(config, run_id)) is not None]
+
+
 def queue_order(session: Session) -> list[str]:
     """Ids of the queued runs, the next one first."""
     queued = select(RunRow.id).where(RunRow.state == RunState.QUEUED.value)
@@ -236,11 +242,12 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
     if not may_follow(before, state):
         raise IllegalTransition(f"run {run.id} is {before}: it cannot become {state}")
     changes: dict[str, Any] = {
-        "state": state.value, "reason": None if reason is None else values.text(reason), "next_position": RunRow.next_position + 1}
+        "state": state.value, "reason": None if reason is None else values.text(reason), "trouble": None,
+        "next_position": RunRow.next_position + 1}
     if state is RunState.RUNNING and run.started is None:
         changes["started"] = now
     if state in TERMINAL:
-        changes |= {"ended": now, "trouble": None}
+        changes["ended"] = now
     if before in TERMINAL:
         changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None}
     _change(session, run, now, changes | columns)

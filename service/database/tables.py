@@ -61,7 +61,7 @@ class RunRow(Table):
     mark_at_start: Mapped[int] = mapped_column(default=0)
     """`mark` when the current attempt began."""
     stop: Mapped[str | None] = mapped_column(String(16))
-    """Why the run was asked to stop: `cancelled`, `killed`, `budget` or `month`."""
+    """Why the run was asked to stop; see `service.domain.outcome.Stop`."""
     budget_dollars: Mapped[float | None]
     dollars: Mapped[float] = mapped_column(default=0.0)
     """Dollars metered so far, over all attempts."""

@@ -162,7 +162,7 @@ def test_an_artifact_that_is_linked_whole_has_the_files_of_its_source_alone(mach
 
 
 def test_a_damaged_working_copy_is_downloaded_again(machines: list[Machine]) -> None:
-    """Before (af276e38): a file of the right size was used as it was."""
+    """Before (af276e38): the worker read b"wards", from the damaged file of the right size."""
     driver, worker, _ = machines
     store = driver.store
     with commit(store.directory / "corpus", "1", store) as draft:
