@@ -44,6 +44,7 @@ from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.core.user_code import check_allowed
+from moedisco_ray.core.verification import Verifier
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
@@ -290,10 +291,10 @@ def _make_all(
     check: Callable[[], None], verifies: bool,
 ) -> None:
     directory = store.directory
-    storage = _made_storage(config, store)
+    storage, verifier = _made_storage(config, store), Verifier(uuid.uuid4().hex, trusts=not verifies)
     contexts = {stage.name: Context(
         config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
-        own_storage=storage, verifies=verifies, attempt=uuid.uuid4().hex) for stage in STAGES}
+        own_storage=storage, verifies=verifies, attempt=uuid.uuid4().hex, verifier=verifier) for stage in STAGES}
     with heartbeats(log):
         if verifies and not store.is_remote:
             _verify_early(store, _made(store, digests), evaluate.files_read(contexts["evaluate"]))

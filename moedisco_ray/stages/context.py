@@ -19,6 +19,7 @@ from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_work import Files, on_files
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.verification import Verifier
 from moedisco_ray.stages.start import Start
 
 COMMON = "common"
@@ -39,6 +40,7 @@ class Context:
         own_storage: The run's own folder in `checkpoint.storage`; None to save checkpoints in the run directory.
         verifies: Whether files of earlier stages are verified before they are used.
         attempt: Id of this attempt to make the stage; see `verification.Verifier`.
+        verifier: Verifies the model that the run starts from, once per machine.
     """
 
     config: RunConfig
@@ -50,6 +52,7 @@ class Context:
     own_storage: Location | None = None
     verifies: bool = True
     attempt: str = ""
+    verifier: Verifier = dataclasses.field(default_factory=Verifier, compare=False)
 
     @functools.cached_property
     def store(self) -> RunStore:
@@ -127,7 +130,7 @@ class Context:
     def start(self) -> Start:
         """The settings and files from which the untrained MoE is built."""
         config = self.config
-        return Start(config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed)
+        return Start(config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed, self.verifier)
 
     @property
     def submodels(self) -> list[Path]:
