@@ -44,6 +44,7 @@ class Verifier:
 
     def verify(
         self, directory: Path, wanted: Callable[[str], bool] = lambda _: True, location: str = "", remedy: str = REPAIR,
+        name: str = "",
     ) -> None:
         """Verify the files of a committed directory; do nothing for a directory without a manifest, or if the disk is trusted.
 
@@ -52,6 +53,7 @@ class Verifier:
             wanted: Whether to verify the file of this name.
             location: Directory or URI of the run, for the error; by default, the directory's parent.
             remedy: What users should do, for the error.
+            name: The directory's name in the location, for the error; by default, its own name.
 
         Raises:
             DamagedError: A file, or the manifest, is damaged or missing.
@@ -60,12 +62,13 @@ class Verifier:
         for is_last in (False, True):
             if manifest is None:
                 return
-            damaged = self.damaged(directory, {name: entry for name, entry in manifest.files.items() if wanted(name)})
+            damaged = self.damaged(directory, {each: entry for each, entry in manifest.files.items() if wanted(each)})
             if not damaged:
                 return
             newer = read_manifest(directory, remedy)    # a stage may have replaced the directory meanwhile
             if is_last or newer == manifest:
-                raise DamagedError(f"{directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)
+                raise DamagedError(
+                    f"{name or directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)
             manifest = newer
 
     def damaged(self, directory: Path, entries: Mapping[str, Entry]) -> list[str]:

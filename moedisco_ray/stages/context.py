@@ -12,7 +12,7 @@ from moedisco_ray.backend import Backend
 from moedisco_ray.core.artifacts import read_manifest, run_id
 from moedisco_ray.core.config import Pool, RunConfig, UpcycleInit
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.locations import Location, joined, owned_location
 from moedisco_ray.core.manifests import CHECKPOINTS
 from moedisco_ray.core.records import ClusterSummary, Record
 from moedisco_ray.core.run_store import RunStore
@@ -115,7 +115,7 @@ class Context:
     def owner_location(self, owner: str) -> Location:
         """The run's folder in a data owner's storage; only the owner's nodes use it."""
         config = self.config
-        return joined(config.pools.owners[owner].storage, f"{config.name}-{run_id(self.directory)[:12]}")
+        return owned_location(config.pools.owners[owner].storage, config.name, run_id(self.directory))
 
     def owner_store(self, owner: str) -> RunStore:
         """The run's files in a data owner's storage; only the owner's nodes may read and write them."""
