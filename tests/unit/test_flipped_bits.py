@@ -20,7 +20,7 @@ from moedisco_ray.core.run_store import RunStore
 
 EVENTS = "events.jsonl"
 TOKENS = 200_000
-"""Tokens of the demo run here, an eighth of the preset's: the number of tokens changes neither files nor stages."""
+"""Tokens of the demo run here, an eighth of the preset's: more tokens make more files, but no other kinds of files."""
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,9 @@ def test_no_file_of_a_whole_demo_run_changes_the_model_silently(tmp_path: Path) 
 
     Of each kind of file, one is damaged while the run continues after the stage; with the corpus, also the files about the run.
 
-    Recorded, in 172 s of CPU: of 122 files, `verify` names 121 (all but `events.jsonl`), the reader all 118 of the stages.
-    Of 58 kinds, a continued run finds 55; 3 are harmless (`report.json`, `events.jsonl`, the clusters' assignments); 0 silent.
+    Recorded: at the preset's 1.6 M tokens, `verify` names all of 132 files, and the reader all 128 of the stages. At 200,000
+    tokens, in 172 s of CPU, a continued run finds 55 of 58 kinds of file; 3 are harmless (`report.json`, `events.jsonl`, the
+    clusters' assignments); 0 silent.
     """
     raw = parse_yaml(preset_text("demo"))
     raw["output"], raw["tokens"]["total"] = str(tmp_path / "runs"), TOKENS
