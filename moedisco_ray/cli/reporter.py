@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import dataclasses
 import itertools
 import json
 import math
@@ -32,7 +33,7 @@ from typing import Any
 import httpx
 
 from moedisco_ray.core.driver_proofs import NONCE_BYTES, PROOF_HEADER, ReportAddress, is_proven, request_headers
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.events import Event, events_in
 from moedisco_ray.core.stop_file import StopFile
 
 _BATCH = 1000
@@ -221,7 +222,7 @@ class _Service:
 
 
 class Spool:
-    """The complete lines of a growing `events.jsonl`, numbered from 0; unreadable lines are not counted."""
+    """The events in a growing `events.jsonl`, numbered from 0; what killed processes left of a line is not counted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -250,8 +251,8 @@ class Spool:
                 size += len(line)
                 if events and size > _BATCH_BYTES:
                     break
-                event = portable(json.loads(line))
-                events.append(_shortened(event) if len(line) > _LONGEST_LINE else event)
+                found = [portable(dataclasses.asdict(event)) for event in events_in([line])]
+                events += map(_shortened, found) if len(line) > _LONGEST_LINE else found
         return events
 
     def count(self, end: int) -> int:
@@ -265,8 +266,7 @@ class Spool:
         for line in file:
             if not line.endswith(b"\n"):
                 return
-            if _readable(line):
-                self._offsets.append(self._end)
+            self._offsets += [self._end for _ in events_in([line])]
             self._end += len(line)
 
 
@@ -291,14 +291,6 @@ def portable(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _readable(line: bytes) -> bool:
-    try:
-        Event(**json.loads(line))
-    except (ValueError, TypeError):
-        return False
-    return True
 
 
 def _content(status: int, answer: bytes) -> dict[str, Any]:

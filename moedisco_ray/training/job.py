@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moedisco_ray.core.config import Lora, Optimizer, Outer
 from moedisco_ray.core.locations import Location
+from moedisco_ray.core.manifests import RESULT
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import unpickled
 from moedisco_ray.models import BACKBONE
@@ -185,7 +186,7 @@ class TrainJob:
     @property
     def result_file(self) -> Path:
         """File with the result of a finished training whose checkpoints are deleted."""
-        return self.output.parent / "result.json"
+        return self.output.parent / RESULT
 
     @property
     def key_file(self) -> Path:

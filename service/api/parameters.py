@@ -51,10 +51,13 @@ def etag(version: int) -> str:
 def check_match(if_match: str | None, version: int) -> None:
     """Compare the header If-Match of a request with the version of the run.
 
+    The mark of a weak tag (`W/`) is ignored, although RFC 9110 compares If-Match strongly. A proxy that compresses an answer marks
+    its tag as weak, since the bytes have changed. This tag names a version of the run's state, however it was sent.
+
     Raises:
         PreconditionFailed: The header names other versions.
     """
-    named = [] if if_match is None else [each.strip() for each in if_match.split(",")]
+    named = [] if if_match is None else [each.strip().removeprefix("W/") for each in if_match.split(",")]
     if named and "*" not in named and etag(version) not in named:
         raise PreconditionFailed(f"If-Match: the run has changed since, and its ETag is {etag(version)}; read it again")
 

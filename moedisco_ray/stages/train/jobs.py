@@ -8,7 +8,7 @@ from pathlib import Path
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Optimizer, RunConfig, Submodels, TrainingStage
 from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.core.manifests import CHECKPOINTS, LOGS
+from moedisco_ray.core.manifests import CHECKPOINTS, LOGS, TRAINED
 from moedisco_ray.core.records import UnitRecord
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
@@ -34,7 +34,7 @@ def make_job(
     context.store.fetch(model / "config.json")      # it is read when a node type is chosen
     job = TrainJob(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
-        output=training_home(context, stage, name) / "trained", checkpoints=checkpoint_location(context, stage, name, owner),
+        output=training_home(context, stage, name) / TRAINED, checkpoints=checkpoint_location(context, stage, name, owner),
         steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=_recipe(config, stage),
         lora=config.submodels.lora if stage == "submodels" and config.submodels.lora.rank else None,
