@@ -147,11 +147,14 @@ class Clusters(Section):
 
 
 class Outer(Section):
-    """Outer optimizer of a sync: SGD with Nesterov momentum on the mean change of the members' weights (DiLoCo)."""
+    """Outer optimizer of a sync: SGD with Nesterov momentum on the mean change of the members' weights (DiLoCo).
 
-    lr: float = Field(0.7, gt=0)
-    """Outer learning rate on the mean change of the weights; 1 with momentum 0 is plain averaging."""
-    momentum: float = Field(0.9, ge=0, lt=1)
+    The default is plain averaging.
+    """
+
+    lr: float = Field(1.0, gt=0)
+    """Outer learning rate on the mean change of the weights."""
+    momentum: float = Field(0.0, ge=0, lt=1)
 
 
 _MAY_DO_WITH_LESS = NoEffect(
