@@ -46,7 +46,6 @@ class Caller:
 
     @property
     def admin(self) -> bool:
-        """Whether the caller is an administrator."""
         return "admin" in self.scopes
 
 

@@ -30,7 +30,6 @@ def set_session(request: Request, response: Response, settings: Settings, plain:
 
 
 def clear_session(request: Request, response: Response, settings: Settings) -> None:
-    """Delete the session cookie."""
     response.delete_cookie(
         _name(request, settings), path="/", httponly=True, samesite="strict", secure=_is_secure(request, settings))
 

@@ -26,7 +26,6 @@ _STYLES = {
 
 
 def runs_table(runs: Iterable[Run]) -> Table:
-    """A table of runs."""
     table = _table("id", "name", "owner", "state", "created", "dollars", "")
     for run in runs:
         _row(
@@ -83,7 +82,6 @@ def pools_view(pools: PoolList) -> RenderableType:
 
 
 def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
-    """A table of tokens."""
     table = _table("id", "name", "owner", "scope", "created", "expires", "last used", "")
     for token in tokens:
         _row(
@@ -128,7 +126,6 @@ def quota_view(quota: Quota) -> RenderableType:
 
 
 def logs_table(logs: Iterable[LogFile]) -> Table:
-    """A table of logs."""
     table = _table("log", "last line at", "bytes")
     for log in logs:
         _row(table, log.name, moment(log.updated), f"{log.bytes:,}")

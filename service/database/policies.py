@@ -32,7 +32,6 @@ def prices_of(session: Session, run: RunRow) -> dict[str, float]:
 
 
 def replace(session: Session, policies: Policies, now: float) -> None:
-    """Replace all stored policies."""
     session.execute(delete(OwnerPolicy))
     for owner, policy in ((_DEFAULT, policies.default), *policies.owners.items()):
         session.add(_row(owner, policy, now))
@@ -40,7 +39,6 @@ def replace(session: Session, policies: Policies, now: float) -> None:
 
 
 def put(session: Session, owner: str, policy: Policy, now: float) -> None:
-    """Store one owner's policy."""
     session.merge(_row(owner, policy, now))
     session.flush()
 

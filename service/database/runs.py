@@ -178,7 +178,6 @@ def troubled(session: Session) -> int:
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:
-    """Number of runs in any of the states, by owner."""
     condition = RunRow.state.in_([state.value for state in states])
     rows = session.execute(select(RunRow.owner, func.count()).where(condition).group_by(RunRow.owner))
     return dict(rows.all())
