@@ -5,7 +5,7 @@ all copies of its cookie become invalid. Over HTTPS the cookie has the prefix `_
 
 Remaining risk: browsers send a cookie to every port of its host. Another service on the same host (over plain HTTP also anyone on
 the network path) can read the cookie and act as the user until the session ends; without HTTPS it can also plant a session of its
-own. A session can therefore do less than its token: it cannot create tokens, sign-in codes or webhooks, nor change policies, so
+own. A session can therefore do less than its token: it cannot create tokens or sign-in codes, nor change policies, so
 that a stolen session gives no access after it has ended. Runs that it submitted stay. If other services run on the same machine,
 give this one its own host name with HTTPS.
 """

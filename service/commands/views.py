@@ -1,4 +1,4 @@
-"""Tables of runs, pools, tokens, webhooks, policies, quotas and logs."""
+"""Tables of runs, pools, tokens, policies, quotas and logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.domain.states import RunState
 
 if TYPE_CHECKING:
     from service.domain.policies import Policies, Retention
-    from service.schemas import LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit, WebhookInfo
+    from service.schemas import LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit
 
 _STYLES = {
     RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.RUNNING: "bold cyan", RunState.STOPPING: "yellow",
@@ -87,14 +87,6 @@ def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
         _row(
             table, token.id, token.name, token.owner, ", ".join(token.scopes), moment(token.created),
             moment(token.expires) or "never", moment(token.used), "" if token.revoked is None else Text("revoked", "red"))
-    return table
-
-
-def webhooks_table(webhooks: Iterable[WebhookInfo]) -> Table:
-    """A table of webhooks."""
-    table = _table("id", "URL", "states", "created")
-    for webhook in webhooks:
-        _row(table, webhook.id, webhook.url, ", ".join(webhook.states) or "all", moment(webhook.created))
     return table
 
 
