@@ -16,6 +16,9 @@ from fastapi import Request, Response
 
 from service.settings import Settings
 
+COOKIE = "moedisco_session"
+"""Name of the session cookie over plain HTTP."""
+
 
 def session_of(request: Request, settings: Settings) -> str | None:
     """The session's secret from a request's cookie; None if there is no cookie."""
@@ -35,7 +38,7 @@ def clear_session(request: Request, response: Response, settings: Settings) -> N
 
 
 def _name(request: Request, settings: Settings) -> str:
-    return f"__Host-{settings.session_cookie}" if _is_secure(request, settings) else settings.session_cookie
+    return f"__Host-{COOKIE}" if _is_secure(request, settings) else COOKIE
 
 
 def _is_secure(request: Request, settings: Settings) -> bool:
