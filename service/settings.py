@@ -72,12 +72,10 @@ class Settings(BaseModel):
     """Maximum size of the body of a request (bytes)."""
     max_report_bytes: PositiveInt = 8 * MIB
     """Maximum size of the body of a driver's report (bytes)."""
-    allow_private_webhooks: bool = False
-    """Whether webhooks may go to loopback, private and link-local addresses."""
+    webhook_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """URL that gets a POST when a run has ended, signed with the secret in `webhook-secret` of `state_dir`; null: none is sent."""
     forwarded_allow_ips: str = ""
     """Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted."""
-    session_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "moedisco_session"
-    """Name of the session cookie; over HTTPS it gets the prefix `__Host-`."""
     session_idle_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24
     """Hours without use after which a browser session ends."""
     session_max_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7

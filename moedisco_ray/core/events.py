@@ -164,7 +164,6 @@ class StageProgress:
         self._emitted = float("-inf")
 
     def add(self, count: int) -> None:
-        """Add to the count."""
         self._done += count
         now = self._clock()
         if count and now - self._emitted >= self._INTERVAL:
@@ -205,11 +204,9 @@ class EventLog:
                 listener(event)
 
     def listen(self, listener: Emit) -> None:
-        """Add a listener for all later events."""
         self._listeners.append(listener)
 
     def close(self) -> None:
-        """Close the log file."""
         self._file.close()
 
     @staticmethod

@@ -133,7 +133,6 @@ def files_in(path: Path) -> list[Path]:
 
 
 def has_size(path: Path, size: int) -> bool:
-    """Whether a file exists and has this size."""
     return path.is_file() and path.stat().st_size == size
 
 

@@ -52,7 +52,6 @@ class UserFunction:
 
     @property
     def module(self) -> str:
-        """Name of the module."""
         return self.name.partition(":")[0]
 
     @property

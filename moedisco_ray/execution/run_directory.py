@@ -56,7 +56,6 @@ def replaced_settings(config: RunConfig) -> list[str]:
 
 
 def create(directory: Path) -> None:
-    """Create a run directory."""
     with reporting_unwritable(directory):
         directory.mkdir(parents=True, exist_ok=True)
 

@@ -43,7 +43,6 @@ class RenderedText(NamedTuple):
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] | None = None) -> str | None:
-    """The chat template of a tokenizer for conversations with or without tools; None if it has none."""
     try:
         found: str = tokenizer.get_chat_template(tools=tools)
     except ValueError:      # it has none

@@ -191,7 +191,6 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Write the `config.json` of a model directory."""
     write_json(directory / CONFIG, dict(sorted(config.items())))
 
 

@@ -76,7 +76,6 @@ class SyncPlan:
             with the same model.
         outer: Settings of the outer optimizer step.
         patience: Seconds to wait for late members once half of the members are ready; None means to wait for all members.
-        late_weight: Weight of a late member's own change of the weights, which it adds to the newest common ones; None: it is lost.
         max_wait: Maximum seconds that a member waits for the others. After that its training stops unfinished, to be resumed later.
         scope: Weights that the members exchange.
         store: Store of the run that `directory` belongs to.
@@ -86,7 +85,6 @@ class SyncPlan:
     steps: tuple[int, ...]
     outer: Outer
     patience: float | None = None
-    late_weight: float | None = None
     max_wait: float = math.inf
     scope: Scope = "backbone"
     store: RunStore = dataclasses.field(default=SHARED, compare=False)

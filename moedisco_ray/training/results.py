@@ -139,9 +139,8 @@ def read_partial_result(job: TrainJob) -> TrainResult:
 def write_partial_result(job: TrainJob) -> None:
     """Write the model of an unfinished training from its newest checkpoint, or from the start model if there is none.
 
-    If the other members have passed a sync point without this one, the model gets the common weights of the latest sync point. Its
-    own were trained from older ones; only `SyncPlan.late_weight` adds their change. Dtypes and names are those of a finished
-    training's model.
+    If the other members have passed a sync point without this one, the model gets the common weights of the latest sync point,
+    because its own were trained from older ones. Dtypes and names are those of a finished training's model.
 
     Raises:
         CheckpointError: `job.model` holds no model of a supported family.

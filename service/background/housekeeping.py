@@ -1,4 +1,4 @@
-"""Measures and removes the files of runs, and deletes old idempotency keys, browser sessions and deliveries."""
+"""Measures and removes the files of runs, and deletes old idempotency keys and browser sessions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from moedisco_ray.core.locations import Location, is_uri, parent
 from service import run_homes
 from service.background.isolation import isolated
-from service.database import audit, idempotency, policies, runs, sessions, webhooks
+from service.database import audit, idempotency, policies, runs, sessions
 from service.database.session import Database
 from service.database.tables import RunRow
 from service.domain.jobs import submission_id
@@ -27,8 +27,6 @@ from service.ray_side.jobs import RayJobs
 from service.run_storage import folder_bytes, run_folders, stored_bytes
 
 _log = logger(__name__)
-DELIVERIES_KEPT = 7 * 24 * 3600.0
-"""Age at which finished deliveries are deleted, in seconds."""
 SWEEP_SECONDS = 3600.0
 """Interval at which storage roots are searched for left checkpoints, in seconds: each time, all of their files are listed."""
 ORPHAN_SECONDS = 24 * 3600.0
@@ -52,7 +50,7 @@ class Housekeeping:
         self._swept = float("-inf")
 
     def round(self, now: float) -> None:
-        """Measure run directories, remove expired runs, and delete expired keys, expired sessions and old deliveries.
+        """Measure run directories, remove expired runs, and delete expired keys and sessions.
 
         Raises:
             DatabaseUnavailable: The database does not answer; the next round tries again.
@@ -61,8 +59,6 @@ class Housekeeping:
             idempotency.purge(session, now)
         with self._database.write() as session:
             sessions.purge(session, idle=self._idle, now=now)
-        with self._database.write() as session:
-            webhooks.purge(session, now - DELIVERIES_KEPT)
         self._measure(now)
         for path in run_homes.left_aside(self._roots.homes, self._known):
             self._remove_files(path, run_homes.run_of(path))
@@ -106,7 +102,6 @@ class Housekeeping:
                 return
             runs.amend(session, run, now=now, expires_at=time)
             if due is not None:
-                webhooks.enqueue(session, run, now, "run.expiring", expires_at=time, why=due.why)
                 audit.note(
                     session, owner="service", token_id=None, action="run.expiring", target=run_id, address=None, now=now,
                     detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why})
@@ -123,7 +118,6 @@ class Housekeeping:
             gone = run is None or run.state not in TERMINAL or run.kept or run.expires_at is None or run.expires_at > now
             if run is None or gone or run_id in runs.starts(session, run_id):
                 return
-            webhooks.enqueue(session, run, now, "run.removed", why=due.why)
             audit.note(
                 session, owner="service", token_id=None, action="run.removed", target=run_id, address=None, now=now, detail={
                     "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes,

@@ -37,7 +37,6 @@ def prices_of(session: Session, run: RunRow) -> dict[str, float]:
 
 
 def replace(session: Session, policies: Policies, now: float) -> None:
-    """Replace all stored policies."""
     session.execute(delete(OwnerPolicy))
     for owner, policy in ((_DEFAULT, policies.default), *policies.owners.items()):
         session.add(_row(owner, policy, now))
@@ -45,7 +44,6 @@ def replace(session: Session, policies: Policies, now: float) -> None:
 
 
 def put(session: Session, owner: str, policy: Policy, now: float) -> None:
-    """Store one owner's policy."""
     session.execute(delete(OwnerPolicy).where(OwnerPolicy.owner == owner))
     session.add(_row(owner, policy, now))       # a merge would keep a damaged document, which reads as an empty one
     session.flush()

@@ -15,7 +15,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.stages import STAGES
-from service.database import stream, values, webhooks
+from service.database import stream, values
 from service.database.tables import RunRow, UnitRow
 from service.domain.retention import named_runs
 from service.domain.run_paths import is_id, own_storage
@@ -184,7 +184,6 @@ def troubled(session: Session) -> int:
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:
-    """Number of runs in any of the states, by owner."""
     condition = RunRow.state.in_([state.value for state in states])
     rows = session.execute(select(RunRow.owner, func.count()).where(condition).group_by(RunRow.owner))
     return dict(rows.all())
@@ -200,6 +199,19 @@ def measured(session: Session, run_id: str, size: int, now: float) -> None:
     """Store the size of a run's directory. Does not increment the run's version, because no decision depends on the size."""
     session.execute(
         update(RunRow).where(RunRow.id == run_id).values(disk_bytes=size, measured=now)
+        .execution_options(synchronize_session=False))
+
+
+def unposted(session: Session, *, since: float, limit: int) -> list[RunRow]:
+    """Runs that ended at or after a time and whose end was not posted yet, the first to end first."""
+    query = select(RunRow).options(*_LEFT_OUT).where(RunRow.ended >= since, RunRow.end_posted.is_(None))
+    return list(session.scalars(query.order_by(RunRow.ended, RunRow.id).limit(limit)))
+
+
+def posted(session: Session, run: RunRow, now: float) -> None:
+    """Store that the end of a run was posted, unless the run was resumed meanwhile. Does not increment the run's version."""
+    session.execute(
+        update(RunRow).where(RunRow.id == run.id, RunRow.ended == run.ended).values(end_posted=now)
         .execution_options(synchronize_session=False))
 
 
@@ -221,7 +233,7 @@ def metered_dollars(session: Session) -> float:
 
 
 def transition(session: Session, run: RunRow, state: RunState, *, reason: str | None, now: float, **columns: Any) -> None:
-    """Change the state of a run, and publish the change to its stream and its owner's webhooks.
+    """Change the state of a run, and publish the change to its stream.
 
     `started` is set when the run first runs, `ended` when it ends. A run whose driver was lost keeps its place in the queue; a
     resumed run goes to the end of the queue, with `stop` and `futile` reset.
@@ -249,7 +261,7 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
     if state in TERMINAL:
         changes["ended"] = now
     if before in TERMINAL:
-        changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None}
+        changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None, "end_posted": None}
     _change(session, run, now, changes | columns)
     _publish_state(session, run, now)
 
@@ -292,7 +304,6 @@ def _change(session: Session, run: RunRow, now: float, changes: dict[str, Any]) 
 def _publish_state(session: Session, run: RunRow, now: float) -> None:
     data = {"state": run.state, "reason": run.reason, "attempt": run.attempt}
     stream.put(session, run.id, run.next_position - 1, [{"time": now, "type": "state", "stage": None, "unit": None, "data": data}])
-    webhooks.enqueue(session, run, now)
 
 
 def _stale(run: RunRow) -> StaleRun:

@@ -287,7 +287,7 @@ def test_a_cancelled_run_ends_after_its_checkpoint(scene):
 
 
 def test_a_run_that_ended_worse_than_its_start_has_that_as_its_reason(scene):
-    """The REST API, the list, the page's heading and webhooks show a run's reason next to its state.
+    """The REST API, the list, the page's heading and the message about its end show a run's reason next to its state.
 
     Before (af276e38): the run was `succeeded`, with the reason None.
     """

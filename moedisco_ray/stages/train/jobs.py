@@ -105,7 +105,7 @@ def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path, store
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
     where, outer, patience = directory.absolute(), settings.outer, settings.sync_patience
-    return [SyncPlan(where, at, outer, patience, late_weight=settings.late_weight, store=store) if at else None for at in points]
+    return [SyncPlan(where, at, outer, patience, store=store) if at else None for at in points]
 
 
 def seed_sync_plans(
@@ -115,9 +115,7 @@ def seed_sync_plans(
     if len(steps) == 1 or settings.sync_every is None:
         return [None] * len(steps)
     return [
-        SyncPlan(
-            directory.absolute(), at, settings.outer, settings.sync_patience, late_weight=settings.late_weight, scope="all",
-            store=store)
+        SyncPlan(directory.absolute(), at, settings.outer, settings.sync_patience, scope="all", store=store)
         for at in common_sync_steps(steps, settings.sync_every)]
 
 
