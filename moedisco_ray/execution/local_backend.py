@@ -29,13 +29,11 @@ class LocalBackend:
     """A `backend.Backend` that does everything in sequence, with one worker."""
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
-        """Build the corpus in this process."""
         return corpus.build(config, directory, events=corpus.counting(emit))
 
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
     ) -> dict[str, Any]:
-        """Build the clusters of documents in this process."""
         stop.check()
         held = functools.partial(held_workers, emit, vectors_kind(config, model, {}), 1, "cluster")
         return build_clusters(config, corpus_dir, model, directory, LocalWorkers(held), emit=emit, store=store)
@@ -43,7 +41,6 @@ class LocalBackend:
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call the function in this process."""
         stop.check()
         with held_workers(emit, pool, 1):
             return function(*args, **kwargs)
@@ -51,7 +48,6 @@ class LocalBackend:
     def call_without_slot(
         self, pool: Pool, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call the function in this process."""
         del pool, emit
         stop.check()
         return function(*args, **kwargs)
