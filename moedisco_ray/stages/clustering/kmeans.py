@@ -47,7 +47,7 @@ def fit_kmeans(
     Args:
         x_ND: Vectors, in an order that depends only on the documents; at least k.
         k: Number of clusters.
-        restarts: Number of restarts, of which the best one is returned.
+        restarts: Number of restarts; the best one is returned.
         seed: Random seed of the initial centroids.
         on_restart: Called before each restart.
     """

@@ -16,7 +16,7 @@ rules      decide which documents are kept, held out and repeated
 tokens     tokenize documents
 parts      write the documents and packed tokens of a range of ids
 steps      all of these as functions that can be sent to other machines
-tables     engines that run the functions over all documents, of which one is here and one in `execution.ray.corpus`
+tables     the engine that runs the functions over all documents here; `execution.ray.corpus` has the one on Ray
 build      the whole stage
 summary    the figures of the stage
 probe      check the beginning of every source before a run
