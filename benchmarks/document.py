@@ -7,6 +7,7 @@ from benchmarks.speed_sections import (
     checkpoint_stall,
     corpus_scale,
     expert_offload,
+    kmeans,
     made_with,
     number,
     ray_overhead,
@@ -128,7 +129,7 @@ again, and its last section from the grid's results (`python -m benchmarks.study
 def page() -> str:
     """The text of RESULTS.md."""
     measured = {
-        "training_step": training_step, "ray_overhead": ray_overhead, "seats_256": seats,
+        "training_step": training_step, "kmeans": kmeans, "ray_overhead": ray_overhead, "seats_256": seats,
         "service_load": service_load, "checkpoint_stall": checkpoint_stall, "verification": verification,
         "simulator": simulator, "makespan": makespan,
         "corpus_scale": corpus_scale, "true_sizes": true_sizes,

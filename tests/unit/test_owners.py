@@ -24,12 +24,10 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, CorpusError, RunError, RunStopped, StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.run_report import current_report
-from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.execution.ray import corpus as corpus_on_ray
 from moedisco_ray.stages.corpus import input_identity, probe
 from moedisco_ray.stages.corpus import owned as owned_corpus
 from moedisco_ray.stages.scoring import perplexity
@@ -242,17 +240,6 @@ def test_a_storage_that_does_not_answer_is_named_itself(tmp_path: Path, monkeypa
     with pytest.raises(StorageError, match="s3://alice does not answer"):
         owned_corpus.build_owned(
             owned_config(tmp_path), "alice", location=tmp_path / "alice", tokenizer=tmp_path / "tokenizer", fingerprint="f")
-
-
-def no_number(text: str) -> int:
-    return {"a": 1}[text]
-
-
-def test_a_task_on_an_owners_node_returns_its_error_and_ray_gets_no_word_of_it(tmp_path: Path) -> None:
-    store = RunStore.of(tmp_path)
-    row = corpus_on_ray._run_owned_task({"task": store.dumps((store, no_number, SECRET))})
-    with pytest.raises(RuntimeError, match=rf"(?s)in no_number.*KeyError: '{SECRET}'"):
-        corpus_on_ray._outcome(row)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
