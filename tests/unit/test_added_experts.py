@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
+from moedisco_ray.contrib.experts.choose_experts import choose_experts
+from moedisco_ray.contrib.merge.merge_models import merge_models
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.families import Router
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.choose_experts import choose_experts
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.execution.merge_models import merge_models
 from moedisco_ray.models import Chosen, Role, config_with_experts, open_checkpoint, same_bits, with_experts, write_checkpoint
 from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
 from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new

@@ -21,7 +21,7 @@ NAME_NO_PLACE = {
     "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.owner", "evaluation.sources.*.text_column",
     "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
     "pools.low_memory.types.*.name", "pools.low_memory.types.*.resource", "pools.owners.*", "pools.owners.*.resource",
-    "tracking.wandb", "tracking.mlflow"}
+    "tracking.trackers.*"}
 
 
 def unmarked(model: type[BaseModel]) -> set[str]:

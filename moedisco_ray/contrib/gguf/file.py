@@ -14,14 +14,14 @@ import gguf
 import numpy as np
 import torch
 
+from moedisco_ray.contrib.gguf.rotation import add_rotation, add_sections, check_rotation, rotation_of
+from moedisco_ray.contrib.gguf.tensors import gguf_tensors
+from moedisco_ray.contrib.gguf.tokenizer import add_tokenizer
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import DECLARATIONS, Family, Gguf
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.models.hf import from_values
 from moedisco_ray.models.tokenizer_directories import load_pretrained
-from moedisco_ray.stages.export.gguf_rotation import add_rotation, add_sections, check_rotation, rotation_of
-from moedisco_ray.stages.export.gguf_tensors import gguf_tensors
-from moedisco_ray.stages.export.gguf_tokenizer import add_tokenizer
 from moedisco_ray.stages.export.origin import end_tokens
 
 _FILE_TYPES = {

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from transformers import AutoConfig
 
+from moedisco_ray.contrib.merge.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import Model, UpcycleInit, tokenizer_files
-from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.run_models import model_name
-from moedisco_ray.execution.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
 from moedisco_ray.execution.given_models import about, dense_model
-from moedisco_ray.execution.output_checks import check_output
+from moedisco_ray.execution.output_checks import check_new
 from moedisco_ray.models import (
     ModelMap,
     config_values,
@@ -121,19 +121,6 @@ def merge_models(
         write_json(draft / "merge.json", result | {name: merged[name] for name in ("weights", "tensors")})
         draft.rename(output)
     return result
-
-
-def check_new(output: Path) -> None:
-    """Check that a directory can be written and holds nothing yet.
-
-    Raises:
-        RunDirError: It is not empty, or cannot be written or replaced.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunDirError("--output", str(output), "is not an empty directory; choose another directory")
-    if output.is_symlink() or output.is_mount() or output.name in ("", ".."):
-        raise RunDirError("--output", str(output), "is a link or in use, and cannot be replaced; choose another directory")
-    check_output(output)
 
 
 def _configs(starts: Sequence[Model], paths: Sequence[Path], experts: int, per_token: int) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
-"""Write a GGUF file as a Hugging Face directory, which a run can start from: `python -m moedisco_ray.models.gguf FILE DIRECTORY`.
+"""Write a GGUF file as a Hugging Face directory, from which a run can start: `python -m` this module, with FILE and DIRECTORY.
 
-transformers reads the file and dequantises its weights to fp32. This is a program of its own, so that the memory of the whole model
-is free again before the run begins, and so that a caller needs no torch.
+transformers reads the file and dequantises its weights to fp32.
 """
 
 from __future__ import annotations

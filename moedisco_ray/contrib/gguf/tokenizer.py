@@ -13,8 +13,8 @@ from typing import Any
 import gguf
 from transformers import PreTrainedTokenizerBase
 
+from moedisco_ray.contrib.gguf.sentencepiece import BYTES, adds_space, is_sentencepiece, token_scores
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.stages.export.gguf_sentencepiece import BYTES, adds_space, is_sentencepiece, token_scores
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
 _CAPITALS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"

@@ -28,8 +28,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from moedisco_ray.contrib.join.token import JoinToken, Offer, address, device_name
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.execution.joining.token import JoinToken, Offer, address, device_name
 
 USER = "moedisco-join"
 SSHD = "/usr/sbin/sshd"

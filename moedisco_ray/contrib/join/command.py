@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
+from moedisco_ray.cli.console import remark, say
 from moedisco_ray.core.errors import ConfigError
-from service.commands.connection import SERVICE_PANEL
-from service.commands.output import remark, say
 
 commands = typer.Typer()
+_PANEL = "Machines that join"
 TOKEN_VARIABLE = "MOEDISCO_JOIN_TOKEN"  # noqa: S105 - the name of a variable
 StateDir = Annotated[Path, typer.Option(
     "--state-dir", metavar="DIR", help="Directory of keys and tokens; only root may write to it.")]
@@ -23,7 +23,7 @@ _STATE = Path("/var/lib/moedisco-join")
 _MOST_MINUTES = 7 * 24 * 60
 
 
-@commands.command(rich_help_panel=SERVICE_PANEL)
+@commands.command(rich_help_panel=_PANEL)
 def join(
     token: Annotated[str, typer.Argument(
         metavar="TOKEN", envvar=TOKEN_VARIABLE, help="Token from `join-token` on the head node; - reads it from standard input.")],
@@ -35,8 +35,8 @@ def join(
         min=0, max=3600, help="Seconds that workers get to save their state when this machine leaves.")] = 60.0,
 ) -> None:
     """Let this machine join a cluster's low-memory pool, through an encrypted tunnel. Ctrl-C or SIGTERM ends it. Needs root."""
-    from moedisco_ray.execution.joining import machine
-    from moedisco_ray.execution.joining.token import JoinToken
+    from moedisco_ray.contrib.join import machine
+    from moedisco_ray.contrib.join.token import JoinToken
 
     decoded = JoinToken.decode(sys.stdin.readline() if token == "-" else token)  # noqa: S105 - a dash
     machine.require_root()
@@ -51,20 +51,20 @@ def join(
     machine.join(decoded, offered, stop, say, grace=grace)
 
 
-@commands.command(rich_help_panel=SERVICE_PANEL)
+@commands.command(rich_help_panel=_PANEL)
 def join_token(
     minutes: Annotated[int, typer.Option(min=1, max=_MOST_MINUTES, help="Minutes for which the token is valid.")] = 60,
     count: Annotated[int, typer.Option(min=1, max=1000, help="Number of tokens, one per machine.")] = 1,
     state_dir: StateDir = _STATE,
 ) -> None:
     """Print a token with which one machine can join the cluster once. Run this command as root on the head node."""
-    from moedisco_ray.execution.joining import head
+    from moedisco_ray.contrib.join import head
 
     for _ in range(count):
         say(head.issue(state_dir, minutes).encoded())
 
 
-@commands.command(rich_help_panel=SERVICE_PANEL)
+@commands.command(rich_help_panel=_PANEL)
 def join_gateway(
     public_host: Annotated[str, typer.Option(metavar="HOST", help="Host name or address at which machines reach this head node.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SSH server for joining machines.")] = 7722,
@@ -77,9 +77,9 @@ def join_gateway(
     state_dir: StateDir = _STATE,
 ) -> None:
     """Let machines join the cluster through this head node, by an SSH server that only opens their tunnels. Needs root."""
-    from moedisco_ray.execution.joining import head
-    from moedisco_ray.execution.joining.machine import own_versions
-    from moedisco_ray.execution.joining.token import Offer
+    from moedisco_ray.contrib.join import head
+    from moedisco_ray.contrib.join.machine import own_versions
+    from moedisco_ray.contrib.join.token import Offer
     from moedisco_ray.execution.node_agent.raylets import local_raylets
 
     if ray_address is None:

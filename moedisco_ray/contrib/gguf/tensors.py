@@ -15,11 +15,11 @@ import gguf
 import torch
 from torch import Tensor
 
+from moedisco_ray.contrib.gguf.reading import frequency_divisors
+from moedisco_ray.contrib.gguf.recurrence import recurrent_parts
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import PARTS, Family, Part
 from moedisco_ray.models import Checkpoint, Role
-from moedisco_ray.models.gguf import frequency_divisors
-from moedisco_ray.stages.export.gguf_recurrence import recurrent_parts
 
 _KINDS = {
     torch.float32: gguf.GGMLQuantizationType.F32,

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from moedisco_ray.contrib.join.token import JoinToken, Offer
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError
-from moedisco_ray.execution.joining.token import JoinToken, Offer
 from moedisco_ray.execution.node_agent import Drainer, Notice, RayUnavailable
 from moedisco_ray.execution.node_agent.raylets import local_raylets
 
