@@ -1,4 +1,4 @@
-"""What can be added with one new file and one line here: commands, export formats, model files and trackers.
+"""What can be added with one new file and one line here: commands, export formats, model files, trackers, rules of the merge.
 
 The tables name functions and do not import them: configurations are checked against the names without torch, an optional
 package is needed only by those who use what needs it, and no room imports `contrib`. CONTRIBUTING.md says what each function
@@ -87,6 +87,18 @@ TRACKERS: Mapping[str, Entry] = {
     "mlflow": Entry("moedisco_ray.contrib.trackers.mlflow:open_tracker", ("mlflow",), "mlflow"),
 }
 """Experiment trackers by the name in `tracking.trackers`."""
+
+BACKBONE_RULES: Mapping[str, Entry] = {
+    "uniform": Entry("moedisco_ray.stages.merge.backbone:UNIFORM"),
+    "token_weighted": Entry("moedisco_ray.stages.merge.backbone:TOKEN_WEIGHTED"),
+}
+"""Rules by which the merge combines the sub-models' backbones, by the name in `merge.backbone`."""
+
+ROUTER_METHODS: Mapping[str, Entry] = {
+    "ridge": Entry("moedisco_ray.stages.merge.router_init:ridge_directions"),
+    "random": Entry("moedisco_ray.stages.merge.router_init:random_directions"),
+}
+"""Methods by which the merge computes the routers, by the name in `merge.router`."""
 
 
 def missing(entry: Entry) -> str | None:

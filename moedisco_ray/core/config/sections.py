@@ -14,7 +14,7 @@ from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.places import ReadsFrom, WritesTo, as_model, check_storage
 from moedisco_ray.core.config.pools import PoolName
 from moedisco_ray.core.config.sources import Source, Sources
-from moedisco_ray.core.registry import TRACKERS
+from moedisco_ray.core.registry import BACKBONE_RULES, ROUTER_METHODS, TRACKERS
 from moedisco_ray.core.run_models import local_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -211,10 +211,10 @@ class Submodels(Section):
 class Merge(Section):
     """The merge of the sub-models into one MoE."""
 
-    backbone: Literal["uniform", "token_weighted"] = "token_weighted"
+    backbone: Annotated[str, KeyOf(BACKBONE_RULES)] = "token_weighted"
     """How the mean of the sub-models' backbones weights them: all equally, or each by the number of tokens that it was trained
     on."""
-    router: Literal["ridge", "random"] = "ridge"
+    router: Annotated[str, KeyOf(ROUTER_METHODS)] = "ridge"
     """How the merge makes the routers. `ridge` computes them from data: each cluster's experts begin with the cluster's share of
     the tokens, nine tokens of ten select experts of one cluster only, where groups have enough of them, and if top-k weights are
     not normalised, experts keep their output scale. `random` initialises them randomly, as in the paper, and adjusts none of

@@ -26,6 +26,7 @@ from moedisco_ray.models import (
     reused_memory,
     write_checkpoint,
 )
+from moedisco_ray.stages.merge.backbone import Change, weighted_mean
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, by_layer, calibrated
 from moedisco_ray.stages.merge.finetunes import Finetune
 from moedisco_ray.stages.merge.tensors import TensorReport, merge
@@ -36,7 +37,7 @@ SubModel = Checkpoint | Finetune
 
 def build_merged(
     submodels: Sequence[Path], start: Path, config: Mapping[str, Any], weights: Sequence[float], batches: Sequence[Batch], *,
-    directory: Path, router: RouterSettings, device: str = "cpu", advance: Advance = no_advance,
+    directory: Path, router: RouterSettings, change: Change = weighted_mean, device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
@@ -50,6 +51,7 @@ def build_merged(
         batches: Calibration data: token ids of B windows [B, L], and the cluster of each window [B].
         directory: Directory of the merged model and of `merge.json`.
         router: How routers are calibrated.
+        change: How the deltas of a backbone tensor are combined.
         device: Device that the merged model runs on, one layer at a time.
         advance: Receives the number of tensors merged.
 
@@ -63,13 +65,14 @@ def build_merged(
     opened = [_open(path, model_map) for path in submodels]
     with reused_memory(device):
         return write_merged(
-            opened, _open(start, model_map), config, weights, batches, directory=directory, router=router, device=device,
-            advance=advance)
+            opened, _open(start, model_map), config, weights, batches, directory=directory, router=router, change=change,
+            device=device, advance=advance)
 
 
 def write_merged(
     submodels: Sequence[SubModel], start: SubModel, config: Mapping[str, Any], weights: Sequence[float],
-    batches: Sequence[Batch], *, directory: Path, router: RouterSettings | None, device: str = "cpu", advance: Advance = no_advance,
+    batches: Sequence[Batch], *, directory: Path, router: RouterSettings | None, change: Change = weighted_mean,
+    device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Like `build_merged`, for sub-models that are open. With `router=None` the routers keep the rows of the sub-models."""
     model_map = ModelMap(str(config.get("model_type")))
@@ -79,7 +82,7 @@ def write_merged(
 
     def joined(reader: Executor) -> Iterator[tuple[str, Tensor]]:
         read_ahead = _ReadAhead([*submodels, start], reader)
-        for tensor, entry in merge(submodels, start, model_map, weights):
+        for tensor, entry in merge(submodels, start, model_map, weights, change):
             read_ahead.at(model_map.classify(entry.key).layer)
             reports.append(entry)
             advance(1)

@@ -19,7 +19,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,9 +57,6 @@ from moedisco_ray.stages.merge.router_init import (
 )
 from moedisco_ray.stages.merge.router_load import Measured
 
-RouterMethod = Literal["ridge", "principal", "random", "concat"]
-"""How router rows are computed; `concat` keeps the rows that the model has. `principal` is for a seed that is copied into every
-group: no cluster's text is that of a group, so the inputs themselves are divided."""
 Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
 """Tokens [B, L] and the cluster of each document [B]."""
 
@@ -71,7 +68,9 @@ class RouterSettings:
     """How routers are calibrated.
 
     Attributes:
-        method: How each cluster's direction, which is added to the router rows of its experts, is computed.
+        method: How each cluster's direction, which is added to the router rows of its experts, is computed: a name in
+            `merge.router`; `concat`, which keeps the rows that the model has; or `principal`, for a seed that is copied into
+            every group: no cluster's text is that of a group, so the inputs themselves are divided.
         match_load: Whether to shift the rows until each group of experts gets its cluster's share of the tokens; not for `concat`.
         match_scale: Whether to rescale the experts' output if the top-k weights are not normalised.
         seed: Seed of the method `random`.
@@ -81,7 +80,7 @@ class RouterSettings:
             n-th new expert. No other setting counts then.
     """
 
-    method: RouterMethod
+    method: str
     match_load: bool = True
     match_scale: bool = True
     seed: int = 0
