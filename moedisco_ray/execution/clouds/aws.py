@@ -11,7 +11,8 @@ import json
 import time
 from typing import Any
 
-from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
+from moedisco_ray.execution.clouds.declaration import Cloud
+from moedisco_ray.execution.clouds.metadata import Answer, Notice, Service, Unavailable
 
 NOTICE_SECONDS = 120.0
 """Seconds from the notice to the end of the machine, assumed if the notice does not state the time."""
@@ -26,7 +27,7 @@ class Aws:
         service: HTTP client of the metadata service.
     """
 
-    name: ProviderName = "aws"
+    name = "aws"
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -89,3 +90,10 @@ def _time(text: Any, otherwise: float) -> float:
     except ValueError:
         return otherwise
     return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
+
+
+CLOUD = Cloud(
+    "aws", "AWS", Aws,
+    capacity=frozenset({"InsufficientInstanceCapacity", "SpotMaxPriceTooLow"}),
+    quota=frozenset({"InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded"}),
+    zone_by_zone=True)

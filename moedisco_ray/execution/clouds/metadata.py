@@ -11,8 +11,6 @@ from urllib.parse import urlsplit
 
 from moedisco_ray.core.errors import MoeDiscoError
 
-ProviderName = Literal["aws", "gcp", "azure"]
-
 _LARGEST_ANSWER = 1 << 20
 
 
@@ -38,7 +36,7 @@ class Notice:
 class Provider(Protocol):
     """Client of one cloud's metadata service."""
 
-    name: ProviderName
+    name: str
 
     def recognised(self) -> bool:
         """Whether this machine belongs to the cloud."""

@@ -12,7 +12,8 @@ import json
 import time
 from typing import Any
 
-from moedisco_ray.execution.node_agent.metadata import Notice, ProviderName, Service, Unavailable
+from moedisco_ray.execution.clouds.declaration import Cloud
+from moedisco_ray.execution.clouds.metadata import Notice, Service, Unavailable
 
 _HEADERS = {"Metadata": "true"}
 _ENDING = ("Preempt", "Terminate", "Redeploy", "Reboot")
@@ -26,7 +27,7 @@ class Azure:
         service: HTTP client of the metadata service.
     """
 
-    name: ProviderName = "azure"
+    name = "azure"
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -76,3 +77,12 @@ def _begins(event: dict[str, Any]) -> float:
         return email.utils.parsedate_to_datetime(event.get("NotBefore") or "").timestamp()
     except (TypeError, ValueError):
         return time.time()
+
+
+CLOUD = Cloud(
+    "azure", "Azure", Azure,
+    capacity=frozenset({
+        "AllocationFailed", "OverconstrainedAllocationRequest", "OverconstrainedZonalAllocationRequest", "SkuNotAvailable",
+        "ZonalAllocationFailed"}),
+    quota=frozenset({"QuotaExceeded"}),
+    said_quota=frozenset({"OperationNotAllowed"}))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One-time set-up of a project for gcp-spot.yaml: permissions, firewall, the head's persistent disk, and the image. What exists already
+# One-time set-up of a project for gcp/spot.yaml: permissions, firewall, the head's persistent disk, and the image. What exists already
 # is kept, so that the script can run again.
-#   gcp-account.sh PROJECT BUCKET/FOLDER SSH_FROM      the bucket must exist, with uniform access; nodes use this folder only
+#   gcp/account.sh PROJECT BUCKET/FOLDER SSH_FROM      the bucket must exist, with uniform access; nodes use this folder only
 set -euo pipefail
 project=$1 folder=$2 ssh_from=$3
 region=us-central1 zone=us-central1-a

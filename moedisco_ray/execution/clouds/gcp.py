@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from urllib.parse import quote
 
-from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
+from moedisco_ray.execution.clouds.declaration import Cloud
+from moedisco_ray.execution.clouds.metadata import Answer, Notice, Service, Unavailable
 
 PREEMPTION_SECONDS, MAINTENANCE_SECONDS = 30.0, 60.0
 
@@ -25,7 +26,7 @@ class Gcp:
         service: HTTP client of the metadata service.
     """
 
-    name: ProviderName = "gcp"
+    name = "gcp"
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -61,3 +62,9 @@ def _value(answer: Answer) -> str:
     if answer.status != 200 or value not in _VALUES:
         raise Unavailable(f"HTTP {answer.status}, {value[:40]!r}")
     return value
+
+
+CLOUD = Cloud(
+    "gcp", "GCP", Gcp,
+    capacity=frozenset({"ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "stockout"}),
+    quota=frozenset({"QUOTA_EXCEEDED", "quotaExceeded"}))

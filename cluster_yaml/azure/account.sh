@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One-time set-up of a subscription for azure-spot.yaml: the resource group, the nodes' identity and role, and the head's persistent disk.
+# One-time set-up of a subscription for azure/spot.yaml: the resource group, the nodes' identity and role, and the head's persistent disk.
 # What exists already is kept, so that the script can run again.
-#   azure-account.sh SUBSCRIPTION STORAGE_ACCOUNT CONTAINER      the container must exist, in another resource group
-#   azure-account.sh --ssh-from ADDRESSES        restricts ssh to these addresses; run it after `ray up`, which opens ssh to all
+#   azure/account.sh SUBSCRIPTION STORAGE_ACCOUNT CONTAINER      the container must exist, in another resource group
+#   azure/account.sh --ssh-from ADDRESSES        restricts ssh to these addresses; run it after `ray up`, which opens ssh to all
 set -euo pipefail
 group=moedisco location=eastus
 

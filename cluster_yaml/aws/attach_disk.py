@@ -27,7 +27,7 @@ def attach(ec2: Any, instance: str, zone: str) -> str:
     found = ec2.describe_volumes(Filters=[
         {"Name": "tag:Name", "Values": [NAME]}, {"Name": "availability-zone", "Values": [zone]}])["Volumes"]
     if len(found) != 1:
-        raise SystemExit(f"{len(found)} volumes named {NAME} in {zone}; the stack of aws-account.yaml creates one in its Zone")
+        raise SystemExit(f"{len(found)} volumes named {NAME} in {zone}; the stack of aws/account.yaml creates one in its Zone")
     volume = found[0]["VolumeId"]
     holders = [attachment["InstanceId"] for attachment in found[0]["Attachments"] if attachment["State"] != "detached"]
     if holders != [instance]:
