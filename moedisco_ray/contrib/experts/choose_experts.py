@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moedisco_ray.contrib.experts.calibrate import calibrated_experts
+from moedisco_ray.contrib.experts.chosen_experts import Chosen, config_with_experts, with_experts
 from moedisco_ray.contrib.merge.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
 from moedisco_ray.contrib.merge.merge_models import FREE_FIELDS, complete
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
@@ -22,22 +24,19 @@ from moedisco_ray.core.locations import parent
 from moedisco_ray.execution.output_checks import check_new
 from moedisco_ray.models import (
     Checkpoint,
-    Chosen,
     OneExpert,
-    config_with_experts,
     expert_count,
     from_values,
     open_complete,
     open_dense,
     read_config,
     upcycled_config,
-    with_experts,
     write_checkpoint,
     write_config,
 )
 from moedisco_ray.stages.export.front_matter import combined_front_matter, facts_of
 from moedisco_ray.stages.export.origin import Origin
-from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
+from moedisco_ray.stages.merge.calibrate import Batch
 from moedisco_ray.stages.scoring import default_dtype
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.pretrained import open_encoder
@@ -57,7 +56,7 @@ def choose_experts(
 
     With own texts, both models are compared on documents of them. With texts, the router rows of experts of other models are
     computed from all texts, and if experts of the model are left out or a token has fewer, the others are refitted (see
-    `stages.merge.refit`). The model's own experts keep their rows.
+    `refit`). The model's own experts keep their rows.
 
     Args:
         model: Directory or URI of a finished run, or the directory of an exported model.
@@ -117,9 +116,9 @@ def choose_experts(
             own = own_texts if new else [*own_texts, *texts]
             measure = _Comparison.of(own, texts if new else [], start, first.config, max_tokens, home=Path(scratch), device=device)
         if texts and measure is not None:
-            tensors = calibrated(
-                tensors, values, 1 + len(new), measure.batches, settings=RouterSettings("ridge", new=tuple(new)), report=layers,
-                device=device, dtype=default_dtype(device), whole=whole)
+            tensors = calibrated_experts(
+                tensors, values, measure.batches, new=new, whole=whole, report=layers, device=device,
+                dtype=default_dtype(device))
         write_checkpoint(draft, tensors, values)
         complete(draft, Origin(start))
         # `complete` takes the model's own numbers.

@@ -10,7 +10,7 @@ import typer
 
 from moedisco_ray.cli.arguments import AsJson
 from moedisco_ray.cli.console import output_console
-from moedisco_ray.cli.display import losses_view
+from moedisco_ray.contrib.merge.losses_view import losses_view
 
 commands = typer.Typer()
 BackboneOf = Literal["mean", "base"]

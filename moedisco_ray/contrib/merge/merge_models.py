@@ -14,6 +14,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from moedisco_ray.contrib.merge.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
+from moedisco_ray.contrib.merge.finetunes import Finetune
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import Model, UpcycleInit, tokenizer_files
 from moedisco_ray.core.errors import CheckpointError, ConfigError
@@ -35,7 +36,6 @@ from moedisco_ray.stages.export.origin import Origin, for_all_readers, tokens_of
 from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import write_merged
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings
-from moedisco_ray.stages.merge.finetunes import Finetune
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.pretrained import open_encoder
 from moedisco_ray.stages.text.tokenizer import check_vocabulary

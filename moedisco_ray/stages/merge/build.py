@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import abc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,25 @@ from moedisco_ray.models import (
 )
 from moedisco_ray.stages.merge.backbone import Change, weighted_mean
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, by_layer, calibrated
-from moedisco_ray.stages.merge.finetunes import Finetune
 from moedisco_ray.stages.merge.tensors import TensorReport, merge
 from moedisco_ray.stages.scoring import default_dtype
 
-SubModel = Checkpoint | Finetune
+
+class OpenModel(Mapping[str, Tensor]):
+    """Canonical tensors of a sub-model that is no checkpoint, read on access."""
+
+    model_map: ModelMap
+
+    @abc.abstractmethod
+    def layout(self) -> dict[str, Stored]:
+        """Shape and dtype of every tensor, in order."""
+
+    @abc.abstractmethod
+    def read_ahead(self, keys: Iterable[str], reader: Executor) -> None:
+        """Start reading tensors into the page cache; see `Checkpoint.read_ahead`."""
+
+
+SubModel = Checkpoint | OpenModel
 
 
 def build_merged(

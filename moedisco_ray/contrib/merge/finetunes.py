@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from moedisco_ray.models import Checkpoint, ModelMap, OneExpert, Role, Stored
+from moedisco_ray.stages.merge.build import OpenModel
 
 
-class Finetune(Mapping[str, Tensor]):
+class Finetune(OpenModel):
     """A fine-tune as a sub-model with one expert, in the dtype of the merged model. Tensors are read on access.
 
     Args:
