@@ -326,7 +326,8 @@ class Tracking(Section):
     """Experiment trackers; each needs its library (`pip install 'moedisco-ray[NAME]'`)."""
 
     trackers: dict[
-        Annotated[str, KeyOf(TRACKERS)], Literal[True] | Annotated[str, Field(min_length=1, max_length=256)]] = Field({})
+        Annotated[str, KeyOf(TRACKERS)], Literal[True] | Annotated[str, Field(min_length=1, max_length=256)]
+    ] = Field({}, max_length=16)
     """Name of the project or experiment by tracker: `wandb` (Weights & Biases), `mlflow` (its server is that of the environment
     variable MLFLOW_TRACKING_URI), or true for the name of the run. `tensorboard` takes true alone and writes to
     RUN_DIR/tensorboard."""
