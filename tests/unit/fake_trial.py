@@ -22,13 +22,14 @@ EXPERTS, SEQUENCES = 4, 2
 """Experts of the sub-model, and sequences of a step."""
 
 
-def trial(checkpoint: str, changes: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+def measure(checkpoint: str, changes: dict[str, Any], *, whole: bool) -> dict[str, Any]:
     """Bytes by the formulas and by steps with a few layers, and processor seconds; with all layers too if `whole`."""
     family, vocabulary, sizes = PUBLISHED[checkpoint]
     sizes = submodel_architecture(family, sizes, sizes.num_experts // EXPERTS)
-    rank, base = changes.pop("rank", 0), changes.pop("base", "full")
-    lora = Lora(rank=rank, base=base) if rank else None
-    recipe = Optimizer(batch_tokens=SEQUENCES * SEQUENCE, **changes)
+    adapters = {name: value for name, value in changes.items() if name in ("rank", "base")}
+    lora = Lora(**adapters) if adapters else None
+    recipe = Optimizer(
+        batch_tokens=SEQUENCES * SEQUENCE, **{name: value for name, value in changes.items() if name not in adapters})
 
     def steps(layers: int) -> tuple[dict[str, int], float]:
         began = time.process_time()
@@ -69,6 +70,16 @@ def main() -> None:
     with path_of_gpus():
         found = [trial(arguments.arm, each, whole=not arguments.few) for each in arguments.settings]
     sys.stdout.write(f"{json.dumps(found)}\n")
+
+
+def trial(checkpoint: str, changes: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+    """What `measure` finds, or why FakeTensors cannot take the steps."""
+    try:
+        found = measure(checkpoint, changes, whole=whole)
+    except RuntimeError as error:
+        found = {"refused": str(error).partition("\n")[0]}
+    sys.stderr.write(f"{changes}: {found}\n")
+    return found
 
 
 if __name__ == "__main__":
