@@ -61,6 +61,16 @@ def scaled(first: dict[str, int], second: dict[str, int], more: int) -> int:
     return max(first[moment] + more * (second[moment] - first[moment]) for moment in first if moment != "other layers")
 
 
+def trial(checkpoint: str, changes: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+    """What `measure` finds, or why FakeTensors cannot take the steps."""
+    try:
+        found = measure(checkpoint, changes, whole=whole)
+    except RuntimeError as error:
+        found = {"refused": str(error).partition("\n")[0]}
+    sys.stderr.write(f"{changes}: {found}\n")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", help="a published checkpoint")
@@ -70,16 +80,6 @@ def main() -> None:
     with path_of_gpus():
         found = [trial(arguments.arm, each, whole=not arguments.few) for each in arguments.settings]
     sys.stdout.write(f"{json.dumps(found)}\n")
-
-
-def trial(checkpoint: str, changes: dict[str, Any], *, whole: bool) -> dict[str, Any]:
-    """What `measure` finds, or why FakeTensors cannot take the steps."""
-    try:
-        found = measure(checkpoint, changes, whole=whole)
-    except RuntimeError as error:
-        found = {"refused": str(error).partition("\n")[0]}
-    sys.stderr.write(f"{changes}: {found}\n")
-    return found
 
 
 if __name__ == "__main__":
