@@ -17,7 +17,7 @@ from moedisco_ray.core.manifests import CHECKPOINTS
 from moedisco_ray.core.records import ClusterSummary, Record
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_work import Files, on_files
-from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stages import stage_named
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.stages.start import Start
 
@@ -96,7 +96,7 @@ class Context:
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""
-        return self.directory / next(s.directory for s in STAGES if s.name == stage)
+        return self.directory / stage_named(stage).directory
 
     def checkpoints(self, stage: str) -> Path:
         """Folder in which a stage's trainers keep what they need to resume; one per fingerprint."""
