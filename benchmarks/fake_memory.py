@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "block by block": {"precision": "pure_bf16", "block_steps": 100},
     "adapters on 4 bits": {"precision": "pure_bf16", "rank": 16, "base": "nf4"},
 }
-MODELS = {"gpt-oss-20b": len(SETTINGS), "Mixtral-8x7B": len(SETTINGS), "DeepSeek-V3": 3}
+MODELS = {"gpt-oss-20b": len(SETTINGS), "Mixtral-8x7B": 5, "DeepSeek-V3": 2}
 """Checkpoints, and the number of settings with which each is measured."""
 CARDS = (24, 16, 8)
 """Memory of the cheap cards of the counted plans (GB)."""

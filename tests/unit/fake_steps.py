@@ -108,7 +108,11 @@ class Moments:
     def _enters_last(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._begin("last layer")       # of another micro-batch
         if inputs[0].requires_grad:
-            inputs[0].register_hook(lambda _: self._begin("other layers"))
+            inputs[0].register_hook(lambda _: self._leaves_last())
+
+    def _leaves_last(self) -> None:
+        if self._now == "last layer":       # of two layers, the first one comes next
+            self._begin("other layers")
 
     def _leaves_first(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:
