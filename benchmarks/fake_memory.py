@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.harness import ROOT, environment, write_result
+from benchmarks.harness import RESULTS, ROOT, environment, write_result
 from docs.plans import CHECKPOINTS, OTHERS
 from moedisco_ray.core.config import Architecture, Optimizer, RunConfig, check_config
 from moedisco_ray.plan import build, build_plan, memory, seed_workers
@@ -71,15 +71,17 @@ def from_cache(measured: dict[str, Any]) -> float:
 def measurements(checkpoint: str, card: int) -> dict[str, int | float]:
     """How often the plan of a run computes the memory of a worker, and for how many different settings.
 
-    `activations` counts only what autograd decides: weights, moments and the number of sequences may stay formulas.
+    `activations` counts the settings with which autograd saves something else: weights, moments, the number of sequences and what
+    workers exchange may stay formulas.
     """
     found: list[tuple[str, str]] = []
 
     def noted(family: str, sizes: Architecture, vocabulary: int, optimizer: Optimizer, **rest: Any) -> Memory:
         shared = {name: rest.get(name) for name in ("workers", "exchange", "layout", "lora", "gpu")}
-        width = compute_bytes(optimizer, rest["gpu"])
+        together = (rest.get("workers") or 1) > 1
         activations = (
-            sizes, width, optimizer.state, optimizer.gradient_checkpointing, bool(optimizer.block_steps), shared)
+            sizes, compute_bytes(optimizer, rest["gpu"]), optimizer.state, optimizer.gradient_checkpointing,
+            bool(optimizer.block_steps), together, rest.get("lora"))
         found.append((repr((sizes, optimizer, shared)), repr(activations)))
         return worker_memory(family, sizes, vocabulary, optimizer, **rest)      # type: ignore[arg-type]
 
@@ -111,27 +113,37 @@ def lines(*names: str) -> int:
     return sum(len((ROOT.parent / name).read_text(encoding="utf-8").splitlines()) for name in names)
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+def counted() -> dict[str, Any]:
+    """Measurements of the plans, and with what they were counted."""
     plans = {
         f"{checkpoint}, {card} GB": measurements(checkpoint, card) for checkpoint, card in itertools.product(MODELS, CARDS)}
+    made = {**environment("python -m benchmarks.fake_memory --plans"), "setting": {"cards_gb": CARDS, "large_cards": 8}}
+    return {"plans": plans, "plans_made": made}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plans", action="store_true", help="only count the plans' measurements again")
+    arguments = parser.parse_args()
+    if arguments.plans:
+        write_result("fake_memory", {**json.loads((RESULTS / "fake_memory.json").read_text(encoding="utf-8")), **counted()})
+        return
     cold, found = {}, {}
     for checkpoint, count in MODELS.items():
         _, cold[checkpoint] = steps(checkpoint, [SETTINGS["bf16 weights"]], "--few")
         names = list(SETTINGS)[:count]
         results, _ = steps(checkpoint, [SETTINGS[name] for name in names])
         found[checkpoint] = dict(zip(names, results, strict=True))
-        write_result("fake_memory", {
-            **environment("python -m benchmarks.fake_memory"),
-            "setting": {
-                "models": list(found), "experts": 4, "sequences": 2, "sequence_length": 1024, "cards_gb": CARDS, "threads": 1},
-            "targets": TARGETS, "plans": plans, "cold": cold, "cached_seconds": from_cache(found), "steps": found,
-            "lines": {
-                "of formulas": lines(*(
-                    f"moedisco_ray/plan/{name}_memory.py" for name in ("attention", "recurrent", "adapter", "gang", "stage")),
-                    "moedisco_ray/plan/memory.py"),
-                "of fake steps": lines(*(
-                    f"tests/unit/{name}.py" for name in ("fake_steps", "test_fake_gang_memory", "test_fake_inference_memory")))}})
+    write_result("fake_memory", {
+        **environment("python -m benchmarks.fake_memory"),
+        "setting": {"models": list(found), "experts": 4, "sequences": 2, "sequence_length": 1024, "threads": 1},
+        "targets": TARGETS, "cold": cold, "cached_seconds": from_cache(found), "steps": found, **counted(),
+        "lines": {
+            "of formulas": lines(*(
+                f"moedisco_ray/plan/{name}_memory.py" for name in ("attention", "recurrent", "adapter", "gang", "stage")),
+                "moedisco_ray/plan/memory.py"),
+            "of fake steps": lines(*(
+                f"tests/unit/{name}.py" for name in ("fake_steps", "test_fake_gang_memory", "test_fake_inference_memory")))}})
 
 
 if __name__ == "__main__":

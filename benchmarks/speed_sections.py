@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from benchmarks.harness import RESULTS, spread
+from service.planning.fork_server import Limits
 
 
 def read(name: str) -> dict[str, Any]:
@@ -315,6 +316,7 @@ def fake_memory() -> str:
     needed = [
         [name, *(f"{cell[part]:,}" for part in ("asked", "settings", "activations")), number(cell["processor_seconds"]),
          number(cell["activations"] * seconds["median"])] for name, cell in plans.items()]
+    first = [cell["activations"] * seconds["median"] for cell in plans.values()]
     verdicts = [
         at_most(f"largest error of {what}", spread([max(map(abs, errors[way]))]), targets["error"])
         for way, what in (("formulas", "the formulas"), ("scaled", "scaled steps, each part of a step by itself"),
@@ -335,10 +337,17 @@ def fake_memory() -> str:
              "scaled, processor s", "all layers, processor s"], rows),
         "\n".join([*verdicts, *refused]),
         prose(
-            """A plan tries settings until one fits. The table counts the settings of which one plan asks the memory, how many of
-            them differ, and in how many of these autograd saves something else, as if numbers of sequences, weights, moments and
-            gangs stayed formulas. The last column is the time of that many measurements."""),
+            """A plan tries settings until one fits. The table counts how often one plan asks for the memory of settings, how many
+            of them differ, and with how many of these autograd saves something else: numbers of sequences, weights, moments and
+            what workers exchange may stay formulas. The last column is the time of that many measurements."""),
         table(
             ["plan, cheap cards", "asked", "settings", "activations", "plan by formulas, processor s", "measured, processor s"],
             needed),
-        made_with(result))
+        prose(
+            f"""The formulas stay. Scaled steps are close enough and a cached one is quick, but the first plan of a model takes
+            {number(min(first))} to {number(max(first))} s of a processor, where a request to the service may take
+            {Limits().processor_seconds}; and other clusters, sequence lengths or precisions are other keys of the cache. Of
+            {result["lines"]["of formulas"]:,} lines of formulas, those for weights, moments and gangs would stay; GPUs' ways of
+            experts and attention, which {result["lines"]["of fake steps"]:,} lines of tests patch in, would move into the product;
+            and processes that plan, which import no torch today, would import it."""),
+        made_with(result), made_with(result["plans_made"]))
