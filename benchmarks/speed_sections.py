@@ -316,6 +316,11 @@ def fake_memory() -> str:
     needed = [
         [name, *(f"{cell[part]:,}" for part in ("asked", "settings", "activations")), number(cell["processor_seconds"]),
          number(cell["activations"] * seconds["median"])] for name, cell in plans.items()]
+
+    def largest(way: str) -> str:
+        row = max(range(len(measured)), key=lambda row: abs(errors[way][row]))
+        return f"{100 * errors[way][row]:+.1f} % ({measured[row][0]})"
+
     first = [cell["activations"] * seconds["median"] for cell in plans.values()]
     verdicts = [
         at_most(f"largest error of {what}", spread([max(map(abs, errors[way]))]), targets["error"])
@@ -344,9 +349,10 @@ def fake_memory() -> str:
             ["plan, cheap cards", "asked", "settings", "activations", "plan by formulas, processor s", "measured, processor s"],
             needed),
         prose(
-            f"""The formulas stay. Scaled steps are close enough and a cached one is quick, but the first plan of a model takes
-            {number(min(first))} to {number(max(first))} s of a processor, where a request to the service may take
-            {Limits().processor_seconds}; and other clusters, sequence lengths or precisions are other keys of the cache. Of
+            f"""The formulas stay. Their largest error is {largest("formulas")}, that of scaled steps {largest("scaled")}. A cached
+            measurement is quick, but the first plan of a model takes {number(min(first))} to {number(max(first))} s of a processor,
+            where a request to the service may take {Limits().processor_seconds}; and other clusters, sequence lengths or precisions
+            are other keys of the cache. Of
             {result["lines"]["of formulas"]:,} lines of formulas, those for weights, moments and gangs would stay; GPUs' ways of
             experts and attention, which {result["lines"]["of fake steps"]:,} lines of tests patch in, would move into the product;
             and processes that plan, which import no torch today, would import it."""),
