@@ -12,6 +12,7 @@ from moedisco_ray.core.artifacts import OnDisk, reporting_full_disk
 from moedisco_ray.core.config import LocalInit, RunConfig
 from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.limits import ENSEMBLE_BLOCK
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.outdated import check_up_to_date
 from moedisco_ray.core.run_report import current_report, stored_run_config
@@ -21,7 +22,7 @@ from moedisco_ray.execution import modeling_ensemble
 from moedisco_ray.execution.output_checks import check_new
 from moedisco_ray.models import open_checkpoint, read_config, write_config
 from moedisco_ray.models.tokenizer_directories import load_pretrained
-from moedisco_ray.stages.evaluate.ensemble import BLOCK, TEMPERATURE
+from moedisco_ray.stages.evaluate.ensemble import TEMPERATURE
 from moedisco_ray.stages.export.card import ensemble_card
 from moedisco_ray.stages.export.directory import count_parameters, write_configs, write_tokenizer, write_weights
 from moedisco_ray.stages.export.front_matter import facts_of
@@ -81,7 +82,7 @@ def export_ensemble(location: Location, target: Path, *, from_checkpoint: bool =
         write_config(draft, {
             "model_type": modeling_ensemble.EnsembleConfig.model_type, "architectures": ["EnsembleForCausalLM"],
             "auto_map": {"AutoConfig": f"{_CODE.stem}.EnsembleConfig", "AutoModelForCausalLM": f"{_CODE.stem}.EnsembleForCausalLM"},
-            "num_submodels": config.cluster_count, "router_block": BLOCK, "router_temperature": TEMPERATURE,
+            "num_submodels": config.cluster_count, "router_block": ENSEMBLE_BLOCK, "router_temperature": TEMPERATURE,
             "document_start": Encoder(tokenizer).prefix, **{field: submodel.get(field) for field in _COPIED}})
         write_tokenizer(tokenizer, draft, int(submodel["max_position_embeddings"]) if origin is None else None)
         shutil.copyfile(_CODE, draft / _CODE.name)

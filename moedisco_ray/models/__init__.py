@@ -8,7 +8,7 @@ from moedisco_ray.models.checkpoint import (
     reading_thread,
     write_config,
 )
-from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint, write_part
+from moedisco_ray.models.checkpoint_writer import write_checkpoint, write_part
 from moedisco_ray.models.checks import (
     check_complete,
     check_experts,
@@ -49,7 +49,7 @@ from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 from moedisco_ray.models.speed import expert_hidden, runnable, specialise
 
 __all__ = [
-    "BACKBONE", "DEFAULT_SHARD_BYTES", "STORED_DTYPES", "Checkpoint", "LlamaMoEForCausalLM", "ModelMap", "OneExpert",
+    "BACKBONE", "STORED_DTYPES", "Checkpoint", "LlamaMoEForCausalLM", "ModelMap", "OneExpert",
     "Piece", "Place", "RandomWeights", "Role", "Selection", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes",
     "canonical_state", "check_complete", "check_experts", "check_same", "check_start_tensors", "config_values",
     "differences", "expert_count", "expert_hidden", "family_of", "from_values", "group_size",

@@ -153,7 +153,7 @@ def test_weights_that_stay_loaded_are_freed_with_the_model(experts):
 def test_groups_fit_in_memory_and_keep_the_order(monkeypatch):
     config = tiny_config("olmoe")
     model = streamed_model(random_tensors(config), config, dtype=torch.float32)
-    monkeypatch.setattr("moedisco_ray.models.layer_stream._CPU_STATES", 100 * 16 * 4)
+    monkeypatch.setattr("moedisco_ray.models.layer_stream.CPU_STATES", 100 * 16 * 4)
     groups = list(grouped([30, 30, 30, 30, 200, 1], lambda positions: positions, model))
     assert groups == [[30, 30, 30], [30], [200], [1]]
 
