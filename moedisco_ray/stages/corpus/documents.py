@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moedisco_ray.core.limits import RANGE_BYTES
 from moedisco_ray.stages.text.cutting import Document
 
 Ids = NDArray[np.uint8]
@@ -47,8 +48,6 @@ DOCUMENTS = pa.schema([
 - `loss_mask`: whether the loss counts each token; null if it counts all
 """
 
-RANGE_BYTES = 32 << 20
-"""Bytes of text per range of ids, which one task holds in memory; more in a corpus of over 128 GB."""
 _SMALL_RANGE_BYTES = 1 << 20
 """Minimum bytes of text per range. A small corpus is divided down to this size, so that several cores can work on it."""
 _FEW_RANGES = 8

@@ -16,13 +16,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from moedisco_ray.core.limits import HELD_BYTES
 from moedisco_ray.stages.corpus.readers import Unit
 from moedisco_ray.stages.corpus.reading import RANGE
 
 R = TypeVar("R")
 
-HELD_BYTES = 128 << 20
-"""Size of the rows that a process brings together in memory (bytes); it needs three times as much."""
 MapTable = Callable[[pa.Table], Iterable[pa.Table]]
 """Picklable function of a table."""
 
