@@ -3,6 +3,7 @@
 # make test-slow     run the tests that take long, or that repeat with other settings what others show
 # make docs          write the reference pages anew and build build/docs, with every link checked
 # make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
+# make house         print the measures of this tree next to those of main, and mark what rose
 # make check         run lint, types, import contracts and tests
 # make test-ecosystem   run other programs on what the project writes, and it on what they write; fill in docs/ecosystem.md
 # make test-fake     measure the memory of published checkpoints on FakeTensors
@@ -25,7 +26,7 @@ WHEELS := $(PIP_FIND_LINKS:%=--find-links %)
 # kept even where the environment says otherwise.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-units test-ray test-slow test-ecosystem test-fake test-gpu test-chaos test-cluster check lint unit docs lock bench clean
+.PHONY: demo test test-units test-ray test-slow test-ecosystem test-fake test-gpu test-chaos test-cluster check house lint unit docs lock bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
@@ -110,6 +111,10 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports --no-cache
 
 check: lint test
+
+# Measures of a tree, not limits: `make house BASE=REVISION` compares with another branch or commit than main.
+house: $(INSTALLED)
+	@$(BIN)/python tests/house.py $(BASE)
 
 # Without --quiet, which hides the warnings that --strict counts.
 docs: $(INSTALLED)

@@ -101,8 +101,7 @@ _COLUMNS = (
     of the tokens. A dash: one budget was measured, which has no slope, or more than four times the tokens would be needed.""",
     """*hours, paper*: for the same tokens, at the paper's speeds, with one cheap card per sub-model against one large card. With
     Muon all cheap cards train a seed together and exchange gradients in every step, which takes no time here; this favours these
-    arms, and joint training on the cheap pool. With AdamW, which is older, one card trains the seed. Cards that train it apart
-    average their weights at syncs instead.""",
+    arms, and joint training on the cheap pool. With AdamW, which is older, one card trains the seed.""",
     """*perplexity on other text*: on a corpus that is not trained on, relative to joint training's. A dash: not measured with every
     seed.""",
 )

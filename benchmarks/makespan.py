@@ -44,6 +44,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.harness import RESULTS, environment, run_arm, spread, write_result
 from benchmarks.pace import Pace
+from benchmarks.study.simulation.phase import makespan_bound
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
@@ -51,7 +52,6 @@ from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint
 from moedisco_ray.packed_tokens import write_packed
-from moedisco_ray.policies.ordering import makespan_bound
 from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob
 

@@ -18,11 +18,10 @@ from moedisco_ray.plan.machine import measure
 from service.api.app import create_app
 from service.api.limits import raise_descriptor_limit
 from service.api.server import Server
-from service.background.deliveries import Deliveries
+from service.background.end_messages import EndMessages, webhook_secret
 from service.background.housekeeping import Housekeeping
 from service.background.launching import service_secret
 from service.background.loop import Loop
-from service.background.outgoing import Outgoing
 from service.background.reconciler import Reconciler
 from service.bootstrap import first_token
 from service.database import audit, policies, runs, sessions, tokens
@@ -42,8 +41,8 @@ from service.settings import Settings, check_bind
 
 RECONCILE_SECONDS = 1.0
 """Interval at which runs are compared with their jobs, in seconds."""
-DELIVER_SECONDS = 1.0
-"""Interval at which due messages are sent to webhooks, in seconds."""
+POST_SECONDS = 1.0
+"""Interval at which messages about runs that have ended are posted, in seconds."""
 TIDY_SECONDS = 600.0
 """Interval at which housekeeping applies retention and removes leftovers, in seconds."""
 CHECK_RAY_SECONDS = 15.0
@@ -131,22 +130,22 @@ def _run(
 ) -> None:
     """Run the background loops and the server until a signal ends them."""
     pools, notifier = RayPools(dashboard), Notifier()
-    deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
     secret = service_secret(settings.state_dir)
     reconciler = Reconciler(database, jobs, pools, notifier, settings=settings, secret=secret)
     housekeeping = Housekeeping(database, jobs, settings.roots, settings.session_idle_seconds)
-    loops = (
+    loops = [
         reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
-        Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),
         Loop(housekeeping.round, TIDY_SECONDS, "housekeeping"),
-    )
+    ]
+    if settings.webhook_url is not None:
+        messages = EndMessages(database, settings.webhook_url, webhook_secret(settings.state_dir))
+        loops.append(Loop(messages.round, POST_SECONDS, "end messages"))
     with contextlib.ExitStack() as stack:
         planning = stack.enter_context(contextlib.closing(PlanningPool()))
         app = create_app(
             settings, database, jobs, planning=planning, pools=pools, dashboard=dashboard, notifier=notifier, secret=secret,
             wake_reconciler=reconciling.wake, loops=lambda: {loop.name: loop.state for loop in loops})
         server = Server(app, settings)
-        stack.callback(deliveries.close)
         for loop in loops:
             loop.start()
             stack.callback(loop.stop)

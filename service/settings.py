@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, Valid
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.config.sources import FunctionName
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.hub import private_places
 from moedisco_ray.core.locations import Location, cache_directory, is_uri, settings_directory
 from service.domain.path_sandbox import Roots
 
@@ -71,12 +72,10 @@ class Settings(BaseModel):
     """Maximum size of the body of a request (bytes)."""
     max_report_bytes: PositiveInt = 8 * MIB
     """Maximum size of the body of a driver's report (bytes)."""
-    allow_private_webhooks: bool = False
-    """Whether webhooks may go to loopback, private and link-local addresses."""
+    webhook_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """URL that gets a POST when a run has ended, signed with the secret in `webhook-secret` of `state_dir`; null: none is sent."""
     forwarded_allow_ips: str = ""
     """Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted."""
-    session_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "moedisco_session"
-    """Name of the session cookie; over HTTPS it gets the prefix `__Host-`."""
     session_idle_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24
     """Hours without use after which a browser session ends."""
     session_max_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
@@ -92,7 +91,8 @@ class Settings(BaseModel):
         first = () if self.home_dir is None else (self.home_dir,)
         homes = (*first, *(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
         own = (settings_directory().resolve(), cache_directory().resolve())
-        private = (self.state_dir, self.admin_token_path, *own, *self._database_files)
+        hub = (place.resolve() for place in private_places(Path(root) for root in self.input_roots if not is_uri(root)))
+        private = (self.state_dir, self.admin_token_path, *own, *hub, *self._database_files)
         return Roots(
             self.input_roots, self.output_roots, self.storage_roots, homes=homes, private=private, functions=self.map_functions)
 

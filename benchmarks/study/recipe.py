@@ -10,7 +10,7 @@ from moedisco_ray.core.config import RunConfig
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
 _SIZE = ("tokens.total",)
 _MACHINES = (
-    "submodels.quorum", "submodels.late_weight", "submodels.optimizer.micro_batch", "submodels.optimizer.precision",
+    "submodels.quorum", "submodels.optimizer.micro_batch", "submodels.optimizer.precision",
     "submodels.optimizer.gradient_checkpointing", "submodels.optimizer.moments", "submodels.optimizer.offload_moments",
     "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing",
     "finetune.optimizer.moments", "finetune.optimizer.offload_moments")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -44,7 +45,7 @@ from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.outdated import REMEDY
 from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.printable import escape_output, one_line
-from moedisco_ray.core.run_damage import damage_of
+from moedisco_ray.core.run_damage import damage_of, owned_damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
@@ -258,10 +259,11 @@ def verify(run_dir: Annotated[str, typer.Argument(
     metavar="RUN_DIR", help="Directory or URI of a run, or the directory of an exported model.")],
 ) -> None:
     """Read all files of a run, finished or not, and list what a disk or a copy has damaged; exit code 1 if anything is."""
-    damage = dict(damage_of(run_dir))
-    for name, files in damage.items():
-        say(f"{name}: {'damaged: ' + ', '.join(files) if files else 'ok'}")
-    if any(damage.values()):
+    is_damaged = False
+    for part in itertools.chain(damage_of(run_dir), owned_damage_of(run_dir)):
+        say(str(part))
+        is_damaged |= bool(part.damaged)
+    if is_damaged:
         raise typer.Exit(_RUN_ERROR)
 
 

@@ -48,7 +48,6 @@ class Chat:
 
     @property
     def has_template(self) -> bool:
-        """Whether the model has a chat template."""
         return self._tokenizer.chat_template is not None
 
     def answer(self, line: str) -> str:

@@ -56,7 +56,6 @@ def output_console() -> PrintableConsole:
 
 
 def error_console() -> PrintableConsole:
-    """A console on the standard error."""
     return PrintableConsole(sys.stderr)
 
 

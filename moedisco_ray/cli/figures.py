@@ -18,10 +18,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from moedisco_ray.core.printable import one_line
 from moedisco_ray.core.records import ClusterMap, RouterRecord
 from moedisco_ray.core.run_record import Curve, RunReport
+from moedisco_ray.core.stages import TRAINING
 
 # Okabe and Ito's palette, whose colours differ under every kind of colour blindness (jfly.uni-koeln.de/color).
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B7A900", "#555555")
-_TRAINING = ("seed", "submodels", "finetune")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK = "#333333"
 STYLE: dict[str, Any] = {
@@ -72,7 +72,7 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
         The figure; None without curves.
     """
     curves = {
-        unit: curve for stage in _TRAINING for unit, curve in sorted(curves.items(), key=lambda item: _number_of(item[0]))
+        unit: curve for stage in TRAINING for unit, curve in sorted(curves.items(), key=lambda item: _number_of(item[0]))
         if curve.stage == stage}
     if not curves:
         return None
@@ -109,7 +109,7 @@ def _starts(curves: Mapping[str, Curve]) -> dict[str | None, int]:
     """Position on the token axis at which each stage with curves starts."""
     starts: dict[str | None, int] = {}
     end = 0
-    for stage in _TRAINING:
+    for stage in TRAINING:
         lengths = [curve.tokens[-1] for curve in curves.values() if curve.stage == stage]
         if lengths:
             starts[stage] = end

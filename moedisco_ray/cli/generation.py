@@ -84,6 +84,7 @@ def templated_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
     Raises:
         ConfigError: The template refuses the conversation, or takes too much time or memory.
+        RunError: The process that renders was ended by something else.
     """
     try:
         text = render(tokenizer, messages, [Part(len(messages), prompt=True)])[0].text

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import dataclasses
+import itertools
 import json
 import math
 import os
@@ -31,11 +33,19 @@ from typing import Any
 import httpx
 
 from moedisco_ray.core.driver_proofs import NONCE_BYTES, PROOF_HEADER, ReportAddress, is_proven, request_headers
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.events import Event, events_in
 from moedisco_ray.core.stop_file import StopFile
 
 _BATCH = 1000
 """Maximum number of events in one report."""
+_BATCH_BYTES = 2**19
+"""Total size of lines above which a report has no further event (bytes); a larger report could be refused each time it is sent."""
+_LONGEST_LINE = 2**20
+"""Maximum length of a line that is sent whole (bytes). The service accepts several such lines, and reads none that is longer."""
+_LONGEST_VALUE = 1000
+"""Maximum length of a value, as JSON, of an event whose line is too long (characters)."""
+_MOST_VALUES = 100
+"""Maximum number of values of an event whose line is too long."""
 _LONGEST_PAUSE = 10.0
 """Maximum pause between two attempts to reach the service, in seconds."""
 _CLOSE_SECONDS = 20.0
@@ -186,7 +196,7 @@ class _Service:
     async def _ask(self, address: ReportAddress, report: dict[str, Any]) -> int:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                status, answer = await self._exchange(address, json.dumps(report).encode())
+                status, answer = await self._exchange(address, json.dumps(report, separators=(",", ":")).encode())
             self._proved = time.monotonic()
             found = _content(status, answer)
             self._charge(found.get("prices", {}))
@@ -212,7 +222,7 @@ class _Service:
 
 
 class Spool:
-    """The complete lines of a growing `events.jsonl`, numbered from 0; unreadable lines are not counted."""
+    """The events in a growing `events.jsonl`, numbered from 0; what killed processes left of a line is not counted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -220,7 +230,7 @@ class Spool:
         self._end = 0
 
     def read(self, first: int, most: int) -> list[dict[str, Any]]:
-        """Read events as portable JSON, after an fsync of the file.
+        """Read events as portable JSON, after an fsync of the file: at least one, unless there are no more, and few large ones.
 
         Args:
             first: Number of the first event to read.
@@ -233,10 +243,16 @@ class Spool:
             os.fsync(file.fileno())
             self._scan(file)
             chosen = self._offsets[first:first + most]
-            events = []
+            events: list[dict[str, Any]] = []
+            size = 0
             for offset in chosen:
                 file.seek(offset)
-                events.append(portable(json.loads(file.readline())))
+                line = file.readline()
+                size += len(line)
+                if events and size > _BATCH_BYTES:
+                    break
+                found = [portable(dataclasses.asdict(event)) for event in events_in([line])]
+                events += map(_shortened, found) if len(line) > _LONGEST_LINE else found
         return events
 
     def count(self, end: int) -> int:
@@ -250,9 +266,20 @@ class Spool:
         for line in file:
             if not line.endswith(b"\n"):
                 return
-            if _readable(line):
-                self._offsets.append(self._end)
+            self._offsets += [self._end for _ in events_in([line])]
             self._end += len(line)
+
+
+def _shortened(event: dict[str, Any]) -> dict[str, Any]:
+    """The event without its large values; texts are cut. Its line in the file keeps them."""
+    data = event.get("data")
+    kept: dict[str, Any] = {}
+    for key, value in itertools.islice(data.items() if isinstance(data, dict) else (), _MOST_VALUES):
+        if isinstance(value, str):
+            kept[key[:_LONGEST_VALUE]] = value[:_LONGEST_VALUE]
+        elif len(json.dumps(value)) <= _LONGEST_VALUE:
+            kept[key[:_LONGEST_VALUE]] = value
+    return {**event, "data": kept}
 
 
 def portable(value: Any) -> Any:
@@ -264,14 +291,6 @@ def portable(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _readable(line: bytes) -> bool:
-    try:
-        Event(**json.loads(line))
-    except (ValueError, TypeError):
-        return False
-    return True
 
 
 def _content(status: int, answer: bytes) -> dict[str, Any]:

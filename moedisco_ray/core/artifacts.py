@@ -177,7 +177,6 @@ class OnDisk:
 
 
 def write_manifest(directory: Path, values: Mapping[str, Any]) -> None:
-    """Write the manifest of a directory, with its checksum."""
     entries = {name: entry[:2] for name, entry in values[FILES].items()}     # without an object
     write_json(directory / MANIFEST, with_checksum({**values, FILES: entries}))
 
@@ -264,7 +263,6 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
 
 
 def disk_full(path: Path) -> DiskFullError:
-    """The error for a full file system."""
     return DiskFullError("output", str(path), "the disk is full; free some space and run the command again")
 
 
@@ -301,6 +299,5 @@ def run_id(directory: Path, given: str | None = None) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -26,13 +26,12 @@ from pydantic import BaseModel
 from moedisco_ray.core.config import Evaluation, RunConfig
 from moedisco_ray.core.metering import Meter, Usage, Work
 from moedisco_ray.core.prices import PriceBook, dollars_of
-from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stages import STAGES, TRAINING
 
 QUALITY_UNKNOWN = (
     "The quality of joint training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")
 """What a bill says about the model's quality, unless a comparison has measured it."""
 
-_TRAINING = ("seed", "submodels", "finetune")
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
 
 
@@ -228,7 +227,7 @@ def format_dollars(dollars: float | None) -> str:
 
 
 def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
-    tokens = {stage: meter.work[stage].tokens for stage in _TRAINING if stage in meter.work}
+    tokens = {stage: meter.work[stage].tokens for stage in TRAINING if stage in meter.work}
     whole = meter.work.get("finetune", Work())
     if not whole.tokens or not whole.loop_seconds or is_joint_training(config, tokens):
         return None

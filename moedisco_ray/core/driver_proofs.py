@@ -47,7 +47,6 @@ class ReportAddress:
     key: bytes = dataclasses.field(repr=False)
 
     def to_json(self) -> str:
-        """Content of the file."""
         return json.dumps({"url": self.url, "attempt": self.attempt, "key": self.key.hex()}, indent=2) + "\n"
 
     @classmethod

@@ -1,6 +1,8 @@
 """The events of a run: one flat record each, appended to `events.jsonl`.
 
-Every consumer (terminal view, plain lines, JSON, trackers, the report) reads this one stream.
+Every consumer (terminal view, plain lines, JSON, trackers, the report) reads this one stream. The bill is computed from it, so each
+line ends with a checksum: `{"type": ..., "time": 1.5, "crc": "1c291ca3"}`, the CRC-32 of the line without it. Lines without a
+checksum are accepted: a single flipped bit leaves no such line.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,10 +68,60 @@ class Event:
         """The event as one JSON line, without a trailing newline."""
         return json.dumps(dataclasses.asdict(self), allow_nan=True, separators=(",", ":"))
 
+    @property
+    def line(self) -> str:
+        """The event as a line of `events.jsonl`, without a trailing newline."""
+        text = self.to_json()
+        return f'{text[:-1]}{_MARK}{zlib.crc32(text.encode()):08x}"}}'
+
     @classmethod
-    def from_json(cls, line: str) -> Event:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(line))
+    def from_line(cls, line: bytes) -> Event:
+        """The event in a line of `events.jsonl`.
+
+        Raises:
+            DamagedLineError: The line is complete, but it is not what was written.
+            ValueError: The line is no event, such as the beginning of one, which a killed process left.
+        """
+        text, mark, checksum = line.decode(errors="replace").rstrip().rpartition(_MARK)
+        text = f"{text}}}" if mark else checksum
+        try:
+            found = cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise (DamagedLineError if line.rstrip().endswith(b'"}') else ValueError)(str(error)) from error
+        if mark and checksum != f'{zlib.crc32(text.encode()):08x}"}}':
+            raise DamagedLineError("wrong checksum")
+        return found
+
+
+_MARK = ',"crc":"'
+"""Text before the checksum of a line; inside a JSON text, its quotation marks would be escaped."""
+LOST = Event("heartbeat", time=0.0)
+"""Takes the place of an event whose line is damaged, so that the numbers of later events stay."""
+
+
+class DamagedLineError(ValueError):
+    """A line of `events.jsonl` is not what was written."""
+
+
+def events_in(lines: Iterable[bytes]) -> Iterator[Event]:
+    """The events in complete lines of `events.jsonl`, `LOST` for damaged ones; what killed processes left is skipped."""
+    for line in lines:
+        try:
+            yield Event.from_line(line)
+        except DamagedLineError:
+            yield LOST
+        except ValueError:
+            continue
+
+
+def without_damage(content: bytes) -> bytes:
+    """The content of `events.jsonl` with damaged lines replaced by `LOST`; length and numbers of lines stay as they are."""
+    lost = LOST.line.encode()
+    return b"".join(line if _is_intact(line) else lost.ljust(len(line) - 1) + b"\n" for line in io.BytesIO(content))
+
+
+def _is_intact(line: bytes) -> bool:
+    return not line.endswith(b"\n") or not any(event is LOST for event in events_in([line]))
 
 
 Emit = Callable[[Event], None]
@@ -111,7 +164,6 @@ class StageProgress:
         self._emitted = float("-inf")
 
     def add(self, count: int) -> None:
-        """Add to the count."""
         self._done += count
         now = self._clock()
         if count and now - self._emitted >= self._INTERVAL:
@@ -146,17 +198,15 @@ class EventLog:
         """Append an event; it is on disk before a listener receives it."""
         event = self._complete(event)
         with self._lock:
-            self._file.write(event.to_json() + "\n")
+            self._file.write(event.line + "\n")
             self._file.flush()
             for listener in self._listeners:
                 listener(event)
 
     def listen(self, listener: Emit) -> None:
-        """Add a listener for all later events."""
         self._listeners.append(listener)
 
     def close(self) -> None:
-        """Close the log file."""
         self._file.close()
 
     @staticmethod
@@ -167,8 +217,4 @@ class EventLog:
     @staticmethod
     def parse(content: bytes) -> Iterator[Event]:
         """All complete events in a file's content, oldest first and one at a time: a long run's take a gigabyte together."""
-        for line in io.BytesIO(content):    # shares the memory of `content`
-            try:
-                yield Event.from_json(line.decode(errors="replace"))
-            except (json.JSONDecodeError, TypeError):
-                continue
+        return (event for event in events_in(io.BytesIO(content)) if event != LOST)     # shares the memory of `content`

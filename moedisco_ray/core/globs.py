@@ -40,7 +40,6 @@ class Glob(NamedTuple):
         return cls(tuple(_parts(pattern.split("/"))))
 
     def matches(self, path: str) -> bool:
-        """Whether the glob matches a whole path."""
         names, parts = path.split("/"), self.parts
         name = part = 0
         again: tuple[int, int] | None = None    # where to continue if the rest does not match: the last `**` takes one more name
@@ -83,5 +82,4 @@ def _name_pattern(name: str) -> re.Pattern[str]:
 
 
 def matches_any(globs: Iterable[Glob], path: str) -> bool:
-    """Whether one of the globs matches a path."""
     return any(each.matches(path) for each in globs)

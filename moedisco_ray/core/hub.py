@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 HUB = "hf://"
@@ -51,9 +52,31 @@ def dataset_name(path: str) -> str | None:
 def hub_cache() -> Path:
     """Folder of the files that huggingface_hub has downloaded on this machine: HF_HUB_CACHE, or `hub` in HF_HOME."""
     named = os.environ.get("HF_HUB_CACHE")
+    return Path(named).absolute() if named else _hub_home() / "hub"
+
+
+def private_places(roots: Iterable[Path]) -> list[Path]:
+    """Places of huggingface_hub on this machine that strangers must not read.
+
+    Args:
+        roots: Directories that an operator allows. A folder of the hub is private unless one of them is inside. Tokens
+            always are.
+    """
+    home, cache = Path(os.path.realpath(_hub_home())), Path(os.path.realpath(hub_cache()))
+    token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").absolute()
+    allowed = [Path(os.path.realpath(root)) for root in roots]
+    folders = [folder for folder in (home, cache) if not any(_opens(root, folder, home) for root in allowed)]
+    return [token, token.with_name("stored_tokens"), *folders]
+
+
+def _opens(root: Path, folder: Path, home: Path) -> bool:
+    """Whether an operator's root opens a folder of the hub; the home itself opens the cache in it too."""
+    return root.is_relative_to(folder) or (root.is_relative_to(home) and folder.is_relative_to(root))
+
+
+def _hub_home() -> Path:
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = os.environ.get("HF_HOME") or Path(user) / "huggingface"
-    return Path(named).absolute() if named else Path(home).absolute() / "hub"
+    return Path(os.environ.get("HF_HOME") or Path(user) / "huggingface").absolute()
 
 
 def hub_folder(place: str) -> Path:

@@ -33,6 +33,11 @@ def joined(location: Location, *parts: str) -> Location:
     return "/".join([place.rstrip("/"), *parts]) + sign + options
 
 
+def owned_location(storage: Location, name: str, run_id: str) -> Location:
+    """Folder of a run, by its name and id, in the storage of a data owner."""
+    return joined(storage, f"{name}-{run_id[:12]}")
+
+
 def parent(location: Location) -> tuple[Location, str]:
     """The folder that contains a location, and the location's name in that folder; a URI's options stay at the folder's end."""
     if not is_uri(location):

@@ -21,6 +21,8 @@ FILES = "files"
 """Key of a manifest with the entry of each file."""
 LEASE = "lease.json"
 CHECKPOINTS, LOGS, OBJECTS, RECEIPTS, STEPS = "checkpoints", "logs", "objects", "receipts", "steps"
+TRAINED, RESULT = "trained", "result.json"
+"""Folder of a training's output, and file with its result, in the training's folder below `checkpoints`."""
 DRAFTS = ".drafts"
 """Folder at a URI of Azure for objects that are being written; see `remote`."""
 
@@ -131,7 +133,6 @@ def files_in(path: Path) -> list[Path]:
 
 
 def has_size(path: Path, size: int) -> bool:
-    """Whether a file exists and has this size."""
     return path.is_file() and path.stat().st_size == size
 
 

@@ -201,11 +201,6 @@ class Meter:
         return totals
 
     @property
-    def idle_seconds(self) -> dict[str, float]:
-        """Slot-seconds without a worker, per pool, up to the newest event."""
-        return {pool: used.seconds for pool, used in self.idle_charges.items()}
-
-    @property
     def wall_seconds(self) -> float:
         """Wall-clock seconds of all attempts, without the time between them."""
         return self.elapsed + (0.0 if self.began is None else max(0.0, self.newest - self.began))

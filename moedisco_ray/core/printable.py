@@ -53,12 +53,10 @@ class PrintableStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream behind."""
         self.rich_proxied_file.flush()
 
     @property
     def closed(self) -> bool:
-        """Whether the stream behind is closed."""
         return self.rich_proxied_file.closed
 
     def fileno(self) -> int:
@@ -66,16 +64,13 @@ class PrintableStream(io.TextIOBase):
         return self.rich_proxied_file.fileno()
 
     def isatty(self) -> bool:
-        """Whether the stream behind is a terminal."""
         return self.rich_proxied_file.isatty()
 
     def writable(self) -> bool:
-        """Return True."""
         return True
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a property of the stream behind
-        """Encoding of the stream behind."""
         return getattr(self.rich_proxied_file, "encoding", None) or "utf-8"
 
     @property

@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from urllib.parse import unquote
 
+from moedisco_ray.core.hub import private_places
 from moedisco_ray.core.locations import Location, cache_directory, is_uri, local_copies, settings_directory
 
 ENVIRONMENT = "MOEDISCO_READ_ROOTS"
@@ -109,10 +110,13 @@ def confinement() -> Confinement | None:
         if named is None:
             return None
         within = ReadRoots(**json.loads(named))
+    roots = [Path(root) for root in within.roots if not is_uri(root)]
     # Other runs have working copies in the cache.
-    denied = [*KERNEL, _RAY, cache_directory(), settings_directory(), *(place for place in within.denied if not is_uri(place))]
+    denied = [
+        *KERNEL, _RAY, cache_directory(), settings_directory(), *private_places(roots),
+        *(place for place in within.denied if not is_uri(place))]
     return Confinement(
-        roots=_resolved(Path(root) for root in within.roots if not is_uri(root)),
+        roots=_resolved(iter(roots)),
         own=_resolved(copy for place in within.own for copy in local_copies(place)),
         denied=_resolved(map(Path, denied)),
         own_uris=tuple(str(place) for place in within.own if is_uri(place)),

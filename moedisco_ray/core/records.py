@@ -309,7 +309,6 @@ class EvaluationRecord(Figures):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was measured."""
         return not self.model_fields_set
 
 

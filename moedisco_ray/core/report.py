@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moedisco_ray.core.artifacts import Manifest, parse_manifest, versions
 from moedisco_ray.core.bill import Bill, format_dollars, format_seconds, metered_bill
@@ -36,18 +36,12 @@ from moedisco_ray.core.records import (
 )
 from moedisco_ray.core.run_models import model_name
 from moedisco_ray.core.run_record import SCHEMA_VERSION, RunReport, StageReport, StartRecord, UnfinishedUnit
-from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stages import STAGES, stage_named
 
-PoolName = Literal["low_memory", "high_memory", "head"]
 ReadFile = Callable[[str], bytes | None]
 """Function that takes a relative path in a run directory and returns the file's content, or None if the file does not exist."""
 
 TABLE_COLUMNS = ("stage", "pool", "workers", "tokens", "time", "cost", "loss", "perplexity")
-
-_ON_LOW_MEMORY = ("seed", "submodels")
-_WITH_THE_GANG = ("merge", "finetune", "evaluate", "export")
-"""Stages that work on the whole MoE, in the pool that fine-tunes it."""
-_TRAINING = ("seed", "submodels", "finetune")
 
 
 def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) -> RunReport:
@@ -117,8 +111,7 @@ def _departures(
 ) -> list[Departure]:
     """What left each data owner's storage, by owner: what the stages have noted, and the events of its training."""
     noted = [
-        Departure.model_validate(each) for stage in ("corpus", "submodels", "merge", "evaluate")
-        for each in summaries.get(stage, {}).get("left", [])]
+        Departure.model_validate(each) for stage in STAGES for each in summaries.get(stage.name, {}).get("left", [])]
     noted += [
         Departure(owner=owner, what=f"{unit}: loss and speed of its training, in events.jsonl", bytes=sizes[unit])
         for unit, owner in owners.items() if owner is not None and unit in sizes]
@@ -202,7 +195,8 @@ def _stage(
     name: str, manifest: Manifest, measured: Figures, stall: float, *, mfu: float | None, config: RunConfig, bill: Bill,
     outdated: bool,
 ) -> StageReport:
-    units = TrainingSummary.model_validate(manifest.summary).units if name in _TRAINING else []
+    stage = stage_named(name)
+    units = TrainingSummary.model_validate(manifest.summary).units if stage.trains else []
     tokens = sum(unit.tokens for unit in units)
     lines = [line for line in bill.lines if line.stage == name]
     training_seconds = sum(unit.seconds for unit in units)
@@ -210,10 +204,10 @@ def _stage(
     trained = [(unit.loss, unit.tokens) for unit in units if unit.tokens and unit.loss is not None]
     report = StageReport(
         name=name,
-        pool="low_memory" if name == "cluster" and lines else _pool(name, config),
+        pool=stage.place(config),
         workers=_workers(name, units, config),
         seconds=manifest.seconds,
-        tokens=tokens if name in _TRAINING else None,
+        tokens=tokens if stage.trains else None,
         worker_seconds=sum(line.worker_seconds or 0.0 for line in lines),
         training_worker_seconds=worked if units else None,
         tokens_per_second_per_worker=tokens / worked if worked else None,
@@ -226,12 +220,6 @@ def _stage(
         outdated=outdated,
     )
     return report.model_copy(update={"unfinished": _unfinished(units)}) if name == "submodels" else report
-
-
-def _pool(stage: str, config: RunConfig) -> PoolName:
-    if stage in _WITH_THE_GANG:
-        return config.finetune.pool
-    return "low_memory" if stage in _ON_LOW_MEMORY else "head"
 
 
 def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:

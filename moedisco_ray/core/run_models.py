@@ -6,6 +6,7 @@ Such a model is that of a finished run at a URI, or one of the Hugging Face hub.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,13 +31,14 @@ ADAPTER = "adapter_config.json"
 """File that makes transformers apply an adapter when it loads the model in the directory."""
 
 
-def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
+def local_model(setting: str, place: Location, *, weights: bool = True, verifier: Verifier | None = None) -> Path:
     """Directory of a model on this machine.
 
     Args:
         setting: Setting that names the model; errors name it.
         place: A directory, a GGUF file, the URI of a run's model: OUTPUT/NAME/model, or a model of the hub: hf://ORG/NAME@REVISION.
         weights: Whether to fetch the weights too; all other files are always fetched.
+        verifier: Verifies the weights of a model that a run wrote; by default a new one, which verifies all of them.
 
     Raises:
         CheckpointError: The URI holds no model of a finished run, the hub has no such model or cannot be reached, or a GGUF file
@@ -44,28 +46,31 @@ def local_model(setting: str, place: Location, *, weights: bool = True) -> Path:
         DamagedError: The directory is one that a run wrote, and a file in it is damaged.
         StorageError: The URI does not respond.
     """
+    verifier = verifier or Verifier()
     if is_gguf(place):
         return gguf_directory(setting, Path(place))
     if not is_uri(place):
         if weights:
-            verify_model(Path(place))
+            verify_model(Path(place), verifier=verifier)
         return Path(place)
     if is_hub(place):
         from moedisco_ray.core.hub_files import hub_directory  # noqa: PLC0415  # the hub's client takes a moment to import
 
         return hub_directory(setting, str(place), weights=weights)
     store, name = _store_of(place)
+    store = dataclasses.replace(store, verifies=not verifier.trusts, attempt=verifier.attempt)
     directory = store.directory / name
     store.fetch(*(directory / each for each in _files(setting, place) if weights or not each.endswith(WEIGHTS)))
     return directory
 
 
-def verify_model(directory: Path, remedy: str = _AGAIN) -> None:
+def verify_model(directory: Path, remedy: str = _AGAIN, verifier: Verifier | None = None) -> None:
     """Verify the directory of a model that a run or an export wrote, except for its card, which people edit.
 
     Args:
         directory: The directory.
         remedy: Remedy in the error.
+        verifier: As in `local_model`.
 
     Raises:
         DamagedError: A file of the model is damaged.
@@ -74,7 +79,7 @@ def verify_model(directory: Path, remedy: str = _AGAIN) -> None:
         found = json.loads((directory / MANIFEST).read_bytes())
         if not isinstance(found, dict) or len(_OURS & found.keys()) < len(_OURS) - 1:
             return      # another program's file of this name; no single flipped bit takes two keys from ours
-    Verifier().verify(directory, lambda name: name != _CARD, remedy=remedy)
+    (verifier or Verifier()).verify(directory, lambda name: name != _CARD, remedy=remedy)
 
 
 def whole_model(setting: str, directory: Path) -> Path:

@@ -224,7 +224,7 @@ class RunStore:
     def object_of(self, name: str) -> str | None:
         """Name of the object that stores a file; None if the file's committed directory does not exist or lacks the file."""
         owner = owner_of(name)
-        if owner is None or name == f"{owner}/{MANIFEST}":
+        if owner is None or name in (owner, f"{owner}/{MANIFEST}"):     # a file in `checkpoints` is its own owner
             return name
         entry = (self.manifest(owner) or {}).get(name[len(owner) + 1:])
         return None if entry is None else entry.object
@@ -355,7 +355,7 @@ class RunStore:
         if owner is not None:
             below = f"{name}/"[len(owner) + 1:]
             self._verifier.verify(
-                self.directory / owner, lambda each: not below or f"{each}/".startswith(below), str(self.location))
+                self.directory / owner, lambda each: not below or f"{each}/".startswith(below), str(self.location), name=owner)
 
     def _fetch_loose(self, name: str) -> bool:
         draft = name.startswith(f"{OBJECTS}/")      # once uploaded, files of a draft never change

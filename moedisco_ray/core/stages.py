@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from moedisco_ray.core.config import Optimizer, Pool, RunConfig
 from moedisco_ray.core.config.effects import leaves
 from moedisco_ray.core.config.optimizer import precision_on
 
 Derived = Callable[[RunConfig], Mapping[str, Any]]
+Place = Literal["low_memory", "high_memory", "head"]
+"""Where a stage's work is done: the slots of a pool, or the head node, which costs nothing."""
 
 
 def _nothing(_config: RunConfig) -> Mapping[str, Any]:
@@ -46,6 +48,23 @@ def _whole_training(config: RunConfig) -> Mapping[str, Any]:
     return _precision(config.finetune.optimizer, config.finetune_pool)
 
 
+def _head(_config: RunConfig) -> Place:
+    return "head"
+
+
+def _low_memory(_config: RunConfig) -> Place:
+    return "low_memory"
+
+
+def _with_the_gang(config: RunConfig) -> Place:
+    """The pool of the fine-tune: the stage works on the whole MoE."""
+    return config.finetune.pool
+
+
+def _where_vectors_are_made(config: RunConfig) -> Place:
+    return "head" if config.vectors_pool is None or not config.tokens.decoupled else config.vectors_pool.name
+
+
 def _evaluation(config: RunConfig) -> Mapping[str, Any]:
     return {"precision": precision_on(gpu=config.finetune_pool.gpu > 0)}
 
@@ -60,14 +79,18 @@ class Stage:
         needs: Stages whose artifacts this stage reads.
         reads: Sections and settings, as dotted paths, that the stage's result depends on. The stage's fingerprint leaves out those
             that are marked `NoEffect` or `Resolved`.
+        place: Where the stage's work is done, by the configuration.
         derived: Values that follow from several settings, such as the precision that the pool computes in.
+        trains: Whether the stage trains models: its summary is a `TrainingSummary`, and it has tokens, a speed and a loss.
     """
 
     name: str
     directory: str
     needs: tuple[str, ...]
     reads: tuple[str, ...]
+    place: Callable[[RunConfig], Place]
     derived: Derived = _nothing
+    trains: bool = False
 
     @property
     def earlier(self) -> tuple[str, ...]:
@@ -79,7 +102,6 @@ class Stage:
     def settings(self) -> tuple[str, ...]:
         """Dotted paths of all settings that the stage's fingerprint includes."""
         return tuple(leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads))
-
 
     def fingerprint(self, config: RunConfig, needs: Mapping[str, str], inputs: str = "") -> str:
         """Digest of everything that the stage's result depends on.
@@ -101,21 +123,42 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), _owners),
+    Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), _head, _owners),
     Stage(
-        "seed", "seed", ("corpus",), ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
-        _seed),
-    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens")),
-    Stage("decompose", "decomposed", ("seed", "cluster"), ()),
-    Stage("submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels"), _submodel_training),
-    Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_optimizer_state")),
-    Stage("finetune", "finetuned", ("merge",), ("finetune",), _whole_training),
-    Stage("evaluate", "evaluation", ("finetune",), (
-        "evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.sources", "evaluation.lm_eval",
-        "evaluation.lm_eval_limit"), _evaluation),
-    Stage("export", "model", ("finetune", "evaluate"), ("evaluation.prompts", "evaluation.sample_tokens", "export")),
+        "seed", "seed", ("corpus",),
+        ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
+        _low_memory, _seed, trains=True),
+    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens"), _where_vectors_are_made),
+    Stage("decompose", "decomposed", ("seed", "cluster"), (), _head),
+    Stage(
+        "submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels"),
+        _low_memory, _submodel_training, trains=True),
+    Stage(
+        "merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_optimizer_state"),
+        _with_the_gang),
+    Stage("finetune", "finetuned", ("merge",), ("finetune",), _with_the_gang, _whole_training, trains=True),
+    Stage(
+        "evaluate", "evaluation", ("finetune",),
+        ("evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.sources", "evaluation.lm_eval",
+         "evaluation.lm_eval_limit"),
+        _with_the_gang, _evaluation),
+    Stage(
+        "export", "model", ("finetune", "evaluate"),
+        ("evaluation.prompts", "evaluation.sample_tokens", "export"), _with_the_gang),
 )
+TRAINING = tuple(stage.name for stage in STAGES if stage.trains)
+"""Names of the stages that train."""
+_BY_NAME = {stage.name: stage for stage in STAGES}
 _LEAVES = tuple(leaves(RunConfig))
+
+
+def stage_named(name: str) -> Stage:
+    """The stage with a name.
+
+    Raises:
+        KeyError: No stage has the name.
+    """
+    return _BY_NAME[name]
 
 
 def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> dict[str, str]:

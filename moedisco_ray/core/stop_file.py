@@ -23,7 +23,6 @@ class StopFile:
 
     @property
     def requested(self) -> bool:
-        """Whether a stop was requested."""
         return self.path is not None and self.path.exists()
 
     def check(self) -> None:

@@ -52,7 +52,6 @@ class UserFunction:
 
     @property
     def module(self) -> str:
-        """Name of the module."""
         return self.name.partition(":")[0]
 
     @property
@@ -101,6 +100,11 @@ def offer_folder(folder: Path) -> None:
     """Let `imported` find the modules of a folder, in this process and in those that it starts."""
     named = [each for each in os.environ.get(_FOLDERS, "").split(os.pathsep) if each]
     os.environ[_FOLDERS] = os.pathsep.join(dict.fromkeys([*named, str(folder)]))
+
+
+def offered_folders() -> dict[str, str]:
+    """The variable that lets processes without this environment find the same modules; empty without folders."""
+    return {_FOLDERS: os.environ[_FOLDERS]} if os.environ.get(_FOLDERS) else {}
 
 
 def imported(name: str) -> Any:

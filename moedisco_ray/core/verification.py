@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from moedisco_ray.core.artifacts import Manifest, read_manifest
 from moedisco_ray.core.checksums import Entry, in_threads, is_intact
@@ -31,36 +31,44 @@ class Verifier:
     Args:
         attempt: Id of an attempt to make a stage: what other processes of this machine verified in the same attempt counts, too.
             Empty: only what this object verified counts.
+        trusts: Whether to trust the disk, and verify nothing.
     """
 
-    def __init__(self, attempt: str = "") -> None:
-        self._attempt = attempt
+    def __init__(self, attempt: str = "", *, trusts: bool = False) -> None:
+        self.attempt = attempt
+        self.trusts = trusts
         self._intact: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _verifier, (self.attempt, self.trusts)   # what this machine has read says nothing about another one
 
     def verify(
         self, directory: Path, wanted: Callable[[str], bool] = lambda _: True, location: str = "", remedy: str = REPAIR,
+        name: str = "",
     ) -> None:
-        """Verify the files of a committed directory; do nothing for a directory without a manifest.
+        """Verify the files of a committed directory; do nothing for a directory without a manifest, or if the disk is trusted.
 
         Args:
             directory: The directory.
             wanted: Whether to verify the file of this name.
             location: Directory or URI of the run, for the error; by default, the directory's parent.
             remedy: What users should do, for the error.
+            name: The directory's name in the location, for the error; by default, its own name.
 
         Raises:
             DamagedError: A file, or the manifest, is damaged or missing.
         """
-        manifest = read_manifest(directory, remedy)
+        manifest = None if self.trusts else read_manifest(directory, remedy)
         for is_last in (False, True):
             if manifest is None:
                 return
-            damaged = self.damaged(directory, {name: entry for name, entry in manifest.files.items() if wanted(name)})
+            damaged = self.damaged(directory, {each: entry for each, entry in manifest.files.items() if wanted(each)})
             if not damaged:
                 return
             newer = read_manifest(directory, remedy)    # a stage may have replaced the directory meanwhile
             if is_last or newer == manifest:
-                raise DamagedError(f"{directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)
+                raise DamagedError(
+                    f"{name or directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)
             manifest = newer
 
     def damaged(self, directory: Path, entries: Mapping[str, Entry]) -> list[str]:
@@ -95,10 +103,10 @@ class Verifier:
     @contextlib.contextmanager
     def _recorded(self, key: str) -> Iterator[IO[bytes] | None]:
         """Lock and open the machine's record of a file, which is empty until the file is verified; None without records."""
-        if not self._attempt:
+        if not self.attempt:
             yield None
             return
-        folder = cache_directory() / "verified" / self._attempt
+        folder = cache_directory() / "verified" / self.attempt
         try:
             if not folder.exists():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +133,10 @@ def damage_in(directory: Path) -> list[str]:
     except DamagedError:
         return [MANIFEST]
     return [] if manifest is None else Verifier().damaged(directory, manifest.files)
+
+
+def _verifier(attempt: str, trusts: bool) -> Verifier:
+    return Verifier(attempt, trusts=trusts)
 
 
 def _forget_old(records: Path) -> None:

@@ -15,7 +15,7 @@ from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.outdated import check_up_to_date
 from moedisco_ray.core.run_report import current_report, stored_run_config
 from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stages import stage_named
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.merge_models import check_new
 from moedisco_ray.execution.pipeline import own_storage
@@ -74,10 +74,9 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
 
 def _context(config: RunConfig, store: RunStore) -> Context:
     # The text of the run may have changed or be gone, so the fingerprint follows from that of the merged MoE.
-    stages = {stage.name: stage for stage in STAGES}
-    folder = stages["merge"].directory
+    folder = stage_named("merge").directory
     merged = parse_manifest(store.read(f"{folder}/{MANIFEST}"), folder, str(store.location))
-    fingerprint = stages["finetune"].fingerprint(config, {"merge": merged.fingerprint if merged else ""})
+    fingerprint = stage_named("finetune").fingerprint(config, {"merge": merged.fingerprint if merged else ""})
     return Context(
         config=config, directory=store.directory, fingerprint=fingerprint, emit=discard, backend=LocalBackend(),
         own_storage=own_storage(config, store))

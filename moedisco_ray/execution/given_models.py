@@ -17,6 +17,7 @@ from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.hub import HUB, is_hub_name
 from moedisco_ray.core.locations import is_uri
 from moedisco_ray.core.outdated import check_model_up_to_date
+from moedisco_ray.core.verification import Verifier
 from moedisco_ray.models import check_start_tensors, read_config
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.evaluate.measure import open_start
@@ -60,15 +61,15 @@ def open_model(argument: str, place: str, device: str) -> tuple[PreTrainedModel,
         CheckpointError: The model cannot be read, or is not supported.
         ConfigError: The place names no model, or the model has no tokenizer.
     """
-    init = _named(argument, place, 1, 1).init
+    init, verifier = _named(argument, place, 1, 1).init, Verifier()
     with about(argument):
-        directory = init.directory_with_weights  # type: ignore[union-attr]  # `_named` makes no other
+        directory = init.directory_with_weights(verifier)  # type: ignore[union-attr]  # `_named` makes no other
     if not (directory / "config.json").is_file() or not tokenizer_files(directory):
         remedy = "holds no model and tokenizer; name a run's export, RUN_DIR/model, or a model with its tokenizer"
         raise ConfigError(argument, place, remedy)
     if not any(read_config(directory).get("model_type") in family.dense for family in DECLARATIONS.values()):
         return open_streamed(directory, dtype=default_dtype(device), device=device), directory
-    return open_start(Start(dense_model(argument, place), directory, 0, 0), device), directory
+    return open_start(Start(dense_model(argument, place), directory, 0, 0, verifier), device), directory
 
 
 @contextlib.contextmanager

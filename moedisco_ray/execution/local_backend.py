@@ -30,13 +30,11 @@ class LocalBackend:
     """A `backend.Backend` that does everything in sequence, with one worker."""
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
-        """Build the corpus in this process."""
         return corpus.build(config, directory, emit=emit)
 
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
     ) -> dict[str, Any]:
-        """Build the clusters of documents in this process."""
         stop.check()
         held = functools.partial(held_workers, emit, vectors_kind(config, model, {}), 1, "cluster")
         return build_clusters(config, corpus_dir, model, directory, LocalWorkers(held), emit=emit, store=store)
@@ -44,7 +42,6 @@ class LocalBackend:
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call the function in this process."""
         stop.check()
         with held_workers(emit, pool, 1):
             return function(*args, **kwargs)
@@ -52,7 +49,6 @@ class LocalBackend:
     def call_with_tasks(
         self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
     ) -> T:
-        """Call the function and its tasks in this process."""
         del pool, store, emit
         stop.check()
         return call(in_this_process)()

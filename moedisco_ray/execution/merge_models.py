@@ -17,6 +17,7 @@ from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import Model, UpcycleInit, tokenizer_files
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.run_models import model_name
+from moedisco_ray.core.verification import Verifier
 from moedisco_ray.execution.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
 from moedisco_ray.execution.given_models import about, dense_model
 from moedisco_ray.execution.output_checks import check_output
@@ -89,7 +90,8 @@ def merge_models(
     places = [*(("MODEL", place) for place in models), ("--base", base)]
     starts = [dense_model(*each, experts=len(models), per_token=experts_per_token) for each in places]
     inits = [model.init for model in starts if isinstance(model.init, UpcycleInit)]
-    names, paths = [model_name(init.place) for init in inits], [init.directory_with_weights for init in inits]
+    verifier = Verifier()
+    names, paths = [model_name(init.place) for init in inits], [init.directory_with_weights(verifier) for init in inits]
     configs = _configs(starts, paths, *sizes)
     warnings = [*_other_tokenizers(paths)]
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ def merge_models(
             "backbone": backbone, "texts": list(texts), "layers": merged["layers"]}
         if encoder is not None:
             starts.append(Model.model_validate({"init": {"checkpoint": str(draft)}}))
-            rows = [held_out_losses(Start(model, paths[-1], length, 0), found, encoder, device) for model in starts]
+            rows = [held_out_losses(Start(model, paths[-1], length, 0, verifier), found, encoder, device) for model in starts]
             result["losses"] = [
                 {"model": name, "texts": row, "mixture": float(np.mean(row))}
                 for name, row in zip([*names, "MoE"], rows, strict=True)]

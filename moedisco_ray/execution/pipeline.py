@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import json
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -26,10 +25,10 @@ from moedisco_ray.core.artifacts import (
     run_id,
     write_json,
 )
-from moedisco_ray.core.checksums import with_checksum
+from moedisco_ray.core.checksums import with_checksum, without_checksum
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.starts import pinned, settled, with_recorded_count
-from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
+from moedisco_ray.core.errors import DamagedError, MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.core.findings import worse_than_start
 from moedisco_ray.core.heartbeat import heartbeats
@@ -39,22 +38,24 @@ from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.report import report_of
+from moedisco_ray.core.run_damage import EVENTS, STORAGE
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin, collect
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.core.user_code import check_allowed
+from moedisco_ray.core.verification import Verifier
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.execution.ray.monitoring import Gauges, reporting_idle_slots
 from moedisco_ray.execution.run_directory import (
     CONFIG,
-    EVENTS,
     Adoption,
     check_directory,
     create,
     repair,
+    repaired,
     replaced_settings,
     reporting_unwritable,
     write_config,
@@ -90,8 +91,6 @@ RUN: Mapping[str, Callable[[Context, Draft], None]] = {
 """The function of each stage, by name. Stages do not import each other: a function that one stage needs from another is passed
 to it here."""
 
-_STORAGE = "checkpoints/storage.json"
-"""File of a run that names its folder in `checkpoint.storage`."""
 _LOCK_SECONDS = 60.0
 """Seconds that a run waits for its own earlier process to release the run directory."""
 
@@ -134,7 +133,7 @@ def run(
         check_directory(config, redo=redo or repairs)
         create(directory)
         stack.enter_context(_locked(directory, seconds))
-        repaired = list(repair(config, store)) if repairs and (directory / CONFIG).exists() else []
+        remarks = list(repair(config, store)) if repairs and (directory / CONFIG).exists() else []
         check_directory(config, redo=redo)      # again: another process may have worked on the run until now
         adopts_later = bool(replaced_settings(config))
         if not adopts_later:
@@ -143,11 +142,12 @@ def run(
         log = EventLog(directory / EVENTS, listeners, prices or PriceTag(config.pools))
         if adopts_later:
             log.listen(Adoption(config, store))
+        remarks += [Event("warning", data={"message": each}) for each in _chosen(given, config)]
         try:
             with reporting_full_disk(directory):
                 _complete(
-                    config, store, log, backend=backend, stop=stop, given_id=given_id, check=check, verifies=verifies, remarks=[
-                        *repaired, *(Event("warning", data={"message": each}) for each in _chosen(given, config))])
+                    config, store, log, backend=backend, stop=stop, given_id=given_id, check=check, remarks=remarks,
+                    verifies=verifies, repairs=repairs)
         except RunStopped as error:
             log(Event("run_stopped", data={"reason": error.reason}))
             raise
@@ -210,10 +210,10 @@ def _manifest(stage: Stage, store: RunStore) -> Manifest | None:
 
 def _complete(
     config: RunConfig, store: RunStore, log: EventLog, *, backend: Backend | None, stop: StopFile, given_id: str | None,
-    check: Callable[[], None], remarks: Iterable[Event], verifies: bool,
+    check: Callable[[], None], remarks: Iterable[Event], verifies: bool, repairs: bool,
 ) -> None:
     started, directory = time.time(), store.directory
-    make_all = functools.partial(_make_all, config, store, log=log, stop=stop, check=check, verifies=verifies)
+    make_all = functools.partial(_make_all, config, store, log=log, stop=stop, check=check, verifies=verifies, repairs=repairs)
     log(Event("run_started", data={
         "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
         "stages": [stage.name for stage in STAGES]}))
@@ -221,7 +221,7 @@ def _complete(
         log(remark)
     digests = stages.fingerprints(config, input_identity(config))
     store.publish(directory / "run.json")
-    if not _is_made(store, digests):
+    if not _is_made(store, digests) or (repairs and config.owners):     # only the owners' nodes can verify their files
         check_start(config)
         if backend is not None:
             make_all(digests, backend=backend)
@@ -287,14 +287,17 @@ def claim(config: RunConfig, redo: bool) -> Path:
 
 def _make_all(
     config: RunConfig, store: RunStore, digests: dict[str, str], log: EventLog, *, backend: Backend, stop: StopFile,
-    check: Callable[[], None], verifies: bool,
+    check: Callable[[], None], verifies: bool, repairs: bool,
 ) -> None:
     directory = store.directory
-    storage = _made_storage(config, store)
+    storage, verifier = _made_storage(config, store), Verifier(uuid.uuid4().hex, trusts=not verifies)
     contexts = {stage.name: Context(
         config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
-        own_storage=storage, verifies=verifies, attempt=uuid.uuid4().hex) for stage in STAGES}
+        own_storage=storage, verifies=verifies, attempt=uuid.uuid4().hex, verifier=verifier) for stage in STAGES}
     with heartbeats(log):
+        for part in corpus.repair_owners(contexts["corpus"]) if repairs else ():
+            log(repaired(part))
+            store.delete(f"{part.folder}/{MANIFEST}")
         if verifies and not store.is_remote:
             _verify_early(store, _made(store, digests), evaluate.files_read(contexts["evaluate"]))
         for stage in STAGES:
@@ -322,18 +325,28 @@ def _verify_early(store: RunStore, made: Collection[Stage], files: Iterable[Path
 
 
 def own_storage(config: RunConfig, store: RunStore) -> Location | None:
-    """This run's folder in `checkpoint.storage`; None if the run has none yet."""
-    stored = None if config.checkpoint.storage is None else store.read(_STORAGE)
-    return None if stored is None else joined(str(config.checkpoint.storage), json.loads(stored)["folder"])
+    """This run's folder in `checkpoint.storage`; None if the run has none yet.
+
+    Raises:
+        DamagedError: The file that names the folder is damaged.
+    """
+    stored = None if config.checkpoint.storage is None else store.read(STORAGE)
+    if stored is None:
+        return None
+    try:
+        folder = str(without_checksum(stored)["folder"])
+    except ValueError as error:
+        raise DamagedError(STORAGE, "", str(store.location)) from error
+    return joined(str(config.checkpoint.storage), folder)
 
 
 def _made_storage(config: RunConfig, store: RunStore) -> Location | None:
     """Like `own_storage`, but name a folder first. A random part makes its name unique: other runs may have the same name."""
-    path = store.directory / _STORAGE
+    path = store.directory / STORAGE
     if config.checkpoint.storage is not None:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            write_json(path, {"folder": f"{config.name}-{uuid.uuid4().hex[:12]}"})
+            write_json(path, with_checksum({"folder": f"{config.name}-{uuid.uuid4().hex[:12]}"}))
         store.publish(path)
     return own_storage(config, store)
 

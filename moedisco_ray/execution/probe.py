@@ -27,7 +27,6 @@ _TEXT_BYTES = 200_000
 
 
 def main() -> None:
-    """Print the measurements."""
     started = time.process_time()       # CPU time since the process began
     torch.set_num_threads(1)
     trials = [_trial(hidden, experts) for experts in (1, 4) for hidden in (64, 128, 256)]

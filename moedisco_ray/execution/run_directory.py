@@ -17,13 +17,12 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import DamagedError, RunDirError
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.manifests import MANIFEST
-from moedisco_ray.core.run_damage import RUN_ID, damage_of
+from moedisco_ray.core.events import Event, EventLog, without_damage
+from moedisco_ray.core.manifests import MANIFEST, RESULT, TRAINED
+from moedisco_ray.core.run_damage import EVENTS, RUN_ID, Part, damage_of
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
 
-EVENTS = "events.jsonl"
 CONFIG = "config.json"
 
 
@@ -57,7 +56,6 @@ def replaced_settings(config: RunConfig) -> list[str]:
 
 
 def create(directory: Path) -> None:
-    """Create a run directory."""
     with reporting_unwritable(directory):
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -87,29 +85,53 @@ class Adoption:
 
 
 def repair(config: RunConfig, store: RunStore) -> Iterator[Event]:
-    """Delete what is damaged, so that the run makes it again: the manifests of damaged stages, and damaged files about the run.
+    """Delete what is damaged, so that the run makes it again.
+
+    That are the manifests of damaged stages, outputs of trainings whose stage is not finished, and files about the run. What data
+    owners' storages hold is left to `stages.corpus.repair_owned`.
 
     Yields:
         A warning for each of them.
     """
-    for name, damaged in damage_of(store.location):
-        stage = next((each for each in STAGES if each.name == name), None)
-        if not damaged:
+    for part in damage_of(store.location):
+        if not part.damaged:
             continue
-        if stage is None:
-            for file in damaged:
-                _repair_loose(config, store, file)
+        if part.training:
+            store.remove(store.directory / part.folder / TRAINED)
+            store.delete(f"{part.folder}/{RESULT}")
+        elif part.folder:
+            store.delete(f"{part.folder}/{MANIFEST}")
         else:
-            store.delete(f"{stage.directory}/{MANIFEST}")
-        again = "they are" if len(damaged) > 1 else "it is"
-        yield Event("warning", None if stage is None else name, data={
-            "message": f"damaged: {', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''} of "
-            f"{'the run; ' + again if stage is None else 'stage ' + name + '; the stage is'} made again"})
+            for file in part.damaged:
+                _repair_loose(config, store, file)
+        yield repaired(part)
+
+
+def repaired(part: Part) -> Event:
+    """A warning about a damaged part of a run, which is about to be made again."""
+    damaged = part.damaged
+    what, again = f"stage {part.stage}", "the stage is made again"
+    if part.training:
+        what, again = f"{part.training} of stage {part.stage}", "its training is made again"
+    elif part.owner:
+        what = f"stage {part.stage}, in the storage of data owner {part.owner}"
+    elif not part.folder:
+        what, again = "the run", f"{'they are' if len(damaged) > 1 else 'it is'} made again"
+        if EVENTS in damaged:
+            again += "; costs and curves lack the events that are lost"
+    return Event("warning", part.stage if part.folder else None, part.training or None, data={
+        "message": f"damaged: {', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''} of {what}; {again}"})
 
 
 def _repair_loose(config: RunConfig, store: RunStore, file: str) -> None:
     if file == CONFIG:
         store.publish(write_config(config))
+        return
+    if file == EVENTS:
+        with (store.directory / EVENTS).open("r+b") as log:     # in place: a lock on this file holds the run
+            content = without_damage(log.read())
+            log.seek(0)
+            log.write(content)
         return
     store.delete(file)      # the run writes its report again
     started = [event.data["id"] for event in EventLog.parse(store.read(EVENTS) or b"") if event.type == "run_started"]

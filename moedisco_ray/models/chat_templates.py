@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from moedisco_ray.core.errors import ConfigError, RunError
-from moedisco_ray.models.template_process import MEMORY_BYTES, SECONDS
+from moedisco_ray.models.template_process import MEMORY_BYTES, OUT_OF_MEMORY, SECONDS
 
+_EXCEEDED = {-signal.SIGPROF: f"{SECONDS} s of computing time", OUT_OF_MEMORY: f"{MEMORY_BYTES >> 30} GiB of memory"}
+"""What a template has used up, by the exit code of its process."""
 _PROGRAM = Path(__file__).with_name("template_process.py")
 
 
@@ -41,7 +43,6 @@ class RenderedText(NamedTuple):
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] | None = None) -> str | None:
-    """The chat template of a tokenizer for conversations with or without tools; None if it has none."""
     try:
         found: str = tokenizer.get_chat_template(tools=tools)
     except ValueError:      # it has none
@@ -77,6 +78,7 @@ def render(
     Raises:
         TemplateError: The template refuses the conversation, or fails on it.
         ConfigError: The template takes too much time or memory.
+        RunError: The process that renders was ended by something else.
     """
     if not all(part.messages for part in parts):
         raise TemplateError("there is no message")
@@ -91,10 +93,7 @@ def render(
         raise
     if answer is None:
         _process.cache_clear()
-        used = f"{SECONDS} s of computing time" if process.took_too_long else f"{MEMORY_BYTES >> 30} GiB of memory"
-        raise ConfigError(
-            "chat template", tokenizer.name_or_path, f"needs more than {used} for a conversation; replace the template "
-            "in chat_template.jinja or tokenizer_config.json")
+        raise _ended(process.exit_code, tokenizer.name_or_path)
     if "failed" in answer:
         raise TemplateError(answer["failed"])
     return [RenderedText(text, tuple(map(tuple, spans))) for text, spans in answer["parts"]]
@@ -117,9 +116,9 @@ class _Process:
             raise RunError(f"the process that renders chat templates does not start; see what `{sys.executable} {_PROGRAM} 0` says")
 
     @property
-    def took_too_long(self) -> bool:
-        """Whether the process ended because a template took too much computing time."""
-        return self._popen.wait() == -signal.SIGPROF
+    def exit_code(self) -> int:
+        """Exit status of the process, which has ended; the signal that ended it as a negative number."""
+        return self._popen.wait()
 
     def ask(self, asked: bytes) -> Any:
         """The answer to a request; None if the process has ended."""
@@ -143,6 +142,19 @@ def _process(owner: int) -> _Process:
     """The process of this process, whose id is `owner`: a fork must not share the connection."""
     del owner
     return _Process()
+
+
+def _ended(exit_code: int, tokenizer: str) -> ConfigError | RunError:
+    if used := _EXCEEDED.get(exit_code):
+        return ConfigError(
+            "chat template", tokenizer, f"needs more than {used} for a conversation; replace the template in "
+            "chat_template.jinja or tokenizer_config.json")
+    ended = f"ended with status {exit_code}"
+    if exit_code < 0:
+        ended = f"was ended by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    return RunError(
+        f"the process that renders the chat template of {tokenizer} {ended}; try again, and end other programs if this "
+        "machine runs out of memory")
 
 
 def _end(popen: subprocess.Popen[bytes], connection: Connection) -> None:

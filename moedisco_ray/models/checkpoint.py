@@ -183,7 +183,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         with opened(directory / CONFIG) as path:
             config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("checkpoint", str(directory), f"holds no readable config.json ({error})") from error
     if not isinstance(config, dict):
         raise CheckpointError("checkpoint", str(directory), "config.json holds no JSON object")
@@ -191,7 +191,6 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Write the `config.json` of a model directory."""
     write_json(directory / CONFIG, dict(sorted(config.items())))
 
 
@@ -207,7 +206,7 @@ def weight_files(directory: Path) -> list[Path]:
             with opened(index) as found:
                 names = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
             outside = [name for name in names if Path(name).name != name.removeprefix(f"../{BACKBONE}/")]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError("checkpoint", str(index), f"the index cannot be read ({error!r})") from error
         if outside:
             raise CheckpointError("checkpoint", str(index), f"names a file outside its directory: {outside[0]}")

@@ -234,7 +234,6 @@ def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The declaration of a model's family."""
     return ModelMap(str(model.config.model_type)).family
 
 

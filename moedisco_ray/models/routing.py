@@ -42,7 +42,6 @@ def probabilities(logits_TE: Tensor, router: Router) -> Tensor:
 
 
 def log_probabilities(logits_TE: Tensor, router: Router) -> Tensor:
-    """Logarithms of `probabilities`."""
     if router.scores == "sigmoid":
         log_TE = torch.nn.functional.logsigmoid(logits_TE)
         return log_TE - log_TE.logsumexp(dim=-1, keepdim=True)

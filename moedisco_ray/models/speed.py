@@ -163,7 +163,6 @@ class _OnlyExpert:
     weight: float
 
     def forward(self, block: Any, hidden_states: Tensor) -> Any:
-        """The block's output."""
         experts, shared = block.experts, self.family.shared
         # squeeze(0) instead of [0], because the backward pass of [0] copies the gradient into a tensor of zeros.
         if experts.is_transposed or experts.has_bias:

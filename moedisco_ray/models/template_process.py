@@ -8,6 +8,7 @@ its memory is limited. It imports neither torch nor this package, so it starts w
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -21,6 +22,8 @@ SECONDS = 3
 """Maximum computing time per rendered text (s); an honest one takes milliseconds."""
 MEMORY_BYTES = 1 << 30
 """Maximum memory for a template and its conversation (bytes)."""
+OUT_OF_MEMORY = 3
+"""Exit status of the process if its memory did not suffice."""
 
 
 def render(asked: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def render(asked: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"parts": [_render(asked, count, prompt) for count, prompt in asked["parts"]]}
     except MemoryError:
-        raise       # there may be too little memory left to answer; the process ends
+        raise       # there may be too little memory left to answer
     except Exception as error:  # noqa: BLE001  # the template is a program, which can fail in any way
         return {"failed": str(error) or type(error).__name__}
     finally:
@@ -49,12 +52,13 @@ def main(file_descriptor: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
     with Connection(file_descriptor) as connection:
         connection.send_bytes(b"ready")
-        while True:
-            try:
-                asked = connection.recv_bytes()
-            except EOFError:
-                return
-            connection.send_bytes(json.dumps(render(json.loads(asked))).encode())
+        try:
+            while True:
+                connection.send_bytes(json.dumps(render(json.loads(connection.recv_bytes()))).encode())
+        except EOFError:
+            return
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

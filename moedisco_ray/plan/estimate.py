@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from moedisco_ray.core.bill import Baseline, Bill, Line, is_joint_training, line, make_baseline, make_bill, sum_dollars
 from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
-from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stages import STAGES, TRAINING
 from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
@@ -168,7 +168,11 @@ class _Reading:
         self._part = submodel_architecture(config.model.family_name, self._whole, config.cluster_count)
 
     def stage(self, name: str) -> StageEstimate:
-        """Estimate of a stage in which no training takes place."""
+        """Estimate of a stage in which no training takes place.
+
+        Raises:
+            LookupError: Nothing here says what the stage costs; 0 dollars would be a wrong guess.
+        """
         config = self._config
         match name:
             case "corpus":
@@ -181,7 +185,9 @@ class _Reading:
                 pool = config.finetune_pool
                 seconds = {"merge": self._merge, "evaluate": self.evaluate, "export": self.export}[name]()
                 return self._divided(name, pool, seconds, 1)
-        return self._on_head(name, 0.0)
+            case _ if name in TRAINING:
+                return self._on_head(name, 0.0)     # it has no tokens, and takes over its input
+        raise LookupError(f"no time is planned for stage {name}")
 
     def evaluate(self, *, finished_only: bool = False) -> float | None:
         """Seconds that one worker needs for the evaluation; with `finished_only`, only the finished model is evaluated."""

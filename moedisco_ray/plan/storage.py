@@ -178,8 +178,8 @@ class _Planner:
         match name:
             case "corpus":
                 return self._corpus()
-            case "cluster" if self._config.tokens.decoupled:
-                return self._cluster()
+            case "cluster":
+                return self._cluster() if self._config.tokens.decoupled else None
         sizes = self._sizes(name)
         return None if sizes is None else self._models(name, read=sizes[0], stored=sizes[1])
 
@@ -187,12 +187,10 @@ class _Planner:
         """Bytes of models that a stage without training reads, and of those that it stores; None if it has no models."""
         parts, earlier = self._trained.get("submodels"), self._trained.get("submodels", self._trained.get("seed"))
         match name:
-            case "seed" if parts is not None:   # untrained: the model from which all sub-models start
-                return 0, parts.weights
-            case "decompose" if parts is not None:
-                # The backbone is stored once, so all sub-models together take the space of the whole model.
-                every = parts.units * parts.weights
-                return parts.weights, min(self._whole, every) if "finetune" in self._trained else every
+            case "submodels" | "finetune":
+                return None     # untrained: takes over its input
+            case "seed" | "decompose":
+                return None if parts is None else self._divided(name, parts)
             case "merge":
                 each = 0 if earlier is None else earlier.weights + (earlier.handed_over if self._kept else 0)
                 return (0 if earlier is None else earlier.units * each), self._whole + self._kept
@@ -200,7 +198,15 @@ class _Planner:
                 return self._evaluated(), 0
             case "export":
                 return self._whole, self._whole
-        return None
+        raise LookupError(f"no storage is planned for stage {name}")
+
+    def _divided(self, name: str, parts: Trained) -> tuple[int, int]:
+        """Bytes that an untrained seed or the decomposition reads and stores: models from which the sub-models start."""
+        if name == "seed":
+            return 0, parts.weights
+        # The backbone is stored once, so all sub-models together take the space of the whole model.
+        every = parts.units * parts.weights
+        return parts.weights, min(self._whole, every) if "finetune" in self._trained else every
 
     def _evaluated(self) -> int:
         """Bytes of all models that the evaluation reads: the finished one, and those that it was made of."""

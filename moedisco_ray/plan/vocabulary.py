@@ -45,7 +45,7 @@ def tokenizer_vocab_size(directory: Path) -> int:
             try:
                 with opened(path) as found:
                     return 1 + max(_token_ids(json.loads(found.read_text(encoding="utf-8"))))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 remedy = f"{name} is not a tokenizer file; name another directory"
                 raise ConfigError("tokenizer.path", str(directory), remedy) from error
     raise ConfigError(

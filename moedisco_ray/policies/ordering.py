@@ -127,8 +127,3 @@ def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int)
         ends.append(heapq.heappop(free) + seconds)
         heapq.heappush(free, ends[-1])
     return ends
-
-
-def makespan_bound(seconds: Sequence[float], slots: int) -> float:
-    """Lower bound of the makespan in seconds: the longest unit, or all work divided evenly among the slots."""
-    return max(max(seconds, default=0.0), sum(seconds) / slots)

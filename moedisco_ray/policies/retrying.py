@@ -57,7 +57,6 @@ class Skip:
     width: int
 
     def batch(self, step: int) -> int:
-        """Index of the batch of a step."""
         return step + self.width if step >= self.start else step
 
 

@@ -12,13 +12,14 @@ from moedisco_ray.backend import Backend
 from moedisco_ray.core.artifacts import read_manifest, run_id
 from moedisco_ray.core.config import Pool, RunConfig, UpcycleInit
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.locations import Location, joined, owned_location
 from moedisco_ray.core.manifests import CHECKPOINTS
 from moedisco_ray.core.records import ClusterSummary, Record
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_work import Files, on_files
-from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stages import stage_named
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.verification import Verifier
 from moedisco_ray.stages.start import Start
 
 COMMON = "common"
@@ -39,6 +40,7 @@ class Context:
         own_storage: The run's own folder in `checkpoint.storage`; None to save checkpoints in the run directory.
         verifies: Whether files of earlier stages are verified before they are used.
         attempt: Id of this attempt to make the stage; see `verification.Verifier`.
+        verifier: Verifies the model that the run starts from, once per machine.
     """
 
     config: RunConfig
@@ -50,6 +52,7 @@ class Context:
     own_storage: Location | None = None
     verifies: bool = True
     attempt: str = ""
+    verifier: Verifier = dataclasses.field(default_factory=Verifier, compare=False)
 
     @functools.cached_property
     def store(self) -> RunStore:
@@ -96,7 +99,7 @@ class Context:
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""
-        return self.directory / next(s.directory for s in STAGES if s.name == stage)
+        return self.directory / stage_named(stage).directory
 
     def checkpoints(self, stage: str) -> Path:
         """Folder in which a stage's trainers keep what they need to resume; one per fingerprint."""
@@ -112,7 +115,7 @@ class Context:
     def owner_location(self, owner: str) -> Location:
         """The run's folder in a data owner's storage; only the owner's nodes use it."""
         config = self.config
-        return joined(config.pools.owners[owner].storage, f"{config.name}-{run_id(self.directory)[:12]}")
+        return owned_location(config.pools.owners[owner].storage, config.name, run_id(self.directory))
 
     def owner_store(self, owner: str) -> RunStore:
         """The run's files in a data owner's storage; only the owner's nodes may read and write them."""
@@ -127,7 +130,7 @@ class Context:
     def start(self) -> Start:
         """The settings and files from which the untrained MoE is built."""
         config = self.config
-        return Start(config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed)
+        return Start(config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed, self.verifier)
 
     @property
     def submodels(self) -> list[Path]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from moedisco_ray.core.config import CheckpointInit, LocalInit, Model, RunConfig, UpcycleInit
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.verification import Verifier
 from moedisco_ray.models import (
     ModelMap,
     canonical_shapes,
@@ -41,12 +42,14 @@ class Start:
         tokenizer: Directory of the corpus' tokenizer, which gives the vocabulary and the end-of-text token.
         sequence_length: Tokens of a training sequence.
         seed: Seed of random tensors.
+        verifier: Verifies the weights of the model that `model.init` names.
     """
 
     model: Model
     tokenizer: Path
     sequence_length: int
     seed: int
+    verifier: Verifier = dataclasses.field(default_factory=Verifier, compare=False)
 
 
 def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
@@ -59,11 +62,11 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     model, init = start.model, start.model.init
     if isinstance(init, CheckpointInit):
         # transformers would not train the padding token's embedding. The export restores the token.
-        directory, left_out = init.directory_with_weights, DECLARATIONS[model.family_name].prediction_layers_field
+        directory, left_out = init.directory_with_weights(start.verifier), DECLARATIONS[model.family_name].prediction_layers_field
         config = {**read_config(directory), "pad_token_id": None} | ({} if left_out is None else {left_out: 0})
         return open_checkpoint(directory), config
     if isinstance(init, UpcycleInit):
-        directory, family = init.directory_with_weights, model.family_name
+        directory, family = init.directory_with_weights(start.verifier), model.family_name
         names, config = ModelMap(family), upcycled_config(
             directory, family, init.num_experts, init.num_experts_per_tok, init.split)
         tensors: Mapping[str, Tensor] = with_seed(
@@ -112,7 +115,7 @@ def start_model(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     init = start.model.init
     if not isinstance(init, UpcycleInit):
         return untrained_moe(start)
-    directory, family = init.directory_with_weights, start.model.family_name
+    directory, family = init.directory_with_weights(start.verifier), start.model.family_name
     config = upcycled_config(directory, family, init.num_experts, init.num_experts_per_tok)
     return open_dense(directory, family, init.num_experts), submodel_config(config, 1)
 

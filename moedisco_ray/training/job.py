@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moedisco_ray.core.config import Lora, Optimizer, Outer
 from moedisco_ray.core.locations import Location
+from moedisco_ray.core.manifests import RESULT
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import unpickled
 from moedisco_ray.models import BACKBONE
@@ -75,7 +76,6 @@ class SyncPlan:
             with the same model.
         outer: Settings of the outer optimizer step.
         patience: Seconds to wait for late members once half of the members are ready; None means to wait for all members.
-        late_weight: Weight of a late member's own change of the weights, which it adds to the newest common ones; None: it is lost.
         max_wait: Maximum seconds that a member waits for the others. After that its training stops unfinished, to be resumed later.
         scope: Weights that the members exchange.
         store: Store of the run that `directory` belongs to.
@@ -85,7 +85,6 @@ class SyncPlan:
     steps: tuple[int, ...]
     outer: Outer
     patience: float | None = None
-    late_weight: float | None = None
     max_wait: float = math.inf
     scope: Scope = "backbone"
     store: RunStore = dataclasses.field(default=SHARED, compare=False)
@@ -185,7 +184,7 @@ class TrainJob:
     @property
     def result_file(self) -> Path:
         """File with the result of a finished training whose checkpoints are deleted."""
-        return self.output.parent / "result.json"
+        return self.output.parent / RESULT
 
     @property
     def key_file(self) -> Path:

@@ -75,7 +75,6 @@ class Adapter(nn.Module):
         return self.added_to(weight) if self.base is None else self.added_to(self.base.dense(), in_place=True)
 
     def added_to(self, weight: Tensor, *, in_place: bool = False) -> Tensor:
-        """A weight with the adapter."""
         a_ERI, b_EOR = self.a_ERI.to(weight.dtype), self.b_EOR.to(weight.dtype)
         factors = (a_ERI.mT, b_EOR.mT) if self._transposed else (b_EOR, a_ERI)
         add = ("addmm" if weight.ndim == 2 else "baddbmm") + "_" * in_place

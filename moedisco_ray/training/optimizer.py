@@ -90,7 +90,6 @@ def learning_rate(step: int, steps: int, optimizer: Optimizer, span: tuple[float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 

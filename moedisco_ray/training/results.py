@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_json
-from moedisco_ray.core.errors import MoeDiscoError, StorageError
+from moedisco_ray.core.artifacts import reporting_full_disk, write_json
+from moedisco_ray.core.checksums import with_checksum, without_checksum
+from moedisco_ray.core.errors import DamagedError, MoeDiscoError, StorageError
 from moedisco_ray.core.run_work import unpickled
 from moedisco_ray.models import config_values, open_complete, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
@@ -58,7 +59,7 @@ def write_model(
             if job.with_optimizer_state:
                 written += save_optimizer_state(model, optimizer, draft / OPTIMIZER_FOLDER, world, group)
             on_all(lambda: job.store.publish(*written), world, group)
-            from_rank_zero(lambda: job.store.replace(draft, job.output, {}), world, group)
+            from_rank_zero(lambda: job.store.replace(draft, job.output, {"stage": job.stage}), world, group)
     except (OSError, MoeDiscoError):
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -89,20 +90,31 @@ def drop_checkpoints(job: TrainJob, result: TrainResult) -> None:
     The record is written first. If the process dies before that, the training resumes from its last checkpoint and finishes again.
     If the process dies later, the remaining checkpoints are deleted with those of the stage.
     """
-    write_json(job.result_file, dataclasses.asdict(result))
+    write_json(job.result_file, with_checksum(dataclasses.asdict(result)))
     job.store.publish(job.result_file)
     with contextlib.suppress(StorageError):     # not fatal: checkpoints that remain are deleted at the end of the stage
         checkpoint.remove(job.checkpoints)
 
 
 def finished_result(job: TrainJob) -> TrainResult | None:
-    """The recorded result of a finished training; None if there is no record."""
+    """The recorded result of a finished training; None if there is no record.
+
+    Raises:
+        DamagedError: The record, or a file of the output of a run in a directory, is damaged. What a run at a URI has damaged is
+            found when the next stage fetches it.
+    """
     if not job.drop_checkpoints or not job.store.has(job.output):
         return None
     job.store.fetch(job.result_file)
     if not job.result_file.is_file():
         return None
-    values = read_json(job.result_file)
+    if not job.store.is_remote:
+        job.store.fetch(job.output)
+    try:
+        values = without_checksum(job.result_file.read_bytes())
+    except ValueError as error:
+        raise DamagedError(
+            job.store.name_of(job.result_file) or job.result_file.name, job.stage, str(job.store.location)) from error
     return TrainResult(**{**values, "losses": tuple(values["losses"])})
 
 
@@ -127,9 +139,8 @@ def read_partial_result(job: TrainJob) -> TrainResult:
 def write_partial_result(job: TrainJob) -> None:
     """Write the model of an unfinished training from its newest checkpoint, or from the start model if there is none.
 
-    If the other members have passed a sync point without this one, the model gets the common weights of the latest sync point. Its
-    own were trained from older ones; only `SyncPlan.late_weight` adds their change. Dtypes and names are those of a finished
-    training's model.
+    If the other members have passed a sync point without this one, the model gets the common weights of the latest sync point,
+    because its own were trained from older ones. Dtypes and names are those of a finished training's model.
 
     Raises:
         CheckpointError: `job.model` holds no model of a supported family.

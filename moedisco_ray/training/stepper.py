@@ -66,7 +66,6 @@ class Stepper:
             self.optimizer.param_groups[:] = make_optimizer(self._model, self._job, self._world).param_groups
 
     def restore(self, fractions_NE: list[list[float]]) -> None:
-        """Restore `fractions_NE` from a checkpoint."""
         if self._probe is not None and fractions_NE:
             self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
 
@@ -122,7 +121,6 @@ def _trained(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """Each item, and whether it is the last."""
     remaining = iter(items)
     for item in remaining:
         for following in remaining:

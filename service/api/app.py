@@ -22,7 +22,7 @@ from service.api.live_reports import LiveReports
 from service.api.openapi import document, operation_id
 from service.api.parameters import check_query
 from service.api.problems import handle_problems
-from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching, webhooks
+from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching
 from service.api.security import check_known
 from service.api.streams import Streams
 from service.api.sub_path import SubPath
@@ -39,7 +39,7 @@ from service.web import STATIC
 
 ROUTERS = (
     runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sign_ins,
-    webhooks.router, operations.router)
+    operations.router)
 
 _GUESSES_PER_MINUTE = 20
 """Maximum number of failed sign-ins per minute from one address."""

@@ -25,7 +25,6 @@ class CompressedJson:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] != "http" or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
@@ -56,7 +55,6 @@ class CompressedJson:
 
 
 def accepts_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding header accepts gzip."""
     for item in accepted.lower().split(","):
         coding, *parameters = (part.strip() for part in item.split(";"))
         if coding in ("gzip", "*"):

@@ -29,7 +29,6 @@ class Envelope:
         self._log = logger("service.api")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -21,7 +21,7 @@ Control service of MoEDisCo training runs on Ray: submit a configuration, watch 
 Sign in with `Authorization: Bearer TOKEN`. Errors are problem documents (RFC 9457); `errors` names each field that is
 not valid, with the messages of `moedisco validate`. Times are seconds since the epoch, UTC.
 """
-_TAGS = ("runs", "watching", "files", "planning", "policies", "access", "webhooks", "operations")
+_TAGS = ("runs", "watching", "files", "planning", "policies", "access", "operations")
 _MEANINGS = {
     400: "The request is not JSON.",
     401: "The request has no valid token or session.",

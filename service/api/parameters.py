@@ -26,7 +26,7 @@ Flag = Annotated[bool, BeforeValidator(_truth)]
 """A boolean query parameter."""
 
 RunId = Annotated[str, Path(max_length=64, description="Id of a run.", examples=["01JDB5W3XQ3N8QZ7V0G6M4T9KE"])]
-ThingId = Annotated[str, Path(max_length=64, description="Id of the token, webhook or delivery.")]
+ThingId = Annotated[str, Path(max_length=64, description="Id of the token.")]
 Cursor = Annotated[str | None, Query(pattern=f"^{ULID_PATTERN}$", description="`next_cursor` of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=200, description="Maximum number of items on a page.")]
 After = Annotated[int | None, Query(ge=-1, le=LARGEST, description="Last known position; -1 for none.")]
@@ -51,10 +51,13 @@ def etag(version: int) -> str:
 def check_match(if_match: str | None, version: int) -> None:
     """Compare the header If-Match of a request with the version of the run.
 
+    The mark of a weak tag (`W/`) is ignored, although RFC 9110 compares If-Match strongly. A proxy that compresses an answer marks
+    its tag as weak, since the bytes have changed. This tag names a version of the run's state, however it was sent.
+
     Raises:
         PreconditionFailed: The header names other versions.
     """
-    named = [] if if_match is None else [each.strip() for each in if_match.split(",")]
+    named = [] if if_match is None else [each.strip().removeprefix("W/") for each in if_match.split(",")]
     if named and "*" not in named and etag(version) not in named:
         raise PreconditionFailed(f"If-Match: the run has changed since, and its ETag is {etag(version)}; read it again")
 

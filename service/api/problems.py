@@ -33,7 +33,6 @@ def handle_problems(app: FastAPI) -> None:
 
 
 def problem_response(error: ServiceError, request: Request) -> Response:
-    """Response for an error."""
     headers: dict[str, str] = {}
     if isinstance(error, Unauthorised):
         headers["WWW-Authenticate"] = 'Bearer realm="moedisco"'

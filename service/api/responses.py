@@ -28,7 +28,6 @@ class ClosedStream(StreamingResponse):
     """A streamed response that closes its source at once when the client disconnects, not at garbage collection."""
 
     async def stream_response(self, send: Send) -> None:
-        """Send the response, chunk by chunk."""
         async with aclosing(cast("Any", self.body_iterator)):
             await super().stream_response(send)
 

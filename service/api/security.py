@@ -12,7 +12,7 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 from sqlalchemy.orm import Session
 
 from service.api.context import InContext, ServiceContext
-from service.api.sessions import session_of
+from service.api.sessions import COOKIE, session_of
 from service.database import runs, sessions, tables, tokens
 from service.errors import Forbidden, NotFound, Unauthorised
 from service.schemas import Scope
@@ -24,7 +24,7 @@ _LONGEST_TOKEN = 256
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="token", description="Token from `moedisco tokens create`.")
 _cookie = APIKeyCookie(
-    name=Settings.model_fields["session_cookie"].default, auto_error=False, scheme_name="session",
+    name=COOKIE, auto_error=False, scheme_name="session",
     description="Cookie from POST /v1/session. Requests with side effects must come from the service's own page.")
 
 
@@ -46,7 +46,6 @@ class Caller:
 
     @property
     def admin(self) -> bool:
-        """Whether the caller is an administrator."""
         return "admin" in self.scopes
 
 

@@ -106,7 +106,6 @@ class DeadlineProtocol(H11Protocol):
         self._update_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the deadline."""
         super().connection_lost(exc)
         self._wait_for(None)
 

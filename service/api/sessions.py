@@ -5,7 +5,7 @@ all copies of its cookie become invalid. Over HTTPS the cookie has the prefix `_
 
 Remaining risk: browsers send a cookie to every port of its host. Another service on the same host (over plain HTTP also anyone on
 the network path) can read the cookie and act as the user until the session ends; without HTTPS it can also plant a session of its
-own. A session can therefore do less than its token: it cannot create tokens, sign-in codes or webhooks, nor change policies, so
+own. A session can therefore do less than its token: it cannot create tokens or sign-in codes, nor change policies, so
 that a stolen session gives no access after it has ended. Runs that it submitted stay. If other services run on the same machine,
 give this one its own host name with HTTPS.
 """
@@ -15,6 +15,9 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from service.settings import Settings
+
+COOKIE = "moedisco_session"
+"""Name of the session cookie over plain HTTP."""
 
 
 def session_of(request: Request, settings: Settings) -> str | None:
@@ -30,13 +33,12 @@ def set_session(request: Request, response: Response, settings: Settings, plain:
 
 
 def clear_session(request: Request, response: Response, settings: Settings) -> None:
-    """Delete the session cookie."""
     response.delete_cookie(
         _name(request, settings), path="/", httponly=True, samesite="strict", secure=_is_secure(request, settings))
 
 
 def _name(request: Request, settings: Settings) -> str:
-    return f"__Host-{settings.session_cookie}" if _is_secure(request, settings) else settings.session_cookie
+    return f"__Host-{COOKIE}" if _is_secure(request, settings) else COOKIE
 
 
 def _is_secure(request: Request, settings: Settings) -> bool:

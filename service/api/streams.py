@@ -179,7 +179,6 @@ class _Feed:
         self.news = asyncio.Event()
 
     def stop(self) -> None:
-        """Stop the feed's task."""
         self._task.cancel()
 
     async def _work(self) -> None:

@@ -22,7 +22,6 @@ class SubPath:
         self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] == "http" and scope["path"] == self._path:
             # Relative URLs of the page need the slash.
             await RedirectResponse(f"{self._path}/")(scope, receive, send)

@@ -24,7 +24,7 @@ from service.api.security import Caller, visible_run
 from service.database import audit, idempotency, policies, quotas, runs, tables
 from service.database.ids import new_id
 from service.domain.policies import HIGHEST_PRIORITY, Policy
-from service.domain.quotas import check_priority, check_room
+from service.domain.quotas import check_priority, check_readable, check_room
 from service.domain.run_paths import home_of, with_run_directory
 from service.domain.starts import parse, run_places
 from service.domain.states import RunState
@@ -43,6 +43,7 @@ async def estimated(context: ServiceContext, caller: Caller, body: bytes) -> byt
         ServiceError: The request is not valid or against the policy, exceeds a limit, or cannot be planned now.
     """
     policy = await run_in_threadpool(policy_of, context, caller)
+    check_readable(policy)
     found = await planned(context, caller, Task("estimate", body, policy, context.roots, context.settings.is_local))
     assert isinstance(found, bytes)  # noqa: S101 - the outcome of an estimate
     return found
@@ -108,6 +109,7 @@ async def submit(
     if key is not None and (earlier := await run_in_threadpool(_found_again, context, caller, key, body_hash)) is not None:
         return earlier, False
     policy = await run_in_threadpool(policy_of, context, caller)
+    check_readable(policy)
     parent = None if retry_of is None else await run_in_threadpool(_parent, context, caller, retry_of, if_match)
     task = Task("submission", body, policy, context.roots, here=context.settings.is_local, parent=parent)
     run = await planned(context, caller, task)

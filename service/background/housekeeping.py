@@ -1,4 +1,4 @@
-"""Measures and removes the files of runs, and deletes old idempotency keys, browser sessions and deliveries."""
+"""Measures and removes the files of runs, and deletes old idempotency keys and browser sessions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import contextlib
 import functools
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.core.locations import Location, parent
+from moedisco_ray.core.locations import Location, is_uri, parent
 from service import run_homes
 from service.background.isolation import isolated
-from service.database import audit, idempotency, policies, runs, sessions, webhooks
+from service.database import audit, idempotency, policies, runs, sessions
 from service.database.session import Database
 from service.database.tables import RunRow
 from service.domain.jobs import submission_id
@@ -26,8 +27,6 @@ from service.ray_side.jobs import RayJobs
 from service.run_storage import folder_bytes, run_folders, stored_bytes
 
 _log = logger(__name__)
-DELIVERIES_KEPT = 7 * 24 * 3600.0
-"""Age at which finished deliveries are deleted, in seconds."""
 SWEEP_SECONDS = 3600.0
 """Interval at which storage roots are searched for left checkpoints, in seconds: each time, all of their files are listed."""
 ORPHAN_SECONDS = 24 * 3600.0
@@ -51,7 +50,7 @@ class Housekeeping:
         self._swept = float("-inf")
 
     def round(self, now: float) -> None:
-        """Measure run directories, remove expired runs, and delete expired keys, expired sessions and old deliveries.
+        """Measure run directories, remove expired runs, and delete expired keys and sessions.
 
         Raises:
             DatabaseUnavailable: The database does not answer; the next round tries again.
@@ -60,13 +59,11 @@ class Housekeeping:
             idempotency.purge(session, now)
         with self._database.write() as session:
             sessions.purge(session, idle=self._idle, now=now)
-        with self._database.write() as session:
-            webhooks.purge(session, now - DELIVERIES_KEPT)
         self._measure(now)
         for path in run_homes.left_aside(self._roots.homes, self._known):
             self._remove_files(path, run_homes.run_of(path))
         for run, due in self._announce(now):
-            isolated(self._database, run, functools.partial(self._remove, run.id, due, now))
+            isolated(self._database, run, "removed", functools.partial(self._remove, run.id, due, now))
         if not 0 <= now - self._swept < SWEEP_SECONDS:
             self._swept = now
             for root in self._roots.storage:
@@ -76,7 +73,7 @@ class Housekeeping:
         with self._database.read() as session:
             found = runs.unmeasured(session)
         for run in found:
-            isolated(self._database, run, functools.partial(self._measure_run, run, now))
+            isolated(self._database, run, "measured", functools.partial(self._measure_run, run, now))
 
     def _measure_run(self, run: RunRow, now: float) -> None:
         try:
@@ -95,7 +92,7 @@ class Housekeeping:
         with self._database.read() as session:
             changes, expired = _expiries(session, now)
         for run, due, time in changes:
-            isolated(self._database, run, functools.partial(self._announce_run, run.id, due, time, now))
+            isolated(self._database, run, "announced", functools.partial(self._announce_run, run.id, due, time, now))
         return expired
 
     def _announce_run(self, run_id: str, due: Due | None, time: float | None, now: float) -> None:
@@ -105,7 +102,6 @@ class Housekeeping:
                 return
             runs.amend(session, run, now=now, expires_at=time)
             if due is not None:
-                webhooks.enqueue(session, run, now, "run.expiring", expires_at=time, why=due.why)
                 audit.note(
                     session, owner="service", token_id=None, action="run.expiring", target=run_id, address=None, now=now,
                     detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why})
@@ -122,10 +118,10 @@ class Housekeeping:
             gone = run is None or run.state not in TERMINAL or run.kept or run.expires_at is None or run.expires_at > now
             if run is None or gone or run_id in runs.starts(session, run_id):
                 return
-            webhooks.enqueue(session, run, now, "run.removed", why=due.why)
             audit.note(
                 session, owner="service", token_id=None, action="run.removed", target=run_id, address=None, now=now, detail={
-                    "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes})
+                    "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes,
+                    **audit.storage_detail(run.storage)})
             attempts, storage = run.attempt, run.storage
             home = RunPaths(Path(run.directory)).home
             other, place = runs.inside(session, home, run_id), home_of(run.location)
@@ -142,25 +138,37 @@ class Housekeeping:
                 self._jobs.delete(submission_id(run_id, attempt))
 
     def _sweep(self, root: Location, now: float) -> None:
-        """Delete checkpoints of deleted runs, and report folders that are named like runs but belong to no run of this service."""
-        try:
-            found = run_folders(root)
-        except OSError as error:
-            _log.warning("storage root %s cannot be searched for left checkpoints: %s", root, error)
-            return
-        for folder, modified in found.items():
+        """Delete checkpoints of deleted runs, and record folders that are named like runs but belong to no run of this service."""
+        for folder, modified in self._folders(root).items():
             run_id = parent(folder)[1]
             if now - modified < ORPHAN_SECONDS or self._known(run_id):
                 continue
             with self._database.read() as session:
-                ours = audit.mentions(session, run_id)
-            if not ours:
+                ours, named = audit.mentions(session, run_id), audit.mentions(session, folder)
+            if not ours and not named:
                 _log.warning("%s belongs to no run of this service; delete it by hand if no other service uses it", folder)
-            elif self._remove_storage(folder, run_id):
-                with self._database.write() as session:
-                    audit.note(
-                        session, owner="service", token_id=None, action="checkpoints.removed", target=run_id, address=None, now=now,
-                        detail={"folder": folder})
+                # The target is the folder: an entry about the run would make it a run of this service.
+                self._note("checkpoints.unknown", folder, now, {"why": "belongs to no run of this service", "modified": modified})
+            elif ours and self._remove_storage(folder, run_id):
+                self._note("checkpoints.removed", run_id, now, {"folder": folder})
+
+    def _folders(self, root: Location) -> dict[str, float]:
+        """Folders of runs below a storage root, searched with the options of runs' URIs where the plain root does not answer."""
+        with self._database.read() as session:
+            storages = [*runs.storages(session), *audit.storages(session)] if is_uri(root) else []
+        options = sorted({storage.partition("?")[2] for storage in storages if storage.startswith(f"{root}/")} - {""})
+        error: OSError | None = None
+        for place in (root, *(f"{root}?{option}" for option in options)):
+            try:
+                return run_folders(place)
+            except OSError as failure:
+                error = error or failure
+        _log.warning("storage root %s cannot be searched for left checkpoints: %s", root, error)
+        return {}
+
+    def _note(self, action: str, target: str, now: float, detail: dict[str, Any]) -> None:
+        with self._database.write() as session:
+            audit.note(session, owner="service", token_id=None, action=action, target=target, address=None, now=now, detail=detail)
 
     def _remove_storage(self, storage: str, run_id: str) -> bool:
         try:

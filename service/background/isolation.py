@@ -12,14 +12,20 @@ from service.errors import DatabaseError, NotFound, StaleRun
 from service.observability import bound, logger
 
 _log = logger(__name__)
+_FAILED = "cannot be "
+"""Start of the marks of steps that failed, before the name of the step."""
 
 
-def isolated(database: Database, run: RunRow, work: Callable[[], None]) -> bool:
-    """Do the work on one run; if it fails, mark the run and return false.
+def isolated(database: Database, run: RunRow, step: str, work: Callable[[], None]) -> bool:
+    """Do one step of the work on a run; if it fails, mark the run and return false.
+
+    A mark stays until the step that made it succeeds or the run changes its state. If other steps fail or succeed in the
+    meantime, it does not change, so that readers see the same mark in every round.
 
     Args:
         database: Database of the runs.
         run: The run as it was loaded.
+        step: What is done to the run, as a participle such as `measured`; each step has a name of its own.
         work: Processes the run; handles the failures that it foresees.
 
     Raises:
@@ -33,15 +39,17 @@ def isolated(database: Database, run: RunRow, work: Callable[[], None]) -> bool:
         except DatabaseError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug or a damaged record may raise anything, and other runs must not wait for it
-            _log.exception("run %s cannot be processed", run.id)
-            _mark(database, run, f"cannot be processed ({type(error).__name__}); the service's log has the cause")
+            _log.exception("run %s cannot be %s", run.id, step)
+            _mark(database, run, step, f"{_FAILED}{step} ({type(error).__name__}); the service's log has the cause")
             return False
-        _mark(database, run, None if run.state in TERMINAL else run.unreadable)
+        _mark(database, run, step, None if run.state in TERMINAL else run.unreadable)
         return True
 
 
-def _mark(database: Database, run: RunRow, trouble: str | None) -> None:
-    if run.trouble == trouble:
+def _mark(database: Database, run: RunRow, step: str, trouble: str | None) -> None:
+    known = run.trouble or ""
+    by_another = known.startswith(_FAILED) and not known.startswith(f"{_FAILED}{step} ")
+    if by_another or run.trouble == trouble:
         return
     with database.write() as session:
         runs.mark_trouble(session, run.id, trouble, ended=run.state in TERMINAL)

@@ -7,6 +7,7 @@ from service.database.quotas import Quotas
 from service.database.tables import RunRow
 from service.domain.admission import ActiveRun, ClusterCapacity, PoolNeed, PoolRoom, QueuedRun, RunLimits
 from service.domain.outcome import AWAITED, UNREADABLE_STOP_SECONDS, ObservedState, Stop, final_event
+from service.domain.policies import UnreadablePolicy
 from service.domain.quotas import dollars_used_up, wait_reason
 from service.domain.states import RunState
 from service.errors import UnusableRun
@@ -81,10 +82,13 @@ def cluster(pools: PoolList, *, grows: bool) -> ClusterCapacity | None:
 
 
 def stop_for_money(run: RunRow, quotas: Quotas) -> Stop | None:
-    """Why a run must stop: its budget (`budget`) or its owner's monthly limit (`month`) is spent. None if it may continue."""
+    """Why a run must stop: for its budget, its owner's month, or an owner's policy that cannot be read. None if it may continue."""
     if budget_spent(run):
         return "budget"
-    return "month" if dollars_used_up(quotas.policies.of(run.owner), quotas.use(run.owner)) else None
+    policy = quotas.policies.of(run.owner)
+    if isinstance(policy, UnreadablePolicy):
+        return "policy"
+    return "month" if dollars_used_up(policy, quotas.use(run.owner)) else None
 
 
 def budget_spent(run: RunRow) -> str | None:

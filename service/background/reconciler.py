@@ -30,7 +30,7 @@ from service.domain.admission import Admission, ClusterCapacity, admit
 from service.domain.jobs import JobState, submission_id, submitted_run
 from service.domain.outcome import REASON_LENGTH, STOP_REASONS, Outcome, decide_outcome
 from service.domain.states import ACTIVE, TERMINAL, RunState
-from service.errors import RayUnavailable, UnusableRun
+from service.errors import DatabaseError, RayUnavailable, UnusableRun
 from service.notifier import Notifier
 from service.observability import logger
 from service.ray_side.jobs import RayJobs
@@ -62,6 +62,7 @@ class Reconciler:
         self._notifier = notifier
         self._launcher = Launcher(jobs, settings, secret, self._location_of)
         self._most_active = settings.max_active_runs
+        self._unreadable: list[str] = []
         self._last_look: tuple[float, frozenset[str], ClusterCapacity | None] = (float("-inf"), frozenset(), None)
 
     def round(self, now: float) -> None:
@@ -77,9 +78,9 @@ class Reconciler:
             jobs = None
         known = self._quotas(now)
         for run in self._runs(*ACTIVE):
-            done = isolated(self._database, run, functools.partial(self._supervise, run, jobs, known, now))
+            done = isolated(self._database, run, "supervised", functools.partial(self._supervise, run, jobs, known, now))
             if not done and run.state == RunState.STOPPING:
-                isolated(self._database, run, functools.partial(self._end, run, jobs, now))
+                isolated(self._database, run, "ended", functools.partial(self._end, run, jobs, now))
         if jobs is not None:
             self._end_orphans(jobs)
         self._admit(known, now, connected=jobs is not None)
@@ -210,13 +211,14 @@ class Reconciler:
         limits = observed.limits(known, self._most_active)
         asked = self._usable(queue, lambda run: observed.queued(run, known), now)
         for admission in admit(asked, self._usable(active, observed.active, now), limits, cluster):
-            isolated(self._database, waiting[admission.run_id], functools.partial(self._answer, admission, waiting, now))
+            run = waiting[admission.run_id]
+            isolated(self._database, run, "started", functools.partial(self._answer, admission, run, now))
 
-    def _answer(self, admission: Admission, waiting: Mapping[str, RunRow], now: float) -> None:
+    def _answer(self, admission: Admission, run: RunRow, now: float) -> None:
         if admission.start:
-            self._start(admission.run_id, now)
-        elif admission.reason != waiting[admission.run_id].reason:
-            self._explain(admission.run_id, admission.reason, now)
+            self._start(run.id, now)
+        elif admission.reason != run.reason:
+            self._explain(run.id, admission.reason, now)
 
     def _usable(self, found: Sequence[RunRow], view: Callable[[RunRow], T], now: float) -> list[T]:
         """Apply `view` to each run. A run that this version cannot read is refused and left out."""
@@ -229,7 +231,7 @@ class Reconciler:
                 self._refuse_unusable(run.id, str(error), now)
 
         for run in found:
-            isolated(self._database, run, functools.partial(add, run))
+            isolated(self._database, run, "counted", functools.partial(add, run))
         return usable
 
     def _refuse_unusable(self, run_id: str, reason: str, now: float) -> None:
@@ -295,22 +297,33 @@ class Reconciler:
     def _end_orphans(self, jobs: Mapping[str, JobState]) -> None:
         """Kill drivers of abandoned attempts: two drivers of one run would overwrite each other's files."""
         for name, job in jobs.items():
-            named = submitted_run(name)
-            if named is None or job.phase.ended:
-                continue
-            run_id, attempt = named
-            with self._database.read() as session:
-                run = runs.get(session, run_id)
-            if run is None or (run.state in ACTIVE and run.attempt == attempt):
-                continue    # a job of another service, or of the current attempt
             try:
-                self._jobs.kill(name)
+                self._end_orphan(name, job)
             except RayUnavailable as error:
                 _log.info("to be repeated: %s", error)
+            except DatabaseError:
+                raise
+            except Exception:  # noqa: BLE001 - a damaged record or an answer of Ray may raise anything, and other runs must not wait
+                _log.exception("driver %s cannot be ended", name)
+
+    def _end_orphan(self, name: str, job: JobState) -> None:
+        named = submitted_run(name)
+        if named is None or job.phase.ended:
+            return
+        run_id, attempt = named
+        with self._database.read() as session:
+            run = runs.get(session, run_id)
+        if run is not None and not (run.state in ACTIVE and run.attempt == attempt):    # None: a job of another service
+            self._jobs.kill(name)
 
     def _quotas(self, now: float) -> Quotas:
         with self._database.read() as session:
-            return quotas.load(session, now)
+            known = quotas.load(session, now)
+        unreadable = known.policies.unreadable
+        if unreadable and unreadable != self._unreadable:
+            _log.warning("cannot be read, and allow nothing: the policies of %s; set them again", ", ".join(unreadable))
+        self._unreadable = unreadable
+        return known
 
     def _location_of(self, run_id: str) -> Location | None:
         with self._database.read() as session:

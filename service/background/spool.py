@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.events import Event, events_in
 from service.observability import logger
 from service.run_storage import RunStorage, StoredFile
 from service.schemas import DriverEvent
@@ -68,10 +68,11 @@ def _whole(storage: RunStorage) -> Iterator[tuple[Event, int]]:
     with io.BufferedReader(_Sequential(opened)) as file:
         for line in _lines(file):
             try:
-                event = _nonsense("a line is too long") if line is None else Event.from_json(line.decode())
-            except (ValueError, TypeError, RecursionError):
+                found = [_nonsense("a line is too long")] if line is None else list(events_in([line]))
+            except RecursionError:
                 continue
-            yield event, len(line or "")
+            for event in found:
+                yield event, len(line or "")
 
 
 class _Sequential(io.RawIOBase):

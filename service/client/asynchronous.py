@@ -264,22 +264,6 @@ class AsyncClient:
         """Create a code that signs one browser in with this client's token, within ten minutes."""
         return await self._post(schemas.NewSignInCode, "/v1/sign-in-codes")
 
-    async def webhooks(self) -> list[schemas.WebhookInfo]:
-        """All webhooks."""
-        return (await self._get(schemas.WebhookPage, "/v1/webhooks")).items
-
-    async def create_webhook(self, url: str, states: Sequence[RunState] = ()) -> schemas.NewWebhook:
-        """Create a webhook for state changes; only this response contains the secret that signs its messages."""
-        return await self._post(schemas.NewWebhook, "/v1/webhooks", json_body(url=url, states=list(states)))
-
-    async def delete_webhook(self, webhook_id: str) -> None:
-        """Delete a webhook."""
-        await self._delete("webhooks", webhook_id)
-
-    async def deliveries(self, webhook_id: str) -> list[schemas.DeliveryInfo]:
-        """Recent deliveries of a webhook."""
-        return (await self._get(schemas.DeliveryPage, f"/v1/webhooks/{_segment(webhook_id)}/deliveries")).items
-
     async def identity(self) -> schemas.Identity:
         """The caller's owner and rights, and the service's version."""
         return await self._get(schemas.Identity, "/v1/identity")

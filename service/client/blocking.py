@@ -154,8 +154,4 @@ class Client:
     create_token = _blocking(AsyncClient.create_token)
     revoke_token = _blocking(AsyncClient.revoke_token)
     create_sign_in_code = _blocking(AsyncClient.create_sign_in_code)
-    webhooks = _blocking(AsyncClient.webhooks)
-    create_webhook = _blocking(AsyncClient.create_webhook)
-    delete_webhook = _blocking(AsyncClient.delete_webhook)
-    deliveries = _blocking(AsyncClient.deliveries)
     identity = _blocking(AsyncClient.identity)

@@ -101,7 +101,6 @@ class Connection:
         self._http = httpx.AsyncClient(base_url=address.url, headers=headers, transport=transport)
 
     async def close(self) -> None:
-        """Close all connections."""
         await self._http.aclose()
 
     async def ask(self, result: type[T], request: Request) -> T:

@@ -1,4 +1,4 @@
-"""Commands about the service: pools, tokens, webhooks."""
+"""Commands about the service: pools, tokens."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import typer
 from moedisco_ray.cli.arguments import AsJson
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.output import remark, say, write_json, write_table
-from service.commands.views import pools_view, tokens_table, webhooks_table
-from service.domain.states import RunState
+from service.commands.views import pools_view, tokens_table
 
 Scope = Literal["read", "submit", "admin"]
 
 commands = typer.Typer()
 tokens = typer.Typer(no_args_is_help=True, help="Access tokens: who may use the service, and for what.")
-webhooks = typer.Typer(no_args_is_help=True, help="Webhooks: URLs that receive state changes of runs.")
-for group, title in ((tokens, "tokens"), (webhooks, "webhooks")):
-    commands.add_typer(group, name=title, rich_help_panel=SERVICE_PANEL)
+commands.add_typer(tokens, name="tokens", rich_help_panel=SERVICE_PANEL)
 
 Identifier = Annotated[str, typer.Argument(metavar="ID", help="Id, as `list` shows it.")]
 
@@ -74,31 +71,3 @@ def revoke_token(token_id: Identifier, as_json: AsJson = False) -> None:
     with connected() as client:
         client.revoke_token(token_id)
     write_json({"revoked": token_id}) if as_json else say(f"{token_id}: revoked")
-
-
-@webhooks.command("list")
-def list_webhooks(as_json: AsJson = False) -> None:
-    """Show all webhooks."""
-    with connected() as client:
-        found = client.webhooks()
-    write_json(found) if as_json else write_table(webhooks_table(found))
-
-
-@webhooks.command("create")
-def create_webhook(
-    url: Annotated[str, typer.Argument(help="URL that receives POST requests.")],
-    state: Annotated[list[RunState] | None, typer.Option(help="Report only changes to this state; may be repeated.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Create a webhook and show the secret that signs its messages, which cannot be shown again."""
-    with connected() as client:
-        made = client.create_webhook(url, state or ())
-    write_json(made) if as_json else say(f"{made.id}  secret: {made.secret}")
-
-
-@webhooks.command("delete")
-def delete_webhook(webhook_id: Identifier, as_json: AsJson = False) -> None:
-    """Delete a webhook."""
-    with connected() as client:
-        client.delete_webhook(webhook_id)
-    write_json({"deleted": webhook_id}) if as_json else say(f"{webhook_id}: deleted")

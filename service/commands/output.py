@@ -23,7 +23,6 @@ def write_json(value: Any) -> None:
 
 
 def write_table(table: RenderableType) -> None:
-    """Print a rich table."""
     output_console().print(table)
 
 

@@ -76,8 +76,8 @@ def serve(
     public_url: Annotated[str | None, typer.Option(help="URL at which browsers and drivers reach the service.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(
         help="Maximum number of requests per minute with one token.", show_default="1200")] = None,
-    allow_private_webhooks: Annotated[
-        bool, typer.Option("--allow-private-webhooks", help="Allow webhooks to private addresses.")] = False,
+    webhook_url: Annotated[str | None, typer.Option(
+        metavar="URL", help="URL that gets a signed POST when a run has ended.", show_default="none")] = None,
     forwarded_allow_ips: Annotated[
         str | None, typer.Option(metavar="ADDRESSES", help="Proxies whose X-Forwarded headers are trusted.")] = None,
     log_format: Annotated[
@@ -91,7 +91,7 @@ def serve(
         "input_roots": input_root or None, "output_roots": output_root or None, "home_dir": home_dir,
         "storage_roots": storage_root or None, "map_functions": map_function or None, "max_active_runs": max_active_runs,
         "policies": policies, "public_url": public_url, "requests_per_minute": requests_per_minute,
-        "allow_private_webhooks": allow_private_webhooks or None, "forwarded_allow_ips": forwarded_allow_ips,
+        "webhook_url": webhook_url, "forwarded_allow_ips": forwarded_allow_ips,
         "log_format": log_format}
     from service.domain.path_sandbox import check_roots
     from service.settings import Settings

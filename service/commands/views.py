@@ -1,4 +1,4 @@
-"""Tables of runs, pools, tokens, webhooks, policies, quotas and logs."""
+"""Tables of runs, pools, tokens, policies, quotas and logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.domain.states import RunState
 
 if TYPE_CHECKING:
     from service.domain.policies import Policies, Retention
-    from service.schemas import LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit, WebhookInfo
+    from service.schemas import LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit
 
 _STYLES = {
     RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.RUNNING: "bold cyan", RunState.STOPPING: "yellow",
@@ -26,7 +26,6 @@ _STYLES = {
 
 
 def runs_table(runs: Iterable[Run]) -> Table:
-    """A table of runs."""
     table = _table("id", "name", "owner", "state", "created", "dollars", "")
     for run in runs:
         _row(
@@ -83,20 +82,11 @@ def pools_view(pools: PoolList) -> RenderableType:
 
 
 def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
-    """A table of tokens."""
     table = _table("id", "name", "owner", "scope", "created", "expires", "last used", "")
     for token in tokens:
         _row(
             table, token.id, token.name, token.owner, ", ".join(token.scopes), moment(token.created),
             moment(token.expires) or "never", moment(token.used), "" if token.revoked is None else Text("revoked", "red"))
-    return table
-
-
-def webhooks_table(webhooks: Iterable[WebhookInfo]) -> Table:
-    """A table of webhooks."""
-    table = _table("id", "URL", "states", "created")
-    for webhook in webhooks:
-        _row(table, webhook.id, webhook.url, ", ".join(webhook.states) or "all", moment(webhook.created))
     return table
 
 
@@ -128,7 +118,6 @@ def quota_view(quota: Quota) -> RenderableType:
 
 
 def logs_table(logs: Iterable[LogFile]) -> Table:
-    """A table of logs."""
     table = _table("log", "last line at", "bytes")
     for log in logs:
         _row(table, log.name, moment(log.updated), f"{log.bytes:,}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Text, cast, select
 from sqlalchemy.orm import Session
 
 from service.database import values
@@ -35,7 +35,19 @@ def note(
 
 def mentions(session: Session, target: str) -> bool:
     """Whether an action on an object with this id was ever recorded."""
-    return session.scalars(select(Audit.id).where(Audit.target == target).limit(1)).first() is not None
+    return session.scalars(select(Audit.id).where(Audit.target == values.text(target)).limit(1)).first() is not None
+
+
+def storage_detail(storage: str | None) -> dict[str, str]:
+    """Detail of an entry on a deleted run: its own folder in `checkpoint.storage`, if it had one, with the options of its URI."""
+    return {} if storage is None else {"storage": storage}
+
+
+def storages(session: Session) -> list[str]:
+    """Folders of deleted runs in `checkpoint.storage`, as `storage_detail` recorded them."""
+    recorded = cast(Audit.detail, Text).contains('"storage"', autoescape=True)
+    found = session.scalars(select(Audit.detail).where(Audit.action.in_(("run.delete", "run.removed")), recorded))
+    return [str(detail.get("storage", "")) for detail in found]
 
 
 def page(session: Session, *, cursor: str | None, limit: int) -> tuple[list[Audit], str | None]:

@@ -56,7 +56,6 @@ class Fold:
         return len(self._finished) * _STAGE_WEIGHT + sum(self._furthest.values())
 
     def update(self, event: Event) -> None:
-        """Apply the next event."""
         if event.unit is not None and event.stage is not None:
             self._unit_event(event, values.text(event.stage, 32), values.text(event.unit, 64))
         elif event.stage is not None and event.type in _STAGE_EVENTS:

@@ -1,14 +1,19 @@
-"""Stored policies: one row for the default policy, and one for each owner with a policy."""
+"""Stored policies: one row for the default policy, and one for each owner with a policy.
+
+A policy that this version cannot read becomes `UNREADABLE`, which allows nothing; the policies of other owners apply as always.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from service.database.documents import Unreadable
 from service.database.tables import OwnerPolicy, RunRow
-from service.domain.policies import Policies, Policy
+from service.domain.policies import UNREADABLE, Policies, Policy
 
 _DEFAULT = "*"
 
@@ -32,7 +37,6 @@ def prices_of(session: Session, run: RunRow) -> dict[str, float]:
 
 
 def replace(session: Session, policies: Policies, now: float) -> None:
-    """Replace all stored policies."""
     session.execute(delete(OwnerPolicy))
     for owner, policy in ((_DEFAULT, policies.default), *policies.owners.items()):
         session.add(_row(owner, policy, now))
@@ -40,8 +44,8 @@ def replace(session: Session, policies: Policies, now: float) -> None:
 
 
 def put(session: Session, owner: str, policy: Policy, now: float) -> None:
-    """Store one owner's policy."""
-    session.merge(_row(owner, policy, now))
+    session.execute(delete(OwnerPolicy).where(OwnerPolicy.owner == owner))
+    session.add(_row(owner, policy, now))       # a merge would keep a damaged document, which reads as an empty one
     session.flush()
 
 
@@ -52,8 +56,19 @@ def remove(session: Session, owner: str) -> bool:
 
 
 def _policies(limits: dict[str, dict[str, Any]]) -> Policies:
-    default = limits.pop(_DEFAULT, None)
-    return Policies.model_validate({"owners": limits} if default is None else {"default": default, "owners": limits})
+    owners = {owner: _policy(document) for owner, document in limits.items()}
+    default = owners.pop(_DEFAULT, None)
+    # Without validation, which would refuse all policies for one damaged name.
+    return Policies.model_construct(owners=owners) if default is None else Policies.model_construct(default=default, owners=owners)
+
+
+def _policy(document: dict[str, Any]) -> Policy:
+    if isinstance(document, Unreadable):
+        return UNREADABLE
+    try:
+        return Policy.model_validate(document)
+    except ValidationError:
+        return UNREADABLE
 
 
 def _row(owner: str, policy: Policy, now: float) -> OwnerPolicy:

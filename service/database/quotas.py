@@ -29,7 +29,6 @@ class Quotas:
     uses: Mapping[str, Use]
 
     def use(self, owner: str) -> Use:
-        """Usage of an owner."""
         return self.uses.get(owner, Use())
 
 
@@ -50,7 +49,6 @@ def use_to_change(session: Session, owner: str, now: float) -> Use:
 
 
 def use_of(session: Session, owner: str, now: float) -> Use:
-    """Usage of one owner."""
     unfinished = RunRow.state.in_([RunState.QUEUED, *ACTIVE])
     states = dict(session.execute(
         select(RunRow.state, func.count()).where(RunRow.owner == owner, unfinished).group_by(RunRow.state)).all())
@@ -69,10 +67,8 @@ def add_dollars(session: Session, owner: str, dollars: float, now: float) -> Non
 
 
 def month_dollars(session: Session, now: float) -> dict[str, float]:
-    """Dollars of this month by owner."""
     return dict(session.execute(select(Spending.owner, Spending.dollars).where(Spending.month == month_of(now))).all())
 
 
 def owner_dollars(session: Session, owner: str, now: float) -> float:
-    """Dollars of one owner in this month."""
     return session.scalar(select(Spending.dollars).where(Spending.owner == owner, Spending.month == month_of(now))) or 0.0

@@ -15,10 +15,10 @@ from sqlalchemy.orm.attributes import set_committed_value
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.stages import STAGES
-from service.database import stream, values, webhooks
+from service.database import stream, values
 from service.database.tables import RunRow, UnitRow
 from service.domain.retention import named_runs
-from service.domain.run_paths import is_id
+from service.domain.run_paths import is_id, own_storage
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
@@ -141,6 +141,12 @@ def starts(session: Session, run_id: str | None = None) -> dict[str, str]:
     return {named: reader for reader, config in found for named in named_runs(config) - {reader}}
 
 
+def storages(session: Session) -> list[str]:
+    """Own folders of runs in `checkpoint.storage`."""
+    found = session.execute(select(RunRow.id, RunRow.config)).all()
+    return [storage for run_id, config in found if (storage := own_storage(config, run_id)) is not None]
+
+
 def queue_order(session: Session) -> list[str]:
     """Ids of the queued runs, the next one first."""
     queued = select(RunRow.id).where(RunRow.state == RunState.QUEUED.value)
@@ -178,7 +184,6 @@ def troubled(session: Session) -> int:
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:
-    """Number of runs in any of the states, by owner."""
     condition = RunRow.state.in_([state.value for state in states])
     rows = session.execute(select(RunRow.owner, func.count()).where(condition).group_by(RunRow.owner))
     return dict(rows.all())
@@ -194,6 +199,19 @@ def measured(session: Session, run_id: str, size: int, now: float) -> None:
     """Store the size of a run's directory. Does not increment the run's version, because no decision depends on the size."""
     session.execute(
         update(RunRow).where(RunRow.id == run_id).values(disk_bytes=size, measured=now)
+        .execution_options(synchronize_session=False))
+
+
+def unposted(session: Session, *, since: float, limit: int) -> list[RunRow]:
+    """Runs that ended at or after a time and whose end was not posted yet, the first to end first."""
+    query = select(RunRow).options(*_LEFT_OUT).where(RunRow.ended >= since, RunRow.end_posted.is_(None))
+    return list(session.scalars(query.order_by(RunRow.ended, RunRow.id).limit(limit)))
+
+
+def posted(session: Session, run: RunRow, now: float) -> None:
+    """Store that the end of a run was posted, unless the run was resumed meanwhile. Does not increment the run's version."""
+    session.execute(
+        update(RunRow).where(RunRow.id == run.id, RunRow.ended == run.ended).values(end_posted=now)
         .execution_options(synchronize_session=False))
 
 
@@ -215,7 +233,7 @@ def metered_dollars(session: Session) -> float:
 
 
 def transition(session: Session, run: RunRow, state: RunState, *, reason: str | None, now: float, **columns: Any) -> None:
-    """Change the state of a run, and publish the change to its stream and its owner's webhooks.
+    """Change the state of a run, and publish the change to its stream.
 
     `started` is set when the run first runs, `ended` when it ends. A run whose driver was lost keeps its place in the queue; a
     resumed run goes to the end of the queue, with `stop` and `futile` reset.
@@ -236,13 +254,14 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
     if not may_follow(before, state):
         raise IllegalTransition(f"run {run.id} is {before}: it cannot become {state}")
     changes: dict[str, Any] = {
-        "state": state.value, "reason": None if reason is None else values.text(reason), "next_position": RunRow.next_position + 1}
+        "state": state.value, "reason": None if reason is None else values.text(reason), "trouble": None,
+        "next_position": RunRow.next_position + 1}
     if state is RunState.RUNNING and run.started is None:
         changes["started"] = now
     if state in TERMINAL:
-        changes |= {"ended": now, "trouble": None}
+        changes["ended"] = now
     if before in TERMINAL:
-        changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None}
+        changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None, "end_posted": None}
     _change(session, run, now, changes | columns)
     _publish_state(session, run, now)
 
@@ -285,7 +304,6 @@ def _change(session: Session, run: RunRow, now: float, changes: dict[str, Any]) 
 def _publish_state(session: Session, run: RunRow, now: float) -> None:
     data = {"state": run.state, "reason": run.reason, "attempt": run.attempt}
     stream.put(session, run.id, run.next_position - 1, [{"time": now, "type": "state", "stage": None, "unit": None, "data": data}])
-    webhooks.enqueue(session, run, now)
 
 
 def _stale(run: RunRow) -> StaleRun:

@@ -109,7 +109,6 @@ class Database:
             raise DatabaseError(f"the database is at revision {current}, this version needs {head}: migrate it")
 
     def close(self) -> None:
-        """Close all idle connections."""
         self._engine.dispose()
 
     @staticmethod

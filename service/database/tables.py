@@ -61,7 +61,7 @@ class RunRow(Table):
     mark_at_start: Mapped[int] = mapped_column(default=0)
     """`mark` when the current attempt began."""
     stop: Mapped[str | None] = mapped_column(String(16))
-    """Why the run was asked to stop: `cancelled`, `killed`, `budget` or `month`."""
+    """Why the run was asked to stop; see `service.domain.outcome.Stop`."""
     budget_dollars: Mapped[float | None]
     dollars: Mapped[float] = mapped_column(default=0.0)
     """Dollars metered so far, over all attempts."""
@@ -96,11 +96,14 @@ class RunRow(Table):
     queued: Mapped[float]
     started: Mapped[float | None]
     ended: Mapped[float | None]
+    end_posted: Mapped[float | None]
+    """Time at which the operator's URL accepted the message about the end; null before."""
     updated: Mapped[float]
 
     __table_args__ = (
         Index("runs_by_state", "state", "priority", "queued"),
         Index("runs_by_owner", "owner", "id"),
+        Index("runs_by_end", "end_posted", "ended"),
         # The sizes are summed every second; this index avoids reading the rows, which are long.
         Index("runs_by_size", "owner", "disk_bytes"),
     )
@@ -317,41 +320,6 @@ class IdempotencyKey(Table):
     body_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     run_id: Mapped[str] = mapped_column(ULID)
     created: Mapped[float]
-
-
-class Webhook(Table):
-    """A receiver of messages about an owner's runs."""
-
-    __tablename__ = "webhooks"
-
-    id: Mapped[str] = mapped_column(ULID, primary_key=True)
-    owner: Mapped[str]
-    url: Mapped[str]
-    secret: Mapped[str]
-    """Secret that signs the deliveries."""
-    states: Mapped[list[str]]
-    """States that the webhook reports; an empty list means all states."""
-    created: Mapped[float]
-
-
-class Delivery(Table):
-    """A message to a webhook, written in the transaction of the change it reports."""
-
-    __tablename__ = "deliveries"
-
-    id: Mapped[str] = mapped_column(ULID, primary_key=True)
-    webhook_id: Mapped[str] = mapped_column(ULID, ForeignKey("webhooks.id", ondelete="CASCADE"))
-    run_id: Mapped[str] = mapped_column(ULID)
-    body: Mapped[dict[str, Any]]
-    created: Mapped[float]
-    attempts: Mapped[int] = mapped_column(default=0)
-    due: Mapped[float | None]
-    """Time of the next attempt; null after the delivery has arrived or was given up."""
-    delivered: Mapped[float | None]
-    answer: Mapped[str | None]
-    """HTTP status or error of the last attempt to deliver."""
-
-    __table_args__ = (Index("deliveries_by_due", "due"), Index("deliveries_by_webhook", "webhook_id", "id"))
 
 
 class OwnerPolicy(Table):

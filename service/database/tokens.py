@@ -81,12 +81,10 @@ def used_lately(token: Token, now: float) -> bool:
 
 
 def touch(session: Session, token: Token, now: float) -> None:
-    """Record the use of a token."""
     session.execute(update(Token).where(Token.id == token.id).values(used=now))
 
 
 def get(session: Session, token_id: str) -> Token | None:
-    """Row of a token by its id."""
     return session.get(Token, values.text(token_id))
 
 
@@ -101,6 +99,5 @@ def page(session: Session) -> list[Token]:
 
 
 def count_valid(session: Session, now: float) -> int:
-    """Number of valid tokens."""
     alive = or_(Token.expires.is_(None), Token.expires > now)
     return session.scalar(select(func.count()).select_from(Token).where(Token.revoked.is_(None), alive)) or 0

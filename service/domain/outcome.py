@@ -20,8 +20,9 @@ UNREADABLE_STOP_SECONDS = 120.0
 REASON_LENGTH = 500
 """Maximum length of a stored reason (characters)."""
 
-Stop = Literal["cancelled", "killed", "budget", "month", "unreadable"]
-"""Why a run was asked to stop; `killed` does not wait for a checkpoint. An `unreadable` run cannot be metered."""
+Stop = Literal["cancelled", "killed", "budget", "month", "policy", "unreadable"]
+"""Why a run was asked to stop; `killed` does not wait for a checkpoint. With `policy`, it is unknown what its owner may spend. An
+`unreadable` run cannot be metered."""
 
 STOP_REASONS: Mapping[str, str] = {
     "cancelled": "cancelled",
@@ -29,6 +30,7 @@ STOP_REASONS: Mapping[str, str] = {
     "budget": "its budget is spent",
     "unreadable": "its record cannot be read",
     "month": "its owner's dollars for this month are used up; it can be resumed next month",
+    "policy": "its owner's policy cannot be read; it can be resumed once an administrator has set that policy again",
 }
 
 AWAITED = "awaited"

@@ -81,7 +81,6 @@ class Roots:
 
     @property
     def output_buckets(self) -> list[str]:
-        """Output roots that are buckets."""
         return [str(root) for root in self.outputs if is_uri(root)]
 
 

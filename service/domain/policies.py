@@ -51,6 +51,14 @@ class Policy(_Document):
     """How long finished runs are kept."""
 
 
+class UnreadablePolicy(Policy):
+    """Stands for a stored policy that this version cannot read: it allows nothing, and removes no run."""
+
+
+UNREADABLE = UnreadablePolicy(
+    resources=[], highest_priority=-HIGHEST_PRIORITY, queued_runs=0, active_runs=0, dollars_per_month=0, disk_bytes=0)
+
+
 class Policies(_Document):
     """Policies of all owners."""
 
@@ -60,9 +68,17 @@ class Policies(_Document):
     """Policies by owner; omitted fields take their values from the default policy."""
 
     def of(self, owner: str) -> Policy:
-        """The policy that applies to an owner."""
+        """The policy that applies to an owner; `UNREADABLE` if a part of it cannot be read."""
         entry = self.owners.get(owner)
-        if entry is None:
+        if entry is None or isinstance(self.default, UnreadablePolicy):
             return self.default
+        if isinstance(entry, UnreadablePolicy):
+            return entry
         changes = {name: getattr(entry, name) for name in entry.model_fields_set}
         return self.default.model_copy(update={**changes, "prices": {**self.default.prices, **entry.prices}})
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Names of the policies that this version cannot read: `default`, and owners."""
+        named = {"default": self.default, **self.owners}
+        return [name for name, policy in named.items() if isinstance(policy, UnreadablePolicy)]

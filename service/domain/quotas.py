@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, MachineType, Owner, RunConfig
-from service.domain.policies import Policy
+from service.domain.policies import Policy, UnreadablePolicy
 from service.errors import AgainstPolicy
 
 _Priced = TypeVar("_Priced", LowMemoryPool, HighMemoryPool, MachineType, Owner)
@@ -57,6 +57,16 @@ def priced(config: RunConfig, prices: Mapping[str, float]) -> tuple[RunConfig, l
     return config.model_copy(update={"pools": changed}), notes
 
 
+def check_readable(policy: Policy) -> None:
+    """Refuse everything if the owner's policy cannot be read.
+
+    Raises:
+        AgainstPolicy: The policy cannot be read.
+    """
+    if isinstance(policy, UnreadablePolicy):
+        raise AgainstPolicy("policy", "unreadable", "nothing is allowed until an administrator has set your policy again")
+
+
 def check_pools(config: RunConfig, policy: Policy) -> None:
     """Refuse pools that the owner may not use.
 
@@ -78,8 +88,9 @@ def check_priority(priority: int, policy: Policy) -> None:
     """Refuse a priority above the highest that the owner may use.
 
     Raises:
-        AgainstPolicy: The priority is too high.
+        AgainstPolicy: The priority is too high, or the policy cannot be read.
     """
+    check_readable(policy)
     if priority > policy.highest_priority:
         raise AgainstPolicy("priority", priority, f"is above your highest priority of {policy.highest_priority}; lower it")
 
@@ -88,8 +99,9 @@ def check_queue(policy: Policy, use: Use) -> None:
     """Refuse another queued run if the owner has reached the limit.
 
     Raises:
-        AgainstPolicy: The limit on queued runs is reached.
+        AgainstPolicy: The limit on queued runs is reached, or the policy cannot be read.
     """
+    check_readable(policy)
     if policy.queued_runs is not None and use.queued >= policy.queued_runs:
         raise AgainstPolicy(
             "queued_runs", use.queued, f"you may have {policy.queued_runs} queued runs; wait until one starts, or cancel one")
@@ -124,6 +136,8 @@ def disk_full(policy: Policy, use: Use) -> bool:
 
 def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
     """Why the policy does not let a queued run with these resource tags start; None if the run may start."""
+    if isinstance(policy, UnreadablePolicy):
+        return "its owner's policy cannot be read; an administrator has to set it again"
     refused = [tag for tag in tags if policy.resources is not None and tag not in policy.resources]
     if refused:
         return f"its owner may no longer use {', '.join(refused)}"

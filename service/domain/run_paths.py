@@ -95,5 +95,4 @@ class RunPaths:
         return self.home / f"report-to-{attempt}"
 
     def stop_file(self, attempt: int) -> Path:
-        """Stop file of an attempt."""
         return self.home / f"stop-{attempt}"

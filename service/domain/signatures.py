@@ -1,4 +1,4 @@
-"""Keys of drivers and signatures of webhooks: HMAC-SHA256 with a secret of the service."""
+"""Keys of drivers and signatures of messages: HMAC-SHA256 with a secret of the service."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def driver_key(secret: bytes, run_id: str, attempt: int) -> bytes:
 
 
 def sign(secret: str, body: bytes, now: float) -> str:
-    """Signature header of a webhook delivery, `t=TIME,v1=HEX`, where HEX signs TIME, a dot and the body."""
+    """Signature header of a message, `t=TIME,v1=HEX`, where HEX signs TIME, a dot and the body."""
     digest = hmac.new(secret.encode(), f"{int(now)}.".encode() + body, hashlib.sha256).hexdigest()
     return f"t={int(now)},v1={digest}"

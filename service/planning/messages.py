@@ -22,7 +22,6 @@ _ERRORS: tuple[type[ServiceError], ...] = (BadRequest, NotFound, StorageUnavaila
 
 
 def task_to_json(task: Task) -> bytes:
-    """Encode a task."""
     return json.dumps({
         "kind": task.kind, "body": base64.b64encode(task.body).decode(), "here": task.here,
         "policy": task.policy.model_dump_json(),
@@ -34,7 +33,6 @@ def task_to_json(task: Task) -> bytes:
 
 
 def task_from_json(content: bytes) -> Task:
-    """Decode what `task_to_json` has encoded."""
     raw = json.loads(content)
     roots: dict[str, Any] = {name: tuple(map(_location, places)) for name, places in raw["roots"].items()}
     return Task(
@@ -46,7 +44,6 @@ def task_from_json(content: bytes) -> Task:
 
 
 def outcome_to_json(outcome: Outcome) -> bytes:
-    """Encode an outcome."""
     if isinstance(outcome, bytes):
         return json.dumps({"estimate": outcome.decode()}).encode()
     if isinstance(outcome, NeedsStarts):

@@ -34,6 +34,10 @@ _RETRY_SECONDS = 1.0
 """Wait that is suggested to a client whose request was refused."""
 _START_SECONDS = 60.0
 """Maximum time for the fork server to start, in seconds, on a machine that is very busy."""
+_END_SECONDS = 2.0
+"""Maximum time for the fork server to end before it is killed (s). Its children then end at their own deadlines."""
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that no limit of a task sends: another program did, or the kernel when the machine ran out of memory."""
 
 
 class Places:
@@ -123,8 +127,14 @@ class PlanningPool:
             Overloaded: The process has died.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._hand_over(theirs)
+        try:
+            # In a thread, because a fork server that hangs takes a moment to replace.
+            await run_in_threadpool(self._hand_over, theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             async with asyncio.timeout(self._limits.seconds + _START_SECONDS):
@@ -140,7 +150,7 @@ class PlanningPool:
         if not answer:
             raise _died()
         if len(answer) == 1 or answer[-1]:
-            raise self._exceeded(answer[-1])
+            raise _died() if answer[-1] in _FROM_OUTSIDE else self._exceeded(answer[-1])
         # In a thread, because the service checks a run's configuration again.
         return await run_in_threadpool(outcome_from_json, answer[:-1])
 
@@ -156,7 +166,8 @@ class PlanningPool:
                     self._end()
                     self._start()
                 assert self._control is not None  # noqa: S101 - `_start` has made it
-                with contextlib.suppress(OSError):      # the server has just died
+                # The server has just died, or hangs and has left some 250 tasks unread.
+                with contextlib.suppress(OSError):
                     socket.send_fds(self._control, [b"+"], [task.fileno()])
                     return
                 self._end()
@@ -164,6 +175,7 @@ class PlanningPool:
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
+        self._control.settimeout(0)
         with theirs:
             # Without `-P`, the directory in which the operator starts the service could bring other modules.
             self._process = subprocess.Popen(  # noqa: S603 - no text of a user is in it
@@ -174,7 +186,11 @@ class PlanningPool:
         if self._control is not None:
             self._control.close()
         if self._process is not None:
-            self._process.wait()
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._control = self._process = None
 
     def _exceeded(self, ended_by: int) -> TooCostly:

@@ -70,7 +70,6 @@ class Dashboard:
         return auth_headers(self._token_path)
 
     def close(self) -> None:
-        """Close all connections."""
         self._client.close()
 
 

@@ -149,8 +149,9 @@ class LocalRay:
 
     def _launch(self, ports: Sequence[int]) -> LocalCluster:
         # Ray makes its directory readable for all users, so it needs a private parent that the cluster's user can enter.
+        # The name begins with a dot, because runs read no hidden folder below an input root, such as `/` or `/tmp`.
         fits = self._user is None and len(str(self._sessions)) <= LONGEST_DIRECTORY
-        directory = self._sessions if fits else Path(tempfile.mkdtemp(prefix="moedisco-"), "r")
+        directory = self._sessions if fits else Path(tempfile.mkdtemp(prefix=".moedisco-"), "r")
         dashboard_port, gcs_port = ports
         record = _Record(
             secrets.token_hex(16), pid=None, dashboard_port=dashboard_port, gcs_port=gcs_port, directory=str(directory),

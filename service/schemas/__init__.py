@@ -45,14 +45,12 @@ from service.schemas.watching import (
     ReportAnswer,
     Series,
 )
-from service.schemas.webhooks import DeliveryInfo, DeliveryPage, NewWebhook, WebhookInfo, WebhookPage, WebhookRequest
 
 __all__ = [
-    "MOST_EXPERTS", "Artifact", "ArtifactPage", "AuditEntry", "AuditPage", "CancelRequest", "DeliveryInfo", "DeliveryPage",
-    "DisplayName", "Document", "Dollars", "DriverEvent", "Estimate", "EstimateRequest", "Figure", "Health", "Identity", "LogFile",
-    "LogPage", "Metrics", "Mistake", "Money", "NewSignInCode", "NewToken", "NewWebhook", "PlannableConfig", "PoolList", "PoolNode",
-    "PoolStatus", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "RetryRequest", "Run", "RunChange", "RunDetail",
-    "RunPage", "RunRequest", "Scope", "Series", "SessionInfo", "SessionPage", "SessionRequest", "Share", "StageProgress",
-    "TokenInfo", "TokenPage", "TokenRequest", "Unit", "UnitPage",
-    "WebhookInfo", "WebhookPage", "WebhookRequest",
+    "MOST_EXPERTS", "Artifact", "ArtifactPage", "AuditEntry", "AuditPage", "CancelRequest", "DisplayName",
+    "Document", "Dollars", "DriverEvent", "Estimate", "EstimateRequest", "Figure", "Health", "Identity", "LogFile",
+    "LogPage", "Metrics", "Mistake", "Money", "NewSignInCode", "NewToken", "PlannableConfig", "PoolList",
+    "PoolNode", "PoolStatus", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "RetryRequest", "Run",
+    "RunChange", "RunDetail", "RunPage", "RunRequest", "Scope", "Series", "SessionInfo", "SessionPage",
+    "SessionRequest", "Share", "StageProgress", "TokenInfo", "TokenPage", "TokenRequest", "Unit", "UnitPage",
 ]

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_client import Service, service
+from api_client import PlanningHere, Service, service
 from starlette.testclient import TestClient
+
+from service.planning.pool import PlanningPool
 
 STORAGE_BUCKET = "s3://checkpoints/moe"
 INPUT_BUCKET = "s3://texts/wiki"
@@ -15,7 +17,13 @@ INPUT_HUB = "hf://allowed"
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Service]:
+def planning() -> PlanningPool:
+    """Plans without processes: most attacks are on what is decided, not on who computes it."""
+    return PlanningHere()
+
+
+@pytest.fixture
+def api(tmp_path: Path, planning: PlanningPool) -> Iterator[Service]:
     """A service whose operator allows a directory and a bucket for reading, and for checkpoints; `tmp_path/secret` is outside."""
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -29,7 +37,7 @@ def api(tmp_path: Path) -> Iterator[Service]:
         "input_roots": (str(tmp_path / "data"), INPUT_BUCKET, INPUT_HUB),
         "storage_roots": (str(tmp_path / "checkpoints"), STORAGE_BUCKET),
         "requests_per_minute": 100_000}
-    with service(tmp_path, **roots) as made:
+    with service(tmp_path, planning, **roots) as made:
         yield made
 
 

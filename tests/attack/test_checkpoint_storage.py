@@ -6,13 +6,15 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from api_client import Service, demo, service
+from api_client import PlanningHere, Service, demo, service
 from reconciling import Scene
 from s3_standin import s3_server
 
-from moedisco_ray.core.locations import CACHE, joined
+from moedisco_ray.core import remote
+from moedisco_ray.core.locations import CACHE, Location, is_uri, joined
 from moedisco_ray.core.remote import Remote
 from service.background.housekeeping import Housekeeping
 
@@ -34,7 +36,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def api(storage: str, tmp_path: Path) -> Iterator[Service]:
-    with service(tmp_path, storage_roots=(storage,)) as made:
+    with service(tmp_path, PlanningHere(), storage_roots=(storage,)) as made:
         yield made
 
 
@@ -46,9 +48,9 @@ def tidy(api: Service, now: float) -> None:
     Housekeeping(api.database, api.jobs, api.settings.roots, 60.0).round(now)
 
 
-def cancelled(api: Service, scene: Scene, storage: str, name: str) -> str:
+def cancelled(api: Service, scene: Scene, storage: str, name: str, options: str = "") -> str:
     """A run that was cancelled after its driver had written a checkpoint."""
-    config = demo(name=name, checkpoint={"storage": f"{storage}/team"})
+    config = demo(name=name, checkpoint={"storage": f"{storage}/team{options}"})
     run_id = api.ann.post("/v1/runs", json={"config": config}).json()["id"]
     scene.round()
     asked = json.loads(scene.place(run_id).request.read_text())["checkpoint"]["storage"]
@@ -94,7 +96,7 @@ def test_retention_deletes_the_checkpoints_of_a_run(api: Service, storage: str, 
 
 
 def test_checkpoints_that_were_left_are_swept_and_nothing_else(api: Service, storage: str, tmp_path: Path, caplog, capfd):
-    """Checkpoints of a deleted run go a day later; what this service did not write is only named in the log.
+    """Checkpoints of a deleted run go a day later; what this service did not write is named once, in the log and the audit log.
 
     Before (af276e38): nothing looks for them.
     """
@@ -111,9 +113,42 @@ def test_checkpoints_that_were_left_are_swept_and_nothing_else(api: Service, sto
     assert {foreign, other} < set(left)
     assert [name for name in left if run_id in name] == []
     assert [name for name in left if known in name or "known-" in name] != []
-    assert "checkpoints.removed" in [entry["action"] for entry in api.admin.get("/v1/audit").json()["items"]]
+    tidy(api, time.time() + 3 * DAY)
+    entries = [(entry["action"], entry["target"]) for entry in api.admin.get("/v1/audit").json()["items"]]
+    assert entries.count(("checkpoints.removed", run_id)) == 1
+    assert entries.count(("checkpoints.unknown", f"{storage}/team/01JDB5W3XQ3N8QZ7V0G6M4T9KE")) == 1
+    assert {foreign, other} < set(stored(storage))
     said = capfd.readouterr()
     assert "01JDB5W3XQ3N8QZ7V0G6M4T9KE belongs to no run of this service" in caplog.text + said.out + said.err
+
+
+@pytest.mark.parametrize("remaining", [True, False])
+def test_a_bucket_is_swept_with_the_options_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remaining: bool):
+    """The options come from a run that remains, or from the audit log.
+
+    Before (af276e38): nothing looks for left checkpoints.
+    """
+    region, resolve = "?region=eu-west-1", remote.resolve
+    bucket = f"remaining-{remaining}".lower()
+    root = f"s3://{bucket}"
+
+    def in_its_region_alone(location: Location) -> tuple[Any, str]:
+        if is_uri(location) and region not in str(location):
+            raise OSError("the bucket is in another region")
+        return resolve(location)
+
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "resolve", in_its_region_alone)
+    with s3_server(bucket), service(tmp_path, storage_roots=(root,)) as api:
+        scene = Scene(api.database, tmp_path, api.settings, api.jobs, api.pools)
+        deleted, other = (cancelled(api, scene, root, name, region) for name in ("deleted", "other"))
+        for run_id in (deleted,) if remaining else (deleted, other):
+            assert api.ann.delete(f"/v1/runs/{run_id}").status_code == 204
+        Remote(f"{root}{region}", "storage", ()).write(f"team/{deleted}/left/file", b"left")
+        tidy(api, time.time() + 2 * DAY)
+        left = stored(f"{root}{region}")
+    assert [name for name in left if deleted in name] == []
+    assert (left != {}) == remaining
 
 
 def test_a_retry_and_a_resumed_run_have_folders_of_their_own(api: Service, storage: str, tmp_path: Path):
@@ -132,7 +167,7 @@ def test_a_planted_link_does_not_lead_the_deletion_elsewhere(tmp_path: Path):
     """A driver replaces the folder above its own by a link to another directory."""
     root, victim = tmp_path / "checkpoints", tmp_path / "victim"
     root.mkdir()
-    with service(tmp_path, storage_roots=(str(root),)) as api:
+    with service(tmp_path, PlanningHere(), storage_roots=(str(root),)) as api:
         scene = Scene(api.database, tmp_path, api.settings, api.jobs, api.pools)
         run_id = cancelled(api, scene, str(root), "linked")
         (victim / run_id).mkdir(parents=True)

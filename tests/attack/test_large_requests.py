@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_client import Service, demo
+from api_client import PLANNING, Service, demo
 
 from moedisco_ray.core.config import RunConfig
+from service.planning.pool import PlanningPool
 
 SECONDS = 1.0
+
+
+@pytest.fixture
+def planning() -> PlanningPool:
+    """The real one, in processes of its own."""
+    return PLANNING
 
 
 def answered(api: Service, path: str, body: dict[str, Any], who: str = "reader") -> int:

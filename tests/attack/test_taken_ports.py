@@ -9,8 +9,10 @@ import contextlib
 import json
 import queue
 import shlex
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 import typer
-from api_client import Service, demo, service
+from api_client import PlanningHere, Service, demo, service
 from reconciling import SECRET
 from running_service import Running, until
 
@@ -29,7 +31,6 @@ from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.execution import pipeline
 from service.background.reconciler import Reconciler
 from service.database import runs, stream
 from service.domain.run_paths import RunPaths
@@ -54,7 +55,9 @@ class Ray:
         self._thread: threading.Thread | None = None
         self.events: queue.Queue[Event] = queue.Queue()
         self.secrets = [SECRET.decode()]
-        patch.setattr(pipeline, "run", self._pipeline)
+        pipeline = types.ModuleType("moedisco_ray.execution.pipeline")     # without Ray, which takes seconds to import
+        vars(pipeline)["run"] = self._pipeline
+        patch.setitem(sys.modules, pipeline.__name__, pipeline)
 
     @property
     def alive(self) -> bool:
@@ -209,7 +212,7 @@ def test_a_run_outlasts_what_answers_on_the_port_of_its_service(
     Before (af276e38): "superseded" (another service, proxy); the echo had the token "mdr_..."; no event reached the new port.
     """
     monkeypatch.setattr(reporter, "_LONGEST_PAUSE", 0.05)
-    with service(tmp_path) as made, contextlib.ExitStack() as stack:
+    with service(tmp_path, PlanningHere()) as made, contextlib.ExitStack() as stack:
         ray, first, second = Ray(monkeypatch), Running(made), Running(made)
         asked = made.ann.post("/v1/runs", json={"config": demo(), "budget_dollars": 5.0})
         run_id = asked.json()["id"]

@@ -38,7 +38,7 @@ NAME = HOSTILE.replace("/", "")
 MODELS: dict[str, Any] = {
     "/v1/runs": schemas.Run, f"/v1/runs/{ID}/submodels": schemas.Unit, f"/v1/runs/{ID}/report": RunReport,
     f"/v1/runs/{ID}/logs": schemas.LogFile, "/v1/pools": schemas.PoolList, "/v1/policies": Policies, "/v1/quota": schemas.Quota,
-    "/v1/tokens": schemas.TokenInfo, "/v1/webhooks": schemas.WebhookInfo}
+    "/v1/tokens": schemas.TokenInfo}
 
 
 def commands() -> list[tuple[str, ...]]:
@@ -97,7 +97,6 @@ class HostileService(Fake):
         for path in ("/v1/runs", *(f"/v1/runs/{ID}/{verb}" for verb in ("cancel", "resume", "retry"))):
             self.answers["POST", path] = detail
         self.answers["POST", "/v1/tokens"] |= {"token": HOSTILE, "name": HOSTILE}
-        self.answers["POST", "/v1/webhooks"] |= {"secret": HOSTILE, "id": HOSTILE}
         self.answers["POST", "/v1/sign-in-codes"] = {"code": HOSTILE, "expires": 1.0}
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -237,9 +236,6 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "tokens create": [
         [HOSTILE, "--owner", HOSTILE], ["x", "--owner", "ann", "--json"], ["x", "--owner", "ann", "--state-dir", NAME]],
     "tokens revoke": [[HOSTILE], ["T1"], ["T1", "--json"]],
-    "webhooks list": [[], ["--json"]],
-    "webhooks create": [[HOSTILE], ["https://hooks.test/x", "--json"], ["https://hooks.test/x"]],
-    "webhooks delete": [[HOSTILE], ["W1"]],
     "serve": [["--public-url", HOSTILE], ["--port", HOSTILE], ["--input-root", HOSTILE, "--map-function", HOSTILE]],
     "stop": [["--state-dir", NAME]],
     "sign-in": [[]],
@@ -291,7 +287,7 @@ def test_no_command_writes_what_a_terminal_obeys(
 @pytest.mark.parametrize("command", [
     command for command in commands() if command[0] in {
         "submit", "estimate", "retry", "watch", "logs", "list", "status", "change", "cancel", "resume", "delete", "download",
-        "quota", "policies", "pools", "tokens", "webhooks", "sign-in"}], ids=" ".join)
+        "quota", "policies", "pools", "tokens", "sign-in"}], ids=" ".join)
 def test_no_command_writes_what_a_service_refuses_with(
     fake: HostileService, place: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...],
 ) -> None:

@@ -66,7 +66,10 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 @pytest.mark.parametrize("column", [*COLUMNS, "data"])
 @pytest.mark.parametrize("state", ["queued", "running", "stopping", "failed"])
 def test_a_poisoned_run_holds_up_no_other(api: Service, tmp_path: Path, column: str, state: str):
-    """Before (af276e38): text that is no JSON answers 500 on the list of all runs, and ends each round with ValueError."""
+    """The rounds are those of the reconciler and of the housekeeping.
+
+    Before (af276e38): text that is no JSON ends each round with ValueError; the list answers 500, but not for `config` and `meter`.
+    """
     scene = Scene(api.database, tmp_path, api.settings, api.jobs, api.pools)
     scene.pools.slots = {"low_mem_gpu": 4000, "high_mem_gpu": 4000}
     path = tmp_path / "state" / "service.sqlite3"

@@ -28,8 +28,8 @@ PATIENCE = 30.0
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 
-def members(directory: Path, patience: float | None, late_weight: float | None = None) -> list[TrainJob]:
-    sync = SyncPlan(directory / "sync", AT, Outer(), patience, late_weight)
+def members(directory: Path, patience: float | None) -> list[TrainJob]:
+    sync = SyncPlan(directory / "sync", AT, Outer(), patience)
     return [
         dataclasses.replace(
             make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, sync=sync)
@@ -65,12 +65,9 @@ def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(
     nodes.check_nothing_is_left()
 
 
-@pytest.mark.parametrize("late_weight", [None, 0.5])
-def test_a_member_that_is_away_is_late_for_one_sync_and_joins_the_next(
-    nodes: SpotNodes, tmp_path: Path, late_weight: float | None,
-) -> None:
+def test_a_member_that_is_away_is_late_for_one_sync_and_joins_the_next(nodes: SpotNodes, tmp_path: Path) -> None:
     nodes.reset({LOW.resource: 2, HIGH.resource: 0})
-    jobs = members(tmp_path, PATIENCE, late_weight)
+    jobs = members(tmp_path, PATIENCE)
     with beside(lambda emit: train_all(jobs, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
         until(lambda: of(events, "progress", NAMES[0]), 60)
         nodes.kill(of(events, "unit_started", NAMES[0])[-1].data["node_id"])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -32,8 +33,13 @@ def keep(row):
 """A function whose error ends the run early, and says in which program it was called."""
 
 
-def test_a_worker_imports_the_allowed_module_and_none_of_the_working_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_worker_imports_the_allowed_module_and_none_of_the_working_directory(
+    tmp_path: Path, request: pytest.FixtureRequest, joins: bool,
+) -> None:
     """`ray.init` would put the working directory first in the search path of its workers.
+
+    Workers of a Ray cluster that the run joins do not inherit its environment, and find the allowed module too.
 
     Before (af276e38): workers imported `numpy.py` of the working directory ("numpy in default_worker.py", once in each).
     """
@@ -50,6 +56,9 @@ def test_a_worker_imports_the_allowed_module_and_none_of_the_working_directory(t
         "corpus": {"sequence_length": 32, "sources": [{"path": str(rows), "map": "rows_of_a_user:keep"}]}}))
     program = Path(sys.executable).parent / "moedisco"
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "RAY_ADDRESS")}
+    if joins:
+        request.getfixturevalue("ray_cluster")
+        environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     done = subprocess.run(
         [program, "run", own / "run.yaml", "--allow-code", "rows_of_a_user:keep"], cwd=there,
         env={**environment, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, check=False)

@@ -51,7 +51,6 @@ POOL = {
     "nodes": [{"id": "n", "address": "10.0.0.7", "alive": True, "resources": {}, "labels": {}}]}
 TOKEN = {
     "id": "T1", "name": "ci", "owner": "ann", "scopes": ["submit"], "created": 1.0, "expires": None, "revoked": 2.0, "used": None}
-WEBHOOK = {"id": "W1", "url": "https://hooks.test/x", "states": [], "created": 1.0}
 POLICIES = {"default": {"prices": {"low_mem_gpu": 0.35}}, "owners": {"ann": {"highest_priority": 5}}}
 QUOTA = {
     "owner": "ann", "resources": None, "prices": {"low_mem_gpu": 0.35}, "highest_priority": 0,
@@ -85,9 +84,6 @@ class Fake:
             ("GET", "/v1/tokens"): {"items": [TOKEN]},
             ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
             ("DELETE", "/v1/tokens/T1"): None,
-            ("GET", "/v1/webhooks"): {"items": [WEBHOOK]},
-            ("POST", "/v1/webhooks"): WEBHOOK | {"secret": "whsec"},
-            ("DELETE", "/v1/webhooks/W1"): None,
         }
 
     def __call__(self, request):
@@ -164,7 +160,7 @@ def test_every_command_has_help():
         "verify"}
     ours = {
         "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
-        "estimate", "tokens", "webhooks", "policies", "quota", "change"}
+        "estimate", "tokens", "policies", "quota", "change"}
     shown = ran("--help")
     for command in commands | ours:
         assert f"│ {command} " in shown
@@ -436,13 +432,6 @@ def test_tokens(fake):
     assert ran("tokens", "revoke", "T1") == "T1: revoked\n"
 
 
-def test_webhooks(fake):
-    assert " all " in ran("webhooks", "list")
-    assert ran("webhooks", "create", "https://hooks.test/x", "--state", "failed") == "W1  secret: whsec\n"
-    assert fake.sent == {"url": "https://hooks.test/x", "states": ["failed"]}
-    assert json.loads(ran("webhooks", "delete", "W1", "--json")) == {"deleted": "W1"}
-
-
 @pytest.mark.parametrize(("answer", "code", "line"), [
     (problem(404, "no such run"), 2, "moedisco: no such run"),
     (problem(409, "the run is running; cancel it"), 2, "moedisco: the run is running; cancel it"),
@@ -507,11 +496,11 @@ def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
         "serve", "--port", "0", "--output-root", "a", "--output-root", "b", "--input-root", "s3://bucket",
         "--home-dir", str(tmp_path / "homes"),
         "--storage-root", "gs://checkpoints/moe", "--map-function", "clean:keep", "--max-active-runs", "7",
-        "--allow-private-webhooks", "--log-format", "json", "--public-url", "https://moe.test")
+        "--webhook-url", "https://hooks.test/x", "--log-format", "json", "--public-url", "https://moe.test")
     assert served.settings == [Settings(
         state_dir=tmp_path / "state" / "moedisco", port=0, output_roots=("a", "b"), input_roots=("s3://bucket",),
         home_dir=tmp_path / "homes",
-        storage_roots=("gs://checkpoints/moe",), map_functions=("clean:keep",), max_active_runs=7, allow_private_webhooks=True,
+        storage_roots=("gs://checkpoints/moe",), map_functions=("clean:keep",), max_active_runs=7, webhook_url="https://hooks.test/x",
         log_format="json", public_url="https://moe.test")]
     assert "mdk_first" not in out
     assert out.endswith("the next `moedisco serve` finds them\n")

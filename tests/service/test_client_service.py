@@ -96,12 +96,6 @@ def test_the_rest_of_the_service(running, client):
         assert admin.quota("ann").highest_priority == 10
         admin.delete_policy("ann")
     assert client.quota().prices == {"low_mem_gpu": 0.25}
-    hook = client.create_webhook("https://example.com/hook", [RunState.FAILED])
-    assert hook.secret
-    assert [found.url for found in client.webhooks()] == ["https://example.com/hook"]
-    assert client.deliveries(hook.id) == []
-    client.delete_webhook(hook.id)
-    assert client.webhooks() == []
 
 
 def test_figures_of_a_run(running, client):

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-from databases import T0, config, insert_run, reload
+from databases import T0, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.database import audit, idempotency, runs, tokens, values, webhooks
+from service.database import audit, idempotency, runs, tokens, values
 from service.database.ids import new_id
 from service.domain.states import RunState
-from service.errors import IllegalTransition
 
 DAY = 24 * 3600.0
 
@@ -92,91 +90,6 @@ def test_requests_with_one_key_that_arrive_at_once_make_one_run(database):
     with database.read() as session:
         assert {run.id for run in runs.in_states(session, [RunState.QUEUED])} == made
     assert len(made) == 1
-
-
-def hook(database, **changes):
-    asked = {"owner": "ann", "url": "https://example.org/hook", "states": [], "now": T0}
-    with database.write() as session:
-        return webhooks.create(session, **(asked | changes))
-
-
-def test_a_change_of_state_writes_a_delivery_for_each_webhook_that_wants_it(database):
-    every, cancelled, _ = hook(database), hook(database, states=[RunState.CANCELLED]), hook(database, owner="bob")
-    run = insert_run(database)
-    with database.write() as session:
-        runs.transition(session, runs.lock(session, run.id), RunState.CANCELLED, reason="enough", now=T0 + 5)
-    with database.read() as session:
-        due = webhooks.due(session, T0 + 5, 10)
-        reported = [(where.id, delivery.body["run"]["state"]) for delivery, where in due]
-        assert webhooks.due(session, T0 - 1, 10) == []
-    assert reported == [(every.id, "queued"), (every.id, "cancelled"), (cancelled.id, "cancelled")]
-    body = due[1][0].body
-    assert (body["id"], body["run"]["id"], body["run"]["reason"], body["time"]) == (due[1][0].id, run.id, "enough", T0 + 5)
-
-
-def test_a_change_that_is_rolled_back_is_not_reported(database):
-    where = hook(database)
-    run = insert_run(database)
-    with pytest.raises(IllegalTransition), database.write() as session:
-        row = runs.lock(session, run.id)
-        runs.transition(session, row, RunState.CANCELLED, reason=None, now=T0)
-        runs.transition(session, row, RunState.RUNNING, reason=None, now=T0)
-    with database.read() as session:
-        assert len(webhooks.deliveries(session, where.id)) == 1
-    assert reload(database, run).state == "queued"
-
-
-def test_a_delivery_is_tried_until_it_is_settled_and_can_be_asked_for_again(database):
-    where = hook(database)
-    insert_run(database)
-
-    def due(now):
-        with database.read() as session:
-            return [delivery.id for delivery, _ in webhooks.due(session, now, 10)]
-
-    [delivery] = due(T0)
-    with database.write() as session:
-        webhooks.record_attempt(session, delivery, delivered=None, answer="503 \x00" + "x" * 1000, due=T0 + 60)
-    assert (due(T0 + 59), due(T0 + 60)) == ([], [delivery])
-    with database.write() as session:
-        webhooks.record_attempt(session, delivery, delivered=T0 + 61, answer="200", due=None)
-        [row] = webhooks.deliveries(session, where.id)
-        assert (row.attempts, row.delivered, row.answer, row.due) == (2, T0 + 61, "200", None)
-        assert webhooks.retry(session, delivery, T0 + 70)
-        assert not webhooks.retry(session, "none\x00", T0 + 70)
-    assert due(T0 + 70) == [delivery]
-    with database.write() as session:
-        webhooks.purge(session, T0 + 100)
-        assert len(webhooks.deliveries(session, where.id)) == 1
-        webhooks.record_attempt(session, delivery, delivered=None, answer="gone", due=None)
-        webhooks.purge(session, T0 + 100)
-        assert webhooks.deliveries(session, where.id) == []
-        webhooks.record_attempt(session, delivery, delivered=None, answer="late", due=None)
-
-
-def test_due_deliveries_are_the_earliest_of_each_webhook_without_those_under_way(database):
-    first = hook(database)
-    for _ in range(5):
-        insert_run(database)
-    second = hook(database)
-    insert_run(database)
-    with database.read() as session:
-        own = {where.id: [row.id for row in reversed(webhooks.deliveries(session, where.id))] for where in (first, second)}
-        for most, under_way, expected in (
-            (2, [], own[first.id][:2]), (2, own[first.id][:1], own[first.id][1:3]), (9, own[first.id][1:4], [
-                own[first.id][0], *own[first.id][4:]]),
-        ):
-            found = [row.id for row, _ in webhooks.due(session, T0, most, under_way)]
-            assert found == [*expected, own[second.id][0]], (most, under_way)
-
-
-def test_a_webhook_goes_with_its_deliveries(database):
-    where = hook(database)
-    insert_run(database)
-    with database.write() as session:
-        webhooks.delete(session, webhooks.get(session, where.id))
-    with database.read() as session:
-        assert (webhooks.page(session, "ann"), webhooks.due(session, T0, 10), webhooks.get(session, "\x00")) == ([], [], None)
 
 
 def test_the_audit_log_is_read_backwards_page_by_page(database):

@@ -41,7 +41,7 @@ def beside(old: Service, tmp_path: Path) -> Scene:
 def test_every_page_of_an_earlier_run_opens(old: Service, state: str):
     """Name, state and dollars are shown, with one sentence on what is missing.
 
-    Before (af276e38): GET of the running run and of its report answers 500 (TypeError: Hold.__init__() missing 'stage').
+    Before (af276e38): GET of all but the queued and starting runs answers 500 (KeyError: 'work'; TypeError: Hold.__init__() ...).
     """
     about = f"/v1/runs/{RUNS[state]}"
     shown = old.admin.get(about)
@@ -63,7 +63,7 @@ def test_earlier_runs_are_found_by_their_tags(old: Service):
 
 @pytest.mark.parametrize("state", [*ACTIVE, "queued"])
 def test_an_earlier_run_is_cancelled_and_its_driver_stops(old: Service, tmp_path: Path, state: str):
-    """Before (af276e38): cancelling the running run answers 500, and each round of the reconciler raises TypeError."""
+    """Before (af276e38): cancelling the running or stopping run answers 500 (TypeError); the starting one stays in `stopping`."""
     scene = beside(old, tmp_path)
     assert old.admin.post(f"/v1/runs/{RUNS[state]}/cancel").status_code == 202
     scene.now = old.admin.get(f"/v1/runs/{RUNS[state]}").json()["updated"]
@@ -76,7 +76,7 @@ def test_an_earlier_run_is_cancelled_and_its_driver_stops(old: Service, tmp_path
 def test_earlier_runs_hold_up_no_new_run(old: Service, tmp_path: Path):
     """A new run starts, is metered and ends, and the operator reads what is wrong.
 
-    Before (af276e38): `/readyz` says ok; the earlier runs hold their slots, each report of their drivers answers 500.
+    Before (af276e38): `/readyz` says ok, and the new run waits: "owner ann has 3 of 2 runs active".
     """
     scene = beside(old, tmp_path)
     new = old.submit("ann")["id"]
@@ -109,6 +109,7 @@ def test_a_new_run_starts_after_ray_has_lost_the_drivers_of_earlier_runs(old: Se
 
 
 def test_an_earlier_run_is_retried_with_its_configuration(old: Service):
+    """Before (af276e38): the resumption answers 500 (KeyError: 'work')."""
     again = old.admin.post(f"/v1/runs/{RUNS['failed']}/retry")
     assert again.status_code == 201, again.text
     assert old.admin.post(f"/v1/runs/{RUNS['failed']}/resume").status_code == 409
@@ -120,7 +121,7 @@ def test_an_earlier_run_is_deleted_with_its_files(old: Service, tmp_path: Path):
 
 
 def test_commands_say_what_cannot_be_shown_of_an_earlier_run(old: Service, tmp_path: Path):
-    """Before (af276e38): `moedisco status` and `watch` print that the service failed; `list` says nothing."""
+    """Before (af276e38): `status`, and `watch` after the events, print that the service failed, exit 1; `list` says nothing."""
     behind = Running(old)
     behind.start()
     try:

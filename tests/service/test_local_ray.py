@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.dashboard.subprocesses.module import SubprocessModule
 from ray.dashboard.subprocesses.utils import get_socket_path
 from ray.dashboard.utils import get_all_modules
 
+from moedisco_ray.core.read_roots import ReadRoots, check_inside, reading_within
 from service.domain.jobs import JobPhase
 from service.driver_user import DriverUser
 from service.errors import RayUnavailable
@@ -242,6 +244,23 @@ def test_a_failed_start_names_its_log_and_leaves_nothing(state_dir, monkeypatch)
     assert (state_dir / "ray" / "ray.log").read_text()
     assert processes(state_dir) == []
     assert broken.find() is None
+
+
+def test_no_run_reads_the_directory_that_a_cluster_has_where_paths_of_sockets_are_short(tmp_path, monkeypatch):
+    """Before: it was /tmp/moedisco-*, which a run below an input root such as / or /tmp could read."""
+    def spawned(_cluster, record, _token):
+        raise RuntimeError(record.directory)
+
+    monkeypatch.setattr(LocalRay, "_spawn", spawned)
+    with pytest.raises(RuntimeError) as caught:
+        LocalRay(tmp_path / ("a" * local.LONGEST_DIRECTORY)).start()
+    directory = Path(str(caught.value))
+    try:
+        for root in (Path("/"), Path(tempfile.gettempdir())):
+            with reading_within(ReadRoots([root])), pytest.raises(OSError, match="leads out"):
+                check_inside(directory / "session_latest" / "logs" / "gcs_server.out")
+    finally:
+        directory.parent.rmdir()
 
 
 def test_a_pid_that_has_gone_to_another_process_is_not_touched(state_dir):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -89,6 +90,51 @@ def test_a_server_that_died_is_started_again(tmp_path):
             with contextlib.suppress(Overloaded):
                 answer = asyncio.run(planning.done(task(tmp_path)))
         assert answer
+
+
+def test_a_server_that_hangs_keeps_nothing_else_waiting_and_is_replaced(tmp_path):
+    """Protects the service's event loop, which would wait for room in the server's queue, and for the server's end."""
+    pauses = []
+
+    async def hundreds(planning):
+        async def tick():
+            while True:
+                began = time.monotonic()
+                await asyncio.sleep(0.01)
+                pauses.append(time.monotonic() - began)
+
+        ticking = asyncio.create_task(tick())
+        nothing = dataclasses.replace(task(tmp_path), body=b"")
+        answers = await asyncio.gather(*(planning.done(nothing) for _ in range(300)), return_exceptions=True)
+        ticking.cancel()
+        return {type(answer) for answer in answers}
+
+    with pool() as planning:
+        asyncio.run(planning.done(task(tmp_path)))
+        stopped = psutil.Process(planning._process.pid)
+        stopped.suspend()
+        assert asyncio.run(hundreds(planning)) == {Overloaded, InvalidRequest}, "of the old and of the new process"
+        assert not stopped.is_running()
+    assert max(pauses) < 2
+
+
+def test_a_task_that_others_end_is_not_said_to_exceed_a_limit(tmp_path):
+    async def killed(planning):
+        asked = asyncio.create_task(planning.done(task(tmp_path, **SLOW)))
+        server = psutil.Process(planning._process.pid)
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            for child in server.children():
+                if child.cpu_times().user > 0.3:      # it has read the whole task
+                    child.kill()
+            if asked.done():
+                break
+        await asked
+
+    with pool() as planning:
+        asyncio.run(planning.done(task(tmp_path)))
+        with pytest.raises(Overloaded, match="has ended; try again"):
+            asyncio.run(killed(planning))
 
 
 def test_the_newest_estimate_of_an_owner_takes_the_place_of_the_one_that_waits():

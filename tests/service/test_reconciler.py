@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_jobs import FakeJobs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reconciling import FINISH, SECRET, Scene
@@ -286,7 +287,7 @@ def test_a_cancelled_run_ends_after_its_checkpoint(scene):
 
 
 def test_a_run_that_ended_worse_than_its_start_has_that_as_its_reason(scene):
-    """The REST API, the list, the page's heading and webhooks show a run's reason next to its state.
+    """The REST API, the list, the page's heading and the message about its end show a run's reason next to its state.
 
     Before (af276e38): the run was `succeeded`, with the reason None.
     """
@@ -358,6 +359,52 @@ def test_the_driver_of_an_attempt_that_was_given_up_is_ended(scene):
     scene.jobs.runs("01ARZ3NDEKTSV4RRFFQ69G5FAV-1")
     scene.round()
     assert scene.jobs.killed == [f"{run_id}-1"]
+
+
+def test_a_left_driver_that_cannot_be_ended_holds_up_no_run(scene, monkeypatch):
+    """Before (af276e38): the round ends with ValueError, and the queued run does not start."""
+    given_up, other = scene.running(), scene.running()
+    for run_id in (given_up, other):
+        scene.jobs.dies(f"{run_id}-1")
+    scene.round()
+    for run_id in (given_up, other):
+        scene.jobs.runs(f"{run_id}-1")
+    unable_to_kill(scene.jobs, f"{given_up}-1", monkeypatch)
+    queued = scene.submit(owner="bob")
+    scene.round()
+    assert scene.jobs.killed == [f"{other}-1"]
+    assert scene.run(queued).state == "starting"
+
+
+def test_a_run_that_cannot_be_processed_keeps_its_mark_until_it_can(scene, monkeypatch):
+    """Before (af276e38): the first round ends with ValueError, and the queued run does not start."""
+    run_id, marks = scene.running(), []
+    scene.change(run_id, RunState.STOPPING, stop="killed")
+    unable_to_kill(scene.jobs, scene.job(run_id), monkeypatch)
+    queued = scene.submit(owner="bob")
+    store = runs.mark_trouble
+    monkeypatch.setattr(runs, "mark_trouble", lambda *args, **named: (marks.append(args[2]), store(*args, **named)))
+    scene.round(5)
+    first, last = marks[0], scene.run(run_id).trouble
+    scene.round(5)
+    assert "ValueError" in first
+    assert (scene.run(run_id).trouble, len(marks)) == (last, 2), "one for each of the two steps that fail, in the first round"
+    assert scene.run(queued).state == "starting"
+    monkeypatch.undo()
+    scene.round(2)
+    assert (scene.run(run_id).state, scene.run(run_id).trouble) == ("cancelled", None)
+
+
+def unable_to_kill(jobs: FakeJobs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ray answer the end of one driver with something that no handler expects."""
+    kill = jobs.kill
+
+    def unforeseen(submission_id: str) -> None:
+        if submission_id == name:
+            raise ValueError("an answer that is not JSON")
+        kill(submission_id)
+
+    monkeypatch.setattr(jobs, "kill", unforeseen)
 
 
 def test_a_driver_that_hangs_after_its_final_event_is_ended(scene):

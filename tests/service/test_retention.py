@@ -9,7 +9,7 @@ from reconciling import Scene
 
 from service import run_homes
 from service.background.housekeeping import Housekeeping
-from service.database import audit, policies, runs, webhooks
+from service.database import audit, idempotency, policies, runs
 from service.domain.policies import Policy, Retention
 from service.domain.retention import NOTICE_SECONDS, FinishedRun, announced, due_runs, named_runs
 from service.domain.states import RunState
@@ -55,8 +55,6 @@ def entries(scene):
 
 def test_a_run_is_announced_then_removed_with_its_files_and_that_is_on_record(scene):
     limit(scene, days=30)
-    with scene.database.write() as session:
-        hook = webhooks.create(session, owner="ann", url="https://hooks.test", states=[], now=scene.now)
     run_id = finished(scene)
     ended, home = scene.run(run_id).ended, scene.place(run_id).home
     tidy(scene)
@@ -73,10 +71,17 @@ def test_a_run_is_announced_then_removed_with_its_files_and_that_is_on_record(sc
     assert detail == {
         "name": "demo", "owner": "ann", "why": "finished runs are kept for 30 days", "ended": ended, "disk_bytes": 1000}
     assert announcement[0] == "run.expiring"
-    with scene.database.read() as session:
-        sent = [delivery.body for delivery in webhooks.deliveries(session, hook.id)]
-    assert [body["type"] for body in sent[:2]] == ["run.removed", "run.expiring"]
-    assert sent[1]["expires_at"] == ended + 30 * DAY
+    assert announcement[3]["expires_at"] == ended + 30 * DAY
+
+
+def test_an_idempotency_key_is_forgotten_after_a_day(scene):
+    run_id = scene.submit()
+    with scene.database.write() as session:
+        idempotency.remember(session, owner="ann", key="k", body_hash=b"0" * 32, run_id=run_id, now=scene.now)
+    for later, is_known in ((DAY - 1, True), (DAY + 1, False)):
+        Housekeeping(scene.database, scene.jobs, scene.settings.roots, 3600.0).round(scene.now + later)
+        with scene.database.write() as session:
+            assert (idempotency.find(session, "ann", "k", scene.now) is not None) == is_known
 
 
 def test_a_rule_that_is_new_removes_old_runs_no_sooner_than_in_a_day(scene):

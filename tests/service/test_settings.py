@@ -1,9 +1,12 @@
+import contextlib
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import ConfigError
+from service.domain.path_sandbox import check_roots, sandboxed
 from service.settings import Settings, check_bind
 
 
@@ -65,3 +68,19 @@ def test_an_azure_container_is_a_root(tmp_path):
 def test_settings_do_not_change(tmp_path):
     with pytest.raises(ValidationError, match="frozen"):
         settings(tmp_path).port = 1
+
+
+@pytest.mark.parametrize(("root", "allowed"), [("data", False), ("data/hf", True), ("data/hf/hub", True)])
+def test_the_hubs_folder_below_an_input_root_is_denied_when_a_run_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, allowed: bool,
+) -> None:
+    (tmp_path / "data" / "hf" / "hub").mkdir(parents=True)
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "data" / "hf"))
+    roots = Settings(state_dir=tmp_path / "state", input_roots=(str(tmp_path / root),)).roots
+    check_roots(roots)
+    for name, accepted in (("hub", allowed), ("token", False)):
+        raw = {"name": "a", "corpus": {"sources": [{"path": str(tmp_path / "data" / "hf" / name)}]}}
+        with contextlib.nullcontext() if accepted else pytest.raises(ConfigError):
+            sandboxed(check_config(raw), roots)

@@ -39,6 +39,7 @@ DENSE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "max_position_embeddings": LENGTH, "initializer_range": 0.1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
 EXPERTS = 2 * DOMAINS
+NESTEROV = {"lr": 0.7, "momentum": 0.9}
 STARTS = {"mixtral": "mistral", "olmoe": "olmoe"}
 """What a family starts from where it does not start at random."""
 RUNS: dict[str, dict[str, Any]] = {
@@ -109,7 +110,7 @@ def config_of(family: str, home: Path) -> RunConfig:
         "tokenizer": {} if family in STARTS else {"train_vocab_size": 400},
         "model": settings["model"], "tokens": {"total": 40_000, **settings["tokens"]},
         "clusters": {"count": DOMAINS, "capacity": 1.2, "restarts": 2, **settings.get("clusters", {})},
-        "submodels": {"optimizer": recipe, "sync_every": 4, "seed_members": 1}, "finetune": {"optimizer": recipe},
+        "submodels": {"optimizer": recipe, "sync_every": 4, "outer": NESTEROV}, "finetune": {"optimizer": recipe},
         "merge": {"calibration_tokens": 2048, **settings.get("merge", {})},
         "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
         "checkpoint": {"every": 10}, "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]}})

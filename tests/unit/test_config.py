@@ -86,8 +86,6 @@ def test_the_last_override_wins(tmp_path):
     (BASE, ("name='a b'",), "name: 'a b'"),
     (BASE, ("submodels.sync_every=0",), "submodels.sync_every: 0: must be at least 1"),
     (BASE, ("submodels.seed_members=4",), "submodels.seed_members: 4 needs syncs, .* set submodels.sync_every"),
-    (BASE, ("submodels.late_weight=0.5",), "submodels.late_weight: 0.5 needs syncs, .* set submodels.sync_every"),
-    (BASE, ("submodels.late_weight=1.5", "submodels.sync_every=4"), "submodels.late_weight: 1.5: must be at most 1"),
     (BASE, ("submodels.outer.momentum=1",), "submodels.outer.momentum: 1: must be less than 1"),
     (BASE, ("model.family=gpt2",), f"model.family: 'gpt2': must be 'mixtral', 'qwen2_moe', .* or '{FAMILIES[-1]}'"),
     (BASE, ("clusters.count=3",), "clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
@@ -234,7 +232,6 @@ def test_the_seed_has_as_many_members_as_are_set_or_one_per_cluster(tmp_path, ch
 def test_a_round_waits_for_ever_only_where_the_merge_does(tmp_path):
     assert load(tmp_path).submodels.sync_patience is None
     assert load(tmp_path, BASE, "submodels.quorum=2", "submodels.sync_every=10").submodels.sync_patience == 600
-    assert load(tmp_path, BASE, "submodels.late_weight=0.5", "submodels.sync_every=10").submodels.sync_patience == 60
 
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "phimoe", "qwen3_moe"])

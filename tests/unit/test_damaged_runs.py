@@ -196,6 +196,18 @@ def test_damaged_files_about_the_run_are_named_and_repaired(finished: Finished, 
     assert run(finished) == []
 
 
+def test_damaged_events_are_named_and_mended(finished: Finished) -> None:
+    """Before (af276e38): the report showed a changed number of tokens, exit 0."""
+    change_digit(finished.directory / "events.jsonl", '"tokens":')
+    code, output = invoke("verify", finished.directory)
+    assert (code, "run: damaged: events.jsonl corpus: ok" in output) == (1, True), output
+    events: list[Event] = []
+    pipeline.run(finished.config, (events.append,), backend=LocalBackend(), repairs=True)
+    assert "damaged: events.jsonl of the run; it is made again; costs and curves lack the events that are lost" in [
+        event.data.get("message") for event in events]
+    assert invoke("verify", finished.directory)[0] == 0
+
+
 def test_damage_of_the_events_changes_no_model(finished: Finished) -> None:
     finished.remove_after("merged")
     flip_bit(finished.directory / "events.jsonl")

@@ -153,7 +153,7 @@ def test_the_trainers_speed_overrules_the_plan_and_waiting_units_follow_in_waves
 
 
 def test_no_time_is_left_while_ray_starts(tmp_path):
-    """Before (af276e38): the view counted down the whole run's time while Ray tried to start, and stood still at its end."""
+    """Before (af276e38): after a minute without a stage, the view said "about 10 min 17 s left" and nothing of Ray."""
     state, _ = run_with_plan(tmp_path, Event("ray_starting", time=1.0))
     assert "starts Ray" in text_of(render(state, 60.0))
     assert "left" not in text_of(render(state, 60.0))

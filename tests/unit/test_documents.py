@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDES = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster_yaml/README.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-MOST_LINES_OF_README = 100
 
 
 @pytest.fixture(params=GUIDES)
@@ -56,10 +55,6 @@ def test_the_references_are_complete():
     assert set(setting_paths(schema, schema["$defs"])) - sections <= settings
     headings = (ROOT / "docs/cli.md").read_text()
     assert [name for name in command_names(app) if f" {name}\n" not in headings] == []
-
-
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_LINES_OF_README
 
 
 def test_every_setting_that_a_document_names_exists(text):

@@ -195,7 +195,7 @@ def test_a_run_takes_tokenizer_and_template_from_the_file_and_converts_it_once(f
     assert tokenizer(TEXT[1])["input_ids"] == byte_level_bpe(tmp_path / "bpe").encode(TEXT[1]).ids
     assert "message['content']" in tokenizer.chat_template
     assert read_json(directory / "report.json")["start"] == {"kind": "upcycle", "name": "tiny"}
-    written = config.model.init.directory_with_weights
+    written = config.model.init.directory_with_weights()
     before = (written / "model.safetensors").stat()
     assert pipeline.is_finished(config)
     assert (written / "model.safetensors").stat() == before

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_export import write_model
 from typer.testing import CliRunner, Result
 
 from moedisco_ray.cli.app import app
+from moedisco_ray.core.errors import RunError
 from moedisco_ray.stages.text.given_tokens import GivenTokens
 from tests.unit.chat_data import TURNS, conversation, write_rows, write_tokenizer
 
@@ -78,3 +82,20 @@ def test_other_templates_are_rendered_after_one_that_was_ended(tmp_path: Path) -
     with pytest.raises(ValueError, match="needs more than 1 GiB"):
         list(GivenTokens(tmp_path / "endless").conversation(conversation(0), 1000))
     assert list(GivenTokens(tmp_path / "honest").conversation(conversation(0), 1000))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "9 (Killed)"), (signal.SIGTERM, "15 (Terminated)")])
+def test_a_process_that_others_end_is_not_said_to_need_memory(tmp_path: Path, number: int, name: str) -> None:
+    """Protects a user from replacing a template after the kernel ended its process on a machine without memory."""
+    write_tokenizer(tmp_path / "endless", ENDLESS)
+    write_tokenizer(tmp_path / "honest")
+    assert GivenTokens(tmp_path / "honest").render(conversation(0)).text     # the process has started
+    children = psutil.Process(os.getpid()).children()
+    [process] = [each for each in children if "template_process.py" in " ".join(each.cmdline())]
+    timer = threading.Timer(0.2, process.send_signal, [number])
+    timer.start()
+    wanted = f"the chat template of .*endless was ended by signal {re.escape(name)}; try again"
+    with pytest.raises(RunError, match=wanted):
+        GivenTokens(tmp_path / "endless").render(conversation(1))
+    assert GivenTokens(tmp_path / "honest").render(conversation(0)).text

@@ -100,7 +100,7 @@ def test_weights_are_downloaded_only_where_they_are_read(server: Hub, tmp_path: 
     before = len(asked)
     assert config.model.init.directory.is_relative_to(hub_cache())
     assert len(server.requests) == before, "a commit that was downloaded is not asked for again"
-    assert (config.model.init.directory_with_weights / "model.safetensors").is_file()
+    assert (config.model.init.directory_with_weights() / "model.safetensors").is_file()
 
 
 @pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub", "hf-xet")
@@ -114,10 +114,10 @@ def test_weights_come_through_xet_storage_and_a_failure_there_is_one_line(
     assert not [path for _, path, _ in server.requests if "xet" in path], "small files are sent over HTTP"
     line = rf"^model\.init\.upcycle: 'hf://{NAME}': cannot be downloaded from the hub's Xet storage; .* set HF_HUB_DISABLE_XET=1 to"
     with pytest.raises(CheckpointError, match=line):
-        _ = init.directory_with_weights
+        _ = init.directory_with_weights()
     assert [path for _, path, _ in server.requests if "xet" in path]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    assert (init.directory_with_weights / "model.safetensors").read_bytes() == (files / "model.safetensors").read_bytes()
+    assert (init.directory_with_weights() / "model.safetensors").read_bytes() == (files / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", [NAME, f"hf://{NAME}@main"])
@@ -151,7 +151,7 @@ def test_the_token_is_the_environments_and_in_no_configuration_or_log(
         upcycled(tmp_path, "closed/model")
     monkeypatch.setenv("HF_TOKEN", server.token)
     config = upcycled(tmp_path, "closed/model")
-    assert config.model.init.directory_with_weights.is_dir()
+    assert config.model.init.directory_with_weights().is_dir()
     assert ("GET", f"Bearer {server.token}") in {(method, authorization) for method, _, authorization in server.requests}
     assert server.token not in json.dumps(config.model_dump(mode="json")) + caplog.text
 

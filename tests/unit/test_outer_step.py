@@ -76,8 +76,8 @@ def test_at_rate_one_without_momentum_it_is_the_weighted_average(seed: int, toke
 def test_the_order_of_the_members_does_not_matter(seed: int, order: list[int]) -> None:
     start, copies = drawn(seed, 4)
     weights = token_weights([5, 1, 2, 4])
-    one = outer_step(start, copies, weights, None, Outer())
-    other = outer_step(start, [copies[i] for i in order], [weights[i] for i in order], None, Outer())
+    one = outer_step(start, copies, weights, None, Outer(lr=0.7, momentum=0.9))
+    other = outer_step(start, [copies[i] for i in order], [weights[i] for i in order], None, Outer(lr=0.7, momentum=0.9))
     for ours, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
@@ -95,7 +95,7 @@ def test_members_that_did_not_move_leave_only_the_momentum() -> None:
 
 def test_a_large_tensor_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     start, copies = drawn(1, 2)
-    whole = outer_step(start, copies, [0.5, 0.5], None, Outer())
+    whole = outer_step(start, copies, [0.5, 0.5], None, Outer(lr=0.7, momentum=0.9))
     monkeypatch.setattr("moedisco_ray.training.sync.outer_step._CHUNK", 4)
-    for ours, theirs in zip(outer_step(start, copies, [0.5, 0.5], None, Outer()), whole, strict=True):
+    for ours, theirs in zip(outer_step(start, copies, [0.5, 0.5], None, Outer(lr=0.7, momentum=0.9)), whole, strict=True):
         assert all(torch.equal(ours[key], theirs[key]) for key in start)

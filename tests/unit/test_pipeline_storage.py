@@ -68,6 +68,7 @@ def test_a_run_at_a_uri_finds_its_checkpoints_from_another_machine(tmp_path: Pat
         driver.directory.mkdir(parents=True)
         driver.remote.write("config.json", config.model_dump_json().encode())
         mine = pipeline._made_storage(config, driver)
+        assert str(mine).startswith(str(tmp_path / "storage"))      # not at the run's URI
         begin(following, (), fresh=True)
         assert pipeline._made_storage(config, following) == mine
         assert export_run._context(config, another).own_storage == mine

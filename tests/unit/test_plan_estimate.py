@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -22,7 +23,7 @@ from moedisco_ray.core.report import build_report
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.plan import build_plan, machine
+from moedisco_ray.plan import build_plan, estimate, machine, storage
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK
 from moedisco_ray.plan.measured_speed import with_measured_speed
@@ -62,6 +63,13 @@ def test_a_plan_has_time_and_money_of_every_stage_with_start_ups():
     flops = next(stage for stage in plan.stages if stage.stage == "submodels").cost.flops
     assert submodels.worker_seconds == pytest.approx(flops / 50e9 + 4 * 4.0)
     assert submodels.seconds == pytest.approx(flops / 50e9 / 2 + 2 * (4.0 + 4.0))
+
+
+@pytest.mark.parametrize("planned", [estimate, storage], ids=["time", "storage"])
+def test_a_stage_whose_cost_nobody_planned_is_an_error_and_not_0_dollars(planned, monkeypatch):
+    monkeypatch.setattr(planned, "STAGES", (*STAGES, dataclasses.replace(STAGES[-1], name="distil")))
+    with pytest.raises(LookupError, match="planned for stage distil"):
+        build_plan(DEMO, HERE)
 
 
 def test_a_plan_has_memory_disk_and_traffic_of_every_stage_and_of_joint_training():

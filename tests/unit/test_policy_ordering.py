@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.study.simulation.phase import makespan_bound
 from moedisco_ray.policies.ordering import (
     Remaining,
     calibration,
     expected_seconds,
     finish_times,
     longest_first,
-    makespan_bound,
     soonest_done,
 )
 

@@ -66,7 +66,7 @@ def test_a_pushed_model_is_private_whole_and_a_start_again(server: Hub, run: Pat
     assert server.token not in output
     start = Model.model_validate({"init": {"checkpoint": f"hf://{NAME}"}})
     assert start.family_name == "mixtral"
-    check_same(open_checkpoint(start.init.directory_with_weights), open_checkpoint(run / "model"))
+    check_same(open_checkpoint(start.init.directory_with_weights()), open_checkpoint(run / "model"))
 
 
 @pytest.mark.ecosystem("Use: push to a hub (a stand-in on loopback)", "huggingface-hub")
@@ -91,7 +91,7 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(server: Hub,
     files = server.repositories[NAME].commits[server.repositories[NAME].branches["main"]]
     assert "model.safetensors" not in files, "transformers would load this file, of the earlier model"
     start = Model.model_validate({"init": {"checkpoint": f"hf://{NAME}"}})
-    check_same(open_checkpoint(start.init.directory_with_weights), open_checkpoint(more))
+    check_same(open_checkpoint(start.init.directory_with_weights()), open_checkpoint(more))
     assert push(str(run), NAME)[0] == 0
     files = server.repositories[NAME].commits[server.repositories[NAME].branches["main"]]
     assert files.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}

@@ -276,6 +276,40 @@ def test_the_kernels_files_and_mounted_secrets_are_not_read_below_the_root_direc
                 pass
 
 
+@pytest.fixture
+def hub_home(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A visible HF_HOME below the root, with a token and another user's model, next to a text that may be read."""
+    home = data / "hf"
+    for name in ("token", "stored_tokens", "hub/models--ann--private/snapshots/0/a.txt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(name)
+    (data / "a.txt").write_text("a.txt")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HF_HOME", str(home))
+    return home
+
+
+def test_the_tokens_and_models_of_the_hub_below_a_root_are_not_read(data, hub_home):
+    """Before: all of them were read, the token as a document of the corpus."""
+    with reading_within(ReadRoots([data])):
+        assert read(listed(f"{data}/**/*")) == ["a.txt"]
+        for name in ("token", "stored_tokens", "hub/models--ann--private/snapshots/0/a.txt"):
+            with pytest.raises(CorpusError, match="leads out"):
+                listed(hub_home / name)
+            with pytest.raises(PermissionError, match="leads out"), opened(hub_home / name):
+                pass
+
+
+@pytest.mark.parametrize("root", ["hf", "hf/hub"])
+def test_an_operator_may_name_the_hubs_folder_as_a_root_but_never_its_tokens(data, hub_home, root):
+    with reading_within(ReadRoots([data, data / root])):
+        assert read(listed(hub_home / "hub")) == ["hub/models--ann--private/snapshots/0/a.txt"]
+        assert "token" not in read(listed(f"{data}/**/*"))
+        with pytest.raises(CorpusError, match="leads out"):
+            listed(hub_home / "token")
+
+
 @pytest.mark.usefixtures("kept")
 def test_denied_places_at_a_uri_are_left_out_of_listings(data):
     at_uri = ReadRoots(denied=[f"file://{data}/runs"], own=[f"file://{data}/runs/mine/model"])

@@ -49,7 +49,10 @@ class Service:
         instead: Answers instead of the service; gets the proper answer, and the request.
         given: Every answer of the service itself.
         sizes: Number of events in each request.
+        largest: Size of a body above which it is refused, as by the service by default (bytes).
     """
+
+    largest = 8 * 2**20
 
     def __init__(self) -> None:
         self.random = random.Random(0)
@@ -83,6 +86,8 @@ class Service:
         claim = Claim.of(headers)       # type: ignore[arg-type]
         if claim is None or not claim.holds(KEY) or claim.digest != content_digest(body):
             return Answer(401, b"", None)
+        if len(body) > self.largest:
+            return Answer(413, b"", None)
         if self.random.random() < self.trouble:
             return Answer(503, b"", None)
         report, known = json.loads(body), len(self.lines)
@@ -150,6 +155,35 @@ def test_the_events_of_an_earlier_driver_are_sent_first(service: Service, tmp_pa
     log.close()
     reporter.close()
     assert [line["data"]["message"] for line in service.lines] == ["0", "1", "2", "3"]
+
+
+def test_many_large_events_arrive_in_reports_that_are_not_too_large(service: Service, tmp_path: Path) -> None:
+    """Before (af276e38): all events were sent in one report of 10 MB, which the service refused (413) again and again."""
+    path, reporter = tmp_path / "events.jsonl", started(service, tmp_path)
+    log = EventLog(path)
+    for i in range(12):
+        log(Event("warning", data={"step": i, "message": "x" * 900_000}))
+    log.close()
+    log = EventLog(path, (reporter,))
+    log(Event("warning", data={"step": 12}))
+    log.close()
+    reporter.close()
+    assert steps(service) == list(range(13))
+    assert {len(line["data"].get("message", "")) for line in service.lines} == {0, 900_000}
+
+
+def test_an_event_that_no_report_can_hold_is_cut_and_the_next_ones_follow(service: Service, tmp_path: Path) -> None:
+    """Before (af276e38): the report was refused (413) again and again, and no later event arrived."""
+    reporter = started(service, tmp_path)
+    log = EventLog(tmp_path / "events.jsonl", (reporter,))
+    log(Event("run_failed", data={"step": 0, "message": "y" * 9_000_000, "list": [1] * 100_000}))
+    log(Event("warning", data={"step": 1, "message": "small"}))
+    log.close()
+    reporter.close()
+    assert steps(service) == [0, 1]
+    first, second = service.lines
+    assert (first["type"], first["data"]) == ("run_failed", {"step": 0, "message": "y" * 1000})
+    assert second["data"]["message"] == "small"
 
 
 def test_a_dismissed_driver_stops_its_run(service: Service, tmp_path: Path) -> None:

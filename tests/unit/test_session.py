@@ -35,7 +35,10 @@ def test_an_address_without_a_cluster_is_refused(address: str | None, tmp_path: 
 
 
 def test_a_ray_that_starts_late_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before (af276e38): ray.init was called once, and its exception ended the run with a traceback of 57 lines."""
+    """Ray is started again after a failure; a view of the run says so.
+
+    Before (af276e38): the exception of the first `ray.init` was raised (shown by the next test, without `_START_PAUSES`).
+    """
     late = Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup.")
     starts, events = iter([late, late, None]), list[Event]()
     _local_ray_that(starts, tmp_path, monkeypatch)

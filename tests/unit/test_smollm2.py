@@ -63,7 +63,7 @@ def start(file: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def dense(start: Model) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(start.init.directory_with_weights)
+    return AutoModelForCausalLM.from_pretrained(start.init.directory_with_weights())
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,11 @@ import torch
 from tiny_training import BATCH, RECIPE, L, ignore, never, run, stop_after, variant, weights, write_shard, write_tiny
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, check_same, open_checkpoint
-from moedisco_ray.policies.sync_points import Scope, sync_steps
+from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.training import SyncCoordinator, SyncPlan, TrainJob, World, train, write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.optimizer import make_optimizer
@@ -260,83 +259,6 @@ def test_a_member_that_is_not_waited_for_has_the_newest_backbone_and_its_own_exp
     for key, tensor in written.items():
         assert torch.equal(tensor, common[key] if key in common else stood[key]), key
     assert any(not torch.equal(stood[key], common[key]) for key in common)
-
-
-def one_is_late(home: Path, directory: Path, weight: float | None, *, syncs: int = 1) -> list[TrainJob]:
-    """Three members; the others complete `syncs` sync points while the last one is at its first."""
-    jobs = [
-        dataclasses.replace(job, sync=dataclasses.replace(job.sync, late_weight=weight))
-        for job in map(leaving, members(home, directory)) if job.sync is not None]
-    coordinator = SyncCoordinator(jobs, ignore)
-    assert run(jobs[2]).steps == 1
-    coordinator.remove("submodel-2")
-    for _ in range(syncs):
-        complete_one(jobs[:2], coordinator)
-    return jobs
-
-
-@pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_a_late_member_adds_its_change_to_the_newest_backbone(home: Path, tmp_path: Path, weight: float) -> None:
-    late = one_is_late(home, tmp_path, weight)[2]
-    alone = variant(late, "alone", sync=None)
-    run(alone, stop=stop_after(1))
-    write_partial_result(alone)
-    write_partial_result(late)
-    start, own, found = weights(home / "dense"), weights(alone.output), weights(late.output)
-    common = exchange.open_common(tmp_path / "sync", 1)
-    for key, tensor in found.items():
-        by_hand = common[key] + weight * (own[key] - start[key]) if key in common else own[key]
-        torch.testing.assert_close(tensor, by_hand, rtol=0, atol=1e-7)
-    assert any(not torch.equal(own[key], start[key]) for key in common)
-
-
-def test_a_late_change_counts_in_the_next_sync_point_as_if_it_were_in_time(home: Path, tmp_path: Path) -> None:
-    published = {}
-    for weight in (None, 0.0, 1.0):
-        late = one_is_late(home, tmp_path / str(weight), weight)[2]
-        assert run(late).steps == 3     # its second sync point
-        published[weight] = weights(tmp_path / str(weight) / "sync" / "sync-0002" / "members" / "submodel-2")
-        record = read_json(tmp_path / str(weight) / "sync" / "sync-0002" / "members" / "submodel-2" / "member.json")
-        assert record == {"step": 3, "tokens": 2 * BATCH * L}      # the late change has no share of its own
-    check_same(published[None], published[0.0])
-    assert any(not torch.equal(published[1.0][key], tensor) for key, tensor in published[0.0].items())
-
-
-def test_a_late_member_that_is_killed_ends_with_the_same_bits(home: Path, tmp_path: Path) -> None:
-    once, again = (one_is_late(home, tmp_path / name, 0.5)[2] for name in ("once", "again"))
-    assert run(once).steps == 3
-    assert not run(again, stop=stop_after(1)).finished      # one step after its late change
-    assert run(again).steps == 3
-    found = [weights(tmp_path / name / "sync" / "sync-0002" / "members" / "submodel-2") for name in ("once", "again")]
-    check_same(*found)
-
-
-def test_the_change_of_a_member_that_took_part_or_is_two_sync_points_late_is_not_added(home: Path, tmp_path: Path) -> None:
-    late = one_is_late(home, tmp_path / "late", 0.5, syncs=2)[2]
-    jobs = [
-        dataclasses.replace(job, sync=dataclasses.replace(job.sync, late_weight=0.5))
-        for job in map(leaving, members(home, tmp_path / "timely")) if job.sync is not None]
-    complete_one(jobs, SyncCoordinator(jobs, ignore))
-    for job, number in ((late, 2), (jobs[2], 1)):
-        write_partial_result(job)
-        found = weights(job.output)
-        for key, tensor in exchange.open_common(job.output.parent / "sync", number).items():
-            assert torch.equal(found[key], tensor), key
-
-
-@pytest.mark.parametrize(("scope", "number", "goes_on"), [("backbone", 3, True), ("all", 2, True), ("all", 3, False)])
-def test_only_the_last_sync_of_a_common_model_waits_for_late_members(
-    home: Path, tmp_path: Path, scope: Scope, number: int, goes_on: bool,
-) -> None:
-    plan = SyncPlan(tmp_path / "sync", (2, 4, 6), OUTER, 0.0, late_weight=1.0, scope=scope)
-    jobs = [dataclasses.replace(job, sync=plan) for job in members(home, tmp_path)]
-    for done in range(1, number):
-        (tmp_path / "sync" / f"sync-{done:04d}").mkdir(parents=True)
-        write_json(tmp_path / "sync" / f"sync-{done:04d}" / "sync.json", {})
-    for job in jobs[:2]:
-        (tmp_path / "sync" / f"sync-{number:04d}" / "members" / job.name).mkdir(parents=True)
-    ready = SyncCoordinator(jobs, ignore).ready_members()
-    assert (ready is not None) == goes_on
 
 
 def test_a_member_two_sync_points_late_waits_for_its_next_open_one(home: Path, tmp_path: Path) -> None:

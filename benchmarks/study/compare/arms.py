@@ -121,24 +121,6 @@ ARMS: Mapping[str, Arm] = {
     # Expert Upcycling (arXiv 2604.19835), without its choice of experts by gradient norm.
     "expert-upcycling": Arm("Expert Upcycling", {**_GROWN, "clusters.count": _small_moes}),
     "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE, **_FRESH, **_RESTARTED}),
-    # SPES (arXiv 2602.11543): groups of experts on random text, with their router. Its expert-merging warm-up is left out.
-    "spes": Arm("SPES, router live, H = 50", {
-        "tokens.seed_share": 0.0,
-        "clusters.count": _small_moes,
-        "clusters.method": "random",
-        "submodels.sync_every": 50,
-        "submodels.outer": {"lr": 1.0, "momentum": 0.0},
-        **_PLAIN_MERGE,
-        **_FRESH,
-        **_RESTARTED,
-    }),
-    "parallel-seed": Arm("MoE-DisCo, cards train the seed apart", {
-        # The members share the batch, so that they make as many steps.
-        "submodels.seed_members": None,
-        "pools.low_memory.seed_workers": 1,
-        "submodels.optimizer.batch_tokens": lambda base: max(
-            base.corpus.sequence_length, base.submodels.optimizer.batch_tokens // base.cluster_count),
-    }),
     "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
     "ensemble": Arm(
         # The ensemble's temperature is set for distances of tf-idf vectors.

@@ -40,7 +40,7 @@ WITH_ADAMW: Mapping[str, Arm] = {
     for name, title, arm in (
         (REFERENCE, "joint", ARMS[REFERENCE]), ("disco", "ours", ARMS["disco"]),
         ("small-groups", LEVERS["small-groups"].title, LEVERS["small-groups"]),
-        *((name, ARMS[name].title, ARMS[name]) for name in ("expert-upcycling", "upcycle", "spes")))}
+        *((name, ARMS[name].title, ARMS[name]) for name in ("expert-upcycling", "upcycle")))}
 """Arms with AdamW for all parameters and a constant rate before the fine-tune, the default before Muon."""
 
 KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS, **WITH_ADAMW}

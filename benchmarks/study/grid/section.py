@@ -18,10 +18,10 @@ from benchmarks.study.grid.summary import FURTHEST, JOINT_LOW, summarise
 
 ROWS: Mapping[str, str] = {
     REFERENCE: "joint on the large card",
-    OURS: "ours", "parallel-seed": "ours, cards train the seed apart",
+    OURS: "ours",
     "expert-upcycling": "Expert Upcycling, grown at 95 % of the tokens",
     "upcycle": "sparse upcycling at 95 %",
-    "spes": ARMS["spes"].title, JOINT_LOW: "joint on the cheap pool",
+    JOINT_LOW: "joint on the cheap pool",
     **{arm: each.title for arm, each in {**LEVERS, **WITH_ADAMW}.items()},
     **{arm: ARMS[arm].title for arm in ("paper", "btx", "random-clusters", "ensemble")}}
 """Rows of a table, by arm; arms without a result have none."""

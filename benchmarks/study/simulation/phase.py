@@ -6,7 +6,7 @@ import dataclasses
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.study.simulation.expensive import Gang
@@ -58,7 +58,7 @@ class Phase:
         cheapest = min(kind.price / kind.speed for kind in self._setting.kinds)
         machines = min(self._setting.at_once, sum(kind.machines for kind in self._setting.kinds))
         return Outcome(
-            self._now, self._paid, ordering.makespan_bound([work.seconds for work in works], machines),
+            self._now, self._paid, makespan_bound([work.seconds for work in works], machines),
             sum(work.seconds for work in works) / HOUR * cheapest, self._losses, self._lost / HOUR,
             sum(unit.state == "finished" for unit in self._units.values()), *self._gang.end(self._now))
 
@@ -269,3 +269,8 @@ class Phase:
         overhead = self._setting.restart + self._setting.boot
         stretch = checkpointing.expected_stretch(self._interval(), self._setting.stall, HOUR / rate, overhead)
         return running, waiting, max(len(running), min(self._setting.at_once, len(running) + len(waiting))), stretch
+
+
+def makespan_bound(seconds: Sequence[float], slots: int) -> float:
+    """Lower bound of the makespan in seconds: the longest unit, or all work divided evenly among the slots."""
+    return max(max(seconds, default=0.0), sum(seconds) / slots)

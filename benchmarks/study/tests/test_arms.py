@@ -58,7 +58,7 @@ def test_the_papers_arm_agrees_with_the_papers_preset():
     assert recipe(of(preset("paper"), "paper")) == recipe(preset("paper"))
 
 
-@pytest.mark.parametrize("name", ["paper", "btx", "spes"])
+@pytest.mark.parametrize("name", ["paper", "btx"])
 def test_recipes_that_know_of_no_moments_begin_with_fresh_ones(base, name):
     config = of(base, name)
     assert (config.submodels.keep_optimizer_state, config.finetune.keep_optimizer_state) == (False, False)
@@ -70,15 +70,11 @@ def test_the_rivals_are_what_their_papers_say(base):
     assert btx.submodels.sync_every is None
     assert (btx.merge.backbone, btx.merge.router) == ("uniform", "random")
     assert btx.tokens.seed > 0 < btx.tokens.finetune
-    # SPES (arXiv 2602.11543): no seed, a group of experts with its router on each card, averages every 50 to 100 steps.
-    spes = of(base, "spes")
-    assert (spes.tokens.seed, spes.submodels.sync_every, spes.submodels.outer.lr, spes.submodels.outer.momentum) == (0, 50, 1, 0)
     # Expert Upcycling (arXiv 2604.19835): a small MoE, then the whole one, without sub-models.
     grown = of(base, "expert-upcycling")
     assert (grown.tokens.submodels, grown.tokens.finetune) == (0, base.tokens.finetune)
     whole = base.model.architecture
-    for small in (spes, grown):
-        assert whole.num_experts > whole.num_experts // small.clusters.count >= whole.num_experts_per_tok
+    assert whole.num_experts > whole.num_experts // grown.clusters.count >= whole.num_experts_per_tok
     # c-BTM (arXiv 2303.14177): balanced k-means of tf-idf, branches that never meet or merge.
     cbtm = of(base, "ensemble")
     assert (cbtm.clusters.vectors, cbtm.submodels.sync_every, cbtm.tokens.finetune) == ("tfidf_svd", None, 0)
@@ -100,20 +96,15 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
     assert config.tokens.total == own.tokens
     experts_of_seed = own.experts // config.clusters.count
     group = own.experts // own.groups
-    seeded = {"joint": 0, "disco": group, "parallel-seed": group, "expert-upcycling": group, "upcycle": 1, "spes": 0}
-    members = {"parallel-seed": own.groups}
+    seeded = {"joint": 0, "disco": group, "expert-upcycling": group, "upcycle": 1}
     assert (experts_of_seed if config.tokens.seed else 0) == seeded[name]
-    assert config.tokens.decoupled == (name in ("disco", "parallel-seed", "spes"))
-    if config.tokens.seed:      # all arms make as many steps in the seed phase: members share the batch
-        assert config.seed_members == members.get(name, 1)
-        assert config.seed_members * config.submodels.optimizer.batch_tokens == base.finetune.optimizer.batch_tokens
+    assert config.tokens.decoupled == (name == "disco")
+    if config.tokens.seed:      # all arms make as many steps in the seed phase
+        assert (config.seed_members, config.submodels.optimizer.batch_tokens) == (1, base.finetune.optimizer.batch_tokens)
     assert config.pools.low_memory.max_workers == own.groups
     flops = sum(stage.cost.flops for stage in build_plan(config).stages)
     joint = arm_config(base, REFERENCE, ARMS[REFERENCE], Path("runs"), "tokens", base.tokens.total)
     assert flops <= sum(stage.cost.flops for stage in build_plan(joint).stages)     # waiting for a network would add to them
-    if name == "spes":
-        assert experts_of_seed >= own.top_k
-        assert 50 <= (config.submodels.sync_every or 0) <= 100
 
 
 @pytest.mark.parametrize(("name", "changes"), [

@@ -21,7 +21,6 @@ def base(tmp_path: Path) -> RunConfig:
     ("joint", {"tokens.seed_share": 0.0, "finetune.pool": "high_memory"}, ("clusters.", "merge.", "submodels.")),
     ("upcycle", {"clusters.count": 4, "submodels.optimizer.lr": 1e-3}, ("clusters.vectors", "merge.", "submodels.sync_every")),
     ("disco", {"clusters.vectors": "hidden_state", "submodels.sync_every": None}, ("submodels.outer.",)),
-    ("spes", {"submodels.sync_every": 50, "submodels.outer.lr": 1.0}, ("tokens.total",)),
     ("ensemble", {"tokens.finetune_share": 0.0}, ("finetune.",)),
 ])
 def test_a_recipe_holds_what_has_a_say(base: RunConfig, tmp_path: Path, arm: str, there: dict, not_there: tuple) -> None:

@@ -43,7 +43,6 @@ class LiveView:
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __call__(self, event: Event) -> None:
-        """Handle an event."""
         with self._lock:
             self._state.update(event)
         self._live.start()

@@ -20,7 +20,6 @@ class JsonLines:
         self._stream = stream
 
     def __call__(self, event: Event) -> None:
-        """Handle an event."""
         self._stream.write(event.to_json() + "\n")
         self._stream.flush()
 
@@ -37,7 +36,6 @@ class PlainLines:
         self._shown: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
-        """Handle an event."""
         if event.type in ("progress", "stage_progress", "stage_started") and not self._is_due(event):
             return
         text = describe(event)

@@ -80,7 +80,6 @@ class RunState:
     meter: Meter = dataclasses.field(default_factory=Meter)
 
     def update(self, event: Event) -> None:
-        """Update the state with one event."""
         data = event.data
         if self.config is not None:
             self.meter.update(event)

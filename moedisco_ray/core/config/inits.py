@@ -12,6 +12,7 @@ from moedisco_ray.core.config.places import ReadsFrom, as_start
 from moedisco_ray.core.hub import HUB, REVISION, is_hub, is_hub_name
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.run_models import local_model, whole_model
+from moedisco_ray.core.verification import Verifier
 
 ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model", hub=True), AfterValidator(as_start)]
 
@@ -61,10 +62,9 @@ class LocalInit(Section):
         """
         return whole_model(self.setting, local_model(self.setting, self.place, weights=False))
 
-    @property
-    def directory_with_weights(self) -> Path:
-        """Like `directory`, with the weights."""
-        return whole_model(self.setting, local_model(self.setting, self.place))
+    def directory_with_weights(self, verifier: Verifier | None = None) -> Path:
+        """Like `directory`, with the weights; `verifier` is that of `local_model`."""
+        return whole_model(self.setting, local_model(self.setting, self.place, verifier=verifier))
 
 
 class CheckpointInit(LocalInit):

@@ -71,7 +71,6 @@ class Architecture(Section):
     small models."""
 
     def router_fields(self, router: Router) -> dict[str, Any]:
-        """The configuration fields that a router reads."""
         return self.fields | {router.top_k_field: self.num_experts_per_tok, "norm_topk_prob": self.norm_topk_prob}
 
     @property

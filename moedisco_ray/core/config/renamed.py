@@ -22,6 +22,7 @@ _REMOVED = frozenset({
     *(f"{section}.optimizer.{name}" for section in ("submodels", "finetune") for name in ("decay", "betas", "clip")),
     "submodels.optimizer.state", "finetune.optimizer.state",
     "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from", "submodels.patience", "submodels.round_patience",
+    "submodels.late_weight",
     "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.match_load", "merge.match_scale",
     "merge.auto_tokens",
     "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop", "finetune.max_failures",

@@ -190,10 +190,6 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _seed_members_sync(self) -> Self:
-        if self.submodels.sync_every is None and self.submodels.late_weight is not None:
-            raise ValueError(
-                f"submodels.late_weight {self.submodels.late_weight} needs syncs, for which a sub-model may be late; set "
-                "submodels.sync_every, or leave late_weight out")
         if self.submodels.sync_every is None and (self.submodels.seed_members or 1) > 1:
             raise ValueError(
                 f"submodels.seed_members {self.submodels.seed_members} needs syncs, at which the members combine their weights; "

@@ -147,21 +147,21 @@ class Clusters(Section):
 
 
 class Outer(Section):
-    """Outer optimizer of a sync: SGD with Nesterov momentum on the mean change of the members' weights (DiLoCo)."""
+    """Outer optimizer of a sync: SGD with Nesterov momentum on the mean change of the members' weights (DiLoCo).
 
-    lr: float = Field(0.7, gt=0)
-    """Outer learning rate on the mean change of the weights; 1 with momentum 0 is plain averaging."""
-    momentum: float = Field(0.9, ge=0, lt=1)
+    The default is plain averaging.
+    """
+
+    lr: float = Field(1.0, gt=0)
+    """Outer learning rate on the mean change of the weights."""
+    momentum: float = Field(0.0, ge=0, lt=1)
 
 
 _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
     "summary says what each sub-model contributed")
-_MAY_BE_LATE = NoEffect("it says what becomes of a late member's change; a run without late members is the same")
 _SYNC_PATIENCE = 600.0
 """Maximum time that a sync waits for late sub-models, in seconds: one that lost its machine takes minutes to continue elsewhere."""
-_SHORT_PATIENCE = 60.0
-"""The same where `late_weight` adds the change of a late sub-model afterwards."""
 
 
 class Submodels(Section):
@@ -191,18 +191,10 @@ class Submodels(Section):
     sub-model). A missing sub-model contributes its last checkpoint, or its initial weights, and the report says so. With a quorum,
     a sync waits at most 10 minutes after half of the sub-models have arrived. A run with a missing sub-model is not
     reproducible."""
-    late_weight: Annotated[float | None, _MAY_BE_LATE] = Field(None, ge=0, le=1)
-    """With a number, a sync waits at most a minute after half of the members have arrived. A member that comes later adds its own
-    change of the weights, times this number, to the newest common weights, and continues from there, so that its change counts in
-    the next sync (asynchronous local SGD, arXiv 2401.09135). What a member learned before its last sync but one is lost. The last
-    sync of the seed waits for all members. With null, a sync waits for all members, or as `quorum` says, and the change of a late
-    one is lost. A run with a late member is not reproducible."""
 
     @property
     def sync_patience(self) -> float | None:
         """Maximum time that a sync waits after half of the sub-models have arrived, in seconds; None if it waits for all."""
-        if self.late_weight is not None:
-            return _SHORT_PATIENCE
         return None if self.quorum is None else _SYNC_PATIENCE
 
 

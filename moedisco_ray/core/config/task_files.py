@@ -54,7 +54,7 @@ def read_task_file(field: str, path: Path) -> Rows:
 def _example(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     match row:
         case {"query": str(query), "choices": [str(), str(), *_] as choices, "gold": int(gold)} if (

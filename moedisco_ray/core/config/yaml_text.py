@@ -8,17 +8,34 @@ from typing import Any
 
 import yaml
 
+from moedisco_ray.core.config.extent import MOST_LEVELS
+
 
 class YamlError(yaml.YAMLError):
-    """A text that is not YAML, has a key twice, or holds more than plain data; its message can follow the name of a file."""
+    """A text that is not YAML, has a key twice, is nested too deeply, or holds more than plain data.
+
+    Its message can follow the name of a file.
+    """
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads `1e-4` and `1e5` as numbers, and refuses a mapping that has a key twice.
+    """PyYAML's safe loader, which also reads `1e-4` and `1e5` as numbers, and refuses a key that a mapping has twice.
 
     YAML 1.1 asks for a point and a signed exponent. PyYAML keeps the last of two equal keys, so that the second of two sections
-    `tokens` would silently replace the first.
+    `tokens` would silently replace the first. It also refuses a text with more than `MOST_LEVELS` levels.
     """
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._level += 1
+        if self._level > MOST_LEVELS:
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            raise YamlError(
+                f"has more than {MOST_LEVELS} lists and mappings inside each other at line {line}; write fewer levels")
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[Hashable, int] = {}
@@ -42,7 +59,7 @@ def parse_yaml(text: str) -> Any:
     """Plain data from one YAML document; None if it is empty.
 
     Raises:
-        YamlError: The text is not one YAML document of plain data, or a mapping has a key twice.
+        YamlError: The text is not one YAML document of plain data, is nested too deeply, or a mapping has a key twice.
     """
     documents = parse_documents(text)
     if len(documents) > 1:
@@ -54,7 +71,7 @@ def parse_documents(text: str) -> list[Any]:
     """Plain data from all YAML documents of a text.
 
     Raises:
-        YamlError: The text is not YAML, holds something other than plain data, or a mapping has a key twice.
+        YamlError: The text is not YAML, is nested too deeply, holds more than plain data, or a mapping has a key twice.
     """
     try:
         return list(yaml.load_all(text, _Loader))

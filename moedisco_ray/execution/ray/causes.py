@@ -73,7 +73,6 @@ def end_of(failures: Sequence[BaseException], status: UnitStatus, dead_before: C
 
 
 def _stay_alive(nodes: Collection[str], seconds: float) -> bool:
-    """Whether all of the nodes stay alive for this number of seconds."""
     deadline = time.monotonic() + seconds
     while set(nodes) <= {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}:
         if time.monotonic() >= deadline:

@@ -59,7 +59,6 @@ class UnitStatus:
         return self.exit_step if self.exit_step is not None else self.step or None
 
     def updated(self, event: Event) -> UnitStatus:
-        """The status updated with one event."""
         data = event.data
         if event.type == "checkpoint":
             return dataclasses.replace(self, stall=data["stall"])

@@ -41,7 +41,6 @@ class Gauges:
         self._waiting = Gauge("moedisco_submodels_waiting", "Sub-models that no worker has begun yet", ("run",))
 
     def __call__(self, event: Event) -> None:
-        """Update the metrics from an event."""
         run = {"run": self._config.name}
         self._meter.update(event)
         spent = dict.fromkeys(self._config.pools.by_key, 0.0)

@@ -121,7 +121,6 @@ class Seats:
             return sum(seat.pool.resource == tag for seat in self._idle)
 
     def end_idle(self, where: Callable[[Seat], bool] = lambda _seat: True) -> None:
-        """End the idle seats that match a condition."""
         with self._lock:
             matching = [seat for seat in self._idle if where(seat)]
             self._idle = [seat for seat in self._idle if seat not in matching]

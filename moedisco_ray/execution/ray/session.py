@@ -22,6 +22,7 @@ import ray.data
 from moedisco_ray.core.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.core.errors import PoolError, RunError
 from moedisco_ray.core.events import Emit, Event, discard
+from moedisco_ray.core.user_code import offered_folders
 from moedisco_ray.execution.ray import ray_internals
 
 _START_PAUSES = (2.0, 10.0)
@@ -217,8 +218,8 @@ def _join(address: str) -> None:
             "run on this machine alone") from None
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # else Ray Train does not list its trainings in the dashboard
     ray.init(
-        address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found}}, job_config=ray_internals.JobWithoutFolders(),
-        log_to_driver=False, logging_level=logging.ERROR)
+        address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found, **offered_folders()}},
+        job_config=ray_internals.JobWithoutFolders(), log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _start_local(config: RunConfig, emit: Emit) -> None:

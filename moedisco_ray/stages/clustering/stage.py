@@ -21,7 +21,7 @@ def run(context: Context, draft: Draft) -> None:
         return
     model = context.of("seed")
     if isinstance(init := config.model.init, CheckpointInit):
-        model = init.directory_with_weights if reads_model(config.clusters) else init.directory
+        model = init.directory_with_weights(context.verifier) if reads_model(config.clusters) else init.directory
     meter = Meter()
 
     def metered(event: Event) -> None:

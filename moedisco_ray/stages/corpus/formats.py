@@ -90,7 +90,7 @@ def _named(system: Any, state: str) -> list[str] | None:
         data = stream.read()
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     entries = content.get("_data_files") if isinstance(content, dict) else None
     if not isinstance(entries, list):

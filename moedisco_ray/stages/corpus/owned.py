@@ -17,6 +17,7 @@ from moedisco_ray.core.errors import CorpusError, RunError, UserError
 from moedisco_ray.core.locations import CORPUS, Location
 from moedisco_ray.core.manifests import LOGS, MANIFEST
 from moedisco_ray.core.records import OwnedText
+from moedisco_ray.core.run_damage import damage_in_folder
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import collect
 from moedisco_ray.stages.corpus.build import Owned, build
@@ -61,6 +62,24 @@ def build_owned(
     else:
         summary = made.summary
     return OwnedText.model_validate({key: summary[key] for key in OwnedText.model_fields}).to_json()
+
+
+def repair_owned(*, location: Location, map_tasks: MapTasks = in_this_process) -> list[str]:
+    """Verify the corpus of a data owner, on one of its nodes; if it is damaged, `build_owned` makes it again from then on.
+
+    Args:
+        location: The run's folder in the owner's storage.
+        map_tasks: Not used: one node verifies all files.
+
+    Returns:
+        Names of the damaged files; of a corpus that does not exist, its manifest.
+    """
+    del map_tasks
+    store = RunStore.of(location, verifies=False)
+    damaged = damage_in_folder(store, CORPUS)
+    if damaged:
+        store.delete(f"{CORPUS}/{MANIFEST}")
+    return [MANIFEST] if damaged is None else damaged
 
 
 def _explained(failure: Exception, store: RunStore, name: str) -> CorpusError | RunError:

@@ -196,7 +196,7 @@ def _object(line: bytes, at: int) -> dict[str, Any]:
         row = json.loads(decode(line, at))
     except NotTextError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotTextError(f"the line at byte {at} is not JSON; write one object per line") from error
     if not isinstance(row, dict):
         raise NotTextError(f"the line at byte {at} is not a JSON object; write one per line")

@@ -39,7 +39,7 @@ _FAN_OUT = 128
 class MapTasks(Protocol):
     """A function that applies a picklable function to each item and returns the results in any order."""
 
-    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]: ...  # noqa: D102
+    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]: ...
 
 
 def in_this_process(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:

@@ -79,7 +79,7 @@ def _subsets(card: str) -> list[Mapping[str, Any]]:
     """The subsets in the front matter of a dataset card, without those that list no files."""
     try:
         front = yaml.safe_load(card.removeprefix("---").partition("\n---")[0]) if card.startswith("---") else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):     # ValueError: a date that does not exist
         return []
     entries = front.get("configs") if isinstance(front, dict) else None
     return [each for each in entries if isinstance(each, dict) and "data_files" in each] if isinstance(entries, list) else []

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.locations import CORPUS
 from moedisco_ray.core.records import CorpusSummary
+from moedisco_ray.core.run_damage import Part
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.stages.context import Context, warn
-from moedisco_ray.stages.corpus.owned import build_owned
+from moedisco_ray.stages.corpus.owned import build_owned, repair_owned
 
 
 def run(context: Context, draft: Draft) -> None:
@@ -24,6 +27,20 @@ def run(context: Context, draft: Draft) -> None:
     summary = CorpusSummary.model_validate(figures)
     draft.summary.update(summary.to_json())
     warn(context, "corpus", summary.warnings)
+
+
+def repair_owners(context: Context) -> Iterator[Part]:
+    """Verify the corpora of the data owners on their nodes; those that are damaged are made again with the stage.
+
+    Yields:
+        The damaged ones.
+    """
+    for name in context.config.owners:
+        damaged = context.call_with_tasks(
+            context.config.pools.owner(name), Files(), repair_owned, store=context.owner_store(name),
+            location=context.owner_location(name))
+        if damaged:
+            yield Part("corpus", tuple(damaged), CORPUS, owner=name)
 
 
 def _of_owner(context: Context, name: str, tokenizer: Path) -> dict[str, Any]:

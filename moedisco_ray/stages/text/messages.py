@@ -42,7 +42,7 @@ def tools_of(value: Any) -> Tools:
     """
     try:
         found = _cleaned(json.loads(value), nulls=True) if isinstance(value, str) else _cleaned(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GivenTokensError(f"the tools of a row are not JSON ({error})") from error
     if found is not None and not (isinstance(found, list) and all(isinstance(each, dict) for each in found)):
         raise GivenTokensError("the tools of a row are no list of JSON schemas")

@@ -8,7 +8,7 @@ from pathlib import Path
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Optimizer, RunConfig, Submodels, TrainingStage
 from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.core.manifests import CHECKPOINTS, LOGS
+from moedisco_ray.core.manifests import CHECKPOINTS, LOGS, TRAINED
 from moedisco_ray.core.records import UnitRecord
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
@@ -34,7 +34,7 @@ def make_job(
     context.store.fetch(model / "config.json")      # it is read when a node type is chosen
     job = TrainJob(
         stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
-        output=training_home(context, stage, name) / "trained", checkpoints=checkpoint_location(context, stage, name, owner),
+        output=training_home(context, stage, name) / TRAINED, checkpoints=checkpoint_location(context, stage, name, owner),
         steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=_recipe(config, stage),
         lora=config.submodels.lora if stage == "submodels" and config.submodels.lora.rank else None,
@@ -105,7 +105,7 @@ def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path, store
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
     where, outer, patience = directory.absolute(), settings.outer, settings.sync_patience
-    return [SyncPlan(where, at, outer, patience, late_weight=settings.late_weight, store=store) if at else None for at in points]
+    return [SyncPlan(where, at, outer, patience, store=store) if at else None for at in points]
 
 
 def seed_sync_plans(
@@ -115,9 +115,7 @@ def seed_sync_plans(
     if len(steps) == 1 or settings.sync_every is None:
         return [None] * len(steps)
     return [
-        SyncPlan(
-            directory.absolute(), at, settings.outer, settings.sync_patience, late_weight=settings.late_weight, scope="all",
-            store=store)
+        SyncPlan(directory.absolute(), at, settings.outer, settings.sync_patience, scope="all", store=store)
         for at in common_sync_steps(steps, settings.sync_every)]
 
 

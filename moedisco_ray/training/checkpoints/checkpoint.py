@@ -65,7 +65,6 @@ def latest(location: Location) -> int | None:
 
 
 def discard_after(location: Location, step: int) -> None:
-    """Delete the checkpoints after a step."""
     storage = Storage(location)
     for found in storage.steps():
         if found > step:

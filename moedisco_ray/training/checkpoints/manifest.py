@@ -67,11 +67,9 @@ class Manifest(Strict):
 
     @classmethod
     def signed(cls, step: int, files: Mapping[str, Checksum], key: bytes) -> Self:
-        """Make a manifest and sign it."""
         return cls(step=step, files=dict(sorted(files.items())), signature=_signature(step, files, key))
 
     def is_signed(self, step: int, key: bytes) -> bool:
-        """Whether the signature is valid for this step and key."""
         return self.step == step and hmac.compare_digest(self.signature, _signature(step, self.files, key))
 
 
@@ -98,7 +96,6 @@ class HashingStream:
         self._hash = hashlib.sha256()       # of the block that is not full yet
 
     def write(self, data: Any) -> int:
-        """Write bytes to the stream."""
         view = memoryview(data).cast("B")
         self._stream.write(view)
         left = view

@@ -88,7 +88,6 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Return the saver."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

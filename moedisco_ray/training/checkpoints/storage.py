@@ -85,7 +85,6 @@ class Storage:
             "was changed, or copied from elsewhere; the checkpoint is deleted")
 
     def draft_path(self, step: int) -> str:
-        """Path at which a checkpoint is written."""
         return self._path(f".{folder_name(step)}.draft" if self._on_disk else folder_name(step))
 
     def begin(self, step: int) -> None:
@@ -110,7 +109,6 @@ class Storage:
             self.retrying(lambda: self._rename_draft(step, (*checksums, MANIFEST)))
 
     def discard(self, step: int) -> None:
-        """Delete a checkpoint."""
         self.retrying(lambda: self._delete(folder_name(step)))
 
     def abandon(self, step: int) -> None:
@@ -269,5 +267,4 @@ class Storage:
 
 
 def folder_name(step: int) -> str:
-    """Name of the folder that holds the checkpoint of a step."""
     return f"step-{step:07d}"

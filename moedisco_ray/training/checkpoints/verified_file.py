@@ -29,11 +29,9 @@ class VerifiedFile(io.RawIOBase):
         self._error: Exception | None = None
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def tell(self) -> int:
@@ -41,7 +39,6 @@ class VerifiedFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position, and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._checksum.size}[whence]
         self._position = max(0, base + offset)
         return self._position

@@ -60,10 +60,7 @@ class SyncCoordinator:
         for name in self._members:
             if name not in self._arrived and self.is_waiting(name):
                 self._arrived[name] = now
-        # After the last sync of a common model, a late member could not add its change any more.
-        ends = self._plan.scope == "all" and self._completed + 1 == len(self._plan.steps)
-        patience = None if ends and self._plan.late_weight is not None else self._plan.patience
-        return ready_members(self._members, self._arrived, now, patience)
+        return ready_members(self._members, self._arrived, now, self._plan.patience)
 
     def combine(self, members: SyncMembers) -> None:
         """Make the outer step of the next sync point.

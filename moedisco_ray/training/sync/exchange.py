@@ -94,13 +94,6 @@ def has_published(directory: Path, number: int, name: str, store: RunStore = SHA
     return store.has(_folder(directory, number) / "members" / name)
 
 
-def took_part(directory: Path, number: int, name: str, store: RunStore = SHARED) -> bool:
-    """Whether a member's weights are in the common ones of a completed sync point."""
-    path = _folder(directory, number) / _COMPLETE
-    store.fetch(path)
-    return name in read_json(path)["members"]
-
-
 def open_common(directory: Path, number: int, store: RunStore = SHARED) -> Checkpoint:
     """The common weights of a completed sync point."""
     common = common_directory(directory, number)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.models import Checkpoint, ModelMap, backbone_parameters, canonical_state, config_values, open_checkpoint
+from moedisco_ray.models import ModelMap, backbone_parameters, canonical_state, config_values
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import SyncPlan, TrainJob, World
 from moedisco_ray.training.metrics import TrainingMetrics
@@ -75,7 +74,7 @@ class SyncMember:
                 return False
             yield
             latest = exchange.latest(plan.directory, progress.sync_point, plan.store)
-        _load(self._job, plan, latest, progress, self._model)
+        _load(plan, latest, self._model)
         progress.sync_point, progress.synced_step = latest, progress.step
         self._metrics.exclude(time.monotonic() - waiting_since)
         return True
@@ -93,49 +92,13 @@ def load_latest(job: TrainJob, progress: Progress, model: PreTrainedModel) -> No
     plan = job.sync
     latest = progress.sync_point if plan is None else exchange.latest(plan.directory, progress.sync_point, plan.store)
     if plan is not None and latest > progress.sync_point:
-        _load(job, plan, latest, progress, model)
+        _load(plan, latest, model)
 
 
-def _load(job: TrainJob, plan: SyncPlan, number: int, progress: Progress, model: PreTrainedModel) -> None:
-    """Load common weights; a member that was late for them adds its own change since its last sync point, if the plan says so."""
-    names, own = ModelMap(str(model.config.model_type)), _synced(plan, model)
-    common: Mapping[str, Tensor] = exchange.open_common(plan.directory, number, plan.store)
-    base = _base(job, plan, number, progress)
-    if base is not None:
-        common = _WithChange(common, canonical_state(own, names), base, plan.late_weight or 0.0)
-    read_tensors(own, common, names)
-
-
-def _base(job: TrainJob, plan: SyncPlan, number: int, progress: Progress) -> Checkpoint | None:
-    """The weights from which a late member trained; None if its change is in the common weights, or has no weight or no base."""
-    late_for = progress.sync_point + 1
-    if not plan.late_weight or number != late_for or exchange.took_part(plan.directory, late_for, job.name, plan.store):
-        return None
-    try:
-        return exchange.open_common(plan.directory, late_for - 1, plan.store) if late_for > 1 else open_checkpoint(job.model)
-    except CheckpointError:     # a further sync point was completed meanwhile, and this base was removed
-        return None
-
-
-class _WithChange(Mapping[str, Tensor]):
-    """Common weights plus a late member's own change, in float32: common + weight (own - base)."""
-
-    def __init__(self, common: Mapping[str, Tensor], own: Mapping[str, Tensor], base: Mapping[str, Tensor], weight: float) -> None:
-        self._common = common
-        self._own = own
-        self._base = base
-        self._weight = weight
-
-    def __getitem__(self, key: str) -> Tensor:
-        own = self._own[key]
-        start = self._base[key].to(own.dtype).float()       # as the member loaded it
-        return self._common[key].float() + self._weight * (own.float().cpu() - start)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._common)
-
-    def __len__(self) -> int:
-        return len(self._common)
+def _load(plan: SyncPlan, number: int, model: PreTrainedModel) -> None:
+    """Load common weights; the change of a member that was late for them is lost."""
+    common = exchange.open_common(plan.directory, number, plan.store)
+    read_tensors(_synced(plan, model), common, ModelMap(str(model.config.model_type)))
 
 
 def _synced(plan: SyncPlan, model: PreTrainedModel) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from service.api.context import InContext, ServiceContext
 from service.api.openapi import content, problems
 from service.api.parameters import Cursor, Limit
 from service.api.security import SIGNED_IN, Admin
-from service.database import audit, runs
+from service.database import audit, policies, runs
 from service.errors import DatabaseError
 from service.schemas import AuditEntry, AuditPage, Health
 
@@ -35,14 +35,14 @@ def healthz() -> Health:
 def readyz(context: InContext, response: Response) -> Health:
     """Whether the service can work: Ray answers, and the database answers and has this version's tables.
 
-    If the service works, but some runs or a background loop fail, the status is 200 with `degraded`: a load balancer must keep the
-    service, because the other runs need it.
+    If the service works, but some runs, policies or a background loop fail, the status is 200 with `degraded`: a load balancer must
+    keep the service, because the other runs need it.
     """
     parts = {"database": _database(context), "ray": "ok" if context.pools.read().connected else "does not answer"}
     if any(word != "ok" for word in parts.values()):
         response.status_code = 503
         return Health(status="unavailable", checks=parts)
-    checks = {"runs": _runs(context), **context.loops()}
+    checks = {"runs": _runs(context), "policies": _policies(context), **context.loops()}
     healthy = all(word == "ok" for word in checks.values())
     return Health(status="ok" if healthy else "degraded", checks=parts | checks)
 
@@ -65,6 +65,15 @@ def _runs(context: ServiceContext) -> str:
     if not troubled:
         return "ok"
     return f"{troubled} {'run' if troubled == 1 else 'runs'} cannot be processed; `moedisco list` says which, and why"
+
+
+def _policies(context: ServiceContext) -> str:
+    with context.database.read() as session:
+        unreadable = len(policies.load(session).unreadable)
+    if not unreadable:
+        return "ok"
+    found = "1 policy cannot be read, and allows" if unreadable == 1 else f"{unreadable} policies cannot be read, and allow"
+    return f"{found} nothing; the service's log says which: set it again with `moedisco policies`"
 
 
 def _database(context: ServiceContext) -> str:

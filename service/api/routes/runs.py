@@ -18,7 +18,7 @@ from service.api.openapi import ETAG, Responses, body_of, links, problems, versi
 from service.api.parameters import Cursor, Flag, IdempotencyKey, IfMatch, Limit, RunId, check_match, etag
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
 from service.api.submission import note, policy_of, submit
-from service.database import policies, quotas, runs, tables
+from service.database import audit, policies, quotas, runs, tables
 from service.domain.jobs import submission_id
 from service.domain.outcome import STOP_REASONS, Stop
 from service.domain.quotas import check_priority, check_queue
@@ -127,7 +127,8 @@ def delete_run(
         if keep_artifacts and policies.of(session, run.owner).disk_bytes is not None and not caller.admin:
             raise AgainstPolicy("keep_artifacts", "true", "is not allowed while your disk is limited; leave it out")
         runs.delete(session, run)
-        note(session, caller, "run.delete", run_id, now=now, detail={"name": run.name, "keep_artifacts": keep_artifacts})
+        note(session, caller, "run.delete", run_id, now=now, detail={
+            "name": run.name, "keep_artifacts": keep_artifacts, **audit.storage_detail(run.storage)})
     context.notify(run_id)
     # Errors below are ignored: the run is already deleted, and the rest can be cleaned up by hand.
     with contextlib.suppress(RayUnavailable):

@@ -13,7 +13,6 @@ WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Create the tables."""
     _runs()
     _what_runs_say()
     _callers()
@@ -21,7 +20,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables, those with foreign keys first."""
     for table in ("deliveries", "webhooks", "idempotency_keys", "tokens", "audit", "prices", "points", "units", "events", "runs"):
         op.drop_table(table)
 

@@ -12,7 +12,6 @@ ULID = sa.String(26)
 
 
 def upgrade() -> None:
-    """Create the tables."""
     op.create_table(
         "sessions",
         sa.Column("id", ULID, nullable=False),
@@ -37,6 +36,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables."""
     op.drop_table("sign_in_codes")
     op.drop_table("sessions")

@@ -12,12 +12,10 @@ TABLES = ("units", "points")
 
 
 def upgrade() -> None:
-    """Add the columns."""
     for table in TABLES:
         op.add_column(table, sa.Column("mfu", sa.Float()))
 
 
 def downgrade() -> None:
-    """Drop the columns."""
     for table in TABLES:
         op.drop_column(table, "mfu")

@@ -10,10 +10,8 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Add the column."""
     op.add_column("runs", sa.Column("trouble", sa.Text()))
 
 
 def downgrade() -> None:
-    """Drop the column."""
     op.drop_column("runs", "trouble")

@@ -10,7 +10,6 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Drop the column."""
     op.drop_column("runs", "token_hash")
 
 

@@ -1,0 +1,155 @@
+"""A run's end is posted to the operator's URL, signed, until it has arrived."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reconciling import Scene
+
+from service.background.end_messages import GIVE_UP_SECONDS, LONGEST_DELAY, EndMessages, delay, webhook_secret
+from service.database import runs
+from service.database.session import Database
+from service.domain.signatures import SIGNATURE_HEADER, sign
+from service.domain.states import RunState
+from service.errors import DatabaseUnavailable
+
+SECRET = "whsec"
+
+
+class Receiver(http.server.ThreadingHTTPServer):
+    """Records requests and gives the prepared answers."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.answers: list[int] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/hook?x=1"
+
+    @property
+    def runs(self) -> list[tuple[str, str]]:
+        """Id and state of each run that was reported, in order."""
+        messages = [json.loads(body)["run"] for _, body in self.got]
+        return [(run["id"], run["state"]) for run in messages]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((dict(self.headers) | {"path": self.path}, body))
+        self.send_response(self.server.answers.pop(0) if self.server.answers else 204)
+        self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def scene(database: Database, tmp_path: Path) -> Scene:
+    return Scene.on(database, tmp_path)
+
+
+def ended(scene: Scene) -> str:
+    run_id = scene.submit()
+    scene.change(run_id, RunState.CANCELLED)
+    return run_id
+
+
+def test_the_end_of_a_run_is_posted_once_and_signed(scene, receiver):
+    messages = EndMessages(scene.database, receiver.url, SECRET)
+    waiting, run_id = scene.submit(), ended(scene)
+    for _ in range(2):
+        messages.round(scene.now)
+    [(headers, body)] = receiver.got
+    message = json.loads(body)
+    assert (message["type"], message["time"]) == ("run.ended", scene.run(run_id).ended)
+    assert (message["run"]["id"], message["run"]["owner"], message["run"]["state"]) == (run_id, "ann", "cancelled")
+    assert headers["path"] == "/hook?x=1"
+    assert headers[SIGNATURE_HEADER] == sign(SECRET, body, scene.now)
+    assert waiting not in body.decode()
+
+
+def test_what_was_not_accepted_is_posted_again_later_and_in_order(scene, receiver):
+    messages = EndMessages(scene.database, receiver.url, SECRET)
+    first = ended(scene)
+    scene.now += 1
+    second = ended(scene)
+    receiver.answers = [500, 307]       # a redirect is not followed
+    for seconds in (0, 1, 5, 10, 15, 20):
+        messages.round(scene.now + seconds)
+    assert receiver.runs == [(first, "cancelled")] * 3 + [(second, "cancelled")]
+
+
+def test_a_receiver_that_is_away_for_a_day_is_given_up(scene, receiver):
+    run_id = ended(scene)
+    away = EndMessages(scene.database, "http://127.0.0.1:1/", SECRET)
+    for hour in range(30):
+        away.round(scene.now + 3600.0 * hour)
+    messages = EndMessages(scene.database, receiver.url, SECRET)
+    messages.round(scene.run(run_id).ended + GIVE_UP_SECONDS + 1)
+    assert receiver.got == []
+    messages.round(scene.run(run_id).ended + GIVE_UP_SECONDS)
+    assert receiver.runs == [(run_id, "cancelled")]
+
+
+def test_a_resumed_run_is_reported_again_when_it_ends_again(scene, receiver):
+    messages = EndMessages(scene.database, receiver.url, SECRET)
+    run_id = ended(scene)
+    messages.round(scene.now)
+    scene.change(run_id, RunState.QUEUED)
+    messages.round(scene.now)
+    scene.now += 1
+    scene.change(run_id, RunState.CANCELLED)
+    messages.round(scene.now)
+    assert receiver.runs == [(run_id, "cancelled")] * 2
+
+
+def test_a_message_is_not_lost_when_the_database_is_away_for_its_note(scene, receiver, monkeypatch):
+    messages = EndMessages(scene.database, receiver.url, SECRET)
+    ended(scene)
+
+    def away(*_: object) -> None:
+        raise DatabaseUnavailable("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "posted", away)
+        with pytest.raises(DatabaseUnavailable):
+            messages.round(scene.now)
+    messages.round(scene.now)
+    assert [body for _, body in receiver.got] == [receiver.got[0][1]] * 2
+
+
+@given(st.integers(0, 10**6))
+def test_waits_grow_up_to_an_hour(failures):
+    assert 0 < delay(failures) <= delay(failures + 1) <= LONGEST_DELAY
+
+
+def test_the_secret_is_created_once_and_readable_by_its_owner_only(tmp_path):
+    assert webhook_secret(tmp_path / "state") == webhook_secret(tmp_path / "state")
+    [file] = (tmp_path / "state").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
