@@ -21,7 +21,7 @@ def odd(row: dict[str, object]) -> dict[str, object] | None:
 
 
 def shuffled_clauses(count: int) -> list[str]:
-    """Long texts of which every third repeats most of the one before it."""
+    """Long texts; after every third, one follows that repeats most of it."""
     texts: list[str] = []
     for i in range(count):
         words = [f"word{(i * 37 + j * j) % 500}" for j in range(120)]

@@ -68,7 +68,7 @@ def summary_of(
     names: Sequence[str], train_S3: NDArray[np.int64], validation_S3: NDArray[np.int64], *, duplicates: int, near_duplicates: int,
     vocab_size: int,
 ) -> dict[str, Any]:
-    """Figures of the corpus, of which `build.build` lists the keys.
+    """Figures of the corpus; `build.build` lists the keys.
 
     Args:
         names: Names of the S inputs.
