@@ -4,7 +4,8 @@
 # make docs          write the reference pages anew and build build/docs, with every link checked
 # make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
 # make house         print the measures of this tree next to those of main, and mark what rose
-# make check         run lint, types, import contracts and tests
+# make lint          run ruff, mypy, the import contracts, and the tests of words, documents and source text in tests/gates
+# make check         run lint and tests; ALL_FAMILIES=1 for the cases of every family instead of the five that differ most
 # make test-ecosystem   run other programs on what the project writes, and it on what they write; fill in docs/ecosystem.md
 # make test-fake     measure the memory of published checkpoints on FakeTensors
 # make test-gpu      compare training on one NVIDIA GPU with the CPU and the plan; without one, skip
@@ -37,7 +38,7 @@ test: $(INSTALLED)
 	$(BIN)/python tests/skipped.py build/test-*.xml; exit $$found
 
 test-units: $(INSTALLED)
-	nice -n 5 env $(PYTEST) -n 2 --dist worksteal --junitxml build/test-units.xml -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
+	nice -n 5 env $(PYTEST) -n 2 --dist worksteal --ignore tests/gates --junitxml build/test-units.xml -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
 
 test-ray: $(INSTALLED)
 	@mkdir -p build; RAY_worker_niceness=0 $(PYTEST) --junitxml build/test-ray.xml -m "ray and not slow and not chaos and not cluster" \
@@ -109,6 +110,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(PYTEST) tests/gates
 
 check: lint test
 

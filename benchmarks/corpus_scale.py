@@ -31,8 +31,8 @@ from tokenizers import Tokenizer
 
 from benchmarks.harness import environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import check_config
-from moedisco_ray.stages.clustering.balance import BALANCE_DOCUMENTS, Assignment, Loads, fit_assignment
-from moedisco_ray.stages.clustering.build import CENTROID_DOCUMENTS
+from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS
+from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans
 from moedisco_ray.stages.clustering.store import clusters_in, first_costs, first_vectors, loads_of
 from moedisco_ray.stages.corpus import build

@@ -7,6 +7,7 @@ from benchmarks.speed_sections import (
     checkpoint_stall,
     corpus_scale,
     expert_offload,
+    fake_memory,
     kmeans,
     made_with,
     number,
@@ -133,7 +134,7 @@ def page() -> str:
         "service_load": service_load, "checkpoint_stall": checkpoint_stall, "verification": verification,
         "simulator": simulator, "makespan": makespan,
         "corpus_scale": corpus_scale, "true_sizes": true_sizes,
-        "expert_offload": expert_offload, "within_documents": within_documents}
+        "expert_offload": expert_offload, "within_documents": within_documents, "fake_memory": fake_memory}
     parts = ["# Results", " ".join(_INTRODUCTION.split()), *(
         write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists())]
     if grid_section.entries():     # hours of measuring, apart from `make bench`

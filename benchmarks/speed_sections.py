@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from benchmarks.harness import RESULTS, spread
+from service.planning.fork_server import Limits
 
 
 def read(name: str) -> dict[str, Any]:
@@ -297,3 +298,62 @@ def within_documents() -> str:
         """Runs of the demo with `within_documents` in all trainings, and without, on the same text, batches and seeds. Held-out
         documents are measured by themselves in both arms.""",
         *parts, *map(made_with, runs), *([] if steps is None else [made_with(steps)]))
+
+
+def fake_memory() -> str:
+    result = read("fake_memory")
+    targets, plans = result["targets"], result["plans"]
+    steps = [(model, name, cell) for model, cells in result["steps"].items() for name, cell in cells.items()]
+    measured = [(model, name, cell) for model, name, cell in steps if "refused" not in cell]
+    errors = {
+        way: [cell[way] / cell["all_layers"] - 1 for _, _, cell in measured] for way in ("formulas", "scaled", "scaled_peak")}
+    seconds = spread([cell["seconds_of_few_layers"] for _, _, cell in measured])
+    rows = [
+        [model, name, number(cell["all_layers"] / 2**30),
+         *(f"{100 * errors[way][row]:+.1f}" for way in errors),
+         number(cell["seconds_of_few_layers"]), number(cell["seconds_of_all_layers"])]
+        for row, (model, name, cell) in enumerate(measured)]
+    needed = [
+        [name, *(f"{cell[part]:,}" for part in ("asked", "settings", "activations")), number(cell["processor_seconds"]),
+         number(cell["activations"] * seconds["median"])] for name, cell in plans.items()]
+
+    def largest(way: str) -> str:
+        row = max(range(len(measured)), key=lambda row: abs(errors[way][row]))
+        return f"{100 * errors[way][row]:+.1f} % ({measured[row][0]})"
+
+    first = [cell["activations"] * seconds["median"] for cell in plans.values()]
+    verdicts = [
+        at_most(f"largest error of {what}", spread([max(map(abs, errors[way]))]), targets["error"])
+        for way, what in (("formulas", "the formulas"), ("scaled", "scaled steps, each part of a step by itself"),
+                          ("scaled_peak", "scaled steps, by their peak"))]
+    refused = [f"* {model}, {name}: refused, {cell['refused']}" for model, name, cell in steps if "refused" in cell]
+    return section(
+        "Memory of a plan: formulas or steps on FakeTensors",
+        f"""Two training steps of sub-models of published checkpoints on FakeTensors, with GPUs' experts and attention patched in:
+        torch without CUDA ends the process when autograd meets a fake CUDA tensor. *Scaled*: a model with a first, a last and each
+        kind of layer, and one with a layer more, scaled to all layers. Errors compare with steps of all layers. A process that
+        measures one setting takes
+        {span(spread([cell["seconds"] for cell in result["cold"].values()]))} s, imports included, on a busy machine, and
+        {span(spread([cell["processor_seconds"] for cell in result["cold"].values()]))} s of a processor; a measurement in a process
+        that runs already {span(seconds)} s of a processor. A result that is cached by architecture and settings is read in
+        {number(1000 * result["cached_seconds"])} ms.""",
+        table(
+            ["sub-model", "setting", "all layers, GiB", "formulas, %", "scaled by part, %", "scaled by peak, %",
+             "scaled, processor s", "all layers, processor s"], rows),
+        "\n".join([*verdicts, *refused]),
+        prose(
+            """A plan tries settings until one fits. The table counts how often one plan asks for the memory of settings, how many
+            of them differ, and with how many of these autograd saves something else: numbers of sequences, weights, moments and
+            what workers exchange may stay formulas. The last column is the time of that many measurements."""),
+        table(
+            ["plan, cheap cards", "asked", "settings", "activations", "plan by formulas, processor s", "measured, processor s"],
+            needed),
+        prose(
+            f"""The formulas stay. Their largest error is {largest("formulas")}, that of scaled steps {largest("scaled")}. A cached
+            measurement is quick, but the first plan of a model takes {number(min(first))} to {number(max(first))} s of a processor,
+            where a request to the service may take {Limits().processor_seconds}; and other clusters, sequence lengths or precisions
+            are other keys of the cache. Of
+            {result["lines"]["of formulas"]:,} lines of formulas, those for weights, moments and gangs would stay; GPUs' ways of
+            experts and attention, which {result["lines"]["of fake steps"]:,} lines of tests patch in, would move into the product;
+            and processes that plan, which import no torch today, would import it."""),
+        made_with(result), made_with(result["plans_made"]))

@@ -1,5 +1,6 @@
 """What all tests share: no test measures this machine unless it says so."""
 
+import collections
 import gc
 import os
 
@@ -7,12 +8,43 @@ import pytest
 from hypothesis import settings
 
 from moedisco_ray.core.artifacts import write_text
+from moedisco_ray.core.families import PAGES
 from moedisco_ray.plan import machine
 from moedisco_ray.plan.speed import Probe, Trial
 
 if "CI" not in os.environ:      # Hypothesis has a profile of its own for CI, without deadlines too
-    settings.register_profile("shared machine", deadline=None)
+    settings.register_profile("shared machine", deadline=None, max_examples=50)
     settings.load_profile("shared machine")
+
+UNLIKE = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next")
+"""Families that differ most: the plainest, normalised heads, latent attention with groups of experts and shared ones, sinks and
+transposed weights with biases, and recurrent layers."""
+MANY = 10
+"""Number of families from which on a test is taken to say the same of every family; one with fewer chose them for a reason."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark cases of families that are like another one as slow, in tests that have a case for every family.
+
+    With the environment variable `ALL_FAMILIES`, no case is marked: `.ci/run` sets it where a change may reach any family.
+    Families of other packages are never marked.
+    """
+    if os.environ.get("ALL_FAMILIES"):
+        return
+    ours = {page.FAMILY.name for page in PAGES}
+    cases = [item for item in items if hasattr(item, "callspec")]
+    named = {item: ours & set(item.callspec.id.split("-")) for item in cases}
+    families = collections.defaultdict(set)
+    for item in cases:
+        families[_test_of(item)] |= named[item]
+    for item in cases:
+        if named[item] and not named[item] & set(UNLIKE) and len(families[_test_of(item)]) >= MANY:
+            item.add_marker(pytest.mark.slow(reason="the family is like one that each run has"))
+
+
+def _test_of(item):
+    return item.nodeid.partition("[")[0]
 
 
 def pytest_collection_finish():

@@ -4,13 +4,12 @@
 set -euo pipefail
 
 folder=$HOME/.cache/moedisco share=50
-# Where AWS's and Azure's images mount local SSDs, and then ours.
-mounts=(/opt/dlami/nvme /mnt/nvme /mnt/resource_nvme /moedisco-cache)
+source "$(dirname "${BASH_SOURCE[0]}")/clouds.sh"
+mounts+=(/moedisco-cache)
 mounted() { for each in "${mounts[@]}"; do if mountpoint -q "$each"; then echo "$each"; return; fi; done; }
 
 if [ -z "$(mounted)" ]; then
-    # Names that AWS, Google Cloud and Azure give to the first local SSD.
-    for device in /dev/disk/by-id/{nvme-Amazon_EC2_NVMe_Instance_Storage_*,google-local-nvme-ssd-0,nvme-Microsoft_NVMe_Direct_Disk_*}; do
+    for device in "${ssds[@]}"; do
         [ -b "$device" ] || continue
         sudo blkid "$device" >/dev/null || sudo mkfs.ext4 -q -E nodiscard "$device"
         sudo mkdir -p /moedisco-cache

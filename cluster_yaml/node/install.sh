@@ -7,6 +7,7 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv=$project/.venv
 lock=$project/cluster_yaml/node/requirements.txt
 wheels=$project/wheels
+source "$project/cluster_yaml/node/clouds.sh"
 sources() { find "$project/moedisco_ray" "$project/service" "$project/pyproject.toml" -type f -not -name '*.pyc' | sort; }
 packages_stamp=$venv/.packages-$(sha256sum <"$lock" | cut -c1-16)
 project_stamp=$venv/.project-$(sources | xargs -d '\n' sha256sum | sha256sum | cut -c1-16)
@@ -15,11 +16,10 @@ fetch_wheels() {
     local bucket
     mkdir -p "$wheels"
     bucket=$(cat "$project/bucket" 2>/dev/null) || return 0
-    case $bucket in
-        s3://*) aws s3 sync --only-show-errors "$bucket/wheels" "$wheels" ;;
-        gs://*) gcloud storage rsync "$bucket/wheels" "$wheels" ;;
-        abfs://*) AZCOPY_AUTO_LOGIN_TYPE=MSI azcopy copy "https://${bucket#abfs://}/wheels/*" "$wheels" --output-level=quiet ;;
-    esac || echo "moedisco: no wheels in $bucket; installing from the package index" >&2
+    if declare -F "fetch_${bucket%%://*}" >/dev/null; then
+        "fetch_${bucket%%://*}" "$bucket/wheels" "$wheels" ||
+            echo "moedisco: no wheels in $bucket; installing from the package index" >&2
+    fi
 }
 
 make_venv() {

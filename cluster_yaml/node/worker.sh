@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Joins the cluster of $RAY_HEAD_IP and, in a cloud, passes the cloud's preemption notice on to Ray.
-#   worker.sh aws|gcp|azure     the autoscaler sets resources and labels
-#   worker.sh hosts FILE        FILE sets resources and labels of this host
+#   worker.sh CLOUD              such as aws; the autoscaler sets resources and labels
+#   worker.sh hosts FILE         FILE sets resources and labels of this host
 # The node keeps what it reads and writes of runs in $MOEDISCO_CACHE_DIR, up to $MOEDISCO_CACHE_GB. In a cloud, these default to its
 # fastest local disk.
 set -euo pipefail

@@ -36,7 +36,7 @@ from moedisco_ray.cli.arguments import (
 from moedisco_ray.cli.console import output_console, remark, say, say_text
 from moedisco_ray.cli.continuing import Continuation
 from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view, report_view
-from moedisco_ray.cli.trackers import trackers
+from moedisco_ray.cli.tracking import trackers
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.driver_proofs import ReportAddress
@@ -45,6 +45,7 @@ from moedisco_ray.core.locations import is_uri, joined
 from moedisco_ray.core.outdated import REMEDY
 from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.printable import escape_output, one_line
+from moedisco_ray.core.registry import COMMANDS, load
 from moedisco_ray.core.run_damage import damage_of, owned_damage_of
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.run_store import RunStore
@@ -285,8 +286,10 @@ def plot(run_dir: RunDir) -> None:
         say(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
-for command in (models.export, models.push, models.chat, models.evaluate, models.merge, models.experts):
+for command in (models.export, models.push, models.chat, models.evaluate):
     app.command()(command)
+for entry in COMMANDS:
+    app.registered_commands += load(entry).registered_commands
 
 
 def _reporter(address: Path, config: RunConfig, stop: StopFile, prices: PriceTag) -> View:

@@ -1,6 +1,6 @@
 """Models that settings name: a directory, or a model that a machine fetches before it reads it.
 
-Such a model is that of a finished run at a URI, or one of the Hugging Face hub. A GGUF file is converted instead.
+Such a model is that of a finished run at a URI, or one of the Hugging Face hub. A model file, such as GGUF, is converted instead.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from moedisco_ray.core.checksums import CHECKSUM, Entries
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.core.gguf_files import gguf_directory, is_gguf
 from moedisco_ray.core.hub import hub_parts, is_hub
 from moedisco_ray.core.locations import Location, is_uri, parent
 from moedisco_ray.core.manifests import FILES, MANIFEST
+from moedisco_ray.core.model_files import directory_of, model_file
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.verification import Verifier
@@ -36,19 +36,19 @@ def local_model(setting: str, place: Location, *, weights: bool = True, verifier
 
     Args:
         setting: Setting that names the model; errors name it.
-        place: A directory, a GGUF file, the URI of a run's model: OUTPUT/NAME/model, or a model of the hub: hf://ORG/NAME@REVISION.
+        place: A directory, a model file, the URI of a run's model: OUTPUT/NAME/model, or a model of the hub: hf://ORG/NAME@REVISION.
         weights: Whether to fetch the weights too; all other files are always fetched.
         verifier: Verifies the weights of a model that a run wrote; by default a new one, which verifies all of them.
 
     Raises:
-        CheckpointError: The URI holds no model of a finished run, the hub has no such model or cannot be reached, or a GGUF file
+        CheckpointError: The URI holds no model of a finished run, the hub has no such model or cannot be reached, or a model file
             cannot be read.
         DamagedError: The directory is one that a run wrote, and a file in it is damaged.
         StorageError: The URI does not respond.
     """
     verifier = verifier or Verifier()
-    if is_gguf(place):
-        return gguf_directory(setting, Path(place))
+    if (kind := model_file(place)) is not None:
+        return directory_of(setting, Path(place), kind)
     if not is_uri(place):
         if weights:
             verify_model(Path(place), verifier=verifier)
@@ -138,7 +138,9 @@ def model_name(place: Location) -> str:
     if is_hub(place):
         return hub_parts(str(place))[0]
     folder, name = parent(place)
-    return parent(folder)[1] if is_uri(place) and name == "model" else name.removesuffix(".gguf")
+    if is_uri(place) and name == "model":
+        return parent(folder)[1]
+    return name if model_file(place) is None else Path(name).stem
 
 
 def _files(setting: str, place: Location) -> Entries:

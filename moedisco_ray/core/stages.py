@@ -123,28 +123,30 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), _head, _owners),
+    Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), place=_head, derived=_owners),
     Stage(
         "seed", "seed", ("corpus",),
         ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
-        _low_memory, _seed, trains=True),
-    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens"), _where_vectors_are_made),
-    Stage("decompose", "decomposed", ("seed", "cluster"), (), _head),
+        place=_low_memory, derived=_seed, trains=True),
+    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens"), place=_where_vectors_are_made),
+    Stage("decompose", "decomposed", ("seed", "cluster"), (), place=_head),
     Stage(
         "submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels"),
-        _low_memory, _submodel_training, trains=True),
+        place=_low_memory, derived=_submodel_training, trains=True),
     Stage(
         "merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_optimizer_state"),
-        _with_the_gang),
-    Stage("finetune", "finetuned", ("merge",), ("finetune",), _with_the_gang, _whole_training, trains=True),
+        place=_with_the_gang),
+    Stage(
+        "finetune", "finetuned", ("merge",), ("finetune",),
+        place=_with_the_gang, derived=_whole_training, trains=True),
     Stage(
         "evaluate", "evaluation", ("finetune",),
         ("evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.sources", "evaluation.lm_eval",
          "evaluation.lm_eval_limit"),
-        _with_the_gang, _evaluation),
+        place=_with_the_gang, derived=_evaluation),
     Stage(
         "export", "model", ("finetune", "evaluate"),
-        ("evaluation.prompts", "evaluation.sample_tokens", "export"), _with_the_gang),
+        ("evaluation.prompts", "evaluation.sample_tokens", "export"), place=_with_the_gang),
 )
 TRAINING = tuple(stage.name for stage in STAGES if stage.trains)
 """Names of the stages that train."""

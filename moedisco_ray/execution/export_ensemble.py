@@ -10,18 +10,19 @@ from typing import Any
 
 from moedisco_ray.core.artifacts import OnDisk, reporting_full_disk
 from moedisco_ray.core.config import LocalInit, RunConfig
-from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.limits import ENSEMBLE_BLOCK
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.outdated import check_up_to_date
 from moedisco_ray.core.run_report import current_report, stored_run_config
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import modeling_ensemble
-from moedisco_ray.execution.merge_models import check_new
+from moedisco_ray.execution.output_checks import check_new
 from moedisco_ray.models import open_checkpoint, read_config, write_config
 from moedisco_ray.models.tokenizer_directories import load_pretrained
-from moedisco_ray.stages.evaluate.ensemble import BLOCK, TEMPERATURE
+from moedisco_ray.stages.evaluate.ensemble import TEMPERATURE
 from moedisco_ray.stages.export.card import ensemble_card
 from moedisco_ray.stages.export.directory import count_parameters, write_configs, write_tokenizer, write_weights
 from moedisco_ray.stages.export.front_matter import facts_of
@@ -34,20 +35,25 @@ _COPIED = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_i
 """Fields of a sub-model's `config.json` that the ensemble has too."""
 
 
-def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
+def export_ensemble(location: Location, target: Path, *, from_checkpoint: bool = False) -> dict[str, Any]:
     """Write the trained sub-models, the clusters' centres, and the code that mixes their predictions, as the evaluation does.
 
     Args:
         location: Directory or URI of a run whose sub-models are trained.
         target: Directory to write; it must be new or empty.
+        from_checkpoint: Must be false: an ensemble has no fine-tune.
 
     Returns:
         `parameters` and `bytes` of all sub-models together, `submodels`, their number, and `step`, which is None.
 
     Raises:
+        ConfigError: `from_checkpoint` is true.
         RunDirError: The place holds no run, or a run without trained sub-models or without centres, or the target is not empty.
         StorageError: The storage does not respond.
     """
+    if from_checkpoint:
+        remedy = "an ensemble has the trained sub-models, not the fine-tune; leave it out"
+        raise ConfigError("--from-checkpoint", None, remedy)
     check_new(target)
     report, store = current_report(location), RunStore.of(location)
     config = stored_run_config(location)
@@ -76,7 +82,7 @@ def export_ensemble(location: Location, target: Path) -> dict[str, Any]:
         write_config(draft, {
             "model_type": modeling_ensemble.EnsembleConfig.model_type, "architectures": ["EnsembleForCausalLM"],
             "auto_map": {"AutoConfig": f"{_CODE.stem}.EnsembleConfig", "AutoModelForCausalLM": f"{_CODE.stem}.EnsembleForCausalLM"},
-            "num_submodels": config.cluster_count, "router_block": BLOCK, "router_temperature": TEMPERATURE,
+            "num_submodels": config.cluster_count, "router_block": ENSEMBLE_BLOCK, "router_temperature": TEMPERATURE,
             "document_start": Encoder(tokenizer).prefix, **{field: submodel.get(field) for field in _COPIED}})
         write_tokenizer(tokenizer, draft, int(submodel["max_position_embeddings"]) if origin is None else None)
         shutil.copyfile(_CODE, draft / _CODE.name)

@@ -44,6 +44,19 @@ def check_output(directory: Path, field: str = "output") -> None:
         raise RunDirError(field, str(directory), remedy) from error
 
 
+def check_new(output: Path) -> None:
+    """Check that a directory can be written and holds nothing yet.
+
+    Raises:
+        RunDirError: It is not empty, or cannot be written or replaced.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RunDirError("--output", str(output), "is not an empty directory; choose another directory")
+    if output.is_symlink() or output.is_mount() or output.name in ("", ".."):
+        raise RunDirError("--output", str(output), "is a link or in use, and cannot be replaced; choose another directory")
+    check_output(output)
+
+
 def unwritable_places(config: RunConfig) -> Iterator[UserError]:
     """An error for each directory that the run cannot write to; URIs and the storages of data owners are not checked."""
     for field, directory in _places(config):

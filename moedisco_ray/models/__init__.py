@@ -8,7 +8,7 @@ from moedisco_ray.models.checkpoint import (
     reading_thread,
     write_config,
 )
-from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint, write_part
+from moedisco_ray.models.checkpoint_writer import write_checkpoint, write_part
 from moedisco_ray.models.checks import (
     check_complete,
     check_experts,
@@ -20,7 +20,6 @@ from moedisco_ray.models.checks import (
     open_complete,
     same_bits,
 )
-from moedisco_ray.models.chosen_experts import Chosen, config_with_experts, with_experts
 from moedisco_ray.models.dense import OneExpert, open_dense, upcycled_config
 from moedisco_ray.models.freed_memory import reused_memory
 from moedisco_ray.models.hf import (
@@ -50,12 +49,12 @@ from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 from moedisco_ray.models.speed import expert_hidden, runnable, specialise
 
 __all__ = [
-    "BACKBONE", "DEFAULT_SHARD_BYTES", "STORED_DTYPES", "Checkpoint", "Chosen", "LlamaMoEForCausalLM", "ModelMap", "OneExpert",
+    "BACKBONE", "STORED_DTYPES", "Checkpoint", "LlamaMoEForCausalLM", "ModelMap", "OneExpert",
     "Piece", "Place", "RandomWeights", "Role", "Selection", "Stored", "TensorRole", "backbone_parameters", "canonical_shapes",
     "canonical_state", "check_complete", "check_experts", "check_same", "check_start_tensors", "config_values",
-    "config_with_experts", "differences", "expert_count", "expert_hidden", "family_of", "from_values", "group_size",
+    "differences", "expert_count", "expert_hidden", "family_of", "from_values", "group_size",
     "head_inputs", "hf_config", "load_model", "log_probabilities", "model_tensors", "moe_blocks", "open_checkpoint",
     "open_complete", "open_dense", "probabilities", "random_weights", "read_config", "reading_thread", "reused_memory", "routers",
     "row_inputs", "runnable", "same_bits", "save_model", "scores", "skeleton", "specialise", "stored_tensors", "submodel_config",
-    "upcycled_config", "with_experts", "with_parameters_in", "write_checkpoint", "write_config", "write_part",
+    "upcycled_config", "with_parameters_in", "write_checkpoint", "write_config", "write_part",
 ]

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask, sdpa_mask
 
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.limits import FLASH_HEAD_SIZE, FLASH_HEAD_STEP
 from moedisco_ray.models.hf import family_of
 
 try:
@@ -31,8 +32,8 @@ MASKED, BY_DOCUMENT = "moedisco_masked", "moedisco_by_document"
 """Names of the two implementations in transformers."""
 _KINDS = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that see a document through their attention alone."""
-_LEAST_CAPABILITY, _MOST_HEAD_SIZE, _HEAD_STEP = (8, 0), 256, 8
-"""What torch's FlashAttention needs: compute capability, and head sizes that are multiples of 8 and at most 256."""
+_LEAST_CAPABILITY = (8, 0)
+"""Compute capability that torch's FlashAttention needs."""
 _KERNEL_ERROR = 0.02
 """Largest difference between bf16 results of the kernel and of a mask, of numbers around 1."""
 
@@ -96,7 +97,7 @@ def _has_kernel(model: PreTrainedModel, device: str, dtype: torch.dtype) -> bool
     drops = bool(getattr(config, "attention_dropout", False))
     suits = not (attention.latent or attention.sinks or drops)
     return (
-        suits and dtype is torch.bfloat16 and size <= _MOST_HEAD_SIZE and size % _HEAD_STEP == 0
+        suits and dtype is torch.bfloat16 and size <= FLASH_HEAD_SIZE and size % FLASH_HEAD_STEP == 0
         and torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
         and varlen_attn is not None and _kernel_works(device))
 

@@ -18,19 +18,18 @@ from torch import Tensor
 
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.limits import SHARD_BYTES
 from moedisco_ray.models.checkpoint import BACKBONE, CONFIG, INDEX, SINGLE, open_file, weight_files, write_config
 from moedisco_ray.models.shard_file import ShardFile, Stored
 
 _OS_ERROR = re.compile(r"os error (\d+)")
-DEFAULT_SHARD_BYTES = 2 * 1024**3
-"""Default maximum size of a safetensors file (bytes)."""
 _MOST_WAITING = 32 * 1024**2
 """Maximum size of the tensors that wait to be written (bytes). To compute tensors can take as long as to write them, so both happen
 at the same time."""
 
 
 def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
-                     max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, layout: Mapping[str, Stored] | None = None,
+                     max_shard_bytes: int = SHARD_BYTES, *, layout: Mapping[str, Stored] | None = None,
                      with_backbone: bool = False, written: Callable[[Path, Sequence[str]], None] | None = None) -> int:
     """Write a model directory from a stream of canonical tensors.
 
@@ -96,7 +95,7 @@ def write_part(
         OSError: The disk is full or broken.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    planned = [(owner, shard) for owner, layout in enumerate(layouts) for shard in _planned_shards(layout, DEFAULT_SHARD_BYTES)]
+    planned = [(owner, shard) for owner, layout in enumerate(layouts) for shard in _planned_shards(layout, SHARD_BYTES)]
     names = [SINGLE] if len(planned) == 1 else [_shard_name(number, len(planned)) for number in range(1, len(planned) + 1)]
     written = []
     for name, (owner, shard) in zip(names, planned, strict=True):

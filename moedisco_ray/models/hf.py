@@ -19,9 +19,10 @@ from transformers.utils import logging as hf_logging
 from moedisco_ray.core.config import EXPERT_COUNTS, Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS, Family
+from moedisco_ray.core.limits import SHARD_BYTES
 from moedisco_ray.core.read_roots import check_folder, check_inside
 from moedisco_ray.models.checkpoint import read_config, weight_files
-from moedisco_ray.models.checkpoint_writer import DEFAULT_SHARD_BYTES, write_checkpoint
+from moedisco_ray.models.checkpoint_writer import write_checkpoint
 from moedisco_ray.models.layout import ModelMap, canonical_state
 from moedisco_ray.models.roles import Role
 
@@ -205,7 +206,7 @@ def model_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[str, Tensor]] | None = None,
-               max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> int:
+               max_shard_bytes: int = SHARD_BYTES) -> int:
     """Write a model directory in the canonical per-expert form.
 
     Args:

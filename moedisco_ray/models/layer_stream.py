@@ -14,11 +14,9 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moedisco_ray.core.limits import CPU_STATES, GPU_STATES
 from moedisco_ray.models.hf import family_of
 from moedisco_ray.models.streamed import device_of_model, loaded, stays
-
-_CPU_STATES, _GPU_STATES = 2**29, 2**32
-"""Maximum size of a group's hidden states (bytes). Each layer is loaded once per group, so larger groups cause fewer loads."""
 
 T = TypeVar("T")
 
@@ -99,7 +97,7 @@ def grouped(items: Iterable[T], positions: Callable[[T], int], model: PreTrained
         positions: Returns the number of positions of a batch, padding included.
         model: The model that the batches pass through.
     """
-    limit = _GPU_STATES if device_of_model(model).type == "cuda" else _CPU_STATES
+    limit = GPU_STATES if device_of_model(model).type == "cuda" else CPU_STATES
     each = int(model.config.hidden_size) * model.dtype.itemsize
     group: list[T] = []
     size = 0

@@ -27,6 +27,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import PARTS
+from moedisco_ray.core.limits import RESIDENT_BYTES, RESIDENT_SHARE
 from moedisco_ray.models.checkpoint import Checkpoint
 from moedisco_ray.models.checks import open_complete
 from moedisco_ray.models.hf import canonical_shapes, moe_blocks, skeleton, with_parameters_in
@@ -35,10 +36,6 @@ from moedisco_ray.models.mapped_pages import map_pages, read_soon
 from moedisco_ray.models.selected_experts import Load, SelectedExperts
 from moedisco_ray.models.speed import runnable
 
-RESIDENT_BYTES = 2**30
-"""Maximum size of a model that stays in a CPU's memory after its first use (bytes)."""
-_RESIDENT_SHARE = 0.4
-"""Maximum share of a GPU's memory for a model that stays loaded: the rest is for activations."""
 EMBEDDING = "model.embed_tokens.weight"
 """Name of the embedding's tensor, the same in every family."""
 _HEAD = "lm_head.weight"
@@ -296,4 +293,4 @@ class StoredEmbedding(nn.Module):
 def _resident_bytes(device: str) -> float:
     if torch.device(device).type != "cuda":
         return RESIDENT_BYTES
-    return _RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from moedisco_ray.core.config import Architecture, Lora
 from moedisco_ray.core.families import DECLARATIONS, FamilyName
+from moedisco_ray.core.limits import NF4_BLOCK, NF4_GROUP
 from moedisco_ray.plan.parameters import Parameters, dense_hidden_size
 
-NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
-"""A weight in 4 bits, with its part of the scales (bytes); `training.nf4` stores it, and is not imported, for use without torch."""
+NF4_BYTES = 1 / 2 + 1 / NF4_BLOCK + 4 / (NF4_BLOCK * NF4_GROUP)
+"""A weight in 4 bits, with its part of the scales and of their factors, as `training.nf4` stores it (bytes)."""
 
 
 def bytes_saved(parameters: Parameters, lora: Lora | None, width: int) -> int:

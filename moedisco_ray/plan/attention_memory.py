@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
+from moedisco_ray.core.limits import FLASH_HEAD_SIZE, FLASH_HEAD_STEP
 from moedisco_ray.plan.parameters import latent_sizes, recurrent_sizes
 from moedisco_ray.plan.recurrent_memory import frozen_recurrent_bytes, recurrent_bytes
 
-_MOST_HEAD_SIZE, _HEAD_STEP = 256, 8
-"""Head sizes of FlashAttention: multiples of 8, at most 256; copies from `models.attention`, for use without torch."""
 _LAYER_NORM_BYTES = 8
 """Mean and deviation that a LayerNorm keeps of a token (bytes)."""
 
@@ -21,7 +20,7 @@ def needs_mask(family: FamilyName, sizes: Architecture, optimizer: Optimizer, gp
     attention, head = DECLARATIONS[family].attention, sizes.head_size
     by_document = (
         gpu > 0 and optimizer.arithmetic(gpu=True) == "bf16" and not (attention.latent or attention.sinks)
-        and head <= _MOST_HEAD_SIZE and head % _HEAD_STEP == 0)
+        and head <= FLASH_HEAD_SIZE and head % FLASH_HEAD_STEP == 0)
     return optimizer.within_documents and not by_document
 
 

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 
 from moedisco_ray.core.bill import Baseline, Bill, Line, is_joint_training, line, make_baseline, make_bill, sum_dollars
 from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
+from moedisco_ray.core.limits import ENSEMBLE_BLOCK
 from moedisco_ray.core.stages import STAGES, TRAINING
 from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
@@ -35,8 +36,6 @@ from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 CLUSTERED = 1.25
 """Ratio of the tokens that are clustered to the tokens that the sub-models train on, if the corpus is large enough. Thanks to the
 additional text, no sub-model has to repeat text, and routers are also calibrated on text that no sub-model has trained on."""
-_ENSEMBLE_BLOCK = 64
-"""Tokens between two updates of an ensemble's weights."""
 
 
 class StageEstimate(BaseModel, frozen=True):
@@ -211,7 +210,7 @@ class _Reading:
             passes.append(self._read(config.cluster_count * tokens, whole=False))
             if config.vectors_pool is not None:
                 # The ensemble's weights for a block depend on the text before the block, which is half a sequence long on average.
-                contexts = tokens * config.corpus.sequence_length // (2 * _ENSEMBLE_BLOCK)
+                contexts = tokens * config.corpus.sequence_length // (2 * ENSEMBLE_BLOCK)
                 passes.append(self._read(contexts, whole=self._vectors_of_whole))
         return _total([*passes, self._starting(config.finetune_pool)])
 

@@ -17,31 +17,21 @@ Letters: D dimensions of a vector, C clusters.
 from __future__ import annotations
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.limits import BALANCE_DOCUMENTS, BUCKET_BYTES, CENTROID_DOCUMENTS, MOST_TERMS, SHARD_BYTES
 from moedisco_ray.plan.parameters import Parameters
 
 TEXT_BYTES_PER_TOKEN = 4
 """Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
 ID_BYTES = 4
 """Size of a token id in the corpus (bytes)."""
-_BUCKET_BYTES = 32 * 2**20
-"""Maximum text of a task (bytes); a copy of `stages.corpus.staging.BUCKET_BYTES`."""
 _TASK_BYTES = 64 * 2**20
 """Memory of a text task besides its documents: Python strings of a chunk, tokenizer, buffers of Arrow (bytes)."""
 _TASK_COPIES = 8
 """Memory of a task's documents, as a multiple of their text."""
 _VECTOR_COPIES = 6
 _COST_COPIES = 5
-_CENTROID_DOCUMENTS = 256
-"""Documents per cluster on which k-means is fitted; a copy of `stages.clustering.build.CENTROID_DOCUMENTS`."""
-_BALANCE_DOCUMENTS = 100_000
-"""Maximum number of documents from which balanced clustering fits the dual price of each cluster; a copy of
-`stages.clustering.balance.BALANCE_DOCUMENTS`."""
-_TERMS = 50_000
-"""Maximum number of terms; a copy of the one in `stages.clustering.vectors.tfidf`."""
 _TERM_BYTES = 24
 """Memory of one word of a document in sparse matrices of tf-idf, which exist twice (bytes)."""
-_SHARD_BYTES = 2 * 2**30
-"""Maximum size of a weight file (bytes); a copy of `models.checkpoint_writer.DEFAULT_SHARD_BYTES`."""
 
 
 def corpus_memory(text_bytes: int) -> int:
@@ -50,7 +40,7 @@ def corpus_memory(text_bytes: int) -> int:
     Args:
         text_bytes: Size of the corpus (bytes).
     """
-    return _TASK_BYTES + _TASK_COPIES * min(text_bytes, _BUCKET_BYTES)
+    return _TASK_BYTES + _TASK_COPIES * min(text_bytes, BUCKET_BYTES)
 
 
 def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> int:
@@ -65,14 +55,14 @@ def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> in
     documents = -(-corpus_tokens // length)
     sample = min(documents, max(settings.sample, settings.number))
     held = sample * length * (2 * TEXT_BYTES_PER_TOKEN + ID_BYTES)
-    held += _COST_COPIES * 8 * settings.number * min(documents, _BALANCE_DOCUMENTS)
+    held += _COST_COPIES * 8 * settings.number * min(documents, BALANCE_DOCUMENTS)
     if settings.method == "kmeans":
         hidden = config.model.architecture.hidden_size
         dimensions = settings.dimensions if settings.vectors == "tfidf_svd" else hidden
-        fitted = min(documents, max(settings.sample, _CENTROID_DOCUMENTS * settings.number))
+        fitted = min(documents, max(settings.sample, CENTROID_DOCUMENTS * settings.number))
         held += _VECTOR_COPIES * 4 * dimensions * fitted
         if settings.vectors == "tfidf_svd":
-            held += _TERM_BYTES * length * sample + 4 * _TERMS * dimensions
+            held += _TERM_BYTES * length * sample + 4 * MOST_TERMS * dimensions
         elif settings.vectors == "mean_token":
             held += 4 * vocab_size * hidden
     return held + corpus_memory(corpus_tokens * TEXT_BYTES_PER_TOKEN)
@@ -85,4 +75,4 @@ def decompose_memory(part: Parameters) -> int:
         part: Parameters of one sub-model.
     """
     experts = part.experts + part.router
-    return min(_SHARD_BYTES, 4 * max(experts, part.total - experts)) + 8 * part.largest_tensor
+    return min(SHARD_BYTES, 4 * max(experts, part.total - experts)) + 8 * part.largest_tensor

@@ -68,6 +68,7 @@ from pydantic import BaseModel, computed_field
 
 from moedisco_ray.core.config import Architecture, Lora, Optimizer, read_architecture
 from moedisco_ray.core.families import DECLARATIONS, Family, FamilyName
+from moedisco_ray.core.limits import LOGITS_BYTES, MOMENT_BLOCK, STEP_ELEMENTS
 from moedisco_ray.plan.adapter_memory import bytes_saved, router_bytes, sum_bytes
 from moedisco_ray.plan.attention_memory import attention_bytes, frozen_attention_bytes, needs_mask, norm_bytes, normalised_bytes
 from moedisco_ray.plan.gang_memory import Moment, gathered, largest_share, peak
@@ -80,18 +81,14 @@ GIB = 2**30
 """Bytes of a gigabyte, as GPU vendors count memory."""
 
 _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
-_FP8_BYTES = 2 * (1 + 2 / 128)
+_FP8_BYTES = 2 * (1 + 2 / MOMENT_BLOCK)
 """Both moments of a matrix in 8 bits, with their scales (bytes per parameter)."""
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
 """Temporary memory of an optimizer step, by precision (bytes per element processed at once); fused fp32 AdamW needs none."""
 _FP8_STEP_BYTES = {"fp32": 16, "bf16": 20}
 """Temporary memory of an optimizer step with moments in 8 bits, by precision (bytes per element processed at once)."""
-_STEP_ELEMENTS = 2**24
-"""Maximum elements that the optimizer's step handles at once; `training.optimizer.STEP_ELEMENTS`, copied for use without torch."""
 _MUON_BYTES = 32
 """Temporary memory of Muon's step (bytes per element of the matrices that it handles at once): eight fp32 copies."""
-_LOGITS_BYTES = 64 * 2**20
-"""Maximum memory of logits (bytes); a copy of `training.cross_entropy.LOGITS_BYTES`, for use without torch."""
 _SCORE_BYTES = 4
 """A router's score (bytes per token and expert)."""
 SELECTION_BYTES = 44
@@ -176,7 +173,7 @@ def worker_memory(
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
     masked = needs_mask(family, architecture, optimizer, gpu)
-    activations = min(_LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
+    activations = min(LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family, architecture, width, residual=4 if autocast else width, checkpointing=bool(optimizer.gradient_checkpointing),
         sequence_length=sequence_length, frozen=bool(optimizer.block_steps), masked=masked)
     if rank:
@@ -196,7 +193,7 @@ def worker_memory(
         # With several micro-batches, the new gradient of a tensor exists next to the sum of the earlier ones until it is added.
         early = 0 if is_only_pass and not rank else gradients
         moment = Moment(early + gradient_bytes * largest, activations, copies)
-    elements = min(_STEP_ELEMENTS, trained, -(-parameters.largest_tensor // workers))
+    elements = min(STEP_ELEMENTS, trained, -(-parameters.largest_tensor // workers))
     step = _step_bytes(optimizer, _widest(family, architecture), elements)
     in_backward = moment.total > gradients + step
     parts = {

@@ -42,6 +42,16 @@ from pydantic import BaseModel
 
 from moedisco_ray.core.config import AnyPool, Architecture, CheckpointInit, FamilyName, PoolName, RunConfig
 from moedisco_ray.core.families import DECLARATIONS, Family
+from moedisco_ray.core.limits import (
+    BATCH_TOKENS,
+    CALIBRATION_WINDOWS,
+    CPU_STATES,
+    GPU_STATES,
+    MOST_LOGITS,
+    RESIDENT_BYTES,
+    RESIDENT_SHARE,
+    VECTOR_TOKENS,
+)
 from moedisco_ray.plan.memory import GIB, SELECTION_BYTES, Memory, overhead
 from moedisco_ray.plan.parameters import (
     CHUNK,
@@ -54,21 +64,6 @@ from moedisco_ray.plan.parameters import (
     submodel_architecture,
 )
 from moedisco_ray.plan.remedy import Remedy
-
-RESIDENT_SHARE = 0.4
-"""Maximum share of a GPU's memory for a model that stays loaded; a copy of the one in `models.streamed`, for use without torch."""
-CPU_RESIDENT = 2**30
-"""Maximum size of a model that stays in a CPU's memory; a copy of `models.streamed.RESIDENT_BYTES`, for use without torch."""
-CPU_STATES, GPU_STATES = 2**29, 2**32
-"""Maximum size of hidden states (bytes); copies of those in `models.layer_stream`, for use without torch."""
-BATCH_TOKENS = 16_384
-"""Tokens of a batch; a copy of `stages.scoring.BATCH_TOKENS`, for use without torch."""
-VECTOR_TOKENS = 32_768
-"""Tokens of a batch of documents on a GPU; a copy of the one in `stages.clustering.vectors.hidden_state`, for use without torch."""
-CALIBRATION_WINDOWS = 16
-"""Maximum number of windows of a batch; a copy of the one in `stages.merge.calibration_text`, for use without torch."""
-LOGITS = 2**25
-"""Maximum number of logits; a copy of the one in `stages.scoring`, for use without torch."""
 
 
 class WorkerPlan(BaseModel, frozen=True):
@@ -123,7 +118,7 @@ class StreamedModel:
     @property
     def stays(self) -> bool:
         """Whether all weights stay loaded."""
-        most = RESIDENT_SHARE * self.memory_gb * GIB if self.gpu else CPU_RESIDENT
+        most = RESIDENT_SHARE * self.memory_gb * GIB if self.gpu else RESIDENT_BYTES
         return self.width * self.parameters.total <= most
 
     @property
@@ -171,7 +166,7 @@ def scoring_memory(model: StreamedModel, *, tokens: int, sequence_length: int) -
         sequence_length: Maximum tokens of a window.
     """
     batch = sequence_length * min(max(1, BATCH_TOKENS // sequence_length), -(-tokens // sequence_length))
-    logits = 2 * model.states(batch) + 8 * min(LOGITS, model.vocab_size * batch)
+    logits = 2 * model.states(batch) + 8 * min(MOST_LOGITS, model.vocab_size * batch)
     layer = layer_bytes_per_token(model.family, model.sizes, model.width, sequence_length)
     return _passes(model, tokens, batch, layer=batch * layer, head=model.head, logits=logits)
 

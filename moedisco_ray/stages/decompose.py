@@ -22,10 +22,10 @@ from torch import Tensor
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.limits import SHARD_BYTES
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.models import (
     BACKBONE,
-    DEFAULT_SHARD_BYTES,
     ModelMap,
     Role,
     canonical_shapes,
@@ -110,7 +110,7 @@ def _rows(key: str, w_ED: Tensor, num_experts: int, rows: range, axis: int) -> T
 
 def write_submodels(
     source: Mapping[str, Tensor], config: Mapping[str, Any], clusters: int, directory: Path,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> list[int]:
     """Write the backbone once, and the experts of every sub-model to `directory`/k.
 

@@ -27,16 +27,13 @@ from transformers import PreTrainedModel
 from moedisco_ray.core.config.optimizer import precision_on
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.core.events import Advance, no_advance
+from moedisco_ray.core.limits import BATCH_TOKENS, MOST_LOGITS
 from moedisco_ray.models import head_inputs
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import device_of_model, loaded
 from moedisco_ray.stages.text.validation import Documents
 
-BATCH_TOKENS = 16_384
-"""Maximum positions of a batch, padding included, unless one window is longer."""
 _PADDING = -100
-_LOGITS = 2**25
-"""Maximum number of logits in memory: 128 MB in fp32."""
 
 Observe = Callable[[Tensor, Tensor], None]
 """Function that is called before layers run on a batch, with `real_BL` (false at padding) and `document_B` (one per window)."""
@@ -263,7 +260,7 @@ def _predict_windows(head: nn.Module, hidden_BLD: Tensor, targets_BL: Tensor) ->
     real_BL = targets_BL != _PADDING
     hidden_TD, targets_T = hidden_BLD[real_BL], targets_BL[real_BL]
     weight_VD: Any = head.weight
-    size = max(1, _LOGITS // len(weight_VD))
+    size = max(1, MOST_LOGITS // len(weight_VD))
     nats_BL = torch.zeros(real_BL.shape, dtype=torch.float64, device=real_BL.device)
     likeliest_BL = torch.zeros_like(real_BL)
     pieces = [

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-LOGITS_BYTES = 64 * 2**20
-"""Maximum memory of logits, their copies and their gradients during a training step (bytes)."""
+from moedisco_ray.core.limits import LOGITS_BYTES
+
 _BYTES_PER_LOGIT = 16
 """Memory per logit (bytes): in fp32, in the matrix product's dtype, a temporary copy, and the gradient in the product's dtype."""
 _TILE_TOKENS = 2_048

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.limits import STEP_ELEMENTS
 from moedisco_ray.training.rounding import generator, local, round_into
 
 MOMENTUM = 0.95
@@ -30,8 +31,6 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 _ADAM_RMS = 0.2
 """Typical root mean square of AdamW's updates, relative to the learning rate."""
-_ELEMENTS = 2**24
-"""Maximum total elements of the matrices that are orthogonalised at once; a larger matrix is handled alone."""
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -93,7 +92,7 @@ class Muon(torch.optim.Optimizer):
         if weight.device not in rounding:
             rounding[weight.device] = generator(weight.device, f"muon {self._seed}", int(state["step"]), self._rank)
         # A stack of matrices is sharded between matrices, so every worker has whole matrices and can handle a few at a time.
-        at_once = len(weight) if weight.ndim == 2 else max(1, _ELEMENTS // max(1, weight[0].numel()))
+        at_once = len(weight) if weight.ndim == 2 else max(1, STEP_ELEMENTS // max(1, weight[0].numel()))
         for parts in zip(*(torch.split(each, at_once) for each in (weight, gradient, momentum)), strict=True):
             self._update_part(*parts, parameter=parameter, group=group, rounding=rounding[weight.device])
 

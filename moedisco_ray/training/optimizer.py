@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.limits import STEP_ELEMENTS
 from moedisco_ray.models import family_of
 from moedisco_ray.models.expert_parallel import is_divided
 from moedisco_ray.models.optimizer_state import Kind
@@ -29,8 +30,6 @@ LARGEST_NORM = 1.0
 """Maximum norm of a gradient, to which larger ones are clipped; the usual value for language models."""
 DECAY = 0.2
 """Share of the steps in which the schedule `wsd` decays the learning rate; its paper finds 10 to 20 % sufficient."""
-STEP_ELEMENTS = 2**24
-"""Maximum elements that `RoundingAdamW` updates at once (320 MiB of fp32 copies). A whole embedding would need several GB."""
 _FINAL_SHARE = 0.1
 """Final learning rate of the cosine, as a share of the peak."""
 

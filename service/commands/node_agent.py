@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,8 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def node_agent(
-    provider: Annotated[Literal["aws", "gcp", "azure", "auto"], typer.Option(help="Cloud that owns this machine.")] = "auto",
+    provider: Annotated[str, typer.Option(
+        metavar="CLOUD", help="Cloud that owns this machine, such as aws; auto: the one whose metadata service answers.")] = "auto",
     metadata_url: Annotated[str | None, typer.Option(
         metavar="URL", help="URL of the cloud's metadata service.", show_default="http://169.254.169.254")] = None,
     interval: Annotated[float, typer.Option(min=0.1, max=60, help="Poll interval, in seconds.")] = 5.0,
@@ -45,7 +46,7 @@ def _find_provider(metadata_url: str | None, interval: float, stop: threading.Ev
 
     client = find_provider(metadata_url)
     if client is None:
-        say("no metadata service of EC2, Compute Engine or Azure answers yet")
+        say("no cloud's metadata service answers yet")
     while client is None and not stop.wait(interval):
         client = find_provider(metadata_url)
     return client

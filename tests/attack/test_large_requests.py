@@ -94,7 +94,8 @@ def test_a_long_text_in_any_place_is_refused_at_once(api: Service, kind: str) ->
 def test_a_long_text_in_any_other_setting_is_refused_at_once(api: Service, kind: str) -> None:
     text = LONG[kind]
     for config in (
-            demo(tracking={"wandb": text}), demo(name=text), demo(tags={"a": text}), demo(evaluation={"prompts": [text]})):
+            demo(tracking={"trackers": {"wandb": text}}),
+            demo(name=text), demo(tags={"a": text}), demo(evaluation={"prompts": [text]})):
         assert answered(api, "/v1/estimates", {"config": config}) == 422
 
 

@@ -168,7 +168,7 @@ def test_thirty_runs_with_the_largest_tags_are_a_small_list(api: Service, tenant
 @pytest.mark.parametrize("config", [
     {"tags": {str(i): "x" for i in range(17)}}, {"tags": {"k" * 64: "x"}}, {"tags": {"k": "x" * 64}}, {"tags": {"k": "\x01"}},
     {"name": "n" * 64}, {"evaluation": {"prompts": ["x"] * 65}}, {"evaluation": {"prompts": ["x" * 2001]}},
-    {"pools": {"high_memory": {"workers": [10**6, 10**12]}}}, {"tracking": {"wandb": "x" * 257}},
+    {"pools": {"high_memory": {"workers": [10**6, 10**12]}}}, {"tracking": {"trackers": {"wandb": "x" * 257}}},
     {"evaluation": {"sample_tokens": 10**9}},
     {"pools": {"low_memory": {"types": [
         {"name": f"t{i}", "resource": f"r{i}", "memory_gb": 24, "price_per_hour": 1, "speed": 1} for i in range(33)]}}}])

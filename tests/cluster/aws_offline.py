@@ -1,4 +1,4 @@
-"""AWS on loopback: a moto server with the account that aws-account.yaml makes, and what a client of it needs in its environment."""
+"""AWS on loopback: a moto server with the account that aws/account.yaml makes, and what a client of it needs in its environment."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def deploy_account(url):
     stacks = client(url, "cloudformation")
     # moto's stacks cannot make a service-linked role.
     given = {"Bucket": "corpus", "Zone": "us-east-1a", "SshFrom": "203.0.113.7/32", "SpotRole": "exists"}
-    template = (ROOT / "cluster_yaml" / "aws-account.yaml").read_text()
+    template = (ROOT / "cluster_yaml" / "aws/account.yaml").read_text()
     stacks.create_stack(
         StackName="moedisco", TemplateBody=re.sub(r"/aws/service/deeplearning/\S+", IMAGE_PARAMETER, template),
         Capabilities=["CAPABILITY_NAMED_IAM"],
@@ -181,5 +181,5 @@ def stand_ins(folder, log):
     return folder
 
 
-def cluster_file(name="aws-spot.yaml"):
+def cluster_file(name="aws/spot.yaml"):
     return yaml.safe_load((ROOT / "cluster_yaml" / name).read_text())

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from moedisco_ray.execution import clouds
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "cluster_yaml"
-CLOUDS = ("aws-spot", "gcp-spot", "azure-spot")
+CLOUDS = tuple(f"{cloud}/spot" for cloud in clouds.CLOUDS)
 LAUNCHER = (*CLOUDS, "on-prem", "local-fake")
 """For `ray up` or `ray start`; the others are for kubectl."""
 KUBERNETES = ("kuberay", "kuberay-job")

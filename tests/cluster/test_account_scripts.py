@@ -57,7 +57,7 @@ def option(words, name):
 
 def test_a_project_lets_machines_into_one_folder_and_the_head_start_machines(prepare):
     first, again = (
-        [call["words"] for call in prepare("gcloud", "gcp-account.sh", "mine", "bucket/runs", "192.0.2.7/32")] for _ in range(2))
+        [call["words"] for call in prepare("gcloud", "gcp/account.sh", "mine", "bucket/runs", "192.0.2.7/32")] for _ in range(2))
     head, worker = (f"moedisco-{who}@mine.iam.gserviceaccount.com" for who in ("head", "worker"))
     bound = {
         (*words[:words.index("add-iam-policy-binding")], words[words.index("add-iam-policy-binding") + 1],
@@ -81,7 +81,7 @@ def test_a_project_lets_machines_into_one_folder_and_the_head_start_machines(pre
 
 
 def test_a_subscription_lets_machines_into_one_container_that_they_cannot_delete(prepare):
-    first, again = (prepare("az", "azure-account.sh", "sub", "acc", "runs") for _ in range(2))
+    first, again = (prepare("az", "azure/account.sh", "sub", "acc", "runs") for _ in range(2))
     [definition] = [json.loads(call["read"]) for call in first if call["read"]]
     blobs = "Microsoft.Storage/storageAccounts/blobServices/containers"
     assert definition["Actions"] == [f"{blobs}/read"]

@@ -1,4 +1,4 @@
-"""The stack of aws-account.yaml on a server that speaks AWS, and the disk that outlives the head."""
+"""The stack of aws/account.yaml on a server that speaks AWS, and the disk that outlives the head."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def actions(statements):
 def test_cloudformation_accepts_the_template():
     linter = Path(sys.executable).with_name("cfn-lint")
     done = subprocess.run(
-        [linter, FOLDER / "aws-account.yaml", "--regions", REGION], capture_output=True, text=True, check=False)
+        [linter, FOLDER / "aws/account.yaml", "--regions", REGION], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_stack_makes_the_spot_role_unless_the_account_has_it_and_never_deletes_it():
-    template = yaml.load((FOLDER / "aws-account.yaml").read_text(), Template)
+    template = yaml.load((FOLDER / "aws/account.yaml").read_text(), Template)
     role = template["Resources"]["SpotServiceRole"]
     assert role["Type"] == "AWS::IAM::ServiceLinkedRole"
     assert role["Properties"] == {"AWSServiceName": "spot.amazonaws.com"}
@@ -80,21 +80,21 @@ def test_the_image_stays_what_it_was_when_the_stack_was_made(aws):
 
 
 def test_the_state_disk_goes_from_a_lost_head_to_the_next(aws):
-    spec = importlib.util.spec_from_file_location("attach_ebs", FOLDER / "node" / "attach_ebs.py")
-    attach_ebs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(attach_ebs)
+    spec = importlib.util.spec_from_file_location("attach_disk", FOLDER / "aws" / "attach_disk.py")
+    attach_disk = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(attach_disk)
     ec2 = client(aws, "ec2")
     image = client(aws, "ssm").get_parameter(Name="/moedisco/image")["Parameter"]["Value"]
     first, second = (machine["InstanceId"] for machine in ec2.run_instances(
         ImageId=image, MinCount=2, MaxCount=2, Placement={"AvailabilityZone": f"{REGION}a"})["Instances"])
 
-    device = attach_ebs.attach(ec2, first, f"{REGION}a")
+    device = attach_disk.attach(ec2, first, f"{REGION}a")
     assert device.startswith("/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_vol")
-    assert attach_ebs.attach(ec2, first, f"{REGION}a") == device, "a second time changes nothing"
+    assert attach_disk.attach(ec2, first, f"{REGION}a") == device, "a second time changes nothing"
     volume, = ec2.describe_volumes(Filters=[{"Name": "tag:Name", "Values": ["moedisco-state"]}])["Volumes"]
     ec2.detach_volume(VolumeId=volume["VolumeId"], InstanceId=first)
-    assert attach_ebs.attach(ec2, second, f"{REGION}a") == device
+    assert attach_disk.attach(ec2, second, f"{REGION}a") == device
     volume, = ec2.describe_volumes(VolumeIds=[volume["VolumeId"]])["Volumes"]
     assert [attachment["InstanceId"] for attachment in volume["Attachments"]] == [second]
     with pytest.raises(SystemExit, match="0 volumes named moedisco-state"):
-        attach_ebs.attach(ec2, second, f"{REGION}b")
+        attach_disk.attach(ec2, second, f"{REGION}b")

@@ -1,4 +1,4 @@
-"""AWS without AWS: Ray's launcher and autoscaler with aws-spot.yaml against a server on loopback."""
+"""AWS without AWS: Ray's launcher and autoscaler with aws/spot.yaml against a server on loopback."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_ray_up_and_ray_down(aws, tmp_path):
 
     def ray(command):
         done = subprocess.run(
-            [RAY, command, "cluster_yaml/aws-spot.yaml", "--yes", *(["--no-config-cache"] if command == "up" else [])],
+            [RAY, command, "cluster_yaml/aws/spot.yaml", "--yes", *(["--no-config-cache"] if command == "up" else [])],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -233,7 +233,7 @@ def test_ray_up_and_ray_down(aws, tmp_path):
     assert (head["InstanceType"], head.get("InstanceLifecycle")) == ("m6i.xlarge", None)
     assert tags(head)[TAG_RAY_NODE_KIND] == "head"
     said = log.read_text()
-    for expected in ("echo s3://MY_BUCKET", "install.sh", "attach_ebs.py", "RAY_OVERRIDE_RESOURCES", "cluster_yaml/"):
+    for expected in ("echo s3://MY_BUCKET", "install.sh", "attach_disk.py", "RAY_OVERRIDE_RESOURCES", "cluster_yaml/"):
         assert expected in said, f"{expected} in {said}"
     assert ".venv/ " not in said
     assert "pip install" not in said, "Ray's defaults would bring a nightly build"

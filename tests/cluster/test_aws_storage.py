@@ -1,4 +1,4 @@
-"""What the role of aws-account.yaml lets a node do in storage: all that a run needs in its folder, and nothing elsewhere."""
+"""What the role of aws/account.yaml lets a node do in storage: all that a run needs in its folder, and nothing elsewhere."""
 
 from __future__ import annotations
 

@@ -69,14 +69,14 @@ def test_a_files_disks_are_those_that_it_asks_the_cloud_for(name):
     for kind, node in file["available_node_types"].items():
         config = node["node_config"]
         disks = {
-            "aws-spot": lambda config: config["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"],
-            "gcp-spot": lambda config: config["disks"][0]["initializeParams"]["diskSizeGb"],
-            "azure-spot": lambda config: config["azure_arm_parameters"]["osDiskSize"]}
+            "aws/spot": lambda config: config["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"],
+            "gcp/spot": lambda config: config["disks"][0]["initializeParams"]["diskSizeGb"],
+            "azure/spot": lambda config: config["azure_arm_parameters"]["osDiskSize"]}
         assert file["metadata"]["moedisco"]["node_types"][kind]["disk_gb"] == disks[name](config)
 
 
 def crowded(workers, memory_gb):
-    file = load("aws-spot")
+    file = load("aws/spot")
     file["max_workers"] = workers
     file["available_node_types"]["low-l4-spot"]["max_workers"] = workers
     file["metadata"]["moedisco"]["node_types"]["head"]["memory_gb"] = memory_gb
@@ -106,7 +106,7 @@ def test_a_head_that_is_too_small_names_a_number_of_workers_that_it_holds(defaul
     ("cpu", "disk_gb", 60, "a node needs 61 GB"),
 ])
 def test_a_machine_that_is_too_small_is_one_line_with_field_value_and_remedy(default, node, fact, value, says):
-    file = load("aws-spot")
+    file = load("aws/spot")
     file["metadata"]["moedisco"]["node_types"][node][fact] = value
     [found] = lacking(read_cluster([file], "file"), *default)
     assert str(found).startswith(f"{node}.{fact}: {value}")
@@ -115,7 +115,7 @@ def test_a_machine_that_is_too_small_is_one_line_with_field_value_and_remedy(def
 
 
 def test_large_submodels_do_not_fit_small_disks(paper):
-    file = load("aws-spot")
+    file = load("aws/spot")
     file["metadata"]["moedisco"]["node_types"]["low-l4-spot"]["disk_gb"] = 75
     found = {each.field: str(each) for each in lacking(read_cluster([file], "file"), *paper)}
     assert "a node needs 79 GB" in found["low-l4-spot.disk_gb"]
@@ -124,7 +124,7 @@ def test_large_submodels_do_not_fit_small_disks(paper):
 def test_decompose_needs_the_disk_of_a_node_with_cpus(paper):
     [decompose] = [stage for stage in paper[1].storage if stage.stage == "decompose"]
     assert decompose.pool == "cpu"
-    file = load("aws-spot")
+    file = load("aws/spot")
     needed = 60 + decompose.worker_disk / GIB
     for size, fits in ((int(needed), False), (int(needed) + 60, True)):
         file["metadata"]["moedisco"]["node_types"]["cpu"]["disk_gb"] = size
@@ -133,7 +133,7 @@ def test_decompose_needs_the_disk_of_a_node_with_cpus(paper):
 
 
 def test_a_priced_network_costs_its_bytes(default):
-    file = load("aws-spot")
+    file = load("aws/spot")
     assert cluster_needs(read_cluster([file], "file"), *default).transfer_dollars == 0
     file["metadata"]["moedisco"]["node_types"]["low-a10g-spot"]["transfer_price_per_gb"] = 0.09
     needs = cluster_needs(read_cluster([file], "file"), *default)

@@ -19,15 +19,15 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from moedisco_ray.plan.cluster_file import ClusterMetadata, load_cluster
 
 NODE_CONFIG_KEYS = {
-    "aws-spot": {
+    "aws/spot": {
         "InstanceType", "ImageId", "IamInstanceProfile", "MetadataOptions", "BlockDeviceMappings", "InstanceMarketOptions"},
-    "gcp-spot": {"machineType", "guestAccelerators", "serviceAccounts", "networkInterfaces", "disks", "scheduling"},
-    "azure-spot": {"azure_arm_parameters"},
+    "gcp/spot": {"machineType", "guestAccelerators", "serviceAccounts", "networkInterfaces", "disks", "scheduling"},
+    "azure/spot": {"azure_arm_parameters"},
 }
 MACHINE = {
-    "aws-spot": r"[a-z0-9]+\.\d*x?large",
-    "gcp-spot": r"[a-z]\d-[a-z]+-\d+g?",
-    "azure-spot": r"Standard_[A-Z]{1,2}\d+[a-z]*(_[A-Z0-9]+)?_v\d",
+    "aws/spot": r"[a-z0-9]+\.\d*x?large",
+    "gcp/spot": r"[a-z]\d-[a-z]+-\d+g?",
+    "azure/spot": r"Standard_[A-Z]{1,2}\d+[a-z]*(_[A-Z0-9]+)?_v\d",
 }
 
 
@@ -127,8 +127,8 @@ def test_text_processing_has_nodes_of_its_own(name):
 
 def test_a_gang_is_in_one_zone_where_the_file_decides_it():
     # On AWS, `spot_fallback` does: see test_aws_offline.
-    assert "," not in load("gcp-spot")["provider"]["availability_zone"]
-    for kind in workers(load("azure-spot")).values():
+    assert "," not in load("gcp/spot")["provider"]["availability_zone"]
+    for kind in workers(load("azure/spot")).values():
         zone = kind["node_config"]["azure_arm_parameters"].get("availability_zone")
         assert zone == ("1" if pool(kind) == "high_memory" else None)
 
@@ -145,7 +145,7 @@ def test_node_config_has_only_keys_that_the_cloud_knows(name):
 
 def test_azure_parameters_are_those_of_rays_template():
     template = json.loads((Path(azure.__file__).parent / "azure-vm-template.json").read_text())
-    for kind in load("azure-spot")["available_node_types"].values():
+    for kind in load("azure/spot")["available_node_types"].values():
         assert kind["node_config"]["azure_arm_parameters"].keys() <= {*template["parameters"], "availability_zone"}
 
 
@@ -159,7 +159,7 @@ def test_the_market_is_the_one_that_the_label_names(name):
         assert spot == (market(kind) == "spot")
 
 
-@pytest.mark.parametrize("name", [*LAUNCHER, *KUBERNETES, "aws-account"])
+@pytest.mark.parametrize("name", [*LAUNCHER, *KUBERNETES, "aws/account"])
 def test_nothing_floats(name):
     text = (FOLDER / f"{name}.yaml").read_text()
     assert not re.search(r":latest\b|[Vv]ersion: latest|nightly|dev0", text)
@@ -188,11 +188,11 @@ def test_nodes_share_a_folder_of_a_bucket_and_no_file_system(name):
     config = load(name)
     place, = re.findall(r"^echo (\S+) >~/moedisco/bucket$", config["setup_commands"][0])
     assert place == {
-        "gcp-spot": "gs://MY_BUCKET/moedisco", "azure-spot": "abfs://MY_STORAGE_ACCOUNT.blob.core.windows.net/MY_CONTAINER",
+        "gcp/spot": "gs://MY_BUCKET/moedisco", "azure/spot": "abfs://MY_STORAGE_ACCOUNT.blob.core.windows.net/MY_CONTAINER",
     }.get(name, "s3://MY_BUCKET/moedisco")
     assert config["head_start_ray_commands"][-1].endswith('head.sh "$(cat ~/moedisco/bucket)"')
     system, _ = fs.FileSystem.from_uri(place + ("?region=none" if place.startswith("s3:") else ""))
-    assert system.type_name == {"gcp-spot": "gcs", "azure-spot": "abfs"}.get(name, "s3")
+    assert system.type_name == {"gcp/spot": "gcs", "azure/spot": "abfs"}.get(name, "s3")
 
 
 @pytest.mark.parametrize("path", sorted(path for path in FOLDER.rglob("*") if path.is_file() and not (

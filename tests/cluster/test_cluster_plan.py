@@ -36,7 +36,7 @@ def found(default_file, cluster, *overrides):
     return [(each.field, str(each)) for each in disagreements(read_cluster([cluster], "file"), config, build_plan(config))]
 
 
-@pytest.mark.parametrize("name", ["aws-spot", "gcp-spot", "azure-spot", "kuberay"])
+@pytest.mark.parametrize("name", ["aws/spot", "gcp/spot", "azure/spot", "kuberay"])
 def test_the_default_configuration_agrees_with_every_cloud(default_file, name):
     config = load_config(default_file)
     assert disagreements(load_cluster(FOLDER / f"{name}.yaml"), config, build_plan(config)) == ()
@@ -51,7 +51,7 @@ def test_the_default_configuration_agrees_with_every_cloud(default_file, name):
     ("submodels.optimizer.micro_batch=64", "pools.low_memory.memory_gb", "low-t4-spot has only 16"),
 ])
 def test_a_contradiction_is_told_with_field_value_and_remedy(default_file, override, field, says):
-    told = dict(found(default_file, load("aws-spot"), override))
+    told = dict(found(default_file, load("aws/spot"), override))
     assert field in told
     assert says in told[field]
     assert told[field].startswith(f"{field}: ")
@@ -61,7 +61,7 @@ def test_each_data_owner_needs_a_node_type_with_its_tag(default_file):
     owned = (
         "corpus.sources=[{path: embedded}, {path: /data, owner: alice}]", "finetune.keep_optimizer_state=false",
         "pools.owners.alice.storage=s3://alice/runs", "pools.owners.alice.resource=alice_gpu")
-    cluster = load("aws-spot")
+    cluster = load("aws/spot")
     told = dict(found(default_file, cluster, *owned))
     assert told.keys() == {"pools.owners.alice.resource"}
     assert "no node type offers it" in told["pools.owners.alice.resource"]
@@ -73,7 +73,7 @@ def test_each_data_owner_needs_a_node_type_with_its_tag(default_file):
 
 
 def test_tags_without_gpus_are_told(default_file):
-    cluster = load("aws-spot")
+    cluster = load("aws/spot")
     cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "low_mem_gpu": 2}
     assert any("offers more low_mem_gpu than it has GPUs" in text for _, text in found(default_file, cluster))
 
@@ -83,7 +83,7 @@ def test_nodes_without_gpus_train_on_cpus(default_file):
     assert found(default_file, load("local-fake"), *overrides) == []
 
 
-@pytest.mark.parametrize("name", ["aws-spot", "gcp-spot", "azure-spot", "kuberay", "on-prem"])
+@pytest.mark.parametrize("name", ["aws/spot", "gcp/spot", "azure/spot", "kuberay", "on-prem"])
 @pytest.mark.parametrize("kind", ["low_memory", "high_memory"])
 def test_every_node_of_a_pool_has_what_its_workers_ask_ray_for(default_file, name, kind):
     pool = getattr(load_config(default_file).pools, kind)
@@ -99,7 +99,7 @@ def test_every_node_of_a_pool_has_what_its_workers_ask_ray_for(default_file, nam
 @pytest.fixture(scope="module")
 def planned(default_file):
     config = load_config(default_file)
-    return config, build_plan(config), load_cluster(FOLDER / "gcp-spot.yaml")
+    return config, build_plan(config), load_cluster(FOLDER / "gcp/spot.yaml")
 
 
 @settings(deadline=None)
@@ -120,7 +120,7 @@ def test_a_type_is_too_small_exactly_when_a_worker_needs_more(planned, memory):
     (lambda cluster: cluster.pop("provider"), "neither"),
 ])
 def test_a_file_that_lacks_something_is_a_user_error(change, says):
-    cluster = load("aws-spot")
+    cluster = load("aws/spot")
     change(cluster)
     with pytest.raises(ConfigError, match=says):
         read_cluster([cluster], "mine.yaml")
@@ -143,7 +143,7 @@ def test_a_host_is_counted_once_for_its_type():
 
 def test_the_command_ends_with_2_where_they_differ_and_still_prints_the_plan(default_file, tmp_path):
     path = tmp_path / "cluster.yaml"
-    path.write_text(yaml.safe_dump(load("aws-spot")))
+    path.write_text(yaml.safe_dump(load("aws/spot")))
     runner = CliRunner()
     agreeing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(path)])
     assert (agreeing.exit_code, agreeing.stderr) == (0, "")
@@ -171,7 +171,7 @@ def mixed(**changes):
     ({"price_per_hour": 0.5}, "pools.low_memory.types.0.price_per_hour", "0.21 to 0.21"),
 ])
 def test_every_type_of_a_mixed_pool_is_held_against_the_file(default_file, change, field, says):
-    cluster = load("aws-spot")
+    cluster = load("aws/spot")
     cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "t4_gpu": 1}
     told = dict(found(default_file, cluster, mixed(**change)))
     assert list(told) == ([] if field is None else [field])

@@ -19,10 +19,10 @@ from s3_standin import KEYS, s3_server
 from small_run import small_config
 from step_account import attempts, lost
 
+from moedisco_ray.contrib.join.head import USER
+from moedisco_ray.contrib.join.token import JoinToken
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.execution.joining.head import USER
-from moedisco_ray.execution.joining.token import JoinToken
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 PORT = 7722
@@ -103,7 +103,7 @@ class Places:
         """A token that was issued two hours ago for one hour."""
         code, output = finished(self.spawn(
             "head", PYTHON, "-c",
-            "import sys, time; from pathlib import Path; from moedisco_ray.execution.joining.head import issue; "
+            "import sys, time; from pathlib import Path; from moedisco_ray.contrib.join.head import issue; "
             "print(issue(Path(sys.argv[1]), 60, time.time() - 7200).encoded())", self.state))
         assert code == 0, output
         return output.strip()

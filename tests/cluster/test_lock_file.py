@@ -70,7 +70,7 @@ def test_the_lock_is_closed_and_has_the_versions_that_the_tests_run_with():
 def node(tmp_path):
     """A home with the files that the launcher copies, where every program of install.sh writes down what it is asked."""
     project = tmp_path / "moedisco"
-    shutil.copytree(FOLDER / "node", project / "cluster_yaml" / "node", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(FOLDER, project / "cluster_yaml", ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("moedisco_ray", "service"):
         (project / part).mkdir()
         (project / part / "__init__.py").touch()

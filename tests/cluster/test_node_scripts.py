@@ -16,10 +16,10 @@ from cluster_files import FOLDER, load
 from moedisco_ray.plan.cluster_file import ClusterMetadata
 
 BIN = Path(sys.executable).parent
-SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("node/*.sh")])
+SCRIPTS = sorted(FOLDER.rglob("*.sh"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_shellcheck_finds_nothing(script):
     done = subprocess.run(
         [BIN / "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", script],

@@ -128,7 +128,7 @@ def test_the_command_beside_the_fake_cluster_answers(tmp_path: Path, port: int) 
 
 @pytest.mark.skipif(Path("/run/systemd/system").is_dir(), reason="would make units of this machine's systemd")
 @pytest.mark.parametrize("name", [
-    "on-prem", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aws-spot", "gcp-spot", "azure-spot"))])
+    "on-prem", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aws/spot", "gcp/spot", "azure/spot"))])
 def test_the_command_that_starts_a_head_brings_the_service_up(tmp_path: Path, port: int, name: str) -> None:
     shutil.copytree(FOLDER, tmp_path / "moedisco" / "cluster_yaml")
     subprocess.run(["bash", "-c", load(name)["setup_commands"][0]], env=environment(tmp_path), check=True)

@@ -12,8 +12,8 @@ import yaml
 from cluster_files import FOLDER
 from typer.testing import CliRunner
 
+from moedisco_ray.contrib.join.command import TOKEN_VARIABLE
 from service.cli import app
-from service.commands.joining import TOKEN_VARIABLE
 
 SKYPILOT = "skypilot==0.14.1"
 TEMPLATE = FOLDER / "skypilot" / "rtx4090.yaml"

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
+from moedisco_ray.core.limits import LOGITS_BYTES
 from moedisco_ray.models import hf_config
 from moedisco_ray.models.attention import BY_DOCUMENT, MASKED, attend_within_documents
 from moedisco_ray.models.expert_parallel import divided_experts
@@ -25,7 +26,7 @@ from moedisco_ray.plan.memory import worker_memory
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
-from moedisco_ray.training.cross_entropy import LOGITS_BYTES, summed_cross_entropy
+from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.sharding import _configured, autocast, compute_dtype
 from moedisco_ray.training.stepper import Stepper
 

@@ -57,6 +57,7 @@ def test_a_batch_with_a_nan_loss_is_left_out_once_and_reported(ray_cluster: None
     assert trained.result.losses == here(spared).losses
 
 
+@pytest.mark.slow   # the first time is as in the test before, and what follows from a second one is a pure function's decision
 def test_what_diverges_twice_is_given_up(ray_cluster: None, tmp_path: Path) -> None:
     job = make_job(tmp_path, STEPS)
     for step in (7, 11):

@@ -19,7 +19,8 @@ from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models import open_checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+# Slow: two whole runs. A gang on Ray is in test_run.py, and a training of several workers in tests/unit/test_parallel.py.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS, BATCH = 120, 256
 OPTIMIZER = {"name": "muon", "batch_tokens": BATCH, "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
 

@@ -47,6 +47,7 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
     assert not [event for event in events if event.type == "worker_restarted"]
 
 
+@pytest.mark.slow   # the way on Ray is that of a sync of backbones; test_parallel_seed.py syncs all weights in one process
 @pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.chaos), 2])
 def test_members_of_a_seed_end_with_one_model(ray_cluster: None, tmp_path: Path, slots: int) -> None:
     torch.set_num_threads(1)

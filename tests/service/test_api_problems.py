@@ -70,7 +70,8 @@ WRONG = [
     {"corpus": {"sources": [{"path": "embedded", "weight": 1000}]}}, {"name": "a/b"}, {"name": None}, {"output": "http://x"},
     {"model": {"init": {"checkpoint": 3}}}, {"checkpoint": {"every": "never"}}, {"tokens": {"seed_share": 0.9}},
     {"finetune": {"optimizer": {"batch_tokens": 1000}}}, {"model": {"config": {"num_attention_heads": 3}}},
-    {"model": {"family": "gpt"}}, {"pools": {"low_memory": {"resource": "a b"}}}, {"tracking": {"wandb": 3}}, {"tags": {"a": 1}},
+    {"model": {"family": "gpt"}}, {"pools": {"low_memory": {"resource": "a b"}}},
+    {"tracking": {"trackers": {"wandb": 3}}}, {"tags": {"a": 1}},
 ]
 
 

@@ -157,12 +157,12 @@ def test_every_command_has_help():
     commands = {command.name or command.callback.__name__ for command in training.registered_commands}
     assert commands == {
         "run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "export", "push", "experts", "merge", "chat",
-        "verify"}
+        "verify", "join", "join_token", "join_gateway"}
     ours = {
         "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
         "estimate", "tokens", "policies", "quota", "change"}
     shown = ran("--help")
-    for command in commands | ours:
+    for command in {name.replace("_", "-") for name in commands} | ours:
         assert f"│ {command} " in shown
         assert f"Usage: moedisco {command}" in ran(command, "--help")
 

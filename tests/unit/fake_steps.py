@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -19,10 +22,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from docs.plans import CHECKPOINTS, OTHERS
-from moedisco_ray.core.config import Architecture, FamilyName
+from moedisco_ray.core.config import Architecture, FamilyName, Lora, Optimizer
 from moedisco_ray.models import attention, hf_config, speed
-from moedisco_ray.training import muon
+from moedisco_ray.models.attention import BY_DOCUMENT, MASKED
+from moedisco_ray.packed_tokens import batch_indices
+from moedisco_ray.plan.attention_memory import needs_mask
+from moedisco_ray.plan.memory import largest_block
+from moedisco_ray.plan.parameters import count_parameters
+from moedisco_ray.training import TrainJob, World, muon
 from moedisco_ray.training import optimizer as optimizer_module
+from moedisco_ray.training.batches import MicroBatch
+from moedisco_ray.training.lora import add_adapters
+from moedisco_ray.training.sharding import _configured, compute_dtype
+from moedisco_ray.training.stepper import Stepper
 
 aten = torch.ops.aten
 SEQUENCE = 1024
@@ -57,8 +69,54 @@ class LiveBytes(TorchDispatchMode):
             self._sizes[storage._cdata] = storage.nbytes()
             self.peak = max(self.peak, self.now)
 
+    def restart(self) -> int:
+        """Return the peak, and begin another one."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
     def _drop(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
+
+
+MOMENTS = ("last layer", "other layers", "first layer", "step")
+"""Parts of a training step: until the backward pass leaves the last layer, until it reaches the first one, until it ends, the rest.
+
+Within each but the second, a further layer adds the same bytes to the peak, whatever the number of layers.
+"""
+
+
+class Moments:
+    """The most bytes in each part of training steps.
+
+    Attributes:
+        peaks: Bytes, by `MOMENTS`.
+    """
+
+    def __init__(self, live: LiveBytes, step: Stepper) -> None:
+        self.peaks = dict.fromkeys(MOMENTS, 0)
+        self._live, self._now = live, MOMENTS[0]
+        layers = step._model.model.layers
+        layers[-1].register_forward_pre_hook(self._enters_last)
+        layers[0].register_forward_hook(self._leaves_first)
+        step.optimizer.register_step_pre_hook(lambda *_: self._begin("step"))
+        step.optimizer.register_step_post_hook(lambda *_: self._begin("last layer"))
+
+    def _begin(self, moment: str) -> None:
+        self.peaks[self._now] = max(self.peaks[self._now], self._live.restart())
+        self._now = moment
+
+    def _enters_last(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._begin("last layer")       # of another micro-batch
+        if inputs[0].requires_grad:
+            inputs[0].register_hook(lambda _: self._leaves_last())
+
+    def _leaves_last(self) -> None:
+        if self._now == "last layer":       # of two layers, the first one comes next
+            self._begin("other layers")
+
+    def _leaves_first(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda _: self._begin("first layer"))
 
 
 class InferenceBytes(LiveBytes):
@@ -181,3 +239,62 @@ def _efficient_attention(query: Tensor, key: Tensor, value: Tensor, **settings: 
         query, key, value, None if mask is None else mask.expand(*query.shape[:3], key.shape[2]), compute_log_sumexp=True,
         is_causal=mask is None, scale=settings["scale"])[0]
     return found
+
+
+def measured(
+    family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer, lora: Lora | None = None,
+) -> dict[str, int]:
+    """Most bytes in each part of two training steps, by `MOMENTS`; inside `path_of_gpus`."""
+    trained = torch.bfloat16 if recipe.state == "bf16" else torch.float32
+    model = fake_model(family, architecture, vocabulary, trained if lora is None else compute_dtype(recipe, "cuda"))
+    if recipe.within_documents:
+        model.set_attn_implementation(MASKED if needs_mask(family, architecture, recipe, gpu=1) else BY_DOCUMENT)
+    model = _configured(model, recipe)
+    if lora is not None:
+        add_adapters(model, lora, dtype=trained)
+    routes = architecture.num_experts > 1
+    job = TrainJob(
+        stage="submodels", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
+        sequence_length=SEQUENCE, optimizer=recipe, checkpoint_every=None, load_balance=0.01 * routes, z_loss=0.001 * routes)
+    with FakeTensorMode(), LiveBytes() as live, warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        if recipe.within_documents:
+            patch.setattr(masking_utils, "find_packed_sequence_indices", lambda positions_BL: positions_BL)
+        make_real(model)
+        step = Stepper(model, job, World())
+        step._checked = True        # the first step's check of the experts reads their gradients
+        step.select(deep_step(family, architecture, vocabulary, recipe))
+        count = recipe.batch_tokens // SEQUENCE
+        size = recipe.micro_batch or count
+        tokens = torch.zeros(count, SEQUENCE, dtype=torch.long)
+        found = Moments(live, step)
+        for _ in range(2):
+            step(MicroBatch(part, part, job.step_tokens, None, part if recipe.within_documents else None)
+                 for part in tokens.split(size))
+    moments = (tensor for state in step.optimizer.state.values() for key, tensor in state.items() if key != "step")
+    # On a CPU, the machine's memory is the device's too.
+    elsewhere = sum(tensor.nbytes for tensor in moments) if recipe.offload_moments else 0
+    return {moment: peak - elsewhere for moment, peak in found.peaks.items()}
+
+
+def make_real(model: nn.Module) -> None:
+    """Give a model on the meta device tensors of the device at hand; tied weights stay tied."""
+    kept: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in kept:
+                kept[id(parameter)] = nn.Parameter(
+                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad)
+            module._parameters[name] = parameter if parameter is None else kept[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def deep_step(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer) -> int:
+    """A step in which the larger one of embedding and first layer trains, if blocks do: its backward pass uses all layers."""
+    blocks = architecture.num_hidden_layers + 2
+    parameters = count_parameters(family, architecture, vocabulary)
+    head = parameters.embedding + architecture.hidden_size      # as large as the embedding, and the last norm
+    block = 0 if largest_block(parameters, architecture) == head else 1
+    return next(period for period in range(blocks) if batch_indices(0, period, 1, blocks)[0] == block) * (recipe.block_steps or 1)

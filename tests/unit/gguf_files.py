@@ -11,8 +11,8 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moedisco_ray.models.gguf import frequency_divisors
-from moedisco_ray.stages.export.gguf_rotation import add_rotation
+from moedisco_ray.contrib.gguf.reading import frequency_divisors
+from moedisco_ray.contrib.gguf.rotation import add_rotation
 
 TEXT = ["def f(x):\n    return x**2  # Größe\n", "the quick brown fox jumps over the lazy dog, and it's 12345 times"]
 NAMES = {

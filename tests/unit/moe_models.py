@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -22,20 +21,12 @@ ALONE = tuple(family for family in FAMILIES if DECLARATIONS[family].router.least
 """Families whose model with one expert runs in transformers without `specialise`."""
 UPCYCLED = tuple(family for family in FAMILIES if DECLARATIONS[family].router.only_top_k is None)
 """Families in which copies of an expert can compute what the expert does."""
-UNLIKE = ("qwen2_moe", "deepseek_v3", "gpt_oss", "qwen3_next")
-"""Families that differ most: shared experts, latent attention and groups of experts, sinks and transposed weights with biases, and
-recurrent layers."""
 VOCAB = 64
 LENGTH = 16
 MIXED = {
     "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 8,
     "linear_value_head_dim": 12}
 """Configuration fields of a tiny model with a recurrent layer, then one with attention, and so on."""
-
-
-def unlike(families: Iterable[str] = FAMILIES) -> list[Any]:
-    """Families as parameters of a test whose subject hardly depends on them: outside of `make test-slow`, only `UNLIKE`."""
-    return [family if family in UNLIKE else pytest.param(family, marks=pytest.mark.slow) for family in families]
 
 
 def top_k_of(family: str, wanted: int) -> int:

@@ -113,7 +113,7 @@ def mlflow(config: RunConfig) -> Stored:
     import mlflow as library  # noqa: PLC0415  # optional
 
     client = library.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name(config.tracking.mlflow)
+    experiment = client.get_experiment_by_name(config.tracking.trackers["mlflow"])
     runs = client.search_runs([experiment.experiment_id])
 
     def read(run: Any) -> Stored:

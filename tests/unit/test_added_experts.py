@@ -18,16 +18,17 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
+from moedisco_ray.contrib.experts.calibrate import calibrated_experts
+from moedisco_ray.contrib.experts.choose_experts import choose_experts
+from moedisco_ray.contrib.experts.chosen_experts import Chosen, config_with_experts, with_experts
+from moedisco_ray.contrib.experts.new_rows import new_rows, use_of_new
+from moedisco_ray.contrib.merge.merge_models import merge_models
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.families import Router
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.choose_experts import choose_experts
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.execution.merge_models import merge_models
-from moedisco_ray.models import Chosen, Role, config_with_experts, open_checkpoint, same_bits, with_experts, write_checkpoint
-from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
-from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new
+from moedisco_ray.models import Role, open_checkpoint, same_bits, write_checkpoint
 from moedisco_ray.stages.merge.router_init import ridge_directions, statistics
 
 OLD, NEW = ("sea", "kitchen"), "court"
@@ -111,9 +112,8 @@ def test_only_rows_of_new_experts_are_computed(family: str, tmp_path: Path) -> N
     batches = [(tokens_BL + label * VOCAB // 2, torch.full((4,), label).numpy()) for label in range(2)]
     layers: list[dict[str, Any]] = []
     plain = dict(with_experts(models, names, chosen))
-    found = dict(calibrated(
-        ((key, tensor.clone()) for key, tensor in plain.items()), values, 2, batches, settings=RouterSettings("ridge", new=(4,)),
-        report=layers))
+    found = dict(calibrated_experts(
+        ((key, tensor.clone()) for key, tensor in plain.items()), values, batches, new=(4,), report=layers))
     assert found.keys() == plain.keys()
     for key, tensor in plain.items():
         role, kept = names.classify(key), torch.tensor([expert for expert in range(len(chosen)) if expert != 4])

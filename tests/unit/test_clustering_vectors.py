@@ -124,7 +124,7 @@ def test_hidden_states_of_a_model_that_does_not_stay_in_memory_are_the_same(mode
     expected = HiddenState(model_dir, 16).embed(texts, tokens)
     monkeypatch.setattr(streamed, "RESIDENT_BYTES", 0)
     for states in (1, 2**30):
-        monkeypatch.setattr(layer_stream, "_CPU_STATES", states)
+        monkeypatch.setattr(layer_stream, "CPU_STATES", states)
         np.testing.assert_array_equal(HiddenState(model_dir, 16).embed(texts, tokens), expected)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.profiler import ProfilerActivity, profile
 
+from moedisco_ray.core.limits import LOGITS_BYTES
 from moedisco_ray.training import cross_entropy as module
-from moedisco_ray.training.cross_entropy import LOGITS_BYTES, summed_cross_entropy
+from moedisco_ray.training.cross_entropy import summed_cross_entropy
 
 
 def inputs(tokens: int, vocabulary: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

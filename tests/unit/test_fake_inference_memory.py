@@ -5,7 +5,6 @@ Experts take the path of GPUs. `make test-fake` runs all cases.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -21,10 +20,10 @@ from transformers import PreTrainedModel, masking_utils
 
 from moedisco_ray.core.config import FAMILIES, Architecture, FamilyName
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.limits import BATCH_TOKENS, GPU_STATES, VECTOR_TOKENS
 from moedisco_ray.models import canonical_shapes, hf_config, layer_stream, specialise, streamed
 from moedisco_ray.models.layer_stream import layer_step
 from moedisco_ray.models.streamed import streamed_model
-from moedisco_ray.plan import stage_memory
 from moedisco_ray.plan.memory import GIB, Memory
 from moedisco_ray.plan.stage_memory import (
     StreamedModel,
@@ -33,11 +32,9 @@ from moedisco_ray.plan.stage_memory import (
     scoring_memory,
     vectors_memory,
 )
-from moedisco_ray.stages import scoring
 from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
-from moedisco_ray.stages.merge import calibration_text
 from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
-from moedisco_ray.stages.scoring import BATCH_TOKENS, perplexity
+from moedisco_ray.stages.scoring import perplexity
 from moedisco_ray.stages.text.validation import Documents
 
 CLUSTERS = 4
@@ -102,7 +99,7 @@ def on_device(
 ) -> tuple[StreamedModel, PreTrainedModel]:
     model, config = on_card(checkpoint, card, stays=True)
     monkeypatch.setattr(streamed, "RESIDENT_BYTES", 2**50 if model.stays else 0)
-    monkeypatch.setattr(layer_stream, "_CPU_STATES", layer_stream._GPU_STATES)
+    monkeypatch.setattr(layer_stream, "CPU_STATES", GPU_STATES)
     return model, specialise(streamed_model(dict(stored(config, live)), config, dtype=torch.bfloat16))
 
 
@@ -146,8 +143,8 @@ def test_vectors_of_documents_take_what_the_plan_says(
     model, network = on_device(checkpoint, 24, live, monkeypatch)
     vectoriser: Any = object.__new__(HiddenState)
     vectoriser._model, vectoriser._device = network, "cpu"
-    vectoriser._max_tokens, vectoriser._batch_tokens = SEQUENCE, stage_memory.VECTOR_TOKENS
-    tokens = BATCHES * stage_memory.VECTOR_TOKENS
+    vectoriser._max_tokens, vectoriser._batch_tokens = SEQUENCE, VECTOR_TOKENS
+    tokens = BATCHES * VECTOR_TOKENS
     texts = list(np.zeros((tokens // SEQUENCE, SEQUENCE), dtype=np.int32))
     assert vectoriser.embed([""] * len(texts), texts).shape == (len(texts), model.sizes.hidden_size)
     compare(vectors_memory(model, tokens=tokens, sequence_length=SEQUENCE), live, 24)
@@ -174,11 +171,3 @@ def test_a_layer_of_every_family_holds_what_the_plan_says(
         layer_step(network, 0)(hidden_BLD)
     measured = (live.peak - hidden_BLD.nbytes) / (4 * SEQUENCE)
     assert layer_bytes_per_token(family, sizes, 2, SEQUENCE) == pytest.approx(measured, rel=0.05)
-
-
-def test_limits_are_those_of_the_product() -> None:
-    batch = inspect.signature(HiddenState).parameters["batch_tokens"].default
-    assert [stage_memory.RESIDENT_SHARE, stage_memory.CPU_RESIDENT] == [streamed._RESIDENT_SHARE, streamed.RESIDENT_BYTES]
-    assert [stage_memory.CPU_STATES, stage_memory.GPU_STATES] == [layer_stream._CPU_STATES, layer_stream._GPU_STATES]
-    assert [stage_memory.BATCH_TOKENS, stage_memory.LOGITS] == [scoring.BATCH_TOKENS, scoring._LOGITS]
-    assert [batch, calibration_text._BATCH_WINDOWS] == [stage_memory.VECTOR_TOKENS, stage_memory.CALIBRATION_WINDOWS]

@@ -24,13 +24,13 @@ from typer.testing import CliRunner
 
 from docs.ecosystem import FAMILY
 from moedisco_ray.cli.app import app
+from moedisco_ray.contrib.gguf.file import write_gguf
+from moedisco_ray.contrib.gguf.tokenizer import split_name
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint, specialise
-from moedisco_ray.stages.export.gguf_file import write_gguf
-from moedisco_ray.stages.export.gguf_tokenizer import split_name
 
 DENSE_FIRST = {"first_k_dense_replace": 1, "num_hidden_layers": 3, "intermediate_size": 24, "routed_scaling_factor": 2.5}
 GROUPS = {"n_group": 2, "topk_group": 1}

@@ -15,9 +15,9 @@ from tiny_export import write_weights
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from moedisco_ray.contrib.gguf.file import write_gguf
+from moedisco_ray.contrib.gguf.sentencepiece import adds_space, token_scores
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.stages.export.gguf_file import write_gguf
-from moedisco_ray.stages.export.gguf_sentencepiece import adds_space, token_scores
 
 LANGUAGES = [
     "Größe und Äpfel, naïve café", "привет, мир", "你好世界", "こんにちは 世界", "안녕하세요", "שלום", "नमस्ते दुनिया", MARKS,

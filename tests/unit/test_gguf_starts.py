@@ -19,6 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
+from moedisco_ray.contrib.gguf import file as gguf_file
+from moedisco_ray.contrib.gguf.file import write_gguf as export
+from moedisco_ray.contrib.gguf.reading import write_directory
+from moedisco_ray.contrib.gguf.tensors import GgufTensor, gguf_tensors
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge, Model
 from moedisco_ray.core.errors import CheckpointError
@@ -27,11 +31,7 @@ from moedisco_ray.core.read_roots import ReadRoots, reading_within
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model, open_checkpoint, runnable
-from moedisco_ray.models.gguf import write_directory
 from moedisco_ray.stages.corpus import input_identity
-from moedisco_ray.stages.export import gguf_file
-from moedisco_ray.stages.export.gguf_file import write_gguf as export
-from moedisco_ray.stages.export.gguf_tensors import GgufTensor, gguf_tensors
 from moedisco_ray.stages.merge.stage import write_whole
 from moedisco_ray.stages.start import Start
 

@@ -22,7 +22,7 @@ from moedisco_ray.models import (
     write_checkpoint,
 )
 from moedisco_ray.models.initial_weights import random_weights, with_seed
-from moedisco_ray.stages.merge.calibrate import RouterMethod, RouterSettings, calibrated
+from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
 from moedisco_ray.stages.merge.group_strength import SHARE, group_strength
 from moedisco_ray.stages.merge.router_init import principal_directions, ridge_directions, statistics
 from moedisco_ray.stages.merge.router_load import Measured
@@ -101,7 +101,7 @@ def test_principal_directions_are_normalised_and_treat_clusters_alike(clusters: 
         torch.testing.assert_close(logits_TC.var(0), logits_TC.var(0).mean().expand(clusters), rtol=1e-6, atol=0)
 
 
-def same_expert_twice(config: dict[str, object], method: RouterMethod, directory: Path) -> list[float]:
+def same_expert_twice(config: dict[str, object], method: str, directory: Path) -> list[float]:
     """Share of the tokens that select both copies of one expert, by layer, in a seed of half of the experts that was grown."""
     names = ModelMap(str(config["model_type"]))
     seed = random_tensors(submodel_config(config, GROUP), seed=5)

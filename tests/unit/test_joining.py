@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from moedisco_ray.contrib.join import head
+from moedisco_ray.contrib.join.machine import Machine, check_versions, explain
+from moedisco_ray.contrib.join.token import JoinToken, address
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.execution.joining import head
-from moedisco_ray.execution.joining.machine import Machine, check_versions, explain
-from moedisco_ray.execution.joining.token import JoinToken, address
 from service.cli import app
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
@@ -134,7 +134,7 @@ def test_commands_need_root_and_say_so(command, monkeypatch):
 
 
 def test_a_machine_without_gpu_needs_a_number_of_slots(monkeypatch):
-    monkeypatch.setattr("moedisco_ray.execution.joining.machine.require_root", lambda: None)
+    monkeypatch.setattr("moedisco_ray.contrib.join.machine.require_root", lambda: None)
     monkeypatch.setenv("PATH", "/nowhere")
     ended = CliRunner().invoke(app, ["join", token().encoded()])
     assert (ended.exit_code, "--gpus: 0: this machine has no NVIDIA GPU" in ended.stderr) == (2, True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moe_models import LENGTH, VOCAB, moe, random_tensors, tiny_config, unlike
+from moe_models import LENGTH, VOCAB, moe, random_tensors, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
@@ -44,7 +44,7 @@ def on_device(model):
 
 @pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", unlike())
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_streamed_model_gives_the_bits_of_the_model_in_memory(family, dtype, resident, tmp_path):
     config = tiny_config(family, num_hidden_layers=3, tie_word_embeddings=family == "olmoe")
     write_checkpoint(tmp_path, random_tensors(config, dtype).items(), config, max_shard_bytes=4000)
@@ -153,7 +153,7 @@ def test_weights_that_stay_loaded_are_freed_with_the_model(experts):
 def test_groups_fit_in_memory_and_keep_the_order(monkeypatch):
     config = tiny_config("olmoe")
     model = streamed_model(random_tensors(config), config, dtype=torch.float32)
-    monkeypatch.setattr("moedisco_ray.models.layer_stream._CPU_STATES", 100 * 16 * 4)
+    monkeypatch.setattr("moedisco_ray.models.layer_stream.CPU_STATES", 100 * 16 * 4)
     groups = list(grouped([30, 30, 30, 30, 200, 1], lambda positions: positions, model))
     assert groups == [[30, 30, 30], [30], [200], [1]]
 

@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from tiny_training import BATCH, RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
 
 from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.limits import MOMENT_BLOCK
 from moedisco_ray.models import check_same, open_checkpoint
 from moedisco_ray.models.optimizer_state import KINDS, OPTIMIZER_FOLDER
 from moedisco_ray.training import TrainJob, World, optimizer_state, write_partial_result
 from moedisco_ray.training import optimizer as optimizer_module
 from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.checkpoints import checkpoint
-from moedisco_ray.training.moments import BLOCK, decoded, encode
+from moedisco_ray.training.moments import decoded, encode
 from moedisco_ray.training.optimizer import RoundingAdamW
 from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.stepper import Stepper
@@ -56,17 +57,17 @@ def with_recipe(job: TrainJob, name: str, **changes: Any) -> TrainJob:
 
 def stored(value: torch.Tensor, *, is_root: bool, seed: int = 0) -> torch.Tensor:
     moment = torch.zeros(len(value), dtype=torch.float8_e4m3fn)
-    scales = torch.zeros(len(value) // BLOCK, dtype=torch.bfloat16)
+    scales = torch.zeros(len(value) // MOMENT_BLOCK, dtype=torch.bfloat16)
     encode(value.clone(), moment, scales, torch.Generator().manual_seed(seed), is_root=is_root)
     return decoded(moment, scales)
 
 
 @given(st.integers(0, 2**31), st.integers(-30, 10), st.booleans())
 def test_numbers_in_8_bits_are_near_and_survive_being_handed_over(seed: int, exponent: int, is_root: bool) -> None:
-    value = torch.randn(4 * BLOCK, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    value = torch.randn(4 * MOMENT_BLOCK, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
     value = value.abs() if is_root else value
     found = stored(value, is_root=is_root, seed=seed)
-    largest = value.abs().view(-1, BLOCK).amax(dim=1).repeat_interleave(BLOCK)
+    largest = value.abs().view(-1, MOMENT_BLOCK).amax(dim=1).repeat_interleave(MOMENT_BLOCK)
     large = value.abs() > largest * 2.0**-13
     assert ((found - value).abs()[large] <= value.abs()[large] / 8).all()
     assert ((found - value).abs()[~large] <= largest[~large] * 2.0**-15).all()
@@ -76,14 +77,14 @@ def test_numbers_in_8_bits_are_near_and_survive_being_handed_over(seed: int, exp
 
 
 def test_numbers_in_8_bits_are_right_in_the_mean() -> None:
-    value = torch.full((BLOCK,), 0.3)
+    value = torch.full((MOMENT_BLOCK,), 0.3)
     found = torch.stack([stored(value, is_root=False, seed=seed) for seed in range(400)])
     assert set(found.unique().tolist()) == {0.28125, 0.3125}
     assert found.mean().item() == pytest.approx(0.3, rel=1e-3)
 
 
 def test_no_root_of_a_second_moment_becomes_zero() -> None:
-    value = torch.full((BLOCK,), 1e-30)
+    value = torch.full((MOMENT_BLOCK,), 1e-30)
     value[0] = 1.0
     assert stored(value, is_root=True).min() >= 2.0**-18
 

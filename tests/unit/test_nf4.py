@@ -15,11 +15,12 @@ from tiny_training import BATCH, L, V, write_tiny
 from torch import Tensor, nn
 
 from moedisco_ray.core.config import Architecture, Lora, Optimizer
+from moedisco_ray.core.limits import NF4_BLOCK
 from moedisco_ray.models import hf_config, load_model, save_model, skeleton
 from moedisco_ray.plan.adapter_memory import NF4_BYTES
 from moedisco_ray.training import World
 from moedisco_ray.training.lora import SumsAgain, adapters, unadapted_tensors
-from moedisco_ray.training.nf4 import BLOCK, LEVELS, Nf4
+from moedisco_ray.training.nf4 import LEVELS, Nf4
 from moedisco_ray.training.sharding import trainable
 
 NF4 = Lora(rank=3, alpha=6.0, base="nf4")
@@ -58,7 +59,7 @@ def test_a_weight_is_rounded_to_the_nearest_level_of_its_block(shape: tuple[int,
     weight = weight_of(shape, dtype)
     found = rounded(weight).dense()
     assert (found.shape, found.dtype) == (weight.shape, dtype)
-    flat = torch.nn.functional.pad(weight.flatten().float(), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
+    flat = torch.nn.functional.pad(weight.flatten().float(), (0, -weight.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK)
     scale = flat.abs().amax(dim=1, keepdim=True)
     levels = torch.tensor(LEVELS)
     nearest = levels[(flat[..., None] / scale[..., None] - levels).abs().argmin(dim=-1)] * scale
@@ -68,13 +69,13 @@ def test_a_weight_is_rounded_to_the_nearest_level_of_its_block(shape: tuple[int,
 
 
 def test_zeros_stay_zeros_and_a_large_block_harms_no_other() -> None:
-    weight = weight_of((BLOCK * 1024,))
-    weight[:BLOCK] = 0
-    weight[BLOCK:2 * BLOCK] *= 1000
+    weight = weight_of((NF4_BLOCK * 1024,))
+    weight[:NF4_BLOCK] = 0
+    weight[NF4_BLOCK:2 * NF4_BLOCK] *= 1000
     found = rounded(weight).dense()
-    assert not found[:BLOCK].any()
-    assert error(found[256 * BLOCK:], weight[256 * BLOCK:]) < 0.1
-    assert not rounded(torch.zeros(3, BLOCK)).dense().any()
+    assert not found[:NF4_BLOCK].any()
+    assert error(found[256 * NF4_BLOCK:], weight[256 * NF4_BLOCK:]) < 0.1
+    assert not rounded(torch.zeros(3, NF4_BLOCK)).dense().any()
 
 
 def test_a_weight_takes_the_bytes_that_the_plan_counts() -> None:

@@ -13,7 +13,6 @@ import pytest
 from metadata_standin import AwsStandin, hangs, serving
 
 from moedisco_ray.execution.node_agent import Drainer, Notice, RayUnavailable, Unavailable, make_provider, watch
-from moedisco_ray.execution.node_agent.metadata import ProviderName
 from moedisco_ray.execution.node_agent.raylets import Raylet, local_raylets, run_drain
 
 END = Notice("end", 2e9, "it goes")
@@ -23,7 +22,7 @@ ONE, TWO = Raylet("a" * 56, "10.0.0.1:6379"), Raylet("b" * 56, "10.0.0.1:6379")
 class Script:
     """A provider that announces what a list says, then stops the loop."""
 
-    name: ProviderName = "aws"
+    name = "aws"
 
     def __init__(self, *notices: Notice | Exception | None) -> None:
         self.notices = list(notices)

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import pytest
 from metadata_standin import AwsStandin, AzureStandin, GcpStandin, Standin, hangs, says, serving, trickles
 
-from moedisco_ray.execution.node_agent import Notice, Provider, ProviderName, Unavailable, find_provider, make_provider
-from moedisco_ray.execution.node_agent.aws import Aws
-from moedisco_ray.execution.node_agent.azure import Azure
-from moedisco_ray.execution.node_agent.gcp import Gcp
-from moedisco_ray.execution.node_agent.metadata import Service
+from moedisco_ray.execution.clouds.aws import Aws
+from moedisco_ray.execution.clouds.azure import Azure
+from moedisco_ray.execution.clouds.gcp import Gcp
+from moedisco_ray.execution.clouds.metadata import Service
+from moedisco_ray.execution.node_agent import Notice, Provider, Unavailable, find_provider, make_provider
 
-STANDINS: dict[ProviderName, type[Standin]] = {"aws": AwsStandin, "gcp": GcpStandin, "azure": AzureStandin}
+STANDINS: dict[str, type[Standin]] = {"aws": AwsStandin, "gcp": GcpStandin, "azure": AzureStandin}
 CLIENTS = {"aws": Aws, "gcp": Gcp, "azure": Azure}
 
 
@@ -48,7 +48,7 @@ def any_cloud(request: pytest.FixtureRequest) -> Iterator[tuple[Standin, Provide
         yield standin, CLIENTS[request.param](Service(standin.url, timeout=0.3))
 
 
-def poll(standin: Standin, name: ProviderName, max_wait: float = 0.0) -> Notice | None:
+def poll(standin: Standin, name: str, max_wait: float = 0.0) -> Notice | None:
     return make_provider(name, standin.url).poll(max_wait)
 
 

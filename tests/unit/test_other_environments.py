@@ -17,9 +17,9 @@ from tiny_export import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from docs.ecosystem import ABSENT, FAMILY, PROGRAMS, VERSION
+from moedisco_ray.contrib.gguf.file import write_gguf
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.stages.export.directory import export
-from moedisco_ray.stages.export.gguf_file import write_gguf
 
 COUNT = 12
 PROMPT = TEXT[0][:40]

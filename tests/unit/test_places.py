@@ -12,7 +12,7 @@ from moedisco_ray.core.config.places import ReadsFrom, WritesTo, has_credentials
 from moedisco_ray.core.errors import ConfigError, masked
 
 NAME_NO_PLACE = {
-    "name", "tags.*", "model.family", "model.config.rope_scaling.*", "model.config.fields.*",
+    "name", "tags.*", "merge.backbone", "merge.router", "model.family", "model.config.rope_scaling.*", "model.config.fields.*",
     "model.init.revision", "model.init.commit",
     "corpus.sources.*.name", "corpus.sources.*.owner", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
     *(f"{section}.sources.*.{setting}" for section in ("corpus", "evaluation")
@@ -21,7 +21,7 @@ NAME_NO_PLACE = {
     "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.owner", "evaluation.sources.*.text_column",
     "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
     "pools.low_memory.types.*.name", "pools.low_memory.types.*.resource", "pools.owners.*", "pools.owners.*.resource",
-    "tracking.wandb", "tracking.mlflow"}
+    "tracking.trackers.*"}
 
 
 def unmarked(model: type[BaseModel]) -> set[str]:

@@ -25,10 +25,8 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan, estimate, machine, storage
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
-from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK
 from moedisco_ray.plan.measured_speed import with_measured_speed
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
-from moedisco_ray.stages.evaluate.ensemble import BLOCK
 
 
 def probe(rate=50e9, start_up=4.0, cores=2):
@@ -331,10 +329,6 @@ def test_a_plan_contains_what_a_setting_costs(stages, changes):
     before, after = by_stage(build_plan(with_gpus(), HERE)), by_stage(build_plan(with_gpus(**changes), HERE))
     assert {name for name in before if after[name].dollars > before[name].dollars} == stages
     assert {name for name in before if after[name] != before[name]} == stages
-
-
-def test_a_plan_counts_an_ensemble_in_the_blocks_of_the_evaluation():
-    assert _ENSEMBLE_BLOCK == BLOCK
 
 
 @pytest.mark.parametrize("slots", [2, 8])

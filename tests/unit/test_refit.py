@@ -12,11 +12,12 @@ from moe_models import VOCAB
 from test_chosen_experts import model_of
 from transformers import AutoModelForCausalLM
 
+from moedisco_ray.contrib.experts import refit
+from moedisco_ray.contrib.experts.calibrate import calibrated_experts
+from moedisco_ray.contrib.experts.chosen_experts import Chosen, config_with_experts, with_experts
+from moedisco_ray.contrib.experts.refit import down_changes
 from moedisco_ray.core.config import FAMILIES
-from moedisco_ray.models import Chosen, Role, config_with_experts, open_checkpoint, same_bits, with_experts, write_checkpoint
-from moedisco_ray.stages.merge import refit
-from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
-from moedisco_ray.stages.merge.refit import down_changes
+from moedisco_ray.models import Role, open_checkpoint, same_bits, write_checkpoint
 
 KEPT = (0, 2, 3, 6)
 
@@ -28,9 +29,9 @@ def test_only_down_projections_change_and_outputs_come_closer(family: str, tmp_p
     tokens_BL = torch.randint(VOCAB, (8, 16), generator=torch.Generator().manual_seed(0))
     layers: list[dict[str, Any]] = []
     plain = dict(with_experts([whole], names, [Chosen(0, expert) for expert in KEPT]))
-    found = dict(calibrated(
-        ((key, tensor.clone()) for key, tensor in plain.items()), values, 1, [(tokens_BL.numpy(), np.zeros(8, dtype=int))],
-        settings=RouterSettings("ridge"), report=layers, whole=whole))
+    found = dict(calibrated_experts(
+        ((key, tensor.clone()) for key, tensor in plain.items()), values, [(tokens_BL.numpy(), np.zeros(8, dtype=int))],
+        report=layers, whole=whole))
     assert found.keys() == plain.keys()
     changed = {key for key, tensor in plain.items() if not same_bits(found[key], tensor)}
     roles = {key: names.classify(key) for key in plain}

@@ -8,7 +8,8 @@ import pytest
 from small_run import small_config
 from test_tracking import Recorder
 
-from moedisco_ray.cli.trackers import Tracking, WeightsAndBiases
+from moedisco_ray.cli.tracking import Tracking
+from moedisco_ray.contrib.trackers.wandb import WeightsAndBiases
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config, unlike
+from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config
 from sklearn.linear_model import Ridge
 
 from moedisco_ray.core.artifacts import read_json
@@ -85,7 +85,7 @@ def logits(model, tokens):
 
 
 @pytest.mark.parametrize("router", ["ridge", "concat"])
-@pytest.mark.parametrize("family", unlike(NORMALISED))
+@pytest.mark.parametrize("family", NORMALISED)
 def test_normalised_weights_keep_the_branches_logits(family, router, tmp_path):
     config = tiny_config(family, CLUSTERS)
     parts = experts_of_one_seed(config, 1, tmp_path / "parts")
@@ -213,7 +213,7 @@ def separate_branches(config, path):
     return submodels(random_tensors(config, seed=2), config, CLUSTERS, path)
 
 
-@pytest.mark.parametrize("family", unlike())
+@pytest.mark.parametrize("family", FAMILIES)
 def test_routers_from_data_send_documents_to_their_own_experts(family, tmp_path):
     # The normalised output of a recurrent layer with such random weights is noise as large as the embedding.
     attention = {"fields": {"full_attention_interval": 1}} if DECLARATIONS[family].recurrence is not None else {}

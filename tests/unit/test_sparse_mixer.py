@@ -19,16 +19,16 @@ from tiny_training import RECIPE
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
+from moedisco_ray.contrib.experts.choose_experts import choose_experts
+from moedisco_ray.contrib.gguf.file import check_gguf
 from moedisco_ray.core.config import read_architecture
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.execution.choose_experts import choose_experts
 from moedisco_ray.models import check_same, hf_config, load_model, open_checkpoint, read_config, routers, runnable
 from moedisco_ray.models.hf import config_values
 from moedisco_ray.models.routing import Selection, scores, sparse_mixer
 from moedisco_ray.plan import count_parameters
 from moedisco_ray.stages.decompose import write_submodels
-from moedisco_ray.stages.export.gguf_file import check_gguf
 from moedisco_ray.training import World, train
 from moedisco_ray.training.sharding import trainable
 

@@ -83,7 +83,7 @@ def test_another_decided_value_makes_again_what_depends_on_it(
     ({"submodels": {"optimizer": {"precision": "fp32"}}}, {"submodels": {"optimizer": {"precision": "fp32"}}, **GPU}),
     ({}, {"pools": {"low_memory": {"max_workers": 2, "price_per_hour": 1.0}}}),
     ({}, {"checkpoint": {"every": 7}}),
-    ({}, {"tracking": {"tensorboard": True}}),
+    ({}, {"tracking": {"trackers": {"tensorboard": True}}}),
     ({}, {"submodels": {"quorum": 2}, "checkpoint": {"max_failures": 9}}),
 ])
 def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -13,8 +13,11 @@ from run_example import events, report
 from small_run import DOMAINS, small_config
 
 from moedisco_ray.cli.series import parameters, plain, unit_points
-from moedisco_ray.cli.trackers import Mlflow, Tracking, WeightsAndBiases, trackers
-from moedisco_ray.core.config import RunConfig
+from moedisco_ray.cli.tracking import Tracking, trackers
+from moedisco_ray.contrib.trackers.mlflow import Mlflow
+from moedisco_ray.contrib.trackers.wandb import WeightsAndBiases
+from moedisco_ray.core import registry
+from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution import pipeline
@@ -23,17 +26,18 @@ from moedisco_ray.execution.local_backend import LocalBackend
 pytestmark = pytest.mark.filterwarnings("default")      # the trackers' libraries warn about their own dependencies
 
 
-def config(tmp_path, **tracking):
+def config(tmp_path, *, log_model=False, **trackers):
     return RunConfig.model_validate({
-        "name": "demo", "corpus": {"sources": [{"path": "embedded"}]}, "output": str(tmp_path), "tracking": tracking,
+        "name": "demo", "corpus": {"sources": [{"path": "embedded"}]}, "output": str(tmp_path),
+        "tracking": {"trackers": trackers, "log_model": log_model},
         "tags": {"team": "language models"}})
 
 
 @pytest.mark.parametrize(("tracking", "module", "line"), [
-    ({"tensorboard": True}, "torch.utils.tensorboard",
-     "tracking.tensorboard: True: tensorboard is not installed; pip install 'moedisco-ray[tensorboard]'"),
-    ({"wandb": "p"}, "wandb", "tracking.wandb: 'p': wandb is not installed; pip install 'moedisco-ray[wandb]'"),
-    ({"mlflow": "e"}, "mlflow", "tracking.mlflow: 'e': mlflow is not installed; pip install 'moedisco-ray[mlflow]'"),
+    ({"tensorboard": True}, "tensorboard",
+     "tracking.trackers.tensorboard: True: needs the package tensorboard; pip install 'moedisco-ray[tensorboard]'"),
+    ({"wandb": "p"}, "wandb", "tracking.trackers.wandb: 'p': needs the package wandb; pip install 'moedisco-ray[wandb]'"),
+    ({"mlflow": "e"}, "mlflow", "tracking.trackers.mlflow: 'e': needs the package mlflow; pip install 'moedisco-ray[mlflow]'"),
 ])
 def test_a_missing_library_is_an_error_with_a_remedy(tmp_path, monkeypatch, tracking, module, line):
     monkeypatch.setitem(sys.modules, module, None)
@@ -130,7 +134,7 @@ def tracked(request, tmp_path_factory):
     pytest.importorskip(kind, reason=f"{kind} is not installed")
     with pytest.MonkeyPatch.context() as patch:
         environment(patch, folder)
-        made = config(folder, **{kind: True if kind == "tensorboard" else "project", "log_model": kind != "tensorboard"})
+        made = config(folder, log_model=kind != "tensorboard", **{kind: True if kind == "tensorboard" else "project"})
         started, *rest, last = (event for event in events() if event.type != "run_failed")
         stopped = Event("run_stopped", data={"reason": "cancelled"})
         for attempt in ([started, *rest[:STOP], stopped], [started, *rest[STOP - 4:], *MEASURED, last]):
@@ -203,7 +207,9 @@ def trained(tmp_path_factory):
         environment(patch, folder)
         made = small_config(
             folder / "runs", tokens={"total": 60_000, "seed_share": 0.2}, clusters={"count": 2},
-            tracking={kind: True if kind == "tensorboard" else "project" for kind in kinds} | {"log_model": len(kinds) == 3},
+            tracking={
+                "trackers": {kind: True if kind == "tensorboard" else "project" for kind in kinds},
+                "log_model": len(kinds) == 3},
             evaluation={"max_tokens": 2_000, "sample_tokens": 4, "every_tokens": 4_096})
         listeners = trackers(made)
         pipeline.run(made, listeners, backend=LocalBackend())
@@ -256,7 +262,7 @@ def test_a_tracker_that_cannot_be_reached_when_the_run_starts_is_an_error(tmp_pa
     with pytest.raises(ConfigError) as caught:
         Tracking(made, [Faulty(0)])(events()[0])
     assert str(caught.value) == (
-        "tracking.mlflow: 'project': the tracker cannot be used (no route to host); correct this, or set it to null")
+        "tracking.trackers.mlflow: 'project': the tracker cannot be used (no route to host); correct this, or remove it")
 
 
 def test_a_tracker_that_fails_later_is_left_out(tmp_path, capsys):
@@ -266,7 +272,7 @@ def test_a_tracker_that_fails_later_is_left_out(tmp_path, capsys):
     for event in sequence:
         listener(event)
     listener.close()
-    assert capsys.readouterr().err == "moedisco: tracking.mlflow is left out from now on: no route to host\n"
+    assert capsys.readouterr().err == "moedisco: tracking.trackers.mlflow is left out from now on: no route to host\n"
     assert sound.left == 99 - 1 - 4 - 2 - 1     # the start, progress, the bill after each stage, the end
 
 
@@ -276,7 +282,7 @@ def test_an_unreachable_mlflow_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     listener, = trackers(config(tmp_path, mlflow="project"))
-    with pytest.raises(ConfigError, match=r"^tracking.mlflow: 'project': the tracker cannot be used \(.*\); "):
+    with pytest.raises(ConfigError, match=r"^tracking.trackers.mlflow: 'project': the tracker cannot be used \(.*\); "):
         listener(events()[0])
 
 
@@ -289,5 +295,23 @@ def test_a_run_that_never_started_leaves_nothing(tmp_path):
 
 
 def test_a_model_needs_a_tracker_that_stores_it(tmp_path):
-    with pytest.raises(ValueError, match="TensorBoard stores no models: "):
-        config(tmp_path, tensorboard=True, log_model=True)
+    for wanted in ({"tensorboard": True}, {}):
+        with pytest.raises(ConfigError, match=r"^tracking.log_model: True: no tracker of the run stores models; "):
+            trackers(config(tmp_path, **wanted, log_model=True))
+
+
+def test_a_tracker_that_does_not_exist_and_a_project_of_tensorboard_are_errors(tmp_path):
+    with pytest.raises(ConfigError, match=r"^tracking.trackers.tensorboard: 'p': must be true: "):
+        trackers(config(tmp_path, tensorboard="p"))
+    with pytest.raises(ConfigError, match=r"^tracking.trackers.wandbb: 'wandbb': must be 'tensorboard', 'wandb' or 'mlflow'"):
+        check_config({"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}, "tracking": {"trackers": {"wandbb": "p"}}})
+
+
+def test_a_tracker_is_a_file_and_a_line_of_the_registry(tmp_path, monkeypatch):
+    module = types.ModuleType("toy_tracker")
+    module.open_tracker = lambda *_: Faulty(99)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(registry.TRACKERS, "toy", registry.Entry("toy_tracker:open_tracker"))
+    listener, = trackers(config(tmp_path, toy=True))
+    listener(events()[0])
+    assert listener._running[0].left == 98

@@ -21,11 +21,11 @@ from benchmarks.study.compare.records import Measured
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import CheckpointInit, RunConfig
 from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.limits import ENSEMBLE_BLOCK
 from moedisco_ray.core.records import EvaluationRecord, Figures
 from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.stages.clustering.build import documents_needed
 from moedisco_ray.stages.clustering.vectors.base import read_settings
-from moedisco_ray.stages.evaluate.ensemble import BLOCK
 from moedisco_ray.stages.merge.calibration_text import calibration_windows, sample_windows
 from moedisco_ray.stages.text.validation import load_documents, validation_parts
 
@@ -152,7 +152,7 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
         documents = load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens
         asked_N = np.array([len(document) for document in documents])
         if ensemble:
-            asked_N = np.concatenate([asked_N, *(np.arange(BLOCK, length, BLOCK) for length in asked_N)])
+            asked_N = np.concatenate([asked_N, *(np.arange(ENSEMBLE_BLOCK, length, ENSEMBLE_BLOCK) for length in asked_N)])
         if settings.method == "kmeans" and settings.vectors == "hidden_state":
             reads[_vector_model(config)] += int(np.minimum(asked_N, config.corpus.sequence_length).sum())
     return {reader: float(count) for reader, count in reads.items() if count}

@@ -19,7 +19,7 @@ from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.records import Record
 from moedisco_ray.plan.cards import peak_flops
 
-CLUSTER_FILE = Path(__file__).resolve().parents[3] / "cluster_yaml" / "aws-spot.yaml"
+CLUSTER_FILE = Path(__file__).resolve().parents[3] / "cluster_yaml" / "aws/spot.yaml"
 CHEAP_NODE, LARGE_NODE, JOINING_NODE = "low-l4-spot", "high-h100-spot", "rtx4090"
 """Node types of the cluster file: the cheapest FLOP of each pool on AWS, and a machine of a marketplace that joins."""
 _MEASURED_SPEED = {"H100": 2.5}

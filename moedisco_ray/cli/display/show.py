@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -25,7 +23,6 @@ from moedisco_ray.core.findings import (
     task_table,
     worse_than_start,
 )
-from moedisco_ray.core.locations import parent
 from moedisco_ray.core.records import ClusterEntry, Departure, EvaluationRecord, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.run_record import RunReport
@@ -131,18 +128,6 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
             table.add_row(*row)
         parts.append(Padding(table, (1, 0, 0, 0)) if parts else table)
     return Group(*parts)
-
-
-def losses_view(losses: Sequence[Mapping[str, Any]], texts: Sequence[str], *, perplexity: bool = False) -> RenderableType:
-    """The held-out losses, or perplexities, of models on some texts, as `merge_models` and `choose_experts` return them."""
-    title = "held-out perplexity" if perplexity else "held-out loss"
-    table = PlainTable(title, *(parent(text)[1] for text in texts), "mixture")
-    for row in losses:
-        if row is losses[-1]:
-            table.add_section()
-        shown = (*row["texts"], row["mixture"])
-        table.add_row(row["model"], *(f"{math.exp(loss):.4g}" if perplexity else f"{loss:.4f}" for loss in shown))
-    return table
 
 
 def _number(value: float | None, digits: int) -> str:

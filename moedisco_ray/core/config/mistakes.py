@@ -20,7 +20,8 @@ _MOST_SEEN, _MOST_GROUPED, _MOST_SHOWN = 1000, 200, 20
 """Most mistakes to look at, to compare and to show, so that the time of an answer is bounded."""
 _LONGEST_SHOWN, _MOST_ENTRIES_SHOWN = 300, 16
 """Maximum characters of a text, and entries of a list, that a message repeats."""
-_UNION_TAGS = frozenset({"Architecture", "int", "constrained-int", "literal['random']", "literal['auto']"})
+_TAGS = frozenset({"Architecture", "int", "constrained-int", "constrained-str", "literal['random']", "literal['auto']", "[key]"})
+"""What pydantic adds to the place of a mistake: the member of a union, or that the name of an entry is meant."""
 
 
 def first_mistake(found: Sequence[Mapping[str, Any]]) -> ConfigError:
@@ -77,10 +78,10 @@ def _shortened(value: Any) -> Any:
 
 
 def _parts(place: Sequence[object]) -> list[str]:
-    """The keys in a mistake's place, without pydantic's tags for the members of a union."""
+    """The keys in a mistake's place, without pydantic's tags."""
     return [
         str(part) for part in place
-        if str(part) not in _UNION_TAGS and not str(part).startswith(("literal[", "tuple[")) and _init_in(part) is None]
+        if str(part) not in _TAGS and not str(part).startswith(("literal[", "tuple[")) and _init_in(part) is None]
 
 
 def _setting(mistake: Mapping[str, Any]) -> list[str]:

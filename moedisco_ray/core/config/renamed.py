@@ -28,13 +28,16 @@ _REMOVED = frozenset({
     "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop", "finetune.max_failures",
     "checkpoint.keep", "evaluation.slice_tokens",
 })
-_REMOVED_UNLESS_USED: Mapping[str, Any] = {"clusters.overlap": 0.0, "evaluation.ensemble_top_k": None}
+_REMOVED_UNLESS_USED: Mapping[str, Any] = {
+    "clusters.overlap": 0.0, "evaluation.ensemble_top_k": None, "tracking.tensorboard": False, "tracking.wandb": None,
+    "tracking.mlflow": None}
 """Removed settings, each with the one value that had no effect: with this value the setting is dropped. With any other value the
 setting changed results, so it is kept, and the validation refuses it."""
 _RENAMED: Mapping[str, str] = {
     "submodels.max_failures": "checkpoint.max_failures",
     "submodels.keep_moments": "submodels.keep_optimizer_state",
     "finetune.keep_moments": "finetune.keep_optimizer_state",
+    **{f"tracking.{name}": f"tracking.trackers.{name}" for name in ("tensorboard", "wandb", "mlflow")},
 }
 _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("merge.router", "concat"): ("merge.router", "random"),

@@ -9,10 +9,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_CLUSTERS, Section
 from moedisco_ray.core.config.effects import NoEffect, Resolved
+from moedisco_ray.core.config.key_of import KeyOf
 from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.places import ReadsFrom, WritesTo, as_model, check_storage
 from moedisco_ray.core.config.pools import PoolName
 from moedisco_ray.core.config.sources import Source, Sources
+from moedisco_ray.core.registry import BACKBONE_RULES, ROUTER_METHODS, TRACKERS
 from moedisco_ray.core.run_models import local_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -201,10 +203,10 @@ class Submodels(Section):
 class Merge(Section):
     """The merge of the sub-models into one MoE."""
 
-    backbone: Literal["uniform", "token_weighted"] = "token_weighted"
+    backbone: Annotated[str, KeyOf(BACKBONE_RULES)] = "token_weighted"
     """How the mean of the sub-models' backbones weights them: all equally, or each by the number of tokens that it was trained
     on."""
-    router: Literal["ridge", "random"] = "ridge"
+    router: Annotated[str, KeyOf(ROUTER_METHODS)] = "ridge"
     """How the merge makes the routers. `ridge` computes them from data: each cluster's experts begin with the cluster's share of
     the tokens, nine tokens of ten select experts of one cluster only, where groups have enough of them, and if top-k weights are
     not normalised, experts keep their output scale. `random` initialises them randomly, as in the paper, and adjusts none of
@@ -315,17 +317,11 @@ class Export(Section):
 class Tracking(Section):
     """Experiment trackers; each needs its library (`pip install 'moedisco-ray[NAME]'`)."""
 
-    tensorboard: bool = False
-    """Write TensorBoard files to RUN_DIR/tensorboard."""
-    wandb: str | None = Field(None, max_length=256)
-    """Name of a Weights & Biases project."""
-    mlflow: str | None = Field(None, max_length=256)
-    """Name of an MLflow experiment; the environment variable MLFLOW_TRACKING_URI names the server."""
+    trackers: dict[
+        Annotated[str, KeyOf(TRACKERS)], Literal[True] | Annotated[str, Field(min_length=1, max_length=256)]
+    ] = Field({}, max_length=16)
+    """Name of the project or experiment by tracker: `wandb` (Weights & Biases), `mlflow` (its server is that of the environment
+    variable MLFLOW_TRACKING_URI), or true for the name of the run. `tensorboard` takes true alone and writes to
+    RUN_DIR/tensorboard."""
     log_model: bool = False
-    """Also upload the finished model, with all of its weights, to Weights & Biases or MLflow."""
-
-    @model_validator(mode="after")
-    def _has_a_place_for_the_model(self) -> Self:
-        if self.log_model and self.wandb is None and self.mlflow is None:
-            raise ValueError("TensorBoard stores no models: set tracking.wandb or tracking.mlflow, or leave log_model false")
-        return self
+    """Also upload the finished model, with all of its weights, to the trackers that store models: Weights & Biases and MLflow."""

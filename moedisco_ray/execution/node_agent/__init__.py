@@ -1,9 +1,9 @@
 """The agent of a spot node: it receives the cloud's termination notice and drains the Ray node, which Ray does not do itself."""
 
+from moedisco_ray.execution.clouds.metadata import Notice, Provider, Unavailable
 from moedisco_ray.execution.node_agent.agent import find_provider, make_provider, watch
-from moedisco_ray.execution.node_agent.metadata import Notice, Provider, ProviderName, Unavailable
 from moedisco_ray.execution.node_agent.raylets import Drainer, RayUnavailable
 
 __all__ = [
-    "Drainer", "Notice", "Provider", "ProviderName", "RayUnavailable", "Unavailable", "find_provider", "make_provider", "watch",
+    "Drainer", "Notice", "Provider", "RayUnavailable", "Unavailable", "find_provider", "make_provider", "watch",
 ]

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from moedisco_ray.execution.node_agent.aws import Aws
-from moedisco_ray.execution.node_agent.azure import Azure
-from moedisco_ray.execution.node_agent.gcp import Gcp
-from moedisco_ray.execution.node_agent.metadata import Notice, Provider, ProviderName, Service, Unavailable
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.execution.clouds import CLOUDS
+from moedisco_ray.execution.clouds.metadata import Notice, Provider, Service, Unavailable
 from moedisco_ray.execution.node_agent.raylets import RayUnavailable
 
 _ADDRESS = "http://169.254.169.254"
-_CLIENTS: Mapping[ProviderName, Callable[[Service], Provider]] = {"aws": Aws, "gcp": Gcp, "azure": Azure}
 _RETRY_SECONDS = 1.0
 """Maximum pause before a failed drain is tried again, in seconds: the notice may leave only 30 s."""
 
 
-def make_provider(name: ProviderName, url: str | None = None) -> Provider:
+def make_provider(name: str, url: str | None = None) -> Provider:
     """The client of a cloud's metadata service.
 
     Args:
         name: Name of the cloud.
-        url: Address of the metadata service; by default, the link-local address that all three clouds use.
+        url: Address of the metadata service; by default, the link-local address that clouds use.
+
+    Raises:
+        ConfigError: There is no such cloud.
     """
-    return _CLIENTS[name](Service(url or _ADDRESS))
+    if name not in CLOUDS:
+        raise ConfigError("--provider", name, f"is no cloud; use {', '.join(CLOUDS)} or auto")
+    return CLOUDS[name].client(Service(url or _ADDRESS))
 
 
 def find_provider(url: str | None = None) -> Provider | None:
     """The client of the cloud that this machine belongs to; None if no metadata service responds, which may be only for now."""
-    return next((provider for provider in (make_provider(name, url) for name in _CLIENTS) if _recognised(provider)), None)
+    return next((provider for provider in (make_provider(name, url) for name in CLOUDS) if _recognised(provider)), None)
 
 
 def _recognised(provider: Provider) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import psutil
 
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.execution.node_agent.metadata import Notice
+from moedisco_ray.execution.clouds.metadata import Notice
 
 _DRAIN_SECONDS = 20.0
 _MIN_SECONDS_AHEAD = 1.0

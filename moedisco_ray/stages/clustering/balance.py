@@ -20,9 +20,6 @@ from moedisco_ray.stages.clustering.blocks import cluster_costs
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors import adjust
 
-BALANCE_DOCUMENTS = 100_000
-"""Number of documents on which prices are fitted. With 64 clusters, their costs take 26 MB, and fitting takes 0.3 GB. The loads of
-such a sample have an error of about 4 %, which the corrections remove."""
 TOLERANCE = 0.005
 """Excess of the largest cluster over the capacity, as a share of the capacity, below which the corrections end."""
 _CORRECTIONS = 5

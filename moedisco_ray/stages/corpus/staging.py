@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from moedisco_ray.core.limits import BUCKET_BYTES
 from moedisco_ray.stages.corpus.documents import STAGED, bucket_of_rows, dedupe_and_sort, staged_table
 from moedisco_ray.stages.corpus.near_duplicates import without
 from moedisco_ray.stages.corpus.readers import Unit, read_unit, row_map_of
@@ -30,8 +31,6 @@ from moedisco_ray.stages.corpus.shuffle import (
 from moedisco_ray.stages.text.cutting import Document
 from moedisco_ray.stages.text.unseen import Skipped
 
-BUCKET_BYTES = 32 << 20
-"""Bytes of text per bucket, which one task holds in memory."""
 _SMALL_BUCKET_BYTES = 1 << 20
 """Minimum bytes of text per bucket. A small corpus is divided down to this size, so that several cores can work on it."""
 _FEW_BUCKETS = 8

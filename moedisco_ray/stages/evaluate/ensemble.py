@@ -3,7 +3,8 @@
     p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / tau)
 
 with d_k the distance of the context x_<t from cluster k's centre; the cluster model returns d_k^2 as its cost. The weights are
-computed anew every `BLOCK` tokens, from the tokens before the block only. In the first block, which has no context, they are equal.
+computed anew every `ENSEMBLE_BLOCK` tokens, from the tokens before the block only. In the first block, which has no context, they
+are equal.
 
 Shapes: N documents, C clusters, B blocks of all documents, T tokens of one document.
 """
@@ -16,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from moedisco_ray.core.limits import ENSEMBLE_BLOCK
 from moedisco_ray.stages.scoring import counted_nats
 from moedisco_ray.stages.text.validation import Documents
 
 TEMPERATURE = 0.1
 """Temperature tau (in units of a squared distance), the value in the evaluation command of the method's authors."""
-BLOCK = 64
-"""Number of consecutive tokens that are predicted with the same ensemble weights. Separate weights for each token would need the
-distances of every prefix of every document."""
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
@@ -38,7 +37,7 @@ def log_weights(d_BC: Floats) -> Floats:
 
 
 def ensemble_nats(
-    documents: Documents, nats_of: Iterator[list[Floats]], distances: Distances, *, block: int = BLOCK,
+    documents: Documents, nats_of: Iterator[list[Floats]], distances: Distances, *, block: int = ENSEMBLE_BLOCK,
 ) -> Floats:
     """Negative log-likelihood of each document under the ensemble, float64 [N].
 

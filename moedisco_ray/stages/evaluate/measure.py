@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.events import Advance, no_advance
+from moedisco_ray.core.limits import BATCH_TOKENS
 from moedisco_ray.models import reused_memory, specialise
 from moedisco_ray.models.streamed import open_streamed, streamed_model
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
@@ -28,7 +29,7 @@ from moedisco_ray.stages.evaluate.routers import (
     expert_load,
     normalized_mutual_information,
 )
-from moedisco_ray.stages.scoring import BATCH_TOKENS, Score, default_dtype, document_nats, document_scores, perplexity, token_nats
+from moedisco_ray.stages.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
 from moedisco_ray.stages.start import Start, start_model
 from moedisco_ray.stages.text.validation import Documents
 

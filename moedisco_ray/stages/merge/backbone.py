@@ -1,7 +1,7 @@
 """Combine the sub-models' copies of a backbone tensor into one tensor: their weighted mean (MoE-DisCo section 3; WP-SGD).
 
-The mean is taken over deltas from `start`, the tensor that all sub-models had at their last sync point. Without sync points, it is
-the tensor with which their training began:
+A rule combines deltas from `start`, the tensor that all sub-models had at their last sync point. Without sync points, it is the
+tensor with which their training began. The mean is
 
     theta = start + sum_k gamma_k (theta_k - start)
 
@@ -10,32 +10,75 @@ Shapes: C sub-models, N elements of a tensor, M elements of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.registry import BACKBONE_RULES, load
 from moedisco_ray.models import same_bits
 
-BackboneRule = Literal["uniform", "token_weighted"]
 _CHUNK = 1 << 18
 """Number of elements that are combined at a time, counting the copies of all sub-models. In float64 they take 2 MB, which fits into
 a processor's cache."""
 
 
-def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:
-    """The backbone's weights gamma_k: equal, or proportional to the tokens that each sub-model was trained on; they sum to 1.
+Change = Callable[[Tensor, Sequence[float]], Tensor]
+"""Computes what is added to the start [M], from the deltas of the sub-models [C, M], in float64, and their weights."""
+
+
+def weighted_mean(delta_CM: Tensor, weights: Sequence[float]) -> Tensor:
+    """The sub-models' mean delta [M]."""
+    mean_M = torch.zeros_like(delta_CM[0])
+    for delta_M, weight in zip(delta_CM, weights, strict=True):
+        mean_M.add_(delta_M, alpha=weight)
+    return mean_M
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneRule:
+    """How the sub-models' backbones become one.
+
+    Attributes:
+        parts: Parts of the sub-models, from the number of tokens that each was trained on; weights are parts divided by their sum.
+        change: How deltas are combined.
+    """
+
+    parts: Callable[[Sequence[int]], Sequence[float]]
+    change: Change = weighted_mean
+
+
+def _one_each(tokens: Sequence[int]) -> Sequence[float]:
+    return [min(count, 1) for count in tokens]
+
+
+UNIFORM = BackboneRule(_one_each)
+"""All sub-models that were trained count equally."""
+TOKEN_WEIGHTED = BackboneRule(tuple)
+"""Each sub-model counts by its tokens."""
+
+
+def backbone_rule(name: str) -> BackboneRule:
+    """The rule of a name in `merge.backbone`."""
+    rule: BackboneRule = load(BACKBONE_RULES[name])
+    return rule
+
+
+def merge_weights(rule: str, tokens: Sequence[int]) -> tuple[float, ...]:
+    """The backbone's weights gamma_k under the rule of this name; they sum to 1.
 
     A sub-model without any training has weight 0. If no sub-model was trained, all weights are equal.
     """
-    counts = [1 if rule == "uniform" and count else count for count in tokens]
-    total = sum(counts)
-    return tuple(count / total if total else 1.0 / len(counts) for count in counts)
+    parts = backbone_rule(rule).parts(tokens)
+    total = sum(parts)
+    return tuple(part / total if total else 1.0 / len(parts) for part in parts)
 
 
-def combine(key: str, copies: Sequence[Tensor], start: Tensor, weights: Sequence[float]) -> tuple[Tensor, float | None]:
+def combine(
+    key: str, copies: Sequence[Tensor], start: Tensor, weights: Sequence[float], change: Change = weighted_mean,
+) -> tuple[Tensor, float | None]:
     """Combine the sub-models' copies of one tensor, and measure their largest relative distance from the result.
 
     Everything is computed in float64, in chunks, and rounded once.
@@ -45,6 +88,7 @@ def combine(key: str, copies: Sequence[Tensor], start: Tensor, weights: Sequence
         copies: One copy per sub-model.
         start: The tensor that all copies were trained from.
         weights: gamma_k, one per sub-model; they sum to 1.
+        change: How deltas are combined.
 
     Returns:
         The tensor, and max_k |theta_k - theta| / |theta|; if all copies are equal bit for bit, the first copy and None.
@@ -66,9 +110,9 @@ def combine(key: str, copies: Sequence[Tensor], start: Tensor, weights: Sequence
         chunk = slice(at, at + size)
         start_M = start_N[chunk].double()
         delta_CM = delta_CN[:, :len(start_M)]
-        moved_M = torch.zeros_like(start_M)
-        for delta_M, flat_N, weight in zip(delta_CM, flat_CN, weights, strict=True):
-            moved_M.add_(delta_M.copy_(flat_N[chunk]).sub_(start_M), alpha=weight)
+        for delta_M, flat_N in zip(delta_CM, flat_CN, strict=True):
+            delta_M.copy_(flat_N[chunk]).sub_(start_M)
+        moved_M = change(delta_CM, weights)
         distance_C += torch.linalg.vector_norm(delta_CM.sub_(moved_M), dim=1).square()
         merged_M = moved_M.add_(start_M)
         merged_N[chunk] = merged_M

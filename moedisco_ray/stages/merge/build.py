@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import abc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,32 @@ from moedisco_ray.models import (
     reused_memory,
     write_checkpoint,
 )
+from moedisco_ray.stages.merge.backbone import Change, weighted_mean
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, by_layer, calibrated
-from moedisco_ray.stages.merge.finetunes import Finetune
 from moedisco_ray.stages.merge.tensors import TensorReport, merge
 from moedisco_ray.stages.scoring import default_dtype
 
-SubModel = Checkpoint | Finetune
+
+class OpenModel(Mapping[str, Tensor]):
+    """Canonical tensors of a sub-model that is no checkpoint, read on access."""
+
+    model_map: ModelMap
+
+    @abc.abstractmethod
+    def layout(self) -> dict[str, Stored]:
+        """Shape and dtype of every tensor, in order."""
+
+    @abc.abstractmethod
+    def read_ahead(self, keys: Iterable[str], reader: Executor) -> None:
+        """Start reading tensors into the page cache; see `Checkpoint.read_ahead`."""
+
+
+SubModel = Checkpoint | OpenModel
 
 
 def build_merged(
     submodels: Sequence[Path], start: Path, config: Mapping[str, Any], weights: Sequence[float], batches: Sequence[Batch], *,
-    directory: Path, router: RouterSettings, device: str = "cpu", advance: Advance = no_advance,
+    directory: Path, router: RouterSettings, change: Change = weighted_mean, device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
@@ -50,6 +66,7 @@ def build_merged(
         batches: Calibration data: token ids of B windows [B, L], and the cluster of each window [B].
         directory: Directory of the merged model and of `merge.json`.
         router: How routers are calibrated.
+        change: How the deltas of a backbone tensor are combined.
         device: Device that the merged model runs on, one layer at a time.
         advance: Receives the number of tensors merged.
 
@@ -63,13 +80,14 @@ def build_merged(
     opened = [_open(path, model_map) for path in submodels]
     with reused_memory(device):
         return write_merged(
-            opened, _open(start, model_map), config, weights, batches, directory=directory, router=router, device=device,
-            advance=advance)
+            opened, _open(start, model_map), config, weights, batches, directory=directory, router=router, change=change,
+            device=device, advance=advance)
 
 
 def write_merged(
     submodels: Sequence[SubModel], start: SubModel, config: Mapping[str, Any], weights: Sequence[float],
-    batches: Sequence[Batch], *, directory: Path, router: RouterSettings | None, device: str = "cpu", advance: Advance = no_advance,
+    batches: Sequence[Batch], *, directory: Path, router: RouterSettings | None, change: Change = weighted_mean,
+    device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Like `build_merged`, for sub-models that are open. With `router=None` the routers keep the rows of the sub-models."""
     model_map = ModelMap(str(config.get("model_type")))
@@ -79,7 +97,7 @@ def write_merged(
 
     def joined(reader: Executor) -> Iterator[tuple[str, Tensor]]:
         read_ahead = _ReadAhead([*submodels, start], reader)
-        for tensor, entry in merge(submodels, start, model_map, weights):
+        for tensor, entry in merge(submodels, start, model_map, weights, change):
             read_ahead.at(model_map.classify(entry.key).layer)
             reports.append(entry)
             advance(1)

@@ -19,7 +19,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import (
-    Checkpoint,
     ModelMap,
     Selection,
     expert_count,
@@ -44,8 +43,6 @@ from moedisco_ray.models import (
 from moedisco_ray.models.layer_stream import Step, layer_step
 from moedisco_ray.models.streamed import EMBEDDING, device_of_model, loaded, streamed_model
 from moedisco_ray.stages.merge.group_strength import group_strength
-from moedisco_ray.stages.merge.new_rows import new_rows, use_of_new
-from moedisco_ray.stages.merge.refit import add_to_down, down_changes, routed_outputs
 from moedisco_ray.stages.merge.router_init import (
     Statistics,
     constant_direction,
@@ -57,9 +54,6 @@ from moedisco_ray.stages.merge.router_init import (
 )
 from moedisco_ray.stages.merge.router_load import Measured
 
-RouterMethod = Literal["ridge", "principal", "random", "concat"]
-"""How router rows are computed; `concat` keeps the rows that the model has. `principal` is for a seed that is copied into every
-group: no cluster's text is that of a group, so the inputs themselves are divided."""
 Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
 """Tokens [B, L] and the cluster of each document [B]."""
 
@@ -71,22 +65,21 @@ class RouterSettings:
     """How routers are calibrated.
 
     Attributes:
-        method: How each cluster's direction, which is added to the router rows of its experts, is computed.
+        method: How each cluster's direction, which is added to the router rows of its experts, is computed: a name in
+            `merge.router`; `concat`, which keeps the rows that the model has; or `principal`, for a seed that is copied into
+            every group: no cluster's text is that of a group, so the inputs themselves are divided.
         match_load: Whether to shift the rows until each group of experts gets its cluster's share of the tokens; not for `concat`.
         match_scale: Whether to rescale the experts' output if the top-k weights are not normalised.
         seed: Seed of the method `random`.
         shift_RCD: Vector to add to the inputs of each of R routers for the tokens of each cluster; None: no vectors. See
             `router_shift`.
-        new: Experts whose rows alone are computed, see `new_rows`. Cluster 0 is the text of all others, cluster n that of the
-            n-th new expert. No other setting counts then.
     """
 
-    method: RouterMethod
+    method: str
     match_load: bool = True
     match_scale: bool = True
     seed: int = 0
     shift_RCD: NDArray[np.float32] | None = None
-    new: tuple[int, ...] = ()
 
 
 class _RouterReachedError(Exception):
@@ -96,7 +89,6 @@ class _RouterReachedError(Exception):
 def calibrated(
     tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], clusters: int, batches: Sequence[Batch], *,
     settings: RouterSettings, report: list[dict[str, Any]], device: str = "cpu", dtype: torch.dtype = torch.float32,
-    whole: Checkpoint | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a merged model, with calibrated router rows in place of the concatenated ones.
 
@@ -117,8 +109,6 @@ def calibrated(
             (mean sum of the selected weights).
         device: Device that one layer at a time runs on.
         dtype: Dtype of the layer and its hidden states.
-        whole: A model with more experts or a higher top-k, to whose outputs on the text of cluster 0 the experts are refitted (see
-            `refit`). Of the router, new rows alone are computed then. None: no refit.
 
     Yields:
         Every tensor in its stored dtype, sorted by name within a layer, with calibrated router rows and rescaled `down_proj`.
@@ -126,21 +116,8 @@ def calibrated(
     Raises:
         CheckpointError: There is no calibration data, or a cluster index is out of range.
     """
-    _check(batches, clusters)
-    names = ModelMap(str(config.get("model_type")))
-    window: dict[str, Tensor] = {}      # tensors of the current layer, from which the model below reads its weights
-    model = specialise(streamed_model(window, config, dtype=dtype, device=device, resident=False))
-    layers = _Layers(model, names, clusters, batches, settings, whole=None if whole is None else specialise(
-        streamed_model(whole, whole.config, dtype=dtype, device=device, resident=False)))
-    for layer, found in by_layer(tensors, names):
-        window.update(found)
-        if layer is not None:
-            entry = layers.calibrate(layer, window)
-            report.extend([] if entry is None else [entry])
-        elif EMBEDDING in window:
-            layers.embed()
-        yield from ((key, window[key]) for key in found)
-        window.clear()
+    layers = Layers(config, clusters, batches, settings=settings, device=device, dtype=dtype)
+    yield from layers.through(tensors, report)
 
 
 def by_layer(tensors: Iterable[tuple[str, Tensor]], names: ModelMap) -> Iterator[tuple[int | None, dict[str, Tensor]]]:
@@ -156,154 +133,149 @@ def _check(batches: Sequence[Batch], clusters: int) -> None:
         raise CheckpointError("clusters", clusters, "the calibration data names a cluster beyond these")
 
 
-class _Layers:
-    """Runs the calibration data through the layers of a model, and calibrates each layer's router."""
+class Layers:
+    """Runs the calibration data through the layers of a model, and calibrates each layer's router.
+
+    Attributes:
+        names: Names of the model's tensors.
+        clusters: Number of clusters of the calibration data.
+        device: Device that one layer at a time runs on.
+        blocks: The MoE block of each layer that has one.
+        routers: The router of each such layer.
+        kind: The family's router.
+        whole: How the model selects experts.
+        part: How the models that its experts were trained in select theirs.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, names: ModelMap, clusters: int, batches: Sequence[Batch], settings: RouterSettings, *,
-        whole: PreTrainedModel | None = None,
+        self, config: Mapping[str, Any], clusters: int, batches: Sequence[Batch], *, settings: RouterSettings, device: str,
+        dtype: torch.dtype,
     ) -> None:
-        self._model, self._names, self._clusters, self._settings, self._larger = model, names, clusters, settings, whole
-        self._batches, self._device = batches, device_of_model(model)
-        self._blocks, self._routers = moe_blocks(model), routers(model)
-        fields, self._kind = model.config.to_dict(), family_of(model).router
-        part = {} if settings.new or whole is not None else submodel_config(fields, expert_count(fields) // clusters)
-        self._whole, self._part = Selection.of(self._kind, fields), Selection.of(self._kind, fields | part)
+        _check(batches, clusters)
+        self._window: dict[str, Tensor] = {}    # tensors of the current layer, from which the model reads its weights
+        model = specialise(streamed_model(self._window, config, dtype=dtype, device=device, resident=False))
+        self._model, self._settings, self._batches = model, settings, batches
+        self.names, self.clusters, self.device = ModelMap(str(config.get("model_type"))), clusters, device_of_model(model)
+        self.blocks, self.routers = moe_blocks(model), routers(model)
+        fields, self.kind = model.config.to_dict(), family_of(model).router
+        self.whole, self.part = (Selection.of(self.kind, each) for each in (fields, self.part_fields(fields)))
         self._states: list[Tensor] = []     # hidden states [B, L, D] of each batch, in host memory
 
+    def part_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`config.json` of a model that experts were trained in, from that of the whole model."""
+        return {**fields, **submodel_config(fields, expert_count(fields) // self.clusters)}
+
+    def through(
+        self, tensors: Iterable[tuple[str, Tensor]], report: list[dict[str, Any]],
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of the model with those that are calibrated, and add an entry to the report for each MoE layer."""
+        for layer, found in by_layer(tensors, self.names):
+            self._window.update(found)
+            if layer is not None:
+                entry = self._calibrate(layer)
+                report.extend([] if entry is None else [entry])
+            elif EMBEDDING in self._window:
+                self._embed()
+            yield from ((key, self._window[key]) for key in found)
+            self._window.clear()
+
+    def entry(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Calibrate the router of a layer whose weights are loaded.
+
+        Args:
+            layer: Index of the layer.
+            step: Runs the layer.
+            tensors: Canonical tensors of the layer; the calibrated tensors replace the old ones in it.
+
+        Returns:
+            The entry of the report.
+        """
+        return self._set_router(layer, step, tensors)
+
     @torch.no_grad()
-    def embed(self) -> None:
+    def _embed(self) -> None:
         """Compute the inputs of the first layer."""
         embed: Any = self._model.get_input_embeddings()
         self._states = [embed(torch.as_tensor(tokens_BL, dtype=torch.long)).cpu() for tokens_BL, _ in self._batches]
 
     @torch.no_grad()
-    def calibrate(self, layer: int, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
-        """Calibrate a layer's router and run the layer; return the entry of the report, None for a layer without experts.
-
-        Args:
-            layer: Index of the layer.
-            tensors: Canonical tensors of the layer; the calibrated tensors replace the old ones in it.
-        """
+    def _calibrate(self, layer: int) -> dict[str, Any] | None:
+        """Calibrate a layer's router and run the layer; return the entry of the report, None for a layer without experts."""
         module: Any = self._model.get_submodule(f"model.layers.{layer}")
         step = layer_step(self._model, layer)
         with loaded(module):
-            entry = self._entry(layer, step, tensors) if layer in self._blocks else None
+            entry = self.entry(layer, step, self._window) if layer in self.blocks else None
             if layer + 1 < int(self._model.config.num_hidden_layers):
                 for number, hidden_BLD in enumerate(self._states):
-                    self._states[number] = step(hidden_BLD.to(self._device)).cpu()
+                    self._states[number] = step(hidden_BLD.to(self.device)).cpu()
         return entry
 
-    def _entry(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        if self._larger is None:
-            return (self._set_new_rows if self._settings.new else self._set_router)(layer, step, tensors)
-        found = self._set_new_rows(layer, step, tensors) if self._settings.new else {"layer": layer}
-        return found | self._refit(self._larger, layer, step, tensors)
-
-    def _refit(self, larger: PreTrainedModel, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        experts, router = self._blocks[layer].get_submodule("experts"), self._routers[layer]
-        x_TD = torch.cat([x_TD[(cluster_T == 0).cpu()] for x_TD, cluster_T in self._labelled_inputs(layer, step)]).to(self._device)
-        with loaded(larger.get_submodule(f"model.layers.{layer}")):
-            target_TD = routed_outputs(moe_blocks(larger)[layer].get_submodule("experts"), routers(larger)[layer], x_TD)
-
-        def error() -> float:
-            """Mean square of the error, as a share of that of the target."""
-            error_TD = routed_outputs(experts, router, x_TD).float() - target_TD.float()
-            return float(error_TD.square().mean() / target_TD.float().square().mean())
-
-        before = error()
-        for expert, change_FD in down_changes(experts, router, x_TD, target_TD).items():
-            add_to_down(experts, self._names, layer, expert, change_FD, tensors=tensors)
-        return {"error_before": before, "error": error()}
-
     def _set_router(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        settings, key = self._settings, self._names.router_key(layer)
-        router: Any = self._routers[layer]
+        settings, key = self._settings, self.names.router_key(layer)
+        router: Any = self.routers[layer]
         stored_ED = rows_ED = tensors[key]
-        group = group_size(len(stored_ED), self._clusters)
+        group = group_size(len(stored_ED), self.clusters)
         # Where no row was trained, neither was a first layer, and both layers are computed.
-        fits = self._kind.hidden is not None and stored_ED.shape[1] >= len(stored_ED)
+        fits = self.kind.hidden is not None and stored_ED.shape[1] >= len(stored_ED)
         computes_both = fits and group == 1 and settings.method != "concat"
-        inputs = self._labelled_inputs(layer, step) if computes_both else self._row_inputs(layer, step)
-        for name in filter(None, (self._kind.bias, self._kind.correction)) if group == 1 and settings.method != "concat" else ():
-            tensors[self._names.router_key(layer, name)].zero_()
+        inputs = self.labelled_inputs(layer, step) if computes_both else self.row_inputs(layer, step)
+        for name in filter(None, (self.kind.bias, self.kind.correction)) if group == 1 and settings.method != "concat" else ():
+            tensors[self.names.router_key(layer, name)].zero_()
             router.state_dict()[name].zero_()
-        measured = Measured(self._kind, self._whole, self._part, router, self._clusters)
-        own_ED = stored_ED.to(self._device, torch.float64)
+        measured = Measured(self.kind, self.whole, self.part, router, self.clusters)
+        own_ED = stored_ED.to(self.device, torch.float64)
         if computes_both:
-            own_ED = torch.zeros(len(stored_ED), inputs[0][0].shape[1], dtype=torch.float64, device=self._device)
+            own_ED = torch.zeros(len(stored_ED), inputs[0][0].shape[1], dtype=torch.float64, device=self.device)
         if settings.method != "concat":
-            total = _total(inputs, self._clusters)
+            total = total_of(inputs, self.clusters)
             carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
             direction_CD = directions(settings.method, total, settings.seed + layer)
-            if settings.method != "random" and self._kind.scores == "softmax":
+            if settings.method != "random" and self.kind.scores == "softmax":
                 direction_CD *= group_strength(measured, carried_ED, direction_CD, inputs)
             if settings.match_load:
-                bias_E = 0.0 if self._kind.bias is None else getattr(router, self._kind.bias).double()
+                bias_E = 0.0 if self.kind.bias is None else getattr(router, self.kind.bias).double()
                 count_C = torch.ones_like(total.count_C) if settings.method == "principal" else total.count_C
-                direction_CD = _load_matched(direction_CD, carried_ED, bias_E, inputs, dataclasses.replace(total, count_C=count_C))
+                direction_CD = load_matched(direction_CD, carried_ED, bias_E, inputs, dataclasses.replace(total, count_C=count_C))
             rows_ED = (carried_ED + direction_CD.repeat_interleave(group, dim=0)).to("cpu", stored_ED.dtype)
-            self._set_rows(layer, rows_ED, tensors, both=computes_both)
-        entry = measured.on(inputs, rows_ED.to(self._device, torch.float64), own_ED)
+            self.set_rows(layer, rows_ED, tensors, both=computes_both)
+        entry = measured.on(inputs, rows_ED.to(self.device, torch.float64), own_ED)
         scaled = settings.match_scale and not _normalises(self._model)
         scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if scaled else 1.0
         if scale != 1.0:
-            experts: Any = self._blocks[layer].get_submodule("experts")
+            experts: Any = self.blocks[layer].get_submodule("experts")
             experts.down_proj.mul_(scale)
             for expert in range(len(rows_ED)):
-                down = self._names.expert_key(layer, expert, "down")
+                down = self.names.expert_key(layer, expert, "down")
                 tensors[down] = (tensors[down].float() * scale).to(tensors[down].dtype)
         return {"layer": layer, "scale": scale, **entry}
 
-    def _set_rows(self, layer: int, rows_ED: Tensor, tensors: dict[str, Tensor], *, both: bool) -> None:
-        router: Any = self._routers[layer]
-        key, hidden = self._names.router_key(layer), self._kind.hidden
+    def set_rows(self, layer: int, rows_ED: Tensor, tensors: dict[str, Tensor], *, both: bool) -> None:
+        """Set the rows of a layer's router: in the module, and in the canonical tensors; `both`: also those of a first layer."""
+        router: Any = self.routers[layer]
+        key, hidden = self.names.router_key(layer), self.kind.hidden
         if both and hidden is not None:
-            first = self._names.block_key(layer, f"{self._kind.module}.{hidden}")
+            first = self.names.block_key(layer, f"{self.kind.module}.{hidden}")
             tensors[first], tensors[key] = two_layers(rows_ED, len(tensors[first]))
             getattr(router, hidden).copy_(tensors[first])
         else:
             tensors[key] = rows_ED
         router.weight.copy_(tensors[key])
 
-    def _set_new_rows(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        key, new, inputs = self._names.router_key(layer), list(self._settings.new), self._row_inputs(layer, step)
-        router: Any = self._routers[layer]
-        others = [expert for expert in range(len(tensors[key])) if expert not in new]
-        for name in filter(None, (self._kind.bias, self._kind.correction)):     # a new expert has the others' mean
-            stored, axis = tensors[self._names.router_key(layer, name)], self._names.family.expert_axis(name)
-            mean = stored.index_select(axis, torch.tensor(others)).mean(axis, keepdim=True)
-            for expert in new:
-                stored.narrow(axis, expert, 1).copy_(mean)
-            router.state_dict()[name].copy_(stored)
-        bias_E = torch.zeros(len(tensors[key])) if self._kind.bias is None else getattr(router, self._kind.bias)
-        bias_E = bias_E.to(self._device, torch.float64)
-        rows_ED, total, top_k = tensors[key].to(self._device, torch.float64), _total(inputs, self._clusters), self._whole.top_k
-        unmatched_CD = directions("ridge", total, 0)
-        matched_CD = _load_matched(unmatched_CD, torch.zeros_like(unmatched_CD), 0.0, inputs, total)
-        measured = Measured(self._kind, self._whole, self._part, router, self._clusters)
-        correction_E = None if measured.correction_E is None else measured.correction_E[others]
-        rows_ED[new], scale = new_rows(
-            rows_ED[others], bias_E[others], matched_CD, inputs, router=self._kind, top_k=top_k, correction_E=correction_E)
-        self._set_rows(layer, rows_ED.to("cpu", tensors[key].dtype), tensors, both=False)
-        own, *of_new = use_of_new(lambda x_TD: measured.selected(x_TD, rows_ED)[0], new, inputs)
-        return {"layer": layer, "scale": scale, "use_on_own_text": own, "use_on_new_texts": of_new}
-
-    def _row_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
+    def row_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
         """What the rows of a layer's router multiply for each batch, in host memory, and the cluster of each token."""
-        router, found = self._routers[layer], self._labelled_inputs(layer, step)
-        return [(row_inputs(router, x_TD.to(self._device), self._kind).cpu(), cluster_T) for x_TD, cluster_T in found]
+        router, found = self.routers[layer], self.labelled_inputs(layer, step)
+        return [(row_inputs(router, x_TD.to(self.device), self.kind).cpu(), cluster_T) for x_TD, cluster_T in found]
 
-    def _labelled_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
+    def labelled_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
         """Inputs x_TD of a layer's router for each batch, and the cluster of each token."""
         return [
-            (self._shifted(x_TD, layer, cluster_T), cluster_T.to(self._device))
-            for x_TD, cluster_T in zip(self._router_inputs(self._blocks[layer], step), map(_labels, self._batches), strict=True)]
+            (self._shifted(x_TD, layer, cluster_T), cluster_T.to(self.device))
+            for x_TD, cluster_T in zip(self._router_inputs(self.blocks[layer], step), map(_labels, self._batches), strict=True)]
 
     def _shifted(self, x_TD: Tensor, layer: int, cluster_T: Tensor) -> Tensor:
         if self._settings.shift_RCD is None:
             return x_TD
-        shift_CD = torch.from_numpy(self._settings.shift_RCD[list(self._blocks).index(layer)])
+        shift_CD = torch.from_numpy(self._settings.shift_RCD[list(self.blocks).index(layer)])
         return (x_TD.float() + shift_CD[cluster_T]).to(x_TD.dtype)
 
     def _router_inputs(self, block: nn.Module, step: Step) -> list[Tensor]:
@@ -318,7 +290,7 @@ class _Layers:
         try:
             for hidden_BLD in self._states:
                 with contextlib.suppress(_RouterReachedError):
-                    step(hidden_BLD.to(self._device))
+                    step(hidden_BLD.to(self.device))
         finally:
             handle.remove()
         return caught
@@ -334,12 +306,13 @@ def _normalises(model: PreTrainedModel) -> bool:
     return family_of(model).router.normalised(getattr(model.config, "norm_topk_prob", None))
 
 
-def _total(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics:
+def total_of(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics:
+    """Statistics of all batches."""
     each = (statistics(x_TD.to(cluster_T.device), cluster_T, clusters) for x_TD, cluster_T in inputs)
     return functools.reduce(operator.add, each)     # holds the sums of few batches at a time
 
 
-def _load_matched(
+def load_matched(
     direction_CD: Tensor, carried_ED: Tensor, bias_E: Tensor | float, inputs: Sequence[tuple[Tensor, Tensor]], total: Statistics,
 ) -> Tensor:
     """Add a multiple of one vector v to each cluster's router row, so that top-1 loads equal the clusters' shares.

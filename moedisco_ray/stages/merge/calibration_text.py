@@ -7,13 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from moedisco_ray.core.config import Merge
+from moedisco_ray.core.limits import BATCH_TOKENS, CALIBRATION_WINDOWS
 from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.context import Context, cluster_tokens
 from moedisco_ray.stages.merge.calibrate import Batch
-from moedisco_ray.stages.scoring import BATCH_TOKENS
-
-_BATCH_WINDOWS = 16
-"""Maximum number of windows in a batch."""
 
 
 def calibration(context: Context) -> list[Batch]:
@@ -57,7 +54,7 @@ def sample_windows(settings: Merge, length: int, available: int) -> int:
 def spread(stream: TokenStream, wanted: int, cluster: int) -> list[Batch]:
     """Batches of windows that are spread evenly over the text, since its first windows could all be of one long document."""
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
-    size = min(_BATCH_WINDOWS, max(1, BATCH_TOKENS // stream.sequence_length))
+    size = min(CALIBRATION_WINDOWS, max(1, BATCH_TOKENS // stream.sequence_length))
     return [
         (np.stack([stream.window(int(i))[:-1] for i in some]), np.full(len(some), cluster, dtype=np.int64))
         for some in np.array_split(chosen, -(-wanted // size))]

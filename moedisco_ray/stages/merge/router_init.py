@@ -13,12 +13,13 @@ Shapes: T tokens, D hidden, C clusters. Everything inside is float64, on the dev
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-DataMethod = Literal["ridge", "principal", "random"]
+from moedisco_ray.core.registry import ROUTER_METHODS, load
+
 _TINY = 1e-30
 _SWEEPS = 100
 """Maximum number of sweeps over the offsets: if many logits are equal, no offsets give the target loads."""
@@ -55,7 +56,7 @@ def statistics(x_TD: Tensor, cluster_T: Tensor, clusters: int) -> Statistics:
     return Statistics(x_TD.T @ x_TD, x_TD.T @ y_TC, y_TC.sum(0))
 
 
-def ridge_directions(total: Statistics) -> Tensor:
+def ridge_directions(total: Statistics, _seed: int = 0) -> Tensor:
     """Directions w_CD by ridge regression of the one-hot cluster label on the router's input, as in DUME.
 
     W = (X^T X + lambda I)^-1 X^T Y, a least-squares estimate of each cluster's probability. Generalised cross-validation chooses
@@ -153,11 +154,12 @@ def random_directions(total: Statistics, seed: int) -> Tensor:
     return normalised(w_CD, total)
 
 
-def directions(method: DataMethod, total: Statistics, seed: int) -> Tensor:
-    """Direction of each cluster, w_CD, by the given method; only `random` uses `seed`, and `principal` no labels."""
+def directions(method: str, total: Statistics, seed: int) -> Tensor:
+    """Direction of each cluster, w_CD, by the method of this name in `merge.router`, or by `principal`, which uses no labels."""
     if method == "principal":
         return principal_directions(total, len(total.count_C))
-    return ridge_directions(total) if method == "ridge" else random_directions(total, seed)
+    compute: Callable[[Statistics, int], Tensor] = load(ROUTER_METHODS[method])
+    return compute(total, seed)
 
 
 def normalised(w_CD: Tensor, total: Statistics) -> Tensor:

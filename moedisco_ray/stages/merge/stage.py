@@ -25,7 +25,7 @@ from moedisco_ray.models import (
 from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 from moedisco_ray.stages.context import COMMON, Context, device_of
-from moedisco_ray.stages.merge.backbone import merge_weights
+from moedisco_ray.stages.merge.backbone import backbone_rule, merge_weights
 from moedisco_ray.stages.merge.build import build_merged
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
 from moedisco_ray.stages.merge.calibration_text import calibration, sample
@@ -75,7 +75,7 @@ def _shifts(context: Context, batches: Sequence[Batch]) -> dict[int, NDArray[np.
         owner, submodel = config.owners[k - config.shared_clusters], context.submodels[k]
         seats = config.pools.owner(owner)
         shifts[k] = context.call(
-            seats, Files([submodel, shards]), router_shift, submodel, location=context.owner_location(owner), shards=shards,
+            seats, Files([submodel, shards]), router_shift, submodel, owner_store=context.owner_store(owner), shards=shards,
             windows=sum(len(cluster_B) for _, cluster_B in batches if cluster_B[0] == k),
             sequence_length=config.corpus.sequence_length, device=device_of(seats))
     return shifts
@@ -108,7 +108,8 @@ def merge_submodels(
     router = RouterSettings(settings.router, settings.from_data, settings.from_data, start.seed, shift_RCD)
     result = build_merged(
         submodels, common, config, merge_weights(settings.backbone, tokens), batches, directory=directory, router=router,
-        device=device, advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add)
+        change=backbone_rule(settings.backbone).change, device=device,
+        advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add)
     if keep_optimizer_state:
         merge_optimizer_states(submodels, config, merge_weights("token_weighted", tokens), directory)
     return {**result, "tensors": len(result["tensors"])}

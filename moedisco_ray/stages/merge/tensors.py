@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import ModelMap, Role
-from moedisco_ray.stages.merge.backbone import combine
+from moedisco_ray.stages.merge.backbone import Change, combine, weighted_mean
 
 Rule = Literal["copied", "combined", "identical", "concatenated"]
 
@@ -47,6 +47,7 @@ class TensorReport:
 
 def merge(
     submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, weights: Sequence[float],
+    change: Change = weighted_mean,
 ) -> Iterator[tuple[Tensor, TensorReport]]:
     """The merged model, one tensor at a time, each with a report of its sources.
 
@@ -59,6 +60,7 @@ def merge(
             other tensors are not read.
         model_map: Tensor names of the family.
         weights: Weight of each sub-model in the backbone; they sum to 1.
+        change: How the deltas of a backbone tensor are combined.
 
     Raises:
         CheckpointError: The sub-models do not have the same tensors, one is unknown, or shapes differ.
@@ -70,7 +72,7 @@ def merge(
     source = _Once(submodels)
     written: set[str] = set()
     for key in submodels[0]:
-        for tensor, report in _joined(key, source, start=start, model_map=model_map, groups=groups, weights=weights):
+        for tensor, report in _joined(key, source, start=start, model_map=model_map, groups=groups, weights=weights, change=change):
             if report.key in written:
                 raise CheckpointError("tensor", report.key, "is written twice")
             written.add(report.key)
@@ -100,7 +102,7 @@ class _Once:
 
 def _joined(
     key: str, source: _Once, *, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int],
-    weights: Sequence[float],
+    weights: Sequence[float], change: Change,
 ) -> Iterator[tuple[Tensor, TensorReport]]:
     """Merge the sub-models' tensors named `key`: into one tensor, or, for an expert, one tensor per sub-model."""
     role = model_map.classify(key)
@@ -119,7 +121,7 @@ def _joined(
         return
     if key not in start:
         raise CheckpointError("tensor", key, "is not in the backbone that all sub-models started from")
-    tensor, deviation = combine(key, copies, start[key], weights)
+    tensor, deviation = combine(key, copies, start[key], weights, change)
     rule: Rule = "identical" if deviation is None else "combined"
     yield tensor, TensorReport(key, role.role, rule, source.everyone, deviation or 0.0)
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import ray
 
+from moedisco_ray.execution.clouds import CLOUDS
 from moedisco_ray.execution.ray import ray_internals
 
 _NAMESPACE = "moedisco"
@@ -24,33 +25,20 @@ sooner, and a failure that persists is published again."""
 _MAX_LENGTH = 400
 """Maximum length of an error's text; some clouds append pages of details."""
 
-_CAPACITY = frozenset({
-    "InsufficientInstanceCapacity", "SpotMaxPriceTooLow",
-    "ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "stockout",
-    "AllocationFailed", "OverconstrainedAllocationRequest", "OverconstrainedZonalAllocationRequest", "SkuNotAvailable",
-    "ZonalAllocationFailed",
-})
-"""Error codes of AWS, Google Cloud and Azure, in this order, for machines that they do not have at present."""
-_QUOTA = frozenset({
-    "InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded",
-    "QUOTA_EXCEEDED", "quotaExceeded",
-    "QuotaExceeded",
-})
-"""Error codes of the three clouds for machines that the account's quota does not allow."""
-
 Kind = Literal["capacity", "quota", "other"]
 
 
 def kind_of(error: str) -> Kind:
-    """Classify a cloud's error by its text, in which all three clouds name their error codes.
+    """Classify a cloud's error by its text, in which clouds name their error codes.
 
     Only missing capacity passes with time, so only it justifies a more expensive node type. A quota lasts until someone raises it,
     and there is often another quota for on-demand machines: falling back to these would be permanent.
     """
     words = set(re.findall(r"\w+", error))
-    if words & _CAPACITY:
+    if any(words & cloud.capacity for cloud in CLOUDS.values()):
         return "capacity"
-    if words & _QUOTA or ("OperationNotAllowed" in words and "quota" in error.lower()):     # as Azure says it
+    says_quota = "quota" in error.lower()
+    if any(words & cloud.quota or (says_quota and words & cloud.said_quota) for cloud in CLOUDS.values()):
         return "quota"
     return "other"
 

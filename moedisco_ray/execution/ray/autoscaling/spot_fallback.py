@@ -5,8 +5,8 @@ the request, and a refusal does not lower the score: Ray would request the same 
 lowers the score too. Other refusals, such as for a missing permission or a wrong image, do not: otherwise Ray would fall back to
 on-demand machines, which cost a multiple. These refusals are logged, and published for the runs that wait.
 
-A cluster file names one of the launchers as `provider: {type: external, module: MODULE.AWS}` (or `.GCP`, `.Azure`), where MODULE is
-this module. The other fields of `provider` are those of Ray's own launcher.
+A cluster file names one of the launchers as `provider: {type: external, module: MODULE.LAUNCHER}`, where MODULE is this module and
+LAUNCHER that of a page of `execution.clouds`, such as `AWS`. The other fields of `provider` are those of Ray's own launcher.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from moedisco_ray.execution.clouds import CLOUDS
 from moedisco_ray.execution.ray.autoscaling import launch_failures
 from moedisco_ray.execution.ray.ray_internals import (
     TAG_RAY_LAUNCH_REQUEST,
@@ -31,8 +32,7 @@ from moedisco_ray.execution.ray.ray_internals import (
 
 logger = logging.getLogger(__name__)
 
-_PROVIDERS = {"AWS": "aws", "GCP": "gcp", "Azure": "azure"}
-"""Ray's name of each cloud, by the name of its launcher in this module."""
+_LAUNCHERS = {cloud.launcher: cloud for cloud in CLOUDS.values()}
 _LOG_SECONDS = 300.0
 """Interval at which the log repeats that a node type fails to start, in seconds; the autoscaler tries it every few seconds."""
 _MAX_ERRORS = 1000
@@ -44,10 +44,11 @@ Errors = dict[tuple[str, str], str]
 
 def __getattr__(name: str) -> type:
     """The launcher of a cloud, made on first use: a head node has the libraries of one cloud only."""
-    if name not in _PROVIDERS:
+    if name not in _LAUNCHERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    extensions = (_WithErrors, _ZoneByZone) if name == "AWS" else (_WithErrors,)
-    return type(name, (*extensions, node_provider_class(_PROVIDERS[name])), {"__module__": __name__})
+    cloud = _LAUNCHERS[name]
+    extensions = (_WithErrors, _ZoneByZone) if cloud.zone_by_zone else (_WithErrors,)
+    return type(name, (*extensions, node_provider_class(cloud.name)), {"__module__": __name__})
 
 
 class _WithErrors:

@@ -16,6 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from moedisco_ray.core.limits import VECTOR_TOKENS
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.clustering.grid import Array
@@ -43,7 +44,7 @@ class HiddenState(Vectoriser):
 
     kind = "hidden_state"
 
-    def __init__(self, model_dir: Path, max_tokens: int, device: str = "cpu", batch_tokens: int = 32_768) -> None:
+    def __init__(self, model_dir: Path, max_tokens: int, device: str = "cpu", batch_tokens: int = VECTOR_TOKENS) -> None:
         self._model_dir, self._max_tokens = model_dir, max_tokens
         self._batch_tokens = 0 if torch.device(device).type == "cpu" else batch_tokens
         self._model = open_streamed(model_dir, dtype=default_dtype(device), device=device)

@@ -18,11 +18,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.limits import MOST_TERMS
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, unit_length, write_settings
-
-_MOST_TERMS = 50_000
-"""Maximum number of terms."""
 
 
 class TfidfSvd(Vectoriser):
@@ -59,7 +57,7 @@ class TfidfSvd(Vectoriser):
             CorpusError: The sample has no words.
         """
         # A term in only one document cannot separate clusters, except in a tiny sample.
-        counted = vectorizer(max_features=_MOST_TERMS, min_df=2 if len(texts) >= 20 else 1)
+        counted = vectorizer(max_features=MOST_TERMS, min_df=2 if len(texts) >= 20 else 1)
         try:
             x_NT = counted.fit_transform(texts)
         except ValueError as error:  # scikit-learn raises it if the vocabulary is empty

@@ -1,0 +1,1 @@
+"""Remove, replace and add experts of a finished MoE."""

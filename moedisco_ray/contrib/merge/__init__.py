@@ -1,0 +1,1 @@
+"""Make one MoE of dense fine-tunes of one base model."""

@@ -1,0 +1,1 @@
+"""Experiment trackers, one per file; `cli.tracking` says what a tracker does."""
