@@ -55,6 +55,16 @@ def on_each(
     return _Each(store, function, also, writes)
 
 
+def movable(store: RunStore, function: Callable[..., T]) -> Callable[..., T]:
+    """Wrap a function that holds paths of a run so that it can be called on any machine. No files are fetched or published.
+
+    Args:
+        store: The run.
+        function: The function.
+    """
+    return _Movable(store, function) if store.is_remote else function     # otherwise, paths are the same on all machines
+
+
 def unpickled(data: bytes) -> Any:
     """Unpickle the output of `RunStore.dumps`; paths in the run directory become paths on this machine."""
     return pickle.loads(data)   # noqa: S301  # from our own process on another machine
@@ -111,3 +121,19 @@ class _Each(Generic[I, T]):
 
 def _each_of(store: RunStore, data: bytes) -> _Each[Any, Any]:
     return _Each(store, *unpickled(data))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Movable(Generic[T]):
+    store: RunStore
+    function: Callable[..., T]
+
+    def __call__(self, *args: Any) -> T:
+        return self.function(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _movable_of, (self.store, self.store.dumps(self.function))
+
+
+def _movable_of(store: RunStore, data: bytes) -> _Movable[Any]:
+    return _Movable(store, unpickled(data))

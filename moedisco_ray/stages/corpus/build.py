@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moedisco_ray.core.config import RunConfig, tokenizer_directory
-from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import corpus_warnings
 from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_work import on_each
 from moedisco_ray.packed_tokens import check_windows, write_index
-from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, list_bucket, sample_texts, survey_bucket
+from moedisco_ray.stages.corpus.buckets import Finished, finish_bucket, list_bucket, sample_texts, survey_bucket
 from moedisco_ray.stages.corpus.files import Listing, list_files
 from moedisco_ray.stages.corpus.near_duplicates import DROPPED, LISTED, Banding, by_id, by_key, compare_listed
 from moedisco_ray.stages.corpus.readers import UNIT_BYTES, Unit, plan_units
+from moedisco_ray.stages.corpus.rules import Rules, merged_extremes
 from moedisco_ray.stages.corpus.shuffle import Digits, MapTasks, in_this_process, shuffle
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
 from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, shuffle_documents, stage_unit
+from moedisco_ray.stages.corpus.summary import check_inputs, check_split, left_out, summary_of
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.packing import part_path
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
@@ -37,8 +37,6 @@ R = TypeVar("R")
 
 TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
 """Characters of training text that a new tokenizer is trained on."""
-LISTED_FILES = 20
-"""Maximum number of unread files that a summary lists by name; its counts include all unread files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +90,7 @@ def build(
         CheckpointError: The checkpoint is unreadable, or its vocabulary is too small.
     """
     if owned is None:
-        _use_tokenizer(config, directory / "tokenizer")
+        use_tokenizer(config, directory / "tokenizer")
     else:
         shutil.copytree(owned.tokenizer, directory / "tokenizer", ignore=shutil.ignore_patterns(MANIFEST))
     scratch, store = directory / "scratch", RunStore.of(config.location) if owned is None else owned.store
@@ -110,7 +108,11 @@ def build(
     reading = StageProgress(emit, "corpus", "documents read")
     staged, unreadable = _stage_all(plan_units(listed, unit_bytes), stage, map_tasks, reading)
     skipped = [_skipped(source, listing, unreadable) for source, listing in zip(inputs, listings, strict=True)]
-    _check_inputs(inputs, staged, skipped)
+    documents_S, dropped_S = np.zeros(len(inputs), dtype=np.int64), np.zeros(len(inputs), dtype=np.int64)
+    for report in staged:
+        documents_S[report.order] += report.documents
+        dropped_S[report.order] += report.dropped
+    check_inputs(inputs, documents_S, dropped_S, skipped)
 
     rules = Rules(
         tuple(source.name for source in inputs), tuple(source.settings.weight for source in inputs),
@@ -121,7 +123,7 @@ def build(
         buckets = _find_near_duplicates(
             buckets, rules, banding, documents=sum(report.documents for report in staged), directory=scratch / "near",
             map_tasks=map_tasks)
-    rules = _with_extremes(rules, list(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
+    rules = rules.with_extremes(merged_extremes(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
     if owned is None and tokenizer_directory(config) is None:
         sample = sample_texts(map(_fetched(store), buckets), rules, TOKENIZER_SAMPLE_CHARACTERS)
         save_trained(train_bpe(sample, config.tokenizer.train_vocab_size), directory / "tokenizer")
@@ -133,17 +135,22 @@ def build(
         also=(directory / "tokenizer",), writes=functools.partial(_finished_files, directory=directory))
     finished = _finish_all(buckets, finish, map_tasks, StageProgress(emit, "corpus", "documents tokenized"))
     store.remove(scratch)
+    train_S3 = np.sum([report.train for report in finished], axis=0)
+    validation_S3 = np.sum([report.validation for report in finished], axis=0)
     if owned is None:
-        _check_split(config, finished)
+        check_split(config, train_S3, validation_S3)
 
     (directory / "shards").mkdir(exist_ok=True)     # it is missing if other machines have written all pieces
     index = write_index(directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size)
     check_windows(index["tokens"], config.corpus.sequence_length)
-    summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped, listings)
+    summary = summary_of(
+        rules.names, train_S3, validation_S3, duplicates=sum(report.duplicates for report in finished),
+        near_duplicates=sum(report.near_duplicates for report in finished), vocab_size=encoder.vocab_size,
+    ) | left_out(inputs, skipped, listings)
     for source, listing in zip(inputs, listings, strict=True):
         read = len(listing.files) - len(unreadable.get(source.order, ()))
         summary["sources"][source.name] |= {
-            "files": read, "empty_files": listing.empty, "dropped_rows": _dropped_rows(staged, source)}
+            "files": read, "empty_files": listing.empty, "dropped_rows": int(dropped_S[source.order])}
     return summary | {"warnings": corpus_warnings(summary)}
 
 
@@ -203,22 +210,7 @@ def _skipped(source: Input, listing: Listing, unreadable: Mapping[int, Mapping[s
     return sorted(found, key=lambda each: each.path)
 
 
-def _left_out(inputs: Sequence[Input], skipped: Sequence[Sequence[Skipped]], listings: Sequence[Listing]) -> dict[str, Any]:
-    listed = [
-        {"source": source.name, "path": each.path, "reason": each.reason}
-        for source, found, listing in zip(inputs, skipped, listings, strict=True) for each in (*found, *listing.passed_over)]
-    return {
-        "skipped_files": sum(map(len, skipped)), "passed_over_files": sum(len(listing.passed_over) for listing in listings),
-        "skipped": listed[:LISTED_FILES]}
-
-
-def _with_extremes(rules: Rules, surveys: Sequence[NDArray[np.float64]]) -> Rules:
-    found_BS2 = np.stack(surveys)
-    return dataclasses.replace(
-        rules, smallest=tuple(found_BS2[..., 0].min(axis=0).tolist()), largest=tuple(found_BS2[..., 1].max(axis=0).tolist()))
-
-
-def _use_tokenizer(config: RunConfig, directory: Path) -> None:
+def use_tokenizer(config: RunConfig, directory: Path) -> None:
     """Copy the configured tokenizer into place; without one, check that a new vocabulary fits the model."""
     source = tokenizer_directory(config)
     if any(each.has_given_tokens for each in config.corpus.sources):
@@ -260,57 +252,3 @@ def _fetched(store: RunStore) -> Callable[[Bucket], Bucket]:
 def _finished_files(report: Finished, directory: Path) -> list[Path]:
     parts = [part_path(directory / folder, report.index) for folder in ("train", "validation")]
     return [*parts, *(directory / "shards" / name for piece in report.pieces for name in piece.files)]
-
-
-def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged], skipped: Sequence[Sequence[Skipped]]) -> None:
-    for source, left_out in zip(inputs, skipped, strict=True):
-        if not sum(report.documents for report in staged if report.order == source.order):
-            also = f", and {len(left_out)} files were left out, the first since it {left_out[0].reason}" if left_out else ""
-            dropped = _dropped_rows(staged, source)
-            also += f", and {source.settings.map} dropped {dropped} rows" if dropped else ""
-            raise CorpusError(
-                f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text")
-
-
-def _dropped_rows(staged: Iterable[Staged], source: Input) -> int:
-    return sum(report.dropped for report in staged if report.order == source.order)
-
-
-def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
-    train = sum(int(report.train[:, 0].sum()) for report in finished)
-    held_out = sum(int(report.validation[:, 0].sum()) for report in finished)
-    if train < config.shared_clusters:
-        raise CorpusError(
-            "clusters.count", config.cluster_count,
-            f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter documents "
-            "(corpus.sources.*.documents)")
-    if held_out == 0:
-        # From a source with two or more groups of documents, at least one group is always held out. Nothing is held out here, so
-        # every source has a single group.
-        sources = tuple(config.corpus.of_owner(None).values())
-        raise CorpusError(
-            "corpus.sources", sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
-            f"{'all text is' if len(sources) == 1 else 'the text of each is'} one document or one short passage, whose {train} "
-            "parts stay together, so that nothing can be held out for validation; add documents, or cut the text differently "
-            "(corpus.sources.*.documents, corpus.max_document_tokens)")
-
-
-def _summary(finished: Sequence[Finished], names: Sequence[str], vocab_size: int) -> dict[str, Any]:
-    train_S3 = np.sum([report.train for report in finished], axis=0)
-    validation_S3 = np.sum([report.validation for report in finished], axis=0)
-    documents, tokens, size = train_S3.sum(axis=0).tolist()
-    held_out, held_out_tokens, _ = validation_S3.sum(axis=0).tolist()
-    return {
-        "documents": documents,
-        "validation_documents": held_out,
-        "duplicates": sum(report.duplicates for report in finished),
-        "near_duplicates": sum(report.near_duplicates for report in finished),
-        "tokens": tokens,
-        "validation_tokens": held_out_tokens,
-        "bytes": size,
-        "vocab_size": vocab_size,
-        "sources": {
-            name: dict(zip(("documents", "tokens", "bytes"), row, strict=True)) | {"validation_documents": held_out_row[0]}
-            for name, row, held_out_row in zip(names, train_S3.tolist(), validation_S3.tolist(), strict=True)
-        },
-    }

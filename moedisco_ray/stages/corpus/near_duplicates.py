@@ -102,7 +102,13 @@ def sketches(texts: list[str]) -> NDArray[np.uint32]:
 
 def by_key(buckets: int) -> Buckets:
     """Return a function that numbers each document's bucket; each bucket has an equally wide range of the bands' keys."""
-    return functools.partial(_range_of_rows, buckets=buckets)
+    return functools.partial(ranges_of_keys, count=buckets)
+
+
+def ranges_of_keys(table: pa.Table, count: int) -> NDArray[np.int64]:
+    """Number of the range that each listed document's key is in, of equally wide ranges [n]."""
+    keys = table["key"].to_numpy()
+    return (((keys >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
 
 
 def by_id(buckets: int) -> Buckets:
@@ -120,17 +126,36 @@ def list_documents(index: int, documents: pa.Table, banding: Banding, buckets: i
         buckets: Number of ranges of keys.
         path: Common prefix of the files to write.
     """
-    listed = (_listed(documents.slice(start, _CHUNK), banding) for start in range(0, len(documents), _CHUNK))
-    return Scattered(index, scatter(listed, path, LISTED, by_key(buckets), Digits.of(buckets)))
+    return Scattered(index, scatter(listed(documents, banding), path, LISTED, by_key(buckets), Digits.of(buckets)))
 
 
 def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Path) -> Scattered:
-    """Compare the documents under each key in a range; write the ids of near duplicates below `directory`, by bucket.
+    """Compare the documents under each key in a range; write the ids of near duplicates below `directory`, by bucket."""
+    found = repeated(read_pieces(pieces, LISTED), banding)
+    path = directory / "keys" / f"keys-{pieces.index:06d}"
+    return Scattered(pieces.index, scatter([found], path, DROPPED, by_id(buckets), Digits.of(buckets)))
+
+
+def listed(documents: pa.Table, banding: Banding) -> Iterator[pa.Table]:
+    """List documents under the keys of their bands; yield the lists in tables of some 10 MB with the schema `LISTED`.
+
+    Args:
+        documents: Distinct documents with the columns id, order, side, text.
+        banding: Division of the sketches into bands.
+    """
+    return (_listed(documents.slice(start, _CHUNK), banding) for start in range(0, len(documents), _CHUNK))
+
+
+def repeated(table: pa.Table, banding: Banding) -> pa.Table:
+    """Ids of the near duplicates among listed documents, with the schema `DROPPED`.
 
     A document is a near duplicate if it is similar enough to a document with a lower rank, or with an equal rank and a lower id.
     That other document may be a near duplicate too.
+
+    Args:
+        table: Documents as `listed` yields them: either all that have a key or none.
+        banding: Division of the sketches into bands.
     """
-    table = read_pieces(pieces, LISTED)
     keys, rank = table["key"].to_numpy(), table["rank"].to_numpy()
     ids = id_matrix(table)
     order = np.lexsort((*ids.T[::-1], rank, keys))
@@ -142,16 +167,24 @@ def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Pa
             rows = order[start:stop]
             dropped.append(rows[_repeats(sketches_NH[rows], banding.similarity)])
     found: Ids = np.unique(ids[np.concatenate(dropped)], axis=0)
-    rows = pa.table([id_column(found.tobytes())], schema=DROPPED)
-    path = directory / "keys" / f"keys-{pieces.index:06d}"
-    return Scattered(pieces.index, scatter([rows], path, DROPPED, by_id(buckets), Digits.of(buckets)))
+    return pa.table([id_column(found.tobytes())], schema=DROPPED)
 
 
 def without(documents: pa.Table, dropped: Pieces | None) -> pa.Table:
     """The documents, except those whose ids are in `dropped`."""
     if dropped is None or not dropped.files:
         return documents
-    return documents.filter(pa.array(~np.isin(_words(id_matrix(documents)), _words(id_matrix(read_pieces(dropped, DROPPED))))))
+    return without_ids(documents, id_words(read_pieces(dropped, DROPPED)))
+
+
+def without_ids(documents: pa.Table, ids: NDArray[np.void]) -> pa.Table:
+    """The documents, except those with the given ids."""
+    return documents.filter(pa.array(~np.isin(id_words(documents), ids)))
+
+
+def id_words(table: pa.Table) -> NDArray[np.void]:
+    """A table's ids as one array of 16-byte values [n]."""
+    return np.ascontiguousarray(id_matrix(table)).view(np.dtype((np.void, ID_BYTES)))[:, 0]
 
 
 def _repeats(sketches_NH: NDArray[np.uint8], similarity: float) -> NDArray[np.bool_]:
@@ -175,21 +208,12 @@ def _listed(chunk: pa.Table, banding: Banding) -> pa.Table:
     ], schema=LISTED)
 
 
-def _range_of_rows(listed: pa.Table, buckets: int) -> NDArray[np.int64]:
-    keys = listed["key"].to_numpy()
-    return (((keys >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
-
-
 def _matrix(column: pa.ChunkedArray) -> NDArray[np.uint8]:
     def rows() -> Iterator[NDArray[np.uint8]]:
         yield np.empty(0, dtype=np.uint8)
         for chunk in column.chunks:
             yield np.frombuffer(chunk.buffers()[1], np.uint8, count=len(chunk) * _HASHES, offset=chunk.offset * _HASHES)
     return np.concatenate(list(rows())).reshape(-1, _HASHES)
-
-
-def _words(ids: Ids) -> NDArray[np.void]:
-    return np.ascontiguousarray(ids).view(np.dtype((np.void, ID_BYTES)))[:, 0]
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

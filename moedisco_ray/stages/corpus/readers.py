@@ -39,11 +39,13 @@ class Slice:
     Attributes:
         start: First byte or row group.
         stop: Byte or row group after the last one; None for the end of the file.
+        number: Position of the file in the listing of its source.
     """
 
     file: File
     start: int = 0
     stop: int | None = None
+    number: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +67,9 @@ def plan_units(listed: Iterable[tuple[Input, Sequence[File]]], unit_bytes: int =
     for source, files in listed:
         group: list[Slice] = []
         filled = 0
-        for file in files:
+        for number, file in enumerate(files):
             for piece in _slices(source, file, unit_bytes):
-                group.append(piece)
+                group.append(dataclasses.replace(piece, number=number))
                 filled += min(file.text_bytes, unit_bytes)
                 if filled >= unit_bytes or len(group) >= _UNIT_FILES:
                     units.append(Unit(len(units), source, tuple(group)))

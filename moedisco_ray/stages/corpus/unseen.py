@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.stages.corpus.buckets import cut_to_limit
 from moedisco_ray.stages.corpus.documents import document_id, part_id
 from moedisco_ray.stages.corpus.files import File, list_files
 from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
+from moedisco_ray.stages.corpus.tokens import cut_to_limit
 from moedisco_ray.stages.text.cutting import Document, Limits
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.text.unseen import Sample, Skipped, Unseen

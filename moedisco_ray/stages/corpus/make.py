@@ -1,0 +1,241 @@
+"""The corpus stage as a pipeline of functions of tables, which an `Engine` runs: read, shuffle by id, survey, tokenize, write.
+
+Rows are brought together once, by ranges of ids: duplicates are then in one table, and each range becomes one part of the corpus.
+To find near duplicates, rows are also brought together by keys; see `near_duplicates`. The number of ranges depends on the size of
+the text alone, so the corpus does not depend on blocks, processors and machines.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from moedisco_ray.core.config import RunConfig, tokenizer_directory
+from moedisco_ray.core.events import Emit, Event, StageProgress, discard
+from moedisco_ray.core.findings import corpus_warnings
+from moedisco_ray.core.manifests import MANIFEST
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.packed_tokens import check_windows, write_index
+from moedisco_ray.stages.corpus.buckets import first_characters
+from moedisco_ray.stages.corpus.build import TOKENIZER_SAMPLE_CHARACTERS, Owned, use_tokenizer
+from moedisco_ray.stages.corpus.files import Listing, list_files
+from moedisco_ray.stages.corpus.near_duplicates import DROPPED, Banding, id_words
+from moedisco_ray.stages.corpus.readers import UNIT_BYTES, plan_units
+from moedisco_ray.stages.corpus.reading import Note, ReadUnit, Selection
+from moedisco_ray.stages.corpus.rules import Rules
+from moedisco_ray.stages.corpus.sources import Input, expand_sources
+from moedisco_ray.stages.corpus.staging import bucket_count
+from moedisco_ray.stages.corpus.steps import (
+    SAMPLED,
+    SURVEYED,
+    FindRepeated,
+    ListDocuments,
+    Sample,
+    Survey,
+    Tokenize,
+    WriteParts,
+    Written,
+)
+from moedisco_ray.stages.corpus.summary import check_inputs, check_split, left_out, summary_of
+from moedisco_ray.stages.corpus.tables import Engine, Tables, in_process
+from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
+from moedisco_ray.stages.text.unseen import Skipped
+
+
+def make(
+    config: RunConfig, directory: Path, engine: Engine | None = None, unit_bytes: int = UNIT_BYTES, events: Emit = discard,
+    *, owned: Owned | None = None,
+) -> dict[str, Any]:
+    """Make the corpus artifact; arguments, result and errors are those of `build.build`.
+
+    Args:
+        config: The run's configuration.
+        directory: An empty directory that every worker can reach.
+        engine: Runs the functions of tables; by default, this process.
+        unit_bytes: Bytes of text that one reading task gets.
+        events: Receives `stage_progress` events, each with the number of documents since the one before; workers on any machine
+            call it. `counting` makes totals of them.
+        owned: The data owner whose text to read; None: the text without an owner.
+    """
+    tokenizer = directory / "tokenizer"
+    if owned is None:
+        use_tokenizer(config, tokenizer)
+    else:
+        shutil.copytree(owned.tokenizer, tokenizer, ignore=shutil.ignore_patterns(MANIFEST))
+    store = RunStore.of(config.location) if owned is None else owned.store
+    sources = _listed(config, directory, owned)
+    if any(source.tokenizer is not None for source in sources.inputs):
+        store.publish(tokenizer)      # tasks that read conversations need it
+    ranges = bucket_count(sources.text_bytes)
+    read = _read(sources, engine or in_process(directory / "scratch"), ranges, unit_bytes, store, events)
+
+    rules = Rules(
+        tuple(source.name for source in sources.inputs), tuple(source.settings.weight for source in sources.inputs),
+        config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
+    found = _survey(read, rules, sources)
+    skipped = _skipped(sources, found)
+    check_inputs(sources.inputs, found.documents_S, found.dropped_S, skipped)
+    selection = Selection(found.damaged)
+    if config.corpus.near_duplicates is not None:
+        banding = Banding.of(config.corpus.near_duplicates)
+        selection = selection._replace(repeated=_repeated(read, rules, selection, banding, int(found.documents_S.sum())))
+    surveyed = _survey(read, rules, sources, selection) if selection.repeated is not None else found
+    rules = rules.with_extremes(surveyed.extremes_S2)
+    if owned is None and tokenizer_directory(config) is None:
+        _train_tokenizer(read, rules, selection, ranges, sources.text_bytes, config.tokenizer.train_vocab_size, tokenizer)
+    encoder = Encoder(tokenizer)
+    check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
+    store.publish(tokenizer)
+    tokenized = read.map(Tokenize(rules, selection, tokenizer, store))
+    written: list[Written] = tokenized.written(WriteParts(rules, ranges, directory, tokenizer, store, events))
+    store.remove(directory / "scratch")
+    train_S3 = np.sum([part.train for part in written], axis=0)
+    validation_S3 = np.sum([part.validation for part in written], axis=0)
+    if owned is None:
+        check_split(config, train_S3, validation_S3)
+
+    (directory / "shards").mkdir(exist_ok=True)     # it is missing if other machines have written all pieces
+    index = write_index(directory / "shards", (piece for part in written for piece in part.pieces), encoder.vocab_size)
+    check_windows(index["tokens"], config.corpus.sequence_length)
+    distinct, kept = int(found.distinct_S.sum()), int(surveyed.kept_S.sum())
+    summary = summary_of(
+        rules.names, train_S3, validation_S3, duplicates=int(found.documents_S.sum()) - distinct, near_duplicates=distinct - kept,
+        vocab_size=encoder.vocab_size) | left_out(sources.inputs, skipped, sources.listings)
+    for source, listing in zip(sources.inputs, sources.listings, strict=True):
+        files = len(listing.files) - len(found.reasons.get(source.order, ()))
+        summary["sources"][source.name] |= {
+            "files": files, "empty_files": listing.empty, "dropped_rows": int(found.dropped_S[source.order])}
+    return summary | {"warnings": corpus_warnings(summary)}
+
+
+def counting(emit: Emit) -> Emit:
+    """A receiver of the events of `make` that adds up the documents, and emits the totals."""
+    units: dict[str, StageProgress] = {}
+
+    def count(event: Event) -> None:
+        unit = event.data["unit"]
+        units.setdefault(unit, StageProgress(emit, "corpus", unit)).add(event.data["done"])
+
+    return count
+
+
+class _Sources(NamedTuple):
+    inputs: tuple[Input, ...]
+    listings: list[Listing]
+    sizes: list[int]
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(self.sizes)
+
+
+def _listed(config: RunConfig, directory: Path, owned: Owned | None) -> _Sources:
+    inputs = expand_sources(
+        config.corpus.sources, directory / "scratch" / "embedded",
+        Limits(config.corpus.sequence_length, config.corpus.document_tokens), owner=None if owned is None else owned.name,
+        tokenizer=directory / "tokenizer")
+    listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
+    return _Sources(inputs, listings, [sum(file.text_bytes for file in listing.files) for listing in listings])
+
+
+def _read(sources: _Sources, engine: Engine, ranges: int, unit_bytes: int, store: RunStore, events: Emit) -> Tables:
+    """Read all documents, and bring them together by ranges of ids."""
+    listed = [
+        (source.sized(size), listing.files)
+        for source, size, listing in zip(sources.inputs, sources.sizes, sources.listings, strict=True)]
+    read_unit = ReadUnit(ranges, store, events)
+    units = plan_units(listed, unit_bytes)
+    # Text that the run itself has written exists on this machine only, so it is read here.
+    here = [table for unit in units if store.is_remote and unit.source.own for table in read_unit(unit)]
+    elsewhere = [unit for unit in units if not (store.is_remote and unit.source.own)]
+    return engine(elsewhere, read_unit, here).grouped(ranges)
+
+
+class _Surveyed(NamedTuple):
+    """What surveys of all tables say: numbers of documents of each input as in `steps.SURVEYED`, and notes.
+
+    Attributes:
+        dropped_S: Number of rows that each input's `map` dropped in files that could be read.
+        reasons: Why files could not be read, by input and position in its listing.
+        damaged: Keys of these files; see `reading.file_keys`.
+    """
+
+    documents_S: NDArray[np.int64]
+    distinct_S: NDArray[np.int64]
+    kept_S: NDArray[np.int64]
+    extremes_S2: NDArray[np.float64]
+    dropped_S: NDArray[np.int64]
+    reasons: Mapping[int, Mapping[int, str]]
+
+    @property
+    def damaged(self) -> NDArray[np.int64]:
+        keys = [order << 32 | file for order, files in self.reasons.items() for file in files]
+        return np.array(sorted(keys), dtype=np.int64)
+
+
+def _survey(read: Tables, rules: Rules, sources: _Sources, selection: Selection | None = None) -> _Surveyed:
+    """Survey the tables; without a selection, leave out the damaged files that the survey finds."""
+    table = read.map(Survey(rules, selection or Selection())).collected(SURVEYED)
+    found = _added_up(table, len(sources.inputs))
+    return found if selection is not None or not found.reasons else _survey(read, rules, sources, Selection(found.damaged))
+
+
+def _added_up(table: pa.Table, inputs: int) -> _Surveyed:
+    order = table["order"].to_numpy()
+    documents_S, distinct_S, kept_S = (
+        np.bincount(order, table[name].to_numpy(), minlength=inputs).astype(np.int64)
+        for name in ("documents", "distinct", "kept"))
+    extremes_S2 = np.full((inputs, 2), [np.inf, -np.inf])
+    np.minimum.at(extremes_S2[:, 0], order, table["smallest"].to_numpy())
+    np.maximum.at(extremes_S2[:, 1], order, table["largest"].to_numpy())
+    notes = [
+        (row["order"], row["file"], Note(*json.loads(row["note"])))
+        for row in table.filter(table["note"].is_valid()).select(["order", "file", "note"]).to_pylist()]
+    reasons: dict[int, dict[int, str]] = {}
+    for number, file, note in sorted(notes, key=lambda each: (each[0], each[1], each[2].start)):
+        if note.reason is not None:     # of a file with several damaged slices, the first slice's reason is kept
+            reasons.setdefault(number, {}).setdefault(file, note.reason)
+    dropped_S = np.zeros(inputs, dtype=np.int64)
+    for number, file, note in notes:
+        dropped_S[number] += note.dropped if file not in reasons.get(number, {}) else 0
+    return _Surveyed(documents_S, distinct_S, kept_S, extremes_S2, dropped_S, reasons)
+
+
+def _skipped(sources: _Sources, found: _Surveyed) -> list[list[Skipped]]:
+    """Files of each input that were not read, in the order of their paths."""
+    return [
+        sorted(
+            [*listing.skipped, *(
+                Skipped(listing.files[file].path, reason) for file, reason in found.reasons.get(source.order, {}).items())],
+            key=lambda each: each.path)
+        for source, listing in zip(sources.inputs, sources.listings, strict=True)]
+
+
+def _repeated(read: Tables, rules: Rules, selection: Selection, banding: Banding, documents: int) -> NDArray[np.void]:
+    """Ids of all near duplicates."""
+    ranges = banding.key_buckets(documents)
+    listed = read.map(ListDocuments(rules, selection, banding, ranges)).grouped(ranges)
+    return np.unique(id_words(listed.map(FindRepeated(banding)).collected(DROPPED)))
+
+
+def _train_tokenizer(
+    read: Tables, rules: Rules, selection: Selection, ranges: int, text_bytes: int, vocab_size: int, directory: Path,
+) -> None:
+    """Train a tokenizer on the first training documents by id, and save it."""
+    wanted = TOKENIZER_SAMPLE_CHARACTERS
+    first = min(ranges, 1 + 2 * ranges * wanted // max(1, text_bytes))
+    while True:
+        sampled = read.map(Sample(rules, selection, first)).collected(SAMPLED)
+        if first >= ranges or sum(map(len, sampled["text"].to_pylist())) >= wanted:
+            break
+        first = min(ranges, 2 * first)
+    texts = sampled.take(pa.array(np.argsort(id_words(sampled), kind="stable")))["text"]
+    save_trained(train_bpe(first_characters((text.as_py() for text in texts), wanted), vocab_size), directory)

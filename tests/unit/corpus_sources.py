@@ -1,0 +1,80 @@
+"""A small corpus in which everything occurs that the corpus stage decides on: all formats, groups, weights, duplicates, damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.stages.corpus import build
+
+
+def sentences(name: str, count: int) -> list[str]:
+    return [f"{name} says: {i} is {'odd' if i % 2 else 'even'} and {i * i} is its square." for i in range(count)]
+
+
+def odd(row: dict[str, object]) -> dict[str, object] | None:
+    return row if " is odd " in str(row["text"]) else None
+
+
+def shuffled_clauses(count: int) -> list[str]:
+    """Long texts; after every third, one follows that repeats most of it."""
+    texts: list[str] = []
+    for i in range(count):
+        words = [f"word{(i * 37 + j * j) % 500}" for j in range(120)]
+        texts.append(" ".join(words))
+        if i % 3 == 0:
+            texts.append(" ".join([*words[:118], "changed", str(i)]))
+    return texts
+
+
+def write_jsonl(path: Path, texts: list[str], end: str = "\n") -> None:
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts) + end)
+
+
+def config_of(folder: Path, function: str = "corpus_sources:odd", **corpus: object) -> RunConfig:
+    """Write the sources below a folder, and return the configuration of a run that reads them.
+
+    Args:
+        folder: The folder.
+        function: A function that changes or drops rows; Ray's processes cannot import those of tests.
+        corpus: Settings of the section `corpus`.
+    """
+    (folder / "text").mkdir()
+    for i in range(3):
+        (folder / "text" / f"{i}.txt").write_text("\n\n".join(sentences(f"text{i}", 40)))
+    (folder / "running.txt").write_text(" ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300)))
+    write_jsonl(folder / "rows.jsonl", [*sentences("rows", 60), *sentences("text0", 10)])
+    pq.write_table(pa.table({"body": sentences("table", 60)}), folder / "table.parquet", row_group_size=7)
+    write_jsonl(folder / "similar.jsonl", shuffled_clauses(60))
+    (folder / "damaged").mkdir()
+    write_jsonl(folder / "damaged" / "a.jsonl", [*sentences("rows", 60), *sentences("damaged", 60)], "\n{no row")
+    write_jsonl(folder / "damaged" / "b.jsonl", sentences("whole", 90))
+    (folder / "damaged" / "c.bin").write_bytes(b"\0")
+    (folder / "first.txt").write_text("\n".join(sentences("first", 300)))
+    (folder / "first").mkdir()
+    build(check_config({
+        "name": "first", "seed": 5, "tokenizer": {"train_vocab_size": 350},
+        "corpus": {"sequence_length": 32, "validation_fraction": 0.2, "sources": [{"path": str(folder / "first.txt")}]},
+    }), folder / "first")
+    return check_config({
+        "name": "t", "tokenizer": {"train_vocab_size": 350}, "clusters": {"count": 2},
+        "corpus": {"sequence_length": 32, "validation_fraction": 0.1, **corpus, "sources": [
+            {"path": str(folder / "damaged"), "name": "damaged", "on_error": "skip", "weight": 0.7},
+            {"path": str(folder / "text"), "documents": "paragraph", "name": "text", "weight": 1.5},
+            {"path": str(folder / "rows.jsonl"), "name": "rows"},
+            {"path": str(folder / "rows.jsonl"), "name": "odd", "map": function},
+            {"path": str(folder / "running.txt"), "name": "running"},
+            {"path": f"file://{folder}/table.parquet", "text_column": "body"},
+            {"path": str(folder / "similar.jsonl"), "name": "similar"},
+            {"path": str(folder / "first" / "*" / "*.parquet"), "name": "first"},
+        ]}})
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """All files below a directory."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
