@@ -218,7 +218,7 @@ class Storage:
             return None
         except ValueError as error:
             content = self._get(f"{name}/{MANIFEST}")
-            if not content:     # Azure's object before its last byte
+            if not content.rstrip().endswith(b"}"):     # its end was never written: no checkpoint yet
                 return None
             if is_of_another_version(content):
                 raise StorageError(
