@@ -155,7 +155,7 @@ def test_it_is_local_training_with_outer_steps_written_by_hand(
     expected = by_hand(home, every, outer, lambda model: inner(model, jobs[0]))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=5e-6)
     assert any("experts" in name for name in expected)
     assert any("gate.weight" in name for name in expected)
 
