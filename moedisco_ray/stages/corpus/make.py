@@ -75,7 +75,8 @@ def make(
     if any(source.tokenizer is not None for source in sources.inputs):
         store.publish(tokenizer)      # tasks that read conversations need it
     ranges = bucket_count(sources.text_bytes)
-    read = _read(sources, engine or in_process(directory / "scratch"), ranges, unit_bytes, store, events)
+    read = _read(
+        sources, engine or in_process(directory / "scratch"), ranges=ranges, unit_bytes=unit_bytes, store=store, events=events)
 
     rules = Rules(
         tuple(source.name for source in sources.inputs), tuple(source.settings.weight for source in sources.inputs),
@@ -90,12 +91,15 @@ def make(
     surveyed = _survey(read, rules, sources, selection) if selection.repeated is not None else found
     rules = rules.with_extremes(surveyed.extremes_S2)
     if owned is None and tokenizer_directory(config) is None:
-        _train_tokenizer(read, rules, selection, ranges, sources.text_bytes, config.tokenizer.train_vocab_size, tokenizer)
+        _train_tokenizer(
+            read, rules, selection, ranges=ranges, text_bytes=sources.text_bytes,
+            vocab_size=config.tokenizer.train_vocab_size, directory=tokenizer)
     encoder = Encoder(tokenizer)
     check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
     store.publish(tokenizer)
     tokenized = read.map(Tokenize(rules, selection, tokenizer, store))
-    written: list[Written] = tokenized.written(WriteParts(rules, ranges, directory, tokenizer, store, events))
+    written: list[Written] = tokenized.written(WriteParts(
+        rules, ranges=ranges, directory=directory, tokenizer=tokenizer, store=store, events=events))
     store.remove(directory / "scratch")
     train_S3 = np.sum([part.train for part in written], axis=0)
     validation_S3 = np.sum([part.validation for part in written], axis=0)
@@ -146,7 +150,9 @@ def _listed(config: RunConfig, directory: Path, owned: Owned | None) -> _Sources
     return _Sources(inputs, listings, [sum(file.text_bytes for file in listing.files) for listing in listings])
 
 
-def _read(sources: _Sources, engine: Engine, ranges: int, unit_bytes: int, store: RunStore, events: Emit) -> Tables:
+def _read(
+    sources: _Sources, engine: Engine, *, ranges: int, unit_bytes: int, store: RunStore, events: Emit,
+) -> Tables:
     """Read all documents, and bring them together by ranges of ids."""
     listed = [
         (source.sized(size), listing.files)
@@ -206,7 +212,8 @@ def _added_up(table: pa.Table, inputs: int) -> _Surveyed:
     dropped_S = np.zeros(inputs, dtype=np.int64)
     for number, file, note in notes:
         dropped_S[number] += note.dropped if file not in reasons.get(number, {}) else 0
-    return _Surveyed(documents_S, distinct_S, kept_S, extremes_S2, dropped_S, reasons)
+    return _Surveyed(
+        documents_S, distinct_S, kept_S, extremes_S2=extremes_S2, dropped_S=dropped_S, reasons=reasons)
 
 
 def _skipped(sources: _Sources, found: _Surveyed) -> list[list[Skipped]]:
@@ -227,7 +234,7 @@ def _repeated(read: Tables, rules: Rules, selection: Selection, banding: Banding
 
 
 def _train_tokenizer(
-    read: Tables, rules: Rules, selection: Selection, ranges: int, text_bytes: int, vocab_size: int, directory: Path,
+    read: Tables, rules: Rules, selection: Selection, *, ranges: int, text_bytes: int, vocab_size: int, directory: Path,
 ) -> None:
     """Train a tokenizer on the first training documents by id, and save it."""
     wanted = TOKENIZER_SAMPLE_CHARACTERS
