@@ -81,12 +81,12 @@ def write_result(name: str, result: dict[str, Any]) -> None:
 
 
 def shortened(value: Any) -> Any:
-    """A JSON value whose fractions have seven digits; further ones are noise."""
+    """A JSON value whose fractions have six digits; further ones are noise."""
     if isinstance(value, Mapping):
         return {key: shortened(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [shortened(each) for each in value]
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _git(*arguments: str) -> str:

@@ -13,7 +13,7 @@ from moedisco_ray.plan import machine
 from moedisco_ray.plan.speed import Probe, Trial
 
 if "CI" not in os.environ:      # Hypothesis has a profile of its own for CI, without deadlines too
-    settings.register_profile("shared machine", deadline=None, max_examples=50)
+    settings.register_profile("shared machine", deadline=None)
     settings.load_profile("shared machine")
 
 UNLIKE = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next")

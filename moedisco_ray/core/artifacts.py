@@ -94,12 +94,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def read_manifest(directory: Path, remedy: str = REPAIR) -> Manifest | None:
+def read_manifest(directory: Path, remedy: str = REPAIR, name: str = "", location: str = "") -> Manifest | None:
     """The manifest of a committed directory; None if it has none.
 
     Args:
         directory: The directory.
         remedy: What users should do, for the error.
+        name: Name of the directory in the location, for the error; by default, its own name.
+        location: Directory or URI of the run, for the error; by default, the directory's parent.
 
     Raises:
         DamagedError: The manifest is damaged.
@@ -111,7 +113,7 @@ def read_manifest(directory: Path, remedy: str = REPAIR) -> Manifest | None:
         content = path.read_bytes()
     except OSError:
         content = b""
-    return parse_manifest(content, directory.name, str(directory.parent), remedy)
+    return parse_manifest(content, name or directory.name, location or str(directory.parent), remedy)
 
 
 def parse_manifest(content: bytes | None, name: str, location: str = "", remedy: str = REPAIR) -> Manifest | None:

@@ -23,6 +23,8 @@ LEASE = "lease.json"
 CHECKPOINTS, LOGS, OBJECTS, RECEIPTS, STEPS = "checkpoints", "logs", "objects", "receipts", "steps"
 TRAINED, RESULT = "trained", "result.json"
 """Folder of a training's output, and file with its result, in the training's folder below `checkpoints`."""
+SYNC, MEMBERS, SYNCED = "sync", "members", "sync.json"
+"""Folder of a stage's sync points, next to its trainings; in each of them, folder of what members write, and its last file."""
 DRAFTS = ".drafts"
 """Folder at a URI of Azure for objects that are being written; see `remote`."""
 

@@ -14,7 +14,7 @@ from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import ConfigError, DamagedError, RunDirError, StorageError
 from moedisco_ray.core.events import without_damage
 from moedisco_ray.core.locations import CORPUS, Location, is_uri, owned_location
-from moedisco_ray.core.manifests import CHECKPOINTS, MANIFEST, RESULT, TRAINED, files_in
+from moedisco_ray.core.manifests import CHECKPOINTS, MANIFEST, RESULT, SYNC, SYNCED, TRAINED, files_in
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.verification import damage_in
@@ -38,6 +38,7 @@ class Part:
         training: Training whose output the stage has not taken over yet, such as `submodel-3`; empty for other files.
         owner: Data owner whose storage holds the files; empty for files of the run.
         is_verified: Whether the files could be read here.
+        is_sync: Whether the files are those of the sync points of an unfinished stage.
     """
 
     stage: str
@@ -46,9 +47,11 @@ class Part:
     training: str = ""
     owner: str = ""
     is_verified: bool = True
+    is_sync: bool = False
 
     def __str__(self) -> str:
-        of = f" of {self.training}" if self.training else f" of owner {self.owner}" if self.owner else ""
+        of = f" of {self.training}" if self.training else f" of owner {self.owner}" if self.owner else (
+            ", sync points" if self.is_sync else "")
         away = "not verified: the storage cannot be read here; `moedisco run` with --repair verifies it on the owner's nodes"
         found = f"damaged: {', '.join(self.damaged)}" if self.damaged else "ok" if self.is_verified else away
         return f"{self.stage}{of}: {found}"
@@ -83,6 +86,7 @@ def damage_of(location: Location) -> Iterator[Part]:
         if damaged is not None:
             yield Part(stage.name, tuple(damaged), stage.directory)
     yield from _trainings(store)
+    yield from _sync_points(store)
 
 
 def owned_damage_of(location: Location) -> Iterator[Part]:
@@ -131,22 +135,45 @@ def damage_in_folder(store: RunStore, folder: str) -> list[str] | None:
     return sorted(name for name, right in zip(entries, intact, strict=True) if not right)
 
 
+def finished_trainings(store: RunStore) -> list[str]:
+    """Folders of the finished trainings whose stage is not finished: `checkpoints/STAGE-FINGERPRINT/TRAINING`, sorted."""
+    ends = (f"/{TRAINED}/{MANIFEST}", f"/{RESULT}")
+    folders = {name.removesuffix(end) for name in _in_checkpoints(store) for end in ends if name.endswith(end)}
+    return sorted(each for each in folders if each.count("/") == 2 and not each.endswith("/ray"))     # Ray Train's own files
+
+
+def _in_checkpoints(store: RunStore) -> list[str]:
+    """Names of all files in `checkpoints`."""
+    return list(store.remote.list(CHECKPOINTS)) if store.is_remote else [
+        path.relative_to(store.directory).as_posix() for path in files_in(store.directory / CHECKPOINTS)]
+
+
 def _trainings(store: RunStore) -> Iterator[Part]:
     """The outputs and results of trainings whose stage is not finished."""
-    names = list(store.remote.list(CHECKPOINTS)) if store.is_remote else [
-        path.relative_to(store.directory).as_posix() for path in files_in(store.directory / CHECKPOINTS)]
-    ends = (f"/{TRAINED}/{MANIFEST}", f"/{RESULT}")
-    folders = sorted({name.removesuffix(end) for name in names for end in ends if name.endswith(end)})
-    for folder in folders:
-        _, stage, *parts = folder.split("/")        # checkpoints/STAGE-FINGERPRINT/TRAINING
-        training = "/".join(parts)
-        if len(parts) != 1 or training == "ray":    # Ray Train's own files
-            continue
+    for folder in finished_trainings(store):
+        _, stage, training = folder.split("/")
         damaged = [f"{TRAINED}/{name}" for name in damage_in_folder(store, f"{folder}/{TRAINED}") or ()]
         result = store.read(f"{folder}/{RESULT}")
         if result is not None and not _is_intact(result):
             damaged.append(RESULT)
         yield Part(stage.rpartition("-")[0], tuple(damaged), folder, training=training)
+
+
+def _sync_points(store: RunStore) -> Iterator[Part]:
+    """The files of the sync points of stages that are not finished."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(_in_checkpoints(store)):
+        folder, _, file = name.rpartition("/")
+        home = "/".join(folder.split("/")[:3])      # checkpoints/STAGE-FINGERPRINT/sync
+        if not home.endswith(f"/{SYNC}") or "/." in folder or file not in (MANIFEST, SYNCED):
+            continue
+        if file == MANIFEST:
+            damaged = damage_in_folder(store, folder) or []
+        else:
+            damaged = [] if _is_intact(store.read(name) or b"") else [file]
+        found.setdefault(home, []).extend(f"{folder}/{each}".removeprefix(f"{home}/") for each in damaged)
+    for home, files in found.items():
+        yield Part(home.split("/")[1].rpartition("-")[0], tuple(files), home, is_sync=True)
 
 
 def _is_intact(content: bytes) -> bool:

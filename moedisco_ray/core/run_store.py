@@ -243,10 +243,10 @@ class RunStore:
         """
         name = self.name_of(directory) if self.is_remote else None
         if name is not None:
-            entries = self.manifest(name) or {}
+            entries = (self.manifest(name) or {}) if objects else {}
             self.remote.delete(f"{name}/{MANIFEST}")
             self.remote.delete_folder(name)
-            for attempt in {attempt_of(entry.object) for entry in entries.values()} if objects else ():
+            for attempt in {attempt_of(entry.object) for entry in entries.values()}:
                 self.remote.delete_folder(attempt)
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -58,14 +58,14 @@ class Verifier:
         Raises:
             DamagedError: A file, or the manifest, is damaged or missing.
         """
-        manifest = None if self.trusts else read_manifest(directory, remedy)
+        manifest = None if self.trusts else read_manifest(directory, remedy, name, location)
         for is_last in (False, True):
             if manifest is None:
                 return
             damaged = self.damaged(directory, {each: entry for each, entry in manifest.files.items() if wanted(each)})
             if not damaged:
                 return
-            newer = read_manifest(directory, remedy)    # a stage may have replaced the directory meanwhile
+            newer = read_manifest(directory, remedy, name, location)    # a stage may have replaced the directory meanwhile
             if is_last or newer == manifest:
                 raise DamagedError(
                     f"{name or directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)

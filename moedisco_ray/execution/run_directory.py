@@ -18,8 +18,8 @@ from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import DamagedError, RunDirError
 from moedisco_ray.core.events import Event, EventLog, without_damage
-from moedisco_ray.core.manifests import MANIFEST, RESULT, TRAINED
-from moedisco_ray.core.run_damage import EVENTS, RUN_ID, Part, damage_of
+from moedisco_ray.core.manifests import MANIFEST, MEMBERS, RESULT, TRAINED
+from moedisco_ray.core.run_damage import EVENTS, RUN_ID, Part, damage_of, finished_trainings
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import STAGES
 
@@ -87,8 +87,8 @@ class Adoption:
 def repair(config: RunConfig, store: RunStore) -> Iterator[Event]:
     """Delete what is damaged, so that the run makes it again.
 
-    That are the manifests of damaged stages, outputs of trainings whose stage is not finished, and files about the run. What data
-    owners' storages hold is left to `stages.corpus.repair_owned`.
+    That are the manifests of damaged stages, outputs of trainings whose stage is not finished, the sync points of such a stage,
+    and files about the run. What data owners' storages hold is left to `stages.corpus.repair_owned`.
 
     Yields:
         A warning for each of them.
@@ -97,8 +97,9 @@ def repair(config: RunConfig, store: RunStore) -> Iterator[Event]:
         if not part.damaged:
             continue
         if part.training:
-            store.remove(store.directory / part.folder / TRAINED)
-            store.delete(f"{part.folder}/{RESULT}")
+            _remove_output(store, part.folder)
+        elif part.is_sync:
+            _repair_sync_points(store, part)
         elif part.folder:
             store.delete(f"{part.folder}/{MANIFEST}")
         else:
@@ -113,6 +114,9 @@ def repaired(part: Part) -> Event:
     what, again = f"stage {part.stage}", "the stage is made again"
     if part.training:
         what, again = f"{part.training} of stage {part.stage}", "its training is made again"
+    elif part.is_sync:
+        what = f"the sync points of stage {part.stage}"
+        again = "their members write them again" if _is_of_members(part) else "the stage is made again from its start"
     elif part.owner:
         what = f"stage {part.stage}, in the storage of data owner {part.owner}"
     elif not part.folder:
@@ -121,6 +125,32 @@ def repaired(part: Part) -> Event:
             again += "; costs and curves lack the events that are lost"
     return Event("warning", part.stage if part.folder else None, part.training or None, data={
         "message": f"damaged: {', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''} of {what}; {again}"})
+
+
+def _repair_sync_points(store: RunStore, part: Part) -> None:
+    """Delete what members have written, if only that is damaged: they write it again from their checkpoints.
+
+    Otherwise delete all sync points, and the trainings that ended after them. Checkpoints with weights of the sync points that are
+    deleted are discarded by the trainings, which know where they are.
+    """
+    home = store.directory / part.folder
+    if _is_of_members(part):
+        for member in {Path(*Path(file).parts[:3]) for file in part.damaged}:       # sync-0007/members/NAME
+            store.remove(home / member)
+        return
+    store.remove(home)
+    for folder in finished_trainings(store):
+        if (store.directory / folder).parent == home.parent:
+            _remove_output(store, folder)
+
+
+def _is_of_members(part: Part) -> bool:
+    return all(Path(file).parts[1] == MEMBERS for file in part.damaged)
+
+
+def _remove_output(store: RunStore, folder: str) -> None:
+    store.remove(store.directory / folder / TRAINED)
+    store.delete(f"{folder}/{RESULT}")
 
 
 def _repair_loose(config: RunConfig, store: RunStore, file: str) -> None:

@@ -5,6 +5,7 @@ from moedisco_ray.models.checkpoint import (
     Checkpoint,
     open_checkpoint,
     read_config,
+    read_generation_config,
     reading_thread,
     write_config,
 )
@@ -54,7 +55,8 @@ __all__ = [
     "canonical_state", "check_complete", "check_experts", "check_same", "check_start_tensors", "config_values",
     "differences", "expert_count", "expert_hidden", "family_of", "from_values", "group_size",
     "head_inputs", "hf_config", "load_model", "log_probabilities", "model_tensors", "moe_blocks", "open_checkpoint",
-    "open_complete", "open_dense", "probabilities", "random_weights", "read_config", "reading_thread", "reused_memory", "routers",
+    "open_complete", "open_dense", "probabilities", "random_weights", "read_config",
+    "read_generation_config", "reading_thread", "reused_memory", "routers",
     "row_inputs", "runnable", "same_bits", "save_model", "scores", "skeleton", "specialise", "stored_tensors", "submodel_config",
     "upcycled_config", "with_parameters_in", "write_checkpoint", "write_config", "write_part",
 ]

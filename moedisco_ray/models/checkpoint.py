@@ -28,6 +28,7 @@ from moedisco_ray.models.mapped_pages import map_pages, read_soon
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _AHEAD = 64
@@ -180,14 +181,27 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing or broken.
     """
+    return language_model(_read_object(directory, CONFIG))
+
+
+def read_generation_config(directory: Path) -> dict[str, Any] | None:
+    """The values of a model directory's `generation_config.json`; None if it has no such file.
+
+    Raises:
+        CheckpointError: The file is broken.
+    """
+    return _read_object(directory, GENERATION_CONFIG) if (directory / GENERATION_CONFIG).exists() else None
+
+
+def _read_object(directory: Path, name: str) -> dict[str, Any]:
     try:
-        with opened(directory / CONFIG) as path:
-            config = json.loads(path.read_text(encoding="utf-8"))
+        with opened(directory / name) as path:
+            values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError("checkpoint", str(directory), f"holds no readable config.json ({error})") from error
-    if not isinstance(config, dict):
-        raise CheckpointError("checkpoint", str(directory), "config.json holds no JSON object")
-    return language_model(config)
+        raise CheckpointError("checkpoint", str(directory), f"holds no readable {name} ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError("checkpoint", str(directory), f"{name} holds no JSON object")
+    return values
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:

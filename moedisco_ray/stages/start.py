@@ -23,6 +23,7 @@ from moedisco_ray.models import (
     open_dense,
     random_weights,
     read_config,
+    read_generation_config,
     submodel_config,
     upcycled_config,
 )
@@ -146,6 +147,8 @@ def start_problems(config: RunConfig) -> list[UserError]:
 
 def _check_tensors(config: RunConfig) -> None:
     check_start_tensors(config.model)
-    if not isinstance(config.model.init, LocalInit):
+    if isinstance(config.model.init, LocalInit):
+        read_generation_config(config.model.init.directory)     # the export copies it, at the end of the run
+    else:
         rows = config.model.architecture.vocab_size or config.tokenizer.train_vocab_size
         canonical_shapes(hf_config(config.model.family_name, config.model.architecture, rows, config.corpus.sequence_length, 0))

@@ -27,7 +27,7 @@ from moedisco_ray.training.results import drop_checkpoints, finished_result, wri
 from moedisco_ray.training.sharded_files import cpu_group
 from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.stepper import Stepper
-from moedisco_ray.training.sync.member import SyncMember
+from moedisco_ray.training.sync.member import SyncMember, discard_ahead
 
 _POLL_SECONDS = 0.2
 """Seconds between two polls while waiting for the other members at a sync point."""
@@ -87,6 +87,7 @@ def train_in_turns(
         return recorded
     # The group comes first: connecting it is the last operation in which workers must arrive together until all files are read.
     with cpu_group(world) as group, job.using_files(), reused_memory(world.device):
+        discard_ahead(job)
         result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, group=group)
     if result.finished and job.drop_checkpoints and world.rank == 0:
         drop_checkpoints(job, result)

@@ -150,6 +150,20 @@ def test_a_checkpoint_of_another_version_is_neither_read_nor_deleted(job: TrainJ
     assert run(job).restored_step == 0
 
 
+@pytest.mark.parametrize("key", ["step", "files", "signature", "blocks"])
+def test_a_flipped_bit_in_a_key_of_the_manifest_is_damage(
+    job: TrainJob, whole: tuple[TrainJob, TrainResult], key: str,
+) -> None:
+    """It says so, and the checkpoint before is used.
+
+    Before (6beb2cb9): with "signature", "was written by another version" in every attempt; with the others, nothing was said.
+    """
+    manifest = newest(job) / "manifest.json"
+    turned = chr(ord(key[0]) ^ 1) + key[1:]
+    manifest.write_text(manifest.read_text().replace(f'"{key}"', f'"{turned}"', 1))
+    falls_back(job, whole, r"manifest\.json of checkpoint step-0000006 in .* is damaged; the checkpoint is deleted")
+
+
 def test_an_older_checkpoint_does_not_pass_for_a_newer_one(job: TrainJob, whole: tuple[TrainJob, TrainResult]) -> None:
     older = newest(job).with_name(f"step-{STEPS - EVERY:07d}")
     shutil.rmtree(newest(job))

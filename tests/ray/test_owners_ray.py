@@ -20,9 +20,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 
 def readable(config: RunConfig, owner: str | None) -> str:
-    """The read roots of a machine: the run, the text of an owner, and the owner's storage."""
+    """The read roots of a machine: the text of an owner, and as its own the run, and the owner's storage."""
     storage = [] if owner is None else [config.pools.owners[owner].storage]
-    return ReadRoots([str(config.output), *(source.path for source in config.corpus.of_owner(owner).values()), *storage]).to_json()
+    texts = [source.path for source in config.corpus.of_owner(owner).values()]
+    return ReadRoots(texts, own=[str(config.directory), *storage]).to_json()
 
 
 def test_only_an_owners_nodes_open_its_text(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

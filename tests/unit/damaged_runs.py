@@ -25,7 +25,7 @@ FOLDERS = [stage.directory for stage in STAGES]
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A run, and an untouched copy of its directory."""
+    """A run, finished or interrupted, and an untouched copy of its directory."""
 
     config: RunConfig
     copy: Path
@@ -95,6 +95,14 @@ def continued(made: Finished, folder: str, paths: Sequence[Path], harms: Sequenc
     """
     made.restore()
     made.remove_after(folder)
+    said = resumed(made, paths, harms)
+    return Tried(
+        {name: errors for name, errors in said.items() if errors}, [name for name, errors in said.items() if not errors],
+        results(made.directory) == results(made.copy))
+
+
+def resumed(made: Finished, paths: Sequence[Path], harms: Sequence[Callable[[Path], None]]) -> dict[str, list[str]]:
+    """Continue a run whose directory is like the copy until it ends, as `continued` does; return what was said of each file."""
     for path in paths:
         harms[0](made.directory / path)
     said: dict[str, list[str]] = {str(path): [] for path in paths}
@@ -109,9 +117,7 @@ def continued(made: Finished, folder: str, paths: Sequence[Path], harms: Sequenc
             for harm in harms[len(said[error.file]):][:1]:
                 harm(made.directory / error.file)
         else:
-            return Tried(
-                {name: errors for name, errors in said.items() if errors}, [name for name, errors in said.items() if not errors],
-                results(made.directory) == results(made.copy))
+            return said
 
 
 def flip_and_lose(path: Path) -> None:

@@ -165,7 +165,7 @@ def test_run_shows_its_lines_then_the_table(demo, pipeline):
 
 def test_run_as_json_is_nothing_but_events(demo, pipeline):
     result = invoke("run", demo, "--json")
-    assert [Event.from_json(line) for line in result.stdout.splitlines()] == events()
+    assert [Event.from_line(line.encode()) for line in result.stdout.splitlines()] == events()
 
 
 @pytest.mark.parametrize(("outcome", "code", "line"), [

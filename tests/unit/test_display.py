@@ -60,7 +60,7 @@ def test_a_sync_has_a_line_and_an_event_of_an_earlier_version_has_none():
     for line in (
             '{"type": "sync", "stage": "submodels", "data": {"sync": 2, "syncs": 5, "members": ["a", "b"], "late": ["c"]}}',
             '{"type": "round", "stage": "submodels", "data": {"round": 3, "rounds": 5}}'):
-        event = Event.from_json(line)
+        event = Event.from_line(line.encode())
         lines(event)
         state.update(event)
     assert [line[10:] for line in stream.getvalue().splitlines()] == ["submodels: sync 2/5 of 2 models, without c"]
@@ -79,7 +79,7 @@ def test_plain_lines_show_each_unit_at_most_once_per_interval():
 def test_json_lines_are_the_events():
     stream = io.StringIO()
     feed(JsonLines(stream))
-    assert [Event.from_json(line) for line in stream.getvalue().splitlines()] == events()
+    assert [Event.from_line(line.encode()) for line in stream.getvalue().splitlines()] == events()
 
 
 @pytest.mark.parametrize("json_wanted", [True, False])

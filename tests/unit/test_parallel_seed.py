@@ -21,7 +21,7 @@ from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import LowMemoryPool, Optimizer, Outer
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.models import check_same, load_model
+from moedisco_ray.models import check_same, load_model, specialise
 from moedisco_ray.packed_tokens import batch_indices
 from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.policies.sync_points import common_sync_steps
@@ -121,7 +121,9 @@ def by_hand(
     start: PreTrainedModel = AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32)
     common = {name: p.detach().clone() for name, p in start.named_parameters()}
     momentum = {name: torch.zeros_like(p) for name, p in common.items()}
-    models = [AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32) for _ in range(MEMBERS)]
+    # With the experts' forward of a training: another order of its sums would be rounded otherwise, which AdamW makes larger.
+    models = [
+        specialise(AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32)) for _ in range(MEMBERS)]
     optimizers = [inner(model) for model in models]
     for step in range(STEPS):
         # One order for all: in a step each member takes the next of the order's batches.

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge, Model, RunConfig
-from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.run_record import RunReport
@@ -210,6 +210,14 @@ def test_another_tokenizer_is_refused_before_anything_is_made(tmp_path: Path, ll
         pipeline.run(config, backend=LocalBackend())
     assert not (config.directory / "corpus").exists()
     check_start(run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other"), "replace": True}))
+
+
+def test_broken_generation_settings_are_found_before_the_run(llama: Path, tmp_path: Path) -> None:
+    """Before (2a4777cc): the run trained, and ended at its export with a JSON error that named no file."""
+    start = Path(shutil.copytree(llama, tmp_path / "start"))
+    (start / "generation_config.json").write_text('{"eos_token_id": [1,')
+    with pytest.raises(CheckpointError, match=r"start': holds no readable generation_config\.json"):
+        pipeline.run(run_of(tmp_path / "runs", "mixtral", start), backend=LocalBackend())
 
 
 @pytest.mark.slow

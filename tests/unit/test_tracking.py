@@ -17,6 +17,7 @@ from moedisco_ray.cli.tracking import Tracking, trackers
 from moedisco_ray.contrib.trackers.mlflow import Mlflow
 from moedisco_ray.contrib.trackers.wandb import WeightsAndBiases
 from moedisco_ray.core import registry
+from moedisco_ray.core.artifacts import OnDisk, commit
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
@@ -149,9 +150,8 @@ def tracked(request, tmp_path_factory):
 
 
 def write(directory):
-    (directory / "model").mkdir(parents=True)
-    (directory / "model" / "model.safetensors").write_bytes(b"weights")
-    (directory / "model" / "manifest.json").write_text("{}", encoding="utf-8")
+    with commit(directory / "model", "", OnDisk(), "export") as draft:
+        (draft.path / "model.safetensors").write_bytes(b"weights")
     (directory / "report.json").write_text(json.dumps(run_report()), encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.locations import CORPUS, Location
+from moedisco_ray.core.locations import CORPUS
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.models import specialise
 from moedisco_ray.models.streamed import open_streamed
@@ -16,13 +16,13 @@ from moedisco_ray.stages.text.validation import load_documents, validation_parts
 
 
 def evaluate_owned(
-    models: Mapping[str, Path], *, location: Location, tokenizer: Path, max_tokens: int, sequence_length: int, device: str,
+    models: Mapping[str, Path], *, owner_store: RunStore, tokenizer: Path, max_tokens: int, sequence_length: int, device: str,
 ) -> dict[str, Any]:
     """Measure models on the held-out text of a data owner; one decoder layer is in memory at a time.
 
     Args:
         models: Model directory of each stage; `finetune` is required.
-        location: The run's folder in the owner's storage.
+        owner_store: The run's folder in the owner's storage.
         tokenizer: Directory of the run's tokenizer.
         max_tokens: Maximum tokens to measure on.
         sequence_length: Length of a training sequence.
@@ -31,9 +31,8 @@ def evaluate_owned(
     Returns:
         The fields of `OwnerFigures`.
     """
-    store = RunStore.of(location)
-    corpus = store.directory / CORPUS
-    with store.using(corpus / "validation"):
+    corpus = owner_store.directory / CORPUS
+    with owner_store.using(corpus / "validation"):
         documents = load_documents(validation_parts(corpus), max_tokens)
     prefix = Encoder(tokenizer).prefix
     stages = {

@@ -107,7 +107,7 @@ def _on_owned_text(context: Context, models: Mapping[str, Path]) -> dict[str, di
         if config.evaluation.stages:
             shown["submodels"] = context.submodels[cluster]
         found[name] = context.call(
-            pool, Files([*shown.values(), tokenizer]), evaluate_owned, shown, location=context.owner_location(name),
+            pool, Files([*shown.values(), tokenizer]), evaluate_owned, shown, owner_store=context.owner_store(name),
             tokenizer=tokenizer, max_tokens=config.evaluation.max_tokens,
             sequence_length=Limits(config.corpus.sequence_length, config.corpus.document_tokens).sequence_tokens,
             device=device_of(pool))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import EXPERT_COUNTS
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.read_roots import opened
-from moedisco_ray.models import STORED_DTYPES, read_config
+from moedisco_ray.models import STORED_DTYPES, read_config, read_generation_config
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GENERATION = "generation_config.json"
@@ -70,16 +69,18 @@ class Origin:
 
         In a copy, the special tokens are replaced by those in `config` if the tokenizer was replaced. If the origin's file names no
         end-of-text token, the special tokens that it lacks are added.
+
+        Raises:
+            CheckpointError: The origin's file is broken.
         """
-        source, tokens = self.directory / _GENERATION, {name: config.get(name) for name in _TOKENS}
-        if not source.is_file():
+        settings, tokens = read_generation_config(self.directory), {name: config.get(name) for name in _TOKENS}
+        if settings is None:
             GenerationConfig(**tokens).save_pretrained(directory)
             return
-        with opened(source) as found:
-            settings = json.loads(found.read_text(encoding="utf-8"))
-            if self.own_tokens and settings.get("eos_token_id") is not None:
+        if self.own_tokens and settings.get("eos_token_id") is not None:
+            with opened(self.directory / _GENERATION) as found:
                 shutil.copyfile(found, directory / _GENERATION)
-                return
+            return
         named = {name: value for name, value in settings.items() if self.own_tokens and value is not None}
         write_json(directory / _GENERATION, settings | tokens | named)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.locations import CORPUS, Location
+from moedisco_ray.core.locations import CORPUS
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.models import moe_blocks, specialise
 from moedisco_ray.models.layer_stream import final_states, grouped
@@ -34,22 +34,21 @@ Array = NDArray[np.float32]
 
 
 def router_shift(
-    submodel: Path, *, location: Location, shards: Path, windows: int, sequence_length: int, device: str,
+    submodel: Path, *, owner_store: RunStore, shards: Path, windows: int, sequence_length: int, device: str,
 ) -> Array:
     """Mean input of each router on a data owner's text, minus that on text without an owner, float32 [R, D].
 
     Args:
         submodel: The owner's trained sub-model, which both texts run through.
-        location: The run's folder in the owner's storage.
+        owner_store: The run's folder in the owner's storage.
         shards: Packed tokens without an owner.
         windows: Number of windows of each text, spread evenly over it.
         sequence_length: Length of a window.
         device: Device that the sub-model runs on.
     """
-    store = RunStore.of(location)
-    owned = store.directory / CORPUS / "shards"
+    owned = owner_store.directory / CORPUS / "shards"
     model = specialise(open_streamed(submodel, dtype=default_dtype(device), device=device))
-    with store.using(owned):
+    with owner_store.using(owned):
         means = [_mean_inputs(model, _windows(each, windows, sequence_length), device) for each in (owned, shards)]
     return (means[0] - means[1]).float().cpu().numpy()
 

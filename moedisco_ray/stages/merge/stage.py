@@ -75,7 +75,7 @@ def _shifts(context: Context, batches: Sequence[Batch]) -> dict[int, NDArray[np.
         owner, submodel = config.owners[k - config.shared_clusters], context.submodels[k]
         seats = config.pools.owner(owner)
         shifts[k] = context.call(
-            seats, Files([submodel, shards]), router_shift, submodel, location=context.owner_location(owner), shards=shards,
+            seats, Files([submodel, shards]), router_shift, submodel, owner_store=context.owner_store(owner), shards=shards,
             windows=sum(len(cluster_B) for _, cluster_B in batches if cluster_B[0] == k),
             sequence_length=config.corpus.sequence_length, device=device_of(seats))
     return shifts

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.manifests import SYNC
 from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.plan import planned_vocab_size
@@ -39,11 +40,11 @@ def run(context: Context, draft: Draft, *, write_common_start: Callable[..., Non
         return
     start = context.checkpoints("seed") / "start"
     _write(context, write_common_start, start)
-    sync_directory = context.checkpoints("seed") / "sync"
+    sync_directory = context.checkpoints("seed") / SYNC
     jobs = _jobs(context, start, sync_directory)
     trained = _train(context, jobs)
     context.store.link(jobs[0].output, draft.path)
-    units, synced = unit_records(jobs, trained), history(sync_directory)
+    units, synced = unit_records(jobs, trained), history(sync_directory, context.store, "seed")
     draft.summary.update(TrainingSummary.model_validate({"units": units, **({"syncs": synced} if synced else {})}).to_json())
 
 

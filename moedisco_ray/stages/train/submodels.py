@@ -10,7 +10,7 @@ from typing import Any
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.locations import CORPUS
-from moedisco_ray.core.manifests import MANIFEST, files_in
+from moedisco_ray.core.manifests import MANIFEST, SYNC, files_in
 from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.plan.steps import unit_steps
@@ -35,7 +35,7 @@ def run(context: Context, draft: Draft) -> None:
             steps=own, seed=submodel_seed(config, k), owner=owner)
         for k, own in enumerate(steps)
     ]
-    sync_directory = context.checkpoints("submodels") / "sync"
+    sync_directory = context.checkpoints("submodels") / SYNC
     in_parts = bool(config.submodels.optimizer.block_steps or config.submodels.lora.rank)    # no state of all weights exists
     seed_state = restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state and not in_parts else None
     plans = sync_plans(steps, config.submodels, sync_directory, context.store)
@@ -52,12 +52,16 @@ def run(context: Context, draft: Draft) -> None:
         if trained[job.name].contribution != "finished":
             context.call(None, Files(), write_partial_result, job)
         context.store.link(job.output, draft.path / str(k))
-    units, synced = unit_records(jobs, [trained[job.name] for job in jobs]), history(sync_directory)
+    units = unit_records(jobs, [trained[job.name] for job in jobs])
+    synced = history(sync_directory, context.store, "submodels")
     left = [each for job in jobs if job.owner is not None for each in _left(context, job, job.owner, synced)]
     draft.summary.update(TrainingSummary.model_validate(
         {"units": units, "syncs": synced, **({"left": left} if left else {})}).to_json())
     if synced:
-        context.store.link(common_directory(sync_directory, len(synced)), draft.path / COMMON)
+        common = common_directory(sync_directory, len(synced))
+        if not context.store.is_remote:
+            context.store.fetch(common)
+        context.store.link(common, draft.path / COMMON)
 
 
 def _shards(context: Context, owner: str) -> Path:

@@ -74,15 +74,16 @@ class Manifest(Strict):
 
 
 def is_of_another_version(data: bytes) -> bool:
-    """Whether bytes that `Manifest` rejects are a manifest of an earlier version: unsigned, or without checksums of blocks."""
+    """Whether bytes that `Manifest` rejects are a manifest of an earlier version, which has one checksum per file.
+
+    Other rejected bytes are a damaged manifest: one bit of it may turn any key into one that no version wrote.
+    """
     try:
         found = json.loads(data)
     except ValueError:
         return False
     files = found.get("files") if isinstance(found, dict) else None
-    if not isinstance(files, dict):
-        return False
-    return "signature" not in found or any(isinstance(file, dict) and "sha256" in file for file in files.values())
+    return isinstance(files, dict) and any(isinstance(file, dict) and "sha256" in file for file in files.values())
 
 
 class HashingStream:

@@ -206,7 +206,8 @@ class Storage:
         """Step of the complete checkpoint with this folder name; None for any other name.
 
         Raises:
-            StorageError: Another version wrote the checkpoint, so it must not be deleted.
+            StorageError: The manifest is damaged, and the checkpoint is deleted, so that the next attempt resumes from the previous
+                one. Or another version wrote the checkpoint, so it must not be deleted.
         """
         match = _NAME.fullmatch(name)
         if match is None:
@@ -216,11 +217,16 @@ class Storage:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            if is_of_another_version(self._get(f"{name}/{MANIFEST}")):
+            content = self._get(f"{name}/{MANIFEST}")
+            if not content.rstrip().endswith(b"}"):     # its end was never written: no checkpoint yet
+                return None
+            if is_of_another_version(content):
                 raise StorageError(
                     f"checkpoint {name} in {self.location} was written by another version of moedisco-ray; continue it with that "
                     "version, or delete it to train from the beginning") from error
-            return None
+            self._delete(name)
+            raise StorageError(
+                f"{MANIFEST} of checkpoint {name} in {self.location} is damaged; the checkpoint is deleted") from error
         try:
             infos = self._system.get_file_info(fs.FileSelector(self._path(name)))
         except FileNotFoundError:

@@ -66,11 +66,14 @@ class SyncCoordinator:
         """Make the outer step of the next sync point.
 
         Raises:
+            DamagedError: What a member or the last sync point has written is damaged.
             RunDirError: The disk is full.
         """
         assert self._plan is not None  # noqa: S101  # without a plan no members are ready
         started, number = self._clock(), self._completed + 1
-        exchange.combine(self._plan.directory, number, self._first.model, members, self._plan.outer, store=self._plan.store)
+        exchange.combine(
+            self._plan.directory, number, self._first.model, members, self._plan.outer, store=self._plan.store,
+            stage=self._first.stage)
         self._completed = number
         self._arrived = {}
         self._emit(Event("sync", self._first.stage, data={

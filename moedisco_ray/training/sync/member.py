@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.models import ModelMap, backbone_parameters, canonical_state, config_values
+from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import SyncPlan, TrainJob, World
 from moedisco_ray.training.metrics import TrainingMetrics
@@ -84,7 +85,24 @@ class SyncMember:
         tensors = canonical_state(_synced(plan, self._model), ModelMap(config["model_type"]))
         record = exchange.MemberRecord(progress.step, (progress.step - progress.synced_step) * self._job.step_tokens)
         exchange.publish(
-            plan.directory, number, self._job.name, tensors=tensors.items(), config=config, record=record, store=plan.store)
+            plan.directory, number, self._job.name, tensors=tensors.items(), config=config, record=record, store=plan.store,
+            stage=self._job.stage)
+
+
+def discard_ahead(job: TrainJob) -> None:
+    """Discard checkpoints with the weights of a sync point that does not exist any more, if there are sync points.
+
+    Sync points are deleted to make a stage again whose sync points were damaged. The stage's checkpoints may be where only the
+    member can delete them, such as in the storage of a data owner.
+
+    Raises:
+        StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
+    """
+    plan, storage = job.sync, checkpoint.storage_of(job)
+    while plan is not None and (step := checkpoint.latest(job.checkpoints)) is not None:
+        if exchange.is_complete(plan.directory, checkpoint.read_progress(storage, step).sync_point, plan.store):
+            return
+        storage.discard(step)
 
 
 def load_latest(job: TrainJob, progress: Progress, model: PreTrainedModel) -> None:

@@ -1,0 +1,144 @@
+"""Damage in the sync points of an interrupted stage: it is found when the run continues, and repaired."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from damaged_runs import Finished, flip_bit, lose_page, results, resumed
+from pinned_runs import config_of
+from test_damaged_elsewhere import again
+from test_damaged_runs import invoke
+
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import DamagedError, RunStopped
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.manifests import MEMBERS, SYNCED
+from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Results are the same bits with the same number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def often_synced(home: Path) -> RunConfig:
+    config = config_of("qwen3_moe", home)
+    return config.model_copy(update={"submodels": config.submodels.model_copy(update={"sync_every": 2})})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    return results(pipeline.run(often_synced(tmp_path_factory.mktemp("undisturbed")), backend=LocalBackend()))
+
+
+def interrupt(config: RunConfig, home: Path) -> Finished:
+    """Stop a run after two sync points of its sub-models, when one of them has reached the third and another has not."""
+    stop = StopFile(home / "stop")
+    synced: list[Event] = []
+    trained: list[str | None] = []
+
+    def listen(event: Event) -> None:
+        if event.stage == "submodels" and event.type == "sync":
+            synced.append(event)
+        if event.stage == "submodels" and event.type == "progress" and len(synced) == 2:
+            trained.append(event.unit)
+            if event.unit != trained[0]:
+                stop.request("cancelled")
+
+    with pytest.raises(RunStopped):
+        pipeline.run(config, (listen,), backend=LocalBackend(), stop=stop)
+    shutil.copytree(config.directory, home / "copy")
+    return Finished(config, home / "copy")
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    home = tmp_path_factory.mktemp("interrupted")
+    return interrupt(often_synced(home), home)
+
+
+def sync_files(made: Finished) -> list[Path]:
+    return sorted(path.relative_to(made.copy) for path in made.copy.glob("checkpoints/submodels-*/sync/**/*") if path.is_file())
+
+
+def one_of(made: Finished, kind: str) -> Path:
+    """A file of the newest sync point that has one of this kind."""
+    return [path for path in sync_files(made) if kind in str(path)][-1]
+
+
+@pytest.mark.parametrize("harm", [flip_bit, lose_page])
+def test_readers_name_each_damaged_file_of_a_sync_point(interrupted: Finished, harm: Callable[[Path], None]) -> None:
+    interrupted.restore()
+    folders = {path.parent for path in sync_files(interrupted) if path.name != SYNCED}
+    assert {folder.parts[4] for folder in folders} == {"common", "momentum", MEMBERS}
+    for path in sync_files(interrupted):
+        if path.name == SYNCED:
+            continue
+        harm(interrupted.directory / path)
+        with pytest.raises(DamagedError, match=f"^{path} in {interrupted.directory} is damaged: .*--repair"):
+            RunStore.of(interrupted.directory).fetch(interrupted.directory / path.parent)
+        shutil.copy2(interrupted.copy / path, interrupted.directory / path)
+
+
+def test_no_sync_point_changes_the_model_silently(interrupted: Finished, undisturbed: dict[str, object]) -> None:
+    """A flipped bit in the weights of every folder, and in the record, at the same time.
+
+    Before (6beb2cb9): no file was named; the run trained on the damaged weights, until a gradient was infinite at step 5.
+    """
+    interrupted.restore()
+    read = [one_of(interrupted, kind) for kind in ("common/model", "momentum/model", f"{MEMBERS}/", SYNCED)]
+    said = resumed(interrupted, read, (flip_bit,))
+    assert results(interrupted.directory) == undisturbed
+    assert all(len(sentences) == 1 and "it is not what stage submodels wrote" in sentences[0] for sentences in said.values())
+
+
+@pytest.mark.parametrize("kind", ["common/model", "momentum/model", "sync.json"])
+def test_a_stage_with_damaged_sync_points_is_made_again_from_its_start(
+    interrupted: Finished, undisturbed: dict[str, object], kind: str,
+) -> None:
+    interrupted.restore()
+    damaged = one_of(interrupted, kind)
+    flip_bit(interrupted.directory / damaged)
+    name = "/".join(damaged.parts[3:])
+    code, output = invoke("verify", interrupted.directory)
+    assert (code, f"submodels, sync points: damaged: {name}" in output) == (1, True), output
+    events = again(interrupted.config, repairs=True)
+    assert f"damaged: {name} of the sync points of stage submodels; the stage is made again from its start" in [
+        event.data["message"] for event in events if event.type == "warning"]
+    assert next(event.data["step"] for event in events if event.type == "progress") == 1
+    assert next(event.data["sync"] for event in events if event.type == "sync") == 1
+    assert results(interrupted.directory) == undisturbed
+
+
+def test_what_a_member_wrote_is_written_again_from_its_checkpoint(interrupted: Finished, undisturbed: dict[str, object]) -> None:
+    interrupted.restore()
+    damaged = one_of(interrupted, "members/")
+    flip_bit(interrupted.directory / damaged)
+    events = again(interrupted.config, repairs=True)
+    assert f"damaged: {'/'.join(damaged.parts[3:])} of the sync points of stage submodels; their members write them again" in [
+        event.data["message"] for event in events if event.type == "warning"]
+    assert next(event.data["sync"] for event in events if event.type == "sync") == 3
+    assert results(interrupted.directory) == undisturbed
+
+
+def test_checkpoints_elsewhere_do_not_outlive_the_sync_points_that_they_know(
+    tmp_path: Path, undisturbed: dict[str, object],
+) -> None:
+    """The repair deletes nothing in a storage; each training discards its own checkpoints there."""
+    config = often_synced(tmp_path)
+    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"storage": str(tmp_path / "storage")})})
+    made = interrupt(config, tmp_path)
+    flip_bit(made.directory / one_of(made, "common/model"))
+    again(config, repairs=True)
+    assert results(config.directory) == undisturbed
