@@ -1,12 +1,13 @@
 """Host memory of the stages that handle text or cut the model, without the process itself: upper bounds.
 
-* corpus: a task brings together documents of at most 128 MiB, which takes three times as much; or it holds one range of ids: its
-  text, the sorted copy, token ids and packed tokens, of at most 32 MiB of text in a corpus of up to 128 GB.
-* cluster: the driver holds the sample's texts twice, once as Python strings, with token ids; the vectors on which k-means is
-  fitted, in six copies at most; and the costs on which prices are fitted, in five copies of 8 bytes. Tf-idf adds the words of the
-  sample and the components, and vectors of mean tokens the embedding. A task holds one part of the corpus.
-* decompose: all tensors of a weight file, of the backbone or of the experts of one sub-model, and the largest tensor while it is
-  made, in fp32 and in a copy.
+* corpus: a task brings together documents of at most 128 MiB, which takes three times as much; or it holds one range of
+  ids: its text, the sorted copy, token ids and packed tokens, of at most 32 MiB of text in a corpus of up to 128 GB.
+* cluster: the driver holds the sample's texts twice, once as Python strings, with token ids; the vectors on which
+  k-means is fitted, in six copies at most; and the costs on which prices are fitted, in five copies of 8 bytes. Tf-idf
+  adds the words of the sample and the components, and vectors of mean tokens the embedding. A task holds one part of
+  the corpus.
+* decompose: all tensors of a weight file, of the backbone or of the experts of one sub-model, and the largest tensor
+  while it is made, in fp32 and in a copy.
 
 Documents are assumed to have as many tokens as a sequence.
 
@@ -16,7 +17,14 @@ Letters: D dimensions of a vector, C clusters.
 from __future__ import annotations
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS, HELD_BYTES, MOST_TERMS, RANGE_BYTES, SHARD_BYTES
+from moedisco_ray.core.limits import (
+    BALANCE_DOCUMENTS,
+    CENTROID_DOCUMENTS,
+    HELD_BYTES,
+    MOST_TERMS,
+    RANGE_BYTES,
+    SHARD_BYTES,
+)
 from moedisco_ray.plan.parameters import Parameters
 
 TEXT_BYTES_PER_TOKEN = 4
@@ -41,7 +49,8 @@ def corpus_memory(text_bytes: int) -> int:
         text_bytes: Size of the corpus (bytes).
     """
     return _TASK_BYTES + max(
-        _TASK_COPIES * min(text_bytes, RANGE_BYTES), _SHUFFLED_COPIES * min(text_bytes, HELD_BYTES))
+        _TASK_COPIES * min(text_bytes, RANGE_BYTES), _SHUFFLED_COPIES * min(text_bytes, HELD_BYTES)
+    )
 
 
 def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> int:

@@ -78,7 +78,15 @@ class Elsewhere(LocalBackend):
         return corpus.build(config, directory, _Engine(self, RunStore.of(config.location)))
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
+        self,
+        config: RunConfig,
+        *,
+        corpus_dir: Path,
+        model: Path,
+        directory: Path,
+        emit: Emit,
+        stop: StopFile,
+        store: RunStore,
     ) -> dict[str, Any]:
         return build_clusters(config, corpus_dir, model, directory, _Mapped(self, config), emit=emit, store=store)
 
@@ -92,7 +100,13 @@ class Elsewhere(LocalBackend):
         return contextlib.nullcontext(discard)
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
+        self,
+        jobs: Sequence[TrainJob],
+        placement: Placement,
+        directory: Path,
+        emit: Emit,
+        *,
+        stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
         coordinator = SyncCoordinator(jobs, emit)
@@ -145,8 +159,15 @@ class _Mapped:
         halves = [part for part in (parts[::2], parts[1::2]) if part]
         calls = [
             on_files(
-                self._store, Files([*half, vectoriser], [directory / part.name for part in half]), embed_parts, half,
-                vectoriser=vectoriser, directory=directory, events=discard)
-            for half in halves]
+                self._store,
+                Files([*half, vectoriser], [directory / part.name for part in half]),
+                embed_parts,
+                half,
+                vectoriser=vectoriser,
+                directory=directory,
+                events=discard,
+            )
+            for half in halves
+        ]
         for future in [self._backend._submit(self._store, call) for call in calls]:
             future.result()

@@ -41,10 +41,13 @@ def test_of_a_damaged_file_nothing_is_read_though_its_damage_is_found_last(tmp_p
     config = config_of(tmp_path)
     summary, _ = made(config, tmp_path / "made", scattered, unit_bytes=700)
     texts = {
-        text for side in ("train", "validation") for path in (tmp_path / "made" / side).iterdir()
-        for text in pq.read_table(path, columns=["text"])["text"].to_pylist()}
+        text
+        for side in ("train", "validation")
+        for path in (tmp_path / "made" / side).iterdir()
+        for text in pq.read_table(path, columns=["text"])["text"].to_pylist()
+    }
     assert not texts & set(sentences("damaged", 60))
-    assert set(sentences("rows", 60)) & texts       # of the source after it, which has them too
+    assert set(sentences("rows", 60)) & texts  # of the source after it, which has them too
     assert summary["skipped_files"] == 2
     reasons = [each["reason"] for each in summary["skipped"]]
     assert reasons == ["the line at byte 6968 is not JSON", "has the unknown ending .bin"]
@@ -118,9 +121,14 @@ def test_rows_are_divided_by_range_in_their_order(ranges):
 def test_a_row_of_a_user_is_no_note(tmp_path):
     """Notes about files are rows too: a document that looks like one is a document."""
     write_jsonl(tmp_path / "x.jsonl", [json.dumps([0, 1, "reason"]), *sentences("rows", 90)])
-    config = check_config({
-        "name": "t", "clusters": {"count": 2}, "tokenizer": {"train_vocab_size": 320},
-        "corpus": {"sequence_length": 32, "sources": [{"path": str(tmp_path / "x.jsonl")}]}})
+    config = check_config(
+        {
+            "name": "t",
+            "clusters": {"count": 2},
+            "tokenizer": {"train_vocab_size": 320},
+            "corpus": {"sequence_length": 32, "sources": [{"path": str(tmp_path / "x.jsonl")}]},
+        }
+    )
     summary, _ = made(config, tmp_path / "made")
     assert summary["documents"] + summary["validation_documents"] == 91
 

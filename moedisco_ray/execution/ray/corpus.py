@@ -82,13 +82,13 @@ class RayEngine:
     blocks: int | None = None
 
     def __call__(
-        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table],
+        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
     ) -> RayTables:
         """The tables of all units, which are read whenever they are used."""
         return RayTables(self, functools.partial(self._read, units, read, here))
 
     def _read(
-        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table],
+        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
     ) -> Dataset:
         sources = [ray.data.from_arrow(list(here))] if here else []
         if units:
@@ -162,15 +162,18 @@ class _Documents(Datasource):
         return sum(piece.file.text_bytes for unit in self._units for piece in unit.slices if not piece.start)
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None,  # noqa: ARG002 - Ray Data's signature
-        data_context: DataContext | None = None,    # noqa: ARG002 - the same
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,  # noqa: ARG002 - Ray Data's signature
+        data_context: DataContext | None = None,  # noqa: ARG002 - the same
     ) -> list[ReadTask]:
         count = min(parallelism, len(self._units))
         edges = [len(self._units) * i // count for i in range(count + 1)]
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [
             ReadTask(movable(self._store, _ReadAll(tuple(self._units[start:stop]), self._read)), unknown)
-            for start, stop in itertools.pairwise(edges)]
+            for start, stop in itertools.pairwise(edges)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)

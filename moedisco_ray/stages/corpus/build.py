@@ -68,8 +68,13 @@ class Owned:
 
 
 def build(
-    config: RunConfig, directory: Path, engine: Engine | None = None, unit_bytes: int = UNIT_BYTES,
-    events: Emit = discard, *, owned: Owned | None = None,
+    config: RunConfig,
+    directory: Path,
+    engine: Engine | None = None,
+    unit_bytes: int = UNIT_BYTES,
+    events: Emit = discard,
+    *,
+    owned: Owned | None = None,
 ) -> dict[str, Any]:
     """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
 
@@ -110,13 +115,17 @@ def build(
     store = RunStore.of(config.location) if owned is None else owned.store
     sources = _listed(config, directory, owned)
     if any(source.tokenizer is not None for source in sources.inputs):
-        store.publish(tokenizer)      # tasks that read conversations need it
+        store.publish(tokenizer)  # tasks that read conversations need it
     ranges = range_count(sources.text_bytes)
     read = _read(sources, engine or in_process(directory / "scratch"), ranges, unit_bytes, store, events)
 
     rules = Rules(
-        tuple(source.name for source in sources.inputs), tuple(source.settings.weight for source in sources.inputs),
-        config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
+        tuple(source.name for source in sources.inputs),
+        tuple(source.settings.weight for source in sources.inputs),
+        config.corpus.validation_fraction,
+        config.seed,
+        config.corpus.document_tokens,
+    )
     found = _survey(read, rules, sources)
     skipped = _skipped(sources, found)
     check_inputs(sources.inputs, found.documents_S, found.dropped_S, skipped)
@@ -141,17 +150,25 @@ def build(
     if owned is None:
         check_split(config, train_S3, validation_S3)
 
-    (directory / "shards").mkdir(exist_ok=True)     # it is missing if other machines have written all pieces
+    (directory / "shards").mkdir(exist_ok=True)  # it is missing if other machines have written all pieces
     index = write_index(directory / "shards", (piece for part in written for piece in part.pieces), encoder.vocab_size)
     check_windows(index["tokens"], config.corpus.sequence_length)
     distinct, kept = int(found.distinct_S.sum()), int(surveyed.kept_S.sum())
     summary = summary_of(
-        rules.names, train_S3, validation_S3, duplicates=int(found.documents_S.sum()) - distinct,
-        near_duplicates=distinct - kept, vocab_size=encoder.vocab_size) | left_out(sources.inputs, skipped, sources.listings)
+        rules.names,
+        train_S3,
+        validation_S3,
+        duplicates=int(found.documents_S.sum()) - distinct,
+        near_duplicates=distinct - kept,
+        vocab_size=encoder.vocab_size,
+    ) | left_out(sources.inputs, skipped, sources.listings)
     for source, listing in zip(sources.inputs, sources.listings, strict=True):
         files = len(listing.files) - len(found.reasons.get(source.order, ()))
         summary["sources"][source.name] |= {
-            "files": files, "empty_files": listing.empty, "dropped_rows": int(found.dropped_S[source.order])}
+            "files": files,
+            "empty_files": listing.empty,
+            "dropped_rows": int(found.dropped_S[source.order]),
+        }
     return summary | {"warnings": corpus_warnings(summary)}
 
 
@@ -178,9 +195,12 @@ class _Sources(NamedTuple):
 
 def _listed(config: RunConfig, directory: Path, owned: Owned | None) -> _Sources:
     inputs = expand_sources(
-        config.corpus.sources, directory / "scratch" / "embedded",
+        config.corpus.sources,
+        directory / "scratch" / "embedded",
         Limits(config.corpus.sequence_length, config.corpus.document_tokens),
-        owner=None if owned is None else owned.name, tokenizer=directory / "tokenizer")
+        owner=None if owned is None else owned.name,
+        tokenizer=directory / "tokenizer",
+    )
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
     return _Sources(inputs, listings, [sum(file.text_bytes for file in listing.files) for listing in listings])
 
@@ -189,7 +209,8 @@ def _read(sources: _Sources, engine: Engine, ranges: int, unit_bytes: int, store
     """Read all documents, and bring them together by ranges of ids."""
     listed = [
         (source.sized(size), listing.files)
-        for source, size, listing in zip(sources.inputs, sources.sizes, sources.listings, strict=True)]
+        for source, size, listing in zip(sources.inputs, sources.sizes, sources.listings, strict=True)
+    ]
     read_unit = ReadUnit(ranges, store, events)
     units = plan_units(listed, unit_bytes)
     # Text that the run itself has written exists on this machine only, so it is read here.
@@ -233,16 +254,18 @@ def _added_up(table: pa.Table, inputs: int) -> _Surveyed:
     order = table["order"].to_numpy()
     documents_S, distinct_S, kept_S = (
         np.bincount(order, table[name].to_numpy(), minlength=inputs).astype(np.int64)
-        for name in ("documents", "distinct", "kept"))
+        for name in ("documents", "distinct", "kept")
+    )
     extremes_S2 = np.full((inputs, 2), [np.inf, -np.inf])
     np.minimum.at(extremes_S2[:, 0], order, table["smallest"].to_numpy())
     np.maximum.at(extremes_S2[:, 1], order, table["largest"].to_numpy())
     notes = [
         (row["order"], row["file"], Note(*json.loads(row["note"])))
-        for row in table.filter(table["note"].is_valid()).select(["order", "file", "note"]).to_pylist()]
+        for row in table.filter(table["note"].is_valid()).select(["order", "file", "note"]).to_pylist()
+    ]
     reasons: dict[int, dict[int, str]] = {}
     for number, file, note in sorted(notes, key=lambda each: (each[0], each[1], each[2].start)):
-        if note.reason is not None:     # of a file with several damaged slices, the first slice's reason is kept
+        if note.reason is not None:  # of a file with several damaged slices, the first slice's reason is kept
             reasons.setdefault(number, {}).setdefault(file, note.reason)
     dropped_S = np.zeros(inputs, dtype=np.int64)
     for number, file, note in notes:
@@ -285,7 +308,7 @@ def _use_tokenizer(config: RunConfig, directory: Path) -> None:
 
 
 def _train_tokenizer(
-    read: Tables, rules: Rules, selection: Selection, ranges: int, text_bytes: int, vocab_size: int, directory: Path,
+    read: Tables, rules: Rules, selection: Selection, ranges: int, text_bytes: int, vocab_size: int, directory: Path
 ) -> None:
     """Train a tokenizer on the first training documents by id, and save it."""
     wanted = TOKENIZER_SAMPLE_CHARACTERS

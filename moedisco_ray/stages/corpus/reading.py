@@ -138,7 +138,7 @@ def file_keys(table: pa.Table) -> NDArray[np.int64]:
 
 
 def _chunks(
-    unit: Unit, row_map: RowMap | None, notes: list[tuple[Slice, Note]], size: int,
+    unit: Unit, row_map: RowMap | None, notes: list[tuple[Slice, Note]], size: int
 ) -> Iterator[tuple[list[Document], list[int]]]:
     """Yield documents of about `size` characters, with the number of each document's file; append notes."""
     chunk: list[Document] = []
@@ -169,9 +169,16 @@ def _chunks(
 def _noted(order: int, notes: Sequence[tuple[Slice, Note]]) -> pa.Table:
     rows = len(notes)
     nothing = id_column(bytes(ID_BYTES * rows))
-    table = pa.table([
-        nothing, nothing, pa.array([order] * rows, pa.int32()), pa.array([NEW] * rows, pa.int8()),
-        *(pa.nulls(rows, STAGED.field(name).type) for name in ("text", "tokens", "loss_mask"))], schema=STAGED)
+    table = pa.table(
+        [
+            nothing,
+            nothing,
+            pa.array([order] * rows, pa.int32()),
+            pa.array([NEW] * rows, pa.int8()),
+            *(pa.nulls(rows, STAGED.field(name).type) for name in ("text", "tokens", "loss_mask")),
+        ],
+        schema=STAGED,
+    )
     files, texts = [piece.number for piece, _ in notes], [json.dumps(note) for _, note in notes]
     return _as_read(table, np.zeros(rows, np.int64), files, texts)
 

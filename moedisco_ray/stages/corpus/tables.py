@@ -50,7 +50,7 @@ class Engine(Protocol):
     """Reads documents into tables."""
 
     def __call__(
-        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table],
+        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
     ) -> Tables:
         """The tables that a picklable function yields for each unit, and those that this process has read already."""
 
@@ -107,8 +107,9 @@ def in_process(scratch: Path) -> Engine:
     Args:
         scratch: Directory for files of rows.
     """
+
     def read_all(
-        units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table],
+        units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
     ) -> InProcess:
         return InProcess(lambda: itertools.chain(here, itertools.chain.from_iterable(map(read, units))), scratch)
 
