@@ -144,9 +144,9 @@ class LlamaMoEPreTrainedModel(MixtralPreTrainedModel):
     config_class = LlamaMoEConfig
     _no_split_modules: ClassVar[list[str]] = ["LlamaMoEDecoderLayer"]
     _can_record_outputs: ClassVar[dict[str, Any]] = {
-        **MixtralPreTrainedModel._can_record_outputs,
+        **MixtralPreTrainedModel._can_record_outputs,  # noqa: SLF001 - a subclass
         "attentions": LlamaAttention,
-    }  # noqa: SLF001 - a subclass
+    }
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -28,7 +28,7 @@ def _inner():
 async def test_something():
     assert "seeds" != "seed"
 '''
-    + f"{'# ' + 'x' * 120}\n"
+    f"{'# ' + 'x' * 120}\n"
 )
 
 

@@ -807,17 +807,14 @@ def one_by_one(pool, hours, units, need_gb):
     """Begin every unit by itself, on the cheapest free type that holds it: units by type, and when the last one ends."""
     running, taken, begun, now, last = [], Counter(), Counter(), 0.0, 0.0
     for unit in range(units):
+        need = Need(str(unit), need_gb)
 
-        def free():
-            return place(
-                Need(str(unit), need_gb),
-                [  # noqa: B023 - called at once
-                    NodeType(
-                        kind.key, kind.memory_gb, kind.price_per_hour, kind.speed, kind.max_workers - taken[kind.key]
-                    )
-                    for kind in pool.node_types
-                ],
-            )
+        def free(need=need):
+            kinds = [
+                NodeType(kind.key, kind.memory_gb, kind.price_per_hour, kind.speed, kind.max_workers - taken[kind.key])
+                for kind in pool.node_types
+            ]
+            return place(need, kinds)
 
         while len(running) >= pool.max_workers or free() is None:
             now, ended = heapq.heappop(running)
